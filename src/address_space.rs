@@ -1,0 +1,236 @@
+//! An address space: the ordered mappings of a process, and its layout as it is stored.
+//!
+//! The *image* of an address space is what a restore writes: the bytes of all captured mappings,
+//! one after the other in address order, without the gaps between them. For a memory file or a
+//! byte slice, which are one mapping from address 0, image and source are the same bytes.
+
+use serde::{Deserialize, Serialize};
+
+use crate::units::{AddressRange, RegionSize};
+
+/// Who may do what with a mapping's memory.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Protection {
+    /// It can be read.
+    pub read: bool,
+    /// It can be written.
+    pub write: bool,
+    /// It can be executed.
+    pub execute: bool,
+    /// Writes are shared with other mappings of the same object.
+    pub shared: bool,
+}
+
+impl Protection {
+    /// Readable, writable, private: ordinary memory.
+    pub const READ_WRITE: Protection =
+        Protection { read: true, write: true, execute: false, shared: false };
+}
+
+impl std::fmt::Display for Protection {
+    /// As in `/proc/PID/maps`: `rw-p`.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let flag = |set, letter| if set { letter } else { '-' };
+        write!(
+            f,
+            "{}{}{}{}",
+            flag(self.read, 'r'),
+            flag(self.write, 'w'),
+            flag(self.execute, 'x'),
+            if self.shared { 's' } else { 'p' }
+        )
+    }
+}
+
+/// What a mapping is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
+pub enum MappingKind {
+    /// Memory without a file behind it.
+    Anonymous,
+    /// A file, a library or an executable.
+    File,
+    /// The heap of a Linux process.
+    Heap,
+    /// The stack of a Linux process.
+    Stack,
+    /// Something the kernel provides: `[vdso]`, `[vvar]`, `[vsyscall]`.
+    Kernel,
+    /// A device's memory.
+    Device,
+    /// All memory of one thing: a memory file, a byte slice, a wasm linear memory.
+    Image,
+}
+
+impl MappingKind {
+    /// Its name in lower case, as the command prints it.
+    pub fn name(self) -> &'static str {
+        match self {
+            MappingKind::Anonymous => "anonymous",
+            MappingKind::File => "file",
+            MappingKind::Heap => "heap",
+            MappingKind::Stack => "stack",
+            MappingKind::Kernel => "kernel",
+            MappingKind::Device => "device",
+            MappingKind::Image => "image",
+        }
+    }
+}
+
+/// One mapping of an address space.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Mapping {
+    /// The addresses it covers.
+    pub range: AddressRange,
+    /// What may be done with it.
+    pub protection: Protection,
+    /// What it is.
+    pub kind: MappingKind,
+    /// The file behind it, or the kernel's name for it; empty if it has none.
+    pub name: String,
+    /// Where in the file it begins, in bytes.
+    pub file_offset_bytes: u64,
+    /// Whether its bytes are part of the snapshot. A mapping that cannot be read (no read
+    /// permission, a device) is recorded and not captured.
+    pub captured: bool,
+}
+
+/// The ordered mappings of a process, and the ranges whose bytes were left out.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AddressSpace {
+    mappings: Vec<Mapping>,
+    excluded: Vec<AddressRange>,
+    unreadable: Vec<AddressRange>,
+}
+
+impl AddressSpace {
+    /// The address space of these mappings; an error unless they are in address order and apart.
+    pub fn new(mappings: Vec<Mapping>) -> Result<Self, AddressSpaceError> {
+        for pair in mappings.windows(2) {
+            if pair[0].range.end() > pair[1].range.start() {
+                return Err(AddressSpaceError { first: pair[0].range, second: pair[1].range });
+            }
+        }
+        Ok(AddressSpace { mappings, excluded: Vec::new(), unreadable: Vec::new() })
+    }
+
+    /// One mapping of `length_bytes` from address 0; no mapping at all if the length is 0.
+    pub fn image(name: impl Into<String>, length_bytes: u64) -> Self {
+        let mappings = AddressRange::with_length(0, length_bytes).ok().map(|range| Mapping {
+            range,
+            protection: Protection::READ_WRITE,
+            kind: MappingKind::Image,
+            name: name.into(),
+            file_offset_bytes: 0,
+            captured: true,
+        });
+        AddressSpace { mappings: mappings.into_iter().collect(), ..Self::default() }
+    }
+
+    /// The mappings, in address order.
+    pub fn mappings(&self) -> &[Mapping] {
+        &self.mappings
+    }
+
+    /// What the caller wanted left out, sorted and merged. These bytes read as zeros.
+    pub fn excluded(&self) -> &[AddressRange] {
+        &self.excluded
+    }
+
+    /// What could not be read inside captured mappings, sorted and merged. These bytes read as zeros.
+    pub fn unreadable(&self) -> &[AddressRange] {
+        &self.unreadable
+    }
+
+    /// Leaves `ranges` out; those outside every mapping have no effect.
+    pub(crate) fn exclude(&mut self, ranges: &[AddressRange]) {
+        self.excluded.extend_from_slice(ranges);
+        merge(&mut self.excluded);
+    }
+
+    /// Records that `ranges` could not be read.
+    pub(crate) fn set_unreadable(&mut self, ranges: Vec<AddressRange>) {
+        self.unreadable = ranges;
+        merge(&mut self.unreadable);
+    }
+
+    /// The captured mappings, each with the place of its first byte in the image.
+    pub fn captured(&self) -> impl Iterator<Item = (u64, &Mapping)> {
+        self.mappings.iter().filter(|mapping| mapping.captured).scan(0u64, |next_bytes, mapping| {
+            let offset_bytes = *next_bytes;
+            *next_bytes += mapping.range.length_bytes();
+            Some((offset_bytes, mapping))
+        })
+    }
+
+    /// How many bytes the image has: all captured mappings together.
+    pub fn image_bytes(&self) -> u64 {
+        self.captured().map(|(_, mapping)| mapping.range.length_bytes()).sum()
+    }
+
+    /// How many regions of `region_size` cover the captured mappings.
+    pub fn regions(&self, region_size: RegionSize) -> u64 {
+        self.captured().map(|(_, mapping)| region_size.regions_in(mapping.range.length_bytes())).sum()
+    }
+}
+
+/// Sorts the ranges and joins those that touch or overlap.
+fn merge(ranges: &mut Vec<AddressRange>) {
+    ranges.sort_unstable();
+    ranges.dedup_by(|next, kept| {
+        let joined = (next.start() <= kept.end())
+            .then(|| AddressRange::new(kept.start(), kept.end().max(next.end())).ok())
+            .flatten();
+        if let Some(joined) = joined {
+            *kept = joined;
+        }
+        joined.is_some()
+    });
+}
+
+/// Two mappings that overlap or stand in the wrong order.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("mappings must be in address order and apart, found {first} before {second}")]
+pub struct AddressSpaceError {
+    /// The mapping that comes first in the list.
+    pub first: AddressRange,
+    /// The one after it.
+    pub second: AddressRange,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn range(start: u64, end: u64) -> AddressRange {
+        AddressRange::new(start, end).unwrap()
+    }
+
+    #[test]
+    fn mappings_that_overlap_are_refused() {
+        let mut mappings = AddressSpace::image("a", 100).mappings;
+        mappings.push(Mapping { range: range(99, 200), ..mappings[0].clone() });
+        assert!(AddressSpace::new(mappings).is_err());
+    }
+
+    #[test]
+    fn the_image_skips_what_is_not_captured() {
+        let all = AddressSpace::image("a", 100).mappings.remove(0);
+        let space = AddressSpace::new(vec![
+            Mapping { range: range(10, 20), ..all.clone() },
+            Mapping { range: range(20, 50), captured: false, ..all.clone() },
+            Mapping { range: range(60, 65), ..all },
+        ])
+        .unwrap();
+        let placed: Vec<_> = space.captured().map(|(offset, mapping)| (offset, mapping.range)).collect();
+        assert_eq!(placed, [(0, range(10, 20)), (10, range(60, 65))]);
+        assert_eq!(space.image_bytes(), 15);
+    }
+
+    #[test]
+    fn excluded_ranges_are_sorted_and_merged() {
+        let mut space = AddressSpace::image("a", 100);
+        space.exclude(&[range(50, 60), range(10, 20), range(20, 30), range(55, 58)]);
+        assert_eq!(space.excluded(), [range(10, 30), range(50, 60)]);
+    }
+}

@@ -1,0 +1,301 @@
+//! The snapshot record: what one snapshot is, and with its layout, root and tables all of it.
+//!
+//! Records, layouts, notes and tombstones are stored as one version byte and then bincode
+//! (`config::standard()`: little-endian, variable-length integers). The id of a snapshot is the
+//! BLAKE3 of exactly these bytes, so a record can never change; what may change later, its
+//! labels, stands in a *note* of its own.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::path::PathBuf;
+use std::str::FromStr;
+
+use jiff::Timestamp;
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+
+use crate::hash::Hash;
+use crate::units::RegionSize;
+
+/// The id of a snapshot: the BLAKE3 of its encoded record, shown as 64 hex digits.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct SnapshotId(pub Hash);
+
+impl fmt::Display for SnapshotId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(&self.0, f)
+    }
+}
+
+impl fmt::Debug for SnapshotId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(&self.0, f)
+    }
+}
+
+/// What made somebody take a snapshot. The names are those of Wasmer's WASIX journal.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
+pub enum Trigger {
+    /// It was asked for.
+    #[default]
+    Explicit,
+    /// An interval passed.
+    Periodic,
+    /// The process was idle.
+    Idle,
+    /// The process listened on a socket for the first time.
+    FirstListen,
+    /// The process read its standard input for the first time.
+    FirstStdin,
+    /// The process read its environment for the first time.
+    FirstEnviron,
+    /// The process got the signal of this name.
+    Signal(String),
+    /// The process was being started.
+    Bootstrap,
+    /// Anything else.
+    Other(String),
+}
+
+impl fmt::Display for Trigger {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Trigger::Explicit => f.write_str("explicit"),
+            Trigger::Periodic => f.write_str("periodic"),
+            Trigger::Idle => f.write_str("idle"),
+            Trigger::FirstListen => f.write_str("first-listen"),
+            Trigger::FirstStdin => f.write_str("first-stdin"),
+            Trigger::FirstEnviron => f.write_str("first-environ"),
+            Trigger::Signal(name) => write!(f, "signal:{name}"),
+            Trigger::Bootstrap => f.write_str("bootstrap"),
+            Trigger::Other(text) => f.write_str(text),
+        }
+    }
+}
+
+impl FromStr for Trigger {
+    type Err = std::convert::Infallible;
+    /// The trigger of this name; a name that is none becomes [`Trigger::Other`].
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        Ok(match text {
+            "explicit" => Trigger::Explicit,
+            "periodic" => Trigger::Periodic,
+            "idle" => Trigger::Idle,
+            "first-listen" => Trigger::FirstListen,
+            "first-stdin" => Trigger::FirstStdin,
+            "first-environ" => Trigger::FirstEnviron,
+            "bootstrap" => Trigger::Bootstrap,
+            other => match other.strip_prefix("signal:") {
+                Some(name) => Trigger::Signal(name.to_owned()),
+                None => Trigger::Other(other.to_owned()),
+            },
+        })
+    }
+}
+
+/// Where the memory of a snapshot came from.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
+pub enum Origin {
+    /// Bytes of the capturing process itself.
+    Bytes,
+    /// A raw memory file.
+    File {
+        /// Its path, absolute where that could be found out.
+        path: PathBuf,
+    },
+    /// A live Linux process.
+    Process {
+        /// Its process id at the time.
+        pid: u32,
+        /// Its executable, if it could be read.
+        path: Option<PathBuf>,
+        /// Its command line, if it could be read.
+        command: Vec<String>,
+    },
+}
+
+/// Something kept beside the memory: registers, the auxiliary vector, wasm globals.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AttachmentRef {
+    /// What it is: `threads`, `auxv`, or a name of the caller's.
+    pub name: String,
+    /// The BLAKE3 of its bytes; the all-zero hash if it has none.
+    pub hash: Hash,
+    /// How many bytes it has.
+    pub length_bytes: u64,
+}
+
+/// One snapshot of one process. Immutable: its id is the hash of its encoding.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Record {
+    /// The process, as the store names it.
+    pub process: String,
+    /// The snapshot it followed, if any.
+    pub parent: Option<SnapshotId>,
+    /// When it was taken; within a process always later than its parent.
+    #[serde(with = "nanoseconds")]
+    pub time: Timestamp,
+    /// Why it was taken.
+    pub trigger: Trigger,
+    /// Where the memory came from.
+    pub origin: Origin,
+    /// The region size of its tables.
+    pub region_size: RegionSize,
+    /// The bytes of all captured mappings.
+    pub memory_bytes: u64,
+    /// How many of them lie in regions of nothing but zeros.
+    pub zero_bytes: u64,
+    /// How many regions they are.
+    pub regions: u64,
+    /// What is kept beside the memory.
+    pub attachments: Vec<AttachmentRef>,
+    /// The stored layout: the [`AddressSpace`](crate::AddressSpace).
+    pub layout: Hash,
+    /// The stored root: the hashes of all tables in layout order.
+    pub root: Hash,
+}
+
+/// Labels given to a snapshot. Of several notes on one snapshot the newest counts.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Note {
+    pub(crate) snapshot: SnapshotId,
+    #[serde(with = "nanoseconds")]
+    pub(crate) time: Timestamp,
+    pub(crate) labels: BTreeMap<String, String>,
+}
+
+/// Says that a snapshot is forgotten.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Tombstone {
+    pub(crate) snapshot: SnapshotId,
+    #[serde(with = "nanoseconds")]
+    pub(crate) time: Timestamp,
+}
+
+/// The version byte before every bincode value.
+const ENCODING_VERSION: u8 = 1;
+
+/// No decoded value may claim more than this: a damaged length must not become an allocation.
+const DECODE_LIMIT_BYTES: usize = 256 << 20;
+
+/// The stored bytes of a record, layout, note, tombstone or attachment of this program's own.
+pub(crate) fn encode<T: Serialize>(value: &T) -> Result<Vec<u8>, RecordError> {
+    let mut bytes = vec![ENCODING_VERSION];
+    bincode::serde::encode_into_std_write(value, &mut bytes, bincode::config::standard())
+        .map_err(|error| RecordError::Encode { detail: error.to_string() })?;
+    Ok(bytes)
+}
+
+/// The value in stored bytes, all of which it must use.
+pub(crate) fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, RecordError> {
+    let decode_error = |detail: String| RecordError::Decode { detail };
+    let (version, rest) = bytes.split_first().ok_or_else(|| decode_error("no bytes at all".to_owned()))?;
+    if *version != ENCODING_VERSION {
+        return Err(RecordError::Version { found: *version });
+    }
+    let config = bincode::config::standard().with_limit::<DECODE_LIMIT_BYTES>();
+    let (value, used_bytes) = bincode::serde::decode_from_slice(rest, config)
+        .map_err(|error| decode_error(error.to_string()))?;
+    if used_bytes != rest.len() {
+        return Err(decode_error(format!("{} bytes are left over", rest.len() - used_bytes)));
+    }
+    Ok(value)
+}
+
+/// Times as signed nanoseconds since 1970-01-01 UTC.
+mod nanoseconds {
+    use super::{Deserialize, Timestamp};
+
+    pub(super) fn serialize<S: serde::Serializer>(time: &Timestamp, to: S) -> Result<S::Ok, S::Error> {
+        to.serialize_i128(time.as_nanosecond())
+    }
+
+    pub(super) fn deserialize<'de, D: serde::Deserializer<'de>>(from: D) -> Result<Timestamp, D::Error> {
+        Timestamp::from_nanosecond(i128::deserialize(from)?).map_err(serde::de::Error::custom)
+    }
+}
+
+/// A record, layout, note or tombstone that cannot be written or read.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum RecordError {
+    /// It cannot be encoded.
+    #[error("cannot be encoded: {detail}")]
+    Encode {
+        /// What the encoder said.
+        detail: String,
+    },
+    /// Its bytes are not what they should be.
+    #[error("cannot be decoded: {detail}")]
+    Decode {
+        /// What the decoder said.
+        detail: String,
+    },
+    /// It was written by a newer program.
+    #[error("has encoding version {found}, this program reads version {ENCODING_VERSION}")]
+    Version {
+        /// The version byte found.
+        found: u8,
+    },
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::address_space::AddressSpace;
+
+    fn record() -> Record {
+        Record {
+            process: "web-1".to_owned(),
+            parent: None,
+            time: Timestamp::from_second(1_790_000_000).unwrap(),
+            trigger: Trigger::Signal("SIGINT".to_owned()),
+            origin: Origin::Bytes,
+            region_size: RegionSize::default(),
+            memory_bytes: 1 << 20,
+            zero_bytes: 1 << 19,
+            regions: 64,
+            attachments: Vec::new(),
+            layout: Hash::of(b"layout"),
+            root: Hash::of(b"root"),
+        }
+    }
+
+    #[test]
+    fn a_record_comes_back_as_it_was() {
+        let bytes = encode(&record()).unwrap();
+        assert_eq!(decode::<Record>(&bytes).unwrap(), record());
+    }
+
+    #[test]
+    fn a_record_that_is_cut_lengthened_or_of_another_version_is_refused() {
+        let bytes = encode(&record()).unwrap();
+        for length in 0..bytes.len() {
+            assert!(decode::<Record>(&bytes[..length]).is_err(), "cut at {length}");
+        }
+        let longer = [&bytes[..], &[0]].concat();
+        assert!(decode::<Record>(&longer).is_err());
+        let newer = [&[ENCODING_VERSION + 1], &bytes[1..]].concat();
+        assert_eq!(decode::<Record>(&newer), Err(RecordError::Version { found: ENCODING_VERSION + 1 }));
+    }
+
+    #[test]
+    fn a_range_that_is_backwards_in_stored_bytes_is_refused() {
+        let mut bytes = encode(&AddressSpace::image("x", 100)).unwrap();
+        assert_eq!(bytes[2..4], [0, 100]);
+        bytes[2..4].copy_from_slice(&[100, 0]);
+        assert!(decode::<AddressSpace>(&bytes).is_err());
+    }
+
+    #[test]
+    fn every_trigger_reads_back_from_its_name() {
+        for name in ["explicit", "periodic", "idle", "first-listen", "first-stdin", "first-environ"]
+            .into_iter()
+            .chain(["signal:SIGINT", "bootstrap", "nightly"])
+        {
+            assert_eq!(name.parse::<Trigger>().unwrap().to_string(), name);
+        }
+    }
+}

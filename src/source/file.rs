@@ -1,0 +1,3 @@
+//! A raw memory file as a source.
+/// A raw memory file.
+pub struct FileSource;

@@ -1,0 +1,186 @@
+//! Sources: where memory comes from.
+//!
+//! A [`Source`] is opened for each capture, which holds it still where that is needed. What is
+//! open is [`Frozen`]: it knows its mappings and how its bytes may be had.
+
+mod bytes;
+mod file;
+mod process;
+
+use std::io;
+use std::ops::Range;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use crate::address_space::{AddressSpace, AddressSpaceError};
+use crate::record::Origin;
+use crate::units::AddressRange;
+
+pub use file::FileSource;
+pub use process::ProcessSource;
+
+/// Something whose memory can be captured.
+///
+/// Implemented by `[u8]` and `Vec<u8>` (bytes of this process), [`FileSource`] and
+/// [`ProcessSource`].
+pub trait Source {
+    /// Opens the source for one capture. A live process stands still from here until
+    /// [`Frozen::release`].
+    ///
+    /// # Errors
+    ///
+    /// When the source cannot be found, read or stopped.
+    fn open(&self) -> Result<Box<dyn Frozen + '_>, SourceError>;
+}
+
+/// An open source. Dropping it releases it.
+pub trait Frozen {
+    /// The mappings, each marked whether it is to be captured.
+    fn address_space(&self) -> &AddressSpace;
+
+    /// What the record says about where the memory came from.
+    fn origin(&self) -> Origin;
+
+    /// What is kept beside the memory, by name.
+    fn attachments(&self) -> Vec<Attachment>;
+
+    /// The byte ranges of mapping `mapping_index`, from the mapping's start, that may hold
+    /// anything but zeros: sorted, apart, inside the mapping.
+    ///
+    /// # Errors
+    ///
+    /// When the source went away.
+    fn populated(&self, mapping_index: usize) -> Result<Vec<Range<u64>>, SourceError>;
+
+    /// How the bytes may be had.
+    fn memory(&self) -> Memory<'_>;
+
+    /// Lets a live process go and says how long it stood still; for others zero. Afterwards its
+    /// bytes cannot be had any more. Calling it again does nothing and gives the same answer.
+    fn release(&self) -> Duration;
+}
+
+/// How the bytes of an open source may be had.
+#[derive(Clone, Copy)]
+#[non_exhaustive]
+pub enum Memory<'a> {
+    /// They lie in this process and can be read in place, by many threads.
+    InPlace(&'a (dyn InPlace + Sync)),
+    /// They can be copied out at any time, by many threads.
+    Shared(&'a (dyn CopyOut + Sync)),
+    /// They can be copied out until the source is released, by the thread that opened it.
+    UntilRelease(&'a dyn CopyOut),
+}
+
+/// Bytes that can be read in place.
+pub trait InPlace {
+    /// All bytes of mapping `mapping_index`.
+    fn bytes(&self, mapping_index: usize) -> &[u8];
+}
+
+/// Bytes that must be copied out.
+pub trait CopyOut {
+    /// Fills `buffer` with the bytes of mapping `mapping_index` from `offset_bytes` on. What cannot
+    /// be read is filled with zeros, and its address range added to `unreadable`.
+    ///
+    /// # Errors
+    ///
+    /// When the source went away or was cut short meanwhile.
+    fn copy_out(
+        &self,
+        mapping_index: usize,
+        offset_bytes: u64,
+        buffer: &mut [u8],
+        unreadable: &mut Vec<AddressRange>,
+    ) -> Result<(), SourceError>;
+}
+
+/// Something kept beside the memory of a snapshot.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Attachment {
+    /// What it is.
+    pub name: String,
+    /// Its bytes; at most 256 MiB.
+    pub bytes: Vec<u8>,
+}
+
+/// A source that cannot be used.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum SourceError {
+    /// There is no such process.
+    #[error("no process has the pid {pid}; it never ran or has ended")]
+    NoSuchProcess {
+        /// The pid given.
+        pid: u32,
+    },
+    /// The process ended before its memory was copied.
+    #[error("process {pid} ended during the capture; nothing was recorded")]
+    ProcessEnded {
+        /// Its pid.
+        pid: u32,
+    },
+    /// The kernel does not let us stop or read the process.
+    #[error("no permission to {action} process {pid}; {advice}")]
+    NotPermitted {
+        /// Its pid.
+        pid: u32,
+        /// What was tried.
+        action: &'static str,
+        /// What may help.
+        advice: String,
+    },
+    /// The process cannot be captured whoever asks.
+    #[error("process {pid} cannot be captured: {why}")]
+    Uncapturable {
+        /// Its pid.
+        pid: u32,
+        /// Why not.
+        why: String,
+    },
+    /// The operating system refused something else about a process.
+    #[error("cannot {action} process {pid}")]
+    Process {
+        /// Its pid.
+        pid: u32,
+        /// What was tried.
+        action: &'static str,
+        /// What the operating system said.
+        source: io::Error,
+    },
+    /// The memory file cannot be opened or read.
+    #[error("cannot {action} the memory file {}", path.display())]
+    File {
+        /// The file.
+        path: PathBuf,
+        /// What was tried.
+        action: &'static str,
+        /// What the operating system said.
+        source: io::Error,
+    },
+    /// The memory file is something else: a directory, a pipe, empty.
+    #[error("{} cannot be captured: {why}", path.display())]
+    NotAMemoryFile {
+        /// The file.
+        path: PathBuf,
+        /// Why not.
+        why: &'static str,
+    },
+    /// The memory file became shorter while it was read.
+    #[error(
+        "the memory file {} became shorter while it was read: expected {expected_bytes} bytes, \
+         it ended before byte {found_bytes}; capture it when nothing writes to it",
+        path.display()
+    )]
+    CutShort {
+        /// The file.
+        path: PathBuf,
+        /// Its length when it was opened.
+        expected_bytes: u64,
+        /// Where reading ended.
+        found_bytes: u64,
+    },
+    /// The mappings found make no sense.
+    #[error("the mappings of the source cannot be used")]
+    AddressSpace(#[from] AddressSpaceError),
+}

@@ -1,0 +1,3 @@
+//! A live Linux process as a source.
+/// A live Linux process.
+pub struct ProcessSource;

@@ -1,0 +1,1 @@
+//! The operating system: all `unsafe` code and all Linux calls that no library wraps safely.
