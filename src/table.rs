@@ -13,10 +13,65 @@
 //!
 //! The *root* of a snapshot has the same form: the hashes of its tables, in layout order.
 
+use crate::address_space::AddressSpace;
 use crate::hash::Hash;
+use crate::units::RegionSize;
 
 /// How many regions one table covers. A power of two: at 16 KiB a table stands for 8 MiB.
 pub const REGIONS_PER_TABLE: usize = 512;
+
+/// How many bytes of memory a whole table covers.
+pub(crate) fn covered_bytes(region_size: RegionSize) -> u64 {
+    (REGIONS_PER_TABLE * region_size.bytes()) as u64
+}
+
+/// How many tables cover `length_bytes` of one mapping.
+pub(crate) fn count_in(length_bytes: u64, region_size: RegionSize) -> usize {
+    usize::try_from(length_bytes.div_ceil(covered_bytes(region_size))).unwrap_or(usize::MAX)
+}
+
+/// One table of an address space, as its root lists them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Place {
+    /// Which of the mappings.
+    pub(crate) mapping_index: usize,
+    /// Where it begins in its mapping.
+    pub(crate) offset_bytes: u64,
+    /// Where it begins in the image.
+    pub(crate) image_bytes: u64,
+    /// How many bytes of memory it covers.
+    pub(crate) length_bytes: usize,
+    /// How many regions.
+    pub(crate) regions: usize,
+}
+
+/// The tables of an address space, in the order of its root.
+pub(crate) fn places(space: &AddressSpace, region_size: RegionSize) -> impl Iterator<Item = Place> {
+    let captured = space.mappings().iter().enumerate().filter(|(_, mapping)| mapping.captured);
+    let mut image_bytes = 0;
+    captured.flat_map(move |(mapping_index, mapping)| {
+        let total_bytes = mapping.range.length_bytes();
+        let first_bytes = image_bytes;
+        image_bytes += total_bytes;
+        let covered_bytes = covered_bytes(region_size);
+        (0..count_in(total_bytes, region_size) as u64).map(move |at| {
+            let offset_bytes = at * covered_bytes;
+            let length_bytes = covered_bytes.min(total_bytes - offset_bytes);
+            Place {
+                mapping_index,
+                offset_bytes,
+                image_bytes: first_bytes + offset_bytes,
+                length_bytes: usize::try_from(length_bytes).unwrap_or(usize::MAX),
+                regions: usize::try_from(region_size.regions_in(length_bytes)).unwrap_or(usize::MAX),
+            }
+        })
+    })
+}
+
+/// How many tables an address space has.
+pub(crate) fn count(space: &AddressSpace, region_size: RegionSize) -> usize {
+    space.captured().map(|(_, mapping)| count_in(mapping.range.length_bytes(), region_size)).sum()
+}
 
 /// The bytes of a list of hashes, as tables and roots are stored.
 pub(crate) fn encode(hashes: &[Hash]) -> Vec<u8> {

@@ -1,1 +1,4 @@
 //! The operating system: all `unsafe` code and all Linux calls that no library wraps safely.
+
+pub(crate) mod file;
+pub(crate) mod map;

@@ -1,0 +1,448 @@
+//! Ingest: the memory of an open source becomes tables in the store.
+//!
+//! The work of a capture between opening the source and writing the record, done by one worker a
+//! core. A worker takes a piece, hashes its regions, leaves those alone that equal the parent's,
+//! looks the others up and appends what the store lacks. Whoever finishes the last piece of a table
+//! stores the table.
+
+use std::collections::HashSet;
+use std::ops::Range;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use crossbeam_channel::TrySendError;
+
+use crate::address_space::AddressSpace;
+use crate::error::Error;
+use crate::hash::Hash;
+use crate::piece::{PIECE_BYTES, Piece, overlapping, pieces_of};
+use crate::progress::{Meter, Progress};
+use crate::region::is_zero;
+use crate::source::{CopyOut, Frozen, Memory};
+use crate::store::error::StoreError;
+use crate::store::gate::CaptureGuard;
+use crate::store::index::Tree;
+use crate::store::log::Batch;
+use crate::store::object::Kind;
+use crate::store::read::{Check, Reader};
+use crate::store::{Shared, check_length};
+use crate::table::{self, Place};
+use crate::units::{AddressRange, RegionSize};
+
+/// The work of one capture.
+pub(crate) struct Ingest<'a> {
+    shared: &'a Shared,
+    guard: &'a CaptureGuard<'a>,
+    region_size: RegionSize,
+    tables: Vec<TableJob>,
+    /// For each mapping what may be something else than zeros.
+    populated: Vec<Vec<Range<u64>>>,
+    /// For each mapping what is left out.
+    excluded: Vec<Vec<Range<u64>>>,
+    starts: Vec<u64>,
+    meter: Meter<'a>,
+    failure: Mutex<Option<Error>>,
+    unreadable: Mutex<Vec<AddressRange>>,
+    zero_bytes: AtomicU64,
+    changed_regions: AtomicU64,
+    new_regions: AtomicU64,
+    shared_regions: AtomicU64,
+    added_bytes: AtomicU64,
+}
+
+/// One table being filled.
+struct TableJob {
+    place: Place,
+    parent: Hash,
+    state: Mutex<TableState>,
+}
+
+#[derive(Default)]
+struct TableState {
+    pieces_left: usize,
+    hashes: Vec<Hash>,
+    parent_hashes: Option<Arc<Vec<Hash>>>,
+    done: Option<Hash>,
+}
+
+/// What was ingested.
+pub(crate) struct Ingested {
+    pub(crate) tables: Vec<Hash>,
+    pub(crate) unreadable: Vec<AddressRange>,
+    pub(crate) zero_bytes: u64,
+    pub(crate) changed_regions: u64,
+    pub(crate) new_regions: u64,
+    pub(crate) shared_regions: u64,
+    pub(crate) added_bytes: u64,
+}
+
+impl<'a> Ingest<'a> {
+    /// Plans the work. `parent_tables` gives the parent's tables of the mapping at an address.
+    pub(crate) fn new<'p>(
+        shared: &'a Shared,
+        guard: &'a CaptureGuard<'a>,
+        space: &AddressSpace,
+        frozen: &dyn Frozen,
+        parent_tables: impl Fn(u64) -> &'p [Hash],
+        progress: &'a Progress,
+    ) -> Result<Ingest<'a>, Error> {
+        let region_size = shared.format.region_size;
+        let (mut populated, mut excluded) = (Vec::new(), Vec::new());
+        for (at, mapping) in space.mappings().iter().enumerate() {
+            let within = |range: AddressRange| {
+                let range = range.intersection(mapping.range)?;
+                Some(range.start() - mapping.range.start()..range.end() - mapping.range.start())
+            };
+            populated.push(if mapping.captured { frozen.populated(at)? } else { Vec::new() });
+            excluded.push(space.excluded().iter().copied().filter_map(within).collect());
+        }
+        let tables: Vec<TableJob> = table::places(space, region_size)
+            .enumerate()
+            .map(|(at, place)| {
+                let start = space.mappings()[place.mapping_index].range.start();
+                let in_mapping = place.offset_bytes / table::covered_bytes(region_size);
+                let parent = usize::try_from(in_mapping).ok().and_then(|at| parent_tables(start).get(at).copied());
+                let pieces = pieces_of(at, place, &populated[place.mapping_index], region_size);
+                let state = TableState { pieces_left: pieces.count(), ..TableState::default() };
+                TableJob { place, parent: parent.unwrap_or(Hash::ZERO), state: Mutex::new(state) }
+            })
+            .collect();
+        let total_bytes = populated.iter().flatten().map(|range| range.end - range.start).sum();
+        Ok(Ingest {
+            shared,
+            guard,
+            region_size,
+            tables,
+            populated,
+            excluded,
+            starts: space.mappings().iter().map(|mapping| mapping.range.start()).collect(),
+            meter: progress.begin(total_bytes),
+            failure: Mutex::default(),
+            unreadable: Mutex::default(),
+            zero_bytes: AtomicU64::new(0),
+            changed_regions: AtomicU64::new(0),
+            new_regions: AtomicU64::new(0),
+            shared_regions: AtomicU64::new(0),
+            added_bytes: AtomicU64::new(0),
+        })
+    }
+
+    fn pieces(&self) -> impl Iterator<Item = Piece> + '_ {
+        self.tables.iter().enumerate().flat_map(|(at, table)| {
+            pieces_of(at, table.place, &self.populated[table.place.mapping_index], self.region_size)
+        })
+    }
+
+    /// Does the work. A source that stands still is released as soon as its memory is copied.
+    pub(crate) fn run(self, frozen: &dyn Frozen, staging_bytes: usize) -> Result<Ingested, Error> {
+        // Tables of nothing but zeros have no piece that would finish them.
+        let mut worker = Worker::new(self.shared);
+        for at in 0..self.tables.len() {
+            let mut state = lock(&self.tables[at].state);
+            if state.pieces_left == 0 {
+                state.hashes = vec![Hash::ZERO; self.tables[at].place.regions];
+                self.finish_table(at, &mut state, &mut worker)?;
+            }
+        }
+        match frozen.memory() {
+            Memory::InPlace(memory) => self.run_anytime(&|piece, worker| {
+                let start = usize::try_from(piece.offset_bytes).unwrap_or(usize::MAX);
+                let bytes = &memory.bytes(piece.mapping_index)[start..start + piece.length_bytes];
+                if self.excluded_in(piece).next().is_none() {
+                    return self.take(piece, bytes, worker);
+                }
+                let mut copy = bytes.to_vec();
+                self.blank_excluded(piece, &mut copy);
+                self.take(piece, &copy, worker)
+            }),
+            Memory::Shared(memory) => self.run_anytime(&|piece, worker| {
+                let mut buffer = std::mem::take(&mut worker.buffer);
+                self.copy_out(memory, piece, &mut buffer)?;
+                self.take(piece, &buffer, worker)?;
+                worker.buffer = buffer;
+                Ok(())
+            }),
+            Memory::UntilRelease(memory) => self.run_until_release(frozen, memory, staging_bytes),
+        }
+        if let Some(error) = lock(&self.failure).take() {
+            return Err(error);
+        }
+        let get = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        Ok(Ingested {
+            zero_bytes: get(&self.zero_bytes),
+            changed_regions: get(&self.changed_regions),
+            new_regions: get(&self.new_regions),
+            shared_regions: get(&self.shared_regions),
+            added_bytes: get(&self.added_bytes),
+            unreadable: std::mem::take(&mut lock(&self.unreadable)),
+            tables: self.tables.iter().map(|table| lock(&table.state).done.unwrap_or(Hash::ZERO)).collect(),
+        })
+    }
+
+    /// Works on memory that can be read at any time: each worker fetches its next piece itself.
+    fn run_anytime(&self, take: &(dyn Fn(&Piece, &mut Worker<'_>) -> Result<(), Error> + Sync)) {
+        let pieces = Mutex::new(self.pieces());
+        self.on_all_cores(self.piece_count(), || {
+            let mut worker = Worker::new(self.shared);
+            while !self.failed() {
+                let Some(piece) = lock(&pieces).next() else { break };
+                self.note(take(&piece, &mut worker));
+            }
+        });
+    }
+
+    /// Works on memory that can be copied only while its source stands still. The copying has the
+    /// machine to itself, unless the staging buffer is too small for everything.
+    fn run_until_release(&self, frozen: &dyn Frozen, memory: &dyn CopyOut, staging_bytes: usize) {
+        let (stage, staged) = crossbeam_channel::bounded::<(Piece, Vec<u8>)>((staging_bytes / PIECE_BYTES).max(1));
+        let work = || {
+            let mut worker = Worker::new(self.shared);
+            for (piece, bytes) in &staged {
+                if !self.failed() {
+                    self.note(self.take(&piece, &bytes, &mut worker));
+                }
+            }
+        };
+        std::thread::scope(|scope| {
+            let mut workers = 0;
+            let mut start_workers = || {
+                while workers < cores() {
+                    workers += 1;
+                    scope.spawn(work);
+                }
+            };
+            for piece in self.pieces() {
+                let mut buffer = Vec::new();
+                if self.failed() || self.note(self.copy_out(memory, &piece, &mut buffer)).is_none() {
+                    break;
+                }
+                if let Err(TrySendError::Full(task)) = stage.try_send((piece, buffer)) {
+                    start_workers();
+                    // An error means that there are no receivers, which `staged` outlives.
+                    let _ = stage.send(task);
+                }
+            }
+            frozen.release();
+            drop(stage);
+            start_workers();
+        });
+    }
+
+    /// Runs `work` on every core, or right here if there is little to do.
+    fn on_all_cores(&self, pieces: usize, work: impl Fn() + Sync) {
+        match pieces.min(cores()) {
+            0 | 1 => work(),
+            workers => std::thread::scope(|scope| (0..workers).for_each(|_| drop(scope.spawn(&work)))),
+        }
+    }
+
+    fn piece_count(&self) -> usize {
+        self.tables.iter().map(|table| lock(&table.state).pieces_left).sum()
+    }
+
+    fn failed(&self) -> bool {
+        lock(&self.failure).is_some()
+    }
+
+    /// Keeps the first error there is.
+    fn note(&self, result: Result<(), Error>) -> Option<()> {
+        result.map_err(|error| drop(lock(&self.failure).get_or_insert(error))).ok()
+    }
+
+    fn excluded_in(&self, piece: &Piece) -> impl Iterator<Item = Range<u64>> + '_ {
+        overlapping(&self.excluded[piece.mapping_index], piece.offset_bytes..piece.end_bytes())
+    }
+
+    fn blank_excluded(&self, piece: &Piece, bytes: &mut [u8]) {
+        for range in self.excluded_in(piece) {
+            bytes[within(piece, &range)].fill(0);
+        }
+    }
+
+    /// Copies a piece into `buffer`, which it fits to the piece.
+    fn copy_out<M: CopyOut + ?Sized>(&self, memory: &M, piece: &Piece, buffer: &mut Vec<u8>) -> Result<(), Error> {
+        buffer.clear();
+        buffer.resize(piece.length_bytes, 0);
+        let populated = &self.populated[piece.mapping_index];
+        let mut unreadable = Vec::new();
+        for range in overlapping(populated, piece.offset_bytes..piece.end_bytes()) {
+            let target = &mut buffer[within(piece, &range)];
+            memory.copy_out(piece.mapping_index, range.start, target, &mut unreadable)?;
+        }
+        self.blank_excluded(piece, buffer);
+        if !unreadable.is_empty() {
+            lock(&self.unreadable).append(&mut unreadable);
+        }
+        Ok(())
+    }
+
+    /// Hashes a piece, stores what the store lacks of it, and enters it into its table.
+    fn take(&self, piece: &Piece, bytes: &[u8], worker: &mut Worker<'_>) -> Result<(), Error> {
+        let table = &self.tables[piece.table];
+        let hash = |region: &[u8]| if is_zero(region) { Hash::ZERO } else { Hash::of(region) };
+        let hashes: Vec<Hash> = bytes.chunks(self.region_size.bytes()).map(hash).collect();
+        let parent = self.parent_hashes(table, worker)?;
+        let unchanged = |at: usize| {
+            let parent = parent.as_ref().and_then(|parent| parent.get(piece.first_region + at));
+            hashes[at] == parent.copied().unwrap_or(Hash::ZERO)
+        };
+        let changed: Vec<usize> = (0..hashes.len()).filter(|at| !hashes[*at].is_zero() && !unchanged(*at)).collect();
+        if !changed.is_empty() {
+            self.store_regions(bytes, &hashes, &changed, worker)?;
+        }
+        let mut state = lock(&table.state);
+        if state.hashes.is_empty() {
+            state.hashes = vec![Hash::ZERO; table.place.regions];
+        }
+        state.hashes[piece.first_region..][..hashes.len()].copy_from_slice(&hashes);
+        state.pieces_left -= 1;
+        if state.pieces_left == 0 {
+            self.finish_table(piece.table, &mut state, worker)?;
+        }
+        drop(state);
+        self.meter.advance(piece.length_bytes as u64)
+    }
+
+    /// The hashes of the parent's table in the same place. Read once a table.
+    fn parent_hashes(&self, table: &TableJob, worker: &mut Worker<'_>) -> Result<Option<Arc<Vec<Hash>>>, Error> {
+        if table.parent.is_zero() {
+            return Ok(None);
+        }
+        let mut state = lock(&table.state);
+        if state.parent_hashes.is_none() {
+            let bytes = match worker.reader.object(Kind::Table, &table.parent) {
+                Ok(bytes) => bytes,
+                // The parent is damaged. Looked up in the store, everything is found or stored anew.
+                Err(error) if error.is_damage() => {
+                    tracing::warn!("{error}");
+                    Vec::new()
+                }
+                Err(error) => return Err(error.into()),
+            };
+            let regions = bytes.len() / Hash::BYTES;
+            state.parent_hashes = Some(Arc::new(table::decode(&bytes, regions).unwrap_or_default()));
+        }
+        Ok(state.parent_hashes.clone())
+    }
+
+    /// Appends those of the changed regions that the store lacks.
+    fn store_regions(
+        &self,
+        bytes: &[u8],
+        hashes: &[Hash],
+        changed: &[usize],
+        worker: &mut Worker<'_>,
+    ) -> Result<(), Error> {
+        let wanted: Vec<Hash> = changed.iter().map(|at| hashes[*at]).collect();
+        let known = self.known(Tree::Regions, &wanted)?;
+        worker.batch.clear();
+        let mut seen = HashSet::new();
+        for (at, known) in changed.iter().zip(known) {
+            if !known && seen.insert(hashes[*at]) {
+                let region_bytes = self.region_size.bytes();
+                let end = bytes.len().min((at + 1) * region_bytes);
+                let plain = &bytes[at * region_bytes..end];
+                worker.batch.push(Kind::Region, self.shared.format.codec, hashes[*at], plain);
+            }
+        }
+        let appended = self.shared.append(&worker.batch)?;
+        self.new_regions.fetch_add(appended.objects, Ordering::Relaxed);
+        self.shared_regions.fetch_add(changed.len() as u64 - appended.objects, Ordering::Relaxed);
+        self.added_bytes.fetch_add(appended.bytes, Ordering::Relaxed);
+        Ok(())
+    }
+
+    fn known(&self, tree: Tree, hashes: &[Hash]) -> Result<Vec<bool>, StoreError> {
+        known(self.shared, self.guard, tree, hashes)
+    }
+
+    /// Counts and stores a table all of whose regions are entered.
+    fn finish_table(&self, at: usize, state: &mut TableState, worker: &mut Worker<'_>) -> Result<(), Error> {
+        let table = &self.tables[at];
+        let parent = match state.parent_hashes.take() {
+            Some(parent) => parent,
+            None if table.parent.is_zero() => Arc::default(),
+            None => Arc::new(worker.reader.hashes(Kind::Table, &table.parent, table.place.regions).unwrap_or_default()),
+        };
+        let hashes = std::mem::take(&mut state.hashes);
+        let (mut zero_bytes, mut changed_regions) = (0, 0);
+        for (region, hash) in hashes.iter().enumerate() {
+            let start = region * self.region_size.bytes();
+            if hash.is_zero() {
+                zero_bytes += self.region_size.bytes().min(table.place.length_bytes - start) as u64;
+            }
+            changed_regions += u64::from(*hash != parent.get(region).copied().unwrap_or(Hash::ZERO));
+        }
+        self.zero_bytes.fetch_add(zero_bytes, Ordering::Relaxed);
+        self.changed_regions.fetch_add(changed_regions, Ordering::Relaxed);
+        let done = if hashes.iter().all(Hash::is_zero) {
+            Hash::ZERO
+        } else {
+            let bytes = table::encode(&hashes);
+            let hash = Hash::of(&bytes);
+            if hash != table.parent {
+                let added_bytes = put_object(self.shared, self.guard, Kind::Table, hash, &bytes)?;
+                self.added_bytes.fetch_add(added_bytes, Ordering::Relaxed);
+            }
+            hash
+        };
+        state.done = Some(done);
+        Ok(())
+    }
+}
+
+/// What one worker keeps to itself.
+struct Worker<'a> {
+    reader: Reader<'a>,
+    batch: Batch,
+    buffer: Vec<u8>,
+}
+
+impl<'a> Worker<'a> {
+    fn new(shared: &'a Shared) -> Worker<'a> {
+        Worker { reader: Reader::new(shared, Check::Full), batch: Batch::default(), buffer: Vec::new() }
+    }
+}
+
+/// Pins the hashes and says which of them the store has.
+fn known(shared: &Shared, guard: &CaptureGuard<'_>, tree: Tree, hashes: &[Hash]) -> Result<Vec<bool>, StoreError> {
+    guard.pin_and(hashes, |condemned| {
+        let is_known = |hash| {
+            let location = shared.locate(tree, hash)?;
+            let keeps = |location| condemned.is_none_or(|condemned| !condemned.contains(tree, hash, location));
+            Ok(location.is_some_and(keeps))
+        };
+        hashes.iter().map(is_known).collect()
+    })
+}
+
+/// Appends an object unless the store has it. Returns how many bytes that took.
+pub(crate) fn put_object(
+    shared: &Shared,
+    guard: &CaptureGuard<'_>,
+    kind: Kind,
+    hash: Hash,
+    bytes: &[u8],
+) -> Result<u64, StoreError> {
+    check_length(kind, bytes.len())?;
+    if known(shared, guard, Tree::Objects, &[hash])?[0] {
+        return Ok(0);
+    }
+    let mut batch = Batch::default();
+    batch.push(kind, shared.format.codec, hash, bytes);
+    Ok(shared.append(&batch)?.bytes)
+}
+
+/// Where a range of the mapping lies in a piece of it.
+fn within(piece: &Piece, range: &Range<u64>) -> Range<usize> {
+    let place = |offset_bytes: u64| usize::try_from(offset_bytes - piece.offset_bytes).unwrap_or(usize::MAX);
+    place(range.start)..place(range.end)
+}
+
+fn cores() -> usize {
+    std::thread::available_parallelism().map_or(1, usize::from)
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

@@ -1,0 +1,88 @@
+//! Pieces: the parts in which a capture reads memory.
+//!
+//! A piece is some consecutive regions of one table. Pieces in which nothing is populated are left
+//! out: they are zeros.
+
+use std::ops::Range;
+
+use crate::table::{Place, REGIONS_PER_TABLE};
+use crate::units::RegionSize;
+
+/// How much a worker takes at a time: enough to make its overhead small, little enough that the
+/// pieces of all workers together stay in the cache or near it.
+pub(crate) const PIECE_BYTES: usize = 1 << 20;
+
+/// Some regions of one table.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Piece {
+    /// Which table, in the order of the root.
+    pub(crate) table: usize,
+    /// Which mapping it is in.
+    pub(crate) mapping_index: usize,
+    /// Its first region, from the beginning of the table.
+    pub(crate) first_region: usize,
+    /// Where it begins in its mapping.
+    pub(crate) offset_bytes: u64,
+    /// How long it is.
+    pub(crate) length_bytes: usize,
+}
+
+impl Piece {
+    /// Where it ends in its mapping.
+    pub(crate) fn end_bytes(&self) -> u64 {
+        self.offset_bytes + self.length_bytes as u64
+    }
+}
+
+/// The pieces of the table at `place` in which anything of `populated` lies. `populated` are the
+/// ranges of the whole mapping, sorted and apart.
+pub(crate) fn pieces_of(
+    table: usize,
+    place: Place,
+    populated: &[Range<u64>],
+    region_size: RegionSize,
+) -> impl Iterator<Item = Piece> {
+    let piece_regions = (PIECE_BYTES / region_size.bytes()).clamp(1, REGIONS_PER_TABLE);
+    let piece_bytes = piece_regions * region_size.bytes();
+    (0..place.length_bytes.div_ceil(piece_bytes)).filter_map(move |at| {
+        let piece = Piece {
+            table,
+            mapping_index: place.mapping_index,
+            first_region: at * piece_regions,
+            offset_bytes: place.offset_bytes + (at * piece_bytes) as u64,
+            length_bytes: piece_bytes.min(place.length_bytes - at * piece_bytes),
+        };
+        overlapping(populated, piece.offset_bytes..piece.end_bytes()).next().map(|_| piece)
+    })
+}
+
+/// What `ranges` (sorted and apart) and `window` share, in order.
+pub(crate) fn overlapping(ranges: &[Range<u64>], window: Range<u64>) -> impl Iterator<Item = Range<u64>> {
+    let first = ranges.partition_point(|range| range.end <= window.start);
+    ranges[first..]
+        .iter()
+        .take_while(move |range| range.start < window.end)
+        .map(move |range| range.start.max(window.start)..range.end.min(window.end))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pieces_cover_exactly_what_is_populated() {
+        let size = RegionSize::default();
+        let place = Place {
+            mapping_index: 3,
+            offset_bytes: 8 << 20,
+            image_bytes: 0,
+            length_bytes: (5 << 20) + 77,
+            regions: 321,
+        };
+        let populated = [0..1, (9 << 20) - 1..(9 << 20) + 1, (13 << 20)..(13 << 20) + 77];
+        let pieces: Vec<_> = pieces_of(1, place, &populated, size).collect();
+        let found: Vec<_> = pieces.iter().map(|piece| (piece.offset_bytes >> 20, piece.length_bytes)).collect();
+        assert_eq!(found, [(8, 1 << 20), (9, 1 << 20), (13, 77)]);
+        assert_eq!(pieces[1].first_region, 64);
+    }
+}

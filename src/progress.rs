@@ -1,0 +1,77 @@
+//! Progress: what a long verb tells while it works, and how it is told to stop.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use crate::error::Error;
+
+type OnAdvance = dyn Fn(u64, u64) + Send + Sync;
+
+/// Watches a long verb and can cancel it. The default is silent and never cancels.
+///
+/// ```
+/// use std::sync::{Arc, atomic::AtomicBool};
+/// use stillframe::Progress;
+/// let cancel = Arc::new(AtomicBool::new(false));
+/// let progress = Progress::new()
+///     .on_advance(|done_bytes, total_bytes| eprintln!("{done_bytes} of {total_bytes}"))
+///     .cancel_when(cancel);
+/// ```
+#[derive(Clone, Default)]
+pub struct Progress {
+    on_advance: Option<Arc<OnAdvance>>,
+    cancel: Option<Arc<AtomicBool>>,
+}
+
+impl Progress {
+    /// Silent, and never cancels.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Calls `report` with the bytes done and the bytes there are, every megabyte or so, from any
+    /// thread.
+    pub fn on_advance(mut self, report: impl Fn(u64, u64) + Send + Sync + 'static) -> Self {
+        self.on_advance = Some(Arc::new(report));
+        self
+    }
+
+    /// Ends the verb with [`Error::Interrupted`] soon after the flag is set. Nothing is recorded
+    /// then, and nothing is harmed.
+    pub fn cancel_when(mut self, flag: Arc<AtomicBool>) -> Self {
+        self.cancel = Some(flag);
+        self
+    }
+
+    /// Begins to count towards `total_bytes`.
+    pub(crate) fn begin(&self, total_bytes: u64) -> Meter<'_> {
+        Meter { progress: self, done_bytes: AtomicU64::new(0), total_bytes }
+    }
+}
+
+impl std::fmt::Debug for Progress {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Progress").finish_non_exhaustive()
+    }
+}
+
+/// Counts the work of one verb.
+pub(crate) struct Meter<'a> {
+    progress: &'a Progress,
+    done_bytes: AtomicU64,
+    total_bytes: u64,
+}
+
+impl Meter<'_> {
+    /// Adds to what is done; an error if the verb is to stop.
+    pub(crate) fn advance(&self, by_bytes: u64) -> Result<(), Error> {
+        let done_bytes = self.done_bytes.fetch_add(by_bytes, Ordering::Relaxed) + by_bytes;
+        if let Some(report) = &self.progress.on_advance {
+            report(done_bytes, self.total_bytes.max(done_bytes));
+        }
+        match &self.progress.cancel {
+            Some(cancel) if cancel.load(Ordering::Relaxed) => Err(Error::Interrupted),
+            _ => Ok(()),
+        }
+    }
+}

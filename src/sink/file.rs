@@ -1,0 +1,76 @@
+//! A sparse file: holes where the memory is zeros, and not there at all until it is complete.
+
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+
+use super::SinkError;
+use crate::sys::file;
+
+/// A file being written, under a temporary name beside its final one.
+pub(crate) struct SparseFile {
+    file: File,
+    temporary: PathBuf,
+    path: PathBuf,
+    overwrite: bool,
+    finished: bool,
+}
+
+impl SparseFile {
+    /// Begins a file of `length_bytes` zeros that nobody else may read.
+    pub(crate) fn create(path: &Path, length_bytes: u64, overwrite: bool) -> Result<SparseFile, SinkError> {
+        if path.is_dir() || (!overwrite && path.symlink_metadata().is_ok()) {
+            return Err(SinkError::Exists { path: path.to_owned() });
+        }
+        let mut name = path.file_name().unwrap_or_default().to_owned();
+        name.push(format!(".{}.unfinished", std::process::id()));
+        let temporary = path.with_file_name(name);
+        let failed = |action| {
+            let path = path.to_owned();
+            move |source| SinkError::File { path, action, source }
+        };
+        let file = file::create_new(&temporary).map_err(failed("create"))?;
+        let sparse = SparseFile { file, temporary, path: path.to_owned(), overwrite, finished: false };
+        sparse.file.set_len(length_bytes).map_err(failed("set the length of"))?;
+        Ok(sparse)
+    }
+
+    /// Writes `bytes` at an offset. Threads may write different parts at once.
+    pub(crate) fn write_at(&self, bytes: &[u8], offset_bytes: u64) -> Result<(), SinkError> {
+        self.file.write_all_at(bytes, offset_bytes).map_err(self.failed("write"))
+    }
+
+    /// Gives the complete file its name.
+    pub(crate) fn finish(mut self) -> Result<(), SinkError> {
+        let renamed = match self.overwrite {
+            true => std::fs::rename(&self.temporary, &self.path),
+            // Fails, unlike a renaming, where a file has come into being meanwhile.
+            false => std::fs::hard_link(&self.temporary, &self.path)
+                .and_then(|()| std::fs::remove_file(&self.temporary)),
+        };
+        match renamed {
+            Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {
+                Err(SinkError::Exists { path: self.path.clone() })
+            }
+            Err(error) => Err(self.failed("give its name to")(error)),
+            Ok(()) => {
+                self.finished = true;
+                Ok(())
+            }
+        }
+    }
+
+    fn failed(&self, action: &'static str) -> impl FnOnce(std::io::Error) -> SinkError + use<> {
+        let path = self.path.clone();
+        move |source| SinkError::File { path, action, source }
+    }
+}
+
+impl Drop for SparseFile {
+    fn drop(&mut self) {
+        if !self.finished {
+            // What is left of an interrupted restore is of no use to anybody.
+            let _ = std::fs::remove_file(&self.temporary);
+        }
+    }
+}

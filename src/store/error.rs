@@ -1,0 +1,226 @@
+//! What can go wrong in a store.
+
+use std::io;
+use std::path::PathBuf;
+
+use super::object::Kind;
+use crate::hash::Hash;
+use crate::record::{RecordError, SnapshotId};
+
+/// A store that cannot be opened, read or written.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum StoreError {
+    /// The operating system refused something.
+    #[error("cannot {action} {}", path.display())]
+    Io {
+        /// What was tried.
+        action: &'static str,
+        /// With what file.
+        path: PathBuf,
+        /// What the operating system said.
+        source: io::Error,
+    },
+    /// The disk is full. What was stored before is intact; free space and try again.
+    #[error(
+        "no space is left to write {}; every earlier snapshot is intact: free some space \
+         (`forget` and `gc` help) and try again",
+        path.display()
+    )]
+    DiskFull {
+        /// The file that could not grow.
+        path: PathBuf,
+        /// What the operating system said.
+        source: io::Error,
+    },
+    /// There is no store here.
+    #[error("{} is not a stillframe store: {why}", path.display())]
+    NotAStore {
+        /// Where a store was expected.
+        path: PathBuf,
+        /// What was found instead.
+        why: String,
+    },
+    /// There is a store here already.
+    #[error("{} is a store already; open it, or choose another directory", path.display())]
+    AlreadyAStore {
+        /// Where it is.
+        path: PathBuf,
+    },
+    /// The store was written by a newer program.
+    #[error(
+        "the store {} has format {found}, this program knows formats up to {supported}; \
+         use a newer stillframe",
+        path.display()
+    )]
+    NewerFormat {
+        /// Where the store is.
+        path: PathBuf,
+        /// Its format.
+        found: u32,
+        /// The newest format known.
+        supported: u32,
+    },
+    /// The store was written by an older program.
+    #[error(
+        "the store {} has format {found}, this program works with format {supported}; \
+         `stillframe migrate` brings it up to date",
+        path.display()
+    )]
+    OlderFormat {
+        /// Where the store is.
+        path: PathBuf,
+        /// Its format.
+        found: u32,
+        /// The format needed.
+        supported: u32,
+    },
+    /// The FORMAT file does not say what it should.
+    #[error("the file {} is damaged: {detail}", path.display())]
+    FormatFile {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        detail: String,
+    },
+    /// Another process owns the store.
+    #[error(
+        "the store {} is owned by {}; wait for it, or use the store from there",
+        path.display(),
+        owner.map_or_else(|| "another process".to_owned(), |pid| format!("process {pid}"))
+    )]
+    Owned {
+        /// Where the store is.
+        path: PathBuf,
+        /// The owner's pid, if it could be read.
+        owner: Option<u32>,
+    },
+    /// A stored object cannot be read as it was written.
+    #[error("the {kind} {hash} in pack {pack} at byte {offset_bytes} is damaged: {detail}")]
+    Damaged {
+        /// What kind of object it is.
+        kind: Kind,
+        /// Its address.
+        hash: Hash,
+        /// The pack it is in.
+        pack: u32,
+        /// Where in the pack it begins.
+        offset_bytes: u64,
+        /// What is wrong with it.
+        detail: String,
+    },
+    /// A referenced object is in no pack.
+    #[error("the {kind} {hash} is missing from the store; `stillframe verify` lists what needs it")]
+    Missing {
+        /// What kind of object it is.
+        kind: Kind,
+        /// Its address.
+        hash: Hash,
+    },
+    /// An object is intact but says something impossible.
+    #[error("the {kind} {hash} cannot be used: {detail}")]
+    Malformed {
+        /// What kind of object it is.
+        kind: Kind,
+        /// Its address.
+        hash: Hash,
+        /// What is wrong with it.
+        detail: String,
+    },
+    /// A value cannot be encoded or decoded.
+    #[error("a {kind} is not in order")]
+    Record {
+        /// What kind of object it is.
+        kind: Kind,
+        /// What is wrong with it.
+        source: RecordError,
+    },
+    /// An object is too large for the format.
+    #[error("a {kind} of {found_bytes} bytes is too large, at most {} can be stored", Kind::MAX_PLAIN_BYTES)]
+    TooLarge {
+        /// What kind of object it is.
+        kind: Kind,
+        /// How large it is.
+        found_bytes: u64,
+    },
+    /// The index database failed.
+    #[error("the index cannot {action}: {detail}; `stillframe repair` rebuilds it from the packs")]
+    Index {
+        /// What was tried.
+        action: &'static str,
+        /// What the database said.
+        detail: String,
+    },
+    /// Writing failed for somebody else meanwhile, and what this capture refers to may be lost.
+    #[error("another write to the store failed during this capture; nothing was recorded, capture again")]
+    WriteFailedMeanwhile,
+    /// No snapshot has this id or matches this name.
+    #[error("no snapshot is {text}; `stillframe list` shows those there are")]
+    NoSuchSnapshot {
+        /// What was looked for.
+        text: String,
+    },
+    /// Several snapshots have ids that begin like this.
+    #[error("{prefix} is the beginning of {} snapshot ids: {}", candidates.len(), shown(candidates))]
+    AmbiguousPrefix {
+        /// The prefix given.
+        prefix: String,
+        /// The ids that begin with it.
+        candidates: Vec<SnapshotId>,
+    },
+    /// Not an id, nor anything else that names a snapshot.
+    #[error("{text:?} does not name a snapshot: {why}")]
+    BadSnapshotName {
+        /// The text given.
+        text: String,
+        /// What is wrong with it.
+        why: &'static str,
+    },
+    /// A process name that cannot be used.
+    #[error("{shown:?} cannot name a process: {why}")]
+    BadProcessName {
+        /// The name given, shortened.
+        shown: String,
+        /// What is wrong with it.
+        why: &'static str,
+    },
+    /// A label that cannot be used.
+    #[error("{shown:?} cannot be a label: {why}")]
+    BadLabel {
+        /// The label given, shortened.
+        shown: String,
+        /// What is wrong with it.
+        why: &'static str,
+    },
+}
+
+fn shown(candidates: &[SnapshotId]) -> String {
+    let mut text: Vec<String> = candidates.iter().take(8).map(|id| id.to_string()[..16].to_owned()).collect();
+    if candidates.len() > text.len() {
+        text.push("…".to_owned());
+    }
+    text.join(", ")
+}
+
+impl StoreError {
+    /// An operating system's error about `path`, with a full disk told apart.
+    pub(crate) fn io(action: &'static str, path: impl Into<PathBuf>) -> impl FnOnce(io::Error) -> StoreError {
+        let path = path.into();
+        move |source| match source.kind() {
+            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => StoreError::DiskFull { path, source },
+            _ => StoreError::Io { action, path, source },
+        }
+    }
+
+    /// Whether this says that stored bytes are not what was written.
+    pub fn is_damage(&self) -> bool {
+        matches!(
+            self,
+            StoreError::Damaged { .. }
+                | StoreError::Missing { .. }
+                | StoreError::Malformed { .. }
+                | StoreError::FormatFile { .. }
+                | StoreError::Record { .. }
+        )
+    }
+}

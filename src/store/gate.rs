@@ -1,0 +1,159 @@
+//! The gate between captures and gc: what a capture refers to is never dropped under it.
+//!
+//! A capture that finds a region in the store only notes a reference to it. Until the capture's
+//! record is durable no snapshot shows that the region is needed. So:
+//!
+//! - a capture *pins* a hash before it looks the hash up, both inside the gate, and pins its
+//!   parent (regions equal to the parent's are not looked up at all);
+//! - what was appended since the oldest running capture began lies past gc's *horizon* and is kept;
+//! - gc reads pins before roots: a capture that ends in between has its record among the roots;
+//! - pins of captures that end while gc marks are handed over to gc;
+//! - at the end of marking gc closes the gate for a moment, adds all pins, and publishes what is
+//!   *condemned*. From then on a look-up of a condemned hash finds nothing, and the capture stores
+//!   the region anew, past the horizon.
+//!
+//! Whoever reads a snapshot pins it too.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+
+use super::index::Tree;
+use super::location::{Location, Position};
+use super::marks::Marks;
+use crate::hash::Hash;
+use crate::record::SnapshotId;
+
+#[derive(Default)]
+pub(crate) struct Gate {
+    condemned: RwLock<Option<Arc<Condemned>>>,
+    pins: Mutex<Pins>,
+}
+
+#[derive(Default)]
+struct Pins {
+    next_capture: u64,
+    captures: HashMap<u64, CapturePins>,
+    snapshots: HashMap<SnapshotId, usize>,
+    /// While gc marks: the pins of captures that ended meanwhile.
+    handed_over: Option<Vec<u64>>,
+}
+
+struct CapturePins {
+    began: Position,
+    prefixes: Vec<u64>,
+}
+
+/// What gc is about to drop: everything before the horizon that is not marked.
+pub(crate) struct Condemned {
+    pub(crate) horizon: Position,
+    pub(crate) regions: Marks,
+    pub(crate) objects: Marks,
+}
+
+impl Condemned {
+    /// Whether the object must not be referred to any more.
+    pub(crate) fn contains(&self, tree: Tree, hash: &Hash, location: Location) -> bool {
+        let marks = match tree {
+            Tree::Regions => &self.regions,
+            Tree::Objects => &self.objects,
+        };
+        Position::from(location) < self.horizon && !marks.is_marked(hash)
+    }
+}
+
+/// A running capture. Its pins go when it is dropped.
+pub(crate) struct CaptureGuard<'a> {
+    gate: &'a Gate,
+    number: u64,
+}
+
+/// A snapshot that somebody reads. It is kept until this is dropped.
+pub(crate) struct SnapshotGuard {
+    gate: Arc<Gate>,
+    id: SnapshotId,
+}
+
+impl Gate {
+    fn pins(&self) -> MutexGuard<'_, Pins> {
+        self.pins.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Announces a capture. `position` tells where the packs end; it is called inside the gate.
+    pub(crate) fn begin_capture(&self, position: impl FnOnce() -> Position) -> CaptureGuard<'_> {
+        let mut pins = self.pins();
+        let number = pins.next_capture;
+        pins.next_capture += 1;
+        pins.captures.insert(number, CapturePins { began: position(), prefixes: Vec::new() });
+        CaptureGuard { gate: self, number }
+    }
+
+    /// Keeps a snapshot from being collected.
+    pub(crate) fn pin_snapshot(self: &Arc<Self>, id: SnapshotId) -> SnapshotGuard {
+        *self.pins().snapshots.entry(id).or_default() += 1;
+        SnapshotGuard { gate: self.clone(), id }
+    }
+
+    /// For gc: the horizon, and the pinned snapshots. To be called before the roots are read.
+    pub(crate) fn begin_gc(&self, position: impl FnOnce() -> Position) -> (Position, Vec<SnapshotId>) {
+        let mut pins = self.pins();
+        pins.handed_over = Some(Vec::new());
+        let began = pins.captures.values().map(|capture| capture.began).min();
+        let now = position();
+        (began.map_or(now, |began| began.min(now)), pins.snapshots.keys().copied().collect())
+    }
+
+    /// For gc: adds all pins to the marks and publishes what is condemned.
+    pub(crate) fn condemn(&self, mut condemned: Condemned) -> Arc<Condemned> {
+        let mut published = self.condemned.write().unwrap_or_else(PoisonError::into_inner);
+        let mut pins = self.pins();
+        let handed_over = pins.handed_over.take().unwrap_or_default();
+        let running = pins.captures.values().flat_map(|capture| &capture.prefixes);
+        for prefix in running.chain(&handed_over) {
+            condemned.regions.mark_prefix(*prefix);
+            condemned.objects.mark_prefix(*prefix);
+        }
+        let condemned = Arc::new(condemned);
+        *published = Some(condemned.clone());
+        condemned
+    }
+
+    /// For gc: everything condemned is gone, or gc gave up.
+    pub(crate) fn end_gc(&self) {
+        *self.condemned.write().unwrap_or_else(PoisonError::into_inner) = None;
+        self.pins().handed_over = None;
+    }
+}
+
+impl CaptureGuard<'_> {
+    /// Pins `hashes` and then looks them up with `look_up`, which gets what gc has condemned.
+    pub(crate) fn pin_and<T>(&self, hashes: &[Hash], look_up: impl FnOnce(Option<&Condemned>) -> T) -> T {
+        let condemned = self.gate.condemned.read().unwrap_or_else(PoisonError::into_inner);
+        if let Some(capture) = self.gate.pins().captures.get_mut(&self.number) {
+            capture.prefixes.extend(hashes.iter().map(Hash::prefix));
+        }
+        look_up(condemned.as_deref())
+    }
+}
+
+impl Drop for CaptureGuard<'_> {
+    fn drop(&mut self) {
+        let mut pins = self.gate.pins();
+        if let Some(capture) = pins.captures.remove(&self.number)
+            && let Some(handed_over) = &mut pins.handed_over
+        {
+            handed_over.extend(capture.prefixes);
+        }
+    }
+}
+
+impl Drop for SnapshotGuard {
+    fn drop(&mut self) {
+        let mut pins = self.gate.pins();
+        if let Some(count) = pins.snapshots.get_mut(&self.id) {
+            *count -= 1;
+            if *count == 0 {
+                pins.snapshots.remove(&self.id);
+            }
+        }
+    }
+}

@@ -1,0 +1,388 @@
+//! The log: all packs of a store, the one that is appended to, and what is not yet in the index.
+//!
+//! The way of an object: [`Log::append`] writes it to the active pack and remembers it as *unsynced*
+//! and *pending*; [`Log::sync`] makes it durable and hands it to the settler; the settler puts it into
+//! the index and calls [`Log::settled`]. A pending object is found by look-ups all the while.
+//!
+//! If making a pack durable fails, nobody can say what of it is on the disk. The pack is sealed, its
+//! unsynced objects are taken back, and captures that may refer to them fail.
+
+use std::collections::{BTreeMap, HashMap};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+
+use super::catalog::Fact;
+use super::error::StoreError;
+use super::format::Format;
+use super::index::Tree;
+use super::location::{Location, MAX_PACK, Position};
+use super::object::{self, Kind};
+use super::pack::{self, Pack};
+use crate::codec::Codec;
+use crate::hash::Hash;
+use crate::sys::file;
+
+/// From so many unsynced bytes on the settler makes them durable meanwhile, so that the wait at the
+/// end of a large capture is for the last of them only.
+pub(crate) const SYNC_EARLY_BYTES: u64 = 32 << 20;
+
+/// All packs of a store.
+pub(crate) struct Log {
+    dir: PathBuf,
+    format: Format,
+    packs: RwLock<BTreeMap<u32, Arc<Pack>>>,
+    tail: Mutex<Tail>,
+    /// Held while a pack is made durable: those who come meanwhile share the next one.
+    syncing: Mutex<()>,
+    pending: RwLock<Pending>,
+}
+
+#[derive(Default)]
+struct Tail {
+    active: Option<Arc<Pack>>,
+    next_number: u32,
+    /// Sealed packs that are not yet durable.
+    sealed: Vec<Arc<Pack>>,
+    /// Whether the directory has new entries that are not yet durable.
+    directory_changed: bool,
+    unsynced: Vec<Unsynced>,
+    unsynced_bytes: u64,
+    /// How often making a pack durable has failed.
+    failures: u64,
+}
+
+#[derive(Default)]
+struct Pending {
+    regions: HashMap<Hash, Location>,
+    objects: HashMap<Hash, Location>,
+}
+
+impl Pending {
+    fn tree(&mut self, tree: Tree) -> &mut HashMap<Hash, Location> {
+        match tree {
+            Tree::Regions => &mut self.regions,
+            Tree::Objects => &mut self.objects,
+        }
+    }
+}
+
+/// What was appended and must be told to the index once it is durable.
+#[derive(Clone, Debug)]
+pub(crate) enum Unsynced {
+    /// An object of one of the trees.
+    Object(Tree, Hash, Location),
+    /// Something for the catalog.
+    Fact(Fact),
+}
+
+/// What became durable: the facts in order, and up to which byte of which packs they reach.
+#[derive(Default)]
+pub(crate) struct Durable {
+    pub(crate) entries: Vec<Unsynced>,
+    pub(crate) ends: Vec<Position>,
+}
+
+/// Whole objects, encoded and ready to be appended together.
+#[derive(Default)]
+pub(crate) struct Batch {
+    bytes: Vec<u8>,
+    objects: Vec<BatchObject>,
+}
+
+struct BatchObject {
+    tree: Tree,
+    header: object::Header,
+    start: usize,
+}
+
+impl Batch {
+    /// Encodes one object at the end of the batch.
+    pub(crate) fn push(&mut self, kind: Kind, codec: Codec, hash: Hash, plain: &[u8]) {
+        let tree = if kind == Kind::Region { Tree::Regions } else { Tree::Objects };
+        let start = self.bytes.len();
+        let header = object::write(kind, codec, hash, plain, &mut self.bytes);
+        self.objects.push(BatchObject { tree, header, start });
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.objects.is_empty()
+    }
+
+    /// Empties it and keeps its memory.
+    pub(crate) fn clear(&mut self) {
+        self.bytes.clear();
+        self.objects.clear();
+    }
+}
+
+/// What an append did.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Appended {
+    pub(crate) objects: u64,
+    pub(crate) bytes: u64,
+    /// How many bytes of the log are not durable now.
+    pub(crate) unsynced_bytes: u64,
+}
+
+impl Log {
+    /// The log of the packs that are open already. The last one goes on if `active` says so.
+    pub(crate) fn new(dir: PathBuf, format: Format, packs: Vec<Arc<Pack>>, active: Option<Arc<Pack>>) -> Log {
+        let next_number = packs.iter().map(|pack| pack.number + 1).max().unwrap_or(1);
+        let packs = packs.into_iter().map(|pack| (pack.number, pack)).collect();
+        Log {
+            dir,
+            format,
+            packs: RwLock::new(packs),
+            tail: Mutex::new(Tail { active, next_number, ..Tail::default() }),
+            syncing: Mutex::new(()),
+            pending: RwLock::default(),
+        }
+    }
+
+    fn tail(&self) -> MutexGuard<'_, Tail> {
+        self.tail.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The directory of the packs.
+    pub(crate) fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    /// Where the next object will be, or before it.
+    pub(crate) fn position(&self) -> Position {
+        position(&self.tail())
+    }
+
+    /// How often making a pack durable has failed so far.
+    pub(crate) fn failures(&self) -> u64 {
+        self.tail().failures
+    }
+
+    /// The pack of this number, if it (still) exists.
+    pub(crate) fn pack(&self, number: u32) -> Option<Arc<Pack>> {
+        self.packs.read().unwrap_or_else(PoisonError::into_inner).get(&number).cloned()
+    }
+
+    /// All packs, in order of their numbers.
+    pub(crate) fn packs(&self) -> Vec<Arc<Pack>> {
+        self.packs.read().unwrap_or_else(PoisonError::into_inner).values().cloned().collect()
+    }
+
+    /// How many bytes all packs have.
+    pub(crate) fn length_bytes(&self) -> u64 {
+        self.packs().iter().map(|pack| pack.length_bytes()).sum()
+    }
+
+    /// Where an object is that may not be in the index yet.
+    pub(crate) fn pending(&self, tree: Tree, hash: &Hash) -> Option<Location> {
+        let pending = self.pending.read().unwrap_or_else(PoisonError::into_inner);
+        match tree {
+            Tree::Regions => pending.regions.get(hash).copied(),
+            Tree::Objects => pending.objects.get(hash).copied(),
+        }
+    }
+
+    /// How many objects are not in the index yet.
+    pub(crate) fn pending_objects(&self) -> usize {
+        let pending = self.pending.read().unwrap_or_else(PoisonError::into_inner);
+        pending.regions.len() + pending.objects.len()
+    }
+
+    /// Appends the objects of a batch, save those that another thread appended meanwhile.
+    pub(crate) fn append(&self, batch: &Batch) -> Result<Appended, StoreError> {
+        if batch.is_empty() {
+            return Ok(Appended::default());
+        }
+        let mut tail = self.tail();
+        let wanted: Vec<&BatchObject> = {
+            let pending = self.pending.read().unwrap_or_else(PoisonError::into_inner);
+            let known = |object: &BatchObject| match object.tree {
+                Tree::Regions => pending.regions.contains_key(&object.header.hash),
+                Tree::Objects => pending.objects.contains_key(&object.header.hash),
+            };
+            batch.objects.iter().filter(|object| !known(object)).collect()
+        };
+        let pack = self.active(&mut tail)?;
+        let whole;
+        let bytes = if wanted.len() == batch.objects.len() {
+            &batch.bytes
+        } else {
+            whole = wanted.iter().fold(Vec::new(), |mut bytes, object| {
+                bytes.extend_from_slice(&batch.bytes[object.start..][..object.header.object_bytes()]);
+                bytes
+            });
+            &whole
+        };
+        let mut at_bytes = pack.append(bytes)?;
+        let mut pending = self.pending.write().unwrap_or_else(PoisonError::into_inner);
+        for object in &wanted {
+            let location = Location::new(pack.number, at_bytes, &object.header);
+            at_bytes += location.object_bytes();
+            pending.tree(object.tree).insert(object.header.hash, location);
+            tail.unsynced.push(Unsynced::Object(object.tree, object.header.hash, location));
+        }
+        drop(pending);
+        tail.unsynced_bytes += bytes.len() as u64;
+        seal_if_full(&mut tail);
+        let unsynced_bytes = tail.unsynced_bytes;
+        Ok(Appended { objects: wanted.len() as u64, bytes: bytes.len() as u64, unsynced_bytes })
+    }
+
+    /// Appends records, notes and tombstones: one write, in this order, together in one pack.
+    ///
+    /// Fails without having written if making a pack durable failed since `failures_before`.
+    pub(crate) fn append_facts(
+        &self,
+        facts: Vec<(Kind, Vec<u8>, FactAt)>,
+        failures_before: u64,
+    ) -> Result<u64, StoreError> {
+        let mut bytes = Vec::new();
+        let objects: Vec<_> = facts
+            .into_iter()
+            .map(|(kind, plain, fact)| {
+                (object::write(kind, self.format.codec, Hash::of(&plain), &plain, &mut bytes), fact)
+            })
+            .collect();
+        let mut tail = self.tail();
+        if tail.failures != failures_before {
+            return Err(StoreError::WriteFailedMeanwhile);
+        }
+        let pack = self.active(&mut tail)?;
+        let mut at_bytes = pack.append(&bytes)?;
+        for (header, fact) in objects {
+            let location = Location::new(pack.number, at_bytes, &header);
+            at_bytes += location.object_bytes();
+            tail.unsynced.push(Unsynced::Fact(fact(location)));
+        }
+        tail.unsynced_bytes += bytes.len() as u64;
+        seal_if_full(&mut tail);
+        Ok(bytes.len() as u64)
+    }
+
+    /// The pack that is appended to; a new one where there is none.
+    fn active(&self, tail: &mut Tail) -> Result<Arc<Pack>, StoreError> {
+        if let Some(active) = &tail.active {
+            return Ok(active.clone());
+        }
+        let number = self.take_number(tail)?;
+        let path = self.dir.join(pack::file_name(number));
+        let pack = Arc::new(Pack::create(path, &self.format, number, Vec::new())?);
+        tail.directory_changed = true;
+        tail.active = Some(pack.clone());
+        self.add(pack.clone());
+        Ok(pack)
+    }
+
+    fn take_number(&self, tail: &mut Tail) -> Result<u32, StoreError> {
+        let number = tail.next_number;
+        if number > MAX_PACK {
+            let detail = format!("all {MAX_PACK} pack numbers are used up");
+            return Err(StoreError::Index { action: "name another pack", detail });
+        }
+        tail.next_number += 1;
+        Ok(number)
+    }
+
+    /// A number for a pack that gc writes.
+    pub(crate) fn reserve_number(&self) -> Result<u32, StoreError> {
+        self.take_number(&mut self.tail())
+    }
+
+    /// Takes a pack in.
+    pub(crate) fn add(&self, pack: Arc<Pack>) {
+        self.packs.write().unwrap_or_else(PoisonError::into_inner).insert(pack.number, pack);
+    }
+
+    /// Lets a pack go. Who still reads it may finish.
+    pub(crate) fn remove(&self, number: u32) -> Option<Arc<Pack>> {
+        self.packs.write().unwrap_or_else(PoisonError::into_inner).remove(&number)
+    }
+
+    /// Seals the active pack if it is the one of this number, so that nothing is appended to it
+    /// any more.
+    pub(crate) fn seal(&self, number: u32) {
+        let mut tail = self.tail();
+        if let Some(active) = tail.active.take_if(|active| active.number == number) {
+            tail.sealed.push(active);
+        }
+    }
+
+    /// Makes durable what was appended before, and hands it to `settle` (inside the lock, so that
+    /// two calls cannot overtake one another).
+    pub(crate) fn sync(&self, settle: impl FnOnce(Durable)) -> Result<(), StoreError> {
+        let _syncing = self.syncing.lock().unwrap_or_else(PoisonError::into_inner);
+        let (packs, ends, directory_changed, count, bytes) = {
+            let mut tail = self.tail();
+            let mut packs = std::mem::take(&mut tail.sealed);
+            packs.extend(tail.active.clone());
+            let end = |pack: &Arc<Pack>| Position { pack: pack.number, offset_bytes: pack.length_bytes() };
+            let ends: Vec<_> = packs.iter().map(end).collect();
+            let directory_changed = std::mem::take(&mut tail.directory_changed);
+            (packs, ends, directory_changed, tail.unsynced.len(), tail.unsynced_bytes)
+        };
+        if count == 0 && !directory_changed {
+            return Ok(());
+        }
+        let directory = || match directory_changed {
+            true => file::sync_dir(&self.dir).map_err(StoreError::io("make durable", &self.dir)),
+            false => Ok(()),
+        };
+        match packs.iter().try_for_each(|pack| pack.sync()).and_then(|()| directory()) {
+            Ok(()) => {
+                let mut tail = self.tail();
+                let entries = tail.unsynced.drain(..count).collect();
+                tail.unsynced_bytes -= bytes;
+                drop(tail);
+                settle(Durable { entries, ends });
+                Ok(())
+            }
+            Err(error) => {
+                self.take_back_unsynced();
+                Err(error)
+            }
+        }
+    }
+
+    fn take_back_unsynced(&self) {
+        let mut tail = self.tail();
+        tail.failures += 1;
+        tail.active = None;
+        tail.unsynced_bytes = 0;
+        let mut pending = self.pending.write().unwrap_or_else(PoisonError::into_inner);
+        for unsynced in std::mem::take(&mut tail.unsynced) {
+            if let Unsynced::Object(tree, hash, location) = unsynced {
+                let tree = pending.tree(tree);
+                if tree.get(&hash) == Some(&location) {
+                    tree.remove(&hash);
+                }
+            }
+        }
+    }
+
+    /// These objects are in the index now.
+    pub(crate) fn settled(&self, entries: &[(Tree, Hash, Location)]) {
+        let mut pending = self.pending.write().unwrap_or_else(PoisonError::into_inner);
+        for (tree, hash, location) in entries {
+            let tree = pending.tree(*tree);
+            if tree.get(hash) == Some(location) {
+                tree.remove(hash);
+            }
+        }
+    }
+}
+
+/// Makes a fact of the place where its object was appended.
+pub(crate) type FactAt = Box<dyn FnOnce(Location) -> Fact + Send>;
+
+fn position(tail: &Tail) -> Position {
+    match &tail.active {
+        Some(active) => Position { pack: active.number, offset_bytes: active.length_bytes() },
+        None => Position { pack: tail.next_number, offset_bytes: 0 },
+    }
+}
+
+fn seal_if_full(tail: &mut Tail) {
+    if let Some(active) = tail.active.take_if(|active| active.length_bytes() >= pack::SEAL_BYTES) {
+        tail.sealed.push(active);
+    }
+}

@@ -1,0 +1,112 @@
+//! Marks: one bit for each of very many hashes, at 8 bytes a hash.
+//!
+//! A hash is known by its first 63 bits, which stand sorted, each with its mark in the lowest bit.
+//! Should two hashes of a store share 63 bits (one chance in a million at six million hashes), both
+//! count as marked once one is: something superfluous is kept, nothing needed is dropped.
+
+use crate::hash::Hash;
+
+/// A set of hashes, each marked or not.
+#[derive(Default)]
+pub(crate) struct Marks {
+    sorted: Vec<u64>,
+}
+
+impl Marks {
+    /// The unmarked set of hashes that come in ascending order.
+    pub(crate) fn push(&mut self, hash: &Hash) {
+        self.sorted.push(hash.prefix() & !1);
+    }
+
+    /// Where the first hash with these 63 bits stands. BLAKE3 values are evenly spread, so the
+    /// place is close to where their share of the number space says.
+    fn find(&self, prefix: u64) -> Option<usize> {
+        let wanted = prefix & !1;
+        let count = self.sorted.len();
+        let guess = usize::try_from((u128::from(wanted) * count as u128) >> 64).unwrap_or(0);
+        let (mut low, mut high) = (guess, guess);
+        let mut step = 16;
+        while low > 0 && self.sorted[low - 1] & !1 >= wanted {
+            low = low.saturating_sub(step);
+            step *= 2;
+        }
+        step = 16;
+        while high < count && self.sorted[high] & !1 < wanted {
+            high = (high + step).min(count);
+            step *= 2;
+        }
+        let at = low + self.sorted[low..high.max(low)].partition_point(|entry| entry & !1 < wanted);
+        (at < count && self.sorted[at] & !1 == wanted).then_some(at)
+    }
+
+    /// Marks a hash. Says whether it is in the set and was not marked before.
+    pub(crate) fn mark(&mut self, hash: &Hash) -> Marked {
+        self.mark_prefix(hash.prefix())
+    }
+
+    /// The same for a hash of which only the first 64 bits are known.
+    pub(crate) fn mark_prefix(&mut self, prefix: u64) -> Marked {
+        let Some(first) = self.find(prefix) else { return Marked::Unknown };
+        let was = self.sorted[first] & 1;
+        for entry in self.sorted[first..].iter_mut().take_while(|entry| **entry & !1 == prefix & !1) {
+            *entry |= 1;
+        }
+        if was == 0 { Marked::Now } else { Marked::Before }
+    }
+
+    /// Whether a hash is in the set and marked.
+    pub(crate) fn is_marked(&self, hash: &Hash) -> bool {
+        self.find(hash.prefix()).is_some_and(|at| self.sorted[at] & 1 == 1)
+    }
+}
+
+/// What marking a hash came upon.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Marked {
+    /// It is not in the set.
+    Unknown,
+    /// It is marked now.
+    Now,
+    /// It had been marked before.
+    Before,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use std::collections::BTreeMap;
+
+    proptest! {
+        #[test]
+        fn marks_agree_with_a_map(
+            present in proptest::collection::btree_set(any::<u64>(), 0..200),
+            clustered in proptest::collection::btree_set(0u64..500, 0..100),
+            marked in proptest::collection::vec(0usize..300, 0..300),
+        ) {
+            let prefixes: Vec<u64> = present.union(&clustered).copied().collect();
+            let hash = |prefix: u64| {
+                let mut hash = Hash::ZERO;
+                hash.0[..8].copy_from_slice(&prefix.to_be_bytes());
+                hash
+            };
+            let mut marks = Marks::default();
+            let mut oracle: BTreeMap<u64, bool> = BTreeMap::new();
+            for prefix in &prefixes {
+                marks.push(&hash(*prefix));
+                oracle.insert(prefix >> 1, false);
+            }
+            for at in marked {
+                let prefix = prefixes.get(at).copied().unwrap_or(at as u64 * 0x0101_0101_0101);
+                let expected = match oracle.get_mut(&(prefix >> 1)) {
+                    None => Marked::Unknown,
+                    Some(mark) => if std::mem::replace(mark, true) { Marked::Before } else { Marked::Now },
+                };
+                prop_assert_eq!(marks.mark(&hash(prefix)), expected);
+            }
+            for (prefix, mark) in oracle {
+                prop_assert_eq!(marks.is_marked(&hash(prefix << 1)), mark);
+            }
+        }
+    }
+}

@@ -1,0 +1,470 @@
+//! The store: packs as the log, sled as the index, and what holds them together.
+//!
+//! ```text
+//! STORE/               0700; every file 0600: memory holds secrets
+//!   FORMAT             format.rs    what the store is
+//!   LOCK               lock.rs      held by the process that has it open
+//!   packs/N.pack       pack.rs      objects (object.rs), appended by the log (log.rs)
+//!   index/             index.rs     where each object is (location.rs); fed by the settler (settle.rs)
+//!   damaged/                        what was set aside
+//! ```
+//!
+//! The catalog (catalog.rs) has all snapshots in memory; the gate (gate.rs) keeps gc from dropping
+//! what a running capture refers to.
+
+pub(crate) mod catalog;
+pub(crate) mod error;
+pub(crate) mod format;
+pub(crate) mod gate;
+pub(crate) mod index;
+pub(crate) mod location;
+pub(crate) mod lock;
+pub(crate) mod log;
+pub(crate) mod marks;
+pub(crate) mod object;
+pub(crate) mod open;
+pub(crate) mod pack;
+pub(crate) mod read;
+mod settle;
+
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use crossbeam_channel::Sender;
+use jiff::Timestamp;
+
+use crate::codec::Codec;
+use crate::hash::Hash;
+use crate::record::{self, Note, Record, SnapshotId, Tombstone};
+use crate::sys::file;
+use crate::units::RegionSize;
+use catalog::{Catalog, Entry, Fact, Labels};
+use error::StoreError;
+use format::{FORMAT_VERSION, Format, StoreId};
+use gate::Gate;
+use index::{Index, Tree};
+use location::Location;
+use lock::Lock;
+use log::{Appended, Batch, FactAt, Log};
+use object::Kind;
+use settle::Task;
+
+/// When the index is so many entries behind, captures wait for it: about 50 MB of memory.
+const MAX_PENDING_OBJECTS: usize = 512 * 1024;
+
+/// A store of snapshots, open in this process and in no other.
+///
+/// It is `Send + Sync`: put it into an [`Arc`], and any number of threads may capture into it and
+/// restore from it at once. Dropping it brings the index up to date, which takes about five
+/// microseconds for each region that is not in it yet; nothing is lost if that does not happen.
+///
+/// ```
+/// use stillframe::{CaptureOptions, Store};
+/// # let dir = tempfile::tempdir()?;
+/// # let path = dir.path().join("vault");
+/// let store = Store::options().create(&path)?;
+/// let mut memory = vec![0u8; 1 << 20];
+/// memory[4096..4100].copy_from_slice(b"then");
+/// let then = store.process("web-1").capture(&memory, &CaptureOptions::default())?;
+/// memory[4096..4100].copy_from_slice(b"now!");
+/// store.process("web-1").capture(&memory, &CaptureOptions::default())?;
+///
+/// let map = store.restore(then.id)?.into_mapping()?;
+/// assert_eq!(&map[4096..4100], b"then");
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+pub struct Store {
+    shared: Arc<Shared>,
+    settler: Option<JoinHandle<()>>,
+}
+
+/// How to create or open a store. See [`Store::options`].
+#[derive(Clone, Debug, Default)]
+pub struct StoreOptions {
+    region_size: RegionSize,
+    codec: Codec,
+    wait: Duration,
+}
+
+/// What a store is, fixed when it was created.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct StoreInfo {
+    /// Where it is.
+    pub path: PathBuf,
+    /// Its format.
+    pub format: u32,
+    /// The size of its regions.
+    pub region_size: RegionSize,
+    /// How it encodes what is stored.
+    pub codec: Codec,
+    /// Its name among all stores.
+    pub id: StoreId,
+}
+
+/// What the threads of a store share.
+pub(crate) struct Shared {
+    pub(crate) path: PathBuf,
+    pub(crate) format: Format,
+    pub(crate) log: Log,
+    index: RwLock<Arc<Index>>,
+    catalog: RwLock<Catalog>,
+    pub(crate) gate: Arc<Gate>,
+    /// One lock a process: captures of the same process queue.
+    lanes: Mutex<HashMap<String, Arc<Mutex<()>>>>,
+    /// Held by gc: one at a time.
+    pub(crate) collecting: Mutex<()>,
+    tasks: Mutex<Option<Sender<Task>>>,
+    early_sync_asked: AtomicBool,
+    /// Set when damage was found: then captures look up also what their parent has.
+    damage_known: AtomicBool,
+    pub(crate) unusable: Vec<(PathBuf, String)>,
+    pub(crate) index_rebuilt: bool,
+    _lock: Lock,
+}
+
+impl StoreOptions {
+    /// The size of regions of a store that is created; 16 KiB unless set.
+    pub fn region_size(mut self, size: RegionSize) -> Self {
+        self.region_size = size;
+        self
+    }
+
+    /// How a store that is created encodes; LZ4 unless set.
+    pub fn codec(mut self, codec: Codec) -> Self {
+        self.codec = codec;
+        self
+    }
+
+    /// How long to wait for another process that has the store open; not at all unless set.
+    pub fn wait(mut self, wait: Duration) -> Self {
+        self.wait = wait;
+        self
+    }
+
+    /// Creates a store in the directory `path`, which must not exist or be empty, and opens it.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError::AlreadyAStore`] where there is one; [`StoreError::NotAStore`] where there is
+    /// something else.
+    pub fn create(&self, path: impl AsRef<Path>) -> Result<Store, StoreError> {
+        let path = path.as_ref();
+        match Format::read(path) {
+            Ok(_) | Err(StoreError::NewerFormat { .. } | StoreError::FormatFile { .. }) => {
+                return Err(StoreError::AlreadyAStore { path: path.to_owned() });
+            }
+            Err(StoreError::NotAStore { .. }) if path.is_dir() || !path.exists() => {}
+            Err(error) => return Err(error),
+        }
+        file::create_dir(path).map_err(StoreError::io("create", path))?;
+        let others = std::fs::read_dir(path)
+            .map_err(StoreError::io("list", path))?
+            .filter_map(|entry| entry.ok().map(|entry| entry.file_name()))
+            // What a creation leaves behind that was interrupted.
+            .any(|name| !["LOCK", "FORMAT.new", open::PACKS_DIR].iter().any(|known| name == *known));
+        if others {
+            let why = "the directory has other files in it; choose an empty or a new one".to_owned();
+            return Err(StoreError::NotAStore { path: path.to_owned(), why });
+        }
+        std::fs::set_permissions(path, std::os::unix::fs::PermissionsExt::from_mode(0o700))
+            .map_err(StoreError::io("protect", path))?;
+        let lock = Lock::take(path, self.wait)?;
+        let packs = path.join(open::PACKS_DIR);
+        file::create_dir(&packs).map_err(StoreError::io("create", packs))?;
+        crate::migrations::create::write(path, self.region_size, self.codec)?;
+        Store::open_locked(path, lock, false)
+    }
+
+    /// Opens the store in the directory `path`.
+    ///
+    /// The first time after a crash it reads what the index lacks, at about 1 GB/s.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError::NotAStore`], [`StoreError::NewerFormat`], [`StoreError::OlderFormat`],
+    /// [`StoreError::Owned`], or what the operating system said.
+    pub fn open(&self, path: impl AsRef<Path>) -> Result<Store, StoreError> {
+        let path = path.as_ref();
+        Format::read(path)?;
+        Store::open_locked(path, Lock::take(path, self.wait)?, false)
+    }
+
+    /// Opens the store in the directory `path`, or creates it if there is nothing.
+    ///
+    /// # Errors
+    ///
+    /// As [`open`](Self::open) and [`create`](Self::create).
+    pub fn open_or_create(&self, path: impl AsRef<Path>) -> Result<Store, StoreError> {
+        let path = path.as_ref();
+        match self.open(path) {
+            Err(StoreError::NotAStore { .. }) => self.create(path),
+            other => other,
+        }
+    }
+}
+
+impl Store {
+    /// Opens the store in the directory `path`.
+    ///
+    /// # Errors
+    ///
+    /// As [`StoreOptions::open`].
+    pub fn open(path: impl AsRef<Path>) -> Result<Store, StoreError> {
+        StoreOptions::default().open(path)
+    }
+
+    /// Options for creating and opening stores.
+    pub fn options() -> StoreOptions {
+        StoreOptions::default()
+    }
+
+    pub(crate) fn open_locked(path: &Path, lock: Lock, rebuild: bool) -> Result<Store, StoreError> {
+        let format = Format::read(path)?;
+        if format.version < FORMAT_VERSION {
+            let (found, supported) = (format.version, FORMAT_VERSION);
+            return Err(StoreError::OlderFormat { path: path.to_owned(), found, supported });
+        }
+        let opened = open::open(path, &format, rebuild)?;
+        let (tasks, receiver) = crossbeam_channel::unbounded();
+        let shared = Arc::new(Shared {
+            path: path.to_owned(),
+            log: Log::new(path.join(open::PACKS_DIR), format.clone(), opened.packs, opened.active),
+            format,
+            index: RwLock::new(Arc::new(opened.index)),
+            catalog: RwLock::new(opened.catalog),
+            gate: Arc::default(),
+            lanes: Mutex::default(),
+            collecting: Mutex::default(),
+            tasks: Mutex::new(Some(tasks)),
+            early_sync_asked: AtomicBool::new(false),
+            damage_known: AtomicBool::new(false),
+            unusable: opened.unusable,
+            index_rebuilt: opened.index_rebuilt,
+            _lock: lock,
+        });
+        let settler = settle::start(shared.clone(), receiver).map_err(StoreError::io("start a thread for", path))?;
+        Ok(Store { shared, settler: Some(settler) })
+    }
+
+    /// What the store is.
+    pub fn info(&self) -> StoreInfo {
+        let Format { version, region_size, codec, id } = self.shared.format.clone();
+        StoreInfo { path: self.shared.path.clone(), format: version, region_size, codec, id }
+    }
+
+    pub(crate) fn shared(&self) -> &Arc<Shared> {
+        &self.shared
+    }
+}
+
+impl Drop for Store {
+    fn drop(&mut self) {
+        *self.shared.tasks.lock().unwrap_or_else(PoisonError::into_inner) = None;
+        if let Some(settler) = self.settler.take() {
+            // It has said what went wrong, if anything did; the packs have it all.
+            let _ = settler.join();
+        }
+    }
+}
+
+impl std::fmt::Debug for Store {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Store").field("path", &self.shared.path).finish_non_exhaustive()
+    }
+}
+
+impl Shared {
+    pub(crate) fn index(&self) -> Arc<Index> {
+        self.index.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Puts another index in the place of the present one, which `swap` gets and closes.
+    pub(crate) fn swap_index(
+        &self,
+        swap: impl FnOnce(Arc<Index>) -> Result<Index, (Option<Arc<Index>>, StoreError)>,
+    ) -> Result<(), StoreError> {
+        let _ = swap;
+        Ok(())
+    }
+
+    pub(crate) fn catalog(&self) -> RwLockReadGuard<'_, Catalog> {
+        self.catalog.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn change_catalog<T>(&self, change: impl FnOnce(&mut Catalog) -> T) -> T {
+        change(&mut self.catalog.write().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Writes what the catalog knows of a snapshot into the index.
+    pub(crate) fn store_catalog_entry(&self, index: &Index, id: SnapshotId) -> Result<(), StoreError> {
+        let stored = self.catalog().stored(id);
+        stored.into_iter().try_for_each(|(key, value)| index.set_snapshot(&key, value))
+    }
+
+    /// Where an object is.
+    pub(crate) fn locate(&self, tree: Tree, hash: &Hash) -> Result<Option<Location>, StoreError> {
+        // First the pending ones: an object leaves them only when the index has it.
+        match self.log.pending(tree, hash) {
+            Some(location) => Ok(Some(location)),
+            None => self.index().get(tree, hash),
+        }
+    }
+
+    /// The lock under which snapshots of a process are taken one after the other.
+    pub(crate) fn lane(&self, process: &str) -> Arc<Mutex<()>> {
+        let mut lanes = self.lanes.lock().unwrap_or_else(PoisonError::into_inner);
+        lanes.retain(|name, lane| name == process || Arc::strong_count(lane) > 1);
+        lanes.entry(process.to_owned()).or_default().clone()
+    }
+
+    fn ask(&self, task: Task) {
+        if let Some(tasks) = &*self.tasks.lock().unwrap_or_else(PoisonError::into_inner) {
+            // The settler ends only after the sender is gone.
+            let _ = tasks.send(task);
+        }
+    }
+
+    /// Appends the objects of a batch. Large captures are slowed to the pace of the disk and the
+    /// index, so that what waits in memory stays bounded.
+    pub(crate) fn append(&self, batch: &Batch) -> Result<Appended, StoreError> {
+        let appended = self.log.append(batch)?;
+        if appended.unsynced_bytes > 4 * log::SYNC_EARLY_BYTES {
+            self.sync()?;
+        } else if appended.unsynced_bytes > log::SYNC_EARLY_BYTES
+            && !self.early_sync_asked.swap(true, Ordering::Relaxed)
+        {
+            self.ask(Task::SyncEarly);
+        }
+        if self.log.pending_objects() > MAX_PENDING_OBJECTS {
+            self.settle_all();
+        }
+        Ok(appended)
+    }
+
+    /// Makes durable what was appended before.
+    pub(crate) fn sync(&self) -> Result<(), StoreError> {
+        self.log.sync(|durable| {
+            self.change_catalog(|catalog| {
+                for entry in &durable.entries {
+                    if let log::Unsynced::Fact(fact) = entry {
+                        catalog.apply(fact.clone());
+                    }
+                }
+            });
+            self.ask(Task::Settle(durable));
+        })
+    }
+
+    fn sync_early(&self) -> Result<(), StoreError> {
+        self.early_sync_asked.store(false, Ordering::Relaxed);
+        self.sync()
+    }
+
+    /// Waits until the index has everything that is durable.
+    pub(crate) fn settle_all(&self) {
+        let (done, wait) = crossbeam_channel::bounded(1);
+        self.ask(Task::Barrier(done));
+        // An error means that the settler is gone, and with it what there is to wait for.
+        let _ = wait.recv();
+    }
+
+    /// Appends facts and makes them, and all that was appended before, durable.
+    fn commit(&self, facts: Vec<(Kind, Vec<u8>, FactAt)>, failures_before: u64) -> Result<u64, StoreError> {
+        let added_bytes = self.log.append_facts(facts, failures_before)?;
+        self.sync()?;
+        // Another thread's sync may have failed with our facts among what it took back.
+        match self.log.failures() == failures_before {
+            true => Ok(added_bytes),
+            false => Err(StoreError::WriteFailedMeanwhile),
+        }
+    }
+
+    /// Commits a snapshot with its labels: durable when this returns. Returns its id and how many
+    /// bytes were added.
+    pub(crate) fn commit_snapshot(
+        &self,
+        record: Record,
+        labels: Labels,
+        failures_before: u64,
+    ) -> Result<(SnapshotId, u64), StoreError> {
+        let bytes = encode(Kind::Record, &record)?;
+        let id = SnapshotId(Hash::of(&bytes));
+        let time = record.time;
+        let mut facts: Vec<(Kind, Vec<u8>, FactAt)> = vec![(
+            Kind::Record,
+            bytes,
+            Box::new(move |location| Fact::Snapshot(id, Box::new(Entry::new(record, location)))),
+        )];
+        if !labels.is_empty() {
+            facts.push(note(Note { snapshot: id, time, labels })?);
+        }
+        Ok((id, self.commit(facts, failures_before)?))
+    }
+
+    /// Commits new labels of a snapshot.
+    pub(crate) fn commit_labels(&self, id: SnapshotId, labels: Labels) -> Result<(), StoreError> {
+        let before = self.catalog().live(&id).and_then(|entry| entry.note.map(|(time, _)| time));
+        let time = later_than(before);
+        self.commit(vec![note(Note { snapshot: id, time, labels })?], self.log.failures()).map(drop)
+    }
+
+    /// Commits that snapshots are forgotten.
+    pub(crate) fn commit_tombstones(&self, ids: &[SnapshotId]) -> Result<(), StoreError> {
+        let time = Timestamp::now();
+        let facts = ids.iter().map(|id| {
+            let id = *id;
+            let bytes = encode(Kind::Tombstone, &Tombstone { snapshot: id, time })?;
+            let fact: FactAt = Box::new(move |location| Fact::Tombstone(id, location));
+            Ok((Kind::Tombstone, bytes, fact))
+        });
+        let facts = facts.collect::<Result<Vec<_>, StoreError>>()?;
+        self.commit(facts, self.log.failures()).map(drop)
+    }
+
+    /// Whether damage was found that captures should mend.
+    pub(crate) fn damage_known(&self) -> bool {
+        self.damage_known.load(Ordering::Relaxed)
+    }
+
+    /// Takes a damaged object out of the index, so that it is stored anew when it is captured again.
+    pub(crate) fn forget_damaged(&self, tree: Tree, hash: &Hash, location: Location) {
+        self.damage_known.store(true, Ordering::Relaxed);
+        if let Err(error) = self.index().replace(tree, hash, location, None) {
+            tracing::warn!("{error}");
+        }
+    }
+}
+
+fn note(note: Note) -> Result<(Kind, Vec<u8>, FactAt), StoreError> {
+    let bytes = encode(Kind::Note, &note)?;
+    Ok((Kind::Note, bytes, Box::new(move |location| Fact::Note(note, location))))
+}
+
+/// The stored bytes of a value, if they are not too many.
+pub(crate) fn encode<T: serde::Serialize>(kind: Kind, value: &T) -> Result<Vec<u8>, StoreError> {
+    let bytes = record::encode(value).map_err(|source| StoreError::Record { kind, source })?;
+    check_length(kind, bytes.len())?;
+    Ok(bytes)
+}
+
+/// An error if an object of so many plain bytes cannot be stored.
+pub(crate) fn check_length(kind: Kind, plain_bytes: usize) -> Result<(), StoreError> {
+    match plain_bytes > Kind::MAX_PLAIN_BYTES {
+        true => Err(StoreError::TooLarge { kind, found_bytes: plain_bytes as u64 }),
+        false => Ok(()),
+    }
+}
+
+/// Now, or just after `before` where the clock says that it is earlier.
+pub(crate) fn later_than(before: Option<Timestamp>) -> Timestamp {
+    let now = Timestamp::now();
+    match before {
+        Some(before) if now <= before => before + jiff::SignedDuration::from_nanos(1),
+        _ => now,
+    }
+}

@@ -1,0 +1,237 @@
+//! An object: what a pack holds, as bytes.
+//!
+//! ```text
+//!  0     1         2             4            8             12       16      48     80
+//!  +-----+---------+-------------+------------+-------------+--------+-------+ - - -+-- … --+-----+
+//!  |kind |encoding |header check |plain length|stored length|checksum| hash  | base |payload| pad |
+//!  | u8  |   u8    |    u16      |    u32     |     u32     |  u32   | 32 B  | 32 B |       |     |
+//!  +-----+---------+-------------+------------+-------------+--------+-------+ - - -+-- … --+-----+
+//! ```
+//!
+//! Little-endian. `base` is there only in deltas. The padding is zeros up to a multiple of 8.
+//! `checksum` is the CRC32C of everything from `kind` to the end of the padding, itself taken as
+//! zero; `header check` is the lower half of the CRC32C of the 48 header bytes with both checks
+//! taken as zero. So a damaged payload can be stepped over, and after a damaged header the next
+//! object is found again by trying every multiple of 8.
+
+use std::fmt;
+
+use crate::codec::{self, Codec, Encoding};
+use crate::hash::Hash;
+
+/// How long an object's header is, in bytes.
+pub(crate) const HEADER_BYTES: usize = 48;
+
+/// Objects begin at multiples of this.
+pub(crate) const ALIGNMENT_BYTES: usize = 8;
+
+/// What an object is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[repr(u8)]
+#[non_exhaustive]
+pub enum Kind {
+    /// Memory.
+    Region = 1,
+    /// Hashes of regions.
+    Table = 2,
+    /// Hashes of tables.
+    Root = 3,
+    /// The mappings of an address space.
+    Layout = 4,
+    /// A snapshot.
+    Record = 5,
+    /// Something kept beside the memory.
+    Attachment = 6,
+    /// Labels.
+    Note = 7,
+    /// Says that a snapshot is forgotten.
+    Tombstone = 8,
+}
+
+impl Kind {
+    /// No object has more plain bytes than this.
+    pub const MAX_PLAIN_BYTES: usize = 256 << 20;
+
+    pub(crate) fn from_byte(byte: u8) -> Option<Kind> {
+        use Kind::*;
+        [Region, Table, Root, Layout, Record, Attachment, Note, Tombstone]
+            .into_iter()
+            .find(|kind| *kind as u8 == byte)
+    }
+
+    /// Its name in lower case.
+    pub fn name(self) -> &'static str {
+        match self {
+            Kind::Region => "region",
+            Kind::Table => "table",
+            Kind::Root => "root",
+            Kind::Layout => "layout",
+            Kind::Record => "record",
+            Kind::Attachment => "attachment",
+            Kind::Note => "note",
+            Kind::Tombstone => "tombstone",
+        }
+    }
+
+    fn max_plain_bytes(self) -> usize {
+        match self {
+            Kind::Region => crate::units::RegionSize::MAX_BYTES as usize,
+            Kind::Table => crate::table::REGIONS_PER_TABLE * Hash::BYTES,
+            _ => Kind::MAX_PLAIN_BYTES,
+        }
+    }
+}
+
+impl fmt::Display for Kind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+/// The header of one object, its lengths already checked against what its kind allows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Header {
+    pub(crate) kind: Kind,
+    pub(crate) encoding: Encoding,
+    pub(crate) plain_bytes: u32,
+    pub(crate) stored_bytes: u32,
+    pub(crate) hash: Hash,
+    checksum: u32,
+}
+
+impl Header {
+    /// Header, payload and padding together.
+    pub(crate) fn object_bytes(&self) -> usize {
+        object_bytes(self.stored_bytes)
+    }
+
+    /// The header at the start of `bytes`; what is wrong with it otherwise.
+    ///
+    /// The lengths are believed only so far as the kind allows them; whether the payload is all
+    /// there and intact is for [`payload`] to say.
+    pub(crate) fn read(bytes: &[u8]) -> Result<Header, &'static str> {
+        let bytes: &[u8; HEADER_BYTES] = bytes.first_chunk().ok_or("the pack ends inside its header")?;
+        let u32_at = |at: usize| u32::from_le_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]]);
+        if u16::from_le_bytes([bytes[2], bytes[3]]) != header_check(bytes) {
+            return Err("its header does not match its header check");
+        }
+        let kind = Kind::from_byte(bytes[0]).ok_or("it is of an unknown kind")?;
+        let encoding = Encoding::from_byte(bytes[1]).ok_or("it has an unknown encoding")?;
+        let (plain_bytes, stored_bytes) = (u32_at(4), u32_at(8));
+        if plain_bytes as usize > kind.max_plain_bytes()
+            || stored_bytes > plain_bytes
+            || !codec::lengths_are_possible(encoding, stored_bytes as usize, plain_bytes as usize)
+        {
+            return Err("its lengths are impossible");
+        }
+        let mut hash = Hash::ZERO;
+        hash.0.copy_from_slice(&bytes[16..48]);
+        Ok(Header { kind, encoding, plain_bytes, stored_bytes, hash, checksum: u32_at(12) })
+    }
+
+    /// The payload of the object that begins at the start of `bytes` and has this header, its
+    /// checksum checked; what is wrong with it otherwise.
+    pub(crate) fn payload<'a>(&self, bytes: &'a [u8]) -> Result<&'a [u8], &'static str> {
+        let object = bytes.get(..self.object_bytes()).ok_or("the pack ends inside it")?;
+        if checksum(object) != self.checksum {
+            return Err("its bytes do not match its checksum");
+        }
+        Ok(&object[HEADER_BYTES..HEADER_BYTES + self.stored_bytes as usize])
+    }
+}
+
+/// Header, payload and padding of an object with `stored_bytes` of payload.
+pub(crate) fn object_bytes(stored_bytes: u32) -> usize {
+    (HEADER_BYTES + stored_bytes as usize).next_multiple_of(ALIGNMENT_BYTES)
+}
+
+/// Appends one whole object to `out`, which must end at a multiple of 8, and returns its header.
+pub(crate) fn write(kind: Kind, codec: Codec, hash: Hash, plain: &[u8], out: &mut Vec<u8>) -> Header {
+    let start = out.len();
+    out.resize(start + HEADER_BYTES, 0);
+    let encoding = codec::encode(codec, plain, out);
+    let stored_bytes = length_u32(out.len() - start - HEADER_BYTES);
+    let plain_bytes = length_u32(plain.len());
+    out.resize(start + object_bytes(stored_bytes), 0);
+    let object = &mut out[start..];
+    object[0] = kind as u8;
+    object[1] = encoding as u8;
+    object[4..8].copy_from_slice(&plain_bytes.to_le_bytes());
+    object[8..12].copy_from_slice(&stored_bytes.to_le_bytes());
+    object[16..48].copy_from_slice(&hash.0);
+    let check = header_check(object.first_chunk().unwrap_or(&[0; HEADER_BYTES]));
+    object[2..4].copy_from_slice(&check.to_le_bytes());
+    let checksum = checksum(object);
+    object[12..16].copy_from_slice(&checksum.to_le_bytes());
+    Header { kind, encoding, plain_bytes, stored_bytes, hash, checksum }
+}
+
+/// Callers keep to [`Kind::MAX_PLAIN_BYTES`], far below 4 GiB.
+#[allow(clippy::cast_possible_truncation)]
+fn length_u32(length: usize) -> u32 {
+    debug_assert!(length <= Kind::MAX_PLAIN_BYTES);
+    length as u32
+}
+
+#[allow(clippy::cast_possible_truncation)] // The lower half is what is wanted.
+fn header_check(header: &[u8; HEADER_BYTES]) -> u16 {
+    let crc = crc32c::crc32c(&header[..2]);
+    let crc = crc32c::crc32c_append(crc, &[0, 0]);
+    let crc = crc32c::crc32c_append(crc, &header[4..12]);
+    let crc = crc32c::crc32c_append(crc, &[0; 4]);
+    crc32c::crc32c_append(crc, &header[16..]) as u16
+}
+
+fn checksum(object: &[u8]) -> u32 {
+    let crc = crc32c::crc32c(&object[..12]);
+    let crc = crc32c::crc32c_append(crc, &[0; 4]);
+    crc32c::crc32c_append(crc, &object[16..])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_object_reads_back_as_it_was_written() {
+        for plain in [&b""[..], b"x", &[7; 4096]] {
+            let mut bytes = vec![0; 8];
+            let written = write(Kind::Region, Codec::Lz4, Hash::of(plain), plain, &mut bytes);
+            assert_eq!(bytes.len() % 8, 0);
+            let read = Header::read(&bytes[8..]).unwrap();
+            assert_eq!(read, written);
+            let mut back = vec![0; plain.len()];
+            codec::decode(read.encoding, read.payload(&bytes[8..]).unwrap(), &mut back).unwrap();
+            assert_eq!(back, plain);
+        }
+    }
+
+    #[test]
+    fn every_flipped_bit_and_every_cut_is_detected() {
+        let plain: Vec<u8> = (0..101).collect();
+        let mut bytes = Vec::new();
+        write(Kind::Attachment, Codec::Lz4, Hash::of(&plain), &plain, &mut bytes);
+        let read = |bytes: &[u8]| Header::read(bytes).and_then(|header| header.payload(bytes).map(<[u8]>::len));
+        assert!(read(&bytes).is_ok());
+        for bit in 0..bytes.len() * 8 {
+            let mut damaged = bytes.clone();
+            damaged[bit / 8] ^= 1 << (bit % 8);
+            assert!(read(&damaged).is_err(), "bit {bit}");
+        }
+        for length in 0..bytes.len() {
+            assert!(read(&bytes[..length]).is_err(), "cut at {length}");
+        }
+    }
+
+    #[test]
+    fn a_length_that_no_object_of_its_kind_can_have_is_refused() {
+        let plain = vec![9; 70_000];
+        let mut bytes = Vec::new();
+        write(Kind::Attachment, Codec::None, Hash::of(&plain), &plain, &mut bytes);
+        assert!(Header::read(&bytes).is_ok());
+        bytes[0] = Kind::Region as u8;
+        let check = header_check(bytes.first_chunk().unwrap());
+        bytes[2..4].copy_from_slice(&check.to_le_bytes());
+        assert_eq!(Header::read(&bytes), Err("its lengths are impossible"));
+    }
+}

@@ -1,0 +1,245 @@
+//! Opening a store: from files to a log, an index and a catalog that agree.
+//!
+//! The packs are the truth. What the index lacks of them is scanned and added; an index that cannot
+//! be opened, or that speaks of packs there are not, is set aside and built anew.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use super::catalog::{Catalog, Entry, Fact};
+use super::error::StoreError;
+use super::format::Format;
+use super::index::{Index, Tree};
+use super::location::Location;
+use super::object::{Header, Kind};
+use super::pack::{self, Pack, Scan, Scanned};
+use crate::codec;
+use crate::hash::Hash;
+use crate::record::{self, Note, SnapshotId, Tombstone};
+use crate::sys::file;
+
+/// The directory of the packs, in the store's.
+pub(crate) const PACKS_DIR: &str = "packs";
+/// The directory of the index.
+pub(crate) const INDEX_DIR: &str = "index";
+/// Where what cannot be used is set aside.
+pub(crate) const DAMAGED_DIR: &str = "damaged";
+/// How files are named that are not complete yet.
+pub(crate) const UNFINISHED: &str = "unfinished";
+
+/// What was found.
+pub(crate) struct Opened {
+    pub(crate) packs: Vec<Arc<Pack>>,
+    pub(crate) active: Option<Arc<Pack>>,
+    pub(crate) index: Index,
+    pub(crate) catalog: Catalog,
+    /// Files in the place of packs that are none, and what is wrong with them.
+    pub(crate) unusable: Vec<(PathBuf, String)>,
+    pub(crate) index_rebuilt: bool,
+}
+
+/// Opens all packs and brings the index up to date. `rebuild` throws the index away first.
+pub(crate) fn open(store: &Path, format: &Format, rebuild: bool) -> Result<Opened, StoreError> {
+    let (packs, unusable) = open_packs(&store.join(PACKS_DIR), format)?;
+    for (path, why) in &unusable {
+        tracing::warn!("{} is not usable: {why}", path.display());
+    }
+    let index = match rebuild {
+        true => None,
+        false => open_index(store, format, &packs),
+    };
+    let (index, mut catalog, index_rebuilt) = match index {
+        Some((index, catalog)) => (index, catalog, false),
+        None => {
+            set_index_aside(store)?;
+            (Index::open(&store.join(INDEX_DIR), format.id)?, Catalog::default(), true)
+        }
+    };
+    let active = catch_up(&packs, &index, &mut catalog, index_rebuilt)?;
+    Ok(Opened { packs, active, index, catalog, unusable, index_rebuilt })
+}
+
+type Unusable = Vec<(PathBuf, String)>;
+
+fn open_packs(dir: &Path, format: &Format) -> Result<(Vec<Arc<Pack>>, Unusable), StoreError> {
+    file::create_dir(dir).map_err(StoreError::io("create", dir))?;
+    for entry in std::fs::read_dir(dir).map_err(StoreError::io("list", dir))? {
+        let path = entry.map_err(StoreError::io("list", dir))?.path();
+        if path.extension().is_some_and(|extension| extension == UNFINISHED) {
+            std::fs::remove_file(&path).map_err(StoreError::io("remove", path))?;
+        }
+    }
+    let (mut packs, mut unusable) = (Vec::new(), Vec::new());
+    for (number, path) in pack::list(dir)? {
+        match Pack::open(path.clone(), format, number)? {
+            Ok(pack) => packs.push(pack),
+            Err(why) => unusable.push((path, why)),
+        }
+    }
+    // A crash may have kept gc from removing what it had replaced.
+    let replaced: Vec<u32> = packs.iter().flat_map(|pack| pack.replaces.iter().copied()).collect();
+    for pack in packs.extract_if(.., |pack| replaced.contains(&pack.number)) {
+        tracing::info!("removing {}, which gc has replaced", pack.path.display());
+        std::fs::remove_file(&pack.path).map_err(StoreError::io("remove", &pack.path))?;
+    }
+    Ok((packs.into_iter().map(Arc::new).collect(), unusable))
+}
+
+/// The index and the catalog in it; `None` with a warning if they must be built anew.
+fn open_index(store: &Path, format: &Format, packs: &[Arc<Pack>]) -> Option<(Index, Catalog)> {
+    let path = store.join(INDEX_DIR);
+    if !path.is_dir() {
+        if !packs.is_empty() {
+            tracing::warn!("the index is missing and is rebuilt from the packs");
+        }
+        return None;
+    }
+    let load = || -> Result<(Index, Catalog), StoreError> {
+        let useless = |detail: String| StoreError::Index { action: "be used", detail };
+        let index = Index::open(&path, format.id)?;
+        for (number, indexed_bytes) in index.watermarks()? {
+            match packs.iter().find(|pack| pack.number == number) {
+                None => return Err(useless(format!("it speaks of pack {number}, which is not there"))),
+                Some(pack) if pack.length_bytes() < indexed_bytes => {
+                    let found = pack.length_bytes();
+                    let detail = format!("pack {number} has {found} bytes, {indexed_bytes} were indexed");
+                    return Err(useless(detail));
+                }
+                Some(_) => {}
+            }
+        }
+        let mut catalog = Catalog::default();
+        for entry in index.snapshots() {
+            let (key, value) = entry?;
+            if !catalog.load(&key, &value) {
+                return Err(useless("it holds a snapshot that cannot be read".to_owned()));
+            }
+        }
+        Ok((index, catalog))
+    };
+    load().inspect_err(|error| tracing::warn!("{error}; rebuilding it from the packs now")).ok()
+}
+
+/// Moves the index out of the way: into the folder for damaged things, where somebody may look at it.
+fn set_index_aside(store: &Path) -> Result<(), StoreError> {
+    let path = store.join(INDEX_DIR);
+    if !path.exists() {
+        return Ok(());
+    }
+    let damaged = store.join(DAMAGED_DIR);
+    file::create_dir(&damaged).map_err(StoreError::io("create", &damaged))?;
+    let aside = damaged.join(INDEX_DIR);
+    // One is enough: an index holds nothing that the packs do not.
+    if aside.exists() {
+        std::fs::remove_dir_all(&aside).map_err(StoreError::io("remove", &aside))?;
+    }
+    std::fs::rename(&path, &aside).map_err(StoreError::io("set aside", path))
+}
+
+/// Scans what the index lacks of the packs. Returns the pack to go on appending to.
+fn catch_up(
+    packs: &[Arc<Pack>],
+    index: &Index,
+    catalog: &mut Catalog,
+    rebuilding: bool,
+) -> Result<Option<Arc<Pack>>, StoreError> {
+    let watermarks: std::collections::HashMap<u32, u64> = index.watermarks()?.into_iter().collect();
+    let mut active = None;
+    let mut snapshots = Vec::new();
+    // Notes and tombstones come after all records: gc may have put a record into a later pack.
+    let mut later = Vec::new();
+    let mut ends = Vec::new();
+    for (at, pack) in packs.iter().enumerate() {
+        let indexed_bytes = watermarks.get(&pack.number).copied().unwrap_or(0).max(pack.header_bytes());
+        let last = at + 1 == packs.len();
+        let (mut damaged, mut torn_at) = (false, None);
+        if pack.length_bytes() > indexed_bytes {
+            let bytes = pack.bytes(pack.length_bytes())?;
+            let mut objects: Vec<(Tree, Hash, Location)> = Vec::new();
+            for scanned in Scan::new(&bytes, indexed_bytes) {
+                match scanned {
+                    Scanned::Object { offset_bytes, header, payload } => {
+                        let location = Location::new(pack.number, offset_bytes, &header);
+                        match fact(&header, payload, location) {
+                            Ok(None) => objects.push((tree_of(header.kind), header.hash, location)),
+                            Ok(Some(fact @ Fact::Snapshot(..))) => {
+                                snapshots.push(fact.snapshot());
+                                catalog.apply(fact);
+                            }
+                            Ok(Some(fact)) => later.push(fact),
+                            Err(why) => {
+                                tracing::warn!("a {} in pack {} is not in order: {why}", header.kind, pack.number);
+                            }
+                        }
+                    }
+                    Scanned::Damaged { offset_bytes, end_bytes, why, .. } => {
+                        let torn = end_bytes == pack.length_bytes()
+                            && last
+                            && (!rebuilding || why.starts_with("the pack ends"));
+                        if torn {
+                            tracing::info!("cutting a torn tail of {} bytes", end_bytes - offset_bytes);
+                            torn_at = Some(offset_bytes);
+                            break;
+                        }
+                        damaged = true;
+                        tracing::warn!("pack {} is damaged at byte {offset_bytes}: {why}", pack.number);
+                    }
+                }
+            }
+            drop(bytes);
+            if let Some(end_bytes) = torn_at {
+                pack.truncate(end_bytes)?;
+            }
+            objects.sort_unstable_by_key(|(tree, hash, _)| (*tree, *hash));
+            for (tree, hash, location) in objects {
+                index.insert(tree, &hash, location)?;
+            }
+            ends.push((pack.number, pack.length_bytes()));
+        }
+        if last && !damaged && pack.length_bytes() < pack::SEAL_BYTES && pack.length_bytes() % 8 == 0 {
+            active = Some(pack.clone());
+        }
+    }
+    for fact in later {
+        snapshots.push(fact.snapshot());
+        catalog.apply(fact);
+    }
+    for id in snapshots {
+        for (key, value) in catalog.stored(id) {
+            index.set_snapshot(&key, value)?;
+        }
+    }
+    if !ends.is_empty() {
+        index.flush()?;
+    }
+    for (number, indexed_bytes) in ends {
+        index.set_watermark(number, Some(indexed_bytes))?;
+    }
+    Ok(active)
+}
+
+/// Which tree of the index an object of this kind is in.
+pub(crate) fn tree_of(kind: Kind) -> Tree {
+    if kind == Kind::Region { Tree::Regions } else { Tree::Objects }
+}
+
+/// What an object says to the catalog, if it is of a kind that does.
+pub(crate) fn fact(header: &Header, payload: &[u8], location: Location) -> Result<Option<Fact>, String> {
+    if !matches!(header.kind, Kind::Record | Kind::Note | Kind::Tombstone) {
+        return Ok(None);
+    }
+    let mut plain = vec![0; header.plain_bytes as usize];
+    codec::decode(header.encoding, payload, &mut plain).map_err(|error| error.to_string())?;
+    if Hash::of(&plain) != header.hash {
+        return Err("its bytes do not match its hash".to_owned());
+    }
+    let text = |error: record::RecordError| error.to_string();
+    Ok(Some(match header.kind {
+        Kind::Record => {
+            let record = record::decode(&plain).map_err(text)?;
+            Fact::Snapshot(SnapshotId(header.hash), Box::new(Entry::new(record, location)))
+        }
+        Kind::Note => Fact::Note(record::decode::<Note>(&plain).map_err(text)?, location),
+        _ => Fact::Tombstone(record::decode::<Tombstone>(&plain).map_err(text)?.snapshot, location),
+    }))
+}

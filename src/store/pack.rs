@@ -1,0 +1,372 @@
+//! A pack: an append-only file of objects.
+//!
+//! ```text
+//!  0          8        12      16         32       36        40          44           48
+//!  +----------+--------+-------+----------+--------+---------+-----------+------------+---- …
+//!  |"STILLPAK"| format | number| store id | region | replaces| check     | zero       | numbers of
+//!  |   8 B    |  u32   |  u32  |   16 B   | size   | count   | CRC32C    |            | replaced packs
+//!  +----------+--------+-------+----------+--------+---------+-----------+------------+---- …
+//!  | objects, each at a multiple of 8 …
+//! ```
+//!
+//! A pack that gc wrote names the packs it replaces. It gets its final name when it is complete and
+//! durable; from then on the replaced packs are superfluous, also if a crash kept gc from removing
+//! them. So an object never stays in two packs, and "it is in no pack any more" can be relied on.
+
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use memmap2::Mmap;
+
+use super::error::StoreError;
+use super::format::{FORMAT_VERSION, Format};
+use super::object::{ALIGNMENT_BYTES, HEADER_BYTES, Header};
+use crate::sys::{file, map};
+
+/// A pack is sealed when it has grown to this: large enough that a terabyte is a few thousand
+/// files, small enough that gc rewrites one in about a second.
+pub(crate) const SEAL_BYTES: u64 = 256 << 20;
+
+const MAGIC: &[u8; 8] = b"STILLPAK";
+const FIXED_HEADER_BYTES: usize = 48;
+
+/// One open pack.
+pub(crate) struct Pack {
+    pub(crate) number: u32,
+    pub(crate) path: PathBuf,
+    pub(crate) replaces: Vec<u32>,
+    header_bytes: u64,
+    file: File,
+    /// How many bytes are written and may be read.
+    length_bytes: AtomicU64,
+    map: Mutex<Option<Arc<Mmap>>>,
+}
+
+/// The file name of pack `number`.
+pub(crate) fn file_name(number: u32) -> String {
+    format!("{number:08}.pack")
+}
+
+/// The number of the pack with this file name.
+pub(crate) fn number_of(file_name: &str) -> Option<u32> {
+    let number = file_name.strip_suffix(".pack")?;
+    (number.len() >= 8).then(|| number.parse().ok()).flatten()
+}
+
+/// How long the header of a pack is that replaces `replaced` others.
+pub(crate) fn header_bytes(replaced: usize) -> u64 {
+    (FIXED_HEADER_BYTES + 4 * replaced).next_multiple_of(ALIGNMENT_BYTES) as u64
+}
+
+fn header(format: &Format, number: u32, replaces: &[u32]) -> Vec<u8> {
+    let mut bytes = Vec::with_capacity(FIXED_HEADER_BYTES);
+    bytes.extend_from_slice(MAGIC);
+    bytes.extend_from_slice(&FORMAT_VERSION.to_le_bytes());
+    bytes.extend_from_slice(&number.to_le_bytes());
+    bytes.extend_from_slice(&format.id.0);
+    bytes.extend_from_slice(&u32::from(format.region_size).to_le_bytes());
+    bytes.extend_from_slice(&u32::try_from(replaces.len()).unwrap_or(u32::MAX).to_le_bytes());
+    bytes.extend_from_slice(&[0; 8]);
+    bytes.extend(replaces.iter().flat_map(|number| number.to_le_bytes()));
+    bytes.resize(bytes.len().next_multiple_of(ALIGNMENT_BYTES), 0);
+    let check = crc32c::crc32c(&bytes);
+    bytes[40..44].copy_from_slice(&check.to_le_bytes());
+    bytes
+}
+
+impl Pack {
+    /// Creates an empty pack at `path`.
+    pub(crate) fn create(
+        path: PathBuf,
+        format: &Format,
+        number: u32,
+        replaces: Vec<u32>,
+    ) -> Result<Pack, StoreError> {
+        let bytes = header(format, number, &replaces);
+        let file = file::create_new(&path).map_err(StoreError::io("create", &path))?;
+        if let Err(error) = file.write_all_at(&bytes, 0) {
+            // Leave no pack behind that has no header.
+            let _ = std::fs::remove_file(&path);
+            return Err(StoreError::io("write", path)(error));
+        }
+        let length_bytes = bytes.len() as u64;
+        Ok(Pack {
+            number,
+            path,
+            replaces,
+            header_bytes: length_bytes,
+            file,
+            length_bytes: AtomicU64::new(length_bytes),
+            map: Mutex::new(None),
+        })
+    }
+
+    /// Opens a pack of the store and checks its header; what is wrong with it otherwise.
+    pub(crate) fn open(path: PathBuf, format: &Format, number: u32) -> Result<Result<Pack, String>, StoreError> {
+        let file = file::open_existing(&path).map_err(StoreError::io("open", &path))?;
+        let length_bytes = file.metadata().map_err(StoreError::io("read", &path))?.len();
+        let read = read_header(&file, length_bytes, format, number).map_err(StoreError::io("read", &path))?;
+        Ok(read.map(|replaces| Pack {
+            number,
+            path,
+            header_bytes: header_bytes(replaces.len()),
+            replaces,
+            file,
+            length_bytes: AtomicU64::new(length_bytes),
+            map: Mutex::new(None),
+        }))
+    }
+
+    /// Gives a pack that was written under a temporary name its final one.
+    pub(crate) fn rename(&mut self, path: PathBuf) -> io::Result<()> {
+        std::fs::rename(&self.path, &path)?;
+        self.path = path;
+        Ok(())
+    }
+
+    /// How many bytes it has.
+    pub(crate) fn length_bytes(&self) -> u64 {
+        self.length_bytes.load(Ordering::Acquire)
+    }
+
+    /// Where its first object begins.
+    pub(crate) fn header_bytes(&self) -> u64 {
+        self.header_bytes
+    }
+
+    /// Appends whole objects. Only one thread at a time may do so.
+    ///
+    /// After an error the pack is as long as before: the bytes past its end do not count and the
+    /// next append writes over them.
+    pub(crate) fn append(&self, objects: &[u8]) -> Result<u64, StoreError> {
+        let at_bytes = self.length_bytes();
+        self.file.write_all_at(objects, at_bytes).map_err(StoreError::io("write", &self.path))?;
+        self.length_bytes.store(at_bytes + objects.len() as u64, Ordering::Release);
+        Ok(at_bytes)
+    }
+
+    /// Makes durable what is written.
+    pub(crate) fn sync(&self) -> Result<(), StoreError> {
+        self.file.sync_data().map_err(StoreError::io("make durable", &self.path))
+    }
+
+    /// Cuts a torn tail off.
+    pub(crate) fn truncate(&self, length_bytes: u64) -> Result<(), StoreError> {
+        *self.map.lock().unwrap_or_else(PoisonError::into_inner) = None;
+        self.file
+            .set_len(length_bytes)
+            .and_then(|()| self.file.sync_all())
+            .map_err(StoreError::io("cut the torn tail of", &self.path))?;
+        self.length_bytes.store(length_bytes, Ordering::Release);
+        Ok(())
+    }
+
+    /// The bytes of the pack up to `end_bytes` at least.
+    pub(crate) fn bytes(&self, end_bytes: u64) -> Result<Arc<Mmap>, StoreError> {
+        let mut map = self.map.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(map) = map.as_ref().filter(|map| map.len() as u64 >= end_bytes) {
+            return Ok(map.clone());
+        }
+        let length_bytes = usize::try_from(self.length_bytes()).unwrap_or(usize::MAX);
+        let fresh = map::map_pack(&self.file, length_bytes).map_err(StoreError::io("map", &self.path))?;
+        let fresh = Arc::new(fresh);
+        *map = Some(fresh.clone());
+        Ok(fresh)
+    }
+}
+
+/// The numbers of the packs it replaces; what is wrong with the header otherwise.
+fn read_header(
+    file: &File,
+    length_bytes: u64,
+    format: &Format,
+    number: u32,
+) -> io::Result<Result<Vec<u32>, String>> {
+    if length_bytes < FIXED_HEADER_BYTES as u64 {
+        return Ok(Err(format!("it has {length_bytes} bytes, fewer than its header")));
+    }
+    let mut fixed = [0; FIXED_HEADER_BYTES];
+    file.read_exact_at(&mut fixed, 0)?;
+    if &fixed[..8] != MAGIC {
+        return Ok(Err("it does not begin as a pack does".to_owned()));
+    }
+    let replaced = u32::from_le_bytes([fixed[36], fixed[37], fixed[38], fixed[39]]);
+    let whole_bytes = header_bytes(replaced as usize);
+    if whole_bytes > length_bytes {
+        return Ok(Err("its header is longer than the file".to_owned()));
+    }
+    let mut numbers = vec![0; usize::try_from(whole_bytes).unwrap_or(usize::MAX) - FIXED_HEADER_BYTES];
+    file.read_exact_at(&mut numbers, FIXED_HEADER_BYTES as u64)?;
+    let (numbers, _padding) = numbers.as_chunks::<4>();
+    let replaces: Vec<u32> =
+        numbers.iter().take(replaced as usize).map(|number| u32::from_le_bytes(*number)).collect();
+    let expected = header(format, number, &replaces);
+    Ok(if expected[..FIXED_HEADER_BYTES] == fixed {
+        Ok(replaces)
+    } else {
+        Err("its header is damaged, or it belongs to another store".to_owned())
+    })
+}
+
+/// What a scan of a pack comes upon.
+pub(crate) enum Scanned<'a> {
+    /// A whole object.
+    Object {
+        offset_bytes: u64,
+        header: Header,
+        /// Its payload, still encoded.
+        payload: &'a [u8],
+    },
+    /// Bytes that are no object.
+    Damaged {
+        offset_bytes: u64,
+        end_bytes: u64,
+        /// The header, where at least that is in order.
+        header: Option<Header>,
+        why: &'static str,
+    },
+}
+
+/// Walks the objects of a pack from a byte on, checking each object's checksum. After damage it
+/// goes on at the next whole object there is.
+pub(crate) struct Scan<'a> {
+    bytes: &'a [u8],
+    at: usize,
+    /// How many bytes may still be checked in search of whole objects, so that bytes made to look
+    /// like many long objects cannot keep us for ever.
+    search_bytes: usize,
+}
+
+impl<'a> Scan<'a> {
+    /// Scans `bytes` of a pack from `from_bytes` on.
+    pub(crate) fn new(bytes: &'a [u8], from_bytes: u64) -> Scan<'a> {
+        let at = usize::try_from(from_bytes).unwrap_or(usize::MAX).min(bytes.len());
+        Scan { bytes, at, search_bytes: bytes.len().saturating_mul(16) }
+    }
+
+    fn read(&mut self, at: usize) -> Result<(Header, &'a [u8]), (Option<Header>, &'static str)> {
+        let rest = &self.bytes[at..];
+        let header = Header::read(rest).map_err(|why| (None, why))?;
+        match header.payload(rest) {
+            Ok(payload) => Ok((header, payload)),
+            Err(why) => {
+                self.search_bytes = self.search_bytes.saturating_sub(header.object_bytes());
+                Err((Some(header), why))
+            }
+        }
+    }
+
+    /// Where the next whole object begins after `at`, or the end.
+    fn next_whole_object(&mut self, at: usize) -> usize {
+        let mut next = at + ALIGNMENT_BYTES;
+        while next + HEADER_BYTES <= self.bytes.len() && self.search_bytes > 0 {
+            if self.read(next).is_ok() {
+                return next;
+            }
+            next += ALIGNMENT_BYTES;
+        }
+        self.bytes.len()
+    }
+}
+
+impl<'a> Iterator for Scan<'a> {
+    type Item = Scanned<'a>;
+
+    fn next(&mut self) -> Option<Scanned<'a>> {
+        if self.at >= self.bytes.len() {
+            return None;
+        }
+        let offset_bytes = self.at as u64;
+        Some(match self.read(self.at) {
+            Ok((header, payload)) => {
+                self.at += header.object_bytes();
+                Scanned::Object { offset_bytes, header, payload }
+            }
+            Err((header, why)) => {
+                self.at = self.next_whole_object(self.at);
+                Scanned::Damaged { offset_bytes, end_bytes: self.at as u64, header, why }
+            }
+        })
+    }
+}
+
+/// The packs in `dir`: number and path, in order. Other files are left alone.
+pub(crate) fn list(dir: &Path) -> Result<Vec<(u32, PathBuf)>, StoreError> {
+    let mut packs = Vec::new();
+    for entry in std::fs::read_dir(dir).map_err(StoreError::io("list", dir))? {
+        let entry = entry.map_err(StoreError::io("list", dir))?;
+        if let Some(number) = entry.file_name().to_str().and_then(number_of) {
+            packs.push((number, entry.path()));
+        }
+    }
+    packs.sort_unstable();
+    Ok(packs)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::codec::Codec;
+    use crate::hash::Hash;
+    use crate::store::format::StoreId;
+    use crate::store::object::{self, Kind};
+
+    fn format() -> Format {
+        Format {
+            version: FORMAT_VERSION,
+            region_size: Default::default(),
+            codec: Codec::Lz4,
+            id: StoreId::new(),
+        }
+    }
+
+    fn objects() -> (Vec<u8>, Vec<usize>) {
+        let mut bytes = Vec::new();
+        let mut starts = Vec::new();
+        for byte in 0..6u8 {
+            starts.push(bytes.len());
+            let plain: Vec<u8> = (0..200).map(|at: u8| at.wrapping_mul(byte + 3)).collect();
+            object::write(Kind::Region, Codec::None, Hash::of(&plain), &plain, &mut bytes);
+        }
+        (bytes, starts)
+    }
+
+    #[test]
+    fn a_pack_opens_with_what_was_appended_and_not_in_another_store() {
+        let dir = tempfile::tempdir().unwrap();
+        let (format, path) = (format(), dir.path().join(file_name(7)));
+        let pack = Pack::create(path.clone(), &format, 7, vec![1, 2, 5]).unwrap();
+        pack.append(&objects().0).unwrap();
+        let open = Pack::open(path.clone(), &format, 7).unwrap().unwrap();
+        assert_eq!(open.replaces, [1, 2, 5]);
+        let bytes = open.bytes(0).unwrap();
+        assert_eq!(Scan::new(&bytes, open.header_bytes()).count(), 6);
+        assert!(Pack::open(path.clone(), &format, 8).unwrap().is_err());
+        let other = Format { id: StoreId([0; 16]), ..format };
+        assert!(Pack::open(path, &other, 7).unwrap().is_err());
+    }
+
+    #[test]
+    fn after_damage_a_scan_goes_on_at_the_next_whole_object() {
+        let (bytes, starts) = objects();
+        for at in 0..bytes.len() {
+            let mut damaged = bytes.clone();
+            damaged[at] ^= 0x10;
+            let hit = starts.iter().rposition(|start| *start <= at).unwrap();
+            let mut whole = Vec::new();
+            let mut holes = Vec::new();
+            for scanned in Scan::new(&damaged, 0) {
+                match scanned {
+                    Scanned::Object { offset_bytes, .. } => whole.push(offset_bytes as usize),
+                    Scanned::Damaged { offset_bytes, .. } => holes.push(offset_bytes as usize),
+                }
+            }
+            assert_eq!(holes, [starts[hit]], "byte {at}");
+            assert_eq!(whole, [&starts[..hit], &starts[hit + 1..]].concat(), "byte {at}");
+        }
+    }
+}

@@ -1,0 +1,127 @@
+//! Files that nobody else may read: created with mode 0600 (directories 0700) whatever the umask,
+//! never through a symbolic link, and made durable together with their directory.
+
+use std::fs::{DirBuilder, File, OpenOptions, Permissions};
+use std::io::{self, Read, Write};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
+use std::path::Path;
+
+use rustix::fs::OFlags;
+
+/// `O_NOFOLLOW` is the same small number on every Linux machine this runs on.
+#[allow(clippy::cast_possible_wrap)]
+const NO_FOLLOW: i32 = OFlags::NOFOLLOW.bits() as i32;
+
+fn private(options: &mut OpenOptions, path: &Path) -> io::Result<File> {
+    // The umask can only take bits away from 0600, which `set_permissions` gives back.
+    let file = options.read(true).write(true).mode(0o600).custom_flags(NO_FOLLOW).open(path)?;
+    if file.metadata()?.permissions().mode() & 0o777 != 0o600 {
+        file.set_permissions(Permissions::from_mode(0o600))?;
+    }
+    Ok(file)
+}
+
+/// Creates a file that must not exist.
+pub(crate) fn create_new(path: &Path) -> io::Result<File> {
+    private(OpenOptions::new().create_new(true), path)
+}
+
+/// Opens a file for reading and writing, creating it if it is not there.
+pub(crate) fn open_or_create(path: &Path) -> io::Result<File> {
+    private(OpenOptions::new().create(true).truncate(false), path)
+}
+
+/// Opens an existing file for reading and writing.
+pub(crate) fn open_existing(path: &Path) -> io::Result<File> {
+    OpenOptions::new().read(true).write(true).custom_flags(NO_FOLLOW).open(path)
+}
+
+/// Creates a directory with mode 0700, and those above it; does nothing where there is one.
+pub(crate) fn create_dir(path: &Path) -> io::Result<()> {
+    if path.is_dir() {
+        return Ok(());
+    }
+    if let Some(parent) = path.parent().filter(|parent| !parent.as_os_str().is_empty()) {
+        std::fs::create_dir_all(parent)?;
+    }
+    DirBuilder::new().mode(0o700).create(path)?;
+    std::fs::set_permissions(path, Permissions::from_mode(0o700))
+}
+
+/// Gives every file below `dir` mode 0600 and every directory 0700: for what a library created.
+pub(crate) fn make_private(dir: &Path) -> io::Result<()> {
+    std::fs::set_permissions(dir, Permissions::from_mode(0o700))?;
+    for entry in std::fs::read_dir(dir)? {
+        let entry = entry?;
+        let kind = entry.file_type()?;
+        if kind.is_dir() {
+            make_private(&entry.path())?;
+        } else if kind.is_file() {
+            std::fs::set_permissions(entry.path(), Permissions::from_mode(0o600))?;
+        }
+    }
+    Ok(())
+}
+
+/// Makes the entries of a directory durable.
+pub(crate) fn sync_dir(dir: &Path) -> io::Result<()> {
+    File::open(dir)?.sync_all()
+}
+
+/// Replaces `path` by a file with these bytes: durable and whole when this returns, and after a
+/// crash either as before or so.
+pub(crate) fn write_whole(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    let temporary = path.with_extension("new");
+    match std::fs::remove_file(&temporary) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    let mut file = create_new(&temporary)?;
+    file.write_all(bytes)?;
+    file.sync_all()?;
+    std::fs::rename(&temporary, path)?;
+    path.parent().map_or(Ok(()), sync_dir)
+}
+
+/// The whole of a small file; an error if it has more than `max_bytes`.
+pub(crate) fn read_bounded(path: &Path, max_bytes: u64) -> io::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    File::open(path)?.take(max_bytes + 1).read_to_end(&mut bytes)?;
+    if bytes.len() as u64 > max_bytes {
+        return Err(io::Error::new(io::ErrorKind::InvalidData, format!("more than {max_bytes} bytes")));
+    }
+    Ok(bytes)
+}
+
+/// How many bytes the files below `dir` take on the disk.
+pub(crate) fn disk_bytes(dir: &Path) -> io::Result<u64> {
+    use std::os::unix::fs::MetadataExt;
+    let mut total_bytes = 0;
+    for entry in std::fs::read_dir(dir)? {
+        let entry = entry?;
+        // A file may go away while we look: a pack that gc removes.
+        let Ok(metadata) = entry.metadata() else { continue };
+        total_bytes += metadata.blocks() * 512;
+        if metadata.is_dir() {
+            total_bytes += disk_bytes(&entry.path())?;
+        }
+    }
+    Ok(total_bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_symbolic_link_is_not_followed() {
+        let dir = tempfile::tempdir().unwrap();
+        let (target, link) = (dir.path().join("target"), dir.path().join("link"));
+        std::fs::write(&target, "precious").unwrap();
+        std::os::unix::fs::symlink(&target, &link).unwrap();
+        assert!(open_or_create(&link).is_err());
+        assert!(open_existing(&link).is_err());
+        write_whole(&link, b"new").unwrap();
+        assert_eq!(std::fs::read(&target).unwrap(), b"precious");
+    }
+}
