@@ -1,3 +1,201 @@
-//! Migrations: numbered steps from one on-disk format to the next.
+//! Migrations: numbered steps from one on-disk format to the next, each alone in its file.
+//!
+//! A step reads the store of its format and writes one of the next into an empty directory. The
+//! runner puts that in the place of the old one. It can be interrupted at any moment:
+//!
+//! ```text
+//! STORE/migration/            being written: not yet a store, thrown away when found
+//! STORE/migration/FORMAT      written last: complete, takes the old one's place when found
+//! ```
+//!
+//! Taking the place is a chain of renamings, each of which is skipped if it is done already:
+//! the old packs go to `migration/old-packs`, the new ones to `packs`, the new FORMAT replaces the
+//! old, and what is left of `migration` is removed. The index belongs to the old packs and goes
+//! first; it is rebuilt when the store is opened.
+//!
+//! Adding a format: write `NNNN_what.rs` with a function like [`Step::apply`], list it in
+//! [`STEPS`], and put a fixture store of the format under `tests/fixtures`.
+
 #[path = "0001_create.rs"]
 pub(crate) mod create;
+
+use std::path::Path;
+
+use crate::store::error::StoreError;
+use crate::store::format::{self, FORMAT_FILE};
+use crate::store::open::{INDEX_DIR, PACKS_DIR};
+use crate::sys::file;
+
+/// A way from one format to the next.
+pub(crate) struct Step {
+    /// The format it reads; it writes the one after it.
+    pub(crate) from: u32,
+    /// Reads the store in the first directory and writes packs and FORMAT into the second, which
+    /// is empty: the packs first, everything durable, FORMAT last.
+    pub(crate) apply: fn(&Path, &Path) -> Result<(), StoreError>,
+}
+
+/// All steps there are. Format 1 is the first, so there is none yet.
+pub(crate) const STEPS: &[Step] = &[];
+
+const MIGRATION_DIR: &str = "migration";
+const OLD_PACKS_DIR: &str = "old-packs";
+
+/// Brings `store`, whose lock the caller holds, to the format `to`.
+pub(crate) fn run(store: &Path, steps: &[Step], to: u32) -> Result<(), StoreError> {
+    finish_interrupted(store)?;
+    loop {
+        let from = format::version(store)?;
+        if from >= to {
+            return Ok(());
+        }
+        let step = steps.iter().find(|step| step.from == from);
+        let step = step.ok_or_else(|| StoreError::NotAStore {
+            path: store.to_owned(),
+            why: format!("its format {from} was never released, and no migration knows it"),
+        })?;
+        tracing::info!("migrating {} from format {from} to {}", store.display(), from + 1);
+        let new = store.join(MIGRATION_DIR);
+        file::create_dir(&new).map_err(StoreError::io("create", &new))?;
+        (step.apply)(store, &new)?;
+        finish_interrupted(store)?;
+    }
+}
+
+/// Throws an incomplete migration away, and puts a complete one in the place of the old store.
+pub(crate) fn finish_interrupted(store: &Path) -> Result<(), StoreError> {
+    let new = store.join(MIGRATION_DIR);
+    if !new.is_dir() {
+        return Ok(());
+    }
+    let (packs, new_packs, old_packs) = (store.join(PACKS_DIR), new.join(PACKS_DIR), new.join(OLD_PACKS_DIR));
+    let durable = |dir: &Path| file::sync_dir(dir).map_err(StoreError::io("make durable", dir));
+    if new.join(FORMAT_FILE).is_file() {
+        let rename = |from: &Path, to: &Path| {
+            std::fs::rename(from, to).map_err(StoreError::io("give its new place to", from))?;
+            durable(store)?;
+            durable(&new)
+        };
+        remove(&store.join(INDEX_DIR))?;
+        if new_packs.is_dir() {
+            if !old_packs.is_dir() {
+                rename(&packs, &old_packs)?;
+            }
+            rename(&new_packs, &packs)?;
+        }
+        rename(&new.join(FORMAT_FILE), &store.join(FORMAT_FILE))?;
+    }
+    remove(&new)?;
+    durable(store)
+}
+
+fn remove(dir: &Path) -> Result<(), StoreError> {
+    match std::fs::remove_dir_all(dir) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(StoreError::io("remove", dir)(error)),
+        _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{CaptureOptions, Store};
+    use std::path::PathBuf;
+
+    /// A made-up step: copies the packs and writes a FORMAT of the next version.
+    fn copy_and_raise(old: &Path, new: &Path) -> Result<(), StoreError> {
+        let packs = new.join(PACKS_DIR);
+        file::create_dir(&packs).map_err(StoreError::io("create", &packs))?;
+        for entry in std::fs::read_dir(old.join(PACKS_DIR)).unwrap() {
+            let entry = entry.unwrap();
+            std::fs::copy(entry.path(), packs.join(entry.file_name())).unwrap();
+        }
+        let mut format = format::Format::read_any(old)?;
+        format.version += 1;
+        format.write(new)
+    }
+
+    fn fails(_: &Path, new: &Path) -> Result<(), StoreError> {
+        file::create_dir(&new.join(PACKS_DIR)).unwrap();
+        std::fs::write(new.join(PACKS_DIR).join("00000001.pack"), "half a pack").unwrap();
+        Err(StoreError::WriteFailedMeanwhile)
+    }
+
+    const MADE_UP: &[Step] =
+        &[Step { from: 1, apply: copy_and_raise }, Step { from: 2, apply: copy_and_raise }];
+
+    /// A store with a snapshot in it, and the bytes of its packs and FORMAT.
+    fn store(dir: &Path) -> (PathBuf, Vec<(PathBuf, Vec<u8>)>) {
+        let path = dir.join("store");
+        let store = Store::options().create(&path).unwrap();
+        store.process("p").capture(&[7u8; 100_000], &CaptureOptions::default()).unwrap();
+        drop(store);
+        let content = content(&path);
+        (path, content)
+    }
+
+    fn content(store: &Path) -> Vec<(PathBuf, Vec<u8>)> {
+        let mut files = vec![store.join(FORMAT_FILE)];
+        files.extend(std::fs::read_dir(store.join(PACKS_DIR)).unwrap().map(|entry| entry.unwrap().path()));
+        files.sort();
+        files.into_iter().map(|path| (path.clone(), std::fs::read(&path).unwrap())).collect()
+    }
+
+    #[test]
+    fn the_runner_walks_from_any_older_format_to_this_one() {
+        let dir = tempfile::tempdir().unwrap();
+        let (store, before) = store(dir.path());
+        run(&store, MADE_UP, 3).unwrap();
+        assert_eq!(format::version(&store).unwrap(), 3);
+        let after = content(&store);
+        assert_eq!(after.len(), before.len());
+        assert_eq!(after[1..], before[1..], "the packs are those that the steps wrote");
+        assert!(!store.join(MIGRATION_DIR).exists());
+        run(&store, MADE_UP, 3).unwrap();
+        assert_eq!(content(&store), after, "doing it again does nothing");
+    }
+
+    #[test]
+    fn a_step_that_fails_leaves_the_old_store_whole() {
+        let dir = tempfile::tempdir().unwrap();
+        let (path, before) = store(dir.path());
+        run(&path, &[Step { from: 1, apply: fails }], 2).unwrap_err();
+        assert_eq!(content(&path), before);
+        assert_eq!(Store::open(&path).unwrap().snapshots().len(), 1);
+        assert!(!path.join(MIGRATION_DIR).exists(), "opening throws what is incomplete away");
+        run(&path, MADE_UP, 2).unwrap();
+        assert_eq!(format::version(&path).unwrap(), 2);
+    }
+
+    #[test]
+    fn taking_the_place_goes_on_wherever_it_was_interrupted() {
+        for done in 0..4 {
+            let dir = tempfile::tempdir().unwrap();
+            let (store, before) = store(dir.path());
+            let new = store.join(MIGRATION_DIR);
+            file::create_dir(&new).unwrap();
+            copy_and_raise(&store, &new).unwrap();
+            if done > 0 {
+                remove(&store.join(INDEX_DIR)).unwrap();
+            }
+            if done > 1 {
+                std::fs::rename(store.join(PACKS_DIR), new.join(OLD_PACKS_DIR)).unwrap();
+            }
+            if done > 2 {
+                std::fs::rename(new.join(PACKS_DIR), store.join(PACKS_DIR)).unwrap();
+            }
+            finish_interrupted(&store).unwrap();
+            assert_eq!(format::version(&store).unwrap(), 2, "after {done} steps");
+            assert_eq!(content(&store)[1..], before[1..], "after {done} steps");
+            assert!(!new.exists());
+        }
+    }
+
+    #[test]
+    fn a_format_that_no_step_knows_is_an_honest_error() {
+        let dir = tempfile::tempdir().unwrap();
+        let (store, before) = store(dir.path());
+        run(&store, &MADE_UP[1..], 3).unwrap_err();
+        assert_eq!(content(&store), before);
+    }
+}

@@ -39,7 +39,6 @@ pub(crate) struct Ingest<'a> {
     populated: Vec<Vec<Range<u64>>>,
     /// For each mapping what is left out.
     excluded: Vec<Vec<Range<u64>>>,
-    starts: Vec<u64>,
     meter: Meter<'a>,
     failure: Mutex<Option<Error>>,
     unreadable: Mutex<Vec<AddressRange>>,
@@ -115,7 +114,6 @@ impl<'a> Ingest<'a> {
             tables,
             populated,
             excluded,
-            starts: space.mappings().iter().map(|mapping| mapping.range.start()).collect(),
             meter: progress.begin(total_bytes),
             failure: Mutex::default(),
             unreadable: Mutex::default(),
@@ -246,7 +244,11 @@ impl<'a> Ingest<'a> {
 
     /// Keeps the first error there is.
     fn note(&self, result: Result<(), Error>) -> Option<()> {
-        result.map_err(|error| drop(lock(&self.failure).get_or_insert(error))).ok()
+        result
+            .map_err(|error| {
+                lock(&self.failure).get_or_insert(error);
+            })
+            .ok()
     }
 
     fn excluded_in(&self, piece: &Piece) -> impl Iterator<Item = Range<u64>> + '_ {
@@ -315,6 +317,7 @@ impl<'a> Ingest<'a> {
                 // The parent is damaged. Looked up in the store, everything is found or stored anew.
                 Err(error) if error.is_damage() => {
                     tracing::warn!("{error}");
+                    self.shared.set_damage_known(true);
                     Vec::new()
                 }
                 Err(error) => return Err(error.into()),

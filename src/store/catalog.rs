@@ -9,7 +9,6 @@ use std::sync::Arc;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
-use super::error::StoreError;
 use super::location::Location;
 use crate::record::{self, Note, Record, SnapshotId};
 

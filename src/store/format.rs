@@ -10,7 +10,7 @@
 //! ```
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use super::error::StoreError;
 use crate::codec::Codec;
@@ -112,40 +112,58 @@ impl Format {
         file::write_whole(&path, self.text().as_bytes()).map_err(StoreError::io("write", path))
     }
 
-    /// Reads the file. Says whether the store is one at all, and not whether its version is ours.
-    ///
-    /// The version line is read before the check, so that a newer format may change the rest.
+    /// Reads the file of a store that is not newer than this program.
     pub(crate) fn read(store: &Path) -> Result<Format, StoreError> {
-        let not_a_store = |why: &str| StoreError::NotAStore { path: store.to_owned(), why: why.to_owned() };
-        let path = store.join(FORMAT_FILE);
-        let metadata = fs::metadata(store).map_err(|error| match error.kind() {
-            std::io::ErrorKind::NotFound => {
-                not_a_store("there is nothing; `stillframe init` or the first capture creates one")
-            }
-            _ => StoreError::io("open", store)(error),
-        })?;
-        if !metadata.is_dir() {
-            return Err(not_a_store("it is a file; a store is a directory"));
-        }
-        let text = match file::read_bounded(&path, 64 * 1024) {
-            Ok(bytes) => String::from_utf8_lossy(&bytes).into_owned(),
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-                return Err(not_a_store("the directory has no FORMAT file"));
-            }
-            Err(error) => return Err(StoreError::io("read", path)(error)),
-        };
-        let damaged = |detail| StoreError::FormatFile { path: path.clone(), detail };
-        let mut lines = text.lines();
-        if lines.next() != Some(FIRST_LINE) {
-            return Err(damaged(format!("its first line is not {FIRST_LINE:?}")));
-        }
-        let version = lines.next().and_then(|line| line.strip_prefix("format = ")?.parse::<u32>().ok());
-        if let Some(found) = version.filter(|found| *found > FORMAT_VERSION) {
+        let (path, text, found) = read_text(store)?;
+        if found > FORMAT_VERSION {
             let supported = FORMAT_VERSION;
             return Err(StoreError::NewerFormat { path: store.to_owned(), found, supported });
         }
-        Format::parse(&text).map_err(damaged)
+        Format::parse(&text).map_err(|detail| StoreError::FormatFile { path, detail })
     }
+
+    /// Reads the file whatever version it is of.
+    #[cfg(test)]
+    pub(crate) fn read_any(store: &Path) -> Result<Format, StoreError> {
+        let (path, text, _) = read_text(store)?;
+        Format::parse(&text).map_err(|detail| StoreError::FormatFile { path, detail })
+    }
+}
+
+/// The version of the store at `store`, if it is one.
+pub(crate) fn version(store: &Path) -> Result<u32, StoreError> {
+    Ok(read_text(store)?.2)
+}
+
+/// The file's path, its text, and the version in it: which is read before the check, so that a newer
+/// format may change the rest.
+fn read_text(store: &Path) -> Result<(PathBuf, String, u32), StoreError> {
+    let not_a_store = |why: &str| StoreError::NotAStore { path: store.to_owned(), why: why.to_owned() };
+    let path = store.join(FORMAT_FILE);
+    let metadata = fs::metadata(store).map_err(|error| match error.kind() {
+        std::io::ErrorKind::NotFound => {
+            not_a_store("there is nothing; `stillframe init` or the first capture creates one")
+        }
+        _ => StoreError::io("open", store)(error),
+    })?;
+    if !metadata.is_dir() {
+        return Err(not_a_store("it is a file; a store is a directory"));
+    }
+    let text = match file::read_bounded(&path, 64 * 1024) {
+        Ok(bytes) => String::from_utf8_lossy(&bytes).into_owned(),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+            return Err(not_a_store("the directory has no FORMAT file"));
+        }
+        Err(error) => return Err(StoreError::io("read", path)(error)),
+    };
+    let damaged = |detail| StoreError::FormatFile { path: path.clone(), detail };
+    let mut lines = text.lines();
+    if lines.next() != Some(FIRST_LINE) {
+        return Err(damaged(format!("its first line is not {FIRST_LINE:?}")));
+    }
+    let version = lines.next().and_then(|line| line.strip_prefix("format = ")?.parse::<u32>().ok());
+    let version = version.ok_or_else(|| damaged("its second line does not give the format".to_owned()))?;
+    Ok((path, text, version))
 }
 
 #[cfg(test)]

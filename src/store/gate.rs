@@ -4,17 +4,20 @@
 //! record is durable no snapshot shows that the region is needed. So:
 //!
 //! - a capture *pins* a hash before it looks the hash up, both inside the gate, and pins its
-//!   parent (regions equal to the parent's are not looked up at all);
+//!   parent as a whole (regions equal to the parent's are not looked up at all); whoever reads a
+//!   snapshot pins it too;
 //! - what was appended since the oldest running capture began lies past gc's *horizon* and is kept;
-//! - gc reads pins before roots: a capture that ends in between has its record among the roots;
-//! - pins of captures that end while gc marks are handed over to gc;
-//! - at the end of marking gc closes the gate for a moment, adds all pins, and publishes what is
-//!   *condemned*. From then on a look-up of a condemned hash finds nothing, and the capture stores
-//!   the region anew, past the horizon.
+//! - while gc marks, pins that are given up are handed over to it;
+//! - at the end of marking gc closes the gate for a moment. If there are pinned snapshots that it
+//!   has not marked it opens the gate, marks them and tries again. Else it adds the pinned hashes
+//!   and publishes what is *condemned*. From then on a look-up of a condemned hash finds nothing,
+//!   and the capture stores the region anew, past the horizon.
 //!
-//! Whoever reads a snapshot pins it too.
+//! A snapshot that became durable after gc had read its roots is safe without being marked: what it
+//! refers to lies past the horizon, or was pinned by its capture, or is its parent's, which its
+//! capture had pinned too.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
 use super::index::Tree;
@@ -34,8 +37,14 @@ struct Pins {
     next_capture: u64,
     captures: HashMap<u64, CapturePins>,
     snapshots: HashMap<SnapshotId, usize>,
-    /// While gc marks: the pins of captures that ended meanwhile.
-    handed_over: Option<Vec<u64>>,
+    /// While gc marks: the pins that were given up meanwhile.
+    handed_over: Option<HandedOver>,
+}
+
+#[derive(Default)]
+struct HandedOver {
+    prefixes: Vec<u64>,
+    snapshots: HashSet<SnapshotId>,
 }
 
 struct CapturePins {
@@ -93,28 +102,39 @@ impl Gate {
         SnapshotGuard { gate: self.clone(), id }
     }
 
-    /// For gc: the horizon, and the pinned snapshots. To be called before the roots are read.
-    pub(crate) fn begin_gc(&self, position: impl FnOnce() -> Position) -> (Position, Vec<SnapshotId>) {
+    /// For gc: begins to collect pins and returns the horizon. `position` tells where the packs end.
+    pub(crate) fn begin_gc(&self, position: impl FnOnce() -> Position) -> Position {
         let mut pins = self.pins();
-        pins.handed_over = Some(Vec::new());
+        pins.handed_over = Some(HandedOver::default());
         let began = pins.captures.values().map(|capture| capture.began).min();
         let now = position();
-        (began.map_or(now, |began| began.min(now)), pins.snapshots.keys().copied().collect())
+        began.map_or(now, |began| began.min(now))
     }
 
-    /// For gc: adds all pins to the marks and publishes what is condemned.
-    pub(crate) fn condemn(&self, mut condemned: Condemned) -> Arc<Condemned> {
+    /// For gc: adds all pins to the marks and publishes what is condemned; or, where pinned
+    /// snapshots are not among the `marked`, gives everything back and names them.
+    pub(crate) fn condemn(
+        &self,
+        mut condemned: Condemned,
+        marked: &HashSet<SnapshotId>,
+    ) -> Result<Arc<Condemned>, (Condemned, Vec<SnapshotId>)> {
         let mut published = self.condemned.write().unwrap_or_else(PoisonError::into_inner);
-        let mut pins = self.pins();
+        let pins = &mut *self.pins();
+        let gone = pins.handed_over.get_or_insert_default().snapshots.iter();
+        let unmarked: Vec<SnapshotId> =
+            gone.chain(pins.snapshots.keys()).filter(|id| !marked.contains(id)).copied().collect();
+        if !unmarked.is_empty() {
+            return Err((condemned, unmarked));
+        }
         let handed_over = pins.handed_over.take().unwrap_or_default();
         let running = pins.captures.values().flat_map(|capture| &capture.prefixes);
-        for prefix in running.chain(&handed_over) {
+        for prefix in running.chain(&handed_over.prefixes) {
             condemned.regions.mark_prefix(*prefix);
             condemned.objects.mark_prefix(*prefix);
         }
         let condemned = Arc::new(condemned);
         *published = Some(condemned.clone());
-        condemned
+        Ok(condemned)
     }
 
     /// For gc: everything condemned is gone, or gc gave up.
@@ -141,7 +161,7 @@ impl Drop for CaptureGuard<'_> {
         if let Some(capture) = pins.captures.remove(&self.number)
             && let Some(handed_over) = &mut pins.handed_over
         {
-            handed_over.extend(capture.prefixes);
+            handed_over.prefixes.extend(capture.prefixes);
         }
     }
 }
@@ -153,6 +173,9 @@ impl Drop for SnapshotGuard {
             *count -= 1;
             if *count == 0 {
                 pins.snapshots.remove(&self.id);
+                if let Some(handed_over) = &mut pins.handed_over {
+                    handed_over.snapshots.insert(self.id);
+                }
             }
         }
     }

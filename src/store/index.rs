@@ -13,6 +13,7 @@
 //!            't' snapshot id        location of a tombstone whose record is gone
 //! meta       'p' pack number (BE)   indexed bytes (u64)
 //!            "schema"               schema version and store id
+//!            "damage"               there only while there is known damage
 //! ```
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -37,6 +38,15 @@ const SCHEMA: u8 = 1;
 /// What sled may keep of its pages in memory. Its own bookkeeping comes on top: some 110 bytes an
 /// entry once all were touched.
 const CACHE_BYTES: u64 = 32 << 20;
+
+/// What an entry takes on the disk when it was inserted in order (measured: 176 to 190 bytes).
+const ENTRY_BYTES: usize = 190;
+
+/// What a snapshot takes there, generously.
+const SNAPSHOT_BYTES: usize = 1024;
+
+/// What an empty database takes there.
+const MIN_BYTES: u64 = 1 << 20;
 
 /// The open database.
 pub(crate) struct Index {
@@ -137,9 +147,11 @@ impl Index {
         })
     }
 
-    /// How many entries there are. Cost: reads them all.
-    pub(crate) fn count(&self, tree: Tree) -> u64 {
-        self.tree(tree).len() as u64
+    /// Whether the database takes far more disk than its entries need. Cost: reads them all.
+    pub(crate) fn is_bloated(&self) -> bool {
+        let entries = self.regions.len() + self.objects.len();
+        let needed_bytes = entries * ENTRY_BYTES + self.snapshots.len() * SNAPSHOT_BYTES;
+        self.disk_bytes() > 2 * needed_bytes as u64 + MIN_BYTES
     }
 
     /// All keys and values of the snapshots tree.
@@ -178,6 +190,21 @@ impl Index {
         match indexed_bytes {
             Some(bytes) => self.meta.insert(key, &bytes.to_le_bytes()),
             None => self.meta.remove(key),
+        }
+        .map(drop)
+        .map_err(failed("be written"))
+    }
+
+    /// Whether there is known damage.
+    pub(crate) fn damage_known(&self) -> bool {
+        self.meta.contains_key("damage").unwrap_or(true)
+    }
+
+    /// Remembers whether there is known damage.
+    pub(crate) fn set_damage_known(&self, known: bool) -> Result<(), StoreError> {
+        match known {
+            true => self.meta.insert("damage", &[] as &[u8]),
+            false => self.meta.remove("damage"),
         }
         .map(drop)
         .map_err(failed("be written"))

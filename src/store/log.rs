@@ -168,11 +168,6 @@ impl Log {
         self.packs.read().unwrap_or_else(PoisonError::into_inner).values().cloned().collect()
     }
 
-    /// How many bytes all packs have.
-    pub(crate) fn length_bytes(&self) -> u64 {
-        self.packs().iter().map(|pack| pack.length_bytes()).sum()
-    }
-
     /// Where an object is that may not be in the index yet.
     pub(crate) fn pending(&self, tree: Tree, hash: &Hash) -> Option<Location> {
         let pending = self.pending.read().unwrap_or_else(PoisonError::into_inner);

@@ -13,6 +13,7 @@
 //! what a running capture refers to.
 
 pub(crate) mod catalog;
+pub(crate) mod compact;
 pub(crate) mod error;
 pub(crate) mod format;
 pub(crate) mod gate;
@@ -111,7 +112,8 @@ pub(crate) struct Shared {
     pub(crate) path: PathBuf,
     pub(crate) format: Format,
     pub(crate) log: Log,
-    index: RwLock<Arc<Index>>,
+    /// `None` only after it could not be opened again.
+    index: RwLock<Option<Arc<Index>>>,
     catalog: RwLock<Catalog>,
     pub(crate) gate: Arc<Gate>,
     /// One lock a process: captures of the same process queue.
@@ -224,6 +226,7 @@ impl Store {
     }
 
     pub(crate) fn open_locked(path: &Path, lock: Lock, rebuild: bool) -> Result<Store, StoreError> {
+        crate::migrations::finish_interrupted(path)?;
         let format = Format::read(path)?;
         if format.version < FORMAT_VERSION {
             let (found, supported) = (format.version, FORMAT_VERSION);
@@ -235,14 +238,14 @@ impl Store {
             path: path.to_owned(),
             log: Log::new(path.join(open::PACKS_DIR), format.clone(), opened.packs, opened.active),
             format,
-            index: RwLock::new(Arc::new(opened.index)),
             catalog: RwLock::new(opened.catalog),
             gate: Arc::default(),
             lanes: Mutex::default(),
             collecting: Mutex::default(),
             tasks: Mutex::new(Some(tasks)),
             early_sync_asked: AtomicBool::new(false),
-            damage_known: AtomicBool::new(false),
+            damage_known: AtomicBool::new(opened.index.damage_known()),
+            index: RwLock::new(Some(Arc::new(opened.index))),
             unusable: opened.unusable,
             index_rebuilt: opened.index_rebuilt,
             _lock: lock,
@@ -279,17 +282,13 @@ impl std::fmt::Debug for Store {
 }
 
 impl Shared {
-    pub(crate) fn index(&self) -> Arc<Index> {
-        self.index.read().unwrap_or_else(PoisonError::into_inner).clone()
-    }
-
-    /// Puts another index in the place of the present one, which `swap` gets and closes.
-    pub(crate) fn swap_index(
-        &self,
-        swap: impl FnOnce(Arc<Index>) -> Result<Index, (Option<Arc<Index>>, StoreError)>,
-    ) -> Result<(), StoreError> {
-        let _ = swap;
-        Ok(())
+    /// The index. Only while it is being replaced nobody has it.
+    pub(crate) fn index(&self) -> Result<Arc<Index>, StoreError> {
+        let index = self.index.read().unwrap_or_else(PoisonError::into_inner);
+        index.clone().ok_or_else(|| StoreError::Index {
+            action: "be used",
+            detail: "it could not be opened again after it was rewritten".to_owned(),
+        })
     }
 
     pub(crate) fn catalog(&self) -> RwLockReadGuard<'_, Catalog> {
@@ -311,7 +310,7 @@ impl Shared {
         // First the pending ones: an object leaves them only when the index has it.
         match self.log.pending(tree, hash) {
             Some(location) => Ok(Some(location)),
-            None => self.index().get(tree, hash),
+            None => self.index()?.get(tree, hash),
         }
     }
 
@@ -373,6 +372,35 @@ impl Shared {
         let _ = wait.recv();
     }
 
+    /// Writes the index into a fresh database if it takes much more space than its entries need.
+    pub(crate) fn rewrite_index_if_bloated(&self) {
+        let (done, wait) = crossbeam_channel::bounded(1);
+        self.ask(Task::RewriteIndex(done));
+        let _ = wait.recv();
+    }
+
+    /// Puts another index in the place of the present one. `replace` may run only when nobody else
+    /// uses the index; does nothing if that takes too long to come about.
+    fn replace_index(
+        &self,
+        replace: impl FnOnce(Index) -> Result<Index, StoreError>,
+    ) -> Result<(), StoreError> {
+        let mut index = self.index.write().unwrap_or_else(PoisonError::into_inner);
+        let Some(mut old) = index.take() else { return Ok(()) };
+        for _ in 0..1000 {
+            match Arc::try_unwrap(old) {
+                Ok(old) => {
+                    *index = Some(Arc::new(replace(old)?));
+                    return Ok(());
+                }
+                Err(shared) => old = shared,
+            }
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        *index = Some(old);
+        Ok(())
+    }
+
     /// Appends facts and makes them, and all that was appended before, durable.
     fn commit(&self, facts: Vec<(Kind, Vec<u8>, FactAt)>, failures_before: u64) -> Result<u64, StoreError> {
         let added_bytes = self.log.append_facts(facts, failures_before)?;
@@ -415,10 +443,9 @@ impl Shared {
 
     /// Commits that snapshots are forgotten.
     pub(crate) fn commit_tombstones(&self, ids: &[SnapshotId]) -> Result<(), StoreError> {
-        let time = Timestamp::now();
         let facts = ids.iter().map(|id| {
             let id = *id;
-            let bytes = encode(Kind::Tombstone, &Tombstone { snapshot: id, time })?;
+            let bytes = encode_tombstone(id)?;
             let fact: FactAt = Box::new(move |location| Fact::Tombstone(id, location));
             Ok((Kind::Tombstone, bytes, fact))
         });
@@ -431,13 +458,26 @@ impl Shared {
         self.damage_known.load(Ordering::Relaxed)
     }
 
-    /// Takes a damaged object out of the index, so that it is stored anew when it is captured again.
-    pub(crate) fn forget_damaged(&self, tree: Tree, hash: &Hash, location: Location) {
-        self.damage_known.store(true, Ordering::Relaxed);
-        if let Err(error) = self.index().replace(tree, hash, location, None) {
+    /// Remembers, also after a reopening, whether there is damage.
+    pub(crate) fn set_damage_known(&self, known: bool) {
+        self.damage_known.store(known, Ordering::Relaxed);
+        if let Err(error) = self.index().and_then(|index| index.set_damage_known(known)) {
             tracing::warn!("{error}");
         }
     }
+
+    /// Takes a damaged object out of the index, so that it is stored anew when it is captured again.
+    pub(crate) fn forget_damaged(&self, tree: Tree, hash: &Hash, location: Location) {
+        self.set_damage_known(true);
+        if let Err(error) = self.index().and_then(|index| index.replace(tree, hash, location, None)) {
+            tracing::warn!("{error}");
+        }
+    }
+}
+
+/// The stored bytes of a tombstone of now.
+pub(crate) fn encode_tombstone(snapshot: SnapshotId) -> Result<Vec<u8>, StoreError> {
+    encode(Kind::Tombstone, &Tombstone { snapshot, time: Timestamp::now() })
 }
 
 fn note(note: Note) -> Result<(Kind, Vec<u8>, FactAt), StoreError> {

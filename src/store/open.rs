@@ -182,6 +182,7 @@ fn catch_up(
                             break;
                         }
                         damaged = true;
+                        index.set_damage_known(true)?;
                         tracing::warn!("pack {} is damaged at byte {offset_bytes}: {why}", pack.number);
                     }
                 }

@@ -212,6 +212,19 @@ fn read_header(
     })
 }
 
+/// Whether bytes begin with a header that is in order. Of a file that is not a usable pack of this
+/// store that means that it belongs to another one.
+pub(crate) fn is_foreign(bytes: &[u8]) -> bool {
+    let Some(fixed) = bytes.first_chunk::<FIXED_HEADER_BYTES>() else { return false };
+    let replaced = u32::from_le_bytes([fixed[36], fixed[37], fixed[38], fixed[39]]);
+    let whole = usize::try_from(header_bytes(replaced as usize)).ok().and_then(|length| bytes.get(..length));
+    whole.is_some_and(|whole| {
+        let mut whole = whole.to_vec();
+        whole[40..44].fill(0);
+        fixed.starts_with(MAGIC) && fixed[40..44] == crc32c::crc32c(&whole).to_le_bytes()
+    })
+}
+
 /// What a scan of a pack comes upon.
 pub(crate) enum Scanned<'a> {
     /// A whole object.

@@ -88,6 +88,13 @@ impl<'a> Reader<'a> {
         self.decode(&map, at, &header, &mut plain, Check::Full)
     }
 
+    /// What kind of object its header says is at a place.
+    pub(crate) fn kind_at(&mut self, location: Location) -> Option<Kind> {
+        let map = self.shared.log.pack(location.pack)?.bytes(location.end_bytes()).ok()?;
+        let at = usize::try_from(location.offset_bytes).ok()?;
+        Header::read(map.get(at..)?).ok().map(|header| header.kind)
+    }
+
     fn find(&mut self, kind: Kind, hash: &Hash) -> Result<(Arc<Mmap>, usize, Header), StoreError> {
         if let Some((_, map)) = &self.open
             && let Some(rest) = map.get(self.next_bytes..)

@@ -2,6 +2,7 @@
 //!
 //! Nobody who captures waits for the index, unless it falls very far behind.
 
+use std::path::Path;
 use std::sync::Arc;
 use std::thread::JoinHandle;
 
@@ -9,9 +10,10 @@ use crossbeam_channel::{Receiver, Sender};
 
 use super::Shared;
 use super::error::StoreError;
-use super::index::Tree;
+use super::index::{Index, Tree};
 use super::location::Location;
 use super::log::{Durable, Unsynced};
+use super::open::{INDEX_DIR, UNFINISHED};
 use crate::hash::Hash;
 
 /// So many entries are inserted before look-ups turn to the index for them.
@@ -23,6 +25,9 @@ pub(crate) enum Task {
     Settle(Durable),
     /// Make durable what was appended meanwhile.
     SyncEarly,
+    /// Write the index into a fresh database if it has bloated. Done here, where nobody else
+    /// changes it.
+    RewriteIndex(Sender<()>),
     /// Say when everything before this is done.
     Barrier(Sender<()>),
 }
@@ -47,15 +52,23 @@ pub(crate) fn start(shared: Arc<Shared>, tasks: Receiver<Task>) -> std::io::Resu
                         tracing::warn!("{error}");
                     }
                 }
-                // Whoever waits may have gone.
-                Task::Barrier(done) => drop(done.send(())),
+                Task::RewriteIndex(done) => {
+                    if let Err(error) = rewrite(&shared) {
+                        tracing::warn!("the index could not be rewritten: {error}");
+                    }
+                    let _ = done.send(());
+                }
+                Task::Barrier(done) => {
+                    // Whoever waits may have gone.
+                    let _ = done.send(());
+                }
             }
         }
     })
 }
 
 fn settle(shared: &Shared, durable: Durable) -> Result<(), StoreError> {
-    let index = shared.index();
+    let index = shared.index()?;
     let mut objects: Vec<(Tree, Hash, Location)> = Vec::new();
     let mut snapshots = Vec::new();
     for entry in durable.entries {
@@ -79,4 +92,31 @@ fn settle(shared: &Shared, durable: Durable) -> Result<(), StoreError> {
         index.set_watermark(end.pack, Some(end.offset_bytes))?;
     }
     Ok(())
+}
+
+fn rewrite(shared: &Shared) -> Result<(), StoreError> {
+    if !shared.index()?.is_bloated() {
+        return Ok(());
+    }
+    let (path, new) = (shared.path.join(INDEX_DIR), shared.path.join(INDEX_DIR).with_extension(UNFINISHED));
+    remove(&new)?;
+    let fresh = Index::open(&new, shared.format.id)?;
+    shared.index()?.copy_to(&fresh)?;
+    drop(fresh);
+    shared.replace_index(|old| {
+        drop(old);
+        // Should this end half-way there is no index, and the next open builds it from the packs.
+        remove(&path)?;
+        std::fs::rename(&new, &path).map_err(StoreError::io("give its name to", &path))?;
+        Index::open(&path, shared.format.id)
+    })?;
+    // Still there only if the old index was in use for too long.
+    remove(&new)
+}
+
+fn remove(dir: &Path) -> Result<(), StoreError> {
+    match std::fs::remove_dir_all(dir) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(StoreError::io("remove", dir)(error)),
+        _ => Ok(()),
+    }
 }

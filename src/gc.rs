@@ -1,0 +1,374 @@
+//! Gc: what no snapshot needs any more is given back.
+//!
+//! Mark, condemn, drop, compact; `store/gate.rs` says why captures can go on meanwhile. It needs 8
+//! bytes of memory for each region and object, beside what the index takes.
+
+use std::collections::{BTreeMap, HashSet};
+use std::sync::{Arc, PoisonError};
+use std::time::{Duration, Instant};
+
+use crate::address_space::AddressSpace;
+use crate::error::Error;
+use crate::hash::Hash;
+use crate::progress::{Meter, Progress};
+use crate::record::SnapshotId;
+use crate::store::catalog::Entry;
+use crate::store::compact::{self, Compacted};
+use crate::store::error::StoreError;
+use crate::store::gate::Condemned;
+use crate::store::index::{Index, Tree};
+use crate::store::location::{Location, Position};
+use crate::store::marks::{Marked, Marks};
+use crate::store::object::{self, Header, Kind};
+use crate::store::pack::{self, Pack};
+use crate::store::read::{Check, Reader};
+use crate::store::{Shared, Store, encode_tombstone};
+use crate::table;
+
+/// How to collect.
+#[derive(Clone, Debug)]
+pub struct GcOptions {
+    /// Only find out what would be given back.
+    pub dry_run: bool,
+    /// Packs are rewritten when more than this share of them is unused, in percent. Less means
+    /// less space wasted and more copying.
+    pub max_unused_percent: u8,
+    /// Watches it.
+    pub progress: Progress,
+}
+
+impl Default for GcOptions {
+    fn default() -> Self {
+        GcOptions { dry_run: false, max_unused_percent: 10, progress: Progress::default() }
+    }
+}
+
+/// What gc did, or with `dry_run` would do.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct GcStats {
+    /// Regions that snapshots need.
+    pub live_regions: u64,
+    /// Regions that none needs; they are dropped from the index.
+    pub dead_regions: u64,
+    /// By how much the packs shrank.
+    pub freed_bytes: u64,
+    /// Packs that are gone and had nothing to keep.
+    pub packs_removed: u64,
+    /// Packs that are gone and of which something was copied.
+    pub packs_rewritten: u64,
+    /// How long it took.
+    pub elapsed: Duration,
+}
+
+impl Store {
+    /// Gives back what no snapshot needs. Captures and restores may go on meanwhile.
+    ///
+    /// Cost: reads the tables of all snapshots, distinct ones once; copies what is still needed
+    /// of the packs that it rewrites.
+    ///
+    /// # Errors
+    ///
+    /// When the store cannot be read or written. If a table is damaged nobody can know what it
+    /// needed, and nothing is collected.
+    pub fn gc(&self, options: &GcOptions) -> Result<GcStats, Error> {
+        let started = Instant::now();
+        let shared = &**self.shared();
+        let _one_at_a_time = shared.collecting.lock().unwrap_or_else(PoisonError::into_inner);
+        let collecting = Collecting::begin(shared);
+        let mut stats = match options.dry_run {
+            true => collecting.plan(&HashSet::new(), options)?,
+            false => collecting.collect(options)?,
+        };
+        drop(collecting);
+        if !options.dry_run {
+            shared.rewrite_index_if_bloated();
+        }
+        stats.elapsed = started.elapsed();
+        Ok(stats)
+    }
+
+    /// By how much the packs would shrink in a [`gc`](Self::gc) with default options if these
+    /// snapshots were forgotten.
+    ///
+    /// # Errors
+    ///
+    /// As [`gc`](Self::gc).
+    pub fn freeable_bytes(&self, forgotten: &[SnapshotId]) -> Result<u64, Error> {
+        let shared = &**self.shared();
+        let _one_at_a_time = shared.collecting.lock().unwrap_or_else(PoisonError::into_inner);
+        let forgotten = forgotten.iter().copied().collect();
+        Ok(Collecting::begin(shared).plan(&forgotten, &GcOptions::default())?.freed_bytes)
+    }
+}
+
+/// A gc under way. Dropping it opens the gate again.
+struct Collecting<'a> {
+    shared: &'a Shared,
+    horizon: Position,
+}
+
+impl Drop for Collecting<'_> {
+    fn drop(&mut self) {
+        self.shared.gate.end_gc();
+    }
+}
+
+impl<'a> Collecting<'a> {
+    fn begin(shared: &'a Shared) -> Collecting<'a> {
+        let horizon = shared.gate.begin_gc(|| shared.log.position());
+        Collecting { shared, horizon }
+    }
+
+    /// What collecting would do if these were forgotten.
+    fn plan(&self, forgotten: &HashSet<SnapshotId>, options: &GcOptions) -> Result<GcStats, Error> {
+        let mut marking = Marking::begin(self.shared, &options.progress)?;
+        let live: Vec<SnapshotId> = self.shared.catalog().all_live().map(|(id, _)| *id).collect();
+        marking.mark_all(live.into_iter().filter(|id| !forgotten.contains(id)))?;
+        let Marking { regions, objects, .. } = marking;
+        let condemned = Condemned { horizon: self.horizon, regions, objects };
+        let (live_bytes, mut stats) = self.weigh(&condemned, forgotten)?;
+        let groups = self.groups(&live_bytes, forgotten, options)?;
+        for (packs, live_bytes) in &groups {
+            let old_bytes: u64 = packs.iter().map(|pack| pack.length_bytes()).sum();
+            let new_bytes = if *live_bytes == 0 { 0 } else { pack::header_bytes(packs.len()) + live_bytes };
+            stats.freed_bytes += old_bytes.saturating_sub(new_bytes);
+            let count = if *live_bytes == 0 { &mut stats.packs_removed } else { &mut stats.packs_rewritten };
+            *count += packs.len() as u64;
+        }
+        Ok(stats)
+    }
+
+    fn collect(&self, options: &GcOptions) -> Result<GcStats, Error> {
+        let mut marking = Marking::begin(self.shared, &options.progress)?;
+        let mut wanted: Vec<SnapshotId> = self.shared.catalog().all_live().map(|(id, _)| *id).collect();
+        let condemned = loop {
+            marking.mark_all(wanted)?;
+            let Marking { regions, objects, marked, .. } = marking;
+            match self.shared.gate.condemn(Condemned { horizon: self.horizon, regions, objects }, &marked) {
+                Ok(condemned) => break condemned,
+                Err((Condemned { regions, objects, .. }, unmarked)) => {
+                    marking = Marking::again(self.shared, &options.progress, regions, objects, marked);
+                    wanted = unmarked;
+                }
+            }
+        };
+        let (live_bytes, mut stats) = self.weigh(&condemned, &HashSet::new())?;
+        self.drop_dead(&condemned)?;
+        let groups = self.groups(&live_bytes, &HashSet::new(), options)?;
+        // The active pack is among them: from here on it is not appended to, and what was appended
+        // to it meanwhile must be in the index before it is copied.
+        for pack in groups.iter().flat_map(|(packs, _)| packs) {
+            self.shared.log.seal(pack.number);
+        }
+        self.shared.sync()?;
+        self.shared.settle_all();
+        // A tombstone is needed as long as its record is in a pack when gc begins.
+        let needed: HashSet<SnapshotId> = self.shared.catalog().all().map(|(id, _)| *id).collect();
+        let keep = |header: &Header, snapshot: Option<SnapshotId>, location| -> bool {
+            match (compact::indexed(header), snapshot) {
+                (Some((tree, hash)), _) => {
+                    let index = self.shared.index().and_then(|index| index.get(tree, &hash));
+                    // When in doubt, keep.
+                    index.map_or(true, |indexed| indexed == Some(location))
+                }
+                (None, Some(id)) => {
+                    let catalog = self.shared.catalog();
+                    let live = catalog.live(&id);
+                    match header.kind {
+                        Kind::Record => live.is_some_and(|entry| entry.location == location),
+                        Kind::Note => live.is_some_and(|entry| entry.note.is_some_and(|(_, at)| at == location)),
+                        _ => needed.contains(&id) || catalog.any(&id).is_some(),
+                    }
+                }
+                (None, None) => false,
+            }
+        };
+        for (packs, _) in groups {
+            options.progress.begin(0).advance(0)?;
+            match compact::compact(self.shared, &packs, keep, None) {
+                Ok(Compacted { removed, removed_bytes, written_bytes }) => {
+                    stats.freed_bytes += removed_bytes.saturating_sub(written_bytes);
+                    let count =
+                        if written_bytes == 0 { &mut stats.packs_removed } else { &mut stats.packs_rewritten };
+                    *count += removed;
+                }
+                // The packs with the least to copy come first. What they gave may be enough.
+                Err(error @ StoreError::DiskFull { .. }) if stats.freed_bytes > 0 => {
+                    tracing::warn!("{error}; what was freed so far stays free, run gc again");
+                    break;
+                }
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Ok(stats)
+    }
+
+    /// What is needed of each pack, and how many regions that is.
+    fn weigh(
+        &self,
+        condemned: &Condemned,
+        forgotten: &HashSet<SnapshotId>,
+    ) -> Result<(BTreeMap<u32, u64>, GcStats), Error> {
+        let mut live_bytes: BTreeMap<u32, u64> = BTreeMap::new();
+        let mut stats = GcStats::default();
+        let index = self.shared.index()?;
+        for tree in [Tree::Regions, Tree::Objects] {
+            for entry in index.entries(tree) {
+                let (hash, location) = entry?;
+                let dead = condemned.contains(tree, &hash, location);
+                if !dead && Position::from(location) < self.horizon {
+                    *live_bytes.entry(location.pack).or_default() += location.object_bytes();
+                }
+                if tree == Tree::Regions {
+                    *(if dead { &mut stats.dead_regions } else { &mut stats.live_regions }) += 1;
+                }
+            }
+        }
+        let catalog = self.shared.catalog();
+        for (id, entry) in catalog.all() {
+            let Entry { location, note, tombstone, .. } = entry;
+            let live = tombstone.is_none() && !forgotten.contains(id);
+            let kept = [live.then_some(*location), note.filter(|_| live).map(|(_, at)| at), *tombstone];
+            let before = |location: &Location| Position::from(*location) < self.horizon;
+            for location in kept.into_iter().flatten().filter(before) {
+                *live_bytes.entry(location.pack).or_default() += location.object_bytes();
+            }
+        }
+        // What is past the horizon is kept, whatever it is.
+        if let Some(pack) = self.shared.log.pack(self.horizon.pack) {
+            *live_bytes.entry(pack.number).or_default() += pack.length_bytes() - self.horizon.offset_bytes;
+        }
+        Ok((live_bytes, stats))
+    }
+
+    /// The packs to replace: those with the least to copy first.
+    fn groups(
+        &self,
+        live_bytes: &BTreeMap<u32, u64>,
+        forgotten: &HashSet<SnapshotId>,
+        options: &GcOptions,
+    ) -> Result<Vec<(Vec<Arc<Pack>>, u64)>, Error> {
+        // What forgetting them will append to the active pack.
+        let mut tombstones_bytes = 0;
+        for id in forgotten {
+            let tombstone = encode_tombstone(*id)?;
+            let mut object = Vec::new();
+            object::write(Kind::Tombstone, self.shared.format.codec, Hash::of(&tombstone), &tombstone, &mut object);
+            tombstones_bytes += object.len() as u64;
+        }
+        let mut victims = Vec::new();
+        for pack in self.shared.log.packs() {
+            if pack.number > self.horizon.pack {
+                continue;
+            }
+            let live_bytes = live_bytes.get(&pack.number).copied().unwrap_or(0);
+            let more_bytes = if pack.number == self.horizon.pack { tombstones_bytes } else { 0 };
+            let whole_bytes = pack.length_bytes() - pack.header_bytes() + more_bytes;
+            let dead_bytes = whole_bytes.saturating_sub(live_bytes + more_bytes);
+            if dead_bytes * 100 > whole_bytes * u64::from(options.max_unused_percent) {
+                victims.push((live_bytes, pack));
+            }
+        }
+        victims.sort_by_key(|(live_bytes, pack)| (*live_bytes, pack.number));
+        let mut groups: Vec<(Vec<Arc<Pack>>, u64)> = Vec::new();
+        for (live_bytes, pack) in victims {
+            match groups.last_mut() {
+                Some((packs, group_bytes))
+                    if (*group_bytes == 0) == (live_bytes == 0)
+                        && *group_bytes + live_bytes <= pack::SEAL_BYTES =>
+                {
+                    packs.push(pack);
+                    *group_bytes += live_bytes;
+                }
+                _ => groups.push((vec![pack], live_bytes)),
+            }
+        }
+        Ok(groups)
+    }
+
+    /// Drops what is condemned from the index.
+    fn drop_dead(&self, condemned: &Condemned) -> Result<(), Error> {
+        let index: Arc<Index> = self.shared.index()?;
+        for tree in [Tree::Regions, Tree::Objects] {
+            for entry in index.entries(tree) {
+                let (hash, location) = entry?;
+                if condemned.contains(tree, &hash, location) {
+                    index.replace(tree, &hash, location, None)?;
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Marking under way.
+struct Marking<'a> {
+    shared: &'a Shared,
+    meter: Meter<'a>,
+    regions: Marks,
+    objects: Marks,
+    marked: HashSet<SnapshotId>,
+}
+
+impl<'a> Marking<'a> {
+    /// Nothing is marked yet of what is in the index.
+    fn begin(shared: &'a Shared, progress: &'a Progress) -> Result<Marking<'a>, Error> {
+        shared.sync()?;
+        shared.settle_all();
+        let index = shared.index()?;
+        let read = |tree| {
+            let mut marks = Marks::default();
+            for entry in index.entries(tree) {
+                marks.push(&entry?.0);
+            }
+            Ok::<_, StoreError>(marks)
+        };
+        let (regions, objects) = (read(Tree::Regions)?, read(Tree::Objects)?);
+        Ok(Marking::again(shared, progress, regions, objects, HashSet::new()))
+    }
+
+    fn again(
+        shared: &'a Shared,
+        progress: &'a Progress,
+        regions: Marks,
+        objects: Marks,
+        marked: HashSet<SnapshotId>,
+    ) -> Marking<'a> {
+        Marking { shared, meter: progress.begin(0), regions, objects, marked }
+    }
+
+    /// Marks all that these snapshots need: distinct tables once.
+    fn mark_all(&mut self, snapshots: impl IntoIterator<Item = SnapshotId>) -> Result<(), Error> {
+        let mut reader = Reader::new(self.shared, Check::Full);
+        for id in snapshots {
+            if !self.marked.insert(id) {
+                continue;
+            }
+            // A snapshot that was pinned and is gone altogether needs nothing.
+            let Some(record) = self.shared.catalog().any(&id).map(|entry| entry.record.clone()) else { continue };
+            for attachment in &record.attachments {
+                self.objects.mark(&attachment.hash);
+            }
+            self.objects.mark(&record.layout);
+            if record.root.is_zero() || self.objects.mark(&record.root) == Marked::Before {
+                continue;
+            }
+            let space: AddressSpace = reader.value(Kind::Layout, &record.layout)?;
+            let count = table::count(&space, record.region_size);
+            let root = reader.hashes(Kind::Root, &record.root, count)?;
+            for (table, place) in root.iter().zip(table::places(&space, record.region_size)) {
+                if table.is_zero() || self.objects.mark(table) == Marked::Before {
+                    continue;
+                }
+                for hash in reader.hashes(Kind::Table, table, place.regions)? {
+                    if !hash.is_zero() {
+                        self.regions.mark(&hash);
+                    }
+                }
+                self.meter.advance(place.length_bytes as u64)?;
+            }
+        }
+        Ok(())
+    }
+}

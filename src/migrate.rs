@@ -1,0 +1,43 @@
+//! Migrate: an older store becomes one of this format.
+
+use std::path::Path;
+use std::time::Duration;
+
+use crate::error::Error;
+use crate::migrations;
+use crate::store::Store;
+use crate::store::format::{FORMAT_VERSION, Format};
+use crate::store::lock::Lock;
+
+/// What a migration did, or would do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Migration {
+    /// The format the store had.
+    pub from: u32,
+    /// The format it has now.
+    pub to: u32,
+}
+
+impl Store {
+    /// Brings the store at `path`, which must not be open, to this program's format. Does nothing
+    /// to one that has it.
+    ///
+    /// The old store stays whole until the new one is complete, so there must be space for both.
+    /// Interrupted at any moment, it goes on when it is called again.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError::NewerFormat`](crate::StoreError::NewerFormat),
+    /// [`StoreError::Owned`](crate::StoreError::Owned); when something cannot be read or written.
+    pub fn migrate(path: impl AsRef<Path>, dry_run: bool, wait: Duration) -> Result<Migration, Error> {
+        let path = path.as_ref();
+        Format::read(path)?;
+        let _lock = Lock::take(path, wait)?;
+        let from = Format::read(path)?.version;
+        if !dry_run {
+            migrations::run(path, migrations::STEPS, FORMAT_VERSION)?;
+        }
+        Ok(Migration { from, to: FORMAT_VERSION })
+    }
+}

@@ -1,0 +1,481 @@
+//! Verify: everything is read and checked, and what is damaged is named with the snapshots that
+//! need it.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::sync::Mutex;
+
+use rayon::prelude::*;
+
+use crate::address_space::AddressSpace;
+use crate::codec;
+use crate::error::Error;
+use crate::hash::Hash;
+use crate::progress::{Meter, Progress};
+use crate::record::{Record, SnapshotId};
+use crate::store::compact::indexed;
+use crate::store::error::StoreError;
+use crate::store::index::{Index, Tree};
+use crate::store::location::Location;
+use crate::store::marks::Marks;
+use crate::store::object::{Header, Kind};
+use crate::store::pack::{Pack, Scan, Scanned};
+use crate::store::read::{Check, Reader};
+use crate::store::{Shared, Store};
+use crate::table;
+
+/// What to verify. The default is everything.
+#[derive(Clone, Debug, Default)]
+pub struct VerifyOptions {
+    /// Only what these snapshots need; everything if there are none.
+    pub snapshots: Vec<SnapshotId>,
+    /// Only so many percent of the objects, spread evenly over the store: an object is in the
+    /// sample or not by its hash and a number drawn for this run.
+    pub sample_percent: Option<u8>,
+    /// Watches it. Interrupting it does no harm.
+    pub progress: Progress,
+}
+
+/// What was found.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct VerifyReport {
+    /// How many objects were read, decoded and compared with their hashes.
+    pub checked_objects: u64,
+    /// Their stored bytes, with their headers.
+    pub checked_bytes: u64,
+    /// What is not in order.
+    pub problems: Vec<Problem>,
+}
+
+/// Something that is not in order.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Problem {
+    /// What it concerns: the name of a [`Kind`], or `pack` for bytes that are no object.
+    pub kind: String,
+    /// The object's hash, or the file and byte.
+    pub object: String,
+    /// The snapshots that cannot be restored for it; none if nothing needs it.
+    pub snapshots: Vec<SnapshotId>,
+    /// What is wrong.
+    pub detail: String,
+}
+
+/// So many objects are checked in parallel at a time.
+const BATCH_OBJECTS: usize = 1024;
+
+impl Store {
+    /// Reads and checks the store, or some of it.
+    ///
+    /// What is found damaged is taken out of the index, so that capturing the same memory again
+    /// stores it anew.
+    ///
+    /// Cost: about 1 GB/s of stored bytes a core; 8 bytes of memory for each region.
+    ///
+    /// # Errors
+    ///
+    /// When the store cannot be read at all; damage is not an error but in the report.
+    pub fn verify(&self, options: &VerifyOptions) -> Result<VerifyReport, Error> {
+        let shared = &**self.shared();
+        shared.sync()?;
+        shared.settle_all();
+        let verification = Verification { shared, checked: Mutex::default(), problems: Mutex::default() };
+        let everything = options.snapshots.is_empty() && options.sample_percent.is_none();
+        if let Some(percent) = options.sample_percent {
+            verification.sample(percent, &options.progress)?;
+        } else if everything {
+            verification.everything(&options.progress)?;
+        } else {
+            verification.snapshots(&options.snapshots, &options.progress)?;
+        }
+        let report = verification.report();
+        if everything && report.problems.is_empty() {
+            shared.set_damage_known(false);
+        }
+        Ok(report)
+    }
+}
+
+/// What a problem concerns.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Subject {
+    Object(Kind, Hash),
+    Bytes { pack: String, offset_bytes: u64 },
+}
+
+pub(crate) struct Verification<'a> {
+    shared: &'a Shared,
+    checked: Mutex<(u64, u64)>,
+    problems: Mutex<BTreeMap<Subject, (String, BTreeSet<SnapshotId>)>>,
+}
+
+/// The objects that are known to be in order, by tree.
+struct Intact {
+    regions: Marks,
+    objects: Marks,
+}
+
+impl<'a> Verification<'a> {
+    fn report(self) -> VerifyReport {
+        let (checked_objects, checked_bytes) = *lock(&self.checked);
+        let problems = std::mem::take(&mut *lock(&self.problems));
+        let problems = problems
+            .into_iter()
+            .map(|(subject, (detail, snapshots))| {
+                let (kind, object) = match subject {
+                    Subject::Object(kind, hash) => (kind.name().to_owned(), hash.to_string()),
+                    Subject::Bytes { pack, offset_bytes } => {
+                        ("pack".to_owned(), format!("{pack} at byte {offset_bytes}"))
+                    }
+                };
+                Problem { kind, object, snapshots: snapshots.into_iter().collect(), detail }
+            })
+            .collect();
+        VerifyReport { checked_objects, checked_bytes, problems }
+    }
+
+    fn count(&self, location: Location) {
+        let mut checked = lock(&self.checked);
+        checked.0 += 1;
+        checked.1 += location.object_bytes();
+    }
+
+    fn problem(&self, subject: Subject, detail: String, snapshot: Option<SnapshotId>) {
+        let mut problems = lock(&self.problems);
+        let problem = problems.entry(subject).or_insert_with(|| (detail, BTreeSet::new()));
+        problem.1.extend(snapshot);
+    }
+
+    /// Every object in every pack, and then every reference of every snapshot.
+    fn everything(&self, progress: &Progress) -> Result<(), Error> {
+        let index = self.shared.index()?;
+        let read = |tree| {
+            let mut marks = Marks::default();
+            for entry in index.entries(tree) {
+                marks.push(&entry?.0);
+            }
+            Ok::<_, StoreError>(marks)
+        };
+        let mut intact = Intact { regions: read(Tree::Regions)?, objects: read(Tree::Objects)? };
+        let packs = self.shared.log.packs();
+        let meter = progress.begin(packs.iter().map(|pack| pack.length_bytes()).sum());
+        for (path, why) in &self.shared.unusable {
+            let pack = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+            self.problem(Subject::Bytes { pack, offset_bytes: 0 }, why.clone(), None);
+        }
+        for pack in packs {
+            self.pack(&pack, &index, &mut intact, &meter)?;
+        }
+        drop(index);
+        let snapshots: Vec<SnapshotId> = self.shared.catalog().all_live().map(|(id, _)| *id).collect();
+        self.references(&snapshots, &intact, &progress.begin(0))
+    }
+
+    fn pack(&self, pack: &Pack, index: &Index, intact: &mut Intact, meter: &Meter<'_>) -> Result<(), Error> {
+        let bytes = pack.bytes(pack.length_bytes())?;
+        let mut scan = Scan::new(&bytes, pack.header_bytes());
+        loop {
+            let batch: Vec<Scanned<'_>> = scan.by_ref().take(BATCH_OBJECTS).collect();
+            if batch.is_empty() {
+                return Ok(());
+            }
+            let good: Vec<Option<(Tree, Hash)>> =
+                batch.par_iter().map(|scanned| self.scanned(pack, index, scanned)).collect();
+            for (tree, hash) in good.into_iter().flatten() {
+                match tree {
+                    Tree::Regions => intact.regions.mark(&hash),
+                    Tree::Objects => intact.objects.mark(&hash),
+                };
+            }
+            let length = |scanned: &Scanned<'_>| match scanned {
+                Scanned::Object { header, .. } => header.object_bytes() as u64,
+                Scanned::Damaged { offset_bytes, end_bytes, .. } => end_bytes - offset_bytes,
+            };
+            meter.advance(batch.iter().map(length).sum())?;
+        }
+    }
+
+    /// Checks one object. Returns its tree and hash if it is in order and the index means this one.
+    fn scanned(&self, pack: &Pack, index: &Index, scanned: &Scanned<'_>) -> Option<(Tree, Hash)> {
+        let subject = |header: Option<&Header>, offset_bytes| match header {
+            Some(header) => Subject::Object(header.kind, header.hash),
+            None => {
+                let pack = pack.path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+                Subject::Bytes { pack, offset_bytes }
+            }
+        };
+        let (header, location) = match scanned {
+            Scanned::Damaged { offset_bytes, header, why, .. } => {
+                let detail = format!("in pack {} at byte {offset_bytes}: {why}", pack.number);
+                self.problem(subject(header.as_ref(), *offset_bytes), detail, None);
+                if let Some(header) = header {
+                    self.drop_from_index(header, Location::new(pack.number, *offset_bytes, header));
+                }
+                return None;
+            }
+            Scanned::Object { offset_bytes, header, payload } => {
+                let location = Location::new(pack.number, *offset_bytes, header);
+                let mut plain = vec![0; header.plain_bytes as usize];
+                let wrong = match codec::decode(header.encoding, payload, &mut plain) {
+                    Err(error) => Some(error.to_string()),
+                    Ok(()) if Hash::of(&plain) != header.hash => {
+                        Some("its bytes do not match its hash".to_owned())
+                    }
+                    Ok(()) => None,
+                };
+                self.count(location);
+                if let Some(why) = wrong {
+                    let detail = format!("in pack {} at byte {offset_bytes}: {why}", pack.number);
+                    self.problem(subject(Some(header), *offset_bytes), detail, None);
+                    self.drop_from_index(header, location);
+                    return None;
+                }
+                (header, location)
+            }
+        };
+        let (tree, hash) = indexed(header)?;
+        let meant = index.get(tree, &hash).ok().flatten() == Some(location);
+        meant.then_some((tree, hash))
+    }
+
+    fn drop_from_index(&self, header: &Header, location: Location) {
+        if let Some((tree, hash)) = indexed(header) {
+            self.shared.forget_damaged(tree, &hash, location);
+        }
+    }
+
+    /// Whether all that the snapshots refer to is intact.
+    fn references(&self, snapshots: &[SnapshotId], intact: &Intact, meter: &Meter<'_>) -> Result<(), Error> {
+        let mut reader = Reader::new(self.shared, Check::Full);
+        // What is wrong with the tables seen so far; most have nothing wrong.
+        let mut tables: HashMap<Hash, Vec<Hash>> = HashMap::new();
+        let mut fine: HashSet<Hash> = HashSet::new();
+        for id in snapshots {
+            let Ok(record) = self.shared.record(*id) else { continue };
+            let missing = |kind, hash| self.missing(kind, hash, *id);
+            for attachment in record.attachments.iter().filter(|attachment| !attachment.hash.is_zero()) {
+                if !intact.objects.is_marked(&attachment.hash) {
+                    missing(Kind::Attachment, attachment.hash);
+                }
+            }
+            let (root, space) = match self.layout_and_root(&record, &mut reader, &mut |kind, hash| {
+                if !intact.objects.is_marked(&hash) {
+                    missing(kind, hash);
+                }
+            })? {
+                Some(both) => both,
+                None => continue,
+            };
+            for (table, place) in root.iter().zip(table::places(&space, record.region_size)) {
+                if table.is_zero() || fine.contains(table) {
+                    continue;
+                }
+                if !intact.objects.is_marked(table) {
+                    missing(Kind::Table, *table);
+                    continue;
+                }
+                if !tables.contains_key(table) {
+                    let hashes = reader.hashes(Kind::Table, table, place.regions)?;
+                    let lost = |hash: &Hash| !hash.is_zero() && !intact.regions.is_marked(hash);
+                    let lost: Vec<Hash> = hashes.into_iter().filter(lost).collect();
+                    if lost.is_empty() {
+                        fine.insert(*table);
+                        continue;
+                    }
+                    tables.insert(*table, lost);
+                }
+                for hash in tables.get(table).into_iter().flatten() {
+                    missing(Kind::Region, *hash);
+                }
+                meter.advance(0)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The layout and the root of a record, as far as they can be read; `None` if not.
+    fn layout_and_root(
+        &self,
+        record: &Record,
+        reader: &mut Reader<'_>,
+        look_at: &mut dyn FnMut(Kind, Hash),
+    ) -> Result<Option<(Vec<Hash>, AddressSpace)>, Error> {
+        look_at(Kind::Layout, record.layout);
+        if !record.root.is_zero() {
+            look_at(Kind::Root, record.root);
+        }
+        let space: AddressSpace = match reader.value(Kind::Layout, &record.layout) {
+            Ok(space) => space,
+            Err(error) if error.is_damage() => return Ok(None),
+            Err(error) => return Err(error.into()),
+        };
+        match reader.hashes(Kind::Root, &record.root, table::count(&space, record.region_size)) {
+            Ok(root) => Ok(Some((root, space))),
+            Err(error) if error.is_damage() => Ok(None),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    fn missing(&self, kind: Kind, hash: Hash, snapshot: SnapshotId) {
+        self.problem(Subject::Object(kind, hash), "it is missing".to_owned(), Some(snapshot));
+        self.shared.set_damage_known(true);
+    }
+
+    /// All that the named snapshots need, each object once.
+    fn snapshots(&self, snapshots: &[SnapshotId], progress: &Progress) -> Result<(), Error> {
+        let mut total_bytes = 0;
+        for id in snapshots {
+            total_bytes += self.shared.record(*id)?.memory_bytes;
+        }
+        let meter = progress.begin(total_bytes);
+        // Every table that was checked, with what is wrong with it.
+        let mut seen: HashMap<Hash, Vec<(Kind, Hash)>> = HashMap::new();
+        for id in snapshots {
+            let pin = self.shared.gate.pin_snapshot(*id);
+            let record = self.shared.record(*id)?;
+            let mut reader = Reader::new(self.shared, Check::Full);
+            let mut wrong: Vec<(Kind, Hash)> = Vec::new();
+            for attachment in record.attachments.iter().filter(|attachment| !attachment.hash.is_zero()) {
+                wrong.extend(self.object(Kind::Attachment, &attachment.hash, &mut reader));
+            }
+            let mut first_reader = Reader::new(self.shared, Check::Full);
+            let both = self.layout_and_root(&record, &mut reader, &mut |kind, hash| {
+                wrong.extend(self.object(kind, &hash, &mut first_reader));
+            })?;
+            let (root, space) = both.unwrap_or_default();
+            let places = table::places(&space, record.region_size);
+            let new: HashMap<Hash, table::Place> = root
+                .iter()
+                .copied()
+                .zip(places)
+                .filter(|(table, _)| !table.is_zero() && !seen.contains_key(table))
+                .collect();
+            let checked = new
+                .into_par_iter()
+                .map_init(
+                    || Reader::new(self.shared, Check::Full),
+                    |reader, (table, place)| {
+                        let mut wrong: Vec<(Kind, Hash)> =
+                            self.object(Kind::Table, &table, reader).into_iter().collect();
+                        if wrong.is_empty() {
+                            for hash in reader.hashes(Kind::Table, &table, place.regions)? {
+                                wrong.extend(self.object(Kind::Region, &hash, reader));
+                            }
+                        }
+                        meter.advance(place.length_bytes as u64)?;
+                        Ok((table, wrong))
+                    },
+                )
+                .collect::<Result<Vec<_>, Error>>()?;
+            seen.extend(checked);
+            wrong.extend(root.iter().filter_map(|table| seen.get(table)).flatten());
+            for (kind, hash) in wrong {
+                self.missing(kind, hash, *id);
+            }
+            drop(pin);
+        }
+        Ok(())
+    }
+
+    /// Checks one object wherever it is; what it is if it is not in order.
+    fn object(&self, kind: Kind, hash: &Hash, reader: &mut Reader<'_>) -> Option<(Kind, Hash)> {
+        if hash.is_zero() {
+            return None;
+        }
+        let tree = if kind == Kind::Region { Tree::Regions } else { Tree::Objects };
+        let location = match self.shared.locate(tree, hash) {
+            Ok(Some(location)) => location,
+            Ok(None) => return Some((kind, *hash)),
+            Err(error) => {
+                self.problem(Subject::Object(kind, *hash), error.to_string(), None);
+                return Some((kind, *hash));
+            }
+        };
+        self.count(location);
+        let error = reader.check_at(kind, hash, location).err()?;
+        self.problem(Subject::Object(kind, *hash), error.to_string(), None);
+        if error.is_damage() {
+            self.shared.forget_damaged(tree, hash, location);
+        }
+        Some((kind, *hash))
+    }
+
+    /// Some of the objects in the index.
+    fn sample(&self, percent: u8, progress: &Progress) -> Result<(), Error> {
+        let index = self.shared.index()?;
+        let salt = jiff::Timestamp::now().subsec_nanosecond().unsigned_abs();
+        let chosen = |hash: &Hash| {
+            let number = Hash::of(&[&hash.0[..], &salt.to_le_bytes()].concat()).prefix();
+            // The upper 64 bits of a product: an even spread over 0 to 99.
+            (u128::from(number) * 100) >> 64 < u128::from(percent)
+        };
+        let meter = progress.begin(0);
+        for tree in [Tree::Regions, Tree::Objects] {
+            let mut entries = index.entries(tree).filter(|entry| match entry {
+                Ok((hash, _)) => chosen(hash),
+                Err(_) => true,
+            });
+            loop {
+                let batch: Vec<(Hash, Location)> =
+                    entries.by_ref().take(BATCH_OBJECTS).collect::<Result<_, _>>()?;
+                if batch.is_empty() {
+                    break;
+                }
+                batch.par_iter().for_each_init(
+                    || Reader::new(self.shared, Check::Full),
+                    |reader, (hash, location)| {
+                        let kind = match tree {
+                            Tree::Regions => Kind::Region,
+                            // The index does not say. Whatever is not even that is damaged.
+                            Tree::Objects => reader.kind_at(*location).unwrap_or(Kind::Table),
+                        };
+                        self.object(kind, hash, reader);
+                    },
+                );
+                meter.advance(batch.iter().map(|(_, location)| location.object_bytes()).sum())?;
+            }
+        }
+        let found: Vec<(Kind, Hash)> = lock(&self.problems)
+            .keys()
+            .filter_map(|subject| match subject {
+                Subject::Object(kind, hash) => Some((*kind, *hash)),
+                Subject::Bytes { .. } => None,
+            })
+            .collect();
+        self.who_needs(&found)
+    }
+
+    /// Adds to the problems the snapshots that need these objects.
+    fn who_needs(&self, damaged: &[(Kind, Hash)]) -> Result<(), Error> {
+        if damaged.is_empty() {
+            return Ok(());
+        }
+        let mut reader = Reader::new(self.shared, Check::Full);
+        let mut tables: HashMap<Hash, Vec<(Kind, Hash)>> = HashMap::new();
+        let snapshots: Vec<SnapshotId> = self.shared.catalog().all_live().map(|(id, _)| *id).collect();
+        for id in snapshots {
+            let Ok(record) = self.shared.record(id) else { continue };
+            let mut needed: Vec<(Kind, Hash)> =
+                record.attachments.iter().map(|attachment| (Kind::Attachment, attachment.hash)).collect();
+            let both = self.layout_and_root(&record, &mut reader, &mut |kind, hash| needed.push((kind, hash)))?;
+            let (root, space) = both.unwrap_or_default();
+            needed.extend(root.iter().map(|table| (Kind::Table, *table)));
+            for (table, place) in root.iter().zip(table::places(&space, record.region_size)) {
+                let wrong = tables.entry(*table).or_insert_with(|| {
+                    let hashes = reader.hashes(Kind::Table, table, place.regions).unwrap_or_default();
+                    let region = hashes.into_iter().map(|hash| (Kind::Region, hash));
+                    region.filter(|object| damaged.contains(object)).collect()
+                });
+                needed.extend(wrong.iter().copied());
+            }
+            for (kind, hash) in needed.into_iter().filter(|object| damaged.contains(object)) {
+                self.missing(kind, hash, id);
+            }
+        }
+        Ok(())
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+}
