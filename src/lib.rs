@@ -16,7 +16,8 @@ pub use codec::{Codec, CodecError};
 pub use hash::Hash;
 pub use record::{AttachmentRef, Origin, Record, RecordError, SnapshotId, Trigger};
 pub use source::{
-    Attachment, CopyOut, FileSource, Frozen, InPlace, Memory, ProcessSource, Source, SourceError,
+    Attachment, CopyOut, FileSource, Frozen, InPlace, Memory, ProcessSource, RegisterSet, Source,
+    SourceError, Thread, Threads,
 };
 pub use table::REGIONS_PER_TABLE;
 pub use units::{AddressRange, RegionSize, UnitError};

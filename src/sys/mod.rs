@@ -1,1 +1,5 @@
 //! The operating system: all `unsafe` code and all Linux calls that no library wraps safely.
+
+pub(crate) mod pagemap;
+pub(crate) mod process_memory;
+pub(crate) mod ptrace;
