@@ -19,7 +19,7 @@ const PAGE_IS_PFNZERO: u64 = 1 << 5;
 /// Bits of a pagemap word: the page is in memory, or it is in swap.
 const WORD_PRESENT_OR_SWAPPED: u64 = 1 << 63 | 1 << 62;
 
-/// How many ranges one scan may answer: 24 KiB on the stack's behalf.
+/// How many ranges one scan may answer: 24 KiB of them.
 const RANGES_PER_SCAN: usize = 1024;
 /// How many pagemap words one read takes: 512 KiB.
 const WORDS_PER_READ: usize = 64 * 1024;
@@ -86,13 +86,16 @@ fn scan(pagemap: &File, range: Range<u64>) -> io::Result<Vec<Range<u64>>> {
         // `ranges`, its place. On a file of another kind it fails with ENOTTY.
         let answered = unsafe { libc::ioctl(pagemap.as_raw_fd(), PAGEMAP_SCAN as _, &raw mut argument) };
         let answered = usize::try_from(answered).map_err(|_| io::Error::last_os_error())?;
+        let mut walked_to = argument.walk_end;
         for answer in &answers[..answered.min(RANGES_PER_SCAN)] {
             add(&mut found, answer.start.max(range.start)..answer.end.min(range.end));
+            // Linux 6.18 answers with more ranges than `walk_end` admits when there are over 512.
+            walked_to = walked_to.max(answer.end);
         }
-        if argument.walk_end <= start {
+        if walked_to <= start {
             return Err(io::Error::other("the kernel's scan of the page tables does not advance"));
         }
-        start = argument.walk_end;
+        start = walked_to;
     }
     Ok(found)
 }
@@ -150,11 +153,12 @@ mod tests {
         }
         let pagemap = File::open("/proc/self/pagemap").unwrap();
         let whole = base..base + memory.len() as u64;
-        assert_eq!(read(&pagemap, whole.clone()).unwrap(), expected);
-        assert_eq!(populated(&pagemap, whole.clone()).unwrap(), expected);
+        // `assert!`: the lists are long.
+        assert!(read(&pagemap, whole.clone()).unwrap() == expected);
+        assert!(scan(&pagemap, whole.clone()).unwrap() == expected);
         // A page that was only read is the shared page of zeros.
         assert_eq!(std::hint::black_box(memory[4999 * page_bytes]), 0);
-        assert_eq!(populated(&pagemap, whole).unwrap(), expected);
+        assert!(populated(&pagemap, whole).unwrap() == expected);
     }
 
     #[test]
