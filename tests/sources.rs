@@ -4,6 +4,9 @@
 //! variable what to be (`be_a_child`). They end when their standard input does, so that none
 //! outlives the tests.
 
+// A helper of a test may fail as the test itself may.
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{BufRead, BufReader, Read, Write};
@@ -161,7 +164,8 @@ fn be_many_threads() {
     }
 }
 
-/// Mappings that are not as others: a terabyte with little in it, a file that became shorter.
+/// Mappings that are not as others: a terabyte with little in it, a file that became shorter, and
+/// shared memory with little in it.
 fn be_odd_memory() {
     let mut sparse = memmap2::MmapOptions::new().len(1 << 40).no_reserve_swap().map_anon().unwrap();
     sparse[3 << 30] = 1;
@@ -172,7 +176,15 @@ fn be_odd_memory() {
     // SAFETY: the file is truncated below, and nothing in this process touches the mapping.
     let cut = unsafe { memmap2::Mmap::map(&file) }.unwrap();
     file.set_len(2 * 4096).unwrap();
-    say(&format!("{} {}", sparse.as_ptr().addr(), cut.as_ptr().addr()));
+
+    let shared = rustix::fs::memfd_create("shared", rustix::fs::MemfdFlags::CLOEXEC).unwrap();
+    let shared = File::from(shared);
+    shared.set_len(1 << 30).unwrap();
+    shared.write_all_at(&[9; 4096], 500 << 20).unwrap();
+    // SAFETY: nobody truncates the file, and nothing in this process touches the mapping.
+    let shared_mapping = unsafe { memmap2::MmapMut::map_mut(&shared) }.unwrap();
+    let addresses = [sparse.as_ptr().addr(), cut.as_ptr().addr(), shared_mapping.as_ptr().addr()];
+    say(&addresses.map(|address| address.to_string()).join(" "));
     std::thread::sleep(FOR_EVER);
 }
 
@@ -419,6 +431,18 @@ fn absent_pages_are_skipped_and_pages_behind_the_end_of_a_file_are_reported() {
     assert_eq!(bytes, [vec![7; 2 * 4096], vec![0; 3 * 4096]].concat());
     let lost_bytes: u64 = unreadable.iter().map(|range| range.length_bytes()).sum();
     assert_eq!((unreadable[0].start(), lost_bytes), (addresses[1] + 2 * 4096, 3 * 4096));
+
+    let (shared, offset) = find(addresses[2]);
+    let populated = frozen.populated(shared).unwrap();
+    let at = offset + (500 << 20);
+    let range = frozen.address_space().mappings()[shared].range;
+    let file = format!("/proc/{}/map_files/{:x}-{:x}", child.pid(), range.start(), range.end());
+    // The kernel shows the file, and so its holes, to few.
+    let expected = if File::open(file).is_ok() { at..at + 4096 } else { 0..1 << 30 };
+    assert_eq!(populated, [expected]);
+    let mut bytes = [0; 4096];
+    copier(&*frozen).copy_out(shared, at, &mut bytes, &mut Vec::new()).unwrap();
+    assert_eq!(bytes, [9; 4096]);
 }
 
 // ---- Letting go ---------------------------------------------------------------------------------
@@ -628,7 +652,10 @@ fn a_process_of_another_user_is_refused_with_advice() {
         // Another user must be able to run this binary.
         let directory = tempfile::tempdir().unwrap();
         let binary = directory.path().join("tests");
-        std::fs::copy(std::env::current_exe().unwrap(), &binary).unwrap();
+        // Copied by a child: a program cannot be run while somebody has it open for writing, and a
+        // child of another test may have inherited just that.
+        let copied = Command::new("cp").arg(std::env::current_exe().unwrap()).arg(&binary).status().unwrap();
+        assert!(copied.success());
         for path in [directory.path(), &binary] {
             let mode = std::os::unix::fs::PermissionsExt::from_mode(0o755);
             std::fs::set_permissions(path, mode).unwrap();

@@ -10,9 +10,9 @@ use std::os::unix::fs::{FileExt, FileTypeExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use rustix::fs::{Mode, OFlags, SeekFrom};
-use rustix::io::Errno;
+use rustix::fs::{Mode, OFlags};
 
+use super::holes::data_ranges;
 use super::{Attachment, CopyOut, Frozen, Memory, Source, SourceError};
 use crate::address_space::AddressSpace;
 use crate::record::Origin;
@@ -119,32 +119,6 @@ impl FrozenFile {
     fn cut_short(&self, found_bytes: u64) -> SourceError {
         SourceError::CutShort { path: self.path.clone(), expected_bytes: self.length_bytes, found_bytes }
     }
-
-    /// The ranges of the file that the file system holds data for.
-    fn data(&self) -> Result<Vec<Range<u64>>, Errno> {
-        let mut ranges = Vec::new();
-        let mut at = 0;
-        while at < self.length_bytes {
-            let start = match rustix::fs::seek(&self.file, SeekFrom::Data(at)) {
-                Ok(start) if start < self.length_bytes => start,
-                Ok(_) | Err(Errno::NXIO) => break,
-                Err(errno) => return Err(errno),
-            };
-            let end = match rustix::fs::seek(&self.file, SeekFrom::Hole(start)) {
-                Ok(end) => end.min(self.length_bytes),
-                // The file was cut behind `start` meanwhile, which the caller sees by its length.
-                Err(Errno::NXIO) => break,
-                Err(errno) => return Err(errno),
-            };
-            if end <= start {
-                // A hole may have been punched meanwhile; nothing here may go round for ever.
-                return Err(Errno::INVAL);
-            }
-            ranges.push(start..end);
-            at = end;
-        }
-        Ok(ranges)
-    }
 }
 
 impl Frozen for FrozenFile {
@@ -162,7 +136,8 @@ impl Frozen for FrozenFile {
 
     fn populated(&self, _mapping_index: usize) -> Result<Vec<Range<u64>>, SourceError> {
         // Where the file system cannot tell, all of it may be data.
-        let ranges = self.data().unwrap_or_else(|_| std::iter::once(0..self.length_bytes).collect());
+        let whole = 0..self.length_bytes;
+        let ranges = data_ranges(&self.file, whole.clone()).unwrap_or_else(|_| vec![whole]);
         // A tail that was cut off looks like a hole. It is not zeros.
         let now_bytes = self.file.metadata().map_err(self.error("look at"))?.len();
         if now_bytes < self.length_bytes { Err(self.cut_short(now_bytes)) } else { Ok(ranges) }

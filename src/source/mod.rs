@@ -5,6 +5,7 @@
 
 mod bytes;
 mod file;
+mod holes;
 mod maps;
 mod proc_directory;
 mod process;

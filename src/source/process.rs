@@ -12,12 +12,13 @@ use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::holes::data_ranges;
 use super::maps;
 use super::proc_directory::{ProcDirectory, says_gone};
 use super::stop::StoppedProcess;
 use super::threads::Threads;
 use super::{Attachment, CopyOut, Frozen, Memory, Source, SourceError};
-use crate::address_space::AddressSpace;
+use crate::address_space::{AddressSpace, Mapping};
 use crate::record::Origin;
 use crate::sys::{pagemap, process_memory};
 use crate::units::AddressRange;
@@ -33,6 +34,9 @@ use crate::units::AddressRange;
 ///
 /// The kernel allows it for processes of the same user, subject to
 /// `/proc/sys/kernel/yama/ptrace_scope`, or with the capability `CAP_SYS_PTRACE`.
+///
+/// If it is a child of this program, wait for it between captures only: a stop shows to `waitpid` as
+/// that of a child, whatever the options, and `std::process::Child` takes it for an end.
 ///
 /// What another process writes to memory shared with this one changes while this one stands still.
 /// Pages that a `userfaultfd` would fill on first touch count as zeros.
@@ -97,6 +101,7 @@ impl Source for ProcessSource {
         let space = AddressSpace::new(lines.into_iter().map(|line| line.mapping).collect())?;
         let frozen = FrozenProcess {
             pid,
+            process,
             tid,
             space,
             absent_is_zero,
@@ -194,9 +199,13 @@ fn process_error(pid: u32, action: &'static str, source: io::Error) -> SourceErr
     }
 }
 
+/// The kernel's number for files in memory: shared memory, memfd, /dev/shm.
+const TMPFS_MAGIC: rustix::fs::FsWord = 0x0102_1994;
+
 /// A process that stands still.
 struct FrozenProcess {
     pid: u32,
+    process: Arc<ProcDirectory>,
     /// A thread of it that is alive.
     tid: u32,
     space: AddressSpace,
@@ -229,6 +238,37 @@ impl FrozenProcess {
             Some(b't') => Ok(()),
             _ => Err(SourceError::ProcessEnded { pid: self.pid }),
         }
+    }
+
+    /// The pages of private anonymous memory that are there, or `None` if that cannot be known.
+    fn present_pages(&self, mapping: &Mapping) -> Option<Vec<Range<u64>>> {
+        let start = mapping.range.start();
+        let found = pagemap::populated(self.pagemap.as_ref()?, start..mapping.range.end()).ok()?;
+        Some(found.into_iter().map(|found| found.start - start..found.end - start).collect())
+    }
+
+    /// What is there of shared memory, which is a file in memory, or `None` if that cannot be known:
+    /// the kernel shows the file only to those with `CAP_SYS_ADMIN` or `CAP_CHECKPOINT_RESTORE`.
+    ///
+    /// Its holes are not merely slow to read: reading one through the mapping would fill it, and
+    /// the process would need more memory because it was captured.
+    fn shared_data(&self, mapping: &Mapping) -> Option<Vec<Range<u64>>> {
+        let (start, end) = (mapping.range.start(), mapping.range.end());
+        let file = self.process.open_file(&format!("map_files/{start:x}-{end:x}")).ok()?;
+        // A file on a disk may have been written through the mapping where the disk has a hole yet.
+        if rustix::fs::fstatfs(&file).ok()?.f_type != TMPFS_MAGIC {
+            return None;
+        }
+        let first = mapping.file_offset_bytes;
+        let within = first..first.checked_add(mapping.range.length_bytes())?;
+        let mut found = data_ranges(&file, within.clone()).ok()?;
+        // Behind the end of the file nothing can be read, which copying finds out and reports.
+        let page_bytes = rustix::param::page_size() as u64;
+        let file_end = file.metadata().ok()?.len().checked_next_multiple_of(page_bytes)?;
+        if file_end < within.end {
+            found.push(file_end.max(first)..within.end);
+        }
+        Some(found.into_iter().map(|found| found.start - first..found.end - first).collect())
     }
 
     /// Fills `buffer` from `address` on, with zeros where nothing can be read.
@@ -287,16 +327,17 @@ impl Frozen for FrozenProcess {
 
     fn populated(&self, mapping_index: usize) -> Result<Vec<Range<u64>>, SourceError> {
         self.check_it_is_held()?;
-        let range = self.space.mappings()[mapping_index].range;
-        let whole = || std::iter::once(0..range.length_bytes()).collect();
-        let Some(pagemap) = self.pagemap.as_ref().filter(|_| self.absent_is_zero[mapping_index]) else {
-            return Ok(whole());
+        let mapping = &self.space.mappings()[mapping_index];
+        let found = if self.absent_is_zero[mapping_index] {
+            self.present_pages(mapping)
+        } else if mapping.protection.shared && mapping.captured {
+            self.shared_data(mapping)
+        } else {
+            None
         };
-        let found = pagemap::populated(pagemap, range.start()..range.end());
         // What a killed process does not have any more must not pass for zeros.
         self.check_it_stands_still()?;
-        let from_start = |found: Range<u64>| found.start - range.start()..found.end - range.start();
-        Ok(found.map_or_else(|_| whole(), |ranges| ranges.into_iter().map(from_start).collect()))
+        Ok(found.unwrap_or_else(|| std::iter::once(0..mapping.range.length_bytes()).collect()))
     }
 
     fn memory(&self) -> Memory<'_> {

@@ -50,7 +50,7 @@ pub struct Thread {
     pub pending_signal: i32,
     /// The raw `siginfo_t` of that signal; empty if there is none.
     pub signal_information: Vec<u8>,
-    /// Its register sets: those of [`register_set_types`] that the machine has.
+    /// Its register sets: general, floating point, and what else the machine has.
     ///
     /// A thread that stood in a system call shows it as the kernel does to a debugger: on x86-64
     /// `orig_rax` is the call's number, and `rax` one of the kernel's restart codes (-512 to -516)

@@ -10,8 +10,9 @@ use std::ops::Range;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::FileExt;
 
-/// `_IOWR('f', 16, struct pm_scan_arg)`.
-const PAGEMAP_SCAN: u32 = 3 << 30 | (size_of::<ScanArgument>() as u32) << 16 | 0x66 << 8 | 16;
+/// `_IOWR('f', 16, struct pm_scan_arg)`, which says that the argument has 96 (0x60) bytes.
+const PAGEMAP_SCAN: u32 = 0xc060_6610;
+const _: () = assert!(size_of::<ScanArgument>() == 0x60);
 const PAGE_IS_PRESENT: u64 = 1 << 3;
 const PAGE_IS_SWAPPED: u64 = 1 << 4;
 const PAGE_IS_PFNZERO: u64 = 1 << 5;
