@@ -16,6 +16,7 @@ use std::panic::AssertUnwindSafe;
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, channel};
+use std::sync::{Arc, Barrier};
 use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
@@ -147,14 +148,19 @@ fn say(line: &str) {
 
 /// Some threads that stay and always do a little, and one that makes others which end at once.
 fn be_many_threads() {
+    let started = Arc::new(Barrier::new(7));
     for number in 0..6 {
-        let body = || {
+        let started = Arc::clone(&started);
+        let body = move || {
+            started.wait();
             loop {
                 std::thread::sleep(Duration::from_millis(1));
             }
         };
         std::thread::Builder::new().name(format!("worker {number}")).spawn(body).unwrap();
     }
+    // A thread gives itself its name.
+    started.wait();
     say("ready");
     loop {
         let brief: Vec<_> = (0..4).map(|_| std::thread::spawn(|| {})).collect();
