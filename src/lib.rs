@@ -43,7 +43,8 @@ pub use restore::{Restore, RestoreStats};
 pub use sink::SinkError;
 pub use snapshot::{ProcessSummary, Snapshot};
 pub use source::{
-    Attachment, CopyOut, FileSource, Frozen, InPlace, Memory, ProcessSource, Source, SourceError,
+    Attachment, CopyOut, FileSource, Frozen, InPlace, Memory, ProcessSource, RegisterSet, Source,
+    SourceError, Thread, Threads,
 };
 pub use stats::Stats;
 pub use store::catalog::Labels;

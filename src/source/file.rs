@@ -1,3 +1,273 @@
-//! A raw memory file as a source.
-/// A raw memory file.
-pub struct FileSource;
+//! A raw memory file as a source: what a hypervisor or a restore wrote, of any length.
+//!
+//! It is read by positioned reads and never mapped, because touching a mapping of a file that was
+//! truncated meanwhile kills the program with SIGBUS, where a read merely ends early.
+
+use std::fs::{File, FileType};
+use std::io;
+use std::ops::Range;
+use std::os::unix::fs::{FileExt, FileTypeExt};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use rustix::fs::{Mode, OFlags};
+
+use super::holes::data_ranges;
+use super::{Attachment, CopyOut, Frozen, Memory, Source, SourceError};
+use crate::address_space::AddressSpace;
+use crate::record::Origin;
+use crate::units::AddressRange;
+
+/// A raw memory file: one mapping from address 0, of any length but 0.
+///
+/// Holes of a sparse file are not read. Nobody should write to the file while it is captured: one
+/// that becomes shorter is an error ([`SourceError::CutShort`]), other changes go unnoticed.
+///
+/// ```
+/// use stillframe::{FileSource, Source};
+/// let path = std::env::temp_dir().join(format!("stillframe-doc-{}", std::process::id()));
+/// std::fs::write(&path, [7; 10_000])?;
+/// let source = FileSource::new(&path);
+/// assert_eq!(source.open()?.address_space().image_bytes(), 10_000);
+/// # std::fs::remove_file(&path)?;
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[derive(Clone, Debug)]
+pub struct FileSource {
+    path: PathBuf,
+}
+
+impl FileSource {
+    /// The memory file at `path`. Nothing is opened yet.
+    pub fn new(path: impl Into<PathBuf>) -> Self {
+        FileSource { path: path.into() }
+    }
+
+    /// The path it was made with.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    fn error(&self, action: &'static str) -> impl FnOnce(io::Error) -> SourceError {
+        let path = self.path.clone();
+        move |source| SourceError::File { path, action, source }
+    }
+
+    fn check_type(&self, found: FileType) -> Result<(), SourceError> {
+        match why_not_a_memory_file(found) {
+            None => Ok(()),
+            Some(why) => Err(SourceError::NotAMemoryFile { path: self.path.clone(), why }),
+        }
+    }
+}
+
+impl Source for FileSource {
+    fn open(&self) -> Result<Box<dyn Frozen + '_>, SourceError> {
+        // Looked at before it is opened, since opening a device can do things; and afterwards
+        // again, since the path may lead elsewhere by then.
+        let seen = std::fs::metadata(&self.path).map_err(self.error("find"))?;
+        self.check_type(seen.file_type())?;
+        // NONBLOCK: opening a pipe must not wait for somebody to write into it.
+        let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK | OFlags::NOCTTY;
+        let file = rustix::fs::open(&self.path, flags, Mode::empty())
+            .map_err(|errno| self.error("open")(errno.into()))?;
+        let file = File::from(file);
+        let metadata = file.metadata().map_err(self.error("look at"))?;
+        self.check_type(metadata.file_type())?;
+        let length_bytes = metadata.len();
+        if length_bytes == 0 {
+            return Err(SourceError::NotAMemoryFile { path: self.path.clone(), why: "it is empty" });
+        }
+        let name = self.path.file_name().unwrap_or_default().to_string_lossy();
+        let space = AddressSpace::image(name, length_bytes);
+        let path = std::path::absolute(&self.path).unwrap_or_else(|_| self.path.clone());
+        Ok(Box::new(FrozenFile { file, path, length_bytes, space }))
+    }
+}
+
+/// Why a file of this type cannot be captured, or `None` for a regular one.
+fn why_not_a_memory_file(found: FileType) -> Option<&'static str> {
+    if found.is_file() {
+        None
+    } else if found.is_dir() {
+        Some("it is a directory; name the memory file in it")
+    } else if found.is_fifo() {
+        Some("it is a pipe; write its contents to a file first")
+    } else if found.is_socket() {
+        Some("it is a socket, not a file")
+    } else if found.is_block_device() || found.is_char_device() {
+        Some("it is a device; copy its contents to a file first")
+    } else {
+        Some("it is not a regular file")
+    }
+}
+
+/// An open memory file, with the length it had when it was opened.
+struct FrozenFile {
+    file: File,
+    path: PathBuf,
+    length_bytes: u64,
+    space: AddressSpace,
+}
+
+impl FrozenFile {
+    fn error(&self, action: &'static str) -> impl FnOnce(io::Error) -> SourceError {
+        let path = self.path.clone();
+        move |source| SourceError::File { path, action, source }
+    }
+
+    fn cut_short(&self, found_bytes: u64) -> SourceError {
+        SourceError::CutShort { path: self.path.clone(), expected_bytes: self.length_bytes, found_bytes }
+    }
+}
+
+impl Frozen for FrozenFile {
+    fn address_space(&self) -> &AddressSpace {
+        &self.space
+    }
+
+    fn origin(&self) -> Origin {
+        Origin::File { path: self.path.clone() }
+    }
+
+    fn attachments(&self) -> Vec<Attachment> {
+        Vec::new()
+    }
+
+    fn populated(&self, _mapping_index: usize) -> Result<Vec<Range<u64>>, SourceError> {
+        // Where the file system cannot tell, all of it may be data.
+        let whole = 0..self.length_bytes;
+        let ranges = data_ranges(&self.file, whole.clone()).unwrap_or_else(|_| vec![whole]);
+        // A tail that was cut off looks like a hole. It is not zeros.
+        let now_bytes = self.file.metadata().map_err(self.error("look at"))?.len();
+        if now_bytes < self.length_bytes { Err(self.cut_short(now_bytes)) } else { Ok(ranges) }
+    }
+
+    fn memory(&self) -> Memory<'_> {
+        Memory::Shared(self)
+    }
+
+    fn release(&self) -> Duration {
+        Duration::ZERO
+    }
+}
+
+impl CopyOut for FrozenFile {
+    fn copy_out(
+        &self,
+        _mapping_index: usize,
+        offset_bytes: u64,
+        buffer: &mut [u8],
+        _unreadable: &mut Vec<AddressRange>,
+    ) -> Result<(), SourceError> {
+        let mut copied_bytes = 0;
+        while copied_bytes < buffer.len() {
+            let at = offset_bytes.saturating_add(copied_bytes as u64);
+            match self.file.read_at(&mut buffer[copied_bytes..], at) {
+                Ok(0) => return Err(self.cut_short(at)),
+                Ok(read_bytes) => copied_bytes += read_bytes,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(self.error("read")(error)),
+            }
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// All of a file as a capture reads it: zeros but for what is populated.
+    fn read(frozen: &dyn Frozen) -> Result<Vec<u8>, SourceError> {
+        let Memory::Shared(copy) = frozen.memory() else { panic!("a file can be read by many threads") };
+        let mut bytes = vec![0; usize::try_from(frozen.address_space().image_bytes()).unwrap()];
+        let mut end_bytes = 0;
+        for range in frozen.populated(0)? {
+            assert!(end_bytes <= range.start && range.start < range.end, "sorted and apart");
+            end_bytes = range.end;
+            let place = usize::try_from(range.start).unwrap()..usize::try_from(range.end).unwrap();
+            copy.copy_out(0, range.start, &mut bytes[place], &mut Vec::new())?;
+        }
+        Ok(bytes)
+    }
+
+    fn scattered(length_bytes: usize) -> Vec<u8> {
+        (0..length_bytes).map(|at| u8::try_from((at * 31 + at / 251) % 256).unwrap()).collect()
+    }
+
+    #[test]
+    fn a_file_of_any_length_is_read_whole() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("memory");
+        for length_bytes in [1, 511, 4096, 65_537, 1_000_003] {
+            std::fs::write(&path, scattered(length_bytes)).unwrap();
+            let source = FileSource::new(&path);
+            let frozen = source.open().unwrap();
+            assert_eq!(read(&*frozen).unwrap(), scattered(length_bytes));
+            assert_eq!(frozen.address_space().mappings()[0].name, "memory");
+            assert_eq!(frozen.origin(), Origin::File { path: path.clone() });
+        }
+    }
+
+    #[test]
+    fn holes_are_not_read_and_the_bytes_are_the_same() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("sparse");
+        let file = File::create(&path).unwrap();
+        file.set_len(64 << 20).unwrap();
+        file.write_all_at(&scattered(10_000), 5 << 20).unwrap();
+        file.write_all_at(&scattered(3), (40 << 20) + 1).unwrap();
+        let source = FileSource::new(&path);
+        let frozen = source.open().unwrap();
+        assert_eq!(read(&*frozen).unwrap(), std::fs::read(&path).unwrap());
+        // Temporary directories of Linux know holes (ext4, xfs, btrfs, tmpfs, overlayfs).
+        let data_bytes: u64 = frozen.populated(0).unwrap().iter().map(|range| range.end - range.start).sum();
+        assert!(data_bytes < 1 << 20, "{data_bytes} bytes would be read");
+    }
+
+    #[test]
+    fn a_file_that_becomes_shorter_is_an_error_wherever_it_is_noticed() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("memory");
+        std::fs::write(&path, scattered(100_000)).unwrap();
+        let source = FileSource::new(&path);
+        let frozen = source.open().unwrap();
+        let Memory::Shared(copy) = frozen.memory() else { panic!("a file can be read by many threads") };
+        File::options().write(true).open(&path).unwrap().set_len(50_000).unwrap();
+
+        let cut_short = |error: &SourceError| {
+            matches!(error, SourceError::CutShort { expected_bytes: 100_000, found_bytes: 50_000, .. })
+        };
+        let error = copy.copy_out(0, 40_000, &mut [0; 20_000], &mut Vec::new()).unwrap_err();
+        assert!(cut_short(&error), "{error:?}");
+        let error = frozen.populated(0).unwrap_err();
+        assert!(cut_short(&error), "{error:?}");
+        copy.copy_out(0, 0, &mut [0; 50_000], &mut Vec::new()).unwrap();
+    }
+
+    #[test]
+    fn what_is_not_a_memory_file_is_refused_with_its_reason() {
+        let directory = tempfile::tempdir().unwrap();
+        let at = |name: &str| directory.path().join(name);
+        File::create(at("empty")).unwrap();
+        rustix::fs::mknodat(rustix::fs::CWD, at("pipe"), rustix::fs::FileType::Fifo, Mode::RUSR, 0).unwrap();
+        let _socket = std::os::unix::net::UnixListener::bind(at("socket")).unwrap();
+        for (path, expected) in [
+            (at("empty"), "it is empty"),
+            (at("pipe"), "it is a pipe"),
+            (at("socket"), "it is a socket"),
+            (at("."), "it is a directory"),
+            ("/dev/null".into(), "it is a device"),
+        ] {
+            let source = FileSource::new(&path);
+            match source.open().err() {
+                Some(SourceError::NotAMemoryFile { why, .. }) if why.contains(expected) => {}
+                other => panic!("{}: {other:?}", path.display()),
+            }
+        }
+        let source = FileSource::new(at("missing"));
+        let Some(SourceError::File { source, .. }) = source.open().err() else { panic!("it is missing") };
+        assert_eq!(source.kind(), io::ErrorKind::NotFound);
+    }
+}

@@ -5,7 +5,12 @@
 
 mod bytes;
 mod file;
+mod holes;
+mod maps;
+mod proc_directory;
 mod process;
+mod stop;
+mod threads;
 
 use std::io;
 use std::ops::Range;
@@ -18,6 +23,8 @@ use crate::units::AddressRange;
 
 pub use file::FileSource;
 pub use process::ProcessSource;
+use process::refusal;
+pub use threads::{RegisterSet, Thread, Threads};
 
 /// Something whose memory can be captured.
 ///
@@ -137,6 +144,12 @@ pub enum SourceError {
         pid: u32,
         /// Why not.
         why: String,
+    },
+    /// The bytes of a process were asked for after it was let go.
+    #[error("process {pid} was let go already; its bytes must be copied before it is released")]
+    Released {
+        /// Its pid.
+        pid: u32,
     },
     /// The operating system refused something else about a process.
     #[error("cannot {action} process {pid}")]

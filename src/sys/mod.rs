@@ -2,3 +2,6 @@
 
 pub(crate) mod file;
 pub(crate) mod map;
+pub(crate) mod pagemap;
+pub(crate) mod process_memory;
+pub(crate) mod ptrace;

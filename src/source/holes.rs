@@ -1,0 +1,61 @@
+//! The holes of sparse files, which read as zeros and need not be read.
+
+use std::fs::File;
+use std::ops::Range;
+
+use rustix::fs::SeekFrom;
+use rustix::io::Errno;
+
+/// The parts of `within`, in bytes from the file's start, that the file system holds data for:
+/// sorted and apart. What lies behind the end of the file is not among them.
+///
+/// # Errors
+///
+/// When the file system cannot tell.
+pub(super) fn data_ranges(file: &File, within: Range<u64>) -> Result<Vec<Range<u64>>, Errno> {
+    let mut ranges = Vec::new();
+    let mut at = within.start;
+    while at < within.end {
+        let start = match rustix::fs::seek(file, SeekFrom::Data(at)) {
+            Ok(start) if start < within.end => start,
+            Ok(_) | Err(Errno::NXIO) => break,
+            Err(errno) => return Err(errno),
+        };
+        let end = match rustix::fs::seek(file, SeekFrom::Hole(start)) {
+            Ok(end) => end.min(within.end),
+            // The file was cut behind `start` meanwhile.
+            Err(Errno::NXIO) => break,
+            Err(errno) => return Err(errno),
+        };
+        if end <= start {
+            // A hole may have been punched meanwhile; nothing here may go round for ever.
+            return Err(Errno::INVAL);
+        }
+        ranges.push(start..end);
+        at = end;
+    }
+    Ok(ranges)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::FileExt;
+
+    use super::*;
+
+    #[test]
+    fn data_is_found_inside_the_range_asked_for() {
+        let file = tempfile::tempfile().unwrap();
+        file.set_len(8 << 20).unwrap();
+        file.write_all_at(&[1; 1 << 20], 1 << 20).unwrap();
+        file.write_all_at(&[1; 1 << 20], 4 << 20).unwrap();
+        let mib = |range: Range<u64>| range.start << 20..range.end << 20;
+        assert_eq!(data_ranges(&file, mib(0..8)).unwrap(), [mib(1..2), mib(4..5)]);
+        assert_eq!(
+            data_ranges(&file, (1 << 20) + 4096..(4 << 20) + 1).unwrap(),
+            [(1 << 20) + 4096..2 << 20, 4 << 20..(4 << 20) + 1]
+        );
+        assert_eq!(data_ranges(&file, mib(5..9)).unwrap(), []);
+        assert_eq!(data_ranges(&file, mib(20..30)).unwrap(), []);
+    }
+}

@@ -1,0 +1,222 @@
+//! The lines of `/proc/PID/maps`, as bytes: a file name may be anything but NUL.
+//!
+//! ```text
+//! 55d0c8a5b000-55d0c8a5d000 r--p 00002000 fe:00 1234        /usr/bin/a name (deleted)
+//! start        end          perm offset   dev   inode       name, or nothing
+//! ```
+
+use crate::address_space::{Mapping, MappingKind, Protection};
+use crate::units::AddressRange;
+
+/// One line of `/proc/PID/maps`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct MapsLine {
+    pub(super) mapping: Mapping,
+    /// Whether a page that is not there is one of zeros: nothing else is behind this mapping.
+    pub(super) absent_is_zero: bool,
+}
+
+/// All lines; an error, which is the line, if one has an unknown form.
+pub(super) fn parse(maps: &[u8]) -> Result<Vec<MapsLine>, String> {
+    maps.split(|byte| *byte == b'\n')
+        .filter(|line| !line.is_empty())
+        .map(|line| parse_line(line).ok_or_else(|| String::from_utf8_lossy(line).into_owned()))
+        .collect()
+}
+
+fn parse_line(line: &[u8]) -> Option<MapsLine> {
+    let (range, rest) = split_field(line)?;
+    let (permissions, rest) = split_field(rest)?;
+    let (offset, rest) = split_field(rest)?;
+    let (_device, rest) = split_field(rest)?;
+    let (inode, rest) = split_field(rest).unwrap_or((rest, b""));
+
+    let (start, end) = str::from_utf8(range).ok()?.split_once('-')?;
+    let range = AddressRange::new(hexadecimal(start)?, hexadecimal(end)?).ok()?;
+    let &[read, write, execute, shared] = permissions else { return None };
+    let protection = Protection {
+        read: read == b'r',
+        write: write == b'w',
+        execute: execute == b'x',
+        shared: shared == b's',
+    };
+    let file_offset_bytes = hexadecimal(str::from_utf8(offset).ok()?)?;
+    let inode: u64 = str::from_utf8(inode).ok()?.parse().ok()?;
+    let name = rest.trim_ascii_start();
+    let kind = kind_of(name);
+
+    let captured = protection.read
+        && match kind {
+            MappingKind::Device => false,
+            // The vDSO is code and can be read. The pages beside it are the kernel's clocks, mapped
+            // from where no other process may read them; the vsyscall page is no memory at all.
+            MappingKind::Kernel => name == b"[vdso]",
+            _ => true,
+        };
+    let absent_is_zero = inode == 0
+        && !protection.shared
+        && matches!(kind, MappingKind::Anonymous | MappingKind::Heap | MappingKind::Stack);
+    let name = unescape(name);
+    let name = String::from_utf8_lossy(&name).into_owned();
+    let mapping = Mapping { range, protection, kind, name, file_offset_bytes, captured };
+    Some(MapsLine { mapping, absent_is_zero })
+}
+
+/// The bytes before the first space, and those after it.
+fn split_field(line: &[u8]) -> Option<(&[u8], &[u8])> {
+    let at = line.iter().position(|byte| *byte == b' ')?;
+    Some((&line[..at], &line[at + 1..]))
+}
+
+/// Only digits: `from_str_radix` alone would take a sign.
+fn hexadecimal(digits: &str) -> Option<u64> {
+    digits.bytes().all(|byte| byte.is_ascii_hexdigit()).then(|| u64::from_str_radix(digits, 16).ok())?
+}
+
+fn kind_of(name: &[u8]) -> MappingKind {
+    // The kernel marks a file that has no name any more.
+    let path = name.strip_suffix(b" (deleted)").unwrap_or(name);
+    match path {
+        b"" => MappingKind::Anonymous,
+        b"[heap]" => MappingKind::Heap,
+        _ if path.starts_with(b"[stack") => MappingKind::Stack,
+        // Memory that was given a name by prctl.
+        _ if path.starts_with(b"[anon:") || path.starts_with(b"[anon_shmem:") => MappingKind::Anonymous,
+        _ if path.starts_with(b"[") => MappingKind::Kernel,
+        // Shared memory without a file shows as this device, and is none.
+        b"/dev/zero" => MappingKind::Anonymous,
+        _ if path.starts_with(b"/dev/shm/") || path.starts_with(b"/dev/hugepages/") => MappingKind::File,
+        // Rings and buffers that a driver shares: io_uring, perf, kvm.
+        _ if path.starts_with(b"/dev/") || path.starts_with(b"anon_inode:") => MappingKind::Device,
+        _ => MappingKind::File,
+    }
+}
+
+/// The kernel writes a newline in a name as `\012` and everything else as it is.
+fn unescape(name: &[u8]) -> Vec<u8> {
+    let mut plain = Vec::with_capacity(name.len());
+    let mut rest = name;
+    while let Some((first, after)) = rest.split_first() {
+        match rest.strip_prefix(b"\\012") {
+            Some(after) => {
+                plain.push(b'\n');
+                rest = after;
+            }
+            None => {
+                plain.push(*first);
+                rest = after;
+            }
+        }
+    }
+    plain
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn lines_become_mappings() {
+        use MappingKind::*;
+        let start = "7f0000000000-7f0000004000 ";
+        // The line after its range; kind, name, whether captured, whether absent pages are zeros.
+        let table: &[(&[u8], MappingKind, &str, bool, bool)] = &[
+            (b"rw-p 00000000 00:00 0 ", Anonymous, "", true, true),
+            (b"rw-p 00000000 00:00 0", Anonymous, "", true, true),
+            (b"---p 00000000 00:00 0 ", Anonymous, "", false, true),
+            (b"-w-p 00000000 00:00 0 ", Anonymous, "", false, true),
+            (b"rw-p 00000000 00:00 0      [heap]", Heap, "[heap]", true, true),
+            (b"rw-p 00000000 00:00 0      [stack]", Stack, "[stack]", true, true),
+            (
+                b"rw-p 00000000 00:00 0      [anon:glibc: malloc]",
+                Anonymous,
+                "[anon:glibc: malloc]",
+                true,
+                true,
+            ),
+            (b"rw-s 00000000 00:01 9      [anon_shmem:x]", Anonymous, "[anon_shmem:x]", true, false),
+            (b"r-xp 00000000 00:00 0      [vdso]", Kernel, "[vdso]", true, false),
+            (b"r--p 00000000 00:00 0      [vvar]", Kernel, "[vvar]", false, false),
+            (b"r--p 00000000 00:00 0      [vvar_vclock]", Kernel, "[vvar_vclock]", false, false),
+            (b"--xp 00000000 00:00 0      [vsyscall]", Kernel, "[vsyscall]", false, false),
+            (b"r--p 00002000 fe:00 12     /usr/lib/libc.so.6", File, "/usr/lib/libc.so.6", true, false),
+            (b"rw-p 00002000 fe:00 12     /a b  c", File, "/a b  c", true, false),
+            (b"r--p 00002000 fe:00 12     /a\\012b\\040", File, "/a\nb\\040", true, false),
+            (b"r--p 00002000 fe:00 12     /x (deleted)", File, "/x (deleted)", true, false),
+            (b"r--p 00002000 fe:00 12     /\xff\xfe", File, "/\u{fffd}\u{fffd}", true, false),
+            (
+                b"rw-s 00000000 00:01 7      /dev/zero (deleted)",
+                Anonymous,
+                "/dev/zero (deleted)",
+                true,
+                false,
+            ),
+            (b"rw-s 00000000 00:01 7      /dev/shm/x", File, "/dev/shm/x", true, false),
+            (b"rw-s 00000000 00:01 7      /memfd:x (deleted)", File, "/memfd:x (deleted)", true, false),
+            (b"rw-s 00000000 00:05 7      /dev/dri/card0", Device, "/dev/dri/card0", false, false),
+            (
+                b"rw-s 00000000 00:0f 7      anon_inode:[io_uring]",
+                Device,
+                "anon_inode:[io_uring]",
+                false,
+                false,
+            ),
+        ];
+        for (rest, kind, name, captured, absent_is_zero) in table {
+            let line = [start.as_bytes(), rest].concat();
+            let parsed = parse_line(&line).unwrap_or_else(|| panic!("{}", String::from_utf8_lossy(&line)));
+            let found = (parsed.mapping.kind, &*parsed.mapping.name, parsed.mapping.captured);
+            assert_eq!((found, parsed.absent_is_zero), ((*kind, *name, *captured), *absent_is_zero));
+            assert_eq!(parsed.mapping.range.to_string(), "0x7f0000000000..0x7f0000004000");
+            assert_eq!(parsed.mapping.protection.to_string().as_bytes(), &rest[..4]);
+        }
+        let highest = b"ffffffffff600000-ffffffffff601000 --xp 00000000 00:00 0  [vsyscall]";
+        assert_eq!(parse_line(highest).unwrap().mapping.range.end(), 0xffff_ffff_ff60_1000);
+    }
+
+    #[test]
+    fn a_line_of_another_form_is_an_error_that_shows_it() {
+        for line in [
+            "",
+            "1000-2000",
+            "1000-2000 rw-p",
+            "2000-1000 rw-p 0 00:00 0",
+            "1000-+2000 rw-p 0 00:00 0",
+            "1000-2000 rw- 0 00:00 0",
+            "1000-2000 rw-p x 00:00 0",
+            "1000-2000 rw-p 0 00:00 x",
+            "1000-10000000000000000 rw-p 0 00:00 0",
+        ] {
+            assert_eq!(parse_line(line.as_bytes()), None, "{line}");
+        }
+        let maps = b"1000-2000 rw-p 0 00:00 0\nnonsense\n";
+        assert_eq!(parse(maps), Err("nonsense".to_owned()));
+    }
+
+    #[test]
+    fn this_process_has_a_heap_a_stack_and_itself() {
+        let lines = parse(&std::fs::read("/proc/self/maps").unwrap()).unwrap();
+        let on_stack = 0u8;
+        let here = (&raw const on_stack).addr() as u64;
+        assert!(lines.iter().any(|line| line.mapping.kind == MappingKind::Stack));
+        assert!(lines.iter().any(|line| {
+            (line.mapping.range.start()..line.mapping.range.end()).contains(&here) && line.absent_is_zero
+        }));
+        let me = std::env::current_exe().unwrap();
+        assert!(lines.iter().any(|line| line.mapping.name == me.to_string_lossy()));
+    }
+
+    proptest! {
+        #[test]
+        fn no_bytes_make_it_panic(bytes: Vec<u8>) {
+            let _ = parse(&bytes);
+        }
+
+        #[test]
+        fn no_almost_right_line_makes_it_panic(line in "[0-9a-f]{0,17}-[0-9a-f]{0,17} [r-]w?-?p? {0,2}[0-9a-g]{0,9} 0:0 [0-9x]{0,21} {0,3}[\\[/]?.{0,9}") {
+            let _ = parse(line.as_bytes());
+        }
+    }
+}

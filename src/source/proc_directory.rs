@@ -1,0 +1,187 @@
+//! `/proc/PID`: what the kernel tells about a process.
+//!
+//! The directory is opened once and everything read through it. When the process has been reaped,
+//! every read through it fails, even if another process has got the same pid meanwhile.
+
+use std::fs::File;
+use std::io::{self, Read};
+use std::os::fd::OwnedFd;
+use std::os::unix::ffi::OsStringExt;
+use std::path::PathBuf;
+
+use rustix::fs::{Dir, Mode, OFlags};
+
+/// The kernel's flag of its own threads in field 9 of `stat`.
+const PF_KTHREAD: u64 = 0x0020_0000;
+
+/// An open `/proc/PID`.
+pub(super) struct ProcDirectory {
+    pid: u32,
+    directory: OwnedFd,
+}
+
+/// What is used of `/proc/PID/stat` and `/proc/PID/task/TID/stat`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Stat {
+    /// A letter: `R`unning, `S`leeping, `D` waiting in the kernel, `T` stopped, `t` stopped by a
+    /// tracer, `Z` and `X` dead …
+    pub(super) state: char,
+    pub(super) parent_pid: u32,
+    pub(super) process_group: u32,
+    pub(super) session: u32,
+    /// How many threads the whole process has, the dead and not yet reaped ones included.
+    pub(super) thread_count: usize,
+    pub(super) is_kernel_thread: bool,
+}
+
+impl Stat {
+    pub(super) fn is_dead(&self) -> bool {
+        matches!(self.state, 'Z' | 'X' | 'x')
+    }
+}
+
+impl ProcDirectory {
+    pub(super) fn open(pid: u32) -> io::Result<Self> {
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let directory = rustix::fs::open(format!("/proc/{pid}"), flags, Mode::empty())?;
+        Ok(ProcDirectory { pid, directory })
+    }
+
+    pub(super) fn pid(&self) -> u32 {
+        self.pid
+    }
+
+    pub(super) fn open_file(&self, name: &str) -> io::Result<File> {
+        let flags = OFlags::RDONLY | OFlags::CLOEXEC;
+        Ok(File::from(rustix::fs::openat(&self.directory, name, flags, Mode::empty())?))
+    }
+
+    pub(super) fn read(&self, name: &str) -> io::Result<Vec<u8>> {
+        // Room for most of what is read here, so that one call gets it.
+        let mut bytes = Vec::with_capacity(16 * 1024);
+        self.open_file(name)?.read_to_end(&mut bytes)?;
+        Ok(bytes)
+    }
+
+    pub(super) fn stat(&self) -> io::Result<Stat> {
+        parse_stat(&self.read("stat")?)
+    }
+
+    pub(super) fn thread_stat(&self, tid: u32) -> io::Result<Stat> {
+        parse_stat(&self.read(&format!("task/{tid}/stat"))?)
+    }
+
+    /// The threads there are. The kernel may leave some out while others end.
+    pub(super) fn thread_ids(&self) -> io::Result<Vec<u32>> {
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let tasks = rustix::fs::openat(&self.directory, "task", flags, Mode::empty())?;
+        let mut tids = Vec::new();
+        for entry in Dir::new(tasks)? {
+            // "." and ".." are no numbers.
+            tids.extend(entry?.file_name().to_str().ok().and_then(|name| name.parse::<u32>().ok()));
+        }
+        Ok(tids)
+    }
+
+    /// A number of `/proc/PID/status` (`Tgid`, `TracerPid`), or of a thread's, `task/TID/status`.
+    pub(super) fn status_number(&self, file: &str, key: &str) -> io::Result<u32> {
+        let status = self.read(file)?;
+        status_number(&status, key).ok_or_else(|| unreadable("status", &status))
+    }
+
+    /// The executable, if we may know it.
+    pub(super) fn executable(&self) -> Option<PathBuf> {
+        let path = rustix::fs::readlinkat(&self.directory, "exe", Vec::new()).ok()?;
+        Some(PathBuf::from(std::ffi::OsString::from_vec(path.into_bytes())))
+    }
+
+    /// The command line; empty if the process has cleared it.
+    pub(super) fn command_line(&self) -> Vec<String> {
+        let bytes = self.read("cmdline").unwrap_or_default();
+        let bytes = bytes.strip_suffix(b"\0").unwrap_or(&bytes);
+        if bytes.is_empty() {
+            return Vec::new();
+        }
+        bytes.split(|byte| *byte == 0).map(|word| String::from_utf8_lossy(word).into_owned()).collect()
+    }
+}
+
+/// Whether this is how `/proc` says that a process or a thread is gone.
+pub(super) fn says_gone(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ESRCH))
+}
+
+fn parse_stat(line: &[u8]) -> io::Result<Stat> {
+    let parsed = || {
+        // The name stands in parentheses and may hold parentheses and spaces itself.
+        let name_end = line.iter().rposition(|byte| *byte == b')')?;
+        let rest = str::from_utf8(line.get(name_end + 1..)?).ok()?;
+        let fields: Vec<&str> = rest.split_ascii_whitespace().collect();
+        // Field 3 of proc(5) is the first one here.
+        let field = |number: usize| fields.get(number - 3).copied();
+        Some(Stat {
+            state: field(3)?.chars().next()?,
+            // Some of these are -1 or 0 where the pid namespace hides them.
+            parent_pid: field(4)?.parse().unwrap_or(0),
+            process_group: field(5)?.parse().unwrap_or(0),
+            session: field(6)?.parse().unwrap_or(0),
+            is_kernel_thread: field(9)?.parse::<u64>().ok()? & PF_KTHREAD != 0,
+            thread_count: field(20)?.parse().ok()?,
+        })
+    };
+    parsed().ok_or_else(|| unreadable("stat", line))
+}
+
+fn status_number(status: &[u8], key: &str) -> Option<u32> {
+    let value = status
+        .split(|byte| *byte == b'\n')
+        .find_map(|line| line.strip_prefix(key.as_bytes())?.strip_prefix(b":"))?;
+    str::from_utf8(value).ok()?.trim().parse().ok()
+}
+
+fn unreadable(what: &str, found: &[u8]) -> io::Error {
+    let found = String::from_utf8_lossy(&found[..found.len().min(100)]);
+    io::Error::new(io::ErrorKind::InvalidData, format!("/proc/PID/{what} has an unknown form: {found:?}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_name_with_parentheses_and_spaces_does_not_confuse_the_stat_line() {
+        let line = b"77 (a) S (b) T 1 70 60 0 -1 4194560 1 2 3 4 5 6 7 8 20 0 3 0 999 1 1\n";
+        let expected = Stat {
+            state: 'T',
+            parent_pid: 1,
+            process_group: 70,
+            session: 60,
+            thread_count: 3,
+            is_kernel_thread: false,
+        };
+        assert_eq!(parse_stat(line).unwrap(), expected);
+        for length in 0..40 {
+            assert!(parse_stat(&line[..length]).is_err(), "cut at {length}");
+        }
+    }
+
+    #[test]
+    fn this_process_is_found_with_its_threads() {
+        let me = ProcDirectory::open(std::process::id()).unwrap();
+        let my_tid = rustix::thread::gettid().as_raw_nonzero().get().cast_unsigned();
+        assert!(me.thread_ids().unwrap().contains(&my_tid));
+        assert_eq!(me.status_number("status", "Tgid").unwrap(), me.pid());
+        assert_eq!(me.thread_stat(my_tid).unwrap().state, 'R');
+        assert_eq!(me.executable().unwrap(), std::env::current_exe().unwrap());
+        assert_eq!(me.command_line(), std::env::args().collect::<Vec<_>>());
+    }
+
+    #[test]
+    fn what_was_opened_does_not_become_another_process() {
+        let mut child = std::process::Command::new("true").spawn().unwrap();
+        let directory = ProcDirectory::open(child.id()).unwrap();
+        child.wait().unwrap();
+        assert!(says_gone(&directory.stat().unwrap_err()));
+        assert!(says_gone(&ProcDirectory::open(child.id()).map(|_| ()).unwrap_err()));
+    }
+}

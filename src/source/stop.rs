@@ -1,0 +1,323 @@
+//! Stopping every thread of a process, and letting all of them go again whatever happens.
+//!
+//! ```text
+//!  the opener                      the tracer, a thread of its own
+//!  stop() ------ starts ---------> seizes and interrupts every thread, reads the registers
+//!         <----- reports ---------
+//!  copies the memory               waits
+//!  let_go() ---- hangs up -------> detaches every thread and ends
+//!         <----- joins -----------
+//! ```
+//!
+//! The kernel ties what is traced to the thread that traces, and lets go of it when that thread
+//! ends. So the tracer is a thread made for one stop: whether the opener returns, fails, panics or
+//! the whole program is killed, it ends, and nothing stays stopped. That holds even for what it
+//! could not detach itself, such as a thread that was seized and would not stop. It also leaves
+//! the opener free to move between threads.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use rustix::process::{Pid, WaitId, WaitIdOptions};
+
+use super::proc_directory::{ProcDirectory, says_gone};
+use super::threads::{self, RegisterSet, Thread, Threads};
+use super::{SourceError, refusal};
+use crate::sys::ptrace::{self, Stop};
+
+/// How long the threads may take to stop. Those that run need microseconds. One that waits in the
+/// kernel where no signal reaches it (for a disk or a network file system that went away) may
+/// need for ever, and the others must not stand still as long.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// How often to ask whether a thread has stopped before sleeping between: an interrupt from one
+/// core to another takes microseconds.
+const IMPATIENT_LOOKS: u32 = 64;
+const PAUSE_BETWEEN_LOOKS: Duration = Duration::from_micros(100);
+
+/// A process whose threads all stand still. Dropping it lets them go.
+pub(super) struct StoppedProcess {
+    threads: Threads,
+    /// Hanging up tells the tracer to let go.
+    hold: Option<(Sender<()>, JoinHandle<Duration>)>,
+    stood_still: Duration,
+}
+
+impl StoppedProcess {
+    /// Stops every thread of the process.
+    pub(super) fn stop(process: &Arc<ProcDirectory>) -> Result<Self, SourceError> {
+        let pid = process.pid();
+        let process = Arc::clone(process);
+        let (report_to, report) = channel();
+        let (hold, until_hung_up) = channel();
+        let tracer = std::thread::Builder::new()
+            .name("stillframe-stop".to_owned())
+            .spawn(move || Tracer::new(&process).run(&report_to, &until_hung_up))
+            .map_err(|source| SourceError::Process { pid, action: "start a thread that stops", source })?;
+        let mut stopped = StoppedProcess {
+            threads: no_threads(pid),
+            hold: Some((hold, tracer)),
+            stood_still: Duration::ZERO,
+        };
+        // An error drops `stopped`, so that all is let go before the caller hears of it.
+        stopped.threads = report.recv().map_err(|_| SourceError::Process {
+            pid,
+            action: "stop",
+            source: io::Error::other("the thread that stops it ended early"),
+        })??;
+        Ok(stopped)
+    }
+
+    pub(super) fn threads(&self) -> &Threads {
+        &self.threads
+    }
+
+    pub(super) fn is_held(&self) -> bool {
+        self.hold.is_some()
+    }
+
+    /// Lets all threads go and answers how long the process stood still: from the first interrupt
+    /// to the last detach. The second call answers the same.
+    pub(super) fn let_go(&mut self) -> Duration {
+        if let Some((hold, tracer)) = self.hold.take() {
+            drop(hold);
+            // Had the tracer panicked, the kernel would have let go.
+            self.stood_still = tracer.join().unwrap_or_default();
+        }
+        self.stood_still
+    }
+}
+
+impl Drop for StoppedProcess {
+    fn drop(&mut self) {
+        self.let_go();
+    }
+}
+
+fn no_threads(pid: u32) -> Threads {
+    Threads {
+        machine: threads::MACHINE,
+        pid,
+        parent_pid: 0,
+        process_group: 0,
+        session: 0,
+        threads: Vec::new(),
+    }
+}
+
+/// What the tracer's thread works on.
+struct Tracer<'a> {
+    process: &'a ProcDirectory,
+    first_interrupt: Option<Instant>,
+    /// The threads that stand still, and how.
+    held: BTreeMap<u32, Stop>,
+}
+
+impl<'a> Tracer<'a> {
+    fn new(process: &'a ProcDirectory) -> Self {
+        Tracer { process, first_interrupt: None, held: BTreeMap::new() }
+    }
+
+    fn run(
+        mut self,
+        report_to: &Sender<Result<Threads, SourceError>>,
+        until_hung_up: &Receiver<()>,
+    ) -> Duration {
+        let report = self.stop_all().and_then(|()| self.registers());
+        let is_stopped = report.is_ok();
+        if report_to.send(report).is_ok() && is_stopped {
+            // Nothing is ever sent: this ends when the opener hangs up.
+            let _ = until_hung_up.recv();
+        }
+        for (tid, stop) in &self.held {
+            let signal = if let Stop::Signal { signal, .. } = stop { *signal } else { 0 };
+            // A thread that was killed meanwhile cannot be detached, and need not be.
+            let _ = ptrace::detach(*tid, signal);
+        }
+        self.first_interrupt.map_or(Duration::ZERO, |first| first.elapsed())
+    }
+
+    /// Stops what is listed until nothing new can appear: threads that stand still make no others.
+    fn stop_all(&mut self) -> Result<(), SourceError> {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let listed =
+                self.process.thread_ids().map_err(|error| self.error("list the threads of", error))?;
+            let mut asked = Vec::new();
+            for tid in &listed {
+                if !self.held.contains_key(tid) && self.seize(*tid)? {
+                    asked.push(*tid);
+                }
+            }
+            let found_none = asked.is_empty();
+            for tid in asked {
+                self.wait_until_stopped(tid, deadline)?;
+            }
+            if found_none && self.are_all_held(&listed)? {
+                return Ok(());
+            }
+            if Instant::now() > deadline {
+                return Err(self.uncapturable(format!(
+                    "its threads start and end so fast that they could not all be stopped within {} seconds",
+                    PATIENCE.as_secs()
+                )));
+            }
+            std::thread::yield_now();
+        }
+    }
+
+    /// Whether every thread there is stands still. A list alone does not tell, as the kernel leaves
+    /// out threads when the one it stands at ends meanwhile; the count of threads does.
+    fn are_all_held(&mut self, listed: &[u32]) -> Result<bool, SourceError> {
+        // A thread held before may have ended: by SIGKILL, or by another one's call of `execve`,
+        // which also waits until somebody takes notice of the end.
+        for tid in self.held.keys().copied().collect::<Vec<_>>() {
+            if self.stop_of(tid)?.is_none() {
+                self.held.remove(&tid);
+                self.reap(tid);
+            }
+        }
+        let stat = self.process.stat().map_err(|error| self.error("look at", error))?;
+        if self.held.is_empty() && stat.is_dead() && stat.thread_count <= 1 {
+            return Err(SourceError::ProcessEnded { pid: self.process.pid() });
+        }
+        let held = listed.iter().filter(|tid| self.held.contains_key(tid)).count();
+        // A first thread that has ended stays listed while others run.
+        let dead_leader = usize::from(stat.is_dead());
+        Ok(!self.held.is_empty() && held + dead_leader >= stat.thread_count)
+    }
+
+    /// Seizes and interrupts a thread; `false` if it has ended.
+    fn seize(&mut self, tid: u32) -> Result<bool, SourceError> {
+        if let Err(error) = ptrace::seize(tid) {
+            match self.process.thread_stat(tid) {
+                Ok(stat) if stat.is_dead() => return Ok(false),
+                Err(gone) if says_gone(&gone) => return Ok(false),
+                _ => {}
+            }
+            // It may be ours already under another number: a thread that calls `execve` takes on
+            // that of the first one.
+            let tracer = self.process.status_number(&format!("task/{tid}/status"), "TracerPid");
+            if tracer.ok() != Some(own_tid()) {
+                return Err(refusal(self.process, tid, "stop", error));
+            }
+        }
+        // The number may have gone to a thread of another process since it was listed. That one is
+        // not interrupted, and let go when this thread ends.
+        if self.process.thread_stat(tid).is_err() {
+            return Ok(false);
+        }
+        self.first_interrupt.get_or_insert_with(Instant::now);
+        match ptrace::interrupt(tid) {
+            Ok(()) => Ok(true),
+            Err(error) if says_gone(&error) => Ok(false),
+            Err(error) => Err(self.error("interrupt", error)),
+        }
+    }
+
+    fn wait_until_stopped(&mut self, tid: u32, deadline: Instant) -> Result<(), SourceError> {
+        let mut looks = 0;
+        loop {
+            if let Some(stop) = self.stop_of(tid)? {
+                self.held.insert(tid, stop);
+                return Ok(());
+            }
+            looks += 1;
+            if looks < IMPATIENT_LOOKS {
+                std::thread::yield_now();
+                continue;
+            }
+            match self.process.thread_stat(tid) {
+                Ok(stat) if stat.is_dead() => {
+                    self.reap(tid);
+                    return Ok(());
+                }
+                Ok(stat) if Instant::now() > deadline => {
+                    return Err(self.uncapturable(format!(
+                        "its thread {tid} did not stop within {} seconds; it is in state {} ({}), try again later",
+                        PATIENCE.as_secs(),
+                        stat.state,
+                        if stat.state == 'D' { "waiting in the kernel" } else { "see proc(5)" },
+                    )));
+                }
+                Ok(_) => {}
+                Err(gone) if says_gone(&gone) => return Ok(()),
+                Err(error) => return Err(self.error("look at", error)),
+            }
+            std::thread::sleep(PAUSE_BETWEEN_LOOKS);
+        }
+    }
+
+    fn stop_of(&self, tid: u32) -> Result<Option<Stop>, SourceError> {
+        ptrace::stop(tid).map_err(|error| self.error("look at a thread of", error))
+    }
+
+    /// Takes notice of a thread's end. Not of the first one's: that is the end of the process, which
+    /// its parent wants to hear of, and the parent may be this very program.
+    fn reap(&self, tid: u32) {
+        let Some(id) = Pid::from_raw(tid.cast_signed()).filter(|_| tid != self.process.pid()) else { return };
+        let all = WaitIdOptions::from_bits_retain(libc::__WALL.cast_unsigned());
+        let _ = rustix::process::waitid(WaitId::Pid(id), WaitIdOptions::EXITED | WaitIdOptions::NOHANG | all);
+    }
+
+    /// The registers of all threads, which stand still.
+    fn registers(&self) -> Result<Threads, SourceError> {
+        let stat = self.process.stat().map_err(|error| self.error("look at", error))?;
+        let mut threads = Vec::with_capacity(self.held.len());
+        for (tid, stop) in &self.held {
+            let thread =
+                self.thread(*tid, *stop).map_err(|error| self.error("read the registers of", error))?;
+            threads.push(thread);
+        }
+        // By number already; the first one may have a higher number than others.
+        threads.sort_by_key(|thread| thread.tid != self.process.pid());
+        Ok(Threads {
+            parent_pid: stat.parent_pid,
+            process_group: stat.process_group,
+            session: stat.session,
+            threads,
+            ..no_threads(self.process.pid())
+        })
+    }
+
+    fn thread(&self, tid: u32, stop: Stop) -> io::Result<Thread> {
+        let mut name = self.process.read(&format!("task/{tid}/comm"))?;
+        name.pop_if(|last| *last == b'\n');
+        let mut registers = Vec::new();
+        for note_type in threads::register_set_types() {
+            if let Some(bytes) = ptrace::register_set(tid, *note_type)? {
+                registers.push(RegisterSet { note_type: *note_type, bytes });
+            }
+        }
+        if !registers.iter().any(|set| set.note_type == threads::NT_PRSTATUS) {
+            return Err(io::Error::other("the kernel gives no general registers"));
+        }
+        let (pending_signal, signal_information) = match stop {
+            Stop::Interrupted => (0, Vec::new()),
+            Stop::Signal { signal, information } => (signal, information.to_vec()),
+        };
+        let signal_mask = ptrace::signal_mask(tid)?;
+        Ok(Thread { tid, name, signal_mask, pending_signal, signal_information, registers })
+    }
+
+    fn error(&self, action: &'static str, source: io::Error) -> SourceError {
+        let pid = self.process.pid();
+        if says_gone(&source) {
+            SourceError::ProcessEnded { pid }
+        } else {
+            SourceError::Process { pid, action, source }
+        }
+    }
+
+    fn uncapturable(&self, why: String) -> SourceError {
+        SourceError::Uncapturable { pid: self.process.pid(), why }
+    }
+}
+
+fn own_tid() -> u32 {
+    rustix::thread::gettid().as_raw_nonzero().get().cast_unsigned()
+}

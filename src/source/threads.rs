@@ -1,0 +1,150 @@
+//! The attachment `threads`: the registers of every thread of a process, taken while it stood
+//! still. With them a core file is written or the process is rolled back.
+//!
+//! It is one version byte and then bincode (`config::standard()`): integers of more than one byte
+//! are variable-length, signed ones zigzag, lists stand after their length.
+//!
+//! ```text
+//! 1 | machine | pid | parent_pid | process_group | session | thread count | thread | thread | …
+//!
+//! thread:       tid | name length, name | signal_mask | pending_signal | length, signal_information
+//!               | count of register sets | register set | …
+//! register set: note_type | length, bytes
+//! ```
+//!
+//! The bytes of register sets and of signal information are the kernel's own, in its layout for the
+//! machine, which is also that of an ELF core note.
+
+use serde::{Deserialize, Serialize};
+
+use crate::record::{self, RecordError};
+
+/// The threads of a Linux process and what a core file says about it as a whole.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Threads {
+    /// The machine whose registers they are, as in an ELF header (`e_machine`): 62 is x86-64,
+    /// 183 is AArch64.
+    pub machine: u16,
+    /// The process id at the time.
+    pub pid: u32,
+    /// Its parent's.
+    pub parent_pid: u32,
+    /// Its process group.
+    pub process_group: u32,
+    /// Its session.
+    pub session: u32,
+    /// Every thread that had not ended: the one with the process's own id first, then by id.
+    pub threads: Vec<Thread>,
+}
+
+/// One thread as it stood still.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Thread {
+    /// Its id.
+    pub tid: u32,
+    /// Its name, up to 15 bytes of any kind.
+    pub name: Vec<u8>,
+    /// The signals it blocks: bit `n - 1` for signal `n`.
+    pub signal_mask: u64,
+    /// The signal it was about to receive, or 0. It did receive it when it was let go.
+    pub pending_signal: i32,
+    /// The raw `siginfo_t` of that signal; empty if there is none.
+    pub signal_information: Vec<u8>,
+    /// Its register sets: general, floating point, and what else the machine has.
+    ///
+    /// A thread that stood in a system call shows it as the kernel does to a debugger: on x86-64
+    /// `orig_rax` is the call's number, and `rax` one of the kernel's restart codes (-512 to -516)
+    /// where the call would begin again.
+    pub registers: Vec<RegisterSet>,
+}
+
+/// One register set of a thread.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RegisterSet {
+    /// The ELF note type: 1 (`NT_PRSTATUS`, the general registers alone), 2 (`NT_PRFPREG`), 0x202
+    /// (`NT_X86_XSTATE`), 0x401 (`NT_ARM_TLS`).
+    pub note_type: u32,
+    /// The registers in the kernel's layout.
+    pub bytes: Vec<u8>,
+}
+
+impl Threads {
+    /// The name of the attachment.
+    pub const ATTACHMENT: &'static str = "threads";
+
+    /// Reads the attachment of that name.
+    ///
+    /// # Errors
+    ///
+    /// When these are not its bytes, or those of a newer program.
+    pub fn from_attachment(bytes: &[u8]) -> Result<Self, RecordError> {
+        record::decode(bytes)
+    }
+
+    /// The attachment's bytes.
+    pub(crate) fn to_attachment(&self) -> Result<Vec<u8>, RecordError> {
+        record::encode(self)
+    }
+}
+
+impl Thread {
+    /// The register set of an ELF note type, if it was taken.
+    pub fn register_set(&self, note_type: u32) -> Option<&[u8]> {
+        self.registers.iter().find(|set| set.note_type == note_type).map(|set| &*set.bytes)
+    }
+}
+
+/// The machine this program runs on, as in an ELF header; 0 if its registers are not known here.
+pub(super) const MACHINE: u16 = if cfg!(target_arch = "x86_64") {
+    62
+} else if cfg!(target_arch = "aarch64") {
+    183
+} else {
+    0
+};
+
+/// The general registers; every machine has them.
+pub(super) const NT_PRSTATUS: u32 = 1;
+const NT_PRFPREG: u32 = 2;
+const NT_X86_XSTATE: u32 = 0x202;
+const NT_ARM_TLS: u32 = 0x401;
+
+/// The ELF note types of the register sets that are taken of each thread.
+pub(super) fn register_set_types() -> &'static [u32] {
+    if cfg!(target_arch = "x86_64") {
+        &[NT_PRSTATUS, NT_PRFPREG, NT_X86_XSTATE]
+    } else if cfg!(target_arch = "aarch64") {
+        &[NT_PRSTATUS, NT_PRFPREG, NT_ARM_TLS]
+    } else {
+        &[NT_PRSTATUS, NT_PRFPREG]
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_bytes_are_as_documented_and_come_back() {
+        let threads = Threads {
+            machine: 62,
+            pid: 7,
+            parent_pid: 1,
+            process_group: 7,
+            session: 3,
+            threads: vec![Thread {
+                tid: 7,
+                name: b"a\xff".to_vec(),
+                signal_mask: 5,
+                pending_signal: 10,
+                signal_information: vec![9; 3],
+                registers: vec![RegisterSet { note_type: NT_PRSTATUS, bytes: vec![1, 2, 255] }],
+            }],
+        };
+        let bytes = threads.to_attachment().unwrap();
+        let expected = [1, 62, 7, 1, 7, 3, 1, 7, 2, b'a', 255, 5, 20, 3, 9, 9, 9, 1, 1, 3, 1, 2, 255];
+        assert_eq!(bytes, expected);
+        assert_eq!(Threads::from_attachment(&bytes).unwrap(), threads);
+        assert!(Threads::from_attachment(&bytes[1..]).is_err());
+    }
+}

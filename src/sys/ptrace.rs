@@ -1,0 +1,133 @@
+//! ptrace: stopping a thread of another process, reading its registers, letting it go.
+//!
+//! Every call must come from the thread that seized; from any other the kernel answers `ESRCH`.
+//! When that thread ends, the kernel lets go of all that it holds.
+
+use std::io;
+
+use libc::{c_long, c_void};
+
+// `libc` has these with differing types, or for some targets only. They are part of the kernel's ABI.
+const DETACH: u32 = 17;
+const GETSIGINFO: u32 = 0x4202;
+const GETREGSET: u32 = 0x4204;
+const SEIZE: u32 = 0x4206;
+const INTERRUPT: u32 = 0x4207;
+const GETSIGMASK: u32 = 0x420a;
+const EVENT_STOP: i32 = 128;
+
+/// How long the kernel's `siginfo_t` is.
+const SIGNAL_INFO_BYTES: usize = 128;
+
+/// Larger than any register set known: AMX makes the extended state of x86-64 11,008 bytes.
+const FIRST_REGISTER_SET_BYTES: usize = 16 * 1024;
+
+/// How a thread stands still.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Stop {
+    /// By [`interrupt`], or because its process was stopped anyhow.
+    Interrupted,
+    /// On its way into a signal, which must be given back to it by [`detach`].
+    Signal {
+        /// The signal's number.
+        signal: i32,
+        /// The raw `siginfo_t`.
+        information: [u8; SIGNAL_INFO_BYTES],
+    },
+}
+
+/// Begins to trace the thread without stopping it.
+pub(crate) fn seize(tid: u32) -> io::Result<()> {
+    request(SEIZE, tid, 0)
+}
+
+/// Asks a seized thread to stop; [`stop`] tells when it has.
+pub(crate) fn interrupt(tid: u32) -> io::Result<()> {
+    request(INTERRUPT, tid, 0)
+}
+
+/// Lets a stopped thread go on, into `signal` unless that is 0. If its process was stopped, by
+/// SIGSTOP say, it stays so.
+pub(crate) fn detach(tid: u32, signal: i32) -> io::Result<()> {
+    request(DETACH, tid, usize::try_from(signal).unwrap_or(0))
+}
+
+/// How a seized thread stands still, or `None` while it runs or when it has ended.
+///
+/// This asks instead of waiting for a notice by `waitpid`: somebody else in this program who waits
+/// for any child would take the notice away. And the kernel still holds the signal of a notice
+/// that nobody took, so it is not lost if this program is killed.
+pub(crate) fn stop(tid: u32) -> io::Result<Option<Stop>> {
+    #[repr(C, align(8))]
+    struct SignalInfo([u8; SIGNAL_INFO_BYTES]);
+    let mut information = SignalInfo([0; SIGNAL_INFO_BYTES]);
+    // SAFETY: GETSIGINFO writes one `siginfo_t`, which is `SIGNAL_INFO_BYTES` long on Linux, to a
+    // place that is as long and aligned for it, and borrowed mutably for the call.
+    let answer = unsafe { request_at(GETSIGINFO, tid, 0, (&raw mut information).cast()) };
+    match answer {
+        Ok(()) => {}
+        Err(error) if error.raw_os_error() == Some(libc::ESRCH) => return Ok(None),
+        // A stop without a signal's particulars: the whole process was stopped.
+        Err(error) if error.raw_os_error() == Some(libc::EINVAL) => return Ok(Some(Stop::Interrupted)),
+        Err(error) => return Err(error),
+    }
+    let SignalInfo(information) = information;
+    let [signal, _, code] = [0, 4, 8].map(|at| {
+        let bytes = [0, 1, 2, 3].map(|byte| information[at + byte]);
+        i32::from_ne_bytes(bytes)
+    });
+    Ok(Some(if code >> 8 == EVENT_STOP { Stop::Interrupted } else { Stop::Signal { signal, information } }))
+}
+
+/// One register set of a stopped thread, named by its ELF note type; `None` if the machine has no
+/// such set.
+pub(crate) fn register_set(tid: u32, note_type: u32) -> io::Result<Option<Vec<u8>>> {
+    let mut bytes = vec![0u8; FIRST_REGISTER_SET_BYTES];
+    loop {
+        let mut place = libc::iovec { iov_base: bytes.as_mut_ptr().cast(), iov_len: bytes.len() };
+        // SAFETY: GETREGSET writes at most `iov_len` bytes to `iov_base`, which are the length and
+        // place of `bytes`, and then how many it wrote to `place`; both live until after the call.
+        let answer = unsafe { request_at(GETREGSET, tid, note_type as usize, (&raw mut place).cast()) };
+        match answer {
+            Ok(()) if place.iov_len < bytes.len() => {
+                bytes.truncate(place.iov_len);
+                return Ok(Some(bytes));
+            }
+            // All of it used: there may be more.
+            Ok(()) => bytes = vec![0; bytes.len() * 2],
+            Err(error) if matches!(error.raw_os_error(), Some(libc::EINVAL | libc::ENODEV | libc::EIO)) => {
+                return Ok(None);
+            }
+            Err(error) => return Err(error),
+        }
+    }
+}
+
+/// The signals that a stopped thread blocks: bit `n - 1` for signal `n`.
+pub(crate) fn signal_mask(tid: u32) -> io::Result<u64> {
+    let mut mask = 0u64;
+    // SAFETY: GETSIGMASK writes as many bytes as its address argument says, the size of `mask`, to
+    // `mask`, which is borrowed mutably for the call.
+    unsafe { request_at(GETSIGMASK, tid, size_of::<u64>(), (&raw mut mask).cast()) }?;
+    Ok(mask)
+}
+
+/// A request that passes numbers only.
+fn request(request: u32, tid: u32, data: usize) -> io::Result<()> {
+    debug_assert!(matches!(request, SEIZE | INTERRUPT | DETACH));
+    // SAFETY: SEIZE, INTERRUPT and DETACH, of which the callers pass one, take `data` for a number
+    // (options, nothing, a signal) and write no memory of this process.
+    unsafe { request_at(request, tid, 0, std::ptr::without_provenance_mut(data)) }
+}
+
+/// Any request.
+///
+/// # Safety
+///
+/// If the request writes to `data`, that must be a place as long as the request says.
+unsafe fn request_at(request: u32, tid: u32, address: usize, data: *mut c_void) -> io::Result<()> {
+    let address: *mut c_void = std::ptr::without_provenance_mut(address);
+    // SAFETY: the caller vouches for `data`; `address` is a number for every request used here.
+    let answer: c_long = unsafe { libc::ptrace(request as _, tid.cast_signed(), address, data) };
+    if answer == -1 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
