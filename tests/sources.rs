@@ -118,6 +118,7 @@ fn be_a_child() {
     match role {
         "threads" => be_many_threads(),
         "memory" => be_odd_memory(),
+        "execute" => be_a_thread_that_executes(),
         "stop" => {
             let source = ProcessSource::new(argument.parse().unwrap());
             match source.open() {
@@ -168,6 +169,16 @@ fn be_many_threads() {
         // The machine has other work, too.
         std::thread::sleep(Duration::from_micros(200));
     }
+}
+
+/// Threads, one of which replaces the whole process by its like, again and again.
+fn be_a_thread_that_executes() {
+    for _ in 0..3 {
+        std::thread::spawn(|| std::thread::sleep(FOR_EVER));
+    }
+    say("executed");
+    let error = Child::role_command("execute").exec();
+    panic!("cannot execute itself: {error}");
 }
 
 /// Mappings that are not as others: a terabyte with little in it, a file that became shorter, and
@@ -609,6 +620,23 @@ fn a_process_that_executes_another_program_or_ends_meanwhile_is_captured_or_an_e
         }
         assert!(child.wait().unwrap().success(), "round {round}");
     }
+}
+
+#[test]
+fn threads_that_execute_another_program_meanwhile_neither_hang_nor_are_refused() {
+    let child = Child::role("execute");
+    assert_eq!(child.line(), "executed");
+    let source = ProcessSource::new(child.pid());
+    for round in 0..200 {
+        match source.open() {
+            Ok(frozen) => drop(frozen),
+            // Between two programs the first thread may be dead and the other not yet in its place.
+            Err(SourceError::ProcessEnded { .. } | SourceError::Uncapturable { .. }) => {}
+            Err(error) => panic!("round {round}: {error:?}"),
+        }
+    }
+    for _ in child.lines.try_iter() {}
+    assert_eq!(child.line(), "executed");
 }
 
 // ---- Refusals -----------------------------------------------------------------------------------

@@ -18,7 +18,7 @@
 use std::collections::BTreeMap;
 use std::io;
 use std::sync::Arc;
-use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -39,6 +39,12 @@ const PATIENCE: Duration = Duration::from_secs(10);
 const IMPATIENT_LOOKS: u32 = 64;
 const PAUSE_BETWEEN_LOOKS: Duration = Duration::from_micros(100);
 
+/// How often the opener looks for ended threads: stopping takes less, but for rare races.
+const PAUSE_BETWEEN_REAPS: Duration = Duration::from_millis(2);
+
+/// A thread may be refused because it is just ending; how often until it counts as a refusal.
+const REFUSALS_BELIEVED: u32 = 3;
+
 /// A process whose threads all stand still. Dropping it lets them go.
 pub(super) struct StoppedProcess {
     threads: Threads,
@@ -51,12 +57,12 @@ impl StoppedProcess {
     /// Stops every thread of the process.
     pub(super) fn stop(process: &Arc<ProcDirectory>) -> Result<Self, SourceError> {
         let pid = process.pid();
-        let process = Arc::clone(process);
+        let traced = Arc::clone(process);
         let (report_to, report) = channel();
         let (hold, until_hung_up) = channel();
         let tracer = std::thread::Builder::new()
             .name("stillframe-stop".to_owned())
-            .spawn(move || Tracer::new(&process).run(&report_to, &until_hung_up))
+            .spawn(move || Tracer::new(&traced).run(&report_to, &until_hung_up))
             .map_err(|source| SourceError::Process { pid, action: "start a thread that stops", source })?;
         let mut stopped = StoppedProcess {
             threads: no_threads(pid),
@@ -64,11 +70,16 @@ impl StoppedProcess {
             stood_still: Duration::ZERO,
         };
         // An error drops `stopped`, so that all is let go before the caller hears of it.
-        stopped.threads = report.recv().map_err(|_| SourceError::Process {
-            pid,
-            action: "stop",
-            source: io::Error::other("the thread that stops it ended early"),
-        })??;
+        stopped.threads = loop {
+            match report.recv_timeout(PAUSE_BETWEEN_REAPS) {
+                Ok(threads) => break threads?,
+                Err(RecvTimeoutError::Timeout) => reap(process),
+                Err(RecvTimeoutError::Disconnected) => {
+                    let source = io::Error::other("the thread that stops it ended early");
+                    return Err(SourceError::Process { pid, action: "stop", source });
+                }
+            }
+        };
         Ok(stopped)
     }
 
@@ -173,12 +184,10 @@ impl<'a> Tracer<'a> {
     /// Whether every thread there is stands still. A list alone does not tell, as the kernel leaves
     /// out threads when the one it stands at ends meanwhile; the count of threads does.
     fn are_all_held(&mut self, listed: &[u32]) -> Result<bool, SourceError> {
-        // A thread held before may have ended: by SIGKILL, or by another one's call of `execve`,
-        // which also waits until somebody takes notice of the end.
+        // One that was held may have ended.
         for tid in self.held.keys().copied().collect::<Vec<_>>() {
             if self.stop_of(tid)?.is_none() {
                 self.held.remove(&tid);
-                self.reap(tid);
             }
         }
         let stat = self.process.stat().map_err(|error| self.error("look at", error))?;
@@ -193,7 +202,8 @@ impl<'a> Tracer<'a> {
 
     /// Seizes and interrupts a thread; `false` if it has ended.
     fn seize(&mut self, tid: u32) -> Result<bool, SourceError> {
-        if let Err(error) = ptrace::seize(tid) {
+        let mut refusals = 0;
+        while let Err(error) = ptrace::seize(tid) {
             match self.process.thread_stat(tid) {
                 Ok(stat) if stat.is_dead() => return Ok(false),
                 Err(gone) if says_gone(&gone) => return Ok(false),
@@ -202,7 +212,12 @@ impl<'a> Tracer<'a> {
             // It may be ours already under another number: a thread that calls `execve` takes on
             // that of the first one.
             let tracer = self.process.status_number(&format!("task/{tid}/status"), "TracerPid");
-            if tracer.ok() != Some(own_tid()) {
+            if tracer.ok() == Some(own_tid()) {
+                break;
+            }
+            // Or the first one had just ended for that, and the number now stands for the other.
+            refusals += 1;
+            if refusals == REFUSALS_BELIEVED {
                 return Err(refusal(self.process, tid, "stop", error));
             }
         }
@@ -232,10 +247,7 @@ impl<'a> Tracer<'a> {
                 continue;
             }
             match self.process.thread_stat(tid) {
-                Ok(stat) if stat.is_dead() => {
-                    self.reap(tid);
-                    return Ok(());
-                }
+                Ok(stat) if stat.is_dead() => return Ok(()),
                 Ok(stat) if Instant::now() > deadline => {
                     return Err(self.uncapturable(format!(
                         "its thread {tid} did not stop within {} seconds; it is in state {} ({}), try again later",
@@ -254,14 +266,6 @@ impl<'a> Tracer<'a> {
 
     fn stop_of(&self, tid: u32) -> Result<Option<Stop>, SourceError> {
         ptrace::stop(tid).map_err(|error| self.error("look at a thread of", error))
-    }
-
-    /// Takes notice of a thread's end. Not of the first one's: that is the end of the process, which
-    /// its parent wants to hear of, and the parent may be this very program.
-    fn reap(&self, tid: u32) {
-        let Some(id) = Pid::from_raw(tid.cast_signed()).filter(|_| tid != self.process.pid()) else { return };
-        let all = WaitIdOptions::from_bits_retain(libc::__WALL.cast_unsigned());
-        let _ = rustix::process::waitid(WaitId::Pid(id), WaitIdOptions::EXITED | WaitIdOptions::NOHANG | all);
     }
 
     /// The registers of all threads, which stand still.
@@ -315,6 +319,25 @@ impl<'a> Tracer<'a> {
 
     fn uncapturable(&self, why: String) -> SourceError {
         SourceError::Uncapturable { pid: self.process.pid(), why }
+    }
+}
+
+/// Takes notice of threads that have ended although they were seized: SIGKILL and another thread's
+/// call of `execve` end them all the same. That call waits until somebody has taken notice, and
+/// seizing a thread waits for that call; so it is the opener that does this, while the tracer may be
+/// stuck.
+///
+/// Not of the first thread: its end is that of the process, which its parent wants to hear of, and
+/// the parent may be this very program.
+fn reap(process: &ProcDirectory) {
+    let options = WaitIdOptions::EXITED
+        | WaitIdOptions::NOHANG
+        | WaitIdOptions::from_bits_retain(libc::__WALL.cast_unsigned());
+    for tid in process.thread_ids().unwrap_or_default() {
+        if let Some(id) = Pid::from_raw(tid.cast_signed()).filter(|_| tid != process.pid()) {
+            // One that is not ours, or lives, is left as it is.
+            let _ = rustix::process::waitid(WaitId::Pid(id), options);
+        }
     }
 }
 
