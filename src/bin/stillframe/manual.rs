@@ -1,0 +1,57 @@
+//! `completions` and `man`.
+
+use std::io;
+
+use clap::{Command, CommandFactory};
+use clap_complete::Shell;
+use clap_mangen::Man;
+
+use crate::arguments::Arguments;
+use crate::context::Context;
+use crate::errors::Exit;
+
+/// Prints the completions for a shell.
+pub(crate) fn completions(context: &Context, shell: Shell) -> anyhow::Result<Exit> {
+    let mut script = Vec::new();
+    clap_complete::generate(shell, &mut Arguments::command(), "stillframe", &mut script);
+    context.output.text(&String::from_utf8(script)?)?;
+    Ok(Exit::Done)
+}
+
+/// Prints the manual page: one page, with a section for each verb.
+pub(crate) fn man(context: &Context) -> anyhow::Result<Exit> {
+    let mut command = Arguments::command().disable_help_subcommand(true);
+    command.build();
+    let main = Man::new(command.clone());
+    let mut page = Vec::new();
+    main.render_title(&mut page)?;
+    main.render_name_section(&mut page)?;
+    main.render_synopsis_section(&mut page)?;
+    main.render_description_section(&mut page)?;
+    main.render_options_section(&mut page)?;
+    let mut page = String::from_utf8(page)?;
+    for verb in command.get_subcommands() {
+        page.push_str(&verb_section(verb)?);
+    }
+    let mut rest = Vec::new();
+    main.render_extra_section(&mut rest)?;
+    main.render_version_section(&mut rest)?;
+    page.push_str(&String::from_utf8(rest)?);
+    context.output.text(&page)?;
+    Ok(Exit::Done)
+}
+
+/// The section of one verb. The sections of its own page become parts of it.
+fn verb_section(verb: &Command) -> io::Result<String> {
+    let man = Man::new(verb.clone());
+    let mut page = Vec::new();
+    man.render_synopsis_section(&mut page)?;
+    man.render_description_section(&mut page)?;
+    if verb.get_arguments().any(|argument| !argument.is_hide_set()) {
+        man.render_options_section(&mut page)?;
+    }
+    man.render_extra_section(&mut page)?;
+    let page = String::from_utf8_lossy(&page).replace("\n.SH ", "\n.SS ");
+    let page = page.strip_prefix(".SH ").map(|rest| format!(".SS {rest}")).unwrap_or(page);
+    Ok(format!(".SH \"{}\"\n{page}", verb.get_name().to_uppercase()))
+}
