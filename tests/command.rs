@@ -471,7 +471,11 @@ fn a_store_that_somebody_else_has_open_can_be_waited_for() {
     for arguments in [&["list"][..], &["--wait", "0.05", "stats"], &["repair"], &["migrate"]] {
         vault.fails(4, &format!("process {}", watch.pid()), arguments);
     }
+    let impatient = vault.start(&["--wait", "100", "list"]);
     let waiting = vault.start(&["--wait", "100", "--quiet", "list"]);
+    impatient.wait_until_it_handles(Signal::INT);
+    impatient.signal(Signal::INT);
+    assert_eq!(impatient.wait().code, Some(130), "ctrl-C ends the waiting too");
     watch.signal(Signal::INT);
     assert_eq!(watch.wait().code, Some(130));
     let done = waiting.wait();
@@ -646,7 +650,8 @@ fn wrong_usage_exits_with_2_and_says_what_is_expected() {
     let file = vault.file("image", b"memory");
     let long = "n".repeat(10_000);
     for (expected, arguments) in [
-        ("subcommand", &["frobnicate"][..]),
+        ("--help", &[][..]),
+        ("subcommand", &["frobnicate"]),
         ("power of two", &["init", "--region-size", "5000"]),
         ("lz4", &["init", "--codec", "zip"]),
         ("--pid", &["capture"]),

@@ -172,6 +172,19 @@ impl Running {
         line.trim_end().to_owned()
     }
 
+    /// Waits until the process has said what it does on a signal.
+    pub(crate) fn wait_until_it_handles(&self, signal: Signal) {
+        let bit = 1 << (signal.as_raw() - 1);
+        loop {
+            let status = fs::read_to_string(format!("/proc/{}/status", self.pid())).unwrap();
+            let caught = status.lines().find_map(|line| line.strip_prefix("SigCgt:")).unwrap();
+            if u64::from_str_radix(caught.trim(), 16).unwrap() & bit != 0 {
+                return;
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+
     pub(crate) fn signal(&self, signal: Signal) {
         let pid = Pid::from_raw(i32::try_from(self.pid()).unwrap()).unwrap();
         kill_process(pid, signal).unwrap();

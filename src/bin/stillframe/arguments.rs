@@ -10,16 +10,16 @@ use stillframe::{AddressRange, Codec, RegionSize, Trigger};
 
 const AFTER_HELP: &str = "\
 First steps:
-  stillframe watch -- python3 app.py      start a program, keep a snapshot of it every second
-  stillframe capture --pid 4711           one snapshot of a process that runs already
-  stillframe list                         what there is
-  stillframe show latest                  one snapshot and its mappings
-  stillframe restore latest --to image    its memory as a file
-  stillframe forget --keep-last 10        drop old snapshots, then
-  stillframe gc                           give their space back
+  stillframe watch -- python3 app.py    run it, with a snapshot a second
+  stillframe capture --pid 4711         one snapshot of what runs already
+  stillframe list                       all snapshots
+  stillframe show latest                one snapshot and its mappings
+  stillframe restore latest --to image  its memory as a file
+  stillframe forget --keep-last 10      drop all but the newest ten, then
+  stillframe gc                         give their space back
 
-SNAPSHOT is an id, the first 4 or more digits of one, PROCESS@latest, PROCESS~N (the Nth before
-the latest), or just latest.
+SNAPSHOT is an id, the first 4 or more digits of one, PROCESS@latest,
+PROCESS~N (the Nth before the latest), or just latest.
 
 Exit codes:
   0    done
@@ -28,13 +28,15 @@ Exit codes:
   3    no such snapshot, or several with that prefix
   4    another process owns the store (--wait waits for it)
   5    damage was found
-  6    the source or target cannot be used: no such process, no permission, the file exists
+  6    the source or the target cannot be used: no such process,
+       no permission, the file exists
   130  interrupted by ctrl-C or SIGTERM";
 
 /// Keeps snapshots of process memory, stores every distinct piece once, and gives any moment back
 /// by id.
 #[derive(Debug, Parser)]
 #[command(name = "stillframe", version, after_help = AFTER_HELP, max_term_width = 100)]
+#[command(subcommand_required = true, arg_required_else_help = false)]
 pub(crate) struct Arguments {
     #[command(flatten)]
     pub(crate) global: Global,
@@ -151,9 +153,12 @@ pub(crate) struct Capture {
 
 #[derive(Debug, Args)]
 #[command(group = ArgGroup::new("source").required(true))]
+#[command(override_usage = "\
+stillframe watch [OPTIONS] -- COMMAND [ARGUMENT]...
+       stillframe watch [OPTIONS] --pid <PID>")]
 #[command(after_help = "\
 Ends when the process ends, after --count snapshots, or on ctrl-C, which ends a command that it
-started as well. Only the command itself is captured, not what it starts in turn.
+started as well (ctrl-C once more kills it). Only the command itself is captured, not what it starts in turn.
 
 For example:
   stillframe watch --every 500ms -- python3 app.py --port 8000

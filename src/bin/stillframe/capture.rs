@@ -2,12 +2,13 @@
 
 use std::path::{Path, PathBuf};
 
-use stillframe::{Capture, CaptureOptions, FileSource, ProcessSource, Source, SourceError};
+use stillframe::{Capture, CaptureOptions, FileSource, ProcessSource, Source, SourceError, Store};
 
 use crate::context::Context;
 use crate::errors::Exit;
 use crate::human;
 use crate::json::CaptureObject;
+use crate::look::source_text;
 use crate::output::{Style, print};
 use crate::progress::progress;
 use crate::{arguments, output::Output};
@@ -39,12 +40,12 @@ pub(crate) fn capture(context: &Context, arguments: arguments::Capture) -> anyho
     let process = arguments.process.unwrap_or(default_name);
     let capture = store.process(&process).capture(&*source, &options)?;
     drop(options);
-    print_capture(&context.output, &capture)?;
+    print_capture(&context.output, &store, &capture)?;
     context.output.hint(&format!("look at it: stillframe show {}", human::short(capture.id)));
     Ok(Exit::Done)
 }
 
-fn print_capture(output: &Output, capture: &Capture) -> anyhow::Result<()> {
+fn print_capture(output: &Output, store: &Store, capture: &Capture) -> anyhow::Result<()> {
     if output.json {
         return output.json(&CaptureObject::from(capture));
     }
@@ -68,23 +69,32 @@ fn print_capture(output: &Output, capture: &Capture) -> anyhow::Result<()> {
     output.text(&output.lines(&[
         ("snapshot", output.styled(Style::Id, &human::short(capture.id))),
         ("process", human::plain(&capture.process)),
+        ("source", human::plain(&source_text(&store.snapshot(capture.id)?.record().origin))),
         (
             "memory",
             format!("{}, {} of it zeros", human::size(capture.memory_bytes), human::size(capture.zero_bytes)),
         ),
         ("changed", changed),
-        (
-            "stored",
-            format!(
-                "{} on disk: {} new, {} as deltas, {} stored before",
-                human::size(capture.added_bytes),
-                human::counted(capture.new_regions, "region"),
-                human::count(capture.delta_regions),
-                human::count(capture.shared_regions),
-            ),
-        ),
+        ("stored", stored_text(capture)),
         ("took", took),
     ]))
+}
+
+/// What was added to the store, and by which kinds of regions.
+fn stored_text(capture: &Capture) -> String {
+    let kinds: Vec<String> = [
+        (capture.new_regions, "whole"),
+        (capture.delta_regions, "as deltas"),
+        (capture.shared_regions, "there before"),
+    ]
+    .into_iter()
+    .filter(|(regions, _)| *regions > 0)
+    .map(|(regions, how)| format!("{} {how}", human::count(regions)))
+    .collect();
+    match kinds.is_empty() {
+        true => format!("{} on disk", human::size(capture.added_bytes)),
+        false => format!("{} on disk; regions: {}", human::size(capture.added_bytes), kinds.join(", ")),
+    }
 }
 
 /// An error unless there is such a process: a wrong pid must not leave an empty store behind.

@@ -9,13 +9,14 @@ use std::time::Duration;
 use anyhow::Context as _;
 use rustix::fs::Mode;
 use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::flag;
 use stillframe::{Store, StoreOptions};
 use tracing::level_filters::LevelFilter;
 use tracing_subscriber::filter::Targets;
 use tracing_subscriber::prelude::*;
 
 use crate::arguments::Global;
-use crate::errors::wrong_usage;
+use crate::errors::{Exit, wrong_usage};
 use crate::output::Output;
 
 /// What every verb needs.
@@ -28,6 +29,7 @@ pub(crate) struct Context {
     pub(crate) inherited_umask: Mode,
     store: Option<PathBuf>,
     interrupted: Arc<AtomicBool>,
+    ends_at_once: Arc<AtomicBool>,
 }
 
 impl Context {
@@ -37,8 +39,12 @@ impl Context {
         let inherited_umask = rustix::process::umask(Mode::from_raw_mode(0o077));
         trace(global);
         let interrupted = Arc::new(AtomicBool::new(false));
+        let ends_at_once = Arc::new(AtomicBool::new(true));
         for signal in [SIGINT, SIGTERM] {
-            signal_hook::flag::register(signal, interrupted.clone()).context("cannot listen for ctrl-C")?;
+            let code = Exit::Interrupted as i32;
+            flag::register_conditional_shutdown(signal, code, ends_at_once.clone())
+                .and_then(|_| flag::register(signal, interrupted.clone()))
+                .context("cannot listen for ctrl-C")?;
         }
         Ok(Context {
             output: Output::new(global.json, global.quiet),
@@ -46,6 +52,7 @@ impl Context {
             inherited_umask,
             store: global.store.clone(),
             interrupted,
+            ends_at_once,
         })
     }
 
@@ -95,8 +102,10 @@ impl Context {
         self.interrupted.store(false, Ordering::Relaxed);
     }
 
-    /// The flag that ctrl-C sets.
+    /// The flag that ctrl-C sets from here on. Until this is called it ends the program at once,
+    /// which does no harm to a store: it is made to survive worse.
     pub(crate) fn interrupted(&self) -> Arc<AtomicBool> {
+        self.ends_at_once.store(false, Ordering::Relaxed);
         self.interrupted.clone()
     }
 }

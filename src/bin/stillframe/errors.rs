@@ -2,6 +2,7 @@
 
 use std::process::ExitCode;
 
+use clap::error::ErrorKind;
 use stillframe::{Error, SourceError, StoreError, UnitError};
 
 /// What the command ends with. The numbers are a promise to scripts.
@@ -58,7 +59,12 @@ pub(crate) fn report_usage(error: &clap::Error) -> ExitCode {
         let _ = error.print();
         return Exit::Done.into();
     }
-    let text = error.render().to_string();
+    let text = match error.kind() {
+        ErrorKind::MissingSubcommand => {
+            "what is to be done? `stillframe --help` lists the commands".to_owned()
+        }
+        _ => error.render().to_string(),
+    };
     eprintln!("stillframe: {}", text.strip_prefix("error: ").unwrap_or(&text).trim_end());
     Exit::WrongUsage.into()
 }

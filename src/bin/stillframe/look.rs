@@ -124,7 +124,8 @@ fn snapshot_lines(output: &Output, snapshot: &Snapshot<'_>) -> Vec<(&'static str
     lines
 }
 
-fn source_text(origin: &Origin) -> String {
+/// Where the memory came from.
+pub(crate) fn source_text(origin: &Origin) -> String {
     match origin {
         Origin::File { path } => format!("the file {}", path.display()),
         Origin::Process { pid, path, command } => {

@@ -34,7 +34,10 @@ pub(crate) fn man(context: &Context) -> anyhow::Result<Exit> {
         page.push_str(&verb_section(verb)?);
     }
     let mut rest = Vec::new();
-    main.render_extra_section(&mut rest)?;
+    // Its examples and exit codes are tables, whose lines stay as they are.
+    rest.extend_from_slice(b".nf\n");
+    render_notes(&main, &command, &mut rest)?;
+    rest.extend_from_slice(b".fi\n");
     main.render_version_section(&mut rest)?;
     page.push_str(&String::from_utf8(rest)?);
     context.output.text(&page)?;
@@ -43,6 +46,11 @@ pub(crate) fn man(context: &Context) -> anyhow::Result<Exit> {
 
 /// The section of one verb. The sections of its own page become parts of it.
 fn verb_section(verb: &Command) -> io::Result<String> {
+    // The first page has told what every verb understands.
+    let verb = verb.clone().mut_args(|argument| {
+        let told = argument.is_global_set() || argument.get_id() == "help";
+        argument.hide(told)
+    });
     let man = Man::new(verb.clone());
     let mut page = Vec::new();
     man.render_synopsis_section(&mut page)?;
@@ -50,8 +58,20 @@ fn verb_section(verb: &Command) -> io::Result<String> {
     if verb.get_arguments().any(|argument| !argument.is_hide_set()) {
         man.render_options_section(&mut page)?;
     }
-    man.render_extra_section(&mut page)?;
+    render_notes(&man, &verb, &mut page)?;
     let page = String::from_utf8_lossy(&page).replace("\n.SH ", "\n.SS ");
     let page = page.strip_prefix(".SH ").map(|rest| format!(".SS {rest}")).unwrap_or(page);
     Ok(format!(".SH \"{}\"\n{page}", verb.get_name().to_uppercase()))
+}
+
+/// What the help says at its end, if it says anything.
+fn render_notes(man: &Man, command: &Command, page: &mut Vec<u8>) -> io::Result<()> {
+    if command.get_after_help().is_none() {
+        return Ok(());
+    }
+    let mut notes = Vec::new();
+    man.render_extra_section(&mut notes)?;
+    let notes = String::from_utf8_lossy(&notes).replace(".SH EXTRA", ".SH NOTES");
+    page.extend_from_slice(notes.as_bytes());
+    Ok(())
 }

@@ -4,12 +4,14 @@ use std::ffi::OsString;
 use std::io;
 use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 use rustix::io::Errno;
 use rustix::process::{Pid, Signal, kill_process};
-use stillframe::{Capture, CaptureOptions, Error, ProcessSource, Store, Trigger};
+use stillframe::{Capture, CaptureOptions, Error, ProcessSource, Progress, Store, Trigger};
 
 use crate::arguments;
 use crate::capture::{check_running, file_name};
@@ -40,6 +42,8 @@ pub(crate) fn watch(context: &Context, arguments: arguments::Watch) -> anyhow::R
         check_running(pid)?;
     }
     let store = context.open_or_create()?;
+    // From here on ctrl-C must not end us before the command.
+    let interrupted = context.interrupted();
     let (mut target, default_name, first_after) = match (arguments.pid, arguments.command.split_first()) {
         (None, Some((program, rest))) => {
             let target = Target::start(context, program, rest)?;
@@ -53,6 +57,7 @@ pub(crate) fn watch(context: &Context, arguments: arguments::Watch) -> anyhow::R
     let mut report = Report::new(context.output, store.info().region_size.bytes() as u64);
     let watching = Watching {
         context,
+        interrupted,
         store,
         process: arguments.process.unwrap_or(default_name),
         every: arguments.every,
@@ -66,6 +71,7 @@ pub(crate) fn watch(context: &Context, arguments: arguments::Watch) -> anyhow::R
     if let Some(ended) = target.finish(context, end) {
         context.output.note(&ended);
     }
+    context.output.hint("look at the snapshots: stillframe list");
     if end == End::Interrupted { Ok(Exit::Interrupted) } else { Ok(Exit::Done) }
 }
 
@@ -79,6 +85,7 @@ enum End {
 
 struct Watching<'a> {
     context: &'a Context,
+    interrupted: Arc<AtomicBool>,
     store: Store,
     process: String,
     every: Duration,
@@ -90,7 +97,7 @@ impl Watching<'_> {
         let source = ProcessSource::new(target.pid);
         let options = CaptureOptions {
             trigger: Trigger::Periodic,
-            progress: stillframe::Progress::new().cancel_when(self.context.interrupted()),
+            progress: Progress::new().cancel_when(self.interrupted.clone()),
             ..Default::default()
         };
         let mut due = Instant::now() + first_after;
@@ -350,8 +357,6 @@ impl Report {
             human::size(self.memory_bytes),
             human::size(self.added_bytes),
             human::duration(self.longest_pause),
-        ))?;
-        self.output.hint("look at them: stillframe list");
-        Ok(())
+        ))
     }
 }
