@@ -34,12 +34,10 @@ pub(crate) fn man(context: &Context) -> anyhow::Result<Exit> {
         page.push_str(&verb_section(verb)?);
     }
     let mut rest = Vec::new();
-    // Its examples and exit codes are tables, whose lines stay as they are.
-    rest.extend_from_slice(b".nf\n");
     render_notes(&main, &command, &mut rest)?;
-    rest.extend_from_slice(b".fi\n");
     main.render_version_section(&mut rest)?;
-    page.push_str(&String::from_utf8(rest)?);
+    // Its examples and exit codes are tables, whose lines stay as they are up to the next section.
+    page.push_str(&String::from_utf8(rest)?.replacen(".SH NOTES\n", ".SH NOTES\n.nf\n", 1));
     context.output.text(&page)?;
     Ok(Exit::Done)
 }
