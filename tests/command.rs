@@ -262,6 +262,19 @@ fn an_interrupted_watch_exits_with_130_and_leaves_no_command_behind() {
 }
 
 #[test]
+fn a_command_that_runs_on_after_the_last_snapshot_can_be_interrupted() {
+    let vault = Vault::new();
+    let mut watch = vault.start(&["--quiet", "watch", "--count", "1", "--", "sleep", "600"]);
+    watch.line();
+    // The store is free only when the snapshots are done.
+    let shown = vault.json(&["--wait", "60", "show", "latest"]);
+    watch.signal(Signal::INT);
+    assert_eq!(watch.wait().code, Some(130));
+    let pid = shown["source"]["pid"].as_u64().unwrap();
+    assert!(!fs::exists(format!("/proc/{pid}")).unwrap());
+}
+
+#[test]
 fn an_interrupted_watch_lets_a_running_process_run_on() {
     let vault = Vault::new();
     let mut python = Running::python("print('ready', flush=True)\nwhile True: pass");

@@ -43,8 +43,8 @@ impl Drop for Bar {
 fn new_bar(verb: &'static str) -> ProgressBar {
     // It draws nothing unless standard error is a terminal.
     let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr());
-    let template =
-        "{msg}  {wide_bar}  {binary_bytes} of {binary_total_bytes}, {binary_bytes_per_sec}, {eta} left";
+    // Not the whole width: the terminal writes its ^C behind it, and must not start a new line.
+    let template = "{msg}  {bar:24}  {binary_bytes} of {binary_total_bytes}, {eta} left";
     if let Ok(style) = ProgressStyle::with_template(template) {
         bar.set_style(style);
     }

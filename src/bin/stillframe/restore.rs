@@ -38,17 +38,11 @@ pub(crate) fn restore(context: &Context, arguments: &arguments::Restore) -> anyh
             elapsed_ms: milliseconds(elapsed),
         })?;
     } else if !output.quiet {
+        let holes_bytes = stats.bytes.saturating_sub(stats.written_bytes);
         output.text(&output.lines(&[
             ("snapshot", output.styled(Style::Id, &human::short(id))),
             ("restored to", display(&arguments.to)),
-            (
-                "memory",
-                format!(
-                    "{}, {} of it written, the rest zeros",
-                    human::size(stats.bytes),
-                    human::size(stats.written_bytes)
-                ),
-            ),
+            ("memory", format!("{}, {} of it holes", human::size(stats.bytes), human::size(holes_bytes))),
             ("took", human::duration(elapsed)),
         ]))?;
     }

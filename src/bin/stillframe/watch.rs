@@ -68,8 +68,9 @@ pub(crate) fn watch(context: &Context, arguments: arguments::Watch) -> anyhow::R
     drop(watching);
     let end = end.inspect_err(|_| target.stop(context))?;
     report.totals()?;
-    if let Some(ended) = target.finish(context, end) {
-        context.output.note(&ended);
+    let end = target.finish(context, end);
+    if let Some(ending) = target.ending() {
+        context.output.note(&ending);
     }
     context.output.hint("look at the snapshots: stillframe list");
     if end == End::Interrupted { Ok(Exit::Interrupted) } else { Ok(Exit::Done) }
@@ -199,33 +200,29 @@ impl Target {
         }
     }
 
-    /// Leaves no command behind, and says how it ended.
-    fn finish(&mut self, context: &Context, end: End) -> Option<String> {
-        match end {
-            End::ProcessEnded => {}
-            End::Interrupted => self.stop(context),
-            End::CountReached => {
-                let running = self.command.as_ref().filter(|command| command.ended.is_none());
-                if let Some(command) = running {
-                    context.output.hint(&format!("{} runs on; ctrl-C ends it", command.name));
-                }
-                self.wait(context);
-            }
+    /// Leaves no command behind: lets it run to its end, or until ctrl-C. Says why it is over.
+    fn finish(&mut self, context: &Context, end: End) -> End {
+        if end == End::CountReached
+            && let Some(command) = self.command.as_ref().filter(|command| command.ended.is_none())
+        {
+            context.output.hint(&format!("{} runs on; ctrl-C ends it", command.name));
         }
+        while end == End::CountReached && !context.is_interrupted() && self.is_command_running() {
+            std::thread::sleep(LOOK_EVERY);
+        }
+        if self.is_command_running() {
+            self.stop(context);
+            return End::Interrupted;
+        }
+        end
+    }
+
+    /// How the command ended, if there was one.
+    fn ending(&self) -> Option<String> {
         let command = self.command.as_ref()?;
         let status = command.ended.flatten();
         let status = status.map_or_else(|| "ended".to_owned(), |status| format!("ended: {status}"));
         Some(format!("{} {status}", command.name))
-    }
-
-    /// Lets the command run to its end, or until ctrl-C.
-    fn wait(&mut self, context: &Context) {
-        while let Ok(false) = self.has_command_ended() {
-            if context.is_interrupted() {
-                return self.stop(context);
-            }
-            std::thread::sleep(LOOK_EVERY);
-        }
     }
 
     /// Ends the command: asks it to, more firmly after a while, and kills it when ctrl-C is pressed
@@ -235,7 +232,7 @@ impl Target {
         let started = Instant::now();
         let mut requests =
             [(INTERRUPT_AFTER, Signal::INT), (TERMINATE_AFTER, Signal::TERM)].into_iter().peekable();
-        while let Ok(false) = self.has_command_ended() {
+        while self.is_command_running() {
             if context.is_interrupted() {
                 context.clear_interrupt();
                 self.signal(Signal::KILL);
@@ -248,8 +245,9 @@ impl Target {
         }
     }
 
-    fn has_command_ended(&mut self) -> anyhow::Result<bool> {
-        self.command.as_mut().map_or(Ok(true), Started::has_ended)
+    fn is_command_running(&mut self) -> bool {
+        // What cannot be waited for is not waited for.
+        self.command.as_mut().is_some_and(|command| matches!(command.has_ended(), Ok(false)))
     }
 
     fn signal(&self, signal: Signal) {
