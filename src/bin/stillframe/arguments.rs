@@ -1,0 +1,398 @@
+//! What can be typed: every verb, every option, and the help a newcomer reads.
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::{ArgAction, ArgGroup, Args, Parser, Subcommand, ValueHint};
+use jiff::{Span, SpanRelativeTo};
+use stillframe::{AddressRange, Codec, RegionSize, Trigger};
+
+const AFTER_HELP: &str = "\
+First steps:
+  stillframe watch -- python3 app.py    run it, with a snapshot a second
+  stillframe capture --pid 4711         one snapshot of what runs already
+  stillframe list                       all snapshots
+  stillframe show latest                one snapshot and its mappings
+  stillframe restore latest --to image  its memory as a file
+  stillframe forget --keep-last 10      drop all but the newest ten, then
+  stillframe gc                         give their space back
+
+SNAPSHOT is an id, the first 4 or more digits of one, PROCESS@latest,
+PROCESS~N (the Nth before the latest), or just latest.
+
+Exit codes:
+  0    done
+  1    failed
+  2    wrong usage
+  3    no such snapshot, or several with that prefix
+  4    another process owns the store (--wait waits for it)
+  5    damage was found
+  6    the source or the target cannot be used: no such process,
+       no permission, the file exists
+  130  interrupted by ctrl-C or SIGTERM";
+
+/// Keeps snapshots of process memory, stores every distinct piece once, and gives any moment back
+/// by id.
+#[derive(Debug, Parser)]
+#[command(name = "stillframe", version, after_help = AFTER_HELP, max_term_width = 100)]
+#[command(subcommand_required = true, arg_required_else_help = false)]
+pub(crate) struct Arguments {
+    #[command(flatten)]
+    pub(crate) global: Global,
+    #[command(subcommand)]
+    pub(crate) verb: Verb,
+}
+
+/// What every verb understands.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Options of every command")]
+pub(crate) struct Global {
+    /// The directory of the store [default: $XDG_DATA_HOME/stillframe, else
+    /// ~/.local/share/stillframe]
+    #[arg(long, global = true, value_name = "DIR", env = "STILLFRAME_STORE", hide_env_values = true)]
+    #[arg(value_hint = ValueHint::DirPath)]
+    pub(crate) store: Option<PathBuf>,
+    /// Print JSON, made for scripts: sizes in bytes, times in UTC, durations in milliseconds
+    #[arg(long, global = true)]
+    pub(crate) json: bool,
+    /// Say less: no progress, no hints; capture, watch and list print nothing but ids
+    #[arg(long, short, global = true)]
+    pub(crate) quiet: bool,
+    /// Say on standard error what happens inside; -vv says more
+    #[arg(long, short, global = true, action = ArgAction::Count, conflicts_with = "quiet")]
+    pub(crate) verbose: u8,
+    /// How long to wait for a store that another process has open
+    #[arg(long, global = true, value_name = "SECONDS", default_value = "0", value_parser = seconds, allow_negative_numbers = true)]
+    pub(crate) wait: Duration,
+}
+
+/// The verbs.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Verb {
+    /// Create a store; the first capture does so too
+    Init(Init),
+    /// Take one snapshot of a process or of a memory file
+    Capture(Capture),
+    /// Take snapshots at intervals, of a running process or of a command it starts
+    Watch(Watch),
+    /// List the snapshots, oldest first
+    List(List),
+    /// Show one snapshot and its mappings
+    Show(Show),
+    /// List the processes there are snapshots of
+    Processes,
+    /// Write the memory of a snapshot to a file
+    Restore(Restore),
+    /// Print the memory of a snapshot
+    Cat(Cat),
+    /// Give a snapshot labels, or take them away
+    Label(Label),
+    /// Remove snapshots; gc gives their space back
+    Forget(Forget),
+    /// Give back the space that no snapshot needs
+    Gc(Gc),
+    /// Read what is stored and check it
+    Verify(Verify),
+    /// Mend a damaged store as far as that can be done
+    Repair(Repair),
+    /// Show what is stored and what that saves
+    Stats,
+    /// Bring a store of an older stillframe to the present format
+    Migrate(Migrate),
+    /// Print the completions for a shell
+    #[command(after_help = "For example: stillframe completions bash > \
+        ~/.local/share/bash-completion/completions/stillframe")]
+    Completions {
+        /// The shell
+        shell: clap_complete::Shell,
+    },
+    /// Print the manual page
+    #[command(after_help = "Read it with: stillframe man | man -l -")]
+    Man,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Init {
+    /// The size of a region, the unit that is stored once: a power of two from 512 to 65536
+    #[arg(long, value_name = "BYTES", value_parser = region_size, default_value_t = RegionSize::default().into())]
+    pub(crate) region_size: u32,
+    /// How to compress what is stored: lz4 or none
+    #[arg(long, value_name = "CODEC", default_value_t = Codec::default())]
+    pub(crate) codec: Codec,
+}
+
+#[derive(Debug, Args)]
+#[command(group = ArgGroup::new("source").required(true))]
+#[command(
+    after_help = "The process stands still only while its memory is copied, and runs on whatever happens. \
+    Its latest snapshot becomes the new one's parent."
+)]
+pub(crate) struct Capture {
+    /// Capture the running process with this pid
+    #[arg(long, group = "source")]
+    pub(crate) pid: Option<u32>,
+    /// Capture this raw memory file, of a virtual machine for example
+    #[arg(long, group = "source", value_name = "IMAGE", value_hint = ValueHint::FilePath)]
+    pub(crate) file: Option<PathBuf>,
+    /// The name under which its snapshots belong together [default: pid:PID, or the name of the file]
+    #[arg(long, value_name = "NAME")]
+    pub(crate) process: Option<String>,
+    /// Give the snapshot a label; may be repeated
+    #[arg(long = "label", value_name = "KEY=VALUE", value_parser = label)]
+    pub(crate) labels: Vec<(String, String)>,
+    /// Why it is taken: explicit, periodic, idle, first-listen, first-stdin, first-environ,
+    /// signal:NAME, bootstrap, or a word of your own
+    #[arg(long, value_name = "TRIGGER", default_value_t = Trigger::Explicit)]
+    pub(crate) trigger: Trigger,
+    /// Leave these addresses out, a scratch buffer for example: decimal, or hex after 0x. They
+    /// restore as zeros. May be repeated
+    #[arg(long, value_name = "START..END")]
+    pub(crate) exclude: Vec<AddressRange>,
+}
+
+#[derive(Debug, Args)]
+#[command(group = ArgGroup::new("source").required(true))]
+#[command(override_usage = "\
+stillframe watch [OPTIONS] -- COMMAND [ARGUMENT]...
+       stillframe watch [OPTIONS] --pid <PID>")]
+#[command(after_help = "\
+Ends when the process ends, after --count snapshots, or on ctrl-C, which ends a command that it
+started as well (ctrl-C once more kills it). Only the command itself is captured, not what it starts in turn.
+
+For example:
+  stillframe watch --every 500ms -- python3 app.py --port 8000
+  stillframe watch --every 1m --count 60 --process web --pid 4711")]
+pub(crate) struct Watch {
+    /// The time from one snapshot to the next, such as 500ms, 2s or 1m
+    #[arg(long, value_name = "DURATION", default_value = "1s", value_parser = interval)]
+    pub(crate) every: Duration,
+    /// Stop after so many snapshots; a command that was started then runs on to its end
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    pub(crate) count: Option<u64>,
+    /// The name under which the snapshots belong together [default: pid:PID, or the name of the command]
+    #[arg(long, value_name = "NAME")]
+    pub(crate) process: Option<String>,
+    /// Watch the running process with this pid
+    #[arg(long, group = "source")]
+    pub(crate) pid: Option<u32>,
+    /// Start this command and watch it. What it prints goes to standard error, so that standard
+    /// output has nothing but the snapshots
+    #[arg(last = true, group = "source", value_name = "COMMAND", value_hint = ValueHint::CommandWithArguments)]
+    pub(crate) command: Vec<OsString>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct List {
+    /// Only the snapshots of this process
+    #[arg(long, value_name = "NAME")]
+    pub(crate) process: Option<String>,
+    /// Only snapshots with this label; repeated, with all of them
+    #[arg(long = "label", value_name = "KEY=VALUE", value_parser = label)]
+    pub(crate) labels: Vec<(String, String)>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Show {
+    /// The snapshot
+    pub(crate) snapshot: String,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Restore {
+    /// The snapshot
+    pub(crate) snapshot: String,
+    /// Write the image to this file: the captured mappings one after the other, zeros as holes; the
+    /// same bytes if a file was captured
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    pub(crate) to: PathBuf,
+    /// Replace the file if there is one
+    #[arg(long)]
+    pub(crate) force: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Cat {
+    /// The snapshot
+    pub(crate) snapshot: String,
+    /// Only these addresses: decimal, or hex after 0x. Without it, all that was captured
+    #[arg(long, value_name = "START..END")]
+    pub(crate) range: Option<AddressRange>,
+    /// Print a hex dump with addresses instead of raw bytes
+    #[arg(long)]
+    pub(crate) hex: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Label {
+    /// The snapshot
+    pub(crate) snapshot: String,
+    /// The labels to set; KEY= takes one away
+    #[arg(required = true, value_name = "KEY=VALUE", value_parser = label_change)]
+    pub(crate) changes: Vec<(String, Option<String>)>,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Name snapshots, or say which to keep and the others are forgotten. What several --keep options
+name is all kept; each process is looked at by itself.
+
+For example:
+  stillframe forget web-1~3 3f9a0c1b
+  stillframe forget --keep-last 10 --keep-daily 7 --dry-run")]
+pub(crate) struct Forget {
+    /// The snapshots to forget
+    #[arg(value_name = "SNAPSHOT")]
+    pub(crate) snapshots: Vec<String>,
+    /// Keep the last N
+    #[arg(long, value_name = "N")]
+    pub(crate) keep_last: Option<u32>,
+    /// Keep the newest of each of the last N hours that have one
+    #[arg(long, value_name = "N")]
+    pub(crate) keep_hourly: Option<u32>,
+    /// Keep the newest of each of the last N days that have one
+    #[arg(long, value_name = "N")]
+    pub(crate) keep_daily: Option<u32>,
+    /// Keep the newest of each of the last N weeks that have one
+    #[arg(long, value_name = "N")]
+    pub(crate) keep_weekly: Option<u32>,
+    /// Keep the newest of each of the last N months that have one
+    #[arg(long, value_name = "N")]
+    pub(crate) keep_monthly: Option<u32>,
+    /// Keep what is younger than this, such as 90m, 12h or 7d
+    #[arg(long, value_name = "DURATION", value_parser = duration)]
+    pub(crate) keep_within: Option<Duration>,
+    /// Keep what has this label; may be repeated, any of them will do
+    #[arg(long = "keep-label", value_name = "KEY=VALUE", value_parser = label)]
+    pub(crate) keep_labels: Vec<(String, String)>,
+    /// Only snapshots of this process
+    #[arg(long, value_name = "NAME")]
+    pub(crate) process: Option<String>,
+    /// Only say what would be forgotten, and how much space gc would give back
+    #[arg(long)]
+    pub(crate) dry_run: bool,
+    /// Go on even if the --keep options keep nothing at all
+    #[arg(long)]
+    pub(crate) allow_empty: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Gc {
+    /// Only say how much space would be given back
+    #[arg(long)]
+    pub(crate) dry_run: bool,
+    /// How much of a pack may be unused before it is rewritten, in percent: less means a smaller
+    /// store, more means a faster gc
+    #[arg(long, value_name = "PERCENT", default_value = "10", value_parser = percent(0))]
+    pub(crate) max_unused: u8,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "Exits with 5 if anything is damaged.")]
+pub(crate) struct Verify {
+    /// Only what these snapshots need
+    #[arg(value_name = "SNAPSHOT")]
+    pub(crate) snapshots: Vec<String>,
+    /// Only so many percent of the objects, picked by chance
+    #[arg(long, value_name = "PERCENT", value_parser = percent(1))]
+    pub(crate) sample: Option<u8>,
+}
+
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Rebuilds the index from the packs, cuts torn tails, and sets damaged objects aside. Exits \
+    with 5 if snapshots were lost or objects were damaged; capturing the same memory again heals them."
+)]
+pub(crate) struct Repair {
+    /// Only say what is wrong
+    #[arg(long)]
+    pub(crate) dry_run: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Migrate {
+    /// Only say from which format to which
+    #[arg(long)]
+    pub(crate) dry_run: bool,
+}
+
+fn seconds(text: &str) -> Result<Duration, String> {
+    let seconds: f64 =
+        text.parse().map_err(|_| "expected a number of seconds, such as 5 or 0.5".to_owned())?;
+    Duration::try_from_secs_f64(seconds)
+        .map_err(|_| "expected 0 or more seconds, and not too many".to_owned())
+}
+
+fn region_size(text: &str) -> Result<u32, String> {
+    let bytes = text.parse().map_err(|_| "expected a number of bytes, such as 4096".to_owned())?;
+    RegionSize::new(bytes).map(u32::from).map_err(|error| error.to_string())
+}
+
+fn percent(least: i64) -> clap::builder::RangedI64ValueParser<u8> {
+    clap::value_parser!(u8).range(least..=100)
+}
+
+fn label(text: &str) -> Result<(String, String), String> {
+    match text.split_once('=') {
+        Some((key, value)) if !key.is_empty() && !value.is_empty() => Ok((key.to_owned(), value.to_owned())),
+        _ => Err("expected KEY=VALUE, such as stage=ready".to_owned()),
+    }
+}
+
+fn label_change(text: &str) -> Result<(String, Option<String>), String> {
+    match text.split_once('=') {
+        Some((key, value)) if !key.is_empty() => {
+            Ok((key.to_owned(), (!value.is_empty()).then(|| value.to_owned())))
+        }
+        _ => Err("expected KEY=VALUE to set a label, or KEY= to take it away".to_owned()),
+    }
+}
+
+/// A duration as people write it. Days have 24 hours here; months have no length.
+fn duration(text: &str) -> Result<Duration, String> {
+    let expected = "expected a duration such as 500ms, 2s, 1m, 12h or 7d";
+    let span: Span = text.parse().map_err(|_| expected.to_owned())?;
+    let duration = span
+        .to_duration(SpanRelativeTo::days_are_24_hours())
+        .map_err(|_| format!("{expected}; months and years have no fixed length"))?;
+    Duration::try_from(duration).map_err(|_| format!("{expected}, and not a negative one"))
+}
+
+fn interval(text: &str) -> Result<Duration, String> {
+    match duration(text)? {
+        short if short < Duration::from_millis(1) => Err("expected at least 1ms".to_owned()),
+        interval => Ok(interval),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_definition_of_the_arguments_is_consistent() {
+        Arguments::command().debug_assert();
+    }
+
+    #[test]
+    fn durations_read_as_people_write_them() {
+        for (text, expected_ms) in
+            [("500ms", 500), ("2s", 2_000), ("1m", 60_000), ("1h 30m", 5_400_000), ("7d", 604_800_000)]
+        {
+            assert_eq!(duration(text), Ok(Duration::from_millis(expected_ms)), "{text}");
+        }
+        for text in ["", "5", "soon", "-1s", "1 month"] {
+            assert!(duration(text).is_err(), "{text}");
+        }
+        assert!(interval("0s").is_err());
+    }
+
+    #[test]
+    fn a_label_needs_a_key_and_only_a_change_may_lack_its_value() {
+        assert_eq!(label("a=b=c"), Ok(("a".to_owned(), "b=c".to_owned())));
+        assert_eq!(label_change("a="), Ok(("a".to_owned(), None)));
+        assert!(label("a=").is_err() && label("=b").is_err() && label("ab").is_err());
+        assert!(label_change("=b").is_err() && label_change("ab").is_err());
+    }
+}

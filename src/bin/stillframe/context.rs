@@ -1,0 +1,136 @@
+//! What every verb needs: where the store is, how to print, and whether somebody pressed ctrl-C.
+
+use std::io::{self, IsTerminal};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use anyhow::Context as _;
+use rustix::fs::Mode;
+use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::flag;
+use stillframe::{Store, StoreOptions};
+use tracing::level_filters::LevelFilter;
+use tracing_subscriber::filter::Targets;
+use tracing_subscriber::prelude::*;
+
+use crate::arguments::Global;
+use crate::errors::{Exit, wrong_usage};
+use crate::output::Output;
+
+/// What every verb needs.
+#[derive(Debug)]
+pub(crate) struct Context {
+    pub(crate) output: Output,
+    /// How long to wait for a store that another process has open.
+    pub(crate) wait: Duration,
+    /// The umask that the command was started with, for programs that it starts.
+    pub(crate) inherited_umask: Mode,
+    store: Option<PathBuf>,
+    interrupted: Arc<AtomicBool>,
+    ends_at_once: Arc<AtomicBool>,
+}
+
+impl Context {
+    /// Prepares the process: a private umask, the tracing, the signals.
+    pub(crate) fn new(global: &Global) -> anyhow::Result<Context> {
+        // Memory holds secrets: every file is private from its first byte, whoever creates it.
+        let inherited_umask = rustix::process::umask(Mode::from_raw_mode(0o077));
+        trace(global);
+        let interrupted = Arc::new(AtomicBool::new(false));
+        let ends_at_once = Arc::new(AtomicBool::new(true));
+        for signal in [SIGINT, SIGTERM] {
+            let code = Exit::Interrupted as i32;
+            flag::register_conditional_shutdown(signal, code, ends_at_once.clone())
+                .and_then(|_| flag::register(signal, interrupted.clone()))
+                .context("cannot listen for ctrl-C")?;
+        }
+        Ok(Context {
+            output: Output::new(global.json, global.quiet),
+            wait: global.wait,
+            inherited_umask,
+            store: global.store.clone(),
+            interrupted,
+            ends_at_once,
+        })
+    }
+
+    /// Where the store is.
+    pub(crate) fn store_path(&self) -> anyhow::Result<PathBuf> {
+        if let Some(path) = &self.store {
+            return Ok(path.clone());
+        }
+        // The specification of these directories wants relative paths to be ignored.
+        let absolute = |name| std::env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute());
+        absolute("XDG_DATA_HOME")
+            .or_else(|| absolute("HOME").map(|home| home.join(".local/share")))
+            .map(|data| data.join("stillframe"))
+            .ok_or_else(|| {
+                wrong_usage("nothing says where the store is: give --store DIR, or set STILLFRAME_STORE")
+            })
+    }
+
+    /// Opens the store, which must exist.
+    pub(crate) fn open(&self) -> anyhow::Result<Store> {
+        Ok(self.options().open(self.store_path()?)?)
+    }
+
+    /// Opens the store, or creates it where there is nothing yet.
+    pub(crate) fn open_or_create(&self) -> anyhow::Result<Store> {
+        let path = self.store_path()?;
+        let is_new = !path.exists();
+        let store = self.options().open_or_create(&path)?;
+        if is_new {
+            self.output.hint(&format!("created the store {}", display(&path)));
+        }
+        Ok(store)
+    }
+
+    /// How to open stores.
+    pub(crate) fn options(&self) -> StoreOptions {
+        Store::options().wait(self.wait)
+    }
+
+    /// Whether ctrl-C was pressed, or SIGTERM came.
+    pub(crate) fn is_interrupted(&self) -> bool {
+        self.interrupted.load(Ordering::Relaxed)
+    }
+
+    /// Forgets that ctrl-C was pressed, so that the next time can be noticed.
+    pub(crate) fn clear_interrupt(&self) {
+        self.interrupted.store(false, Ordering::Relaxed);
+    }
+
+    /// The flag that ctrl-C sets from here on. Until this is called it ends the program at once,
+    /// which does no harm to a store: it is made to survive worse.
+    pub(crate) fn interrupted(&self) -> Arc<AtomicBool> {
+        self.ends_at_once.store(false, Ordering::Relaxed);
+        self.interrupted.clone()
+    }
+}
+
+/// A path as people read it.
+pub(crate) fn display(path: &Path) -> String {
+    crate::human::plain(&path.to_string_lossy())
+}
+
+/// Sends what the library tells to standard error: warnings, more with `-v` and `-vv`.
+fn trace(global: &Global) {
+    let level = match (global.quiet, global.verbose) {
+        (true, _) => LevelFilter::ERROR,
+        (false, 0) => LevelFilter::WARN,
+        (false, 1) => LevelFilter::INFO,
+        (false, _) => LevelFilter::TRACE,
+    };
+    // Other libraries have nothing to say that is worth its noise.
+    let targets = Targets::new().with_target("stillframe", level).with_default(LevelFilter::ERROR);
+    let colour =
+        io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
+    let lines = tracing_subscriber::fmt::layer()
+        .with_writer(io::stderr)
+        .with_ansi(colour)
+        .with_target(global.verbose > 1)
+        .without_time();
+    tracing_subscriber::registry().with(lines.with_filter(targets)).init();
+}

@@ -1,0 +1,134 @@
+//! Exit codes, and how an error is told: one line `stillframe: …`, its causes indented below.
+
+use std::process::ExitCode;
+
+use clap::error::ErrorKind;
+use stillframe::{Error, SourceError, StoreError, UnitError};
+
+/// What the command ends with. The numbers are a promise to scripts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub(crate) enum Exit {
+    Done = 0,
+    Failed = 1,
+    WrongUsage = 2,
+    NoSuchSnapshot = 3,
+    StoreOwned = 4,
+    Damage = 5,
+    SourceOrSink = 6,
+    Interrupted = 130,
+}
+
+impl From<Exit> for ExitCode {
+    fn from(exit: Exit) -> ExitCode {
+        ExitCode::from(exit as u8)
+    }
+}
+
+/// What only the command can get wrong.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum CommandError {
+    /// The arguments do not make sense together.
+    #[error("{0}")]
+    WrongUsage(String),
+    /// Whoever read standard output has enough. Not an error to tell anybody about.
+    #[error("standard output was closed")]
+    ClosedPipe,
+    /// The command to watch cannot be started.
+    #[error("cannot start the command {name}; is it installed, and spelt like this?")]
+    Start {
+        /// What was typed.
+        name: String,
+        /// What the operating system said.
+        source: std::io::Error,
+    },
+    /// Standard output cannot be written.
+    #[error("cannot write to standard output")]
+    Output(#[source] std::io::Error),
+}
+
+/// An error about arguments that do not make sense together.
+pub(crate) fn wrong_usage(text: impl Into<String>) -> anyhow::Error {
+    CommandError::WrongUsage(text.into()).into()
+}
+
+/// Tells a usage error, or prints the help or the version that was asked for.
+pub(crate) fn report_usage(error: &clap::Error) -> ExitCode {
+    if !error.use_stderr() {
+        // A closed pipe is all that can go wrong here, and nobody is there to be told.
+        let _ = error.print();
+        return Exit::Done.into();
+    }
+    let text = match error.kind() {
+        ErrorKind::MissingSubcommand => {
+            "what is to be done? `stillframe --help` lists the commands".to_owned()
+        }
+        _ => error.render().to_string(),
+    };
+    eprintln!("stillframe: {}", text.strip_prefix("error: ").unwrap_or(&text).trim_end());
+    Exit::WrongUsage.into()
+}
+
+/// Tells an error and says what to exit with.
+pub(crate) fn report(error: &anyhow::Error) -> ExitCode {
+    if let Some(CommandError::ClosedPipe) = error.downcast_ref() {
+        return Exit::Done.into();
+    }
+    eprintln!("{}", told(error));
+    exit(error).into()
+}
+
+/// The error as it is told.
+fn told(error: &anyhow::Error) -> String {
+    let mut lines = vec![error.to_string()];
+    for cause in error.chain().skip(1) {
+        // An error that only wraps another says the same again.
+        let text = cause.to_string();
+        if lines.last() != Some(&text) {
+            lines.push(text);
+        }
+    }
+    format!("stillframe: {}", lines.join("\n    "))
+}
+
+/// What to exit with after `error`: what the first of its causes that has a code of its own says.
+fn exit(error: &anyhow::Error) -> Exit {
+    error.chain().find_map(exit_of).unwrap_or(Exit::Failed)
+}
+
+fn exit_of(error: &(dyn std::error::Error + 'static)) -> Option<Exit> {
+    if let Some(error) = error.downcast_ref::<Error>() {
+        return match error {
+            Error::Store(error) => Some(exit_of_store(error)),
+            Error::Source(_) | Error::Sink(_) => Some(Exit::SourceOrSink),
+            Error::Unit(_) => Some(Exit::WrongUsage),
+            Error::Interrupted => Some(Exit::Interrupted),
+            _ => None,
+        };
+    }
+    if let Some(error) = error.downcast_ref::<StoreError>() {
+        return Some(exit_of_store(error));
+    }
+    match error.downcast_ref::<CommandError>() {
+        Some(CommandError::WrongUsage(_)) => return Some(Exit::WrongUsage),
+        Some(CommandError::Start { .. }) => return Some(Exit::SourceOrSink),
+        _ => {}
+    }
+    match (error.is::<UnitError>(), error.is::<SourceError>()) {
+        (true, _) => Some(Exit::WrongUsage),
+        (_, true) => Some(Exit::SourceOrSink),
+        _ => None,
+    }
+}
+
+fn exit_of_store(error: &StoreError) -> Exit {
+    match error {
+        StoreError::NoSuchSnapshot { .. } | StoreError::AmbiguousPrefix { .. } => Exit::NoSuchSnapshot,
+        StoreError::BadSnapshotName { .. }
+        | StoreError::BadProcessName { .. }
+        | StoreError::BadLabel { .. } => Exit::WrongUsage,
+        StoreError::Owned { .. } => Exit::StoreOwned,
+        error if error.is_damage() => Exit::Damage,
+        _ => Exit::Failed,
+    }
+}

@@ -1,0 +1,165 @@
+//! The JSON objects that several verbs print. Their keys are a promise to scripts.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use serde::Serialize;
+use stillframe::{AddressRange, AddressSpace, Capture, Origin, Snapshot, SnapshotId};
+
+/// A duration in milliseconds, to the microsecond.
+pub(crate) fn milliseconds(duration: Duration) -> f64 {
+    duration.as_micros() as f64 / 1e3
+}
+
+/// Ids in full.
+pub(crate) fn ids(ids: &[SnapshotId]) -> Vec<String> {
+    ids.iter().map(SnapshotId::to_string).collect()
+}
+
+/// What one capture did.
+#[derive(Debug, Serialize)]
+pub(crate) struct CaptureObject {
+    id: String,
+    process: String,
+    parent: Option<String>,
+    time: String,
+    memory_bytes: u64,
+    zero_bytes: u64,
+    changed_regions: u64,
+    new_regions: u64,
+    delta_regions: u64,
+    shared_regions: u64,
+    added_bytes: u64,
+    elapsed_ms: f64,
+    paused_ms: f64,
+}
+
+impl From<&Capture> for CaptureObject {
+    fn from(capture: &Capture) -> CaptureObject {
+        CaptureObject {
+            id: capture.id.to_string(),
+            process: capture.process.clone(),
+            parent: capture.parent.map(|id| id.to_string()),
+            time: capture.time.to_string(),
+            memory_bytes: capture.memory_bytes,
+            zero_bytes: capture.zero_bytes,
+            changed_regions: capture.changed_regions,
+            new_regions: capture.new_regions,
+            delta_regions: capture.delta_regions,
+            shared_regions: capture.shared_regions,
+            added_bytes: capture.added_bytes,
+            elapsed_ms: milliseconds(capture.elapsed),
+            paused_ms: milliseconds(capture.paused),
+        }
+    }
+}
+
+/// A snapshot, and if asked for its mappings.
+#[derive(Debug, Serialize)]
+pub(crate) struct SnapshotObject {
+    id: String,
+    process: String,
+    parent: Option<String>,
+    time: String,
+    trigger: String,
+    labels: BTreeMap<String, String>,
+    memory_bytes: u64,
+    regions: u64,
+    source: SourceObject,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    mappings: Option<Vec<MappingObject>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    excluded: Option<Vec<RangeObject>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    unreadable: Option<Vec<RangeObject>>,
+}
+
+#[derive(Debug, Serialize)]
+struct SourceObject {
+    kind: &'static str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pid: Option<u32>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    command: Option<Vec<String>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    path: Option<String>,
+}
+
+#[derive(Debug, Serialize)]
+struct MappingObject {
+    start: u64,
+    end: u64,
+    protection: String,
+    kind: &'static str,
+    name: String,
+    captured: bool,
+    offset: u64,
+}
+
+#[derive(Debug, Serialize)]
+struct RangeObject {
+    start: u64,
+    end: u64,
+}
+
+impl From<&Snapshot<'_>> for SnapshotObject {
+    fn from(snapshot: &Snapshot<'_>) -> SnapshotObject {
+        let record = snapshot.record();
+        SnapshotObject {
+            id: snapshot.id().to_string(),
+            process: record.process.clone(),
+            parent: record.parent.map(|id| id.to_string()),
+            time: record.time.to_string(),
+            trigger: record.trigger.to_string(),
+            labels: snapshot.labels().clone(),
+            memory_bytes: record.memory_bytes,
+            regions: record.regions,
+            source: (&record.origin).into(),
+            mappings: None,
+            excluded: None,
+            unreadable: None,
+        }
+    }
+}
+
+impl SnapshotObject {
+    /// The object with the mappings of its address space, and the ranges whose bytes were left out.
+    pub(crate) fn with_mappings(self, space: &AddressSpace) -> SnapshotObject {
+        let mapping = |mapping: &stillframe::Mapping| MappingObject {
+            start: mapping.range.start(),
+            end: mapping.range.end(),
+            protection: mapping.protection.to_string(),
+            kind: mapping.kind.name(),
+            name: mapping.name.clone(),
+            captured: mapping.captured,
+            offset: mapping.file_offset_bytes,
+        };
+        let ranges = |ranges: &[AddressRange]| {
+            Some(ranges.iter().map(|range| RangeObject { start: range.start(), end: range.end() }).collect())
+        };
+        SnapshotObject {
+            mappings: Some(space.mappings().iter().map(mapping).collect()),
+            excluded: ranges(space.excluded()),
+            unreadable: ranges(space.unreadable()),
+            ..self
+        }
+    }
+}
+
+impl From<&Origin> for SourceObject {
+    fn from(origin: &Origin) -> SourceObject {
+        let none = SourceObject { kind: "bytes", pid: None, command: None, path: None };
+        match origin {
+            Origin::File { path } => {
+                SourceObject { kind: "file", path: Some(path.to_string_lossy().into_owned()), ..none }
+            }
+            Origin::Process { pid, path, command } => SourceObject {
+                kind: "process",
+                pid: Some(*pid),
+                command: (!command.is_empty()).then(|| command.clone()),
+                path: path.as_ref().map(|path| path.to_string_lossy().into_owned()),
+            },
+            _ => none,
+        }
+    }
+}
