@@ -50,7 +50,8 @@ sys.stdin.read()";
     let mut line = String::new();
     BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
     let (_dir, store) = new_store();
-    let captured = store.process("python").capture(&ProcessSource::new(child.id()), &CaptureOptions::default());
+    let captured =
+        store.process("python").capture(&ProcessSource::new(child.id()), &CaptureOptions::default());
     child.kill().unwrap();
     child.wait().unwrap();
     store.restore(captured.unwrap().id).unwrap().into_mapping().unwrap().to_vec()
@@ -98,11 +99,13 @@ fn first_capture(bencher: Bencher<'_, '_>) {
 
 #[divan::bench(sample_count = 5, sample_size = 1)]
 fn first_capture_and_close(bencher: Bencher<'_, '_>) {
-    bencher.counter(BytesCount::new(image().len())).with_inputs(new_store).bench_local_values(|(dir, store)| {
-        capture(&store);
-        drop(store);
-        dir
-    });
+    bencher.counter(BytesCount::new(image().len())).with_inputs(new_store).bench_local_values(
+        |(dir, store)| {
+            capture(&store);
+            drop(store);
+            dir
+        },
+    );
 }
 
 #[divan::bench(sample_count = 10, sample_size = 1)]

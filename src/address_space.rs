@@ -23,8 +23,7 @@ pub struct Protection {
 
 impl Protection {
     /// Readable, writable, private: ordinary memory.
-    pub const READ_WRITE: Protection =
-        Protection { read: true, write: true, execute: false, shared: false };
+    pub const READ_WRITE: Protection = Protection { read: true, write: true, execute: false, shared: false };
 }
 
 impl std::fmt::Display for Protection {

@@ -142,7 +142,11 @@ impl Process<'_> {
     ///
     /// [`Error::Source`] when the source cannot be used, [`Error::Store`] when the store cannot be
     /// written, [`Error::Interrupted`]. Nothing is recorded then.
-    pub fn capture<S: Source + ?Sized>(&self, source: &S, options: &CaptureOptions) -> Result<Capture, Error> {
+    pub fn capture<S: Source + ?Sized>(
+        &self,
+        source: &S,
+        options: &CaptureOptions,
+    ) -> Result<Capture, Error> {
         let started = Instant::now();
         check_name(&self.name)?;
         check_labels(&options.labels)?;

@@ -51,8 +51,7 @@ impl Store {
         let snapshots = self.snapshots();
         let mut plan = ForgetPlan::default();
         let mut keep = HashSet::new();
-        let processes: HashSet<&str> =
-            snapshots.iter().map(|snapshot| &*snapshot.record().process).collect();
+        let processes: HashSet<&str> = snapshots.iter().map(|snapshot| &*snapshot.record().process).collect();
         if let Some(process) = process.filter(|process| !processes.contains(process)) {
             return Err(StoreError::NoSuchSnapshot { text: format!("of process {process}") }.into());
         }
@@ -100,9 +99,8 @@ fn kept(policy: &KeepPolicy, now: Timestamp, line: &[&Snapshot<'_>]) -> Vec<Snap
         (policy.daily, |time| time.strftime("%Y-%m-%d").to_string()),
         (policy.weekly, |time| {
             let since_monday = time.weekday().to_monday_zero_offset();
-            time.checked_sub(i64::from(since_monday).days()).map_or_else(|_| String::new(), |monday| {
-                monday.strftime("%Y-%m-%d").to_string()
-            })
+            time.checked_sub(i64::from(since_monday).days())
+                .map_or_else(|_| String::new(), |monday| monday.strftime("%Y-%m-%d").to_string())
         }),
         (policy.monthly, |time| time.strftime("%Y-%m").to_string()),
     ];

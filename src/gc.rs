@@ -13,13 +13,13 @@ use crate::hash::Hash;
 use crate::progress::{Meter, Progress};
 use crate::record::SnapshotId;
 use crate::store::catalog::Entry;
-use crate::store::compact::{self, Compacted};
+use crate::store::compact::{Compacted, Keep, compact};
 use crate::store::error::StoreError;
 use crate::store::gate::Condemned;
 use crate::store::index::{Index, Tree};
 use crate::store::location::{Location, Position};
 use crate::store::marks::{Marked, Marks};
-use crate::store::object::{self, Header, Kind};
+use crate::store::object::{self, Kind};
 use crate::store::pack::{self, Pack};
 use crate::store::read::{Check, Reader};
 use crate::store::{Shared, Store, encode_tombstone};
@@ -163,34 +163,18 @@ impl<'a> Collecting<'a> {
         }
         self.shared.sync()?;
         self.shared.settle_all();
-        // A tombstone is needed as long as its record is in a pack when gc begins.
         let needed: HashSet<SnapshotId> = self.shared.catalog().all().map(|(id, _)| *id).collect();
-        let keep = |header: &Header, snapshot: Option<SnapshotId>, location| -> bool {
-            match (compact::indexed(header), snapshot) {
-                (Some((tree, hash)), _) => {
-                    let index = self.shared.index().and_then(|index| index.get(tree, &hash));
-                    // When in doubt, keep.
-                    index.map_or(true, |indexed| indexed == Some(location))
-                }
-                (None, Some(id)) => {
-                    let catalog = self.shared.catalog();
-                    let live = catalog.live(&id);
-                    match header.kind {
-                        Kind::Record => live.is_some_and(|entry| entry.location == location),
-                        Kind::Note => live.is_some_and(|entry| entry.note.is_some_and(|(_, at)| at == location)),
-                        _ => needed.contains(&id) || catalog.any(&id).is_some(),
-                    }
-                }
-                (None, None) => false,
-            }
-        };
+        let keep = KeepLive { shared: self.shared, index: self.shared.index()?, needed };
         for (packs, _) in groups {
             options.progress.begin(0).advance(0)?;
-            match compact::compact(self.shared, &packs, keep, None) {
+            match compact(self.shared, &packs, &keep, None) {
                 Ok(Compacted { removed, removed_bytes, written_bytes }) => {
                     stats.freed_bytes += removed_bytes.saturating_sub(written_bytes);
-                    let count =
-                        if written_bytes == 0 { &mut stats.packs_removed } else { &mut stats.packs_rewritten };
+                    let count = if written_bytes == 0 {
+                        &mut stats.packs_removed
+                    } else {
+                        &mut stats.packs_rewritten
+                    };
                     *count += removed;
                 }
                 // The packs with the least to copy come first. What they gave may be enough.
@@ -254,7 +238,13 @@ impl<'a> Collecting<'a> {
         for id in forgotten {
             let tombstone = encode_tombstone(*id)?;
             let mut object = Vec::new();
-            object::write(Kind::Tombstone, self.shared.format.codec, Hash::of(&tombstone), &tombstone, &mut object);
+            object::write(
+                Kind::Tombstone,
+                self.shared.format.codec,
+                Hash::of(&tombstone),
+                &tombstone,
+                &mut object,
+            );
             tombstones_bytes += object.len() as u64;
         }
         let mut victims = Vec::new();
@@ -302,6 +292,33 @@ impl<'a> Collecting<'a> {
     }
 }
 
+/// Keeps what the index and the catalog speak of. To be used when what is dead is dropped from them.
+struct KeepLive<'a> {
+    shared: &'a Shared,
+    index: Arc<Index>,
+    /// The snapshots whose records were in a pack when gc began: so long their tombstones are needed.
+    needed: HashSet<SnapshotId>,
+}
+
+impl Keep for KeepLive<'_> {
+    fn object(&self, tree: Tree, hash: &Hash, at: Position) -> bool {
+        // When in doubt, keep.
+        self.index
+            .get(tree, hash)
+            .map_or(true, |found| found.is_some_and(|found| Position::from(found) == at))
+    }
+
+    fn fact(&self, kind: Kind, snapshot: SnapshotId, location: Location) -> bool {
+        let catalog = self.shared.catalog();
+        let live = catalog.live(&snapshot);
+        match kind {
+            Kind::Record => live.is_some_and(|entry| entry.location == location),
+            Kind::Note => live.is_some_and(|entry| entry.note.is_some_and(|(_, at)| at == location)),
+            _ => self.needed.contains(&snapshot) || catalog.any(&snapshot).is_some(),
+        }
+    }
+}
+
 /// Marking under way.
 struct Marking<'a> {
     shared: &'a Shared,
@@ -346,7 +363,9 @@ impl<'a> Marking<'a> {
                 continue;
             }
             // A snapshot that was pinned and is gone altogether needs nothing.
-            let Some(record) = self.shared.catalog().any(&id).map(|entry| entry.record.clone()) else { continue };
+            let Some(record) = self.shared.catalog().any(&id).map(|entry| entry.record.clone()) else {
+                continue;
+            };
             for attachment in &record.attachments {
                 self.objects.mark(&attachment.hash);
             }

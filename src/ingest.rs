@@ -100,7 +100,8 @@ impl<'a> Ingest<'a> {
             .map(|(at, place)| {
                 let start = space.mappings()[place.mapping_index].range.start();
                 let in_mapping = place.offset_bytes / table::covered_bytes(region_size);
-                let parent = usize::try_from(in_mapping).ok().and_then(|at| parent_tables(start).get(at).copied());
+                let parent =
+                    usize::try_from(in_mapping).ok().and_then(|at| parent_tables(start).get(at).copied());
                 let pieces = pieces_of(at, place, &populated[place.mapping_index], region_size);
                 let state = TableState { pieces_left: pieces.count(), ..TableState::default() };
                 TableJob { place, parent: parent.unwrap_or(Hash::ZERO), state: Mutex::new(state) }
@@ -192,7 +193,8 @@ impl<'a> Ingest<'a> {
     /// Works on memory that can be copied only while its source stands still. The copying has the
     /// machine to itself, unless the staging buffer is too small for everything.
     fn run_until_release(&self, frozen: &dyn Frozen, memory: &dyn CopyOut, staging_bytes: usize) {
-        let (stage, staged) = crossbeam_channel::bounded::<(Piece, Vec<u8>)>((staging_bytes / PIECE_BYTES).max(1));
+        let (stage, staged) =
+            crossbeam_channel::bounded::<(Piece, Vec<u8>)>((staging_bytes / PIECE_BYTES).max(1));
         let work = || {
             let mut worker = Worker::new(self.shared);
             for (piece, bytes) in &staged {
@@ -262,7 +264,12 @@ impl<'a> Ingest<'a> {
     }
 
     /// Copies a piece into `buffer`, which it fits to the piece.
-    fn copy_out<M: CopyOut + ?Sized>(&self, memory: &M, piece: &Piece, buffer: &mut Vec<u8>) -> Result<(), Error> {
+    fn copy_out<M: CopyOut + ?Sized>(
+        &self,
+        memory: &M,
+        piece: &Piece,
+        buffer: &mut Vec<u8>,
+    ) -> Result<(), Error> {
         buffer.clear();
         buffer.resize(piece.length_bytes, 0);
         let populated = &self.populated[piece.mapping_index];
@@ -288,7 +295,8 @@ impl<'a> Ingest<'a> {
             let parent = parent.as_ref().and_then(|parent| parent.get(piece.first_region + at));
             hashes[at] == parent.copied().unwrap_or(Hash::ZERO)
         };
-        let changed: Vec<usize> = (0..hashes.len()).filter(|at| !hashes[*at].is_zero() && !unchanged(*at)).collect();
+        let changed: Vec<usize> =
+            (0..hashes.len()).filter(|at| !hashes[*at].is_zero() && !unchanged(*at)).collect();
         if !changed.is_empty() {
             self.store_regions(bytes, &hashes, &changed, worker)?;
         }
@@ -306,7 +314,11 @@ impl<'a> Ingest<'a> {
     }
 
     /// The hashes of the parent's table in the same place. Read once a table.
-    fn parent_hashes(&self, table: &TableJob, worker: &mut Worker<'_>) -> Result<Option<Arc<Vec<Hash>>>, Error> {
+    fn parent_hashes(
+        &self,
+        table: &TableJob,
+        worker: &mut Worker<'_>,
+    ) -> Result<Option<Arc<Vec<Hash>>>, Error> {
         if table.parent.is_zero() {
             return Ok(None);
         }
@@ -365,7 +377,9 @@ impl<'a> Ingest<'a> {
         let parent = match state.parent_hashes.take() {
             Some(parent) => parent,
             None if table.parent.is_zero() => Arc::default(),
-            None => Arc::new(worker.reader.hashes(Kind::Table, &table.parent, table.place.regions).unwrap_or_default()),
+            None => Arc::new(
+                worker.reader.hashes(Kind::Table, &table.parent, table.place.regions).unwrap_or_default(),
+            ),
         };
         let hashes = std::mem::take(&mut state.hashes);
         let (mut zero_bytes, mut changed_regions) = (0, 0);
@@ -408,11 +422,17 @@ impl<'a> Worker<'a> {
 }
 
 /// Pins the hashes and says which of them the store has.
-fn known(shared: &Shared, guard: &CaptureGuard<'_>, tree: Tree, hashes: &[Hash]) -> Result<Vec<bool>, StoreError> {
+fn known(
+    shared: &Shared,
+    guard: &CaptureGuard<'_>,
+    tree: Tree,
+    hashes: &[Hash],
+) -> Result<Vec<bool>, StoreError> {
     guard.pin_and(hashes, |condemned| {
         let is_known = |hash| {
             let location = shared.locate(tree, hash)?;
-            let keeps = |location| condemned.is_none_or(|condemned| !condemned.contains(tree, hash, location));
+            let keeps =
+                |location| condemned.is_none_or(|condemned| !condemned.contains(tree, hash, location));
             Ok(location.is_some_and(keeps))
         };
         hashes.iter().map(is_known).collect()

@@ -81,7 +81,8 @@ mod tests {
         };
         let populated = [0..1, (9 << 20) - 1..(9 << 20) + 1, (13 << 20)..(13 << 20) + 77];
         let pieces: Vec<_> = pieces_of(1, place, &populated, size).collect();
-        let found: Vec<_> = pieces.iter().map(|piece| (piece.offset_bytes >> 20, piece.length_bytes)).collect();
+        let found: Vec<_> =
+            pieces.iter().map(|piece| (piece.offset_bytes >> 20, piece.length_bytes)).collect();
         assert_eq!(found, [(8, 1 << 20), (9, 1 << 20), (13, 77)]);
         assert_eq!(pieces[1].first_region, 64);
     }

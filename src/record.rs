@@ -196,8 +196,8 @@ pub(crate) fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, RecordError
         return Err(RecordError::Version { found: *version });
     }
     let config = bincode::config::standard().with_limit::<DECODE_LIMIT_BYTES>();
-    let (value, used_bytes) = bincode::serde::decode_from_slice(rest, config)
-        .map_err(|error| decode_error(error.to_string()))?;
+    let (value, used_bytes) =
+        bincode::serde::decode_from_slice(rest, config).map_err(|error| decode_error(error.to_string()))?;
     if used_bytes != rest.len() {
         return Err(decode_error(format!("{} bytes are left over", rest.len() - used_bytes)));
     }

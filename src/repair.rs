@@ -10,7 +10,7 @@ use std::time::Duration;
 use crate::error::Error;
 use crate::progress::Progress;
 use crate::record::SnapshotId;
-use crate::store::compact::{compact, salvage};
+use crate::store::compact::{KeepAll, compact, salvage};
 use crate::store::error::StoreError;
 use crate::store::format::Format;
 use crate::store::index::Tree;
@@ -80,10 +80,11 @@ impl Store {
             if !options.dry_run {
                 file::create_dir(&aside).map_err(StoreError::io("create", &aside))?;
                 shared.log.seal(pack.number);
-                compact(shared, &[pack], |_, _, _| true, Some(&aside))?;
+                compact(shared, &[pack], &KeepAll, Some(&aside))?;
             }
         }
-        let verified = store.verify(&VerifyOptions { progress: options.progress.clone(), ..Default::default() })?;
+        let verified =
+            store.verify(&VerifyOptions { progress: options.progress.clone(), ..Default::default() })?;
         let mut lost: Vec<SnapshotId> =
             verified.problems.into_iter().flat_map(|problem| problem.snapshots).collect();
         lost.sort_unstable();
@@ -101,7 +102,8 @@ fn damage(pack: &Arc<Pack>) -> Result<Vec<String>, Error> {
     let lines = Scan::new(&bytes, pack.header_bytes()).filter_map(|scanned| match scanned {
         Scanned::Object { .. } => None,
         Scanned::Damaged { offset_bytes, end_bytes, header, why } => {
-            let what = header.map_or_else(String::new, |header| format!(" ({} {})", header.kind, header.hash));
+            let what =
+                header.map_or_else(String::new, |header| format!(" ({} {})", header.kind, header.hash));
             Some(format!("{} bytes {offset_bytes}..{end_bytes}{what}: {why}", pack.path.display()))
         }
     });

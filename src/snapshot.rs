@@ -108,7 +108,8 @@ impl Store {
         {
             return Ok(catalog.of_process(process).rev().nth(back).ok_or_else(none)?);
         }
-        let bad = |why| Error::from(StoreError::BadSnapshotName { text: text.chars().take(80).collect(), why });
+        let bad =
+            |why| Error::from(StoreError::BadSnapshotName { text: text.chars().take(80).collect(), why });
         if text.is_empty() || !text.bytes().all(|byte| byte.is_ascii_hexdigit()) {
             return Err(bad("expected an id in hex, PROCESS@latest, PROCESS~N or latest"));
         }
@@ -144,16 +145,14 @@ impl Store {
         let lane = self.shared().lane("\0labels");
         let _lane = lane.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         let mut labels = self.snapshot(id)?.labels.clone();
-        let (set, removed): (BTreeMap<_, _>, Vec<_>) = changes.iter().fold(
-            (BTreeMap::new(), Vec::new()),
-            |(mut set, mut removed), (key, value)| {
+        let (set, removed): (BTreeMap<_, _>, Vec<_>) =
+            changes.iter().fold((BTreeMap::new(), Vec::new()), |(mut set, mut removed), (key, value)| {
                 match value {
                     Some(value) => drop(set.insert(key.clone(), value.clone())),
                     None => removed.push(key),
                 }
                 (set, removed)
-            },
-        );
+            });
         check_labels(&set)?;
         labels.retain(|key, _| !removed.contains(&key));
         labels.extend(set);

@@ -91,11 +91,7 @@ pub struct AddressRange {
 impl AddressRange {
     /// The range `start..end`; an error unless `start < end`.
     pub fn new(start: u64, end: u64) -> Result<Self, UnitError> {
-        if start < end {
-            Ok(AddressRange { start, end })
-        } else {
-            Err(UnitError::EmptyRange { start, end })
-        }
+        if start < end { Ok(AddressRange { start, end }) } else { Err(UnitError::EmptyRange { start, end }) }
     }
 
     /// The range of `length_bytes` from `start`; an error if it is empty or passes the last address.

@@ -15,9 +15,9 @@ use crate::record::{Record, SnapshotId};
 use crate::store::compact::indexed;
 use crate::store::error::StoreError;
 use crate::store::index::{Index, Tree};
-use crate::store::location::Location;
+use crate::store::location::{Location, Position};
 use crate::store::marks::Marks;
-use crate::store::object::{Header, Kind};
+use crate::store::object::Kind;
 use crate::store::pack::{Pack, Scan, Scanned};
 use crate::store::read::{Check, Reader};
 use crate::store::{Shared, Store};
@@ -79,7 +79,12 @@ impl Store {
         let shared = &**self.shared();
         shared.sync()?;
         shared.settle_all();
-        let verification = Verification { shared, checked: Mutex::default(), problems: Mutex::default() };
+        let verification = Verification {
+            shared,
+            checked: Mutex::default(),
+            problems: Mutex::default(),
+            damaged: Mutex::default(),
+        };
         let everything = options.snapshots.is_empty() && options.sample_percent.is_none();
         if let Some(percent) = options.sample_percent {
             verification.sample(percent, &options.progress)?;
@@ -103,16 +108,28 @@ enum Subject {
     Bytes { pack: String, offset_bytes: u64 },
 }
 
-pub(crate) struct Verification<'a> {
+/// A verification under way.
+struct Verification<'a> {
     shared: &'a Shared,
     checked: Mutex<(u64, u64)>,
     problems: Mutex<BTreeMap<Subject, (String, BTreeSet<SnapshotId>)>>,
+    /// Bytes in packs that are no objects in order.
+    damaged: Mutex<Vec<(Position, u64)>>,
 }
 
-/// The objects that are known to be in order, by tree.
+/// The objects that are known to be in order: marked, and not among the others.
 struct Intact {
     regions: Marks,
     objects: Marks,
+    /// There may be a second copy in order, but the index means a damaged one.
+    others: HashSet<(Tree, Hash)>,
+}
+
+impl Intact {
+    fn contains(&self, tree: Tree, hash: &Hash) -> bool {
+        let marks = if tree == Tree::Regions { &self.regions } else { &self.objects };
+        marks.is_marked(hash) && !self.others.contains(&(tree, *hash))
+    }
 }
 
 impl<'a> Verification<'a> {
@@ -156,7 +173,8 @@ impl<'a> Verification<'a> {
             }
             Ok::<_, StoreError>(marks)
         };
-        let mut intact = Intact { regions: read(Tree::Regions)?, objects: read(Tree::Objects)? };
+        let (regions, objects) = (read(Tree::Regions)?, read(Tree::Objects)?);
+        let mut intact = Intact { regions, objects, others: HashSet::new() };
         let packs = self.shared.log.packs();
         let meter = progress.begin(packs.iter().map(|pack| pack.length_bytes()).sum());
         for (path, why) in &self.shared.unusable {
@@ -164,14 +182,15 @@ impl<'a> Verification<'a> {
             self.problem(Subject::Bytes { pack, offset_bytes: 0 }, why.clone(), None);
         }
         for pack in packs {
-            self.pack(&pack, &index, &mut intact, &meter)?;
+            self.pack(&pack, &mut intact, &meter)?;
         }
+        self.drop_damaged(&index, &mut intact)?;
         drop(index);
         let snapshots: Vec<SnapshotId> = self.shared.catalog().all_live().map(|(id, _)| *id).collect();
         self.references(&snapshots, &intact, &progress.begin(0))
     }
 
-    fn pack(&self, pack: &Pack, index: &Index, intact: &mut Intact, meter: &Meter<'_>) -> Result<(), Error> {
+    fn pack(&self, pack: &Pack, intact: &mut Intact, meter: &Meter<'_>) -> Result<(), Error> {
         let bytes = pack.bytes(pack.length_bytes())?;
         let mut scan = Scan::new(&bytes, pack.header_bytes());
         loop {
@@ -180,7 +199,7 @@ impl<'a> Verification<'a> {
                 return Ok(());
             }
             let good: Vec<Option<(Tree, Hash)>> =
-                batch.par_iter().map(|scanned| self.scanned(pack, index, scanned)).collect();
+                batch.par_iter().map(|scanned| self.scanned(pack, scanned)).collect();
             for (tree, hash) in good.into_iter().flatten() {
                 match tree {
                     Tree::Regions => intact.regions.mark(&hash),
@@ -195,53 +214,56 @@ impl<'a> Verification<'a> {
         }
     }
 
-    /// Checks one object. Returns its tree and hash if it is in order and the index means this one.
-    fn scanned(&self, pack: &Pack, index: &Index, scanned: &Scanned<'_>) -> Option<(Tree, Hash)> {
-        let subject = |header: Option<&Header>, offset_bytes| match header {
+    /// Checks one object. Returns its tree and hash if it is in order.
+    fn scanned(&self, pack: &Pack, scanned: &Scanned<'_>) -> Option<(Tree, Hash)> {
+        let (offset_bytes, end_bytes, header, why) = match scanned {
+            Scanned::Damaged { offset_bytes, end_bytes, header, why } => {
+                (*offset_bytes, *end_bytes, *header, (*why).to_owned())
+            }
+            Scanned::Object { offset_bytes, header, payload } => {
+                let location = Location::new(pack.number, *offset_bytes, header);
+                self.count(location);
+                let mut plain = vec![0; header.plain_bytes as usize];
+                let why = match codec::decode(header.encoding, payload, &mut plain) {
+                    Ok(()) if Hash::of(&plain) == header.hash => return indexed(header),
+                    Ok(()) => "its bytes do not match its hash".to_owned(),
+                    Err(error) => error.to_string(),
+                };
+                (*offset_bytes, location.end_bytes(), Some(*header), why)
+            }
+        };
+        let subject = match header {
             Some(header) => Subject::Object(header.kind, header.hash),
             None => {
                 let pack = pack.path.file_name().unwrap_or_default().to_string_lossy().into_owned();
                 Subject::Bytes { pack, offset_bytes }
             }
         };
-        let (header, location) = match scanned {
-            Scanned::Damaged { offset_bytes, header, why, .. } => {
-                let detail = format!("in pack {} at byte {offset_bytes}: {why}", pack.number);
-                self.problem(subject(header.as_ref(), *offset_bytes), detail, None);
-                if let Some(header) = header {
-                    self.drop_from_index(header, Location::new(pack.number, *offset_bytes, header));
-                }
-                return None;
-            }
-            Scanned::Object { offset_bytes, header, payload } => {
-                let location = Location::new(pack.number, *offset_bytes, header);
-                let mut plain = vec![0; header.plain_bytes as usize];
-                let wrong = match codec::decode(header.encoding, payload, &mut plain) {
-                    Err(error) => Some(error.to_string()),
-                    Ok(()) if Hash::of(&plain) != header.hash => {
-                        Some("its bytes do not match its hash".to_owned())
-                    }
-                    Ok(()) => None,
-                };
-                self.count(location);
-                if let Some(why) = wrong {
-                    let detail = format!("in pack {} at byte {offset_bytes}: {why}", pack.number);
-                    self.problem(subject(Some(header), *offset_bytes), detail, None);
-                    self.drop_from_index(header, location);
-                    return None;
-                }
-                (header, location)
-            }
-        };
-        let (tree, hash) = indexed(header)?;
-        let meant = index.get(tree, &hash).ok().flatten() == Some(location);
-        meant.then_some((tree, hash))
+        self.problem(subject, format!("in pack {} at byte {offset_bytes}: {why}", pack.number), None);
+        lock(&self.damaged).push((Position { pack: pack.number, offset_bytes }, end_bytes));
+        None
     }
 
-    fn drop_from_index(&self, header: &Header, location: Location) {
-        if let Some((tree, hash)) = indexed(header) {
-            self.shared.forget_damaged(tree, &hash, location);
+    /// Takes what lies in damaged bytes out of the index.
+    fn drop_damaged(&self, index: &Index, intact: &mut Intact) -> Result<(), Error> {
+        let mut damaged = std::mem::take(&mut *lock(&self.damaged));
+        if damaged.is_empty() {
+            return Ok(());
         }
+        damaged.sort_unstable();
+        for tree in [Tree::Regions, Tree::Objects] {
+            for entry in index.entries(tree) {
+                let (hash, location) = entry?;
+                let at = Position::from(location);
+                let before = damaged[..damaged.partition_point(|(start, _)| *start <= at)].last();
+                let hit = before.is_some_and(|(start, end)| start.pack == at.pack && at.offset_bytes < *end);
+                if hit {
+                    intact.others.insert((tree, hash));
+                    self.shared.forget_damaged(tree, &hash, location);
+                }
+            }
+        }
+        Ok(())
     }
 
     /// Whether all that the snapshots refer to is intact.
@@ -254,12 +276,12 @@ impl<'a> Verification<'a> {
             let Ok(record) = self.shared.record(*id) else { continue };
             let missing = |kind, hash| self.missing(kind, hash, *id);
             for attachment in record.attachments.iter().filter(|attachment| !attachment.hash.is_zero()) {
-                if !intact.objects.is_marked(&attachment.hash) {
+                if !intact.contains(Tree::Objects, &attachment.hash) {
                     missing(Kind::Attachment, attachment.hash);
                 }
             }
             let (root, space) = match self.layout_and_root(&record, &mut reader, &mut |kind, hash| {
-                if !intact.objects.is_marked(&hash) {
+                if !intact.contains(Tree::Objects, &hash) {
                     missing(kind, hash);
                 }
             })? {
@@ -270,13 +292,13 @@ impl<'a> Verification<'a> {
                 if table.is_zero() || fine.contains(table) {
                     continue;
                 }
-                if !intact.objects.is_marked(table) {
+                if !intact.contains(Tree::Objects, table) {
                     missing(Kind::Table, *table);
                     continue;
                 }
                 if !tables.contains_key(table) {
                     let hashes = reader.hashes(Kind::Table, table, place.regions)?;
-                    let lost = |hash: &Hash| !hash.is_zero() && !intact.regions.is_marked(hash);
+                    let lost = |hash: &Hash| !hash.is_zero() && !intact.contains(Tree::Regions, hash);
                     let lost: Vec<Hash> = hashes.into_iter().filter(lost).collect();
                     if lost.is_empty() {
                         fine.insert(*table);
@@ -457,7 +479,8 @@ impl<'a> Verification<'a> {
             let Ok(record) = self.shared.record(id) else { continue };
             let mut needed: Vec<(Kind, Hash)> =
                 record.attachments.iter().map(|attachment| (Kind::Attachment, attachment.hash)).collect();
-            let both = self.layout_and_root(&record, &mut reader, &mut |kind, hash| needed.push((kind, hash)))?;
+            let both =
+                self.layout_and_root(&record, &mut reader, &mut |kind, hash| needed.push((kind, hash)))?;
             let (root, space) = both.unwrap_or_default();
             needed.extend(root.iter().map(|table| (Kind::Table, *table)));
             for (table, place) in root.iter().zip(table::places(&space, record.region_size)) {

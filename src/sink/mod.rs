@@ -14,7 +14,9 @@ pub(crate) use file::SparseFile;
 #[non_exhaustive]
 pub enum SinkError {
     /// The slice is not as long as the image.
-    #[error("expected a target of {expected_bytes} bytes, the size of the snapshot's image, found {found_bytes}")]
+    #[error(
+        "expected a target of {expected_bytes} bytes, the size of the snapshot's image, found {found_bytes}"
+    )]
     Length {
         /// The size of the image.
         expected_bytes: u64,

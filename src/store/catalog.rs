@@ -236,11 +236,11 @@ impl Catalog {
         }
     }
 
-    /// The record of a forgotten snapshot is in no pack any more.
+    /// The record of a snapshot, mostly a forgotten one, is in no pack any more.
     pub(crate) fn record_gone(&mut self, id: SnapshotId) {
-        if let Some(entry) = self.entries.remove(&id)
-            && let Some(tombstone) = entry.tombstone
-        {
+        let Some(entry) = self.entries.remove(&id) else { return };
+        self.unlist(&entry.record.process, (entry.record.time, id));
+        if let Some(tombstone) = entry.tombstone {
             self.orphans.insert(id, tombstone);
         }
     }

@@ -96,7 +96,8 @@ impl Format {
             return Err("its id is not 32 hex digits".to_owned());
         }
         for (at, byte) in bytes.iter_mut().enumerate() {
-            *byte = u8::from_str_radix(&id[2 * at..2 * at + 2], 16).map_err(|_| "its id is not hex".to_owned())?;
+            *byte = u8::from_str_radix(&id[2 * at..2 * at + 2], 16)
+                .map_err(|_| "its id is not hex".to_owned())?;
         }
         Ok(Format {
             version: number("format")?,

@@ -136,7 +136,10 @@ impl Index {
     }
 
     /// All entries in order of their hashes.
-    pub(crate) fn entries(&self, tree: Tree) -> impl Iterator<Item = Result<(Hash, Location), StoreError>> + use<> {
+    pub(crate) fn entries(
+        &self,
+        tree: Tree,
+    ) -> impl Iterator<Item = Result<(Hash, Location), StoreError>> + use<> {
         self.tree(tree).iter().filter_map(|entry| {
             let (key, value) = match entry {
                 Ok(entry) => entry,

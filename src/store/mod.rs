@@ -250,7 +250,8 @@ impl Store {
             index_rebuilt: opened.index_rebuilt,
             _lock: lock,
         });
-        let settler = settle::start(shared.clone(), receiver).map_err(StoreError::io("start a thread for", path))?;
+        let settler =
+            settle::start(shared.clone(), receiver).map_err(StoreError::io("start a thread for", path))?;
         Ok(Store { shared, settler: Some(settler) })
     }
 

@@ -211,7 +211,8 @@ mod tests {
         let plain: Vec<u8> = (0..101).collect();
         let mut bytes = Vec::new();
         write(Kind::Attachment, Codec::Lz4, Hash::of(&plain), &plain, &mut bytes);
-        let read = |bytes: &[u8]| Header::read(bytes).and_then(|header| header.payload(bytes).map(<[u8]>::len));
+        let read =
+            |bytes: &[u8]| Header::read(bytes).and_then(|header| header.payload(bytes).map(<[u8]>::len));
         assert!(read(&bytes).is_ok());
         for bit in 0..bytes.len() * 8 {
             let mut damaged = bytes.clone();

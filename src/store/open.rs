@@ -168,7 +168,11 @@ fn catch_up(
                             }
                             Ok(Some(fact)) => later.push(fact),
                             Err(why) => {
-                                tracing::warn!("a {} in pack {} is not in order: {why}", header.kind, pack.number);
+                                tracing::warn!(
+                                    "a {} in pack {} is not in order: {why}",
+                                    header.kind,
+                                    pack.number
+                                );
                             }
                         }
                     }

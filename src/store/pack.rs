@@ -106,7 +106,11 @@ impl Pack {
     }
 
     /// Opens a pack of the store and checks its header; what is wrong with it otherwise.
-    pub(crate) fn open(path: PathBuf, format: &Format, number: u32) -> Result<Result<Pack, String>, StoreError> {
+    pub(crate) fn open(
+        path: PathBuf,
+        format: &Format,
+        number: u32,
+    ) -> Result<Result<Pack, String>, StoreError> {
         let file = file::open_existing(&path).map_err(StoreError::io("open", &path))?;
         let length_bytes = file.metadata().map_err(StoreError::io("read", &path))?.len();
         let read = read_header(&file, length_bytes, format, number).map_err(StoreError::io("read", &path))?;

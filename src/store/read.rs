@@ -3,8 +3,8 @@
 use std::sync::Arc;
 
 use memmap2::Mmap;
-use serde::{Deserialize, Serialize};
 use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
 
 use super::Shared;
 use super::error::StoreError;
@@ -63,7 +63,12 @@ impl<'a> Reader<'a> {
     }
 
     /// The hashes in a table or root, of which there must be `expected`.
-    pub(crate) fn hashes(&mut self, kind: Kind, hash: &Hash, expected: usize) -> Result<Vec<Hash>, StoreError> {
+    pub(crate) fn hashes(
+        &mut self,
+        kind: Kind,
+        hash: &Hash,
+        expected: usize,
+    ) -> Result<Vec<Hash>, StoreError> {
         if hash.is_zero() {
             return Ok(vec![Hash::ZERO; expected]);
         }

@@ -116,7 +116,9 @@ fn rewrite(shared: &Shared) -> Result<(), StoreError> {
 
 fn remove(dir: &Path) -> Result<(), StoreError> {
     match std::fs::remove_dir_all(dir) {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(StoreError::io("remove", dir)(error)),
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            Err(StoreError::io("remove", dir)(error))
+        }
         _ => Ok(()),
     }
 }
