@@ -484,6 +484,7 @@ fn a_store_that_somebody_else_has_open_can_be_waited_for() {
     for arguments in [&["list"][..], &["--wait", "0.05", "stats"], &["repair"], &["migrate"]] {
         vault.fails(4, &format!("process {}", watch.pid()), arguments);
     }
+    vault.fails(4, "--wait SECONDS", &["list"]);
     let impatient = vault.start(&["--wait", "100", "list"]);
     let waiting = vault.start(&["--wait", "100", "--quiet", "list"]);
     impatient.wait_until_it_handles(Signal::INT);

@@ -88,7 +88,17 @@ fn told(error: &anyhow::Error) -> String {
             lines.push(text);
         }
     }
+    lines.extend(advice(exit(error)).map(str::to_owned));
     format!("stillframe: {}", lines.join("\n    "))
+}
+
+/// What the library cannot know: which part of the command helps.
+fn advice(exit: Exit) -> Option<&'static str> {
+    match exit {
+        Exit::StoreOwned => Some("--wait SECONDS waits until the store is free"),
+        Exit::Damage => Some("`stillframe verify` lists what is damaged and which snapshots need it"),
+        _ => None,
+    }
 }
 
 /// What to exit with after `error`: what the first of its causes that has a code of its own says.
