@@ -3,7 +3,7 @@
 //! `cargo bench --bench scale`. Each measurement is a process of its own, whose anonymous memory
 //! (`RssAnon`) is sampled every 2 ms; mapped packs are page cache and do not count. The baseline
 //! is what such a process takes before it begins.
-#![allow(missing_docs, clippy::unwrap_used, clippy::expect_used)]
+#![allow(missing_docs, clippy::unwrap_used, clippy::expect_used, clippy::cast_precision_loss)]
 
 use std::path::{Path, PathBuf};
 use std::process::Command;

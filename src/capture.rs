@@ -18,9 +18,9 @@ use jiff::Timestamp;
 use crate::address_space::AddressSpace;
 use crate::error::Error;
 use crate::hash::Hash;
-use crate::ingest::{Ingest, put_object};
+use crate::ingest::{Ingest, Staging, put_object};
 use crate::progress::Progress;
-use crate::record::{AttachmentRef, Record, SnapshotId, Trigger};
+use crate::record::{AttachmentRef, Origin, Record, SnapshotId, Trigger};
 use crate::source::{Attachment, Source};
 use crate::store::catalog::Labels;
 use crate::store::error::StoreError;
@@ -160,13 +160,15 @@ impl Process<'_> {
         let guard = shared.gate.begin_capture(|| shared.log.position());
         let parent = Parent::of(shared, &self.name);
 
+        let mut staging =
+            Staging::new(options.staging_bytes, parent.as_ref().map_or(0, Parent::copied_bytes))?;
         let frozen = source.open()?;
         let time = later_than(parent.as_ref().map(|parent| parent.record.time));
         let mut space = frozen.address_space().clone();
         space.exclude(&options.exclude);
         let parent_tables = |start| parent.as_ref().map_or(&[][..], |parent| parent.tables_of(start));
         let ingest = Ingest::new(shared, &guard, &space, &*frozen, parent_tables, &options.progress)?;
-        let done = ingest.run(&*frozen, options.staging_bytes)?;
+        let done = ingest.run(&*frozen, &mut staging)?;
         let mut attachments = frozen.attachments();
         let origin = frozen.origin();
         let paused = frozen.release();
@@ -307,6 +309,16 @@ impl Parent {
         let tables = table::count(&space, record.region_size);
         let root = reader.hashes(Kind::Root, &record.root, tables)?;
         Ok(Some((space, root)))
+    }
+
+    /// How much had to be copied for it while its source stood still, at most.
+    fn copied_bytes(&self) -> usize {
+        match self.record.origin {
+            Origin::Process { .. } => {
+                usize::try_from(self.record.memory_bytes - self.record.zero_bytes).unwrap_or(usize::MAX)
+            }
+            _ => 0,
+        }
     }
 
     /// The hashes of the tables of the captured mapping that begins at this address.

@@ -22,6 +22,6 @@ pub enum Error {
     #[error(transparent)]
     Unit(#[from] UnitError),
     /// The verb was cancelled by its [`Progress`](crate::Progress).
-    #[error("interrupted; nothing was recorded")]
+    #[error("interrupted before it was done; nothing was harmed")]
     Interrupted,
 }

@@ -94,7 +94,8 @@ fn kept(policy: &KeepPolicy, now: Timestamp, line: &[&Snapshot<'_>]) -> Vec<Snap
     let mut kept = Vec::new();
     let newest_first = || line.iter().rev();
     kept.extend(newest_first().take(policy.last.unwrap_or(0) as usize).map(|snapshot| snapshot.id()));
-    let periods: [(Option<u32>, fn(&Zoned) -> String); 4] = [
+    type PeriodOf = fn(&Zoned) -> String;
+    let periods: [(Option<u32>, PeriodOf); 4] = [
         (policy.hourly, |time| time.strftime("%Y-%m-%d %H").to_string()),
         (policy.daily, |time| time.strftime("%Y-%m-%d").to_string()),
         (policy.weekly, |time| {

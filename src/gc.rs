@@ -102,6 +102,9 @@ impl Store {
     }
 }
 
+/// Packs that together become one, and what is to be kept of them, in bytes.
+type Group = (Vec<Arc<Pack>>, u64);
+
 /// A gc under way. Dropping it opens the gate again.
 struct Collecting<'a> {
     shared: &'a Shared,
@@ -232,7 +235,7 @@ impl<'a> Collecting<'a> {
         live_bytes: &BTreeMap<u32, u64>,
         forgotten: &HashSet<SnapshotId>,
         options: &GcOptions,
-    ) -> Result<Vec<(Vec<Arc<Pack>>, u64)>, Error> {
+    ) -> Result<Vec<Group>, Error> {
         // What forgetting them will append to the active pack.
         let mut tombstones_bytes = 0;
         for id in forgotten {
@@ -261,7 +264,7 @@ impl<'a> Collecting<'a> {
             }
         }
         victims.sort_by_key(|(live_bytes, pack)| (*live_bytes, pack.number));
-        let mut groups: Vec<(Vec<Arc<Pack>>, u64)> = Vec::new();
+        let mut groups: Vec<Group> = Vec::new();
         for (live_bytes, pack) in victims {
             match groups.last_mut() {
                 Some((packs, group_bytes))

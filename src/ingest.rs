@@ -9,15 +9,18 @@ use std::collections::HashSet;
 use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
-use crossbeam_channel::TrySendError;
+use crossbeam_channel::{SendTimeoutError, Sender};
+use memmap2::MmapMut;
 
 use crate::address_space::AddressSpace;
 use crate::error::Error;
 use crate::hash::Hash;
-use crate::piece::{PIECE_BYTES, Piece, overlapping, pieces_of};
+use crate::piece::{Piece, overlapping, pieces_of};
 use crate::progress::{Meter, Progress};
 use crate::region::is_zero;
+use crate::sink::SinkError;
 use crate::source::{CopyOut, Frozen, Memory};
 use crate::store::error::StoreError;
 use crate::store::gate::CaptureGuard;
@@ -26,6 +29,7 @@ use crate::store::log::Batch;
 use crate::store::object::Kind;
 use crate::store::read::{Check, Reader};
 use crate::store::{Shared, check_length};
+use crate::sys::map;
 use crate::table::{self, Place};
 use crate::units::{AddressRange, RegionSize};
 
@@ -47,6 +51,25 @@ pub(crate) struct Ingest<'a> {
     new_regions: AtomicU64,
     shared_regions: AtomicU64,
     added_bytes: AtomicU64,
+}
+
+/// Memory for what is copied while a source stands still.
+pub(crate) struct Staging {
+    buffer: MmapMut,
+}
+
+impl Staging {
+    /// A buffer of `length_bytes`, of which the first `ready_bytes` are touched now, so that nobody
+    /// has to wait for the kernel to clear them later.
+    pub(crate) fn new(length_bytes: usize, ready_bytes: usize) -> Result<Staging, Error> {
+        let bytes = length_bytes as u64;
+        let mut buffer =
+            map::map_zeros(length_bytes.max(1)).map_err(|source| SinkError::Mapping { bytes, source })?;
+        for byte in buffer[..ready_bytes.min(length_bytes)].iter_mut().step_by(4096) {
+            *byte = 0;
+        }
+        Ok(Staging { buffer })
+    }
 }
 
 /// One table being filled.
@@ -133,7 +156,7 @@ impl<'a> Ingest<'a> {
     }
 
     /// Does the work. A source that stands still is released as soon as its memory is copied.
-    pub(crate) fn run(self, frozen: &dyn Frozen, staging_bytes: usize) -> Result<Ingested, Error> {
+    pub(crate) fn run(self, frozen: &dyn Frozen, staging: &mut Staging) -> Result<Ingested, Error> {
         // Tables of nothing but zeros have no piece that would finish them.
         let mut worker = Worker::new(self.shared);
         for at in 0..self.tables.len() {
@@ -156,12 +179,14 @@ impl<'a> Ingest<'a> {
             }),
             Memory::Shared(memory) => self.run_anytime(&|piece, worker| {
                 let mut buffer = std::mem::take(&mut worker.buffer);
+                buffer.clear();
+                buffer.resize(piece.length_bytes, 0);
                 self.copy_out(memory, piece, &mut buffer)?;
                 self.take(piece, &buffer, worker)?;
                 worker.buffer = buffer;
                 Ok(())
             }),
-            Memory::UntilRelease(memory) => self.run_until_release(frozen, memory, staging_bytes),
+            Memory::UntilRelease(memory) => self.run_until_release(frozen, memory, staging),
         }
         if let Some(error) = lock(&self.failure).take() {
             return Err(error);
@@ -192,40 +217,66 @@ impl<'a> Ingest<'a> {
 
     /// Works on memory that can be copied only while its source stands still. The copying has the
     /// machine to itself, unless the staging buffer is too small for everything.
-    fn run_until_release(&self, frozen: &dyn Frozen, memory: &dyn CopyOut, staging_bytes: usize) {
-        let (stage, staged) =
-            crossbeam_channel::bounded::<(Piece, Vec<u8>)>((staging_bytes / PIECE_BYTES).max(1));
+    fn run_until_release(&self, frozen: &dyn Frozen, memory: &dyn CopyOut, staging: &mut Staging) {
+        let mut free = &mut staging.buffer[..];
+        let (stage, staged) = crossbeam_channel::unbounded::<(Piece, &mut [u8])>();
+        // What does not fit any more: a few pieces at a time.
+        let (stage_more, staged_more) = crossbeam_channel::bounded::<(Piece, Vec<u8>)>(cores());
         let work = || {
+            let _whatever_happens = FailOnPanic(self);
             let mut worker = Worker::new(self.shared);
-            for (piece, bytes) in &staged {
+            let mut take = |piece: Piece, bytes: &[u8]| {
                 if !self.failed() {
-                    self.note(self.take(&piece, &bytes, &mut worker));
-                }
-            }
-        };
-        std::thread::scope(|scope| {
-            let mut workers = 0;
-            let mut start_workers = || {
-                while workers < cores() {
-                    workers += 1;
-                    scope.spawn(work);
+                    self.note(self.take(&piece, bytes, &mut worker));
                 }
             };
+            staged.iter().for_each(|(piece, bytes)| take(piece, bytes));
+            staged_more.iter().for_each(|(piece, bytes)| take(piece, &bytes));
+        };
+        let mut stage = Some(stage);
+        std::thread::scope(|scope| {
             for piece in self.pieces() {
-                let mut buffer = Vec::new();
-                if self.failed() || self.note(self.copy_out(memory, &piece, &mut buffer)).is_none() {
+                // Lines of cache are not shared between pieces.
+                let room_bytes = piece.length_bytes.next_multiple_of(64);
+                let copied = match (&stage, free.split_at_mut_checked(room_bytes)) {
+                    (Some(stage), Some(_)) => {
+                        let (buffer, rest) = std::mem::take(&mut free).split_at_mut(room_bytes);
+                        free = rest;
+                        let buffer = &mut buffer[..piece.length_bytes];
+                        let copied = self.copy_out(memory, &piece, buffer);
+                        // The receivers are there until the end.
+                        copied.map(|()| drop(stage.send((piece, buffer))))
+                    }
+                    _ => {
+                        if stage.take().is_some() {
+                            (0..cores()).for_each(|_| drop(scope.spawn(work)));
+                        }
+                        let mut buffer = vec![0; piece.length_bytes];
+                        let copied = self.copy_out(memory, &piece, &mut buffer);
+                        copied.map(|()| self.send(&stage_more, (piece, buffer)))
+                    }
+                };
+                if self.note(copied).is_none() || self.failed() {
                     break;
-                }
-                if let Err(TrySendError::Full(task)) = stage.try_send((piece, buffer)) {
-                    start_workers();
-                    // An error means that there are no receivers, which `staged` outlives.
-                    let _ = stage.send(task);
                 }
             }
             frozen.release();
-            drop(stage);
-            start_workers();
+            drop(stage_more);
+            if stage.take().is_some() {
+                (0..cores()).for_each(|_| drop(scope.spawn(work)));
+            }
         });
+    }
+
+    /// Sends to the workers; gives up when they have failed, so that the source does not stand still
+    /// for ever.
+    fn send<T>(&self, to: &Sender<T>, mut task: T) {
+        while let Err(SendTimeoutError::Timeout(again)) = to.send_timeout(task, Duration::from_millis(50)) {
+            if self.failed() {
+                return;
+            }
+            task = again;
+        }
     }
 
     /// Runs `work` on every core, or right here if there is little to do.
@@ -263,15 +314,13 @@ impl<'a> Ingest<'a> {
         }
     }
 
-    /// Copies a piece into `buffer`, which it fits to the piece.
+    /// Copies a piece into `buffer`, which is as long and all zeros.
     fn copy_out<M: CopyOut + ?Sized>(
         &self,
         memory: &M,
         piece: &Piece,
-        buffer: &mut Vec<u8>,
+        buffer: &mut [u8],
     ) -> Result<(), Error> {
-        buffer.clear();
-        buffer.resize(piece.length_bytes, 0);
         let populated = &self.populated[piece.mapping_index];
         let mut unreadable = Vec::new();
         for range in overlapping(populated, piece.offset_bytes..piece.end_bytes()) {
@@ -405,6 +454,17 @@ impl<'a> Ingest<'a> {
         };
         state.done = Some(done);
         Ok(())
+    }
+}
+
+/// Tells the others when a worker panics; the scope it runs in panics after that.
+struct FailOnPanic<'a, 'b>(&'a Ingest<'b>);
+
+impl Drop for FailOnPanic<'_, '_> {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.0.note(Err(Error::Interrupted));
+        }
     }
 }
 

@@ -1,4 +1,5 @@
 //! Forgotten snapshots give their space back, and nothing else does.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::cast_possible_truncation)]
 
 use std::path::Path;
 

@@ -1,4 +1,5 @@
 //! Captured memory comes back as it was.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::cast_possible_truncation)]
 
 use stillframe::{AddressRange, Capture, CaptureOptions, RegionSize, Store};
 

@@ -19,10 +19,14 @@ pub(crate) struct SparseFile {
 impl SparseFile {
     /// Begins a file of `length_bytes` zeros that nobody else may read.
     pub(crate) fn create(path: &Path, length_bytes: u64, overwrite: bool) -> Result<SparseFile, SinkError> {
-        if path.is_dir() || (!overwrite && path.symlink_metadata().is_ok()) {
+        let directory = path.is_dir() || path.as_os_str().as_encoded_bytes().ends_with(b"/");
+        let (Some(name), false) = (path.file_name(), directory) else {
+            return Err(SinkError::Directory { path: path.to_owned() });
+        };
+        if !overwrite && path.symlink_metadata().is_ok() {
             return Err(SinkError::Exists { path: path.to_owned() });
         }
-        let mut name = path.file_name().unwrap_or_default().to_owned();
+        let mut name = name.to_owned();
         name.push(format!(".{}.unfinished", std::process::id()));
         let temporary = path.with_file_name(name);
         let failed = |action| {

@@ -37,6 +37,12 @@ pub enum SinkError {
         /// The file.
         path: PathBuf,
     },
+    /// There is no file name in the path, or a directory in the file's place.
+    #[error("{} names a directory; name a file in it", path.display())]
+    Directory {
+        /// The path given.
+        path: PathBuf,
+    },
     /// The file cannot be written.
     #[error("cannot {action} {}", path.display())]
     File {

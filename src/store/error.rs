@@ -195,7 +195,8 @@ pub enum StoreError {
 }
 
 fn shown(candidates: &[SnapshotId]) -> String {
-    let mut text: Vec<String> = candidates.iter().take(8).map(|id| id.to_string()[..16].to_owned()).collect();
+    let mut text: Vec<String> =
+        candidates.iter().take(64).map(|id| id.to_string()[..16].to_owned()).collect();
     if candidates.len() > text.len() {
         text.push("…".to_owned());
     }

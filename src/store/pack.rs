@@ -248,6 +248,9 @@ pub(crate) enum Scanned<'a> {
     },
 }
 
+/// The header, where at least that is in order, and what is wrong.
+type Unreadable = (Option<Header>, &'static str);
+
 /// Walks the objects of a pack from a byte on, checking each object's checksum. After damage it
 /// goes on at the next whole object there is.
 pub(crate) struct Scan<'a> {
@@ -265,7 +268,7 @@ impl<'a> Scan<'a> {
         Scan { bytes, at, search_bytes: bytes.len().saturating_mul(16) }
     }
 
-    fn read(&mut self, at: usize) -> Result<(Header, &'a [u8]), (Option<Header>, &'static str)> {
+    fn read(&mut self, at: usize) -> Result<(Header, &'a [u8]), Unreadable> {
         let rest = &self.bytes[at..];
         let header = Header::read(rest).map_err(|why| (None, why))?;
         match header.payload(rest) {
@@ -325,6 +328,7 @@ pub(crate) fn list(dir: &Path) -> Result<Vec<(u32, PathBuf)>, StoreError> {
 }
 
 #[cfg(test)]
+#[allow(clippy::cast_possible_truncation)]
 mod tests {
     use super::*;
     use crate::codec::Codec;
