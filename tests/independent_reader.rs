@@ -236,6 +236,8 @@ fn a_store_is_read_without_the_library_to_the_last_byte() {
     web[2_000_000..2_100_000].copy_from_slice(&memory(100_000, 4));
     let third = capture(&store, "web-1", &web, &plain);
     assert_eq!(third.parent, Some(second.id));
+    // Two notes on one snapshot, as gc has not dropped the older one yet.
+    label(&store, second.id, "release", Some("1.6"));
     capture(&store, "sleep", &source, &plain);
     // This one stays forgotten by its tombstone alone.
     store.forget(&[third.id]).unwrap();
