@@ -1,0 +1,312 @@
+#!/usr/bin/env python3
+"""Reads a store without stillframe: written from docs/format.md alone, as the proof of that page.
+
+    independent_reader.py STORE list             the live snapshots, as JSON
+    independent_reader.py STORE restore ID OUT   writes the image of a snapshot
+
+The CRC32C of every object is checked. BLAKE3 is not: Python's standard library does not have it.
+Numbers in brackets are sections of docs/format.md.
+"""
+
+import io
+import json
+import re
+import struct
+import sys
+from pathlib import Path
+
+ZERO = bytes(32)
+REGION, TABLE, ROOT, LAYOUT, RECORD, ATTACHMENT, NOTE, TOMBSTONE = range(1, 9)
+MAX_PLAIN_BYTES = {REGION: 64 << 10, TABLE: 16 << 10}
+
+
+class Damaged(Exception):
+    pass
+
+
+def expect(condition, what):
+    if not condition:
+        raise Damaged(what)
+
+
+# ---- CRC32C [4] ----
+
+CRC_TABLE = list(range(256))
+for _ in range(8):
+    CRC_TABLE = [crc >> 1 ^ (0x82F63B78 if crc & 1 else 0) for crc in CRC_TABLE]
+
+
+def crc32c(data):
+    crc = 0xFFFFFFFF
+    for byte in data:
+        crc = CRC_TABLE[(crc ^ byte) & 0xFF] ^ crc >> 8
+    return crc ^ 0xFFFFFFFF
+
+
+assert crc32c(b"123456789") == 0xE3069283
+
+
+# ---- Encodings [6] ----
+
+def lz4_block(block, plain_bytes):
+    out, at = bytearray(), 0
+
+    def length(start):
+        nonlocal at
+        total = start
+        while start == 15:
+            total += block[at]
+            at += 1
+            if block[at - 1] != 255:
+                break
+        return total
+
+    try:
+        while True:
+            token = block[at]
+            at += 1
+            literals = length(token >> 4)
+            expect(at + literals <= len(block), "literals reach beyond the block")
+            out += block[at:at + literals]
+            at += literals
+            if at == len(block):
+                break
+            offset = block[at] | block[at + 1] << 8
+            at += 2
+            match = length(token & 15) + 4
+            expect(1 <= offset <= len(out) and len(out) + match <= plain_bytes, "an impossible match")
+            seen = bytes(out[-offset:])
+            out += (seen * (match // offset + 1))[:match]
+    except IndexError:
+        raise Damaged("an LZ4 block ends too early") from None
+    return bytes(out)
+
+
+# ---- Packs and objects [4, 5] ----
+
+def pack_header(data, number, store):
+    """The numbers of replaced packs and the header's length, if this is a pack of the store."""
+    expect(len(data) >= 48 and data[:8] == b"STILLPAK", "not a pack")
+    form, found, identity, region_size, replaced, check = struct.unpack_from("<II16sIII", data, 8)
+    length = -(-(48 + 4 * replaced) // 8) * 8
+    expect(length <= len(data), "the header is longer than the pack")
+    expect(check == crc32c(data[:40] + bytes(4) + data[44:length]), "the check of the header does not match")
+    expect((form, found, identity.hex(), region_size) == (1, number, store["id"], store["region_size"]),
+           "a pack of another store")
+    return struct.unpack_from(f"<{replaced}I", data, 48), length
+
+
+def object_at(data, at):
+    """Kind, hash, payload, encoding, plain length and end of the whole object at a place."""
+    expect(at + 48 <= len(data), "the pack ends inside a header")
+    kind, encoding, head_check, plain, stored, check, name = struct.unpack_from("<BBHIII32s", data, at)
+    header = data[at:at + 48]
+    zeroed = header[:2] + bytes(2) + header[4:12] + bytes(4) + header[16:]
+    expect(crc32c(zeroed) & 0xFFFF == head_check, "the header check does not match")
+    expect(REGION <= kind <= TOMBSTONE and plain <= MAX_PLAIN_BYTES.get(kind, 256 << 20), "impossible kind or length")
+    expect(stored == plain if encoding == 0 else encoding == 1 and plain // 255 <= stored <= plain,
+           "impossible encoding or length")
+    end = at + -(-(48 + stored) // 8) * 8
+    expect(end <= len(data), "the pack ends inside an object")
+    expect(crc32c(data[at:at + 12] + bytes(4) + data[at + 16:end]) == check, "the check does not match")
+    return kind, name, data[at + 48:at + 48 + stored], encoding, plain, end
+
+
+# ---- Values [7] ----
+# A reader of a type takes a stream and returns what it has read.
+
+def take(stream, count):
+    data = stream.read(count)
+    expect(len(data) == count, "a value ends too early")
+    return data
+
+
+def unsigned(stream):
+    first = take(stream, 1)[0]
+    expect(first < 255, "255 is no integer")
+    return first if first <= 250 else int.from_bytes(take(stream, 2 << first - 251), "little")
+
+
+def signed(stream):
+    value = unsigned(stream)
+    return -(value + 1) // 2 if value & 1 else value // 2
+
+
+def boolean(stream):
+    value = take(stream, 1)[0]
+    expect(value < 2, "a bool is 0 or 1")
+    return value == 1
+
+
+def text(stream):
+    return take(stream, unsigned(stream)).decode()
+
+
+def octets(stream):
+    return take(stream, unsigned(stream)).hex()
+
+
+def digest(stream):
+    return take(stream, 32).hex()
+
+
+def optional(read):
+    return lambda stream: read(stream) if boolean(stream) else None
+
+
+def many(read):
+    return lambda stream: [read(stream) for _ in range(unsigned(stream))]
+
+
+def both(first, second):
+    return lambda stream: (first(stream), second(stream))
+
+
+def fields(**readers):
+    return lambda stream: {name: read(stream) for name, read in readers.items()}
+
+
+def choice(*alternatives):
+    def read(stream):
+        number = unsigned(stream)
+        expect(number < len(alternatives), "an unknown alternative")
+        name, fields = alternatives[number]
+        return {"kind": name, **fields(stream)}
+    return read
+
+
+def value(read, data):
+    stream = io.BytesIO(data)
+    expect(take(stream, 1) == b"\x01", "a value of another version")
+    result = read(stream)
+    expect(not stream.read(), "a value is followed by something")
+    return result
+
+
+NAMES = ["explicit", "periodic", "idle", "first-listen", "first-stdin", "first-environ"]
+TRIGGERS = choice(*((name, fields()) for name in NAMES), ("signal", fields(text=text)), ("bootstrap", fields()),
+                  ("other", fields(text=text)))
+ORIGINS = choice(("bytes", fields()), ("file", fields(path=text)),
+                 ("process", fields(pid=unsigned, path=optional(text), command=many(text))))
+RECORD_FIELDS = fields(
+    process=text, parent=optional(digest), time=signed, trigger=TRIGGERS, source=ORIGINS, region_size=unsigned,
+    memory_bytes=unsigned, zero_bytes=unsigned, regions=unsigned,
+    attachments=many(fields(name=text, hash=digest, bytes=unsigned)), layout=digest, root=digest)
+RANGES = many(both(unsigned, unsigned))
+PROTECTION = fields(read=boolean, write=boolean, execute=boolean, shared=boolean)
+MAPPING = fields(start=unsigned, end=unsigned, protection=PROTECTION, kind=unsigned, name=text, file_offset=unsigned,
+                 captured=boolean)
+LAYOUT_FIELDS = fields(mappings=many(MAPPING), excluded=RANGES, unreadable=RANGES)
+NOTE_FIELDS = fields(snapshot=digest, time=signed, labels=many(both(text, text)))
+TOMBSTONE_FIELDS = fields(snapshot=digest, time=signed)
+THREAD = fields(tid=unsigned, name=octets, signal_mask=unsigned, pending_signal=signed, signal_information=octets,
+                registers=many(fields(note_type=unsigned, bytes=octets)))
+THREADS = fields(machine=unsigned, pid=unsigned, parent_pid=unsigned, process_group=unsigned, session=unsigned,
+                 threads=many(THREAD))
+
+
+# ---- The store [1, 2, 9, 11] ----
+
+class Store:
+    def __init__(self, path):
+        lines, _, check = (path / "FORMAT").read_text("ascii").rpartition("check = ")
+        expect(lines.startswith("stillframe store\nformat = 1\n"), "not a store of format 1")
+        expect(check == f"{crc32c(lines.encode()):08x}\n", "the check of FORMAT does not match")
+        self.format = dict(line.split(" = ", 1) for line in lines.splitlines()[1:])
+        self.format["region_size"] = int(self.format["region_size"])
+        packs, replaced = {}, set()
+        for file in (path / "packs").iterdir():
+            if re.fullmatch(r"[0-9]{8,}\.pack", file.name):
+                number, data = int(file.stem), file.read_bytes()
+                try:
+                    others, start = pack_header(data, number, self.format)
+                except Damaged as why:
+                    print(f"{file}: {why}", file=sys.stderr)
+                    continue
+                replaced.update(others)
+                packs[number] = (data, start)
+        self.objects, facts = {}, []
+        for number in sorted(packs.keys() - replaced):
+            data, at = packs[number]
+            while at < len(data):
+                try:
+                    kind, name, payload, encoding, plain, end = object_at(data, at)
+                    self.objects[name] = (payload, encoding, plain)
+                    facts.append((kind, name))
+                    at = end
+                except Damaged as why:
+                    print(f"pack {number}, byte {at}: {why}", file=sys.stderr)
+                    at += 8
+        self.snapshots = {}
+        for kind, name in facts:
+            if kind == RECORD:
+                self.snapshots[name.hex()] = {**self.value(RECORD_FIELDS, name), "labels": {}}
+        newest = {}
+        for kind, name in facts:
+            if kind == NOTE:
+                note = self.value(NOTE_FIELDS, name)
+                about, time = note["snapshot"], note["time"]
+                if about in self.snapshots and time >= newest.get(about, time):
+                    newest[about], self.snapshots[about]["labels"] = time, dict(note["labels"])
+        for kind, name in facts:
+            if kind == TOMBSTONE:
+                self.snapshots.pop(self.value(TOMBSTONE_FIELDS, name)["snapshot"], None)
+
+    def plain(self, name):
+        expect(name in self.objects, f"there is no object {name.hex()}")
+        payload, encoding, length = self.objects[name]
+        plain = lz4_block(payload, length) if encoding else payload
+        expect(len(plain) == length, f"object {name.hex()} has another length")
+        return plain
+
+    def value(self, read, name):
+        return value(read, self.plain(name if isinstance(name, bytes) else bytes.fromhex(name)))
+
+    def hashes(self, name, count):
+        if name == ZERO:
+            return [ZERO] * count
+        data = self.plain(name)
+        expect(len(data) == 32 * count, f"object {name.hex()} does not have {count} hashes")
+        return [data[at:at + 32] for at in range(0, len(data), 32)]
+
+    def list(self):
+        ordered = sorted(self.snapshots.items(), key=lambda item: (item[1]["time"], item[0]))
+        for _, snapshot in ordered:
+            snapshot["layout"] = self.value(LAYOUT_FIELDS, snapshot["layout"])
+            for attachment in snapshot["attachments"]:
+                if attachment["name"] == "threads":
+                    attachment["threads"] = self.value(THREADS, attachment["hash"])
+        return [{"id": name, **snapshot} for name, snapshot in ordered]
+
+    def restore(self, name, out):
+        expect(name in self.snapshots, "there is no such snapshot")
+        snapshot = self.snapshots[name]
+        region_size = snapshot["region_size"]
+        mappings = self.value(LAYOUT_FIELDS, snapshot["layout"])["mappings"]
+        lengths = [mapping["end"] - mapping["start"] for mapping in mappings if mapping["captured"]]
+        whole = 512 * region_size
+        tables = [min(whole, length - at) for length in lengths for at in range(0, length, whole)]
+        for table, covered in zip(self.hashes(bytes.fromhex(snapshot["root"]), len(tables)), tables):
+            for at, region in enumerate(self.hashes(table, -(-covered // region_size))):
+                length = min(region_size, covered - at * region_size)
+                plain = bytes(length) if region == ZERO else self.plain(region)
+                expect(len(plain) == length, f"region {region.hex()} has another length")
+                out.write(plain)
+
+
+def main(arguments):
+    try:
+        store = Store(Path(arguments[0]))
+        if arguments[1:] == ["list"]:
+            json.dump(store.list(), sys.stdout, indent=1)
+        else:
+            with open(arguments[3], "xb") as out:
+                store.restore(arguments[2], out)
+    except (Damaged, OSError) as error:
+        sys.exit(f"independent_reader: {error}")
+
+
+if __name__ == "__main__":
+    if len(sys.argv) < 3 or (sys.argv[2], len(sys.argv)) not in (("list", 3), ("restore", 5)):
+        sys.exit(__doc__)
+    main(sys.argv[1:])
