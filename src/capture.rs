@@ -187,6 +187,7 @@ impl Process<'_> {
             false => put(Kind::Root, &table::encode(&done.tables))?,
         };
         attachments.extend(options.attachments.iter().cloned());
+        check_attachment_names(&attachments)?;
         let attachments = attachments
             .into_iter()
             .map(|Attachment { name, bytes }| {
@@ -269,6 +270,16 @@ pub(crate) fn check_labels(labels: &Labels) -> Result<(), StoreError> {
             continue;
         };
         return Err(StoreError::BadLabel { shown: shorten(&format!("{key}={value}")), why });
+    }
+    Ok(())
+}
+
+/// An error if two attachments have the same name.
+fn check_attachment_names(attachments: &[Attachment]) -> Result<(), StoreError> {
+    for (at, attachment) in attachments.iter().enumerate() {
+        if attachments[..at].iter().any(|other| other.name == attachment.name) {
+            return Err(StoreError::AttachmentTwice { name: shorten(&attachment.name) });
+        }
     }
     Ok(())
 }

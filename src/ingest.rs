@@ -409,7 +409,7 @@ impl<'a> Ingest<'a> {
                 worker.batch.push(Kind::Region, self.shared.format.codec, hashes[*at], plain);
             }
         }
-        let appended = self.shared.append(&worker.batch)?;
+        let appended = self.shared.append(&mut worker.batch)?;
         self.new_regions.fetch_add(appended.objects, Ordering::Relaxed);
         self.shared_regions.fetch_add(changed.len() as u64 - appended.objects, Ordering::Relaxed);
         self.added_bytes.fetch_add(appended.bytes, Ordering::Relaxed);
@@ -513,7 +513,7 @@ pub(crate) fn put_object(
     }
     let mut batch = Batch::default();
     batch.push(kind, shared.format.codec, hash, bytes);
-    Ok(shared.append(&batch)?.bytes)
+    Ok(shared.append(&mut batch)?.bytes)
 }
 
 /// Where a range of the mapping lies in a piece of it.

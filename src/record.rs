@@ -103,6 +103,7 @@ pub enum Origin {
     /// A raw memory file.
     File {
         /// Its path, absolute where that could be found out.
+        #[serde(with = "path_bytes")]
         path: PathBuf,
     },
     /// A live Linux process.
@@ -110,6 +111,7 @@ pub enum Origin {
         /// Its process id at the time.
         pid: u32,
         /// Its executable, if it could be read.
+        #[serde(with = "optional_path_bytes")]
         path: Option<PathBuf>,
         /// Its command line, if it could be read.
         command: Vec<String>,
@@ -202,6 +204,43 @@ pub(crate) fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, RecordError
         return Err(decode_error(format!("{} bytes are left over", rest.len() - used_bytes)));
     }
     Ok(value)
+}
+
+/// Paths as bytes: they need not be UTF-8.
+mod path_bytes {
+    use std::ffi::OsString;
+    use std::os::unix::ffi::{OsStrExt, OsStringExt};
+    use std::path::{Path, PathBuf};
+
+    use serde::{Deserialize, Serialize};
+
+    pub(super) fn serialize<S: serde::Serializer>(path: &Path, to: S) -> Result<S::Ok, S::Error> {
+        path.as_os_str().as_bytes().serialize(to)
+    }
+
+    pub(super) fn deserialize<'de, D: serde::Deserializer<'de>>(from: D) -> Result<PathBuf, D::Error> {
+        Ok(OsString::from_vec(Vec::deserialize(from)?).into())
+    }
+}
+
+/// The same for a path that may be missing.
+mod optional_path_bytes {
+    use std::ffi::OsString;
+    use std::os::unix::ffi::{OsStrExt, OsStringExt};
+    use std::path::PathBuf;
+
+    use serde::{Deserialize, Serialize};
+
+    pub(super) fn serialize<S: serde::Serializer>(path: &Option<PathBuf>, to: S) -> Result<S::Ok, S::Error> {
+        path.as_ref().map(|path| path.as_os_str().as_bytes()).serialize(to)
+    }
+
+    pub(super) fn deserialize<'de, D: serde::Deserializer<'de>>(
+        from: D,
+    ) -> Result<Option<PathBuf>, D::Error> {
+        let bytes: Option<Vec<u8>> = Option::deserialize(from)?;
+        Ok(bytes.map(|bytes| OsString::from_vec(bytes).into()))
+    }
 }
 
 /// Times as signed nanoseconds since 1970-01-01 UTC.

@@ -16,7 +16,7 @@ use crate::store::format::Format;
 use crate::store::index::Tree;
 use crate::store::lock::Lock;
 use crate::store::open::DAMAGED_DIR;
-use crate::store::pack::{Pack, Scan, Scanned};
+use crate::store::pack::{Pack, Scanned};
 use crate::store::{Shared, Store};
 use crate::sys::file;
 use crate::verify::VerifyOptions;
@@ -99,7 +99,7 @@ impl Store {
 /// The places in a pack that are no whole objects, a line each.
 fn damage(pack: &Arc<Pack>) -> Result<Vec<String>, Error> {
     let bytes = pack.bytes(pack.length_bytes())?;
-    let lines = Scan::new(&bytes, pack.header_bytes()).filter_map(|scanned| match scanned {
+    let lines = pack.scan(&bytes, pack.header_bytes()).filter_map(|scanned| match scanned {
         Scanned::Object { .. } => None,
         Scanned::Damaged { offset_bytes, end_bytes, header, why } => {
             let what =
@@ -114,7 +114,6 @@ fn damage(pack: &Arc<Pack>) -> Result<Vec<String>, Error> {
 fn salvage_unusable(shared: &Shared, path: &PathBuf, aside: &Path) -> Result<(), Error> {
     file::create_dir(aside).map_err(StoreError::io("create", aside))?;
     salvage(shared, path)?;
-    let name = path.file_name().unwrap_or_default();
-    std::fs::rename(path, aside.join(name)).map_err(StoreError::io("set aside", path))?;
-    Ok(())
+    file::link_into(path, aside).map_err(StoreError::io("set aside", path))?;
+    Ok(std::fs::remove_file(path).map_err(StoreError::io("remove", path))?)
 }

@@ -18,7 +18,7 @@ use crate::store::index::{Index, Tree};
 use crate::store::location::{Location, Position};
 use crate::store::marks::Marks;
 use crate::store::object::Kind;
-use crate::store::pack::{Pack, Scan, Scanned};
+use crate::store::pack::{Pack, Scanned};
 use crate::store::read::{Check, Reader};
 use crate::store::{Shared, Store};
 use crate::table;
@@ -192,7 +192,7 @@ impl<'a> Verification<'a> {
 
     fn pack(&self, pack: &Pack, intact: &mut Intact, meter: &Meter<'_>) -> Result<(), Error> {
         let bytes = pack.bytes(pack.length_bytes())?;
-        let mut scan = Scan::new(&bytes, pack.header_bytes());
+        let mut scan = pack.scan(&bytes, pack.header_bytes());
         loop {
             let batch: Vec<Scanned<'_>> = scan.by_ref().take(BATCH_OBJECTS).collect();
             if batch.is_empty() {

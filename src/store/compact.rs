@@ -11,9 +11,10 @@ use memmap2::Mmap;
 
 use super::Shared;
 use super::error::StoreError;
+use super::format::StoreId;
 use super::index::Tree;
 use super::location::{Location, Position};
-use super::object::{Header, Kind};
+use super::object::{self, Header, Kind, Place};
 use super::open::{self, UNFINISHED};
 use super::pack::{self, Pack, Scan, Scanned};
 use crate::hash::Hash;
@@ -86,7 +87,7 @@ pub(crate) fn compact(
     for victim in victims {
         let bytes = victim.bytes(victim.length_bytes())?;
         let damaged =
-            Scan::new(&bytes, victim.header_bytes()).any(|it| matches!(it, Scanned::Damaged { .. }));
+            victim.scan(&bytes, victim.header_bytes()).any(|it| matches!(it, Scanned::Damaged { .. }));
         match damaged && aside.is_none() {
             true => tracing::warn!("{} is damaged and stays as it is; see `verify`", victim.path.display()),
             false => packs.push(victim.clone()),
@@ -98,13 +99,7 @@ pub(crate) fn compact(
     if let Some(aside) = aside {
         // A second name first: once the new pack is there, the next open removes the first.
         for pack in &packs {
-            let name = aside.join(pack.path.file_name().unwrap_or_default());
-            match std::fs::hard_link(&pack.path, &name) {
-                Err(error) if error.kind() != std::io::ErrorKind::AlreadyExists => {
-                    return Err(StoreError::io("set aside", &pack.path)(error));
-                }
-                _ => {}
-            }
+            file::link_into(&pack.path, aside).map_err(StoreError::io("set aside", &pack.path))?;
         }
         file::sync_dir(aside).map_err(StoreError::io("make durable", aside))?;
     }
@@ -182,7 +177,8 @@ pub(crate) fn salvage(shared: &Shared, path: &Path) -> Result<(), StoreError> {
     if pack::is_foreign(&bytes) {
         return Ok(());
     }
-    let Some(written) = write(shared, &[(0, bytes, 0)], Vec::new(), &KeepAll)? else { return Ok(()) };
+    let number = path.file_name().and_then(|name| pack::number_of(name.to_str()?)).unwrap_or(0);
+    let Some(written) = write(shared, &[(number, bytes, 0)], Vec::new(), &KeepAll)? else { return Ok(()) };
     let pack = written.pack;
     shared.log.add(pack.clone());
     let index = shared.index()?;
@@ -196,7 +192,10 @@ pub(crate) fn salvage(shared: &Shared, path: &Path) -> Result<(), StoreError> {
     for FactMove { header, snapshot, new, .. } in records.into_iter().chain(others) {
         let object =
             usize::try_from(new.offset_bytes).ok().and_then(|at| bytes.get(at..)).unwrap_or_default();
-        let payload = header.payload(object).unwrap_or_default();
+        // The header keeps the checksum of the old place, which the payload does not depend on.
+        let payload =
+            object.get(object::HEADER_BYTES..).and_then(|rest| rest.get(..header.stored_bytes as usize));
+        let payload = payload.unwrap_or_default();
         if let Ok(Some(fact)) = open::fact(&header, payload, new) {
             shared.change_catalog(|catalog| catalog.apply(fact));
             shared.store_catalog_entry(&index, snapshot)?;
@@ -224,7 +223,7 @@ fn write(
     replaces: Vec<u32>,
     keep: &dyn Keep,
 ) -> Result<Option<Written>, StoreError> {
-    let wanted = wanted(origins, keep);
+    let wanted = wanted(shared.format.id, origins, keep);
     let number = shared.log.reserve_number()?;
     let path = shared.log.dir().join(pack::file_name(number));
     let unfinished = Unfinished(path.with_extension(UNFINISHED));
@@ -232,7 +231,7 @@ fn write(
     let (mut moves, mut facts) = (Vec::new(), Vec::new());
     let mut buffer = Vec::with_capacity(WRITE_BYTES);
     for (old_number, bytes, first_bytes) in origins {
-        for scanned in Scan::new(bytes, *first_bytes) {
+        for scanned in Scan::new(bytes, *first_bytes, shared.format.id, *old_number) {
             let Scanned::Object { offset_bytes, header, payload } = scanned else { continue };
             let old = Location::new(*old_number, offset_bytes, &header);
             let new_bytes = new.length_bytes() + buffer.len() as u64;
@@ -247,7 +246,10 @@ fn write(
                 _ => continue,
             }
             let start = usize::try_from(offset_bytes).unwrap_or(usize::MAX);
+            let copied = buffer.len();
             buffer.extend_from_slice(&bytes[start..start + header.object_bytes()]);
+            let from = Place::new(shared.format.id, *old_number, offset_bytes);
+            object::move_to(&mut buffer[copied..], from, new.place(new_bytes));
             if buffer.len() >= WRITE_BYTES {
                 new.append(&buffer)?;
                 buffer.clear();
@@ -265,10 +267,10 @@ fn write(
 }
 
 /// Where the objects of the trees are that are to be kept, sorted.
-fn wanted(origins: &[Origin], keep: &dyn Keep) -> Vec<Position> {
+fn wanted(store: StoreId, origins: &[Origin], keep: &dyn Keep) -> Vec<Position> {
     let mut objects: Vec<(Tree, Hash, Position)> = Vec::new();
     for (pack, bytes, first_bytes) in origins {
-        for scanned in Scan::new(bytes, *first_bytes) {
+        for scanned in Scan::new(bytes, *first_bytes, store, *pack) {
             if let Scanned::Object { offset_bytes, header, .. } = scanned
                 && let Some((tree, hash)) = indexed(&header)
             {

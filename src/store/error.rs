@@ -184,6 +184,12 @@ pub enum StoreError {
         /// What is wrong with it.
         why: &'static str,
     },
+    /// Two attachments of one name.
+    #[error("two attachments are called {name:?}; give each a name of its own")]
+    AttachmentTwice {
+        /// The name.
+        name: String,
+    },
     /// A label that cannot be used.
     #[error("{shown:?} cannot be a label: {why}")]
     BadLabel {

@@ -184,7 +184,7 @@ impl Log {
     }
 
     /// Appends the objects of a batch, save those that another thread appended meanwhile.
-    pub(crate) fn append(&self, batch: &Batch) -> Result<Appended, StoreError> {
+    pub(crate) fn append(&self, batch: &mut Batch) -> Result<Appended, StoreError> {
         if batch.is_empty() {
             return Ok(Appended::default());
         }
@@ -198,29 +198,28 @@ impl Log {
             batch.objects.iter().filter(|object| !known(object)).collect()
         };
         let pack = self.active(&mut tail)?;
-        let whole;
-        let bytes = if wanted.len() == batch.objects.len() {
-            &batch.bytes
-        } else {
-            whole = wanted.iter().fold(Vec::new(), |mut bytes, object| {
-                bytes.extend_from_slice(&batch.bytes[object.start..][..object.header.object_bytes()]);
-                bytes
-            });
-            &whole
-        };
-        let mut at_bytes = pack.append(bytes)?;
+        if wanted.len() < batch.objects.len() {
+            // Rare: the others move up.
+            let bytes =
+                wanted.iter().flat_map(|it| &batch.bytes[it.start..][..it.header.object_bytes()]).copied();
+            batch.bytes = bytes.collect();
+        }
+        let headers: Vec<(Tree, object::Header)> = wanted.iter().map(|it| (it.tree, it.header)).collect();
+        let bytes = &mut batch.bytes[..];
+        put_all(&pack, headers.iter().map(|(_, header)| header), bytes);
+        let mut at_bytes = append_to(&mut tail, &pack, bytes)?;
         let mut pending = self.pending.write().unwrap_or_else(PoisonError::into_inner);
-        for object in &wanted {
-            let location = Location::new(pack.number, at_bytes, &object.header);
+        for (tree, header) in &headers {
+            let location = Location::new(pack.number, at_bytes, header);
             at_bytes += location.object_bytes();
-            pending.tree(object.tree).insert(object.header.hash, location);
-            tail.unsynced.push(Unsynced::Object(object.tree, object.header.hash, location));
+            pending.tree(*tree).insert(header.hash, location);
+            tail.unsynced.push(Unsynced::Object(*tree, header.hash, location));
         }
         drop(pending);
         tail.unsynced_bytes += bytes.len() as u64;
         seal_if_full(&mut tail);
         let unsynced_bytes = tail.unsynced_bytes;
-        Ok(Appended { objects: wanted.len() as u64, bytes: bytes.len() as u64, unsynced_bytes })
+        Ok(Appended { objects: headers.len() as u64, bytes: bytes.len() as u64, unsynced_bytes })
     }
 
     /// Appends records, notes and tombstones: one write, in this order, together in one pack.
@@ -243,7 +242,8 @@ impl Log {
             return Err(StoreError::WriteFailedMeanwhile);
         }
         let pack = self.active(&mut tail)?;
-        let mut at_bytes = pack.append(&bytes)?;
+        put_all(&pack, objects.iter().map(|(header, _)| header), &mut bytes);
+        let mut at_bytes = append_to(&mut tail, &pack, &bytes)?;
         for (header, fact) in objects {
             let location = Location::new(pack.number, at_bytes, &header);
             at_bytes += location.object_bytes();
@@ -374,6 +374,24 @@ fn position(tail: &Tail) -> Position {
         Some(active) => Position { pack: active.number, offset_bytes: active.length_bytes() },
         None => Position { pack: tail.next_number, offset_bytes: 0 },
     }
+}
+
+/// Binds objects that stand one after the other to the places where they are about to be appended.
+fn put_all<'a>(pack: &Pack, headers: impl Iterator<Item = &'a object::Header>, bytes: &mut [u8]) {
+    let (mut at, first_bytes) = (0, pack.length_bytes());
+    for header in headers {
+        object::put(&mut bytes[at..], pack.place(first_bytes + at as u64));
+        at += header.object_bytes();
+    }
+}
+
+/// Appends to the active pack. If a failed attempt leaves bytes behind, the pack is sealed.
+fn append_to(tail: &mut Tail, pack: &Pack, bytes: &[u8]) -> Result<u64, StoreError> {
+    let appended = pack.append(bytes);
+    if pack.has_rest() {
+        tail.sealed.extend(tail.active.take());
+    }
+    appended
 }
 
 fn seal_if_full(tail: &mut Tail) {

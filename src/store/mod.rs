@@ -331,7 +331,7 @@ impl Shared {
 
     /// Appends the objects of a batch. Large captures are slowed to the pace of the disk and the
     /// index, so that what waits in memory stays bounded.
-    pub(crate) fn append(&self, batch: &Batch) -> Result<Appended, StoreError> {
+    pub(crate) fn append(&self, batch: &mut Batch) -> Result<Appended, StoreError> {
         let appended = self.log.append(batch)?;
         if appended.unsynced_bytes > 4 * log::SYNC_EARLY_BYTES {
             self.sync()?;
@@ -403,7 +403,11 @@ impl Shared {
     }
 
     /// Appends facts and makes them, and all that was appended before, durable.
+    ///
+    /// What the facts refer to is made durable before they are written: should the power fail in
+    /// between, whatever of a record is found on the disk, all that it needs is there as well.
     fn commit(&self, facts: Vec<(Kind, Vec<u8>, FactAt)>, failures_before: u64) -> Result<u64, StoreError> {
+        self.sync()?;
         let added_bytes = self.log.append_facts(facts, failures_before)?;
         self.sync()?;
         // Another thread's sync may have failed with our facts among what it took back.

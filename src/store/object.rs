@@ -1,29 +1,49 @@
 //! An object: what a pack holds, as bytes.
 //!
 //! ```text
-//!  0     1         2             4            8             12       16      48     80
-//!  +-----+---------+-------------+------------+-------------+--------+-------+ - - -+-- … --+-----+
-//!  |kind |encoding |header check |plain length|stored length|checksum| hash  | base |payload| pad |
-//!  | u8  |   u8    |    u16      |    u32     |     u32     |  u32   | 32 B  | 32 B |       |     |
-//!  +-----+---------+-------------+------------+-------------+--------+-------+ - - -+-- … --+-----+
+//!  0     1         2             4            8             12       16      48
+//!  +-----+---------+-------------+------------+-------------+--------+-------+---- … ----+-----+
+//!  |kind |encoding |header check |plain length|stored length|checksum| hash  |  payload  | pad |
+//!  | u8  |   u8    |    u16      |    u32     |     u32     |  u32   | 32 B  |           |     |
+//!  +-----+---------+-------------+------------+-------------+--------+-------+---- … ----+-----+
 //! ```
 //!
-//! Little-endian. `base` is there only in deltas. The padding is zeros up to a multiple of 8.
+//! Little-endian. The padding is zeros up to a multiple of 8. The payload of a delta will begin with
+//! the hash of its base.
+//!
 //! `checksum` is the CRC32C of everything from `kind` to the end of the padding, itself taken as
 //! zero; `header check` is the lower half of the CRC32C of the 48 header bytes with both checks
 //! taken as zero. So a damaged payload can be stepped over, and after a damaged header the next
 //! object is found again by trying every multiple of 8.
+//!
+//! Both are then XORed with the *place* of the object: the CRC32C of the store's id, the number of the
+//! pack and the offset in it. Captured memory may hold the bytes of objects, whole packs even;
+//! without this the search for the next object could take them for the real thing.
 
 use std::fmt;
 
 use crate::codec::{self, Codec, Encoding};
 use crate::hash::Hash;
+use crate::store::format::StoreId;
 
 /// How long an object's header is, in bytes.
 pub(crate) const HEADER_BYTES: usize = 48;
 
 /// Objects begin at multiples of this.
 pub(crate) const ALIGNMENT_BYTES: usize = 8;
+
+/// The place of an object, which its checks are bound to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Place(u32);
+
+impl Place {
+    /// The place at an offset of a pack of a store.
+    pub(crate) fn new(store: StoreId, pack: u32, offset_bytes: u64) -> Place {
+        let crc = crc32c::crc32c(&store.0);
+        let crc = crc32c::crc32c_append(crc, &pack.to_le_bytes());
+        Place(crc32c::crc32c_append(crc, &offset_bytes.to_le_bytes()))
+    }
+}
 
 /// What an object is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -105,14 +125,14 @@ impl Header {
         object_bytes(self.stored_bytes)
     }
 
-    /// The header at the start of `bytes`; what is wrong with it otherwise.
+    /// The header at the start of `bytes`, which are at `place`; what is wrong with it otherwise.
     ///
     /// The lengths are believed only so far as the kind allows them; whether the payload is all
     /// there and intact is for [`payload`] to say.
-    pub(crate) fn read(bytes: &[u8]) -> Result<Header, &'static str> {
+    pub(crate) fn read(bytes: &[u8], place: Place) -> Result<Header, &'static str> {
         let bytes: &[u8; HEADER_BYTES] = bytes.first_chunk().ok_or("the pack ends inside its header")?;
         let u32_at = |at: usize| u32::from_le_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]]);
-        if u16::from_le_bytes([bytes[2], bytes[3]]) != header_check(bytes) {
+        if u16::from_le_bytes([bytes[2], bytes[3]]) != header_check(bytes, place) {
             return Err("its header does not match its header check");
         }
         let kind = Kind::from_byte(bytes[0]).ok_or("it is of an unknown kind")?;
@@ -126,7 +146,7 @@ impl Header {
         }
         let mut hash = Hash::ZERO;
         hash.0.copy_from_slice(&bytes[16..48]);
-        Ok(Header { kind, encoding, plain_bytes, stored_bytes, hash, checksum: u32_at(12) })
+        Ok(Header { kind, encoding, plain_bytes, stored_bytes, hash, checksum: u32_at(12) ^ place.0 })
     }
 
     /// The payload of the object that begins at the start of `bytes` and has this header, its
@@ -146,6 +166,8 @@ pub(crate) fn object_bytes(stored_bytes: u32) -> usize {
 }
 
 /// Appends one whole object to `out`, which must end at a multiple of 8, and returns its header.
+///
+/// It has no place yet: [`put`] binds it to the one where it comes to be.
 pub(crate) fn write(kind: Kind, codec: Codec, hash: Hash, plain: &[u8], out: &mut Vec<u8>) -> Header {
     let start = out.len();
     out.resize(start + HEADER_BYTES, 0);
@@ -159,11 +181,25 @@ pub(crate) fn write(kind: Kind, codec: Codec, hash: Hash, plain: &[u8], out: &mu
     object[4..8].copy_from_slice(&plain_bytes.to_le_bytes());
     object[8..12].copy_from_slice(&stored_bytes.to_le_bytes());
     object[16..48].copy_from_slice(&hash.0);
-    let check = header_check(object.first_chunk().unwrap_or(&[0; HEADER_BYTES]));
+    let check = header_check(object.first_chunk().unwrap_or(&[0; HEADER_BYTES]), Place(0));
     object[2..4].copy_from_slice(&check.to_le_bytes());
     let checksum = checksum(object);
     object[12..16].copy_from_slice(&checksum.to_le_bytes());
     Header { kind, encoding, plain_bytes, stored_bytes, hash, checksum }
+}
+
+/// Binds an object without a place to `place`.
+pub(crate) fn put(object: &mut [u8], place: Place) {
+    let place = place.0.to_le_bytes();
+    for (at, byte) in [2, 3].into_iter().zip(place).chain((12..16).zip(place)) {
+        object[at] ^= byte;
+    }
+}
+
+/// Moves an object from one place to another.
+pub(crate) fn move_to(object: &mut [u8], from: Place, to: Place) {
+    put(object, from);
+    put(object, to);
 }
 
 /// Callers keep to [`Kind::MAX_PLAIN_BYTES`], far below 4 GiB.
@@ -174,12 +210,12 @@ fn length_u32(length: usize) -> u32 {
 }
 
 #[allow(clippy::cast_possible_truncation)] // The lower half is what is wanted.
-fn header_check(header: &[u8; HEADER_BYTES]) -> u16 {
+fn header_check(header: &[u8; HEADER_BYTES], place: Place) -> u16 {
     let crc = crc32c::crc32c(&header[..2]);
     let crc = crc32c::crc32c_append(crc, &[0, 0]);
     let crc = crc32c::crc32c_append(crc, &header[4..12]);
     let crc = crc32c::crc32c_append(crc, &[0; 4]);
-    crc32c::crc32c_append(crc, &header[16..]) as u16
+    (crc32c::crc32c_append(crc, &header[16..]) ^ place.0) as u16
 }
 
 fn checksum(object: &[u8]) -> u32 {
@@ -198,7 +234,7 @@ mod tests {
             let mut bytes = vec![0; 8];
             let written = write(Kind::Region, Codec::Lz4, Hash::of(plain), plain, &mut bytes);
             assert_eq!(bytes.len() % 8, 0);
-            let read = Header::read(&bytes[8..]).unwrap();
+            let read = Header::read(&bytes[8..], Place(0)).unwrap();
             assert_eq!(read, written);
             let mut back = vec![0; plain.len()];
             codec::decode(read.encoding, read.payload(&bytes[8..]).unwrap(), &mut back).unwrap();
@@ -211,8 +247,9 @@ mod tests {
         let plain: Vec<u8> = (0..101).collect();
         let mut bytes = Vec::new();
         write(Kind::Attachment, Codec::Lz4, Hash::of(&plain), &plain, &mut bytes);
-        let read =
-            |bytes: &[u8]| Header::read(bytes).and_then(|header| header.payload(bytes).map(<[u8]>::len));
+        let read = |bytes: &[u8]| {
+            Header::read(bytes, Place(0)).and_then(|header| header.payload(bytes).map(<[u8]>::len))
+        };
         assert!(read(&bytes).is_ok());
         for bit in 0..bytes.len() * 8 {
             let mut damaged = bytes.clone();
@@ -229,10 +266,29 @@ mod tests {
         let plain = vec![9; 70_000];
         let mut bytes = Vec::new();
         write(Kind::Attachment, Codec::None, Hash::of(&plain), &plain, &mut bytes);
-        assert!(Header::read(&bytes).is_ok());
+        assert!(Header::read(&bytes, Place(0)).is_ok());
         bytes[0] = Kind::Region as u8;
-        let check = header_check(bytes.first_chunk().unwrap());
+        let check = header_check(bytes.first_chunk().unwrap(), Place(0));
         bytes[2..4].copy_from_slice(&check.to_le_bytes());
-        assert_eq!(Header::read(&bytes), Err("its lengths are impossible"));
+        assert_eq!(Header::read(&bytes, Place(0)), Err("its lengths are impossible"));
+    }
+
+    #[test]
+    fn an_object_is_one_only_in_its_own_place() {
+        let store = StoreId::new();
+        let here = Place::new(store, 3, 48);
+        let mut bytes = Vec::new();
+        write(Kind::Tombstone, Codec::None, Hash::of(b"x"), b"x", &mut bytes);
+        put(&mut bytes, here);
+        let read =
+            |bytes: &[u8], place| Header::read(bytes, place).and_then(|it| it.payload(bytes).map(drop));
+        assert_eq!(read(&bytes, here), Ok(()));
+        let others =
+            [Place::new(store, 3, 56), Place::new(store, 4, 48), Place::new(StoreId([1; 16]), 3, 48)];
+        for other in others {
+            assert!(read(&bytes, other).is_err());
+        }
+        move_to(&mut bytes, here, others[0]);
+        assert_eq!(read(&bytes, others[0]), Ok(()));
     }
 }

@@ -3,6 +3,7 @@
 //! The packs are the truth. What the index lacks of them is scanned and added; an index that cannot
 //! be opened, or that speaks of packs there are not, is set aside and built anew.
 
+use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -12,10 +13,11 @@ use super::format::Format;
 use super::index::{Index, Tree};
 use super::location::Location;
 use super::object::{Header, Kind};
-use super::pack::{self, Pack, Scan, Scanned};
+use super::pack::{self, Pack, Scanned};
 use crate::codec;
 use crate::hash::Hash;
 use crate::record::{self, Note, SnapshotId, Tombstone};
+use crate::region::is_zero;
 use crate::sys::file;
 
 /// The directory of the packs, in the store's.
@@ -143,72 +145,39 @@ fn catch_up(
     catalog: &mut Catalog,
     rebuilding: bool,
 ) -> Result<Option<Arc<Pack>>, StoreError> {
-    let watermarks: std::collections::HashMap<u32, u64> = index.watermarks()?.into_iter().collect();
+    let watermarks: HashMap<u32, u64> = index.watermarks()?.into_iter().collect();
     let mut active = None;
-    let mut snapshots = Vec::new();
-    // Notes and tombstones come after all records: gc may have put a record into a later pack.
-    let mut later = Vec::new();
+    let mut facts = Vec::new();
     let mut ends = Vec::new();
-    for (at, pack) in packs.iter().enumerate() {
+    for pack in packs {
         let indexed_bytes = watermarks.get(&pack.number).copied().unwrap_or(0).max(pack.header_bytes());
-        let last = at + 1 == packs.len();
-        let (mut damaged, mut torn_at) = (false, None);
+        let mut damaged = false;
         if pack.length_bytes() > indexed_bytes {
-            let bytes = pack.bytes(pack.length_bytes())?;
-            let mut objects: Vec<(Tree, Hash, Location)> = Vec::new();
-            for scanned in Scan::new(&bytes, indexed_bytes) {
-                match scanned {
-                    Scanned::Object { offset_bytes, header, payload } => {
-                        let location = Location::new(pack.number, offset_bytes, &header);
-                        match fact(&header, payload, location) {
-                            Ok(None) => objects.push((tree_of(header.kind), header.hash, location)),
-                            Ok(Some(fact @ Fact::Snapshot(..))) => {
-                                snapshots.push(fact.snapshot());
-                                catalog.apply(fact);
-                            }
-                            Ok(Some(fact)) => later.push(fact),
-                            Err(why) => {
-                                tracing::warn!(
-                                    "a {} in pack {} is not in order: {why}",
-                                    header.kind,
-                                    pack.number
-                                );
-                            }
-                        }
-                    }
-                    Scanned::Damaged { offset_bytes, end_bytes, why, .. } => {
-                        let torn = end_bytes == pack.length_bytes()
-                            && last
-                            && (!rebuilding || why.starts_with("the pack ends"));
-                        if torn {
-                            tracing::info!("cutting a torn tail of {} bytes", end_bytes - offset_bytes);
-                            torn_at = Some(offset_bytes);
-                            break;
-                        }
-                        damaged = true;
-                        index.set_damage_known(true)?;
-                        tracing::warn!("pack {} is damaged at byte {offset_bytes}: {why}", pack.number);
-                    }
-                }
-            }
-            drop(bytes);
-            if let Some(end_bytes) = torn_at {
+            let mut tail = Tail::scan(pack, indexed_bytes, rebuilding)?;
+            if let Some(end_bytes) = tail.torn_at {
+                tracing::info!("cutting a torn tail of {} bytes", pack.length_bytes() - end_bytes);
                 pack.truncate(end_bytes)?;
             }
-            objects.sort_unstable_by_key(|(tree, hash, _)| (*tree, *hash));
-            for (tree, hash, location) in objects {
+            for (offset_bytes, why) in &tail.damaged {
+                tracing::warn!("pack {} is damaged at byte {offset_bytes}: {why}", pack.number);
+                index.set_damage_known(true)?;
+                damaged = true;
+            }
+            tail.objects.sort_unstable_by_key(|(tree, hash, _)| (*tree, *hash));
+            for (tree, hash, location) in tail.objects {
                 index.insert(tree, &hash, location)?;
             }
+            facts.append(&mut tail.facts);
             ends.push((pack.number, pack.length_bytes()));
         }
-        if last && !damaged && pack.length_bytes() < pack::SEAL_BYTES && pack.length_bytes() % 8 == 0 {
-            active = Some(pack.clone());
-        }
+        // The last one, as it turns out.
+        let room = !damaged && pack.length_bytes() < pack::SEAL_BYTES && pack.length_bytes() % 8 == 0;
+        active = room.then(|| pack.clone());
     }
-    for fact in later {
-        snapshots.push(fact.snapshot());
-        catalog.apply(fact);
-    }
+    // Notes and tombstones come after all records: gc may have put a record into a later pack.
+    facts.sort_by_key(|fact| !matches!(fact, Fact::Snapshot(..)));
+    let snapshots: Vec<SnapshotId> = facts.iter().map(Fact::snapshot).collect();
+    facts.into_iter().for_each(|fact| catalog.apply(fact));
     for id in snapshots {
         for (key, value) in catalog.stored(id) {
             index.set_snapshot(&key, value)?;
@@ -221,6 +190,62 @@ fn catch_up(
         index.set_watermark(number, Some(indexed_bytes))?;
     }
     Ok(active)
+}
+
+/// What a pack holds past its watermark.
+#[derive(Default)]
+struct Tail {
+    objects: Vec<(Tree, Hash, Location)>,
+    facts: Vec<Fact>,
+    damaged: Vec<(u64, &'static str)>,
+    /// Where to cut the pack.
+    torn_at: Option<u64>,
+}
+
+impl Tail {
+    /// Scans it. What comes after the first bytes that are no object, and after the last record, note
+    /// and tombstone, belongs to nothing that was acknowledged: a torn tail. When the whole index is
+    /// rebuilt one cannot know that it was never acknowledged; then it is one only if it looks so.
+    fn scan(pack: &Pack, from_bytes: u64, rebuilding: bool) -> Result<Tail, StoreError> {
+        let bytes = pack.bytes(pack.length_bytes())?;
+        let mut tail = Tail::default();
+        let mut torn_at = None;
+        for scanned in pack.scan(&bytes, from_bytes) {
+            match scanned {
+                Scanned::Object { offset_bytes, header, payload } => {
+                    let location = Location::new(pack.number, offset_bytes, &header);
+                    match fact(&header, payload, location) {
+                        Ok(None) => tail.objects.push((tree_of(header.kind), header.hash, location)),
+                        Ok(Some(fact)) => {
+                            tail.facts.push(fact);
+                            torn_at = None;
+                        }
+                        Err(why) => {
+                            tracing::warn!(
+                                "a {} in pack {} is not in order: {why}",
+                                header.kind,
+                                pack.number
+                            );
+                        }
+                    }
+                }
+                Scanned::Damaged { offset_bytes, end_bytes, why, .. } => {
+                    tail.damaged.push((offset_bytes, why));
+                    let rest = usize::try_from(offset_bytes).ok().and_then(|at| bytes.get(at..));
+                    let looks_torn = end_bytes == pack.length_bytes()
+                        && (why.starts_with("the pack ends") || rest.is_some_and(is_zero));
+                    if !rebuilding || looks_torn {
+                        torn_at = torn_at.or(Some(offset_bytes));
+                    }
+                }
+            }
+        }
+        if let Some(end_bytes) = torn_at {
+            tail.objects.retain(|(_, _, location)| location.offset_bytes < end_bytes);
+            tail.damaged.retain(|(offset_bytes, _)| *offset_bytes < end_bytes);
+        }
+        Ok(Tail { torn_at, ..tail })
+    }
 }
 
 /// Which tree of the index an object of this kind is in.

@@ -1,13 +1,16 @@
 //! A pack: an append-only file of objects.
 //!
 //! ```text
-//!  0          8        12      16         32       36        40          44           48
-//!  +----------+--------+-------+----------+--------+---------+-----------+------------+---- …
-//!  |"STILLPAK"| format | number| store id | region | replaces| check     | zero       | numbers of
-//!  |   8 B    |  u32   |  u32  |   16 B   | size   | count   | CRC32C    |            | replaced packs
-//!  +----------+--------+-------+----------+--------+---------+-----------+------------+---- …
+//!  0          8        12       16         32        48       52        56        60     64
+//!  +----------+--------+--------+----------+---------+--------+---------+---------+------+---- …
+//!  |"STILLPAK"| format | number | store id | pack id | region | replaces|  check  | zero | numbers of
+//!  |   8 B    |  u32   |  u32   |   16 B   |  16 B   | size   | count   | CRC32C  |      | replaced packs
+//!  +----------+--------+--------+----------+---------+--------+---------+---------+------+---- …
 //!  | objects, each at a multiple of 8 …
 //! ```
+//!
+//! The pack id is drawn at random. Numbers come back when the pack with the highest is removed;
+//! an id does not, so it names these bytes for ever.
 //!
 //! A pack that gc wrote names the packs it replaces. It gets its final name when it is complete and
 //! durable; from then on the replaced packs are superfluous, also if a crash kept gc from removing
@@ -17,14 +20,14 @@ use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use memmap2::Mmap;
 
 use super::error::StoreError;
-use super::format::{FORMAT_VERSION, Format};
-use super::object::{ALIGNMENT_BYTES, HEADER_BYTES, Header};
+use super::format::{FORMAT_VERSION, Format, StoreId};
+use super::object::{ALIGNMENT_BYTES, HEADER_BYTES, Header, Place};
 use crate::sys::{file, map};
 
 /// A pack is sealed when it has grown to this: large enough that a terabyte is a few thousand
@@ -32,17 +35,21 @@ use crate::sys::{file, map};
 pub(crate) const SEAL_BYTES: u64 = 256 << 20;
 
 const MAGIC: &[u8; 8] = b"STILLPAK";
-const FIXED_HEADER_BYTES: usize = 48;
+const FIXED_HEADER_BYTES: usize = 64;
+/// Where the check is in it.
+const CHECK: std::ops::Range<usize> = 56..60;
 
 /// One open pack.
 pub(crate) struct Pack {
     pub(crate) number: u32,
     pub(crate) path: PathBuf,
     pub(crate) replaces: Vec<u32>,
+    store: StoreId,
     header_bytes: u64,
     file: File,
     /// How many bytes are written and may be read.
     length_bytes: AtomicU64,
+    has_rest: AtomicBool,
     map: Mutex<Option<Arc<Mmap>>>,
 }
 
@@ -62,19 +69,20 @@ pub(crate) fn header_bytes(replaced: usize) -> u64 {
     (FIXED_HEADER_BYTES + 4 * replaced).next_multiple_of(ALIGNMENT_BYTES) as u64
 }
 
-fn header(format: &Format, number: u32, replaces: &[u32]) -> Vec<u8> {
+fn header(format: &Format, number: u32, id: [u8; 16], replaces: &[u32]) -> Vec<u8> {
     let mut bytes = Vec::with_capacity(FIXED_HEADER_BYTES);
     bytes.extend_from_slice(MAGIC);
-    bytes.extend_from_slice(&FORMAT_VERSION.to_le_bytes());
+    bytes.extend_from_slice(&format.version.to_le_bytes());
     bytes.extend_from_slice(&number.to_le_bytes());
     bytes.extend_from_slice(&format.id.0);
+    bytes.extend_from_slice(&id);
     bytes.extend_from_slice(&u32::from(format.region_size).to_le_bytes());
     bytes.extend_from_slice(&u32::try_from(replaces.len()).unwrap_or(u32::MAX).to_le_bytes());
     bytes.extend_from_slice(&[0; 8]);
     bytes.extend(replaces.iter().flat_map(|number| number.to_le_bytes()));
     bytes.resize(bytes.len().next_multiple_of(ALIGNMENT_BYTES), 0);
     let check = crc32c::crc32c(&bytes);
-    bytes[40..44].copy_from_slice(&check.to_le_bytes());
+    bytes[CHECK].copy_from_slice(&check.to_le_bytes());
     bytes
 }
 
@@ -86,7 +94,7 @@ impl Pack {
         number: u32,
         replaces: Vec<u32>,
     ) -> Result<Pack, StoreError> {
-        let bytes = header(format, number, &replaces);
+        let bytes = header(format, number, StoreId::new().0, &replaces);
         let file = file::create_new(&path).map_err(StoreError::io("create", &path))?;
         if let Err(error) = file.write_all_at(&bytes, 0) {
             // Leave no pack behind that has no header.
@@ -98,9 +106,11 @@ impl Pack {
             number,
             path,
             replaces,
+            store: format.id,
             header_bytes: length_bytes,
             file,
             length_bytes: AtomicU64::new(length_bytes),
+            has_rest: AtomicBool::new(false),
             map: Mutex::new(None),
         })
     }
@@ -119,8 +129,10 @@ impl Pack {
             path,
             header_bytes: header_bytes(replaces.len()),
             replaces,
+            store: format.id,
             file,
             length_bytes: AtomicU64::new(length_bytes),
+            has_rest: AtomicBool::new(false),
             map: Mutex::new(None),
         }))
     }
@@ -144,13 +156,32 @@ impl Pack {
 
     /// Appends whole objects. Only one thread at a time may do so.
     ///
-    /// After an error the pack is as long as before: the bytes past its end do not count and the
-    /// next append writes over them.
+    /// After an error the pack is as long as before. If what was written of the objects could not be
+    /// cut off again either, [`Self::has_rest`] says so.
     pub(crate) fn append(&self, objects: &[u8]) -> Result<u64, StoreError> {
         let at_bytes = self.length_bytes();
-        self.file.write_all_at(objects, at_bytes).map_err(StoreError::io("write", &self.path))?;
+        if let Err(error) = self.file.write_all_at(objects, at_bytes) {
+            let cut = self.file.set_len(at_bytes);
+            self.has_rest.store(cut.is_err(), Ordering::Release);
+            return Err(StoreError::io("write", &self.path)(error));
+        }
         self.length_bytes.store(at_bytes + objects.len() as u64, Ordering::Release);
         Ok(at_bytes)
+    }
+
+    /// Whether there are bytes past the end that a failed append left behind.
+    pub(crate) fn has_rest(&self) -> bool {
+        self.has_rest.load(Ordering::Acquire)
+    }
+
+    /// The place of an object in it.
+    pub(crate) fn place(&self, offset_bytes: u64) -> Place {
+        Place::new(self.store, self.number, offset_bytes)
+    }
+
+    /// Walks `bytes` of it from `from_bytes` on.
+    pub(crate) fn scan<'a>(&self, bytes: &'a [u8], from_bytes: u64) -> Scan<'a> {
+        Scan::new(bytes, from_bytes, self.store, self.number)
     }
 
     /// Makes durable what is written.
@@ -198,7 +229,7 @@ fn read_header(
     if &fixed[..8] != MAGIC {
         return Ok(Err("it does not begin as a pack does".to_owned()));
     }
-    let replaced = u32::from_le_bytes([fixed[36], fixed[37], fixed[38], fixed[39]]);
+    let replaced = replaces_count(&fixed);
     let whole_bytes = header_bytes(replaced as usize);
     if whole_bytes > length_bytes {
         return Ok(Err("its header is longer than the file".to_owned()));
@@ -208,7 +239,10 @@ fn read_header(
     let (numbers, _padding) = numbers.as_chunks::<4>();
     let replaces: Vec<u32> =
         numbers.iter().take(replaced as usize).map(|number| u32::from_le_bytes(*number)).collect();
-    let expected = header(format, number, &replaces);
+    let version = u32::from_le_bytes([fixed[8], fixed[9], fixed[10], fixed[11]]).min(FORMAT_VERSION);
+    let mut id = [0; 16];
+    id.copy_from_slice(&fixed[32..48]);
+    let expected = header(&Format { version, ..format.clone() }, number, id, &replaces);
     Ok(if expected[..FIXED_HEADER_BYTES] == fixed {
         Ok(replaces)
     } else {
@@ -216,16 +250,20 @@ fn read_header(
     })
 }
 
+fn replaces_count(fixed: &[u8; FIXED_HEADER_BYTES]) -> u32 {
+    u32::from_le_bytes([fixed[52], fixed[53], fixed[54], fixed[55]])
+}
+
 /// Whether bytes begin with a header that is in order. Of a file that is not a usable pack of this
 /// store that means that it belongs to another one.
 pub(crate) fn is_foreign(bytes: &[u8]) -> bool {
     let Some(fixed) = bytes.first_chunk::<FIXED_HEADER_BYTES>() else { return false };
-    let replaced = u32::from_le_bytes([fixed[36], fixed[37], fixed[38], fixed[39]]);
+    let replaced = replaces_count(fixed);
     let whole = usize::try_from(header_bytes(replaced as usize)).ok().and_then(|length| bytes.get(..length));
     whole.is_some_and(|whole| {
         let mut whole = whole.to_vec();
-        whole[40..44].fill(0);
-        fixed.starts_with(MAGIC) && fixed[40..44] == crc32c::crc32c(&whole).to_le_bytes()
+        whole[CHECK].fill(0);
+        fixed.starts_with(MAGIC) && fixed[CHECK] == crc32c::crc32c(&whole).to_le_bytes()
     })
 }
 
@@ -256,21 +294,24 @@ type Unreadable = (Option<Header>, &'static str);
 pub(crate) struct Scan<'a> {
     bytes: &'a [u8],
     at: usize,
+    store: StoreId,
+    pack: u32,
     /// How many bytes may still be checked in search of whole objects, so that bytes made to look
     /// like many long objects cannot keep us for ever.
     search_bytes: usize,
 }
 
 impl<'a> Scan<'a> {
-    /// Scans `bytes` of a pack from `from_bytes` on.
-    pub(crate) fn new(bytes: &'a [u8], from_bytes: u64) -> Scan<'a> {
+    /// Scans `bytes` of pack number `pack` of a store from `from_bytes` on.
+    pub(crate) fn new(bytes: &'a [u8], from_bytes: u64, store: StoreId, pack: u32) -> Scan<'a> {
         let at = usize::try_from(from_bytes).unwrap_or(usize::MAX).min(bytes.len());
-        Scan { bytes, at, search_bytes: bytes.len().saturating_mul(16) }
+        Scan { bytes, at, store, pack, search_bytes: bytes.len().saturating_mul(16) }
     }
 
     fn read(&mut self, at: usize) -> Result<(Header, &'a [u8]), Unreadable> {
         let rest = &self.bytes[at..];
-        let header = Header::read(rest).map_err(|why| (None, why))?;
+        let place = Place::new(self.store, self.pack, at as u64);
+        let header = Header::read(rest, place).map_err(|why| (None, why))?;
         match header.payload(rest) {
             Ok(payload) => Ok((header, payload)),
             Err(why) => {
@@ -333,7 +374,6 @@ mod tests {
     use super::*;
     use crate::codec::Codec;
     use crate::hash::Hash;
-    use crate::store::format::StoreId;
     use crate::store::object::{self, Kind};
 
     fn format() -> Format {
@@ -345,13 +385,16 @@ mod tests {
         }
     }
 
-    fn objects() -> (Vec<u8>, Vec<usize>) {
+    /// Six objects for pack 7, as they are from byte `first` on, and where they begin.
+    fn objects(store: StoreId, first: usize) -> (Vec<u8>, Vec<usize>) {
         let mut bytes = Vec::new();
         let mut starts = Vec::new();
         for byte in 0..6u8 {
             starts.push(bytes.len());
             let plain: Vec<u8> = (0..200).map(|at: u8| at.wrapping_mul(byte + 3)).collect();
             object::write(Kind::Region, Codec::None, Hash::of(&plain), &plain, &mut bytes);
+            let start = starts[usize::from(byte)];
+            object::put(&mut bytes[start..], Place::new(store, 7, (first + start) as u64));
         }
         (bytes, starts)
     }
@@ -361,11 +404,13 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let (format, path) = (format(), dir.path().join(file_name(7)));
         let pack = Pack::create(path.clone(), &format, 7, vec![1, 2, 5]).unwrap();
-        pack.append(&objects().0).unwrap();
+        let first = pack.length_bytes() as usize;
+        pack.append(&objects(format.id, first).0).unwrap();
         let open = Pack::open(path.clone(), &format, 7).unwrap().unwrap();
         assert_eq!(open.replaces, [1, 2, 5]);
         let bytes = open.bytes(0).unwrap();
-        assert_eq!(Scan::new(&bytes, open.header_bytes()).count(), 6);
+        let whole = open.scan(&bytes, open.header_bytes()).filter(|it| matches!(it, Scanned::Object { .. }));
+        assert_eq!(whole.count(), 6);
         assert!(Pack::open(path.clone(), &format, 8).unwrap().is_err());
         let other = Format { id: StoreId([0; 16]), ..format };
         assert!(Pack::open(path, &other, 7).unwrap().is_err());
@@ -373,14 +418,15 @@ mod tests {
 
     #[test]
     fn after_damage_a_scan_goes_on_at_the_next_whole_object() {
-        let (bytes, starts) = objects();
+        let store = StoreId::new();
+        let (bytes, starts) = objects(store, 0);
         for at in 0..bytes.len() {
             let mut damaged = bytes.clone();
             damaged[at] ^= 0x10;
             let hit = starts.iter().rposition(|start| *start <= at).unwrap();
             let mut whole = Vec::new();
             let mut holes = Vec::new();
-            for scanned in Scan::new(&damaged, 0) {
+            for scanned in Scan::new(&damaged, 0, store, 7) {
                 match scanned {
                     Scanned::Object { offset_bytes, .. } => whole.push(offset_bytes as usize),
                     Scanned::Damaged { offset_bytes, .. } => holes.push(offset_bytes as usize),

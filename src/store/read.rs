@@ -10,7 +10,7 @@ use super::Shared;
 use super::error::StoreError;
 use super::index::Tree;
 use super::location::Location;
-use super::object::{HEADER_BYTES, Header, Kind};
+use super::object::{HEADER_BYTES, Header, Kind, Place};
 use crate::codec;
 use crate::hash::Hash;
 use crate::record;
@@ -97,15 +97,19 @@ impl<'a> Reader<'a> {
     pub(crate) fn kind_at(&mut self, location: Location) -> Option<Kind> {
         let map = self.shared.log.pack(location.pack)?.bytes(location.end_bytes()).ok()?;
         let at = usize::try_from(location.offset_bytes).ok()?;
-        Header::read(map.get(at..)?).ok().map(|header| header.kind)
+        Header::read(map.get(at..)?, self.place(location.pack, at)).ok().map(|header| header.kind)
+    }
+
+    fn place(&self, pack: u32, at: usize) -> Place {
+        Place::new(self.shared.format.id, pack, at as u64)
     }
 
     fn find(&mut self, kind: Kind, hash: &Hash) -> Result<(Arc<Mmap>, usize, Header), StoreError> {
-        if let Some((_, map)) = &self.open
+        if let Some((number, map)) = &self.open
             && let Some(rest) = map.get(self.next_bytes..)
             && rest.get(16..HEADER_BYTES) == Some(&hash.0)
-            && let Ok(header) = Header::read(rest)
-            && header.kind == kind
+            && let Ok(header) = Header::read(rest, self.place(*number, self.next_bytes))
+            && fits(header.kind, kind)
         {
             return Ok((map.clone(), self.next_bytes, header));
         }
@@ -149,8 +153,9 @@ impl<'a> Reader<'a> {
             }
         };
         let at = usize::try_from(location.offset_bytes).map_err(|_| damaged("it is out of reach"))?;
-        let header = Header::read(map.get(at..).unwrap_or_default()).map_err(damaged)?;
-        if header.hash != *hash || header.kind != kind {
+        let place = self.place(location.pack, at);
+        let header = Header::read(map.get(at..).unwrap_or_default(), place).map_err(damaged)?;
+        if header.hash != *hash || !fits(header.kind, kind) {
             return Err(damaged("another object is in its place"));
         }
         Ok((map, at, header))
@@ -179,4 +184,10 @@ impl<'a> Reader<'a> {
         }
         Ok(())
     }
+}
+
+/// Whether an object of the kind `found` may stand for one of the kind `wanted`: within a tree of the
+/// index an object is known by its bytes alone, and two of different kinds may have the same.
+fn fits(found: Kind, wanted: Kind) -> bool {
+    (found == Kind::Region) == (wanted == Kind::Region)
 }

@@ -83,6 +83,22 @@ pub(crate) fn write_whole(path: &Path, bytes: &[u8]) -> io::Result<()> {
     path.parent().map_or(Ok(()), sync_dir)
 }
 
+/// Gives a file another name in `dir`: its own, with a number behind it if that is taken.
+pub(crate) fn link_into(path: &Path, dir: &Path) -> io::Result<()> {
+    let name = path.file_name().unwrap_or_default();
+    for number in 0u32.. {
+        let mut name = name.to_owned();
+        if number > 0 {
+            name.push(format!(".{number}"));
+        }
+        match std::fs::hard_link(path, dir.join(name)) {
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+            other => return other,
+        }
+    }
+    Err(io::ErrorKind::AlreadyExists.into())
+}
+
 /// The whole of a small file; an error if it has more than `max_bytes`.
 pub(crate) fn read_bounded(path: &Path, max_bytes: u64) -> io::Result<Vec<u8>> {
     let mut bytes = Vec::new();
