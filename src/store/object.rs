@@ -11,9 +11,8 @@
 //! Little-endian. The padding is zeros up to a multiple of 8. The payload of a delta will begin with
 //! the hash of its base.
 //!
-//! `checksum` is the CRC32C of everything from `kind` to the end of the padding, itself taken as
-//! zero; `header check` is the lower half of the CRC32C of the 48 header bytes with both checks
-//! taken as zero. So a damaged payload can be stepped over, and after a damaged header the next
+//! `checksum` is the CRC32C of everything from `kind` to the end of the padding; `header check` is the
+//! lower half of the CRC32C of the 48 header bytes; both checks are taken as zero in both. So a damaged payload can be stepped over, and after a damaged header the next
 //! object is found again by trying every multiple of 8.
 //!
 //! Both are then XORed with the *place* of the object: the CRC32C of the store's id, the number of the
@@ -219,7 +218,9 @@ fn header_check(header: &[u8; HEADER_BYTES], place: Place) -> u16 {
 }
 
 fn checksum(object: &[u8]) -> u32 {
-    let crc = crc32c::crc32c(&object[..12]);
+    let crc = crc32c::crc32c(&object[..2]);
+    let crc = crc32c::crc32c_append(crc, &[0; 2]);
+    let crc = crc32c::crc32c_append(crc, &object[4..12]);
     let crc = crc32c::crc32c_append(crc, &[0; 4]);
     crc32c::crc32c_append(crc, &object[16..])
 }
