@@ -373,20 +373,29 @@ impl<'a> Ingest<'a> {
         }
         let mut state = lock(&table.state);
         if state.parent_hashes.is_none() {
-            let bytes = match worker.reader.object(Kind::Table, &table.parent) {
-                Ok(bytes) => bytes,
-                // The parent is damaged. Looked up in the store, everything is found or stored anew.
-                Err(error) if error.is_damage() => {
-                    tracing::warn!("{error}");
-                    self.shared.set_damage_known(true);
-                    Vec::new()
-                }
-                Err(error) => return Err(error.into()),
-            };
-            let regions = bytes.len() / Hash::BYTES;
-            state.parent_hashes = Some(Arc::new(table::decode(&bytes, regions).unwrap_or_default()));
+            state.parent_hashes = Some(Arc::new(self.read_parent(table, worker)?));
         }
         Ok(state.parent_hashes.clone())
+    }
+
+    /// Reads the parent's table in the same place. It has another length if its mapping had, and
+    /// none if it is damaged: then everything is looked up, and found or stored anew.
+    fn read_parent(&self, table: &TableJob, worker: &mut Worker<'_>) -> Result<Vec<Hash>, Error> {
+        let bytes = match worker.reader.object(Kind::Table, &table.parent) {
+            Ok(bytes) => bytes,
+            Err(error) if error.is_damage() => {
+                tracing::warn!("{error}");
+                // Its own bytes are wanted again too, should this table be the same.
+                match self.shared.locate(Tree::Objects, &table.parent)? {
+                    Some(location) => self.shared.forget_damaged(Tree::Objects, &table.parent, location),
+                    None => self.shared.set_damage_known(true),
+                }
+                Vec::new()
+            }
+            Err(error) => return Err(error.into()),
+        };
+        let regions = bytes.len() / Hash::BYTES;
+        Ok(table::decode(&bytes, regions).unwrap_or_default())
     }
 
     /// Appends those of the changed regions that the store lacks.
@@ -425,10 +434,7 @@ impl<'a> Ingest<'a> {
         let table = &self.tables[at];
         let parent = match state.parent_hashes.take() {
             Some(parent) => parent,
-            None if table.parent.is_zero() => Arc::default(),
-            None => Arc::new(
-                worker.reader.hashes(Kind::Table, &table.parent, table.place.regions).unwrap_or_default(),
-            ),
+            None => Arc::new(self.read_parent(table, worker)?),
         };
         let hashes = std::mem::take(&mut state.hashes);
         let (mut zero_bytes, mut changed_regions) = (0, 0);
@@ -446,7 +452,8 @@ impl<'a> Ingest<'a> {
         } else {
             let bytes = table::encode(&hashes);
             let hash = Hash::of(&bytes);
-            if hash != table.parent {
+            // A parent without hashes could not be read.
+            if hash != table.parent || parent.is_empty() {
                 let added_bytes = put_object(self.shared, self.guard, Kind::Table, hash, &bytes)?;
                 self.added_bytes.fetch_add(added_bytes, Ordering::Relaxed);
             }

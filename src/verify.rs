@@ -85,8 +85,10 @@ impl Store {
             problems: Mutex::default(),
             damaged: Mutex::default(),
         };
-        let everything = options.snapshots.is_empty() && options.sample_percent.is_none();
-        if let Some(percent) = options.sample_percent {
+        // A sample of everything is everything, also what the index does not know.
+        let sample_percent = options.sample_percent.filter(|percent| *percent < 100);
+        let everything = options.snapshots.is_empty() && sample_percent.is_none();
+        if let Some(percent) = sample_percent {
             verification.sample(percent, &options.progress)?;
         } else if everything {
             verification.everything(&options.progress)?;
@@ -269,19 +271,28 @@ impl<'a> Verification<'a> {
     /// Whether all that the snapshots refer to is intact.
     fn references(&self, snapshots: &[SnapshotId], intact: &Intact, meter: &Meter<'_>) -> Result<(), Error> {
         let mut reader = Reader::new(self.shared, Check::Full);
+        let mut second_reader = Reader::new(self.shared, Check::Full);
+        // What the scan did not see whole may have been stored or moved since, so the index is asked.
+        let mut is_lost = |kind, hash: &Hash| {
+            let tree = if kind == Kind::Region { Tree::Regions } else { Tree::Objects };
+            !hash.is_zero()
+                && !intact.contains(tree, hash)
+                && self.object(kind, hash, &mut second_reader).is_some()
+        };
         // What is wrong with the tables seen so far; most have nothing wrong.
         let mut tables: HashMap<Hash, Vec<Hash>> = HashMap::new();
         let mut fine: HashSet<Hash> = HashSet::new();
         for id in snapshots {
+            let _pin = self.shared.gate.pin_snapshot(*id);
             let Ok(record) = self.shared.record(*id) else { continue };
             let missing = |kind, hash| self.missing(kind, hash, *id);
-            for attachment in record.attachments.iter().filter(|attachment| !attachment.hash.is_zero()) {
-                if !intact.contains(Tree::Objects, &attachment.hash) {
+            for attachment in &record.attachments {
+                if is_lost(Kind::Attachment, &attachment.hash) {
                     missing(Kind::Attachment, attachment.hash);
                 }
             }
             let (root, space) = match self.layout_and_root(&record, &mut reader, &mut |kind, hash| {
-                if !intact.contains(Tree::Objects, &hash) {
+                if is_lost(kind, &hash) {
                     missing(kind, hash);
                 }
             })? {
@@ -292,14 +303,14 @@ impl<'a> Verification<'a> {
                 if table.is_zero() || fine.contains(table) {
                     continue;
                 }
-                if !intact.contains(Tree::Objects, table) {
+                if is_lost(Kind::Table, table) {
                     missing(Kind::Table, *table);
                     continue;
                 }
                 if !tables.contains_key(table) {
                     let hashes = reader.hashes(Kind::Table, table, place.regions)?;
-                    let lost = |hash: &Hash| !hash.is_zero() && !intact.contains(Tree::Regions, hash);
-                    let lost: Vec<Hash> = hashes.into_iter().filter(lost).collect();
+                    let lost: Vec<Hash> =
+                        hashes.into_iter().filter(|hash| is_lost(Kind::Region, hash)).collect();
                     if lost.is_empty() {
                         fine.insert(*table);
                         continue;
@@ -457,18 +468,19 @@ impl<'a> Verification<'a> {
                 meter.advance(batch.iter().map(|(_, location)| location.object_bytes()).sum())?;
             }
         }
-        let found: Vec<(Kind, Hash)> = lock(&self.problems)
+        let found: HashMap<Hash, Kind> = lock(&self.problems)
             .keys()
             .filter_map(|subject| match subject {
-                Subject::Object(kind, hash) => Some((*kind, *hash)),
+                Subject::Object(kind, hash) => Some((*hash, *kind)),
                 Subject::Bytes { .. } => None,
             })
             .collect();
         self.who_needs(&found)
     }
 
-    /// Adds to the problems the snapshots that need these objects.
-    fn who_needs(&self, damaged: &[(Kind, Hash)]) -> Result<(), Error> {
+    /// Adds to the problems the snapshots that need these objects, which tells also of what kind they
+    /// really are.
+    fn who_needs(&self, damaged: &HashMap<Hash, Kind>) -> Result<(), Error> {
         if damaged.is_empty() {
             return Ok(());
         }
@@ -487,11 +499,18 @@ impl<'a> Verification<'a> {
                 let wrong = tables.entry(*table).or_insert_with(|| {
                     let hashes = reader.hashes(Kind::Table, table, place.regions).unwrap_or_default();
                     let region = hashes.into_iter().map(|hash| (Kind::Region, hash));
-                    region.filter(|object| damaged.contains(object)).collect()
+                    region.filter(|(_, hash)| damaged.contains_key(hash)).collect()
                 });
                 needed.extend(wrong.iter().copied());
             }
-            for (kind, hash) in needed.into_iter().filter(|object| damaged.contains(object)) {
+            for (kind, hash) in needed {
+                let Some(guessed) = damaged.get(&hash) else { continue };
+                if *guessed != kind {
+                    let mut problems = lock(&self.problems);
+                    if let Some(problem) = problems.remove(&Subject::Object(*guessed, hash)) {
+                        problems.insert(Subject::Object(kind, hash), problem);
+                    }
+                }
                 self.missing(kind, hash, id);
             }
         }

@@ -46,8 +46,14 @@ impl<'a> Reader<'a> {
 
     /// Decodes a region into the whole of `plain`.
     pub(crate) fn region(&mut self, hash: &Hash, plain: &mut [u8]) -> Result<(), StoreError> {
-        let (map, at, header) = self.find(Kind::Region, hash)?;
         let check = self.check;
+        // What damage left there may have been stored anew elsewhere: then the index knows better.
+        if let Some((map, at, header)) = self.next_if_it_is(Kind::Region, hash)
+            && self.decode(&map, at, &header, plain, check).is_ok()
+        {
+            return Ok(());
+        }
+        let (map, at, header) = self.find(Kind::Region, hash)?;
         self.decode(&map, at, &header, plain, check)
     }
 
@@ -104,15 +110,20 @@ impl<'a> Reader<'a> {
         Place::new(self.shared.format.id, pack, at as u64)
     }
 
-    fn find(&mut self, kind: Kind, hash: &Hash) -> Result<(Arc<Mmap>, usize, Header), StoreError> {
-        if let Some((number, map)) = &self.open
-            && let Some(rest) = map.get(self.next_bytes..)
-            && rest.get(16..HEADER_BYTES) == Some(&hash.0)
-            && let Ok(header) = Header::read(rest, self.place(*number, self.next_bytes))
-            && fits(header.kind, kind)
-        {
-            return Ok((map.clone(), self.next_bytes, header));
+    /// The object after the last one, if it is this.
+    fn next_if_it_is(&self, kind: Kind, hash: &Hash) -> Option<(Arc<Mmap>, usize, Header)> {
+        let (number, map) = self.open.as_ref()?;
+        let rest = map.get(self.next_bytes..)?;
+        // The hash first: mostly that tells, and costs nothing.
+        if rest.get(16..HEADER_BYTES) != Some(&hash.0) {
+            return None;
         }
+        let place = self.place(*number, self.next_bytes);
+        let header = Header::read(rest, place).ok().filter(|header| fits(header.kind, kind))?;
+        Some((map.clone(), self.next_bytes, header))
+    }
+
+    fn find(&mut self, kind: Kind, hash: &Hash) -> Result<(Arc<Mmap>, usize, Header), StoreError> {
         let tree = if kind == Kind::Region { Tree::Regions } else { Tree::Objects };
         let missing = || StoreError::Missing { kind, hash: *hash };
         // gc may move the object between the look-up and the reading: then it is elsewhere now.
