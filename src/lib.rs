@@ -1,4 +1,61 @@
 //! A content-addressed snapshot store for process memory.
+//!
+//! stillframe takes the memory of a running thing (a WebAssembly instance, a Linux process, a
+//! microVM's memory file), cuts it into regions, stores every distinct region once under its full
+//! BLAKE3 hash, and gives any historical snapshot back by id, decompressed straight into mapped
+//! memory. Snapshots that are forgotten give their space back.
+//!
+//! ```
+//! use stillframe::{CaptureOptions, GcOptions, Store};
+//! # let dir = tempfile::tempdir()?;
+//! # let path = dir.path().join("vault");
+//! let store = Store::options().create(&path)?;                // or Store::open(&path)
+//!
+//! let memory = vec![7u8; 1 << 20];                            // or FileSource, ProcessSource
+//! let taken = store.process("web-1").capture(&memory, &CaptureOptions::default())?;
+//!
+//! let map = store.restore(taken.id)?.into_mapping()?;         // or into_slice, into_file
+//! assert_eq!(map[..], memory[..]);
+//!
+//! for region in store.snapshot(taken.id)?.regions()? {
+//!     let (addresses, hash) = region?;
+//!     println!("{addresses} {hash}");
+//! }
+//!
+//! store.forget(&[taken.id])?;
+//! let freed = store.gc(&GcOptions::default())?.freed_bytes;
+//! # assert!(freed > 0);
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+//!
+//! # What is what
+//!
+//! | word | meaning |
+//! |---|---|
+//! | process | a named line of snapshots, whatever it is a snapshot of |
+//! | address space | its mappings: address range, protection, kind, name |
+//! | region | one cell of a mapping, counted from the mapping's start; the unit of deduplication |
+//! | snapshot | the record of one moment: mappings, and by way of tables the hash of every region |
+//! | image | what a restore writes: all captured mappings, one after the other |
+//! | pack | an append-only file of objects: regions, tables, records and the rest |
+//! | index | a sled database that says where each object is; it can be rebuilt from the packs |
+//!
+//! # Threads and processes
+//!
+//! A [`Store`] is `Send + Sync`. Captures of different processes run at the same time, captures of
+//! the same process queue. One process of the operating system owns a store at a time; another one
+//! that opens it gets [`StoreError::Owned`], or waits ([`StoreOptions::wait`]).
+//!
+//! # What is promised
+//!
+//! When [`Process::capture`] returns, the snapshot is durable. Whatever is read is checked. A crash
+//! at any moment loses nothing acknowledged. `docs/design.md` explains how, `docs/format.md`
+//! specifies the files.
+//!
+//! # Features
+//!
+//! `cli` (default): what the `stillframe` command needs. Use `default-features = false` for the
+//! library alone.
 #![deny(missing_docs)]
 
 mod address_space;
