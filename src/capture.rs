@@ -56,7 +56,7 @@ impl Default for CaptureOptions {
             labels: Labels::new(),
             exclude: Vec::new(),
             attachments: Vec::new(),
-            staging_bytes: 128 << 20,
+            staging_bytes: 160 << 20,
             progress: Progress::default(),
         }
     }
@@ -157,7 +157,7 @@ impl Process<'_> {
         let lane = shared.lane(&self.name);
         let _lane = lane.lock().unwrap_or_else(PoisonError::into_inner);
         let failures_before = shared.log.failures();
-        let guard = shared.gate.begin_capture(|| shared.log.position());
+        let guard = shared.gate.begin_capture();
         let parent = Parent::of(shared, &self.name);
 
         let mut staging =

@@ -78,7 +78,7 @@ impl Store {
         let collecting = Collecting::begin(shared);
         let mut stats = match options.dry_run {
             true => collecting.plan(&HashSet::new(), options)?,
-            false => collecting.collect(options)?,
+            false => collecting.sweep(&*collecting.condemn(collecting.mark(&options.progress)?)?, options)?,
         };
         drop(collecting);
         if !options.dry_run {
@@ -119,8 +119,8 @@ impl Drop for Collecting<'_> {
 
 impl<'a> Collecting<'a> {
     fn begin(shared: &'a Shared) -> Collecting<'a> {
-        let horizon = shared.gate.begin_gc(|| shared.log.position());
-        Collecting { shared, horizon }
+        shared.gate.begin_gc();
+        Collecting { shared, horizon: shared.log.position() }
     }
 
     /// What collecting would do if these were forgotten.
@@ -142,22 +142,32 @@ impl<'a> Collecting<'a> {
         Ok(stats)
     }
 
-    fn collect(&self, options: &GcOptions) -> Result<GcStats, Error> {
-        let mut marking = Marking::begin(self.shared, &options.progress)?;
-        let mut wanted: Vec<SnapshotId> = self.shared.catalog().all_live().map(|(id, _)| *id).collect();
-        let condemned = loop {
-            marking.mark_all(wanted)?;
-            let Marking { regions, objects, marked, .. } = marking;
+    /// Marks what the live snapshots need.
+    fn mark(&self, progress: &'a Progress) -> Result<Marking<'a>, Error> {
+        let mut marking = Marking::begin(self.shared, progress)?;
+        let live: Vec<SnapshotId> = self.shared.catalog().all_live().map(|(id, _)| *id).collect();
+        marking.mark_all(live)?;
+        Ok(marking)
+    }
+
+    /// Marks what is pinned besides, and publishes the rest as condemned.
+    fn condemn(&self, mut marking: Marking<'a>) -> Result<Arc<Condemned>, Error> {
+        loop {
+            let Marking { shared, meter, regions, objects, marked } = marking;
             match self.shared.gate.condemn(Condemned { horizon: self.horizon, regions, objects }, &marked) {
-                Ok(condemned) => break condemned,
+                Ok(condemned) => return Ok(condemned),
                 Err((Condemned { regions, objects, .. }, unmarked)) => {
-                    marking = Marking::again(self.shared, &options.progress, regions, objects, marked);
-                    wanted = unmarked;
+                    marking = Marking { shared, meter, regions, objects, marked };
+                    marking.mark_all(unmarked)?;
                 }
             }
-        };
-        let (live_bytes, mut stats) = self.weigh(&condemned, &HashSet::new())?;
-        self.drop_dead(&condemned)?;
+        }
+    }
+
+    /// Drops what is condemned and compacts the packs it was in.
+    fn sweep(&self, condemned: &Condemned, options: &GcOptions) -> Result<GcStats, Error> {
+        let (live_bytes, mut stats) = self.weigh(condemned, &HashSet::new())?;
+        self.drop_dead(condemned)?;
         let groups = self.groups(&live_bytes, &HashSet::new(), options)?;
         // The active pack is among them: from here on it is not appended to, and what was appended
         // to it meanwhile must be in the index before it is copied.
@@ -345,17 +355,7 @@ impl<'a> Marking<'a> {
             Ok::<_, StoreError>(marks)
         };
         let (regions, objects) = (read(Tree::Regions)?, read(Tree::Objects)?);
-        Ok(Marking::again(shared, progress, regions, objects, HashSet::new()))
-    }
-
-    fn again(
-        shared: &'a Shared,
-        progress: &'a Progress,
-        regions: Marks,
-        objects: Marks,
-        marked: HashSet<SnapshotId>,
-    ) -> Marking<'a> {
-        Marking { shared, meter: progress.begin(0), regions, objects, marked }
+        Ok(Marking { shared, meter: progress.begin(0), regions, objects, marked: HashSet::new() })
     }
 
     /// Marks all that these snapshots need: distinct tables once.
@@ -392,5 +392,121 @@ impl<'a> Marking<'a> {
             }
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::CaptureOptions;
+
+    /// A store, and memory that only a forgotten snapshot has.
+    fn store_with_garbage() -> (tempfile::TempDir, Store, Vec<u8>) {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::options().create(dir.path().join("store")).unwrap();
+        let memory: Vec<u8> =
+            (0..1_000_000u32).map(|at| (at.wrapping_mul(at) >> 7).to_le_bytes()[0]).collect();
+        let id = capture(&store, "old", &memory);
+        capture(&store, "other", &[5; 40_000]);
+        store.forget(&[id]).unwrap();
+        (dir, store, memory)
+    }
+
+    fn capture(store: &Store, process: &str, memory: &[u8]) -> SnapshotId {
+        store.process(process).capture(memory, &CaptureOptions::default()).unwrap().id
+    }
+
+    fn assert_whole(store: &Store, id: SnapshotId, memory: &[u8]) {
+        assert!(store.restore(id).unwrap().into_mapping().unwrap()[..] == *memory);
+        assert!(store.verify(&Default::default()).unwrap().problems.is_empty());
+    }
+
+    #[test]
+    fn a_snapshot_taken_after_the_roots_were_read_keeps_what_it_found() {
+        let (_dir, store, memory) = store_with_garbage();
+        let options = GcOptions::default();
+        let collecting = Collecting::begin(store.shared());
+        let marking = collecting.mark(&options.progress).unwrap();
+        let id = capture(&store, "new", &memory);
+        let condemned = collecting.condemn(marking).unwrap();
+        let stats = collecting.sweep(&condemned, &options).unwrap();
+        assert_eq!(stats.dead_regions, 0);
+        drop(collecting);
+        assert_whole(&store, id, &memory);
+    }
+
+    #[test]
+    fn a_snapshot_taken_when_its_regions_are_condemned_stores_them_anew() {
+        let (_dir, store, memory) = store_with_garbage();
+        let options = GcOptions::default();
+        let collecting = Collecting::begin(store.shared());
+        let condemned = collecting.condemn(collecting.mark(&options.progress).unwrap()).unwrap();
+        let done = store.process("new").capture(&memory, &CaptureOptions::default()).unwrap();
+        assert!(done.new_regions > 0);
+        let stats = collecting.sweep(&condemned, &options).unwrap();
+        assert!(stats.freed_bytes > 0, "the first copies are gone");
+        drop(collecting);
+        assert_whole(&store, done.id, &memory);
+    }
+
+    #[test]
+    fn a_snapshot_that_is_read_is_kept_though_it_is_forgotten() {
+        let (_dir, store, memory) = store_with_garbage();
+        let id = capture(&store, "new", &memory);
+        let options = GcOptions::default();
+        let collecting = Collecting::begin(store.shared());
+        let restore = store.restore(id).unwrap();
+        store.forget(&[id]).unwrap();
+        let condemned = collecting.condemn(collecting.mark(&options.progress).unwrap()).unwrap();
+        collecting.sweep(&condemned, &options).unwrap();
+        drop(collecting);
+        assert!(restore.into_mapping().unwrap()[..] == memory[..]);
+        assert!(store.gc(&options).unwrap().dead_regions > 0);
+    }
+
+    #[test]
+    fn a_child_keeps_what_it_took_over_from_a_parent_that_is_forgotten_meanwhile() {
+        let (_dir, store, memory) = store_with_garbage();
+        let parent = capture(&store, "line", &memory);
+        let options = GcOptions::default();
+        let collecting = Collecting::begin(store.shared());
+        // Unchanged: it looks nothing up, the parent's tables say it all.
+        let child = capture(&store, "line", &memory);
+        store.forget(&[parent]).unwrap();
+        let condemned = collecting.condemn(collecting.mark(&options.progress).unwrap()).unwrap();
+        collecting.sweep(&condemned, &options).unwrap();
+        drop(collecting);
+        assert_whole(&store, child, &memory);
+    }
+
+    /// Memory that does something when it is opened: in the middle of a capture.
+    struct Meanwhile<'a>(&'a [u8], &'a dyn Fn());
+
+    impl crate::Source for Meanwhile<'_> {
+        fn open(&self) -> Result<Box<dyn crate::Frozen + '_>, crate::SourceError> {
+            (self.1)();
+            self.0.open()
+        }
+    }
+
+    #[test]
+    fn a_parent_forgotten_during_the_capture_of_its_child_is_kept_until_gc_knows_the_child() {
+        let (_dir, store, memory) = store_with_garbage();
+        let parent = capture(&store, "line", &memory);
+        let options = GcOptions::default();
+        let under_way = std::cell::RefCell::new(None);
+        let meanwhile = || {
+            store.forget(&[parent]).unwrap();
+            let collecting = Collecting::begin(store.shared());
+            let marking = collecting.mark(&options.progress).unwrap();
+            *under_way.borrow_mut() = Some((collecting, marking));
+        };
+        let source = Meanwhile(&memory, &meanwhile);
+        let child = store.process("line").capture(&source, &CaptureOptions::default()).unwrap().id;
+        let (collecting, marking) = under_way.take().unwrap();
+        let condemned = collecting.condemn(marking).unwrap();
+        collecting.sweep(&condemned, &options).unwrap();
+        drop(collecting);
+        assert_whole(&store, child, &memory);
     }
 }

@@ -6,7 +6,7 @@
 //! - a capture *pins* a hash before it looks the hash up, both inside the gate, and pins its
 //!   parent as a whole (regions equal to the parent's are not looked up at all); whoever reads a
 //!   snapshot pins it too;
-//! - what was appended since the oldest running capture began lies past gc's *horizon* and is kept;
+//! - what is appended after gc began lies past its *horizon* and is kept;
 //! - while gc marks, pins that are given up are handed over to it;
 //! - at the end of marking gc closes the gate for a moment. If there are pinned snapshots that it
 //!   has not marked it opens the gate, marks them and tries again. Else it adds the pinned hashes
@@ -14,7 +14,7 @@
 //!   and the capture stores the region anew, past the horizon.
 //!
 //! A snapshot that became durable after gc had read its roots is safe without being marked: what it
-//! refers to lies past the horizon, or was pinned by its capture, or is its parent's, which its
+//! refers to lies past the horizon, or was pinned by its capture (what it appended itself too), or is its parent's, which its
 //! capture had pinned too.
 
 use std::collections::{HashMap, HashSet};
@@ -35,7 +35,8 @@ pub(crate) struct Gate {
 #[derive(Default)]
 struct Pins {
     next_capture: u64,
-    captures: HashMap<u64, CapturePins>,
+    /// For each running capture the first 64 bits of every hash that it has looked up.
+    captures: HashMap<u64, Vec<u64>>,
     snapshots: HashMap<SnapshotId, usize>,
     /// While gc marks: the pins that were given up meanwhile.
     handed_over: Option<HandedOver>,
@@ -45,11 +46,6 @@ struct Pins {
 struct HandedOver {
     prefixes: Vec<u64>,
     snapshots: HashSet<SnapshotId>,
-}
-
-struct CapturePins {
-    began: Position,
-    prefixes: Vec<u64>,
 }
 
 /// What gc is about to drop: everything before the horizon that is not marked.
@@ -87,12 +83,12 @@ impl Gate {
         self.pins.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Announces a capture. `position` tells where the packs end; it is called inside the gate.
-    pub(crate) fn begin_capture(&self, position: impl FnOnce() -> Position) -> CaptureGuard<'_> {
+    /// Announces a capture.
+    pub(crate) fn begin_capture(&self) -> CaptureGuard<'_> {
         let mut pins = self.pins();
         let number = pins.next_capture;
         pins.next_capture += 1;
-        pins.captures.insert(number, CapturePins { began: position(), prefixes: Vec::new() });
+        pins.captures.insert(number, Vec::new());
         CaptureGuard { gate: self, number }
     }
 
@@ -102,13 +98,9 @@ impl Gate {
         SnapshotGuard { gate: self.clone(), id }
     }
 
-    /// For gc: begins to collect pins and returns the horizon. `position` tells where the packs end.
-    pub(crate) fn begin_gc(&self, position: impl FnOnce() -> Position) -> Position {
-        let mut pins = self.pins();
-        pins.handed_over = Some(HandedOver::default());
-        let began = pins.captures.values().map(|capture| capture.began).min();
-        let now = position();
-        began.map_or(now, |began| began.min(now))
+    /// For gc: from here on pins that are given up are handed over.
+    pub(crate) fn begin_gc(&self) {
+        self.pins().handed_over = Some(HandedOver::default());
     }
 
     /// For gc: adds all pins to the marks and publishes what is condemned; or, where pinned
@@ -127,7 +119,7 @@ impl Gate {
             return Err((condemned, unmarked));
         }
         let handed_over = pins.handed_over.take().unwrap_or_default();
-        let running = pins.captures.values().flat_map(|capture| &capture.prefixes);
+        let running = pins.captures.values().flatten();
         for prefix in running.chain(&handed_over.prefixes) {
             condemned.regions.mark_prefix(*prefix);
             condemned.objects.mark_prefix(*prefix);
@@ -148,8 +140,8 @@ impl CaptureGuard<'_> {
     /// Pins `hashes` and then looks them up with `look_up`, which gets what gc has condemned.
     pub(crate) fn pin_and<T>(&self, hashes: &[Hash], look_up: impl FnOnce(Option<&Condemned>) -> T) -> T {
         let condemned = self.gate.condemned.read().unwrap_or_else(PoisonError::into_inner);
-        if let Some(capture) = self.gate.pins().captures.get_mut(&self.number) {
-            capture.prefixes.extend(hashes.iter().map(Hash::prefix));
+        if let Some(prefixes) = self.gate.pins().captures.get_mut(&self.number) {
+            prefixes.extend(hashes.iter().map(Hash::prefix));
         }
         look_up(condemned.as_deref())
     }
@@ -158,10 +150,10 @@ impl CaptureGuard<'_> {
 impl Drop for CaptureGuard<'_> {
     fn drop(&mut self) {
         let mut pins = self.gate.pins();
-        if let Some(capture) = pins.captures.remove(&self.number)
+        if let Some(prefixes) = pins.captures.remove(&self.number)
             && let Some(handed_over) = &mut pins.handed_over
         {
-            handed_over.prefixes.extend(capture.prefixes);
+            handed_over.prefixes.extend(prefixes);
         }
     }
 }
