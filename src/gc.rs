@@ -18,7 +18,7 @@ use crate::store::error::StoreError;
 use crate::store::gate::Condemned;
 use crate::store::index::{Index, Tree};
 use crate::store::location::{Location, Position};
-use crate::store::marks::{Marked, Marks};
+use crate::store::marks::Marks;
 use crate::store::object::{self, Kind};
 use crate::store::pack::{self, Pack};
 use crate::store::read::{Check, Reader};
@@ -147,11 +147,12 @@ impl<'a> Collecting<'a> {
         let mut wanted: Vec<SnapshotId> = self.shared.catalog().all_live().map(|(id, _)| *id).collect();
         let condemned = loop {
             marking.mark_all(wanted)?;
-            let Marking { regions, objects, marked, .. } = marking;
-            match self.shared.gate.condemn(Condemned { horizon: self.horizon, regions, objects }, &marked) {
+            let Marking { regions, objects, .. } = marking;
+            let condemned = Condemned { horizon: self.horizon, regions, objects };
+            match self.shared.gate.condemn(condemned, &marking.marked) {
                 Ok(condemned) => break condemned,
                 Err((Condemned { regions, objects, .. }, unmarked)) => {
-                    marking = Marking::again(self.shared, &options.progress, regions, objects, marked);
+                    marking = Marking { regions, objects, ..marking };
                     wanted = unmarked;
                 }
             }
@@ -329,6 +330,9 @@ struct Marking<'a> {
     regions: Marks,
     objects: Marks,
     marked: HashSet<SnapshotId>,
+    /// Roots and tables of which all is marked. That they are marked themselves does not tell: an
+    /// attachment may have the same bytes, and marks know only the first bits of a hash.
+    walked: HashSet<(Kind, Hash)>,
 }
 
 impl<'a> Marking<'a> {
@@ -345,17 +349,14 @@ impl<'a> Marking<'a> {
             Ok::<_, StoreError>(marks)
         };
         let (regions, objects) = (read(Tree::Regions)?, read(Tree::Objects)?);
-        Ok(Marking::again(shared, progress, regions, objects, HashSet::new()))
-    }
-
-    fn again(
-        shared: &'a Shared,
-        progress: &'a Progress,
-        regions: Marks,
-        objects: Marks,
-        marked: HashSet<SnapshotId>,
-    ) -> Marking<'a> {
-        Marking { shared, meter: progress.begin(0), regions, objects, marked }
+        Ok(Marking {
+            shared,
+            meter: progress.begin(0),
+            regions,
+            objects,
+            marked: HashSet::new(),
+            walked: HashSet::new(),
+        })
     }
 
     /// Marks all that these snapshots need: distinct tables once.
@@ -373,14 +374,16 @@ impl<'a> Marking<'a> {
                 self.objects.mark(&attachment.hash);
             }
             self.objects.mark(&record.layout);
-            if record.root.is_zero() || self.objects.mark(&record.root) == Marked::Before {
+            self.objects.mark(&record.root);
+            if record.root.is_zero() || !self.walked.insert((Kind::Root, record.root)) {
                 continue;
             }
             let space: AddressSpace = reader.value(Kind::Layout, &record.layout)?;
             let count = table::count(&space, record.region_size);
             let root = reader.hashes(Kind::Root, &record.root, count)?;
             for (table, place) in root.iter().zip(table::places(&space, record.region_size)) {
-                if table.is_zero() || self.objects.mark(table) == Marked::Before {
+                self.objects.mark(table);
+                if table.is_zero() || !self.walked.insert((Kind::Table, *table)) {
                     continue;
                 }
                 for hash in reader.hashes(Kind::Table, table, place.regions)? {
