@@ -18,7 +18,7 @@ use crate::store::error::StoreError;
 use crate::store::gate::Condemned;
 use crate::store::index::{Index, Tree};
 use crate::store::location::{Location, Position};
-use crate::store::marks::{Marked, Marks};
+use crate::store::marks::Marks;
 use crate::store::object::{self, Kind};
 use crate::store::pack::{self, Pack};
 use crate::store::read::{Check, Reader};
@@ -153,11 +153,12 @@ impl<'a> Collecting<'a> {
     /// Marks what is pinned besides, and publishes the rest as condemned.
     fn condemn(&self, mut marking: Marking<'a>) -> Result<Arc<Condemned>, Error> {
         loop {
-            let Marking { shared, meter, regions, objects, marked } = marking;
-            match self.shared.gate.condemn(Condemned { horizon: self.horizon, regions, objects }, &marked) {
+            let Marking { regions, objects, .. } = marking;
+            let condemned = Condemned { horizon: self.horizon, regions, objects };
+            match self.shared.gate.condemn(condemned, &marking.marked) {
                 Ok(condemned) => return Ok(condemned),
                 Err((Condemned { regions, objects, .. }, unmarked)) => {
-                    marking = Marking { shared, meter, regions, objects, marked };
+                    marking = Marking { regions, objects, ..marking };
                     marking.mark_all(unmarked)?;
                 }
             }
@@ -339,6 +340,9 @@ struct Marking<'a> {
     regions: Marks,
     objects: Marks,
     marked: HashSet<SnapshotId>,
+    /// Roots and tables of which all is marked. That they are marked themselves does not tell: an
+    /// attachment may have the same bytes, and marks know only the first bits of a hash.
+    walked: HashSet<(Kind, Hash)>,
 }
 
 impl<'a> Marking<'a> {
@@ -355,7 +359,14 @@ impl<'a> Marking<'a> {
             Ok::<_, StoreError>(marks)
         };
         let (regions, objects) = (read(Tree::Regions)?, read(Tree::Objects)?);
-        Ok(Marking { shared, meter: progress.begin(0), regions, objects, marked: HashSet::new() })
+        Ok(Marking {
+            shared,
+            meter: progress.begin(0),
+            regions,
+            objects,
+            marked: HashSet::new(),
+            walked: HashSet::new(),
+        })
     }
 
     /// Marks all that these snapshots need: distinct tables once.
@@ -373,14 +384,16 @@ impl<'a> Marking<'a> {
                 self.objects.mark(&attachment.hash);
             }
             self.objects.mark(&record.layout);
-            if record.root.is_zero() || self.objects.mark(&record.root) == Marked::Before {
+            self.objects.mark(&record.root);
+            if record.root.is_zero() || !self.walked.insert((Kind::Root, record.root)) {
                 continue;
             }
             let space: AddressSpace = reader.value(Kind::Layout, &record.layout)?;
             let count = table::count(&space, record.region_size);
             let root = reader.hashes(Kind::Root, &record.root, count)?;
             for (table, place) in root.iter().zip(table::places(&space, record.region_size)) {
-                if table.is_zero() || self.objects.mark(table) == Marked::Before {
+                self.objects.mark(table);
+                if table.is_zero() || !self.walked.insert((Kind::Table, *table)) {
                     continue;
                 }
                 for hash in reader.hashes(Kind::Table, table, place.regions)? {

@@ -3,7 +3,7 @@
 
 use std::path::Path;
 
-use stillframe::{CaptureOptions, GcOptions, SnapshotId, Store};
+use stillframe::{Attachment, CaptureOptions, GcOptions, Hash, RegionSize, SnapshotId, Store};
 
 fn noise(length: usize, seed: u64) -> Vec<u8> {
     let mut state = seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1;
@@ -170,4 +170,20 @@ fn captures_restores_and_forgets_go_on_while_gc_runs_in_a_loop() {
         }
     });
     assert!(store.verify(&Default::default()).unwrap().problems.is_empty());
+}
+
+#[test]
+fn what_a_table_names_is_kept_also_if_an_attachment_has_the_bytes_of_the_table() {
+    let dir = tempfile::tempdir().unwrap();
+    let size = RegionSize::new(4096).unwrap();
+    let store = Store::options().region_size(size).create(dir.path().join("store")).unwrap();
+    let memory = noise(100_000, 1);
+    let table = memory.chunks(4096).flat_map(|region| Hash::of(region).0).collect();
+    let attachments = vec![Attachment { name: "table".to_owned(), bytes: table }];
+    let options = CaptureOptions { attachments, ..CaptureOptions::default() };
+    let kept = store.process("p").capture(&memory, &options).unwrap().id;
+    let forgotten = capture(&store, "q", &noise(100_000, 2));
+    store.forget(&[forgotten]).unwrap();
+    assert_eq!(store.gc(&GcOptions::default()).unwrap().dead_regions, 25);
+    assert_restores(&store, kept, &memory);
 }

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Reads a store without stillframe: written from docs/format.md alone, as the proof of that page.
 
-    independent_reader.py STORE list             the live snapshots, as JSON
+    independent_reader.py STORE list             the live snapshots, as JSON; bytes in hexadecimal
     independent_reader.py STORE restore ID OUT   writes the image of a snapshot
 
 The CRC32C of every object is checked. BLAKE3 is not: Python's standard library does not have it.
@@ -82,33 +82,42 @@ def lz4_block(block, plain_bytes):
     return bytes(out)
 
 
+def decoded(payload, encoding, plain_bytes):
+    plain = lz4_block(payload, plain_bytes) if encoding else payload
+    expect(len(plain) == plain_bytes, "an object has another length than its header says")
+    return plain
+
+
 # ---- Packs and objects [4, 5] ----
 
 def pack_header(data, number, store):
     """The numbers of replaced packs and the header's length, if this is a pack of the store."""
-    expect(len(data) >= 48 and data[:8] == b"STILLPAK", "not a pack")
-    form, found, identity, region_size, replaced, check = struct.unpack_from("<II16sIII", data, 8)
-    length = -(-(48 + 4 * replaced) // 8) * 8
+    expect(len(data) >= 64 and data[:8] == b"STILLPAK", "not a pack")
+    form, found, identity, _, region_size, replaced, check = struct.unpack_from("<II16s16sIII", data, 8)
+    length = -(-(64 + 4 * replaced) // 8) * 8
     expect(length <= len(data), "the header is longer than the pack")
-    expect(check == crc32c(data[:40] + bytes(4) + data[44:length]), "the check of the header does not match")
+    expect(check == crc32c(data[:56] + bytes(4) + data[60:length]), "the check of the header does not match")
     expect((form, found, identity.hex(), region_size) == (1, number, store["id"], store["region_size"]),
            "a pack of another store")
-    return struct.unpack_from(f"<{replaced}I", data, 48), length
+    return struct.unpack_from(f"<{replaced}I", data, 64), length
 
 
-def object_at(data, at):
-    """Kind, hash, payload, encoding, plain length and end of the whole object at a place."""
+def object_at(data, at, number, store):
+    """Kind, hash, payload, encoding, plain length and end of the whole object at byte `at` of a pack."""
     expect(at + 48 <= len(data), "the pack ends inside a header")
     kind, encoding, head_check, plain, stored, check, name = struct.unpack_from("<BBHIII32s", data, at)
-    header = data[at:at + 48]
-    zeroed = header[:2] + bytes(2) + header[4:12] + bytes(4) + header[16:]
-    expect(crc32c(zeroed) & 0xFFFF == head_check, "the header check does not match")
+    place = crc32c(bytes.fromhex(store["id"]) + struct.pack("<IQ", number, at))
+
+    def check_up_to(end):
+        return crc32c(data[at:at + 2] + bytes(2) + data[at + 4:at + 12] + bytes(4) + data[at + 16:end]) ^ place
+
+    expect(check_up_to(at + 48) & 0xFFFF == head_check, "the header check does not match")
     expect(REGION <= kind <= TOMBSTONE and plain <= MAX_PLAIN_BYTES.get(kind, 256 << 20), "impossible kind or length")
     expect(stored == plain if encoding == 0 else encoding == 1 and plain // 255 <= stored <= plain,
            "impossible encoding or length")
     end = at + -(-(48 + stored) // 8) * 8
     expect(end <= len(data), "the pack ends inside an object")
-    expect(crc32c(data[at:at + 12] + bytes(4) + data[at + 16:end]) == check, "the check does not match")
+    expect(check_up_to(end) == check, "the check does not match")
     return kind, name, data[at + 48:at + 48 + stored], encoding, plain, end
 
 
@@ -186,8 +195,8 @@ def value(read, data):
 NAMES = ["explicit", "periodic", "idle", "first-listen", "first-stdin", "first-environ"]
 TRIGGERS = choice(*((name, fields()) for name in NAMES), ("signal", fields(text=text)), ("bootstrap", fields()),
                   ("other", fields(text=text)))
-ORIGINS = choice(("bytes", fields()), ("file", fields(path=text)),
-                 ("process", fields(pid=unsigned, path=optional(text), command=many(text))))
+ORIGINS = choice(("bytes", fields()), ("file", fields(path=octets)),
+                 ("process", fields(pid=unsigned, path=optional(octets), command=many(text))))
 RECORD_FIELDS = fields(
     process=text, parent=optional(digest), time=signed, trigger=TRIGGERS, source=ORIGINS, region_size=unsigned,
     memory_bytes=unsigned, zero_bytes=unsigned, regions=unsigned,
@@ -199,6 +208,7 @@ MAPPING = fields(start=unsigned, end=unsigned, protection=PROTECTION, kind=unsig
 LAYOUT_FIELDS = fields(mappings=many(MAPPING), excluded=RANGES, unreadable=RANGES)
 NOTE_FIELDS = fields(snapshot=digest, time=signed, labels=many(both(text, text)))
 TOMBSTONE_FIELDS = fields(snapshot=digest, time=signed)
+FACTS = {RECORD: RECORD_FIELDS, NOTE: NOTE_FIELDS, TOMBSTONE: TOMBSTONE_FIELDS}
 THREAD = fields(tid=unsigned, name=octets, signal_mask=unsigned, pending_signal=signed, signal_information=octets,
                 registers=many(fields(note_type=unsigned, bytes=octets)))
 THREADS = fields(machine=unsigned, pid=unsigned, parent_pid=unsigned, process_group=unsigned, session=unsigned,
@@ -230,37 +240,33 @@ class Store:
             data, at = packs[number]
             while at < len(data):
                 try:
-                    kind, name, payload, encoding, plain, end = object_at(data, at)
-                    self.objects[name] = (payload, encoding, plain)
-                    facts.append((kind, name))
+                    kind, name, *stored, end = object_at(data, at, number, self.format)
+                    if kind in FACTS:
+                        facts.append((kind, name, value(FACTS[kind], decoded(*stored))))
+                    else:
+                        self.objects[kind == REGION, name] = stored
                     at = end
                 except Damaged as why:
                     print(f"pack {number}, byte {at}: {why}", file=sys.stderr)
                     at += 8
-        self.snapshots = {}
-        for kind, name in facts:
-            if kind == RECORD:
-                self.snapshots[name.hex()] = {**self.value(RECORD_FIELDS, name), "labels": {}}
+        records = [(name.hex(), record) for kind, name, record in facts if kind == RECORD]
+        self.snapshots = {name: {**record, "labels": {}} for name, record in records}
         newest = {}
-        for kind, name in facts:
-            if kind == NOTE:
-                note = self.value(NOTE_FIELDS, name)
+        for kind, _, note in facts:
+            if kind == NOTE and note["snapshot"] in self.snapshots:
                 about, time = note["snapshot"], note["time"]
-                if about in self.snapshots and time >= newest.get(about, time):
+                if time >= newest.get(about, time):
                     newest[about], self.snapshots[about]["labels"] = time, dict(note["labels"])
-        for kind, name in facts:
+        for kind, _, tombstone in facts:
             if kind == TOMBSTONE:
-                self.snapshots.pop(self.value(TOMBSTONE_FIELDS, name)["snapshot"], None)
+                self.snapshots.pop(tombstone["snapshot"], None)
 
-    def plain(self, name):
-        expect(name in self.objects, f"there is no object {name.hex()}")
-        payload, encoding, length = self.objects[name]
-        plain = lz4_block(payload, length) if encoding else payload
-        expect(len(plain) == length, f"object {name.hex()} has another length")
-        return plain
+    def plain(self, name, is_region=False):
+        expect((is_region, name) in self.objects, f"there is no object {name.hex()}")
+        return decoded(*self.objects[is_region, name])
 
     def value(self, read, name):
-        return value(read, self.plain(name if isinstance(name, bytes) else bytes.fromhex(name)))
+        return value(read, self.plain(bytes.fromhex(name)))
 
     def hashes(self, name, count):
         if name == ZERO:
@@ -289,7 +295,7 @@ class Store:
         for table, covered in zip(self.hashes(bytes.fromhex(snapshot["root"]), len(tables)), tables):
             for at, region in enumerate(self.hashes(table, -(-covered // region_size))):
                 length = min(region_size, covered - at * region_size)
-                plain = bytes(length) if region == ZERO else self.plain(region)
+                plain = bytes(length) if region == ZERO else self.plain(region, is_region=True)
                 expect(len(plain) == length, f"region {region.hex()} has another length")
                 out.write(plain)
 

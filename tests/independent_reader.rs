@@ -4,14 +4,18 @@
 // A helper of a test may fail as the test itself may.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
+use std::collections::BTreeMap;
+use std::ffi::OsStr;
 use std::fs;
 use std::io::Write;
+use std::ops::Range;
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command};
 
 use serde_json::{Value, json};
 use stillframe::{
-    AddressRange, Attachment, Capture, CaptureOptions, FileSource, GcOptions, Origin, ProcessSource,
+    AddressRange, Attachment, Capture, CaptureOptions, FileSource, GcOptions, Hash, Origin, ProcessSource,
     RegionSize, Snapshot, SnapshotId, Source, Store, Threads, Trigger,
 };
 
@@ -72,8 +76,9 @@ fn described(snapshot: &Snapshot<'_>) -> Value {
     };
     let source = match &record.origin {
         Origin::Bytes => json!({ "kind": "bytes" }),
-        Origin::File { path } => json!({ "kind": "file", "path": path }),
+        Origin::File { path } => json!({ "kind": "file", "path": path_hex(path) }),
         Origin::Process { pid, path, command } => {
+            let path = path.as_deref().map(path_hex);
             json!({ "kind": "process", "pid": pid, "path": path, "command": command })
         }
         other => panic!("{other:?} is not described in docs/format.md"),
@@ -96,8 +101,15 @@ fn described(snapshot: &Snapshot<'_>) -> Value {
     })
 }
 
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+fn path_hex(path: &Path) -> String {
+    hex(path.as_os_str().as_bytes())
+}
+
 fn described_threads(bytes: &[u8]) -> Value {
-    let hex = |bytes: &[u8]| bytes.iter().map(|byte| format!("{byte:02x}")).collect::<String>();
     let threads = Threads::from_attachment(bytes).unwrap();
     let each: Vec<Value> = (threads.threads.iter())
         .map(|thread| {
@@ -163,6 +175,15 @@ fn memory(length: usize, seed: u64) -> Vec<u8> {
     bytes
 }
 
+/// The table of 512 regions of 4 KiB, of which a range is left out.
+fn table(memory: &[u8], excluded: Range<usize>) -> Vec<u8> {
+    let mut memory = memory.to_vec();
+    memory[excluded].fill(0);
+    let is_zero = |region: &[u8]| region.iter().all(|byte| *byte == 0);
+    let regions = memory.chunks(4096);
+    regions.flat_map(|region| if is_zero(region) { Hash::ZERO.0 } else { Hash::of(region).0 }).collect()
+}
+
 fn capture<S: Source + ?Sized>(
     store: &Store,
     process: &str,
@@ -206,13 +227,20 @@ fn a_store_is_read_without_the_library_to_the_last_byte() {
         attachments: vec![
             Attachment { name: "globals".to_owned(), bytes: memory(300, 2) },
             Attachment { name: "nothing".to_owned(), bytes: Vec::new() },
+            // What has the bytes of a region is stored beside it; a table may stand for an attachment.
+            Attachment { name: "a region".to_owned(), bytes: web[..4096].to_vec() },
+            Attachment { name: "a table".to_owned(), bytes: table(&web[..512 * 4096], 5000..70_000) },
         ],
         ..CaptureOptions::default()
     };
     let second = capture(&store, "web-1", &web, &options);
+    let table = options.attachments.last().map(|table| Hash::of(&table.bytes)).unwrap();
+    let pack = packs(&path).into_values().next().unwrap();
+    let stored = pack.windows(48).filter(|header| header[16..] == table.0 && header[0] < 9 && header[1] < 2);
+    assert_eq!(stored.count(), 1, "table and attachment are one object");
     label(&store, second.id, "release", Some("1.5"));
 
-    let file = dir.path().join("image");
+    let file = dir.path().join(OsStr::from_bytes(b"not UTF-8: \xff"));
     fs::write(&file, memory(123_457, 3)).unwrap();
     let filed = capture(&store, "vm 7", &FileSource::new(&file), &plain);
     label(&store, filed.id, "gone", Some("soon"));
@@ -226,13 +254,13 @@ fn a_store_is_read_without_the_library_to_the_last_byte() {
     capture(&store, "sleep", &source, &plain);
 
     // The first gc drops the record of what is forgotten, the second its tombstone.
-    let first_pack = path.join("packs/00000001.pack");
-    let before = fs::read(&first_pack).unwrap();
     store.forget(&[first.id]).unwrap();
+    let mut replaced = BTreeMap::new();
     for _ in 0..2 {
+        replaced.append(&mut packs(&path));
         store.gc(&GcOptions { max_unused_percent: 0, ..GcOptions::default() }).unwrap();
     }
-    assert!(!first_pack.exists(), "gc was to replace the first pack");
+    replaced.retain(|pack, _| !pack.exists());
     web[2_000_000..2_100_000].copy_from_slice(&memory(100_000, 4));
     let third = capture(&store, "web-1", &web, &plain);
     assert_eq!(third.parent, Some(second.id));
@@ -248,32 +276,34 @@ fn a_store_is_read_without_the_library_to_the_last_byte() {
     assert_the_script_agrees(&path, &expected);
 
     // What crashes may leave behind: a torn tail, a pack that was not finished, one that was replaced.
-    let packs: Vec<PathBuf> =
-        fs::read_dir(path.join("packs")).unwrap().map(|entry| entry.unwrap().path()).collect();
-    let replaced =
-        packs.iter().find_map(|pack| first_replaced(pack)).expect("gc wrote a pack that replaces others");
-    let last = packs.iter().max().unwrap();
-    fs::OpenOptions::new().append(true).open(last).unwrap().write_all(&before[48..1000]).unwrap();
-    fs::write(path.join("packs/00000099.unfinished"), &before).unwrap();
-    fs::write(path.join(format!("packs/{replaced:08}.pack")), renumbered(before, replaced)).unwrap();
+    let left = packs(&path);
+    let named: Vec<u32> = left.values().flat_map(|pack| replaced_by(pack)).collect();
+    let (name, bytes) = (replaced.iter().find(|(_, pack)| named.contains(&u32_at(pack, 12))))
+        .expect("gc wrote a pack that replaces others");
+    fs::write(name, bytes).unwrap();
+    fs::write(path.join("packs/00000099.unfinished"), bytes).unwrap();
+    let (last, whole) = left.last_key_value().unwrap();
+    // Objects of the same store, and yet none: this is not their place.
+    fs::OpenOptions::new().append(true).open(last).unwrap().write_all(&bytes[64..5000]).unwrap();
     assert_the_script_agrees(&path, &expected);
     let store = Store::open(&path).unwrap();
     assert_eq!(contents(&store), expected);
+    assert!(fs::read(last).unwrap() == *whole, "the torn tail was to be cut");
 }
 
-fn first_replaced(pack: &Path) -> Option<u32> {
-    let bytes = fs::read(pack).unwrap();
-    let number = |at: usize| u32::from_le_bytes(bytes[at..at + 4].try_into().unwrap());
-    (number(36) > 0).then(|| number(48))
+/// The packs of a store and their bytes.
+fn packs(store: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
+    let paths = fs::read_dir(store.join("packs")).unwrap().map(|entry| entry.unwrap().path());
+    paths.map(|path| (path.clone(), fs::read(path).unwrap())).collect()
 }
 
-/// The pack under another number.
-fn renumbered(mut pack: Vec<u8>, number: u32) -> Vec<u8> {
-    pack[12..16].copy_from_slice(&number.to_le_bytes());
-    pack[40..44].fill(0);
-    let check = crc32c::crc32c(&pack[..48]);
-    pack[40..44].copy_from_slice(&check.to_le_bytes());
-    pack
+fn u32_at(bytes: &[u8], at: usize) -> u32 {
+    u32::from_le_bytes(bytes[at..at + 4].try_into().unwrap())
+}
+
+/// The numbers of the packs that a pack replaces.
+fn replaced_by(pack: &[u8]) -> Vec<u32> {
+    (0..u32_at(pack, 52) as usize).map(|at| u32_at(pack, 64 + 4 * at)).collect()
 }
 
 /// The lines of a block of the document, indented by four spaces, that `belongs` wants.
