@@ -69,12 +69,15 @@ impl Store {
     ///
     /// # Errors
     ///
-    /// When the store cannot be read or written. If a table is damaged nobody can know what it
-    /// needed, and nothing is collected.
+    /// When the store cannot be read or written. If a table is damaged, or a whole pack with records
+    /// in it, nobody can know what it needed, and nothing is collected.
     pub fn gc(&self, options: &GcOptions) -> Result<GcStats, Error> {
         let started = Instant::now();
         let shared = &**self.shared();
         let _one_at_a_time = shared.collecting.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((path, why)) = shared.unusable.first() {
+            return Err(StoreError::UnusablePack { path: path.clone(), why: why.clone() }.into());
+        }
         let collecting = Collecting::begin(shared);
         let mut stats = match options.dry_run {
             true => collecting.plan(&HashSet::new(), options)?,

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::error::Error;
+use crate::hash::Hash;
 use crate::progress::Progress;
 use crate::record::SnapshotId;
 use crate::store::compact::{KeepAll, compact, salvage};
@@ -16,8 +17,9 @@ use crate::store::format::Format;
 use crate::store::index::Tree;
 use crate::store::lock::Lock;
 use crate::store::open::DAMAGED_DIR;
+use crate::store::object::Kind;
 use crate::store::pack::{Pack, Scanned};
-use crate::store::{Shared, Store};
+use crate::store::{Shared, Store, encode};
 use crate::sys::file;
 use crate::verify::VerifyOptions;
 
@@ -83,6 +85,9 @@ impl Store {
                 compact(shared, &[pack], &KeepAll, Some(&aside))?;
             }
         }
+        if !options.dry_run {
+            recall(shared)?;
+        }
         let verified =
             store.verify(&VerifyOptions { progress: options.progress.clone(), ..Default::default() })?;
         let mut lost: Vec<SnapshotId> =
@@ -94,6 +99,36 @@ impl Store {
         report.objects = (index.entries(Tree::Regions).count() + index.entries(Tree::Objects).count()) as u64;
         Ok(report)
     }
+}
+
+/// Writes anew what the old index knew of snapshots and no pack tells any more: records, labels, and
+/// that a snapshot is forgotten.
+fn recall(shared: &Shared) -> Result<(), Error> {
+    let Some(known) = &shared.known_before else { return Ok(()) };
+    for (id, before) in known.all() {
+        let now = {
+            let catalog = shared.catalog();
+            if catalog.orphans().contains_key(id) {
+                continue;
+            }
+            catalog.any(id).cloned()
+        };
+        let labels = || before.labels.clone();
+        match (before.tombstone, now) {
+            (None, None) if Hash::of(&encode(Kind::Record, &*before.record)?) == id.0 => {
+                shared.commit_snapshot((*before.record).clone(), labels(), shared.log.failures())?;
+            }
+            (Some(_), Some(now)) if now.tombstone.is_none() => shared.commit_tombstones(&[*id])?,
+            (None, Some(now)) if now.tombstone.is_none() => {
+                let time = |note: Option<(jiff::Timestamp, _)>| note.map(|(time, _)| time);
+                if time(before.note) > time(now.note) {
+                    shared.commit_labels(*id, labels())?;
+                }
+            }
+            _ => {}
+        }
+    }
+    Ok(())
 }
 
 /// The places in a pack that are no whole objects, a line each.

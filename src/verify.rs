@@ -241,7 +241,8 @@ impl<'a> Verification<'a> {
                 Subject::Bytes { pack, offset_bytes }
             }
         };
-        self.problem(subject, format!("in pack {} at byte {offset_bytes}: {why}", pack.number), None);
+        let record = header.filter(|header| header.kind == Kind::Record).map(|header| SnapshotId(header.hash));
+        self.problem(subject, format!("in pack {} at byte {offset_bytes}: {why}", pack.number), record);
         lock(&self.damaged).push((Position { pack: pack.number, offset_bytes }, end_bytes));
         None
     }
@@ -285,6 +286,7 @@ impl<'a> Verification<'a> {
         for id in snapshots {
             let _pin = self.shared.gate.pin_snapshot(*id);
             let Ok(record) = self.shared.record(*id) else { continue };
+            self.record(*id, &mut reader);
             let missing = |kind, hash| self.missing(kind, hash, *id);
             for attachment in &record.attachments {
                 if is_lost(Kind::Attachment, &attachment.hash) {
@@ -324,6 +326,22 @@ impl<'a> Verification<'a> {
             }
         }
         Ok(())
+    }
+
+    /// Checks the record in its pack. The index has it too, but without the index it would be lost.
+    fn record(&self, id: SnapshotId, reader: &mut Reader<'_>) {
+        // gc may move it meanwhile.
+        for _ in 0..3 {
+            let location = self.shared.catalog().live(&id).map(|entry| entry.location);
+            let Some(location) = location else { return };
+            if self.shared.log.pack(location.pack).is_none() {
+                continue;
+            }
+            if let Err(error) = reader.check_at(Kind::Record, &id.0, location) {
+                self.problem(Subject::Object(Kind::Record, id.0), error.to_string(), Some(id));
+            }
+            return;
+        }
     }
 
     /// The layout and the root of a record, as far as they can be read; `None` if not.
@@ -367,6 +385,7 @@ impl<'a> Verification<'a> {
             let pin = self.shared.gate.pin_snapshot(*id);
             let record = self.shared.record(*id)?;
             let mut reader = Reader::new(self.shared, Check::Full);
+            self.record(*id, &mut reader);
             let mut wrong: Vec<(Kind, Hash)> = Vec::new();
             for attachment in record.attachments.iter().filter(|attachment| !attachment.hash.is_zero()) {
                 wrong.extend(self.object(Kind::Attachment, &attachment.hash, &mut reader));

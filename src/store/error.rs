@@ -117,6 +117,14 @@ pub enum StoreError {
         /// Its address.
         hash: Hash,
     },
+    /// A file in the place of a pack cannot be read as one, and what it says is needed is unknown.
+    #[error("the pack {} is not usable: {why}; `stillframe repair` brings back what is in it", path.display())]
+    UnusablePack {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        why: String,
+    },
     /// An object is intact but says something impossible.
     #[error("the {kind} {hash} cannot be used: {detail}")]
     Malformed {
@@ -227,6 +235,7 @@ impl StoreError {
             self,
             StoreError::Damaged { .. }
                 | StoreError::Missing { .. }
+                | StoreError::UnusablePack { .. }
                 | StoreError::Malformed { .. }
                 | StoreError::FormatFile { .. }
                 | StoreError::Record { .. }

@@ -18,6 +18,7 @@
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use super::error::StoreError;
 use super::format::StoreId;
@@ -48,6 +49,14 @@ const SNAPSHOT_BYTES: usize = 1024;
 /// What an empty database takes there.
 const MIN_BYTES: u64 = 1 << 20;
 
+/// A database that was dropped stays locked until threads of its own have ended. Nobody else can
+/// have it, as the store has one owner.
+const MAX_LOCKED: Duration = Duration::from_secs(10);
+
+fn is_locked(error: &sled::Error) -> bool {
+    matches!(error, sled::Error::Io(error) if error.to_string().starts_with("could not acquire lock"))
+}
+
 /// The open database.
 pub(crate) struct Index {
     path: PathBuf,
@@ -67,10 +76,18 @@ impl Index {
     /// to be rebuilt; that of another store or schema counts as such.
     pub(crate) fn open(path: &Path, store: StoreId) -> Result<Index, StoreError> {
         file::create_dir(path).map_err(StoreError::io("create", path))?;
-        // On a damaged database sled may panic where others return an error.
-        let open = catch_unwind(AssertUnwindSafe(|| Index::open_unguarded(path)))
-            .unwrap_or_else(|_| Err(sled::Error::Unsupported("it panicked".to_owned())));
-        let index = open.map_err(failed("be opened"))?;
+        let started = Instant::now();
+        let index = loop {
+            // On a damaged database sled may panic where others return an error.
+            let open = catch_unwind(AssertUnwindSafe(|| Index::open_unguarded(path)))
+                .unwrap_or_else(|_| Err(sled::Error::Unsupported("it panicked".to_owned())));
+            match open {
+                Err(error) if is_locked(&error) && started.elapsed() < MAX_LOCKED => {
+                    std::thread::sleep(Duration::from_millis(1));
+                }
+                other => break other.map_err(failed("be opened"))?,
+            }
+        };
         file::make_private(path).map_err(StoreError::io("protect", path))?;
         let schema = [&[SCHEMA], &store.0[..]].concat();
         match index.meta.get("schema").map_err(failed("be read"))? {

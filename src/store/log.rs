@@ -126,8 +126,14 @@ pub(crate) struct Appended {
 
 impl Log {
     /// The log of the packs that are open already. The last one goes on if `active` says so.
-    pub(crate) fn new(dir: PathBuf, format: Format, packs: Vec<Arc<Pack>>, active: Option<Arc<Pack>>) -> Log {
-        let next_number = packs.iter().map(|pack| pack.number + 1).max().unwrap_or(1);
+    /// Packs made from now on are numbered from `next_number` on.
+    pub(crate) fn new(
+        dir: PathBuf,
+        format: Format,
+        packs: Vec<Arc<Pack>>,
+        active: Option<Arc<Pack>>,
+        next_number: u32,
+    ) -> Log {
         let packs = packs.into_iter().map(|pack| (pack.number, pack)).collect();
         Log {
             dir,

@@ -126,6 +126,8 @@ pub(crate) struct Shared {
     damage_known: AtomicBool,
     pub(crate) unusable: Vec<(PathBuf, String)>,
     pub(crate) index_rebuilt: bool,
+    /// What the index knew that repair threw away.
+    pub(crate) known_before: Option<Catalog>,
     _lock: Lock,
 }
 
@@ -236,7 +238,13 @@ impl Store {
         let (tasks, receiver) = crossbeam_channel::unbounded();
         let shared = Arc::new(Shared {
             path: path.to_owned(),
-            log: Log::new(path.join(open::PACKS_DIR), format.clone(), opened.packs, opened.active),
+            log: Log::new(
+                path.join(open::PACKS_DIR),
+                format.clone(),
+                opened.packs,
+                opened.active,
+                opened.next_number,
+            ),
             format,
             catalog: RwLock::new(opened.catalog),
             gate: Arc::default(),
@@ -248,6 +256,7 @@ impl Store {
             index: RwLock::new(Some(Arc::new(opened.index))),
             unusable: opened.unusable,
             index_rebuilt: opened.index_rebuilt,
+            known_before: opened.known_before,
             _lock: lock,
         });
         let settler =

@@ -33,11 +33,15 @@ pub(crate) const UNFINISHED: &str = "unfinished";
 pub(crate) struct Opened {
     pub(crate) packs: Vec<Arc<Pack>>,
     pub(crate) active: Option<Arc<Pack>>,
+    /// No pack has this number or one above it, nor any file in the place of one.
+    pub(crate) next_number: u32,
     pub(crate) index: Index,
     pub(crate) catalog: Catalog,
     /// Files in the place of packs that are none, and what is wrong with them.
     pub(crate) unusable: Vec<(PathBuf, String)>,
     pub(crate) index_rebuilt: bool,
+    /// What the index knew that was thrown away although it could be used.
+    pub(crate) known_before: Option<Catalog>,
 }
 
 /// Opens all packs and brings the index up to date. `rebuild` throws the index away first.
@@ -46,10 +50,8 @@ pub(crate) fn open(store: &Path, format: &Format, rebuild: bool) -> Result<Opene
     for (path, why) in &unusable {
         tracing::warn!("{} is not usable: {why}", path.display());
     }
-    let index = match rebuild {
-        true => None,
-        false => open_index(store, format, &packs),
-    };
+    let mut index = open_index(store, format, &packs);
+    let known_before = if rebuild { index.take().map(|(_, catalog)| catalog) } else { None };
     let (index, mut catalog, index_rebuilt) = match index {
         Some((index, catalog)) => (index, catalog, false),
         None => {
@@ -58,7 +60,19 @@ pub(crate) fn open(store: &Path, format: &Format, rebuild: bool) -> Result<Opene
         }
     };
     let active = catch_up(&packs, &index, &mut catalog, index_rebuilt)?;
-    Ok(Opened { packs, active, index, catalog, unusable, index_rebuilt })
+    let next_number = next_number(store)?;
+    Ok(Opened { packs, active, next_number, index, catalog, unusable, index_rebuilt, known_before })
+}
+
+/// The number after the highest there is, also of files that are no usable packs and of packs that
+/// were set aside: nothing is ever written over them.
+fn next_number(store: &Path) -> Result<u32, StoreError> {
+    let mut numbers = pack::list(&store.join(PACKS_DIR))?;
+    let damaged = store.join(DAMAGED_DIR);
+    if damaged.is_dir() {
+        numbers.extend(pack::list(&damaged)?);
+    }
+    Ok(numbers.into_iter().map(|(number, _)| number.saturating_add(1)).max().unwrap_or(1))
 }
 
 type Unusable = Vec<(PathBuf, String)>;
