@@ -17,6 +17,7 @@ use super::format::Format;
 use super::index::Tree;
 use super::location::{Location, MAX_PACK, Position};
 use super::object::{self, Kind};
+use super::open::UNFINISHED;
 use super::pack::{self, Pack};
 use crate::codec::Codec;
 use crate::hash::Hash;
@@ -265,9 +266,16 @@ impl Log {
         if let Some(active) = &tail.active {
             return Ok(active.clone());
         }
+        // A pack is durable before the next one is begun: only the last one can be torn.
+        if let Err(error) = tail.sealed.iter().try_for_each(|pack| pack.sync()) {
+            self.take_back_unsynced(tail);
+            return Err(error);
+        }
         let number = self.take_number(tail)?;
         let path = self.dir.join(pack::file_name(number));
-        let pack = Arc::new(Pack::create(path, &self.format, number, Vec::new())?);
+        let mut pack = Pack::create(path.with_extension(UNFINISHED), &self.format, number, Vec::new())?;
+        pack.rename(path.clone()).map_err(StoreError::io("give its name to", path))?;
+        let pack = Arc::new(pack);
         tail.directory_changed = true;
         tail.active = Some(pack.clone());
         self.add(pack.clone());
@@ -312,14 +320,15 @@ impl Log {
     /// two calls cannot overtake one another).
     pub(crate) fn sync(&self, settle: impl FnOnce(Durable)) -> Result<(), StoreError> {
         let _syncing = self.syncing.lock().unwrap_or_else(PoisonError::into_inner);
-        let (packs, ends, directory_changed, count, bytes) = {
+        let (packs, ends, directory_changed, count, bytes, failures_before) = {
             let mut tail = self.tail();
             let mut packs = std::mem::take(&mut tail.sealed);
             packs.extend(tail.active.clone());
             let end = |pack: &Arc<Pack>| Position { pack: pack.number, offset_bytes: pack.length_bytes() };
             let ends: Vec<_> = packs.iter().map(end).collect();
             let directory_changed = std::mem::take(&mut tail.directory_changed);
-            (packs, ends, directory_changed, tail.unsynced.len(), tail.unsynced_bytes)
+            let failures = tail.failures;
+            (packs, ends, directory_changed, tail.unsynced.len(), tail.unsynced_bytes, failures)
         };
         if count == 0 && !directory_changed {
             return Ok(());
@@ -331,6 +340,10 @@ impl Log {
         match packs.iter().try_for_each(|pack| pack.sync()).and_then(|()| directory()) {
             Ok(()) => {
                 let mut tail = self.tail();
+                if tail.failures != failures_before {
+                    // Taken back meanwhile, by whoever began a new pack.
+                    return Err(StoreError::WriteFailedMeanwhile);
+                }
                 let entries = tail.unsynced.drain(..count).collect();
                 tail.unsynced_bytes -= bytes;
                 drop(tail);
@@ -338,16 +351,16 @@ impl Log {
                 Ok(())
             }
             Err(error) => {
-                self.take_back_unsynced();
+                self.take_back_unsynced(&mut self.tail());
                 Err(error)
             }
         }
     }
 
-    fn take_back_unsynced(&self) {
-        let mut tail = self.tail();
+    fn take_back_unsynced(&self, tail: &mut Tail) {
         tail.failures += 1;
         tail.active = None;
+        tail.sealed.clear();
         tail.unsynced_bytes = 0;
         let mut pending = self.pending.write().unwrap_or_else(PoisonError::into_inner);
         for unsynced in std::mem::take(&mut tail.unsynced) {

@@ -89,6 +89,11 @@ fn open_packs(dir: &Path, format: &Format) -> Result<(Vec<Arc<Pack>>, Unusable),
     for (number, path) in pack::list(dir)? {
         match Pack::open(path.clone(), format, number)? {
             Ok(pack) => packs.push(pack),
+            // A power failure can leave the name of a pack that was just begun, and not its bytes.
+            Err(_) if file::is_zero(&path).map_err(StoreError::io("read", &path))? => {
+                tracing::info!("removing {}, which has nothing in it", path.display());
+                std::fs::remove_file(&path).map_err(StoreError::io("remove", &path))?;
+            }
             Err(why) => unusable.push((path, why)),
         }
     }
@@ -163,11 +168,18 @@ fn catch_up(
     let mut active = None;
     let mut facts = Vec::new();
     let mut ends = Vec::new();
+    // What was appended to last. Packs before it were durable before it was begun, and those that
+    // gc wrote before they had their names.
+    let last = packs.last().map(|pack| pack.number);
+    let last_begun = packs.iter().rev().find(|pack| pack.replaces.is_empty()).map(|pack| pack.number);
     for pack in packs {
-        let indexed_bytes = watermarks.get(&pack.number).copied().unwrap_or(0).max(pack.header_bytes());
+        let watermark = watermarks.get(&pack.number).copied();
+        let indexed_bytes = watermark.unwrap_or(0).max(pack.header_bytes());
+        let appended_to = pack.replaces.is_empty() || watermark.is_some();
+        let may_be_torn = appended_to && [last, last_begun].contains(&Some(pack.number));
         let mut damaged = false;
         if pack.length_bytes() > indexed_bytes {
-            let mut tail = Tail::scan(pack, indexed_bytes, rebuilding)?;
+            let mut tail = Tail::scan(pack, indexed_bytes, may_be_torn, rebuilding)?;
             if let Some(end_bytes) = tail.torn_at {
                 tracing::info!("cutting a torn tail of {} bytes", pack.length_bytes() - end_bytes);
                 pack.truncate(end_bytes)?;
@@ -217,10 +229,11 @@ struct Tail {
 }
 
 impl Tail {
-    /// Scans it. What comes after the first bytes that are no object, and after the last record, note
-    /// and tombstone, belongs to nothing that was acknowledged: a torn tail. When the whole index is
-    /// rebuilt one cannot know that it was never acknowledged; then it is one only if it looks so.
-    fn scan(pack: &Pack, from_bytes: u64, rebuilding: bool) -> Result<Tail, StoreError> {
+    /// Scans it. In the pack that was appended to last, what comes after the first bytes that are no
+    /// object, and after the last record, note and tombstone, belongs to nothing that was
+    /// acknowledged: a torn tail. When the whole index is rebuilt one cannot know where the last
+    /// record was; then it is one only if it looks so.
+    fn scan(pack: &Pack, from_bytes: u64, may_be_torn: bool, rebuilding: bool) -> Result<Tail, StoreError> {
         let bytes = pack.bytes(pack.length_bytes())?;
         let mut tail = Tail::default();
         let mut torn_at = None;
@@ -248,7 +261,7 @@ impl Tail {
                     let rest = usize::try_from(offset_bytes).ok().and_then(|at| bytes.get(at..));
                     let looks_torn = end_bytes == pack.length_bytes()
                         && (why.starts_with("the pack ends") || rest.is_some_and(is_zero));
-                    if !rebuilding || looks_torn {
+                    if may_be_torn && (!rebuilding || looks_torn) {
                         torn_at = torn_at.or(Some(offset_bytes));
                     }
                 }

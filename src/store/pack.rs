@@ -59,9 +59,8 @@ pub(crate) fn file_name(number: u32) -> String {
 }
 
 /// The number of the pack with this file name.
-pub(crate) fn number_of(file_name: &str) -> Option<u32> {
-    let number = file_name.strip_suffix(".pack")?;
-    (number.len() >= 8).then(|| number.parse().ok()).flatten()
+pub(crate) fn number_of(name: &str) -> Option<u32> {
+    name.strip_suffix(".pack")?.parse().ok().filter(|number| file_name(*number) == name)
 }
 
 /// How long the header of a pack is that replaces `replaced` others.
@@ -139,7 +138,7 @@ impl Pack {
 
     /// Gives a pack that was written under a temporary name its final one.
     pub(crate) fn rename(&mut self, path: PathBuf) -> io::Result<()> {
-        std::fs::rename(&self.path, &path)?;
+        file::rename_new(&self.path, &path)?;
         self.path = path;
         Ok(())
     }
@@ -239,7 +238,7 @@ fn read_header(
     let (numbers, _padding) = numbers.as_chunks::<4>();
     let replaces: Vec<u32> =
         numbers.iter().take(replaced as usize).map(|number| u32::from_le_bytes(*number)).collect();
-    let version = u32::from_le_bytes([fixed[8], fixed[9], fixed[10], fixed[11]]).min(FORMAT_VERSION);
+    let version = u32::from_le_bytes([fixed[8], fixed[9], fixed[10], fixed[11]]).clamp(1, FORMAT_VERSION);
     let mut id = [0; 16];
     id.copy_from_slice(&fixed[32..48]);
     let expected = header(&Format { version, ..format.clone() }, number, id, &replaces);

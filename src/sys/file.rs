@@ -6,7 +6,7 @@ use std::io::{self, Read, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::Path;
 
-use rustix::fs::OFlags;
+use rustix::fs::{OFlags, RenameFlags};
 
 /// `O_NOFOLLOW` is the same small number on every Linux machine this runs on.
 #[allow(clippy::cast_possible_wrap)]
@@ -81,6 +81,24 @@ pub(crate) fn write_whole(path: &Path, bytes: &[u8]) -> io::Result<()> {
     file.sync_all()?;
     std::fs::rename(&temporary, path)?;
     path.parent().map_or(Ok(()), sync_dir)
+}
+
+/// Whether a file has no bytes but zeros.
+pub(crate) fn is_zero(path: &Path) -> io::Result<bool> {
+    let mut file = File::open(path)?;
+    let mut buffer = vec![0; 1 << 20];
+    loop {
+        match file.read(&mut buffer)? {
+            0 => return Ok(true),
+            length if buffer[..length].iter().any(|byte| *byte != 0) => return Ok(false),
+            _ => {}
+        }
+    }
+}
+
+/// Gives a file another name, which no other file may have.
+pub(crate) fn rename_new(from: &Path, to: &Path) -> io::Result<()> {
+    Ok(rustix::fs::renameat_with(rustix::fs::CWD, from, rustix::fs::CWD, to, RenameFlags::NOREPLACE)?)
 }
 
 /// Gives a file another name in `dir`: its own, with a number behind it if that is taken.
