@@ -241,7 +241,8 @@ impl<'a> Verification<'a> {
                 Subject::Bytes { pack, offset_bytes }
             }
         };
-        let record = header.filter(|header| header.kind == Kind::Record).map(|header| SnapshotId(header.hash));
+        let record =
+            header.filter(|header| header.kind == Kind::Record).map(|header| SnapshotId(header.hash));
         self.problem(subject, format!("in pack {} at byte {offset_bytes}: {why}", pack.number), record);
         lock(&self.damaged).push((Position { pack: pack.number, offset_bytes }, end_bytes));
         None
