@@ -253,7 +253,7 @@ struct Object {
     end: usize,
 }
 
-const PACK_HEADER_BYTES: usize = 48;
+const PACK_HEADER_BYTES: usize = 64;
 
 /// The objects of a pack that replaces none.
 fn objects(pack: &[u8]) -> Vec<Object> {
@@ -287,8 +287,10 @@ const PLACES: [(Kind, &[&str], bool); 7] = [
     (Kind::Attachment, &["c1"], false),
 ];
 
+type Damage = fn(&mut [u8], &Object);
+
 /// How: what becomes of the bytes of an object.
-const KINDS: [(&str, fn(&mut [u8], &Object)); 7] = [
+const KINDS: [(&str, Damage); 7] = [
     ("a bit of its payload flipped", |pack, object| pack[(object.payload + object.payload_end) / 2] ^= 0x10),
     ("its payload zeroed", |pack, object| pack[object.payload..object.payload_end].fill(0)),
     ("its kind changed", |pack, object| pack[object.start] = pack[object.start] % 8 + 1),
@@ -744,8 +746,10 @@ fn gc_takes_nothing_that_an_unreadable_pack_may_need() {
 
 // ---- The index ----------------------------------------------------------------------------------
 
+type FileDamage = fn(&Path);
+
 /// How a file of the index is damaged.
-const INDEX_KINDS: [(&str, fn(&Path)); 7] = [
+const INDEX_KINDS: [(&str, FileDamage); 7] = [
     ("removed", |file| std::fs::remove_file(file).unwrap()),
     ("emptied", |file| std::fs::write(file, []).unwrap()),
     ("cut in half", |file| change(file, |bytes| bytes.truncate(bytes.len() / 2))),
@@ -817,7 +821,7 @@ fn a_flipped_bit_anywhere_in_the_index_costs_a_rebuild_at_most() {
 
 #[test]
 fn an_index_that_is_missing_or_something_else_costs_a_rebuild() {
-    let things: [(&str, fn(&Path)); 4] = [
+    let things: [(&str, FileDamage); 4] = [
         ("nothing", |_| {}),
         ("an empty directory", |index| std::fs::create_dir(index).unwrap()),
         ("a file", |index| std::fs::write(index, "not an index").unwrap()),
@@ -838,7 +842,8 @@ fn an_index_that_is_missing_or_something_else_costs_a_rebuild() {
 #[test]
 fn an_index_of_an_older_moment_costs_a_rebuild_at_most() {
     let gc = GcOptions { max_unused_percent: 0, ..GcOptions::default() };
-    let since: [(&str, fn(&Store, &GcOptions)); 4] = [
+    type Since = fn(&Store, &GcOptions);
+    let since: [(&str, Since); 4] = [
         ("a snapshot", |store, _| heal(store, &["b1"])),
         ("labels", |store, _| {
             let id = store.find("a@latest").unwrap();

@@ -658,7 +658,7 @@ impl World {
 /// As many as fit into half a minute, unless the environment asks for more.
 fn config() -> ProptestConfig {
     let asked_for = std::env::var("PROPTEST_CASES").is_ok();
-    let cases = if asked_for { ProptestConfig::default().cases } else { 48 };
+    let cases = if asked_for { ProptestConfig::default().cases } else { 160 };
     ProptestConfig { cases, failure_persistence: None, max_shrink_iters: 400, ..ProptestConfig::default() }
 }
 
@@ -681,4 +681,36 @@ proptest! {
         world.apply(&Step::LoseTheIndex);
         world.check();
     }
+}
+
+#[test]
+fn verify_blames_nobody_while_captures_and_gcs_go_on() {
+    let world = World::new(RegionSize::new(512).unwrap());
+    let (store, stop) = (world.store(), AtomicBool::new(false));
+    std::thread::scope(|scope| {
+        for process in 0..2u64 {
+            let stop = &stop;
+            scope.spawn(move || {
+                for step in 0.. {
+                    if stop.load(Ordering::Relaxed) {
+                        break;
+                    }
+                    let memory = filled(Fill::Unique(process << 32 | step), 200_000);
+                    let id = store
+                        .process(PROCESSES[process as usize])
+                        .capture(&memory, &CaptureOptions::default());
+                    if step % 3 == 2 {
+                        store.forget(&[id.unwrap().id]).unwrap();
+                        store.gc(&GcOptions::default()).unwrap();
+                    }
+                }
+            });
+        }
+        // The threads must end even if this fails.
+        let reports = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+            (0..30).map(|_| store.verify(&VerifyOptions::default()).unwrap().problems).collect::<Vec<_>>()
+        }));
+        stop.store(true, Ordering::Relaxed);
+        assert!(reports.unwrap().iter().all(Vec::is_empty));
+    });
 }
