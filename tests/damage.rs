@@ -878,3 +878,45 @@ fn an_index_of_an_older_moment_costs_a_rebuild_at_most() {
         assert_eq!(verify(&store).problems, []);
     }
 }
+
+#[test]
+fn a_pack_that_was_just_begun_when_the_power_failed_is_in_nobodys_way() {
+    for content in [vec![], vec![0; 64], vec![0; 5000]] {
+        let vault = Vault::copy();
+        let begun = vault.pack().with_file_name("00000099.pack");
+        std::fs::write(&begun, content).unwrap();
+        let store = vault.open();
+        vault.assert_whole(&store);
+        heal(&store, &["b1"]);
+        assert_eq!(verify(&store).problems, []);
+        assert!(!begun.exists());
+    }
+}
+
+#[test]
+fn damage_in_a_pack_before_the_last_is_no_torn_tail_and_nothing_is_cut_there() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("store");
+    drop(Store::options().region_size(RegionSize::new(65536).unwrap()).create(&path).unwrap());
+    let older = dir.path().join("older");
+    copy(&path.join("index"), &older);
+    // More than a pack: the record is in the second.
+    let memory = noise(270 << 20, 21);
+    let store = Store::open(&path).unwrap();
+    let id = store.process("p").capture(&memory, &CaptureOptions::default()).unwrap().id;
+    drop(store);
+    // As if the program had been killed before anything was indexed.
+    std::fs::remove_dir_all(path.join("index")).unwrap();
+    copy(&older, &path.join("index"));
+    let first = path.join("packs/00000001.pack");
+    let length = std::fs::metadata(&first).unwrap().len();
+    let file = std::fs::File::options().write(true).open(&first).unwrap();
+    std::os::unix::fs::FileExt::write_all_at(&file, &[0xAA; 3], 10_000_000).unwrap();
+    let store = Store::open(&path).unwrap();
+    assert_eq!(std::fs::metadata(&first).unwrap().len(), length);
+    assert!(
+        matches!(store.restore(id).unwrap().into_mapping(), Err(Error::Store(error)) if error.is_damage())
+    );
+    store.process("p").capture(&memory, &CaptureOptions::default()).unwrap();
+    assert!(store.restore(id).unwrap().into_mapping().unwrap()[..] == memory[..], "healed");
+}
