@@ -19,7 +19,7 @@ use crate::store::location::{Location, Position};
 use crate::store::marks::Marks;
 use crate::store::object::Kind;
 use crate::store::pack::{Pack, Scanned};
-use crate::store::read::{Check, Reader};
+use crate::store::read::{Check, Reader, TRIES};
 use crate::store::{Shared, Store};
 use crate::table;
 
@@ -331,15 +331,15 @@ impl<'a> Verification<'a> {
 
     /// Checks the record in its pack. The index has it too, but without the index it would be lost.
     fn record(&self, id: SnapshotId, reader: &mut Reader<'_>) {
-        // gc may move it meanwhile.
-        for _ in 0..3 {
+        for _ in 0..TRIES {
             let location = self.shared.catalog().live(&id).map(|entry| entry.location);
             let Some(location) = location else { return };
-            if self.shared.log.pack(location.pack).is_none() {
-                continue;
-            }
-            if let Err(error) = reader.check_at(Kind::Record, &id.0, location) {
-                self.problem(Subject::Object(Kind::Record, id.0), error.to_string(), Some(id));
+            match reader.check_at(Kind::Record, &id.0, location) {
+                Ok(false) => continue,
+                Ok(true) => {}
+                Err(error) => {
+                    self.problem(Subject::Object(Kind::Record, id.0), error.to_string(), Some(id));
+                }
             }
             return;
         }
@@ -436,19 +436,27 @@ impl<'a> Verification<'a> {
             return None;
         }
         let tree = if kind == Kind::Region { Tree::Regions } else { Tree::Objects };
-        let location = match self.shared.locate(tree, hash) {
-            Ok(Some(location)) => location,
-            Ok(None) => return Some((kind, *hash)),
-            Err(error) => {
-                self.problem(Subject::Object(kind, *hash), error.to_string(), None);
-                return Some((kind, *hash));
-            }
-        };
-        self.count(location);
-        let error = reader.check_at(kind, hash, location).err()?;
-        self.problem(Subject::Object(kind, *hash), error.to_string(), None);
-        if error.is_damage() {
-            self.shared.forget_damaged(tree, hash, location);
+        for _ in 0..TRIES {
+            let error = match self.shared.locate(tree, hash) {
+                Ok(None) => return Some((kind, *hash)),
+                Err(error) => error,
+                Ok(Some(location)) => match reader.check_at(kind, hash, location) {
+                    Ok(false) => continue,
+                    Ok(true) => {
+                        self.count(location);
+                        return None;
+                    }
+                    Err(error) => {
+                        self.count(location);
+                        if error.is_damage() {
+                            self.shared.forget_damaged(tree, hash, location);
+                        }
+                        error
+                    }
+                },
+            };
+            self.problem(Subject::Object(kind, *hash), error.to_string(), None);
+            break;
         }
         Some((kind, *hash))
     }

@@ -27,6 +27,12 @@ pub enum Check {
     Checksum,
 }
 
+/// How often an object is looked up anew when its pack is gone. Each time gc must have moved it.
+pub(crate) const TRIES: usize = 100;
+
+/// The mapped bytes of a pack, where in them an object begins, and its header.
+type Found = (Arc<Mmap>, usize, Header);
+
 /// Reads objects of one store, best those that lie near one another one after the other.
 ///
 /// Regions are appended in the order of their addresses, so the next one wanted is mostly the next
@@ -93,10 +99,17 @@ impl<'a> Reader<'a> {
     }
 
     /// Checks an object that is at a known place, and its plain bytes against its hash.
-    pub(crate) fn check_at(&mut self, kind: Kind, hash: &Hash, location: Location) -> Result<(), StoreError> {
-        let (map, at, header) = self.at(kind, hash, location)?;
+    /// Says whether it was there to be checked: gc may have moved it meanwhile.
+    pub(crate) fn check_at(
+        &mut self,
+        kind: Kind,
+        hash: &Hash,
+        location: Location,
+    ) -> Result<bool, StoreError> {
+        let Some((map, at, header)) = self.at(kind, hash, location)? else { return Ok(false) };
         let mut plain = vec![0; header.plain_bytes as usize];
-        self.decode(&map, at, &header, &mut plain, Check::Full)
+        self.decode(&map, at, &header, &mut plain, Check::Full)?;
+        Ok(true)
     }
 
     /// What kind of object its header says is at a place.
@@ -111,7 +124,7 @@ impl<'a> Reader<'a> {
     }
 
     /// The object after the last one, if it is this.
-    fn next_if_it_is(&self, kind: Kind, hash: &Hash) -> Option<(Arc<Mmap>, usize, Header)> {
+    fn next_if_it_is(&self, kind: Kind, hash: &Hash) -> Option<Found> {
         let (number, map) = self.open.as_ref()?;
         let rest = map.get(self.next_bytes..)?;
         // The hash first: mostly that tells, and costs nothing.
@@ -123,25 +136,21 @@ impl<'a> Reader<'a> {
         Some((map.clone(), self.next_bytes, header))
     }
 
-    fn find(&mut self, kind: Kind, hash: &Hash) -> Result<(Arc<Mmap>, usize, Header), StoreError> {
+    fn find(&mut self, kind: Kind, hash: &Hash) -> Result<Found, StoreError> {
         let tree = if kind == Kind::Region { Tree::Regions } else { Tree::Objects };
         let missing = || StoreError::Missing { kind, hash: *hash };
         // gc may move the object between the look-up and the reading: then it is elsewhere now.
-        for _ in 0..3 {
+        for _ in 0..TRIES {
             let location = self.shared.locate(tree, hash)?.ok_or_else(missing)?;
-            if self.shared.log.pack(location.pack).is_some() {
-                return self.at(kind, hash, location);
+            if let Some(found) = self.at(kind, hash, location)? {
+                return Ok(found);
             }
         }
         Err(missing())
     }
 
-    fn at(
-        &mut self,
-        kind: Kind,
-        hash: &Hash,
-        location: Location,
-    ) -> Result<(Arc<Mmap>, usize, Header), StoreError> {
+    /// The object at a place; none if gc has removed the pack.
+    fn at(&mut self, kind: Kind, hash: &Hash, location: Location) -> Result<Option<Found>, StoreError> {
         let damaged = |why: &str| StoreError::Damaged {
             kind,
             hash: *hash,
@@ -154,7 +163,7 @@ impl<'a> Reader<'a> {
                 map.clone()
             }
             _ => {
-                let pack = self.shared.log.pack(location.pack).ok_or_else(|| damaged("the pack is gone"))?;
+                let Some(pack) = self.shared.log.pack(location.pack) else { return Ok(None) };
                 if pack.length_bytes() < location.end_bytes() {
                     return Err(damaged("the pack ends before it"));
                 }
@@ -169,7 +178,7 @@ impl<'a> Reader<'a> {
         if header.hash != *hash || !fits(header.kind, kind) {
             return Err(damaged("another object is in its place"));
         }
-        Ok((map, at, header))
+        Ok(Some((map, at, header)))
     }
 
     fn decode(
