@@ -297,9 +297,8 @@ impl Parent {
     fn of(shared: &Shared, process: &str) -> Option<Parent> {
         loop {
             let id = shared.catalog().of_process(process).next_back()?;
-            let pin = shared.gate.pin_snapshot(id);
             // Forgotten before it was pinned? Then there is another newest one.
-            let Some(record) = shared.catalog().live(&id).map(|entry| entry.record.clone()) else { continue };
+            let Ok((record, pin)) = shared.pin(id) else { continue };
             let content = match Parent::content(shared, &record) {
                 Ok(content) => content,
                 Err(error) => {

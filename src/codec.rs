@@ -3,9 +3,11 @@
 //! An encoding is a property of one stored object, a codec the wish of whoever stores it: with the
 //! LZ4 codec an object that LZ4 does not make smaller is stored raw.
 
+use std::cell::RefCell;
 use std::fmt;
 use std::str::FromStr;
 
+use lz4_flex::block::{CompressTable, compress_into_with_table, get_maximum_output_size};
 use serde::{Deserialize, Serialize};
 
 /// How to encode what is stored from now on. What is stored already keeps its encoding.
@@ -62,19 +64,39 @@ const LZ4_MAX_EXPANSION: usize = 255;
 
 /// Appends the encoded form of `plain` to `out`, the smaller of the codec's and the raw one.
 pub(crate) fn encode(codec: Codec, plain: &[u8], out: &mut Vec<u8>) -> Encoding {
-    if codec == Codec::Lz4 {
-        let at = out.len();
-        out.resize(at + lz4_flex::block::get_maximum_output_size(plain.len()), 0);
-        if let Ok(length) = lz4_flex::block::compress_into(plain, &mut out[at..])
-            && length < plain.len()
-        {
-            out.truncate(at + length);
-            return Encoding::Lz4;
-        }
-        out.truncate(at);
+    if codec == Codec::Lz4 && SCRATCH.with_borrow_mut(|scratch| scratch.compress(plain, out)) {
+        return Encoding::Lz4;
     }
     out.extend_from_slice(plain);
     Encoding::Raw
+}
+
+thread_local! {
+    static SCRATCH: RefCell<Scratch> = RefCell::default();
+}
+
+/// What LZ4 works with, kept for the next region.
+#[derive(Default)]
+struct Scratch {
+    table: CompressTable,
+    block: Vec<u8>,
+}
+
+impl Scratch {
+    /// Appends the LZ4 block of `plain` to `out` if it is smaller. Says whether it was.
+    fn compress(&mut self, plain: &[u8], out: &mut Vec<u8>) -> bool {
+        let max_bytes = get_maximum_output_size(plain.len());
+        if self.block.len() < max_bytes {
+            self.block.resize(max_bytes, 0);
+        }
+        match compress_into_with_table(plain, &mut self.block, &mut self.table) {
+            Ok(length) if length < plain.len() => {
+                out.extend_from_slice(&self.block[..length]);
+                true
+            }
+            _ => false,
+        }
+    }
 }
 
 /// Decodes `stored` into the whole of `plain`.

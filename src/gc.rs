@@ -11,7 +11,7 @@ use crate::address_space::AddressSpace;
 use crate::error::Error;
 use crate::hash::Hash;
 use crate::progress::{Meter, Progress};
-use crate::record::SnapshotId;
+use crate::record::{Record, SnapshotId};
 use crate::store::catalog::Entry;
 use crate::store::compact::{Compacted, Keep, compact};
 use crate::store::error::StoreError;
@@ -129,8 +129,7 @@ impl<'a> Collecting<'a> {
     /// What collecting would do if these were forgotten.
     fn plan(&self, forgotten: &HashSet<SnapshotId>, options: &GcOptions) -> Result<GcStats, Error> {
         let mut marking = Marking::begin(self.shared, &options.progress)?;
-        let live: Vec<SnapshotId> = self.shared.catalog().all_live().map(|(id, _)| *id).collect();
-        marking.mark_all(live.into_iter().filter(|id| !forgotten.contains(id)))?;
+        marking.mark_all(self.live().into_iter().filter(|(id, _)| !forgotten.contains(id)))?;
         let Marking { regions, objects, .. } = marking;
         let condemned = Condemned { horizon: self.horizon, regions, objects };
         let (live_bytes, mut stats) = self.weigh(&condemned, forgotten)?;
@@ -148,9 +147,12 @@ impl<'a> Collecting<'a> {
     /// Marks what the live snapshots need.
     fn mark(&self, progress: &'a Progress) -> Result<Marking<'a>, Error> {
         let mut marking = Marking::begin(self.shared, progress)?;
-        let live: Vec<SnapshotId> = self.shared.catalog().all_live().map(|(id, _)| *id).collect();
-        marking.mark_all(live)?;
+        marking.mark_all(self.live())?;
         Ok(marking)
+    }
+
+    fn live(&self) -> Vec<(SnapshotId, Arc<Record>)> {
+        self.shared.catalog().all_live().map(|(id, entry)| (*id, entry.record.clone())).collect()
     }
 
     /// Marks what is pinned besides, and publishes the rest as condemned.
@@ -373,16 +375,15 @@ impl<'a> Marking<'a> {
     }
 
     /// Marks all that these snapshots need: distinct tables once.
-    fn mark_all(&mut self, snapshots: impl IntoIterator<Item = SnapshotId>) -> Result<(), Error> {
+    fn mark_all(
+        &mut self,
+        snapshots: impl IntoIterator<Item = (SnapshotId, Arc<Record>)>,
+    ) -> Result<(), Error> {
         let mut reader = Reader::new(self.shared, Check::Full);
-        for id in snapshots {
+        for (id, record) in snapshots {
             if !self.marked.insert(id) {
                 continue;
             }
-            // A snapshot that was pinned and is gone altogether needs nothing.
-            let Some(record) = self.shared.catalog().any(&id).map(|entry| entry.record.clone()) else {
-                continue;
-            };
             for attachment in &record.attachments {
                 self.objects.mark(&attachment.hash);
             }
@@ -476,6 +477,8 @@ mod tests {
         let condemned = collecting.condemn(collecting.mark(&options.progress).unwrap()).unwrap();
         collecting.sweep(&condemned, &options).unwrap();
         drop(collecting);
+        // The first gc has taken its record away; a second one must know of it all the same.
+        store.gc(&options).unwrap();
         assert!(restore.into_mapping().unwrap()[..] == memory[..]);
         assert!(store.gc(&options).unwrap().dead_regions > 0);
     }

@@ -15,7 +15,6 @@ use crate::hash::Hash;
 use crate::progress::{Meter, Progress};
 use crate::record::{Record, SnapshotId};
 use crate::sink::{SinkError, SparseFile};
-use crate::store::error::StoreError;
 use crate::store::gate::SnapshotGuard;
 use crate::store::object::Kind;
 use crate::store::read::{Check, Reader};
@@ -53,12 +52,12 @@ impl Store {
     ///
     /// # Errors
     ///
-    /// [`StoreError::NoSuchSnapshot`]; [`StoreError::Damaged`] or [`StoreError::Missing`] if the
+    /// [`NoSuchSnapshot`](crate::StoreError::NoSuchSnapshot); [`Damaged`](crate::StoreError::Damaged) or
+    /// [`Missing`](crate::StoreError::Missing) if the
     /// layout or the root cannot be read.
     pub fn restore(&self, id: SnapshotId) -> Result<Restore<'_>, Error> {
         let shared = &**self.shared();
-        let pin = shared.gate.pin_snapshot(id);
-        let record = shared.record(id)?;
+        let (record, pin) = shared.pin(id)?;
         let mut reader = Reader::new(shared, Check::Full);
         let space: AddressSpace = reader.value(Kind::Layout, &record.layout)?;
         let count = table::count(&space, record.region_size);
@@ -209,13 +208,5 @@ impl Restore<'_> {
             }
         }
         meter.advance(target.len() as u64)
-    }
-}
-
-impl Shared {
-    /// The record of a live snapshot.
-    pub(crate) fn record(&self, id: SnapshotId) -> Result<Arc<Record>, StoreError> {
-        let record = self.catalog().live(&id).map(|entry| entry.record.clone());
-        record.ok_or_else(|| StoreError::NoSuchSnapshot { text: id.to_string() })
     }
 }

@@ -162,8 +162,9 @@ impl Store {
 }
 
 impl<'a> Snapshot<'a> {
+    /// To be called with the catalog locked, so that the snapshot is live when it is pinned.
     fn new(shared: &'a Shared, id: SnapshotId, entry: &Entry) -> Snapshot<'a> {
-        let pin = shared.gate.pin_snapshot(id);
+        let pin = shared.gate.pin_snapshot(id, entry.record.clone());
         Snapshot { shared, id, record: entry.record.clone(), labels: entry.labels.clone(), _pin: pin }
     }
 

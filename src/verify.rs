@@ -285,8 +285,7 @@ impl<'a> Verification<'a> {
         let mut tables: HashMap<Hash, Vec<Hash>> = HashMap::new();
         let mut fine: HashSet<Hash> = HashSet::new();
         for id in snapshots {
-            let _pin = self.shared.gate.pin_snapshot(*id);
-            let Ok(record) = self.shared.record(*id) else { continue };
+            let Ok((record, _pin)) = self.shared.pin(*id) else { continue };
             self.record(*id, &mut reader);
             let missing = |kind, hash| self.missing(kind, hash, *id);
             for attachment in &record.attachments {
@@ -383,8 +382,7 @@ impl<'a> Verification<'a> {
         // Every table that was checked, with what is wrong with it.
         let mut seen: HashMap<Hash, Vec<(Kind, Hash)>> = HashMap::new();
         for id in snapshots {
-            let pin = self.shared.gate.pin_snapshot(*id);
-            let record = self.shared.record(*id)?;
+            let (record, pin) = self.shared.pin(*id)?;
             let mut reader = Reader::new(self.shared, Check::Full);
             self.record(*id, &mut reader);
             let mut wrong: Vec<(Kind, Hash)> = Vec::new();

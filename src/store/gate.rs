@@ -24,7 +24,7 @@ use super::index::Tree;
 use super::location::{Location, Position};
 use super::marks::Marks;
 use crate::hash::Hash;
-use crate::record::SnapshotId;
+use crate::record::{Record, SnapshotId};
 
 #[derive(Default)]
 pub(crate) struct Gate {
@@ -37,7 +37,8 @@ struct Pins {
     next_capture: u64,
     /// For each running capture the first 64 bits of every hash that it has looked up.
     captures: HashMap<u64, Vec<u64>>,
-    snapshots: HashMap<SnapshotId, usize>,
+    /// How often each is pinned, and its record: gc may take that out of the catalog.
+    snapshots: HashMap<SnapshotId, (usize, Arc<Record>)>,
     /// While gc marks: the pins that were given up meanwhile.
     handed_over: Option<HandedOver>,
 }
@@ -45,7 +46,7 @@ struct Pins {
 #[derive(Default)]
 struct HandedOver {
     prefixes: Vec<u64>,
-    snapshots: HashSet<SnapshotId>,
+    snapshots: HashMap<SnapshotId, Arc<Record>>,
 }
 
 /// What gc is about to drop: everything before the horizon that is not marked.
@@ -65,6 +66,9 @@ impl Condemned {
         Position::from(location) < self.horizon && !marks.is_marked(hash)
     }
 }
+
+/// Pinned snapshots that are not marked yet, and what was to be condemned.
+type Unmarked = (Condemned, Vec<(SnapshotId, Arc<Record>)>);
 
 /// A running capture. Its pins go when it is dropped.
 pub(crate) struct CaptureGuard<'a> {
@@ -92,9 +96,9 @@ impl Gate {
         CaptureGuard { gate: self, number }
     }
 
-    /// Keeps a snapshot from being collected.
-    pub(crate) fn pin_snapshot(self: &Arc<Self>, id: SnapshotId) -> SnapshotGuard {
-        *self.pins().snapshots.entry(id).or_default() += 1;
+    /// Keeps a snapshot from being collected, if it was live after this returned.
+    pub(crate) fn pin_snapshot(self: &Arc<Self>, id: SnapshotId, record: Arc<Record>) -> SnapshotGuard {
+        self.pins().snapshots.entry(id).or_insert((0, record)).0 += 1;
         SnapshotGuard { gate: self.clone(), id }
     }
 
@@ -109,12 +113,16 @@ impl Gate {
         &self,
         mut condemned: Condemned,
         marked: &HashSet<SnapshotId>,
-    ) -> Result<Arc<Condemned>, (Condemned, Vec<SnapshotId>)> {
+    ) -> Result<Arc<Condemned>, Unmarked> {
         let mut published = self.condemned.write().unwrap_or_else(PoisonError::into_inner);
         let pins = &mut *self.pins();
         let gone = pins.handed_over.get_or_insert_default().snapshots.iter();
-        let unmarked: Vec<SnapshotId> =
-            gone.chain(pins.snapshots.keys()).filter(|id| !marked.contains(id)).copied().collect();
+        let held = pins.snapshots.iter().map(|(id, (_, record))| (id, record));
+        let unmarked: Vec<_> = gone
+            .chain(held)
+            .filter(|(id, _)| !marked.contains(id))
+            .map(|(id, record)| (*id, record.clone()))
+            .collect();
         if !unmarked.is_empty() {
             return Err((condemned, unmarked));
         }
@@ -161,13 +169,13 @@ impl Drop for CaptureGuard<'_> {
 impl Drop for SnapshotGuard {
     fn drop(&mut self) {
         let mut pins = self.gate.pins();
-        if let Some(count) = pins.snapshots.get_mut(&self.id) {
-            *count -= 1;
-            if *count == 0 {
-                pins.snapshots.remove(&self.id);
-                if let Some(handed_over) = &mut pins.handed_over {
-                    handed_over.snapshots.insert(self.id);
-                }
+        let Some((count, record)) = pins.snapshots.get_mut(&self.id) else { return };
+        *count -= 1;
+        if *count == 0 {
+            let record = record.clone();
+            pins.snapshots.remove(&self.id);
+            if let Some(handed_over) = &mut pins.handed_over {
+                handed_over.snapshots.insert(self.id, record);
             }
         }
     }

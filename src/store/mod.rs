@@ -46,7 +46,7 @@ use crate::units::RegionSize;
 use catalog::{Catalog, Entry, Fact, Labels};
 use error::StoreError;
 use format::{FORMAT_VERSION, Format, StoreId};
-use gate::Gate;
+use gate::{Gate, SnapshotGuard};
 use index::{Index, Tree};
 use location::Location;
 use lock::Lock;
@@ -307,6 +307,20 @@ impl Shared {
 
     pub(crate) fn change_catalog<T>(&self, change: impl FnOnce(&mut Catalog) -> T) -> T {
         change(&mut self.catalog.write().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// The record of a live snapshot.
+    pub(crate) fn record(&self, id: SnapshotId) -> Result<Arc<Record>, StoreError> {
+        let record = self.catalog().live(&id).map(|entry| entry.record.clone());
+        record.ok_or_else(|| StoreError::NoSuchSnapshot { text: id.to_string() })
+    }
+
+    /// The record of a live snapshot, which gc leaves alone while it is pinned.
+    pub(crate) fn pin(&self, id: SnapshotId) -> Result<(Arc<Record>, SnapshotGuard), StoreError> {
+        let record = self.record(id)?;
+        let pin = self.gate.pin_snapshot(id, record.clone());
+        // Forgotten in between? Then gc may have missed the pin.
+        Ok((self.record(id)?, pin))
     }
 
     /// Writes what the catalog knows of a snapshot into the index.
