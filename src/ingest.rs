@@ -32,6 +32,7 @@ use crate::store::{Shared, check_length};
 use crate::sys::map;
 use crate::table::{self, Place};
 use crate::units::{AddressRange, RegionSize};
+use crate::workers::cores;
 
 /// The work of one capture.
 pub(crate) struct Ingest<'a> {
@@ -527,10 +528,6 @@ pub(crate) fn put_object(
 fn within(piece: &Piece, range: &Range<u64>) -> Range<usize> {
     let place = |offset_bytes: u64| usize::try_from(offset_bytes - piece.offset_bytes).unwrap_or(usize::MAX);
     place(range.start)..place(range.end)
-}
-
-fn cores() -> usize {
-    std::thread::available_parallelism().map_or(1, usize::from)
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {

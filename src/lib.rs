@@ -84,6 +84,7 @@ mod sys;
 mod table;
 mod units;
 mod verify;
+mod workers;
 
 pub use address_space::{AddressSpace, AddressSpaceError, Mapping, MappingKind, Protection};
 pub use capture::{Capture, CaptureOptions, Process};

@@ -5,9 +5,9 @@
 
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use memmap2::MmapMut;
-use rayon::prelude::*;
 
 use crate::address_space::AddressSpace;
 use crate::error::Error;
@@ -21,6 +21,10 @@ use crate::store::read::{Check, Reader};
 use crate::store::{Shared, Store};
 use crate::sys::map;
 use crate::table::{self, Place};
+use crate::workers;
+
+/// What is decoded before it is written to a file: little enough to stay in the cache.
+const WRITE_BYTES: usize = 256 << 10;
 
 /// A snapshot about to be restored.
 ///
@@ -132,36 +136,33 @@ impl Restore<'_> {
         let file = SparseFile::create(path.as_ref(), bytes, overwrite)?;
         let meter = self.progress.begin(bytes);
         let region_bytes = self.record.region_size.bytes();
-        let start = || (Reader::new(self.shared, self.check), Vec::new());
+        let written_bytes = AtomicU64::new(0);
+        let start = || (Reader::new(self.shared, self.check), vec![0; WRITE_BYTES.max(region_bytes)]);
         let write = |(reader, buffer): &mut (Reader<'_>, Vec<u8>), (hash, place): (Hash, Place)| {
             let hashes = reader.hashes(Kind::Table, &hash, place.regions)?;
-            let mut written_bytes = 0;
             let mut region = 0;
-            // One write for each run of regions that are not zeros.
-            for run in hashes.chunk_by(|a, b| a.is_zero() == b.is_zero()) {
-                let first_bytes = region * region_bytes;
-                region += run.len();
-                let run_bytes = place.length_bytes.min(region * region_bytes) - first_bytes;
-                if run[0].is_zero() {
-                    continue;
+            for part in hashes.chunks(buffer.len() / region_bytes) {
+                // One write for each run of regions that are not zeros.
+                for run in part.chunk_by(|a, b| a.is_zero() == b.is_zero()) {
+                    let first_bytes = region * region_bytes;
+                    region += run.len();
+                    let run_bytes = place.length_bytes.min(region * region_bytes) - first_bytes;
+                    if run[0].is_zero() {
+                        continue;
+                    }
+                    let run_of_bytes = &mut buffer[..run_bytes];
+                    for (hash, plain) in run.iter().zip(run_of_bytes.chunks_mut(region_bytes)) {
+                        reader.region(hash, plain)?;
+                    }
+                    file.write_at(run_of_bytes, place.image_bytes + first_bytes as u64)?;
+                    written_bytes.fetch_add(run_bytes as u64, Ordering::Relaxed);
                 }
-                buffer.clear();
-                buffer.resize(run_bytes, 0);
-                for (hash, plain) in run.iter().zip(buffer.chunks_mut(region_bytes)) {
-                    reader.region(hash, plain)?;
-                }
-                file.write_at(buffer, place.image_bytes + first_bytes as u64)?;
-                written_bytes += run_bytes as u64;
             }
-            meter.advance(place.length_bytes as u64)?;
-            Ok::<u64, Error>(written_bytes)
+            meter.advance(place.length_bytes as u64)
         };
-        let written_bytes = self
-            .work()
-            .into_par_iter()
-            .filter(|(hash, _)| !hash.is_zero())
-            .map_init(start, write)
-            .try_reduce(|| 0, |a, b| Ok(a + b))?;
+        let work = self.work().into_iter().filter(|(hash, _)| !hash.is_zero()).collect();
+        workers::for_each(work, start, write)?;
+        let written_bytes = written_bytes.into_inner();
         file.finish()?;
         Ok(RestoreStats { bytes, written_bytes })
     }
@@ -182,12 +183,10 @@ impl Restore<'_> {
                 work.push((hash, place.regions, part));
             }
         }
-        work.into_par_iter().try_for_each_init(
-            || Reader::new(self.shared, self.check),
-            |reader, (hash, regions, part)| {
-                self.fill_table(reader, &hash, regions, part, clear_zeros, &meter)
-            },
-        )
+        let start = || Reader::new(self.shared, self.check);
+        workers::for_each(work, start, |reader, (hash, regions, part)| {
+            self.fill_table(reader, &hash, regions, part, clear_zeros, &meter)
+        })
     }
 
     fn fill_table(
