@@ -13,7 +13,7 @@
 //!            't' snapshot id        location of a tombstone whose record is gone
 //! meta       'p' pack number (BE)   indexed bytes (u64)
 //!            "schema"               schema version and store id
-//!            "damage"               there only while there is known damage
+//!            "damage"               not empty while there is known damage
 //! ```
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -136,7 +136,8 @@ impl Index {
         self.tree(tree).insert(hash.0, &location.to_bytes()).map(drop).map_err(failed("be written"))
     }
 
-    /// Replaces the location of an object, or removes it, if it still is `old`. Says whether it was.
+    /// Replaces the location of an object, or says that it is gone, if it still is `old`. Returns
+    /// whether it was.
     pub(crate) fn replace(
         &self,
         tree: Tree,
@@ -144,10 +145,10 @@ impl Index {
         old: Location,
         new: Option<Location>,
     ) -> Result<bool, StoreError> {
-        let new = new.map(|location| location.to_bytes().to_vec());
+        let new = new.map_or(Location::GONE, Location::to_bytes);
         let swapped = self
             .tree(tree)
-            .compare_and_swap(hash.0, Some(&old.to_bytes()[..]), new)
+            .compare_and_swap(hash.0, Some(&old.to_bytes()[..]), Some(&new[..]))
             .map_err(failed("be written"))?;
         Ok(swapped.is_ok())
     }
@@ -169,27 +170,27 @@ impl Index {
 
     /// Whether the database takes far more disk than its entries need. Cost: reads them all.
     pub(crate) fn is_bloated(&self) -> bool {
-        let entries = self.regions.len() + self.objects.len();
-        let needed_bytes = entries * ENTRY_BYTES + self.snapshots.len() * SNAPSHOT_BYTES;
+        let live = self.entries(Tree::Regions).count() + self.entries(Tree::Objects).count();
+        let needed_bytes = live * ENTRY_BYTES + self.snapshots().count() * SNAPSHOT_BYTES;
         self.disk_bytes() > 2 * needed_bytes as u64 + MIN_BYTES
     }
 
     /// All keys and values of the snapshots tree.
     pub(crate) fn snapshots(&self) -> impl Iterator<Item = Result<(Vec<u8>, Vec<u8>), StoreError>> + use<> {
-        self.snapshots.iter().map(|entry| {
-            let (key, value) = entry.map_err(failed("be read"))?;
-            Ok((key.to_vec(), value.to_vec()))
+        self.snapshots.iter().filter_map(|entry| match entry {
+            Err(error) => Some(Err(failed("be read")(error))),
+            Ok((_, value)) if value.is_empty() => None,
+            Ok((key, value)) => Some(Ok((key.to_vec(), value.to_vec()))),
         })
     }
 
-    /// Sets a key of the snapshots tree, or removes it.
+    /// Sets a key of the snapshots tree, or says that it is gone.
     pub(crate) fn set_snapshot(&self, key: &[u8], value: Option<Vec<u8>>) -> Result<(), StoreError> {
-        match value {
-            Some(value) => self.snapshots.insert(key, value),
-            None => self.snapshots.remove(key),
+        let value = value.unwrap_or_default();
+        if value.is_empty() && !self.snapshots.contains_key(key).map_err(failed("be read"))? {
+            return Ok(());
         }
-        .map(drop)
-        .map_err(failed("be written"))
+        self.snapshots.insert(key, value).map(drop).map_err(failed("be written"))
     }
 
     /// Up to which byte each pack is indexed.
@@ -204,30 +205,26 @@ impl Index {
         Ok(watermarks)
     }
 
-    /// Sets a pack's watermark, or removes it. To be called when what it stands for is flushed.
+    /// Sets a pack's watermark, or says that the pack is gone. To be called when what it stands for
+    /// is flushed.
     pub(crate) fn set_watermark(&self, pack: u32, indexed_bytes: Option<u64>) -> Result<(), StoreError> {
         let key = [b"p", &pack.to_be_bytes()[..]].concat();
-        match indexed_bytes {
-            Some(bytes) => self.meta.insert(key, &bytes.to_le_bytes()),
-            None => self.meta.remove(key),
-        }
-        .map(drop)
-        .map_err(failed("be written"))
+        let value = indexed_bytes.map_or(Vec::new(), |bytes| bytes.to_le_bytes().to_vec());
+        self.meta.insert(key, value).map(drop).map_err(failed("be written"))
     }
 
     /// Whether there is known damage.
     pub(crate) fn damage_known(&self) -> bool {
-        self.meta.contains_key("damage").unwrap_or(true)
+        self.meta.get("damage").map_or(true, |value| value.is_some_and(|value| !value.is_empty()))
     }
 
     /// Remembers whether there is known damage.
     pub(crate) fn set_damage_known(&self, known: bool) -> Result<(), StoreError> {
-        match known {
-            true => self.meta.insert("damage", &[] as &[u8]),
-            false => self.meta.remove("damage"),
+        let value: &[u8] = if known { b"known" } else { b"" };
+        match self.damage_known() == known {
+            true => Ok(()),
+            false => self.meta.insert("damage", value).map(drop).map_err(failed("be written")),
         }
-        .map(drop)
-        .map_err(failed("be written"))
     }
 
     /// Writes everything to disk.
@@ -241,7 +238,7 @@ impl Index {
         file::disk_bytes(&self.path).unwrap_or(0)
     }
 
-    /// Copies every entry into the empty `fresh`, in order.
+    /// Copies every entry that is not gone into the empty `fresh`, in order.
     pub(crate) fn copy_to(&self, fresh: &Index) -> Result<(), StoreError> {
         for (from, to) in [
             (&self.regions, &fresh.regions),
@@ -251,6 +248,9 @@ impl Index {
         ] {
             for entry in from.iter() {
                 let (key, value) = entry.map_err(failed("be read"))?;
+                if value.is_empty() || *value == Location::GONE {
+                    continue;
+                }
                 to.insert(key, value).map_err(failed("be written"))?;
             }
         }

@@ -59,10 +59,16 @@ impl Location {
         bytes
     }
 
+    /// Stands in the index for an object that is not there any more. No pack has the number 0.
+    pub(crate) const GONE: [u8; Location::BYTES] = [0; Location::BYTES];
+
     /// The location in 16 bytes, if it is one.
     pub(crate) fn from_bytes(bytes: &[u8]) -> Option<Location> {
         let ([pack, offset, stored, plain], []) = bytes.as_chunks::<4>() else { return None };
         let pack = u32::from_le_bytes(*pack);
+        if pack & MAX_PACK == 0 {
+            return None;
+        }
         Some(Location {
             pack: pack & MAX_PACK,
             encoding: Encoding::from_byte((pack >> 28).to_le_bytes()[0])?,
@@ -100,6 +106,7 @@ mod tests {
             plain_bytes: 4096,
         };
         assert_eq!(Location::from_bytes(&location.to_bytes()), Some(location));
+        assert_eq!(Location::from_bytes(&Location::GONE), None);
         assert_eq!(Location::from_bytes(&[0xFF; 16]), None);
         assert_eq!(Location::from_bytes(&[0; 15]), None);
     }

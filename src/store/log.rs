@@ -292,9 +292,13 @@ impl Log {
         Ok(number)
     }
 
-    /// A number for a pack that gc writes.
+    /// A number for a pack that gc writes. The active pack is sealed, so that whatever is appended
+    /// from now on comes later in the order of the numbers.
     pub(crate) fn reserve_number(&self) -> Result<u32, StoreError> {
-        self.take_number(&mut self.tail())
+        let mut tail = self.tail();
+        let active = tail.active.take();
+        tail.sealed.extend(active);
+        self.take_number(&mut tail)
     }
 
     /// Takes a pack in.
