@@ -709,3 +709,34 @@ fn completions_and_the_manual_know_every_verb() {
     assert!(help.contains("First steps") && help.contains("Exit codes"), "{help}");
     assert!(!vault.store().exists());
 }
+
+#[test]
+fn a_disk_that_is_full_in_the_middle_of_a_capture_costs_that_capture_alone() {
+    let vault = Vault::new();
+    let small = vault.file("small", &[7; 100_000]);
+    vault.capture_file(&small, "p");
+    let mut state = 1u64;
+    let noise = std::iter::repeat_with(|| {
+        state = state.wrapping_mul(0x5851_F42D_4C95_7F2D).wrapping_add(1);
+        (state ^ (state >> 29)).to_le_bytes()
+    });
+    let large = vault.file("large", &noise.take(3_000_000).flatten().collect::<Vec<u8>>());
+    // No file may grow beyond 8 MB: the same to a program as a disk with no more room.
+    let script = "trap '' XFSZ; ulimit -f 16000; exec \"$0\" --store \"$1\" capture --file \"$2\"";
+    let output = Command::new("sh")
+        .args(["-c", script, env!("CARGO_BIN_EXE_stillframe")])
+        .arg(vault.store())
+        .arg(&large)
+        .output()
+        .unwrap();
+    let stderr = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(1), "{stderr}");
+    assert!(stderr.starts_with("stillframe: cannot write "), "{stderr}");
+
+    assert_eq!(vault.run(&["verify"]).code, Some(0));
+    let back = vault.path("back").to_str().unwrap().to_owned();
+    assert_eq!(vault.run(&["restore", "p@latest", "--to", &back]).code, Some(0));
+    assert_eq!(fs::read(&back).unwrap(), [7; 100_000]);
+    vault.capture_file(&large, "q");
+    assert_eq!(vault.run(&["verify"]).code, Some(0));
+}
