@@ -85,6 +85,10 @@ impl Index {
                 Err(error) if is_locked(&error) && started.elapsed() < MAX_LOCKED => {
                     std::thread::sleep(Duration::from_millis(1));
                 }
+                // That is no damage, and nothing can be rebuilt on a full disk either.
+                Err(sled::Error::Io(error)) if error.kind() == std::io::ErrorKind::StorageFull => {
+                    return Err(StoreError::io("write", path)(error));
+                }
                 other => break other.map_err(failed("be opened"))?,
             }
         };

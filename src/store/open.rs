@@ -50,7 +50,7 @@ pub(crate) fn open(store: &Path, format: &Format, rebuild: bool) -> Result<Opene
     for (path, why) in &unusable {
         tracing::warn!("{} is not usable: {why}", path.display());
     }
-    let mut index = open_index(store, format, &packs);
+    let mut index = open_index(store, format, &packs)?;
     let known_before = if rebuild { index.take().map(|(_, catalog)| catalog) } else { None };
     let (index, mut catalog, index_rebuilt) = match index {
         Some((index, catalog)) => (index, catalog, false),
@@ -107,13 +107,19 @@ fn open_packs(dir: &Path, format: &Format) -> Result<(Vec<Arc<Pack>>, Unusable),
 }
 
 /// The index and the catalog in it; `None` with a warning if they must be built anew.
-fn open_index(store: &Path, format: &Format, packs: &[Arc<Pack>]) -> Option<(Index, Catalog)> {
+///
+/// On a full disk that is an error: nothing can be built there.
+fn open_index(
+    store: &Path,
+    format: &Format,
+    packs: &[Arc<Pack>],
+) -> Result<Option<(Index, Catalog)>, StoreError> {
     let path = store.join(INDEX_DIR);
     if !path.is_dir() {
         if !packs.is_empty() {
             tracing::warn!("the index is missing and is rebuilt from the packs");
         }
-        return None;
+        return Ok(None);
     }
     let load = || -> Result<(Index, Catalog), StoreError> {
         let useless = |detail: String| StoreError::Index { action: "be used", detail };
@@ -138,7 +144,14 @@ fn open_index(store: &Path, format: &Format, packs: &[Arc<Pack>]) -> Option<(Ind
         }
         Ok((index, catalog))
     };
-    load().inspect_err(|error| tracing::warn!("{error}; rebuilding it from the packs now")).ok()
+    match load() {
+        Ok(both) => Ok(Some(both)),
+        Err(error @ StoreError::DiskFull { .. }) => Err(error),
+        Err(error) => {
+            tracing::warn!("{error}; rebuilding it from the packs now");
+            Ok(None)
+        }
+    }
 }
 
 /// Moves the index out of the way: into the folder for damaged things, where somebody may look at it.
