@@ -7,7 +7,8 @@ use std::path::Path;
 
 use crate::codec::Codec;
 use crate::store::error::StoreError;
-use crate::store::format::{Format, StoreId};
+use crate::store::format::Format;
+use crate::store::id::StoreId;
 use crate::units::RegionSize;
 
 /// Makes the directory `store` a store of format 1.

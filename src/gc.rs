@@ -356,14 +356,7 @@ impl<'a> Marking<'a> {
         shared.sync()?;
         shared.settle_all();
         let index = shared.index()?;
-        let read = |tree| {
-            let mut marks = Marks::default();
-            for entry in index.entries(tree) {
-                marks.push(&entry?.0);
-            }
-            Ok::<_, StoreError>(marks)
-        };
-        let (regions, objects) = (read(Tree::Regions)?, read(Tree::Objects)?);
+        let (regions, objects) = (Marks::of(&index, Tree::Regions)?, Marks::of(&index, Tree::Objects)?);
         Ok(Marking {
             shared,
             meter: progress.begin(0),

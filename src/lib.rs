@@ -107,7 +107,7 @@ pub use source::{
 pub use stats::Stats;
 pub use store::catalog::Labels;
 pub use store::error::StoreError;
-pub use store::format::StoreId;
+pub use store::id::StoreId;
 pub use store::object::Kind;
 pub use store::read::Check;
 pub use store::{Store, StoreInfo, StoreOptions};

@@ -13,7 +13,6 @@ use crate::hash::Hash;
 use crate::progress::{Meter, Progress};
 use crate::record::{Record, SnapshotId};
 use crate::store::compact::indexed;
-use crate::store::error::StoreError;
 use crate::store::index::{Index, Tree};
 use crate::store::location::{Location, Position};
 use crate::store::marks::Marks;
@@ -168,14 +167,7 @@ impl<'a> Verification<'a> {
     /// Every object in every pack, and then every reference of every snapshot.
     fn everything(&self, progress: &Progress) -> Result<(), Error> {
         let index = self.shared.index()?;
-        let read = |tree| {
-            let mut marks = Marks::default();
-            for entry in index.entries(tree) {
-                marks.push(&entry?.0);
-            }
-            Ok::<_, StoreError>(marks)
-        };
-        let (regions, objects) = (read(Tree::Regions)?, read(Tree::Objects)?);
+        let (regions, objects) = (Marks::of(&index, Tree::Regions)?, Marks::of(&index, Tree::Objects)?);
         let mut intact = Intact { regions, objects, others: HashSet::new() };
         let packs = self.shared.log.packs();
         let meter = progress.begin(packs.iter().map(|pack| pack.length_bytes()).sum());

@@ -11,7 +11,7 @@ use memmap2::Mmap;
 
 use super::Shared;
 use super::error::StoreError;
-use super::format::StoreId;
+use super::id::StoreId;
 use super::index::Tree;
 use super::location::{Location, Position};
 use super::object::{self, Header, Kind, Place};

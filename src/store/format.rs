@@ -13,6 +13,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use super::error::StoreError;
+use super::id::StoreId;
 use crate::codec::Codec;
 use crate::sys::file;
 use crate::units::RegionSize;
@@ -32,33 +33,6 @@ pub(crate) struct Format {
     pub(crate) region_size: RegionSize,
     pub(crate) codec: Codec,
     pub(crate) id: StoreId,
-}
-
-/// Names one store for ever, so that a pack of another store is never taken for one of its own.
-#[derive(Clone, Copy, PartialEq, Eq, Hash)]
-pub struct StoreId(pub(crate) [u8; 16]);
-
-impl StoreId {
-    /// A new id: from the time, the pid and the address of a local variable, hashed.
-    pub(crate) fn new() -> StoreId {
-        let here = 0u8;
-        let seed = format!("{} {} {:p}", jiff::Timestamp::now(), std::process::id(), &here);
-        let mut id = [0; 16];
-        id.copy_from_slice(&blake3::hash(seed.as_bytes()).as_bytes()[..16]);
-        StoreId(id)
-    }
-}
-
-impl std::fmt::Display for StoreId {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
-    }
-}
-
-impl std::fmt::Debug for StoreId {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        std::fmt::Display::fmt(self, f)
-    }
 }
 
 impl Format {

@@ -21,7 +21,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use super::error::StoreError;
-use super::format::StoreId;
+use super::id::StoreId;
 use super::location::Location;
 use crate::hash::Hash;
 use crate::sys::file;

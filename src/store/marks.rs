@@ -4,6 +4,8 @@
 //! Should two hashes of a store share 63 bits (one chance in a million at six million hashes), both
 //! count as marked once one is: something superfluous is kept, nothing needed is dropped.
 
+use super::error::StoreError;
+use super::index::{Index, Tree};
 use crate::hash::Hash;
 
 /// A set of hashes, each marked or not.
@@ -13,8 +15,17 @@ pub(crate) struct Marks {
 }
 
 impl Marks {
+    /// What is in a tree of the index, unmarked. Cost: reads the tree.
+    pub(crate) fn of(index: &Index, tree: Tree) -> Result<Marks, StoreError> {
+        let mut marks = Marks::default();
+        for entry in index.entries(tree) {
+            marks.push(&entry?.0);
+        }
+        Ok(marks)
+    }
+
     /// The unmarked set of hashes that come in ascending order.
-    pub(crate) fn push(&mut self, hash: &Hash) {
+    fn push(&mut self, hash: &Hash) {
         self.sorted.push(hash.prefix() & !1);
     }
 

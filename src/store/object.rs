@@ -23,7 +23,7 @@ use std::fmt;
 
 use crate::codec::{self, Codec, Encoding};
 use crate::hash::Hash;
-use crate::store::format::StoreId;
+use crate::store::id::StoreId;
 
 /// How long an object's header is, in bytes.
 pub(crate) const HEADER_BYTES: usize = 48;

@@ -26,7 +26,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use memmap2::Mmap;
 
 use super::error::StoreError;
-use super::format::{FORMAT_VERSION, Format, StoreId};
+use super::format::{FORMAT_VERSION, Format};
+use super::id::StoreId;
 use super::object::{ALIGNMENT_BYTES, HEADER_BYTES, Header, Place};
 use crate::sys::{file, map};
 

@@ -1,0 +1,28 @@
+//! The name of a store.
+
+/// Names one store for ever, so that a pack of another store is never taken for one of its own.
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+pub struct StoreId(pub(crate) [u8; 16]);
+
+impl StoreId {
+    /// A new id: from the time, the pid and the address of a local variable, hashed.
+    pub(crate) fn new() -> StoreId {
+        let here = 0u8;
+        let seed = format!("{} {} {:p}", jiff::Timestamp::now(), std::process::id(), &here);
+        let mut id = [0; 16];
+        id.copy_from_slice(&blake3::hash(seed.as_bytes()).as_bytes()[..16]);
+        StoreId(id)
+    }
+}
+
+impl std::fmt::Display for StoreId {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+    }
+}
+
+impl std::fmt::Debug for StoreId {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        std::fmt::Display::fmt(self, f)
+    }
+}
