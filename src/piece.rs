@@ -10,7 +10,7 @@ use crate::units::RegionSize;
 
 /// How much a worker takes at a time: enough to make its overhead small, little enough that the
 /// pieces of all workers together stay in the cache or near it.
-pub(crate) const PIECE_BYTES: usize = 256 << 10;
+pub(crate) const PIECE_BYTES: usize = 1 << 20;
 
 /// Some regions of one table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
