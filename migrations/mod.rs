@@ -90,12 +90,7 @@ pub(crate) fn finish_interrupted(store: &Path) -> Result<(), StoreError> {
 }
 
 fn remove(dir: &Path) -> Result<(), StoreError> {
-    match std::fs::remove_dir_all(dir) {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-            Err(StoreError::io("remove", dir)(error))
-        }
-        _ => Ok(()),
-    }
+    file::remove_dir(dir).map_err(StoreError::io("remove", dir))
 }
 
 #[cfg(test)]

@@ -185,7 +185,7 @@ impl<'a> Collecting<'a> {
         let needed: HashSet<SnapshotId> = self.shared.catalog().all().map(|(id, _)| *id).collect();
         let keep = KeepLive { shared: self.shared, index: self.shared.index()?, needed };
         for (packs, _) in groups {
-            options.progress.begin(0).advance(0)?;
+            options.progress.check()?;
             match compact(self.shared, &packs, &keep, None) {
                 Ok(Compacted { removed, removed_bytes, written_bytes }) => {
                     stats.freed_bytes += removed_bytes.saturating_sub(written_bytes);

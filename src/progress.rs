@@ -43,6 +43,14 @@ impl Progress {
         self
     }
 
+    /// An error if the verb is to stop.
+    pub(crate) fn check(&self) -> Result<(), Error> {
+        match &self.cancel {
+            Some(cancel) if cancel.load(Ordering::Relaxed) => Err(Error::Interrupted),
+            _ => Ok(()),
+        }
+    }
+
     /// Begins to count towards `total_bytes`.
     pub(crate) fn begin(&self, total_bytes: u64) -> Meter<'_> {
         Meter { progress: self, done_bytes: AtomicU64::new(0), total_bytes }
@@ -69,9 +77,6 @@ impl Meter<'_> {
         if let Some(report) = &self.progress.on_advance {
             report(done_bytes, self.total_bytes.max(done_bytes));
         }
-        match &self.progress.cancel {
-            Some(cancel) if cancel.load(Ordering::Relaxed) => Err(Error::Interrupted),
-            _ => Ok(()),
-        }
+        self.progress.check()
     }
 }

@@ -73,7 +73,7 @@ impl Store {
             }
         }
         for pack in shared.log.packs() {
-            options.progress.begin(0).advance(0)?;
+            options.progress.check()?;
             let found = damage(&pack)?;
             if found.is_empty() {
                 continue;

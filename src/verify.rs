@@ -268,7 +268,7 @@ impl<'a> Verification<'a> {
         let mut second_reader = Reader::new(self.shared, Check::Full);
         // What the scan did not see whole may have been stored or moved since, so the index is asked.
         let mut is_lost = |kind, hash: &Hash| {
-            let tree = if kind == Kind::Region { Tree::Regions } else { Tree::Objects };
+            let tree = Tree::of(kind);
             !hash.is_zero()
                 && !intact.contains(tree, hash)
                 && self.object(kind, hash, &mut second_reader).is_some()
@@ -425,7 +425,7 @@ impl<'a> Verification<'a> {
         if hash.is_zero() {
             return None;
         }
-        let tree = if kind == Kind::Region { Tree::Regions } else { Tree::Objects };
+        let tree = Tree::of(kind);
         for _ in 0..TRIES {
             let error = match self.shared.locate(tree, hash) {
                 Ok(None) => return Some((kind, *hash)),

@@ -312,5 +312,5 @@ impl Drop for Unfinished {
 /// Which tree and hash an object is indexed by; `None` for what the catalog has.
 pub(crate) fn indexed(header: &Header) -> Option<(Tree, Hash)> {
     let in_catalog = matches!(header.kind, Kind::Record | Kind::Note | Kind::Tombstone);
-    (!in_catalog).then(|| (open::tree_of(header.kind), header.hash))
+    (!in_catalog).then(|| (Tree::of(header.kind), header.hash))
 }

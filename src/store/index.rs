@@ -23,6 +23,7 @@ use std::time::{Duration, Instant};
 use super::error::StoreError;
 use super::id::StoreId;
 use super::location::Location;
+use super::object::Kind;
 use crate::hash::Hash;
 use crate::sys::file;
 
@@ -31,6 +32,13 @@ use crate::sys::file;
 pub(crate) enum Tree {
     Regions,
     Objects,
+}
+
+impl Tree {
+    /// The one with objects of this kind.
+    pub(crate) fn of(kind: Kind) -> Tree {
+        if kind == Kind::Region { Tree::Regions } else { Tree::Objects }
+    }
 }
 
 /// Changes with what the trees hold. A store with another one gets its index rebuilt.

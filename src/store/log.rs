@@ -59,11 +59,33 @@ struct Pending {
 }
 
 impl Pending {
-    fn tree(&mut self, tree: Tree) -> &mut HashMap<Hash, Location> {
+    fn of(&self, tree: Tree) -> &HashMap<Hash, Location> {
+        match tree {
+            Tree::Regions => &self.regions,
+            Tree::Objects => &self.objects,
+        }
+    }
+
+    fn of_mut(&mut self, tree: Tree) -> &mut HashMap<Hash, Location> {
         match tree {
             Tree::Regions => &mut self.regions,
             Tree::Objects => &mut self.objects,
         }
+    }
+
+    /// Removes an object unless it was appended again, somewhere else.
+    fn remove(&mut self, tree: Tree, hash: &Hash, location: Location) {
+        let objects = self.of_mut(tree);
+        if objects.get(hash) == Some(&location) {
+            objects.remove(hash);
+        }
+    }
+}
+
+impl Tail {
+    /// Nothing is appended to the active pack any more.
+    fn seal(&mut self) {
+        self.sealed.extend(self.active.take());
     }
 }
 
@@ -99,7 +121,7 @@ struct BatchObject {
 impl Batch {
     /// Encodes one object at the end of the batch.
     pub(crate) fn push(&mut self, kind: Kind, codec: Codec, hash: Hash, plain: &[u8]) {
-        let tree = if kind == Kind::Region { Tree::Regions } else { Tree::Objects };
+        let tree = Tree::of(kind);
         let start = self.bytes.len();
         let header = object::write(kind, codec, hash, plain, &mut self.bytes);
         self.objects.push(BatchObject { tree, header, start });
@@ -178,10 +200,7 @@ impl Log {
     /// Where an object is that may not be in the index yet.
     pub(crate) fn pending(&self, tree: Tree, hash: &Hash) -> Option<Location> {
         let pending = self.pending.read().unwrap_or_else(PoisonError::into_inner);
-        match tree {
-            Tree::Regions => pending.regions.get(hash).copied(),
-            Tree::Objects => pending.objects.get(hash).copied(),
-        }
+        pending.of(tree).get(hash).copied()
     }
 
     /// How many objects are not in the index yet.
@@ -198,10 +217,7 @@ impl Log {
         let mut tail = self.tail();
         let wanted: Vec<&BatchObject> = {
             let pending = self.pending.read().unwrap_or_else(PoisonError::into_inner);
-            let known = |object: &BatchObject| match object.tree {
-                Tree::Regions => pending.regions.contains_key(&object.header.hash),
-                Tree::Objects => pending.objects.contains_key(&object.header.hash),
-            };
+            let known = |object: &BatchObject| pending.of(object.tree).contains_key(&object.header.hash);
             batch.objects.iter().filter(|object| !known(object)).collect()
         };
         let pack = self.active(&mut tail)?;
@@ -219,7 +235,7 @@ impl Log {
         for (tree, header) in &headers {
             let location = Location::new(pack.number, at_bytes, header);
             at_bytes += location.object_bytes();
-            pending.tree(*tree).insert(header.hash, location);
+            pending.of_mut(*tree).insert(header.hash, location);
             tail.unsynced.push(Unsynced::Object(*tree, header.hash, location));
         }
         drop(pending);
@@ -296,8 +312,7 @@ impl Log {
     /// from now on comes later in the order of the numbers.
     pub(crate) fn reserve_number(&self) -> Result<u32, StoreError> {
         let mut tail = self.tail();
-        let active = tail.active.take();
-        tail.sealed.extend(active);
+        tail.seal();
         self.take_number(&mut tail)
     }
 
@@ -315,8 +330,8 @@ impl Log {
     /// any more.
     pub(crate) fn seal(&self, number: u32) {
         let mut tail = self.tail();
-        if let Some(active) = tail.active.take_if(|active| active.number == number) {
-            tail.sealed.push(active);
+        if tail.active.as_ref().is_some_and(|active| active.number == number) {
+            tail.seal();
         }
     }
 
@@ -324,19 +339,22 @@ impl Log {
     /// two calls cannot overtake one another).
     pub(crate) fn sync(&self, settle: impl FnOnce(Durable)) -> Result<(), StoreError> {
         let _syncing = self.syncing.lock().unwrap_or_else(PoisonError::into_inner);
-        let (packs, ends, directory_changed, count, bytes, failures_before) = {
+        let (packs, sealed, ends, directory_changed, count, bytes, failures_before) = {
             let mut tail = self.tail();
-            let mut packs = std::mem::take(&mut tail.sealed);
+            if tail.unsynced.is_empty() && !tail.directory_changed {
+                // The sealed packs hold nothing that is not durable.
+                tail.sealed.clear();
+                return Ok(());
+            }
+            let mut packs = tail.sealed.clone();
+            let sealed = packs.len();
             packs.extend(tail.active.clone());
             let end = |pack: &Arc<Pack>| Position { pack: pack.number, offset_bytes: pack.length_bytes() };
             let ends: Vec<_> = packs.iter().map(end).collect();
             let directory_changed = std::mem::take(&mut tail.directory_changed);
             let failures = tail.failures;
-            (packs, ends, directory_changed, tail.unsynced.len(), tail.unsynced_bytes, failures)
+            (packs, sealed, ends, directory_changed, tail.unsynced.len(), tail.unsynced_bytes, failures)
         };
-        if count == 0 && !directory_changed {
-            return Ok(());
-        }
         let directory = || match directory_changed {
             true => file::sync_dir(&self.dir).map_err(StoreError::io("make durable", &self.dir)),
             false => Ok(()),
@@ -350,6 +368,8 @@ impl Log {
                 }
                 let entries = tail.unsynced.drain(..count).collect();
                 tail.unsynced_bytes -= bytes;
+                // Not before: whoever begins a pack meanwhile must still find them here.
+                tail.sealed.drain(..sealed);
                 drop(tail);
                 settle(Durable { entries, ends });
                 Ok(())
@@ -369,10 +389,7 @@ impl Log {
         let mut pending = self.pending.write().unwrap_or_else(PoisonError::into_inner);
         for unsynced in std::mem::take(&mut tail.unsynced) {
             if let Unsynced::Object(tree, hash, location) = unsynced {
-                let tree = pending.tree(tree);
-                if tree.get(&hash) == Some(&location) {
-                    tree.remove(&hash);
-                }
+                pending.remove(tree, &hash, location);
             }
         }
     }
@@ -381,10 +398,7 @@ impl Log {
     pub(crate) fn settled(&self, entries: &[(Tree, Hash, Location)]) {
         let mut pending = self.pending.write().unwrap_or_else(PoisonError::into_inner);
         for (tree, hash, location) in entries {
-            let tree = pending.tree(*tree);
-            if tree.get(hash) == Some(location) {
-                tree.remove(hash);
-            }
+            pending.remove(*tree, hash, *location);
         }
     }
 }
@@ -412,13 +426,13 @@ fn put_all<'a>(pack: &Pack, headers: impl Iterator<Item = &'a object::Header>, b
 fn append_to(tail: &mut Tail, pack: &Pack, bytes: &[u8]) -> Result<u64, StoreError> {
     let appended = pack.append(bytes);
     if pack.has_rest() {
-        tail.sealed.extend(tail.active.take());
+        tail.seal();
     }
     appended
 }
 
 fn seal_if_full(tail: &mut Tail) {
-    if let Some(active) = tail.active.take_if(|active| active.length_bytes() >= pack::SEAL_BYTES) {
-        tail.sealed.push(active);
+    if tail.active.as_ref().is_some_and(|active| active.length_bytes() >= pack::SEAL_BYTES) {
+        tail.seal();
     }
 }

@@ -255,7 +255,7 @@ impl Tail {
                 Scanned::Object { offset_bytes, header, payload } => {
                     let location = Location::new(pack.number, offset_bytes, &header);
                     match fact(&header, payload, location) {
-                        Ok(None) => tail.objects.push((tree_of(header.kind), header.hash, location)),
+                        Ok(None) => tail.objects.push((Tree::of(header.kind), header.hash, location)),
                         Ok(Some(fact)) => {
                             tail.facts.push(fact);
                             torn_at = None;
@@ -286,11 +286,6 @@ impl Tail {
         }
         Ok(Tail { torn_at, ..tail })
     }
-}
-
-/// Which tree of the index an object of this kind is in.
-pub(crate) fn tree_of(kind: Kind) -> Tree {
-    if kind == Kind::Region { Tree::Regions } else { Tree::Objects }
 }
 
 /// What an object says to the catalog, if it is of a kind that does.

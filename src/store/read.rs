@@ -137,7 +137,7 @@ impl<'a> Reader<'a> {
     }
 
     fn find(&mut self, kind: Kind, hash: &Hash) -> Result<Found, StoreError> {
-        let tree = if kind == Kind::Region { Tree::Regions } else { Tree::Objects };
+        let tree = Tree::of(kind);
         let missing = || StoreError::Missing { kind, hash: *hash };
         // gc may move the object between the look-up and the reading: then it is elsewhere now.
         for _ in 0..TRIES {

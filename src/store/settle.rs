@@ -15,6 +15,7 @@ use super::location::Location;
 use super::log::{Durable, Unsynced};
 use super::open::{INDEX_DIR, UNFINISHED};
 use crate::hash::Hash;
+use crate::sys::file;
 
 /// So many entries are inserted before look-ups turn to the index for them.
 const RUN_ENTRIES: usize = 16 * 1024;
@@ -115,10 +116,5 @@ fn rewrite(shared: &Shared) -> Result<(), StoreError> {
 }
 
 fn remove(dir: &Path) -> Result<(), StoreError> {
-    match std::fs::remove_dir_all(dir) {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-            Err(StoreError::io("remove", dir)(error))
-        }
-        _ => Ok(()),
-    }
+    file::remove_dir(dir).map_err(StoreError::io("remove", dir))
 }

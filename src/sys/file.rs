@@ -48,6 +48,14 @@ pub(crate) fn create_dir(path: &Path) -> io::Result<()> {
     std::fs::set_permissions(path, Permissions::from_mode(0o700))
 }
 
+/// Removes a directory and all that is in it; does nothing where there is none.
+pub(crate) fn remove_dir(path: &Path) -> io::Result<()> {
+    match std::fs::remove_dir_all(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        other => other,
+    }
+}
+
 /// Gives every file below `dir` mode 0600 and every directory 0700: for what a library created.
 pub(crate) fn make_private(dir: &Path) -> io::Result<()> {
     std::fs::set_permissions(dir, Permissions::from_mode(0o700))?;
