@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use crate::units::{AddressRange, RegionSize};
 
 /// Who may do what with a mapping's memory.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Protection {
     /// It can be read.
     pub read: bool,
@@ -42,7 +42,7 @@ impl std::fmt::Display for Protection {
 }
 
 /// What a mapping is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[non_exhaustive]
 pub enum MappingKind {
     /// Memory without a file behind it.

@@ -10,24 +10,25 @@
 //! A source that stands still is copied first and let go, and hashed and encoded after that; only
 //! if its memory is more than the staging buffer do the workers begin while it still stands.
 
-use std::sync::{Arc, PoisonError};
+use std::sync::PoisonError;
 use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
 
-use crate::address_space::AddressSpace;
+use crate::codec::Codec;
 use crate::error::Error;
 use crate::hash::Hash;
-use crate::ingest::{Ingest, Staging, put_object};
+use crate::ingest::{Ingest, Staging};
 use crate::progress::Progress;
-use crate::record::{AttachmentRef, Origin, Record, SnapshotId, Trigger};
+use crate::put::{Put, StoreAs};
+use crate::record::{AttachmentRef, Record, SnapshotId, Trigger};
+use crate::reference::Reference;
 use crate::source::{Attachment, Source};
 use crate::store::catalog::Labels;
 use crate::store::error::StoreError;
-use crate::store::gate::SnapshotGuard;
 use crate::store::object::Kind;
 use crate::store::read::{Check, Reader};
-use crate::store::{Shared, Store, check_length, encode, later_than};
+use crate::store::{Store, check_length, encode, later_than};
 use crate::table;
 use crate::units::AddressRange;
 
@@ -40,6 +41,15 @@ pub struct CaptureOptions {
     pub labels: Labels,
     /// Address ranges to leave out (scratch buffers, secrets): they are restored as zeros.
     pub exclude: Vec<AddressRange>,
+    /// For the first snapshot of a process: the process whose newest snapshot is most like it, so that
+    /// what both have is compared and what differs a little is stored as a difference. By itself it
+    /// is the newest snapshot of the same executable or of a file of the same name.
+    pub like: Option<String>,
+    /// How to encode what is new; the store's codec if `None`.
+    pub codec: Option<Codec>,
+    /// Whether what is new may be stored as the difference from what was in its place before, where
+    /// that is short. Reading it back needs both.
+    pub deltas: bool,
     /// Further bytes to keep beside the memory, by name.
     pub attachments: Vec<Attachment>,
     /// How much memory of a source that stands still is copied before the work on it begins. If
@@ -55,6 +65,9 @@ impl Default for CaptureOptions {
             trigger: Trigger::default(),
             labels: Labels::new(),
             exclude: Vec::new(),
+            like: None,
+            codec: None,
+            deltas: true,
             attachments: Vec::new(),
             staging_bytes: 160 << 20,
             progress: Progress::default(),
@@ -158,16 +171,29 @@ impl Process<'_> {
         let _lane = lane.lock().unwrap_or_else(PoisonError::into_inner);
         let failures_before = shared.log.failures();
         let guard = shared.gate.begin_capture();
-        let parent = Parent::of(shared, &self.name);
+        let parent = Reference::newest_of(shared, &self.name);
+        let like = match (&parent, &options.like) {
+            (None, Some(name)) => Some(Reference::newest_of(shared, name).ok_or_else(|| {
+                StoreError::NoSuchSnapshot { text: format!("of the process {:?}", shorten(name)) }
+            })?),
+            _ => None,
+        };
+        let reference = parent.as_ref().or(like.as_ref());
 
-        let mut staging =
-            Staging::new(options.staging_bytes, parent.as_ref().map_or(0, Parent::copied_bytes))?;
+        let mut staging = Staging::new(options.staging_bytes, reference.map_or(0, Reference::copied_bytes))?;
         let frozen = source.open()?;
+        let like = match reference {
+            None => Reference::newest_like(shared, &frozen.origin()),
+            Some(_) => like,
+        };
+        let reference = parent.as_ref().or(like.as_ref());
         let time = later_than(parent.as_ref().map(|parent| parent.record.time));
         let mut space = frozen.address_space().clone();
         space.exclude(&options.exclude);
-        let parent_tables = |start| parent.as_ref().map_or(&[][..], |parent| parent.tables_of(start));
-        let ingest = Ingest::new(shared, &guard, &space, &*frozen, parent_tables, &options.progress)?;
+        let tables = reference.map(|reference| reference.tables_for(&space)).unwrap_or_default();
+        let codec = options.codec.unwrap_or(shared.format.codec);
+        let put = Put { shared, guard: &guard, store_as: StoreAs { codec, deltas: options.deltas } };
+        let ingest = Ingest::new(put, &space, &*frozen, &tables, parent.is_some(), &options.progress)?;
         let done = ingest.run(&*frozen, &mut staging)?;
         let mut attachments = frozen.attachments();
         let origin = frozen.origin();
@@ -176,15 +202,17 @@ impl Process<'_> {
         space.set_unreadable(done.unreadable);
 
         let mut added_bytes = done.added_bytes;
-        let mut put = |kind, bytes: &[u8]| -> Result<Hash, Error> {
+        let mut reader = Reader::new(shared, Check::Full);
+        let mut put = |kind, bytes: &[u8], like| -> Result<Hash, Error> {
             let hash = Hash::of(bytes);
-            added_bytes += put_object(shared, &guard, kind, hash, bytes)?;
+            added_bytes += put.object(&mut reader, kind, hash, bytes, like)?;
             Ok(hash)
         };
-        let layout = put(Kind::Layout, &encode(Kind::Layout, &space)?)?;
+        let like = reference.and_then(Reference::layout);
+        let layout = put(Kind::Layout, &encode(Kind::Layout, &space)?, like)?;
         let root = match done.tables.iter().all(Hash::is_zero) {
             true => Hash::ZERO,
-            false => put(Kind::Root, &table::encode(&done.tables))?,
+            false => put(Kind::Root, &table::encode(&done.tables), reference.and_then(Reference::root))?,
         };
         attachments.extend(options.attachments.iter().cloned());
         check_attachment_names(&attachments)?;
@@ -192,7 +220,8 @@ impl Process<'_> {
             .into_iter()
             .map(|Attachment { name, bytes }| {
                 check_length(Kind::Attachment, bytes.len())?;
-                let hash = if bytes.is_empty() { Hash::ZERO } else { put(Kind::Attachment, &bytes)? };
+                let like = reference.and_then(|reference| reference.attachment(&name));
+                let hash = if bytes.is_empty() { Hash::ZERO } else { put(Kind::Attachment, &bytes, like)? };
                 Ok(AttachmentRef { name, hash, length_bytes: bytes.len() as u64 })
             })
             .collect::<Result<Vec<_>, Error>>()?;
@@ -221,7 +250,7 @@ impl Process<'_> {
             zero_bytes: done.zero_bytes,
             changed_regions: done.changed_regions,
             new_regions: done.new_regions,
-            delta_regions: 0,
+            delta_regions: done.delta_regions,
             shared_regions: done.shared_regions,
             added_bytes: added_bytes + bytes,
             elapsed: started.elapsed(),
@@ -282,66 +311,4 @@ fn check_attachment_names(attachments: &[Attachment]) -> Result<(), StoreError> 
         }
     }
     Ok(())
-}
-
-/// The snapshot that the new one follows.
-struct Parent {
-    id: SnapshotId,
-    record: Arc<Record>,
-    /// Its mappings and the hashes of their tables, if they can be read and compared.
-    content: Option<(AddressSpace, Vec<Hash>)>,
-    _pin: SnapshotGuard,
-}
-
-impl Parent {
-    fn of(shared: &Shared, process: &str) -> Option<Parent> {
-        loop {
-            let id = shared.catalog().of_process(process).next_back()?;
-            // Forgotten before it was pinned? Then there is another newest one.
-            let Ok((record, pin)) = shared.pin(id) else { continue };
-            let content = match Parent::content(shared, &record) {
-                Ok(content) => content,
-                Err(error) => {
-                    tracing::warn!("the parent {id} cannot be compared with, all is looked up: {error}");
-                    None
-                }
-            };
-            return Some(Parent { id, record, content, _pin: pin });
-        }
-    }
-
-    fn content(shared: &Shared, record: &Record) -> Result<Option<(AddressSpace, Vec<Hash>)>, StoreError> {
-        if record.region_size != shared.format.region_size || shared.damage_known() {
-            return Ok(None);
-        }
-        let mut reader = Reader::new(shared, Check::Full);
-        let space: AddressSpace = reader.value(Kind::Layout, &record.layout)?;
-        let tables = table::count(&space, record.region_size);
-        let root = reader.hashes(Kind::Root, &record.root, tables)?;
-        Ok(Some((space, root)))
-    }
-
-    /// How much had to be copied for it while its source stood still, at most.
-    fn copied_bytes(&self) -> usize {
-        match self.record.origin {
-            Origin::Process { .. } => {
-                usize::try_from(self.record.memory_bytes - self.record.zero_bytes).unwrap_or(usize::MAX)
-            }
-            _ => 0,
-        }
-    }
-
-    /// The hashes of the tables of the captured mapping that begins at this address.
-    fn tables_of(&self, start: u64) -> &[Hash] {
-        let Some((space, root)) = &self.content else { return &[] };
-        let mut first = 0;
-        for (_, mapping) in space.captured() {
-            let tables = table::count_in(mapping.range.length_bytes(), self.record.region_size);
-            if mapping.range.start() == start {
-                return &root[first..first + tables];
-            }
-            first += tables;
-        }
-        &[]
-    }
 }

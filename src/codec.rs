@@ -9,6 +9,10 @@ use std::str::FromStr;
 
 use lz4_flex::block::{CompressTable, compress_into_with_table, get_maximum_output_size};
 use serde::{Deserialize, Serialize};
+use zstd::bulk::{Compressor, Decompressor};
+
+use crate::delta;
+use crate::hash::Hash;
 
 /// How to encode what is stored from now on. What is stored already keeps its encoding.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -19,6 +23,8 @@ pub enum Codec {
     /// LZ4 blocks: about 1.2 GB/s a core in, 2.8 GB/s out.
     #[default]
     Lz4,
+    /// Zstandard frames of level 1: smaller, and slower both ways.
+    Zstd,
 }
 
 impl fmt::Display for Codec {
@@ -26,6 +32,7 @@ impl fmt::Display for Codec {
         f.write_str(match self {
             Codec::None => "none",
             Codec::Lz4 => "lz4",
+            Codec::Zstd => "zstd",
         })
     }
 }
@@ -36,17 +43,21 @@ impl FromStr for Codec {
         match text {
             "none" => Ok(Codec::None),
             "lz4" => Ok(Codec::Lz4),
+            "zstd" => Ok(Codec::Zstd),
             _ => Err(CodecError::UnknownCodec { found: text.to_owned() }),
         }
     }
 }
 
-/// How the payload of one stored object is encoded. Numbers 2 (zstd) and 3 (delta) are reserved.
+/// How the payload of one stored object is encoded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[repr(u8)]
 pub(crate) enum Encoding {
     Raw = 0,
     Lz4 = 1,
+    Zstd = 2,
+    /// The difference from another object, see [`delta`](crate::delta).
+    Delta = 3,
 }
 
 impl Encoding {
@@ -54,6 +65,8 @@ impl Encoding {
         match byte {
             0 => Some(Encoding::Raw),
             1 => Some(Encoding::Lz4),
+            2 => Some(Encoding::Zstd),
+            3 => Some(Encoding::Delta),
             _ => None,
         }
     }
@@ -62,69 +75,114 @@ impl Encoding {
 /// The most plain bytes one LZ4 byte can stand for (a run of 255 for each further length byte).
 const LZ4_MAX_EXPANSION: usize = 255;
 
+/// Higher levels take much longer and make little less of memory.
+const ZSTD_LEVEL: i32 = 1;
+
 /// Appends the encoded form of `plain` to `out`, the smaller of the codec's and the raw one.
 pub(crate) fn encode(codec: Codec, plain: &[u8], out: &mut Vec<u8>) -> Encoding {
-    if codec == Codec::Lz4 && SCRATCH.with_borrow_mut(|scratch| scratch.compress(plain, out)) {
-        return Encoding::Lz4;
-    }
-    out.extend_from_slice(plain);
-    Encoding::Raw
+    SCRATCH.with_borrow_mut(|scratch| {
+        let (encoding, length) = match codec {
+            Codec::None => (Encoding::Raw, None),
+            Codec::Lz4 => (Encoding::Lz4, scratch.lz4(plain)),
+            Codec::Zstd => (Encoding::Zstd, scratch.zstd(plain)),
+        };
+        match length.filter(|length| *length < plain.len()) {
+            Some(length) => {
+                out.extend_from_slice(&scratch.block[..length]);
+                encoding
+            }
+            None => {
+                out.extend_from_slice(plain);
+                Encoding::Raw
+            }
+        }
+    })
 }
 
 thread_local! {
     static SCRATCH: RefCell<Scratch> = RefCell::default();
 }
 
-/// What LZ4 works with, kept for the next region.
+/// What the codecs work with, kept for the next region.
 #[derive(Default)]
 struct Scratch {
     table: CompressTable,
+    compressor: Option<Compressor<'static>>,
+    decompressor: Option<Decompressor<'static>>,
     block: Vec<u8>,
 }
 
 impl Scratch {
-    /// Appends the LZ4 block of `plain` to `out` if it is smaller. Says whether it was.
-    fn compress(&mut self, plain: &[u8], out: &mut Vec<u8>) -> bool {
-        let max_bytes = get_maximum_output_size(plain.len());
+    /// Compresses `plain` into `block`. Returns how many bytes that took.
+    fn lz4(&mut self, plain: &[u8]) -> Option<usize> {
+        self.make_room(get_maximum_output_size(plain.len()));
+        compress_into_with_table(plain, &mut self.block, &mut self.table).ok()
+    }
+
+    fn zstd(&mut self, plain: &[u8]) -> Option<usize> {
+        self.make_room(zstd::zstd_safe::compress_bound(plain.len()));
+        if self.compressor.is_none() {
+            let mut compressor = Compressor::new(ZSTD_LEVEL).ok()?;
+            // The object's header has the length.
+            compressor.include_contentsize(false).ok()?;
+            self.compressor = Some(compressor);
+        }
+        self.compressor.as_mut()?.compress_to_buffer(plain, &mut self.block[..]).ok()
+    }
+
+    fn unzstd(&mut self, stored: &[u8], plain: &mut [u8]) -> std::io::Result<usize> {
+        let decompressor = match &mut self.decompressor {
+            Some(decompressor) => decompressor,
+            none => none.insert(Decompressor::new()?),
+        };
+        decompressor.decompress_to_buffer(stored, plain)
+    }
+
+    fn make_room(&mut self, max_bytes: usize) {
         if self.block.len() < max_bytes {
             self.block.resize(max_bytes, 0);
-        }
-        match compress_into_with_table(plain, &mut self.block, &mut self.table) {
-            Ok(length) if length < plain.len() => {
-                out.extend_from_slice(&self.block[..length]);
-                true
-            }
-            _ => false,
         }
     }
 }
 
-/// Decodes `stored` into the whole of `plain`.
+/// Decodes `stored` into the whole of `plain`. For a delta `plain` holds the bytes of its base, cut
+/// or lengthened by zeros.
 ///
 /// An error if the stored bytes are malformed or do not fill `plain` exactly; `plain` then holds
 /// unspecified bytes.
 pub(crate) fn decode(encoding: Encoding, stored: &[u8], plain: &mut [u8]) -> Result<(), CodecError> {
-    let mismatch = |found_bytes| CodecError::Length { expected_bytes: plain.len(), found_bytes };
-    match encoding {
-        Encoding::Raw if stored.len() == plain.len() => plain.copy_from_slice(stored),
-        Encoding::Raw => return Err(mismatch(stored.len())),
-        Encoding::Lz4 => {
-            let expected_bytes = plain.len();
-            let found_bytes = lz4_flex::block::decompress_into(stored, plain)
-                .map_err(|error| CodecError::Lz4 { detail: error.to_string() })?;
-            if found_bytes != expected_bytes {
-                return Err(CodecError::Length { expected_bytes, found_bytes });
+    let expected_bytes = plain.len();
+    let found_bytes = match encoding {
+        Encoding::Raw => {
+            if stored.len() == expected_bytes {
+                plain.copy_from_slice(stored);
             }
+            stored.len()
         }
+        Encoding::Lz4 => lz4_flex::block::decompress_into(stored, plain)
+            .map_err(|error| CodecError::Lz4 { detail: error.to_string() })?,
+        Encoding::Zstd => SCRATCH
+            .with_borrow_mut(|scratch| scratch.unzstd(stored, plain))
+            .map_err(|error| CodecError::Zstd { detail: error.to_string() })?,
+        Encoding::Delta => {
+            delta::apply(stored, plain).map_err(|detail| CodecError::Delta { detail })?;
+            expected_bytes
+        }
+    };
+    match found_bytes == expected_bytes {
+        true => Ok(()),
+        false => Err(CodecError::Length { expected_bytes, found_bytes }),
     }
-    Ok(())
 }
 
 /// Whether `stored_bytes` can stand for `plain_bytes` at all: checked before anything is allocated.
 pub(crate) fn lengths_are_possible(encoding: Encoding, stored_bytes: usize, plain_bytes: usize) -> bool {
     match encoding {
         Encoding::Raw => stored_bytes == plain_bytes,
-        Encoding::Lz4 => plain_bytes / LZ4_MAX_EXPANSION <= stored_bytes,
+        Encoding::Lz4 => plain_bytes / LZ4_MAX_EXPANSION <= stored_bytes && stored_bytes < plain_bytes,
+        // Both can stand for very much; the kind's own limit is what bounds them.
+        Encoding::Zstd => stored_bytes > 0 && stored_bytes < plain_bytes,
+        Encoding::Delta => stored_bytes > Hash::BYTES && stored_bytes < plain_bytes,
     }
 }
 
@@ -133,7 +191,7 @@ pub(crate) fn lengths_are_possible(encoding: Encoding, stored_bytes: usize, plai
 #[non_exhaustive]
 pub enum CodecError {
     /// Not the name of a codec.
-    #[error("a codec is one of lz4 and none, found {found:?}")]
+    #[error("a codec is one of lz4, zstd and none, found {found:?}")]
     UnknownCodec {
         /// The name given.
         found: String,
@@ -152,6 +210,18 @@ pub enum CodecError {
         /// What the decoder said.
         detail: String,
     },
+    /// Not a Zstandard frame.
+    #[error("not a Zstandard frame: {detail}")]
+    Zstd {
+        /// What the decoder said.
+        detail: String,
+    },
+    /// Not a difference from its base.
+    #[error("not a delta: {detail}")]
+    Delta {
+        /// What is wrong.
+        detail: String,
+    },
 }
 
 #[cfg(test)]
@@ -163,9 +233,8 @@ mod tests {
         #[test]
         fn what_is_encoded_decodes_to_the_same_bytes(
             plain in proptest::collection::vec(prop_oneof![Just(0u8), any::<u8>()], 0..5000),
-            lz4: bool,
+            codec in prop_oneof![Just(Codec::None), Just(Codec::Lz4), Just(Codec::Zstd)],
         ) {
-            let codec = if lz4 { Codec::Lz4 } else { Codec::None };
             let mut stored = vec![1, 2, 3];
             let encoding = encode(codec, &plain, &mut stored);
             prop_assert!(stored.len() - 3 <= plain.len());
@@ -179,9 +248,10 @@ mod tests {
         fn damaged_bytes_decode_to_an_error_or_to_wrong_bytes_but_never_panic(
             stored in proptest::collection::vec(any::<u8>(), 0..300),
             plain_bytes in 0usize..5000,
+            encoding in 0u8..4,
         ) {
             let mut plain = vec![0; plain_bytes];
-            let _ = decode(Encoding::Lz4, &stored, &mut plain);
+            let _ = decode(Encoding::from_byte(encoding).unwrap(), &stored, &mut plain);
         }
     }
 

@@ -8,6 +8,7 @@ use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 
 use crate::address_space::AddressSpace;
+use crate::codec::Encoding;
 use crate::error::Error;
 use crate::hash::Hash;
 use crate::progress::{Meter, Progress};
@@ -162,7 +163,8 @@ impl<'a> Collecting<'a> {
             let condemned = Condemned { horizon: self.horizon, regions, objects };
             match self.shared.gate.condemn(condemned, &marking.marked) {
                 Ok(condemned) => return Ok(condemned),
-                Err((Condemned { regions, objects, .. }, unmarked)) => {
+                Err(unmarked) => {
+                    let (Condemned { regions, objects, .. }, unmarked) = *unmarked;
                     marking = Marking { regions, objects, ..marking };
                     marking.mark_all(unmarked)?;
                 }
@@ -296,18 +298,27 @@ impl<'a> Collecting<'a> {
         Ok(groups)
     }
 
-    /// Drops what is condemned from the index.
+    /// Drops what is condemned from the index: deltas before their bases.
     fn drop_dead(&self, condemned: &Condemned) -> Result<(), Error> {
         let index: Arc<Index> = self.shared.index()?;
-        for tree in [Tree::Regions, Tree::Objects] {
-            for entry in index.entries(tree) {
-                let (hash, location) = entry?;
-                if condemned.contains(tree, &hash, location) {
-                    index.replace(tree, &hash, location, None)?;
+        let before = index.may_have_ungrounded();
+        for deltas in [true, false] {
+            for tree in [Tree::Regions, Tree::Objects] {
+                for entry in index.entries(tree) {
+                    let (hash, location) = entry?;
+                    if (location.encoding == Encoding::Delta) == deltas
+                        && condemned.contains(tree, &hash, location)
+                    {
+                        if deltas {
+                            // Should we be killed, some may be gone on the disk and others not.
+                            index.set_may_have_ungrounded(true)?;
+                        }
+                        index.replace(tree, &hash, location, None)?;
+                    }
                 }
             }
         }
-        Ok(())
+        Ok(index.set_may_have_ungrounded(before)?)
     }
 }
 
@@ -356,7 +367,8 @@ impl<'a> Marking<'a> {
         shared.sync()?;
         shared.settle_all();
         let index = shared.index()?;
-        let (regions, objects) = (Marks::of(&index, Tree::Regions)?, Marks::of(&index, Tree::Objects)?);
+        let marks = |tree| Marks::with_bases(shared, &index, tree);
+        let (regions, objects) = (marks(Tree::Regions)?, marks(Tree::Objects)?);
         Ok(Marking {
             shared,
             meter: progress.begin(0),

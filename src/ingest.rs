@@ -19,16 +19,15 @@ use crate::error::Error;
 use crate::hash::Hash;
 use crate::piece::{Piece, overlapping, pieces_of};
 use crate::progress::{Meter, Progress};
+use crate::put::{Put, base, known};
 use crate::region::is_zero;
 use crate::sink::SinkError;
 use crate::source::{CopyOut, Frozen, Memory};
-use crate::store::error::StoreError;
-use crate::store::gate::CaptureGuard;
+use crate::store::Shared;
 use crate::store::index::Tree;
 use crate::store::log::Batch;
 use crate::store::object::Kind;
 use crate::store::read::{Check, Reader};
-use crate::store::{Shared, check_length};
 use crate::sys::map;
 use crate::table::{self, Place};
 use crate::units::{AddressRange, RegionSize};
@@ -37,8 +36,10 @@ use crate::workers::cores;
 /// The work of one capture.
 pub(crate) struct Ingest<'a> {
     shared: &'a Shared,
-    guard: &'a CaptureGuard<'a>,
+    put: Put<'a>,
     region_size: RegionSize,
+    /// Whether what memory is compared with is the parent, and not only a snapshot like it.
+    has_parent: bool,
     tables: Vec<TableJob>,
     /// For each mapping what may be something else than zeros.
     populated: Vec<Vec<Range<u64>>>,
@@ -50,6 +51,7 @@ pub(crate) struct Ingest<'a> {
     zero_bytes: AtomicU64,
     changed_regions: AtomicU64,
     new_regions: AtomicU64,
+    delta_regions: AtomicU64,
     shared_regions: AtomicU64,
     added_bytes: AtomicU64,
 }
@@ -76,7 +78,8 @@ impl Staging {
 /// One table being filled.
 struct TableJob {
     place: Place,
-    parent: Hash,
+    /// The table in its place in the reference.
+    reference: Hash,
     state: Mutex<TableState>,
 }
 
@@ -84,7 +87,7 @@ struct TableJob {
 struct TableState {
     pieces_left: usize,
     hashes: Vec<Hash>,
-    parent_hashes: Option<Arc<Vec<Hash>>>,
+    reference_hashes: Option<Arc<Vec<Hash>>>,
     done: Option<Hash>,
 }
 
@@ -95,21 +98,22 @@ pub(crate) struct Ingested {
     pub(crate) zero_bytes: u64,
     pub(crate) changed_regions: u64,
     pub(crate) new_regions: u64,
+    pub(crate) delta_regions: u64,
     pub(crate) shared_regions: u64,
     pub(crate) added_bytes: u64,
 }
 
 impl<'a> Ingest<'a> {
-    /// Plans the work. `parent_tables` gives the parent's tables of the mapping at an address.
-    pub(crate) fn new<'p>(
-        shared: &'a Shared,
-        guard: &'a CaptureGuard<'a>,
+    /// Plans the work. `reference_tables` are those of the reference, for each mapping.
+    pub(crate) fn new(
+        put: Put<'a>,
         space: &AddressSpace,
         frozen: &dyn Frozen,
-        parent_tables: impl Fn(u64) -> &'p [Hash],
+        reference_tables: &[&[Hash]],
+        has_parent: bool,
         progress: &'a Progress,
     ) -> Result<Ingest<'a>, Error> {
-        let region_size = shared.format.region_size;
+        let region_size = put.shared.format.region_size;
         let (mut populated, mut excluded) = (Vec::new(), Vec::new());
         for (at, mapping) in space.mappings().iter().enumerate() {
             let within = |range: AddressRange| {
@@ -122,20 +126,20 @@ impl<'a> Ingest<'a> {
         let tables: Vec<TableJob> = table::places(space, region_size)
             .enumerate()
             .map(|(at, place)| {
-                let start = space.mappings()[place.mapping_index].range.start();
                 let in_mapping = place.offset_bytes / table::covered_bytes(region_size);
-                let parent =
-                    usize::try_from(in_mapping).ok().and_then(|at| parent_tables(start).get(at).copied());
+                let theirs = reference_tables.get(place.mapping_index).copied().unwrap_or_default();
+                let reference = usize::try_from(in_mapping).ok().and_then(|at| theirs.get(at).copied());
                 let pieces = pieces_of(at, place, &populated[place.mapping_index], region_size);
                 let state = TableState { pieces_left: pieces.count(), ..TableState::default() };
-                TableJob { place, parent: parent.unwrap_or(Hash::ZERO), state: Mutex::new(state) }
+                TableJob { place, reference: reference.unwrap_or(Hash::ZERO), state: Mutex::new(state) }
             })
             .collect();
         let total_bytes = populated.iter().flatten().map(|range| range.end - range.start).sum();
         Ok(Ingest {
-            shared,
-            guard,
+            shared: put.shared,
+            put,
             region_size,
+            has_parent,
             tables,
             populated,
             excluded,
@@ -145,6 +149,7 @@ impl<'a> Ingest<'a> {
             zero_bytes: AtomicU64::new(0),
             changed_regions: AtomicU64::new(0),
             new_regions: AtomicU64::new(0),
+            delta_regions: AtomicU64::new(0),
             shared_regions: AtomicU64::new(0),
             added_bytes: AtomicU64::new(0),
         })
@@ -197,6 +202,7 @@ impl<'a> Ingest<'a> {
             zero_bytes: get(&self.zero_bytes),
             changed_regions: get(&self.changed_regions),
             new_regions: get(&self.new_regions),
+            delta_regions: get(&self.delta_regions),
             shared_regions: get(&self.shared_regions),
             added_bytes: get(&self.added_bytes),
             unreadable: std::mem::take(&mut lock(&self.unreadable)),
@@ -340,15 +346,17 @@ impl<'a> Ingest<'a> {
         let table = &self.tables[piece.table];
         let hash = |region: &[u8]| if is_zero(region) { Hash::ZERO } else { Hash::of(region) };
         let hashes: Vec<Hash> = bytes.chunks(self.region_size.bytes()).map(hash).collect();
-        let parent = self.parent_hashes(table, worker)?;
-        let unchanged = |at: usize| {
-            let parent = parent.as_ref().and_then(|parent| parent.get(piece.first_region + at));
-            hashes[at] == parent.copied().unwrap_or(Hash::ZERO)
+        let reference = self.reference_hashes(table, worker)?;
+        let in_its_place = |at: usize| {
+            let reference = reference.as_ref().and_then(|reference| reference.get(piece.first_region + at));
+            reference.copied().unwrap_or(Hash::ZERO)
         };
-        let changed: Vec<usize> =
-            (0..hashes.len()).filter(|at| !hashes[*at].is_zero() && !unchanged(*at)).collect();
+        let changed: Vec<Changed> = (0..hashes.len())
+            .map(|at| Changed { at, hash: hashes[at], in_its_place: in_its_place(at) })
+            .filter(|it| !it.hash.is_zero() && it.hash != it.in_its_place)
+            .collect();
         if !changed.is_empty() {
-            self.store_regions(bytes, &hashes, &changed, worker)?;
+            self.store_regions(bytes, &changed, worker)?;
         }
         let mut state = lock(&table.state);
         if state.hashes.is_empty() {
@@ -363,34 +371,31 @@ impl<'a> Ingest<'a> {
         self.meter.advance(piece.length_bytes as u64)
     }
 
-    /// The hashes of the parent's table in the same place. Read once a table.
-    fn parent_hashes(
+    /// The hashes of the reference's table in the same place. Read once a table.
+    fn reference_hashes(
         &self,
         table: &TableJob,
         worker: &mut Worker<'_>,
     ) -> Result<Option<Arc<Vec<Hash>>>, Error> {
-        if table.parent.is_zero() {
+        if table.reference.is_zero() {
             return Ok(None);
         }
         let mut state = lock(&table.state);
-        if state.parent_hashes.is_none() {
-            state.parent_hashes = Some(Arc::new(self.read_parent(table, worker)?));
+        if state.reference_hashes.is_none() {
+            state.reference_hashes = Some(Arc::new(self.read_reference(table, worker)?));
         }
-        Ok(state.parent_hashes.clone())
+        Ok(state.reference_hashes.clone())
     }
 
-    /// Reads the parent's table in the same place. It has another length if its mapping had, and
+    /// Reads the reference's table in the same place. It has another length if its mapping had, and
     /// none if it is damaged: then everything is looked up, and found or stored anew.
-    fn read_parent(&self, table: &TableJob, worker: &mut Worker<'_>) -> Result<Vec<Hash>, Error> {
-        let bytes = match worker.reader.object(Kind::Table, &table.parent) {
+    fn read_reference(&self, table: &TableJob, worker: &mut Worker<'_>) -> Result<Vec<Hash>, Error> {
+        let bytes = match worker.reader.object(Kind::Table, &table.reference) {
             Ok(bytes) => bytes,
             Err(error) if error.is_damage() => {
-                tracing::warn!("{error}");
+                tracing::warn!("{}", error.whole_story());
                 // Its own bytes are wanted again too, should this table be the same.
-                match self.shared.locate(Tree::Objects, &table.parent)? {
-                    Some(location) => self.shared.forget_damaged(Tree::Objects, &table.parent, location),
-                    None => self.shared.set_damage_known(true),
-                }
+                self.shared.forget_culprit(&error);
                 Vec::new()
             }
             Err(error) => return Err(error.into()),
@@ -400,62 +405,74 @@ impl<'a> Ingest<'a> {
     }
 
     /// Appends those of the changed regions that the store lacks.
-    fn store_regions(
-        &self,
-        bytes: &[u8],
-        hashes: &[Hash],
-        changed: &[usize],
-        worker: &mut Worker<'_>,
-    ) -> Result<(), Error> {
-        let wanted: Vec<Hash> = changed.iter().map(|at| hashes[*at]).collect();
-        let known = self.known(Tree::Regions, &wanted)?;
+    fn store_regions(&self, bytes: &[u8], changed: &[Changed], worker: &mut Worker<'_>) -> Result<(), Error> {
+        let wanted: Vec<Hash> = changed.iter().map(|it| it.hash).collect();
+        let known = known(self.shared, self.put.guard, &mut worker.reader, Tree::Regions, &wanted)?;
+        let codec = self.put.store_as.codec;
+        // Asked after the look-up: what is damaged is made known before it is found no more.
+        let deltas = self.put.store_as.deltas && !self.shared.damage_known();
         worker.batch.clear();
         let mut seen = HashSet::new();
-        for (at, known) in changed.iter().zip(known) {
-            if !known && seen.insert(hashes[*at]) {
-                let region_bytes = self.region_size.bytes();
-                let end = bytes.len().min((at + 1) * region_bytes);
-                let plain = &bytes[at * region_bytes..end];
-                worker.batch.push(Kind::Region, self.shared.format.codec, hashes[*at], plain);
+        for (it, known) in changed.iter().zip(known) {
+            if known || !seen.insert(it.hash) {
+                continue;
             }
+            let start = it.at * self.region_size.bytes();
+            let plain = &bytes[start..bytes.len().min(start + self.region_size.bytes())];
+            let base = match deltas {
+                true => base(&mut worker.reader, Kind::Region, &it.in_its_place, &mut worker.base)?,
+                false => None,
+            };
+            worker.batch.push(
+                Kind::Region,
+                codec,
+                it.hash,
+                plain,
+                base.as_ref().map(|base| (base, &worker.base[..])),
+            );
         }
         let appended = self.shared.append(&mut worker.batch)?;
-        self.new_regions.fetch_add(appended.objects, Ordering::Relaxed);
+        self.new_regions.fetch_add(appended.objects - appended.deltas, Ordering::Relaxed);
+        self.delta_regions.fetch_add(appended.deltas, Ordering::Relaxed);
         self.shared_regions.fetch_add(changed.len() as u64 - appended.objects, Ordering::Relaxed);
         self.added_bytes.fetch_add(appended.bytes, Ordering::Relaxed);
         Ok(())
     }
 
-    fn known(&self, tree: Tree, hashes: &[Hash]) -> Result<Vec<bool>, StoreError> {
-        known(self.shared, self.guard, tree, hashes)
-    }
-
     /// Counts and stores a table all of whose regions are entered.
     fn finish_table(&self, at: usize, state: &mut TableState, worker: &mut Worker<'_>) -> Result<(), Error> {
         let table = &self.tables[at];
-        let parent = match state.parent_hashes.take() {
-            Some(parent) => parent,
-            None => Arc::new(self.read_parent(table, worker)?),
+        let reference = match state.reference_hashes.take() {
+            Some(reference) => reference,
+            None => Arc::new(self.read_reference(table, worker)?),
         };
         let hashes = std::mem::take(&mut state.hashes);
-        let (mut zero_bytes, mut changed_regions) = (0, 0);
+        let (mut zero_bytes, mut changed_regions, mut shared_regions) = (0, 0, 0);
         for (region, hash) in hashes.iter().enumerate() {
             let start = region * self.region_size.bytes();
             if hash.is_zero() {
                 zero_bytes += self.region_size.bytes().min(table.place.length_bytes - start) as u64;
             }
-            changed_regions += u64::from(*hash != parent.get(region).copied().unwrap_or(Hash::ZERO));
+            let same = *hash == reference.get(region).copied().unwrap_or(Hash::ZERO);
+            if self.has_parent {
+                changed_regions += u64::from(!same);
+            } else if !hash.is_zero() {
+                changed_regions += 1;
+                shared_regions += u64::from(same);
+            }
         }
         self.zero_bytes.fetch_add(zero_bytes, Ordering::Relaxed);
         self.changed_regions.fetch_add(changed_regions, Ordering::Relaxed);
+        self.shared_regions.fetch_add(shared_regions, Ordering::Relaxed);
         let done = if hashes.iter().all(Hash::is_zero) {
             Hash::ZERO
         } else {
             let bytes = table::encode(&hashes);
             let hash = Hash::of(&bytes);
-            // A parent without hashes could not be read.
-            if hash != table.parent || parent.is_empty() {
-                let added_bytes = put_object(self.shared, self.guard, Kind::Table, hash, &bytes)?;
+            // A reference without hashes could not be read.
+            if hash != table.reference || reference.is_empty() {
+                let like = Some(table.reference).filter(|_| !reference.is_empty());
+                let added_bytes = self.put.object(&mut worker.reader, Kind::Table, hash, &bytes, like)?;
                 self.added_bytes.fetch_add(added_bytes, Ordering::Relaxed);
             }
             hash
@@ -481,47 +498,24 @@ struct Worker<'a> {
     reader: Reader<'a>,
     batch: Batch,
     buffer: Vec<u8>,
+    /// The plain bytes of a base.
+    base: Vec<u8>,
+}
+
+/// A region that is not what the reference has in its place.
+struct Changed {
+    /// Which of the piece.
+    at: usize,
+    hash: Hash,
+    /// The all-zero hash where the reference has nothing.
+    in_its_place: Hash,
 }
 
 impl<'a> Worker<'a> {
     fn new(shared: &'a Shared) -> Worker<'a> {
-        Worker { reader: Reader::new(shared, Check::Full), batch: Batch::default(), buffer: Vec::new() }
+        let (batch, buffer, base) = Default::default();
+        Worker { reader: Reader::new(shared, Check::Full), batch, buffer, base }
     }
-}
-
-/// Pins the hashes and says which of them the store has.
-fn known(
-    shared: &Shared,
-    guard: &CaptureGuard<'_>,
-    tree: Tree,
-    hashes: &[Hash],
-) -> Result<Vec<bool>, StoreError> {
-    guard.pin_and(hashes, |condemned| {
-        let is_known = |hash| {
-            let location = shared.locate(tree, hash)?;
-            let keeps =
-                |location| condemned.is_none_or(|condemned| !condemned.contains(tree, hash, location));
-            Ok(location.is_some_and(keeps))
-        };
-        hashes.iter().map(is_known).collect()
-    })
-}
-
-/// Appends an object unless the store has it. Returns how many bytes that took.
-pub(crate) fn put_object(
-    shared: &Shared,
-    guard: &CaptureGuard<'_>,
-    kind: Kind,
-    hash: Hash,
-    bytes: &[u8],
-) -> Result<u64, StoreError> {
-    check_length(kind, bytes.len())?;
-    if known(shared, guard, Tree::Objects, &[hash])?[0] {
-        return Ok(0);
-    }
-    let mut batch = Batch::default();
-    batch.push(kind, shared.format.codec, hash, bytes);
-    Ok(shared.append(&mut batch)?.bytes)
 }
 
 /// Where a range of the mapping lies in a piece of it.

@@ -61,6 +61,7 @@
 mod address_space;
 mod capture;
 mod codec;
+mod delta;
 mod error;
 mod forget;
 mod gc;
@@ -71,7 +72,9 @@ mod migrate;
 mod migrations;
 mod piece;
 mod progress;
+mod put;
 mod record;
+mod reference;
 mod region;
 mod repair;
 mod restore;

@@ -1,5 +1,6 @@
 //! Stats: what a store holds and what it saves.
 
+use crate::codec::Encoding;
 use crate::error::Error;
 use crate::store::Store;
 use crate::store::index::Tree;
@@ -56,11 +57,12 @@ impl Store {
             }
             catalog.processes().count() as u64
         };
-        let (mut regions, mut unique_bytes, mut stored_bytes) = (0, 0, 0);
+        let (mut regions, mut deltas, mut unique_bytes, mut stored_bytes) = (0, 0, 0, 0);
         let index = shared.index()?;
         for entry in index.entries(Tree::Regions) {
             let (_, location) = entry?;
             regions += 1;
+            deltas += u64::from(location.encoding == Encoding::Delta);
             unique_bytes += u64::from(location.plain_bytes);
             stored_bytes += location.object_bytes();
         }
@@ -74,7 +76,7 @@ impl Store {
             index_bytes: index.disk_bytes(),
             disk_bytes: file::disk_bytes(&shared.path).unwrap_or(0),
             regions,
-            deltas: 0,
+            deltas,
             dedup_ratio: ratio(logical_bytes - zero_bytes, unique_bytes),
             compression_ratio: ratio(unique_bytes, stored_bytes),
         })

@@ -7,12 +7,13 @@ use std::sync::Mutex;
 use rayon::prelude::*;
 
 use crate::address_space::AddressSpace;
-use crate::codec;
+use crate::codec::{self, Encoding};
 use crate::error::Error;
 use crate::hash::Hash;
 use crate::progress::{Meter, Progress};
 use crate::record::{Record, SnapshotId};
 use crate::store::compact::indexed;
+use crate::store::error::StoreError;
 use crate::store::index::{Index, Tree};
 use crate::store::location::{Location, Position};
 use crate::store::marks::Marks;
@@ -95,7 +96,8 @@ impl Store {
             verification.snapshots(&options.snapshots, &options.progress)?;
         }
         let report = verification.report();
-        if everything && report.problems.is_empty() {
+        if everything && report.problems.is_empty() && shared.damage_known() {
+            shared.drop_ungrounded()?;
             shared.set_damage_known(false);
         }
         Ok(report)
@@ -192,8 +194,11 @@ impl<'a> Verification<'a> {
             if batch.is_empty() {
                 return Ok(());
             }
-            let good: Vec<Option<(Tree, Hash)>> =
-                batch.par_iter().map(|scanned| self.scanned(pack, scanned)).collect();
+            let reader = || Reader::new(self.shared, Check::Full);
+            let good: Vec<Option<(Tree, Hash)>> = batch
+                .par_iter()
+                .map_init(reader, |reader, scanned| self.scanned(pack, scanned, reader))
+                .collect();
             for (tree, hash) in good.into_iter().flatten() {
                 match tree {
                     Tree::Regions => intact.regions.mark(&hash),
@@ -209,7 +214,7 @@ impl<'a> Verification<'a> {
     }
 
     /// Checks one object. Returns its tree and hash if it is in order.
-    fn scanned(&self, pack: &Pack, scanned: &Scanned<'_>) -> Option<(Tree, Hash)> {
+    fn scanned(&self, pack: &Pack, scanned: &Scanned<'_>, reader: &mut Reader<'_>) -> Option<(Tree, Hash)> {
         let (offset_bytes, end_bytes, header, why) = match scanned {
             Scanned::Damaged { offset_bytes, end_bytes, header, why } => {
                 (*offset_bytes, *end_bytes, *header, (*why).to_owned())
@@ -217,11 +222,22 @@ impl<'a> Verification<'a> {
             Scanned::Object { offset_bytes, header, payload } => {
                 let location = Location::new(pack.number, *offset_bytes, header);
                 self.count(location);
-                let mut plain = vec![0; header.plain_bytes as usize];
-                let why = match codec::decode(header.encoding, payload, &mut plain) {
-                    Ok(()) if Hash::of(&plain) == header.hash => return indexed(header),
-                    Ok(()) => "its bytes do not match its hash".to_owned(),
-                    Err(error) => error.to_string(),
+                let why = match header.encoding {
+                    Encoding::Delta => match reader.check_at(header.kind, &header.hash, location) {
+                        Ok(_) => return indexed(header),
+                        // Of this one nothing is wrong. Whether anything needs it is seen later.
+                        Err(StoreError::Base { .. }) => return None,
+                        Err(StoreError::Damaged { detail, .. }) => detail,
+                        Err(error) => error.to_string(),
+                    },
+                    encoding => {
+                        let mut plain = vec![0; header.plain_bytes as usize];
+                        match codec::decode(encoding, payload, &mut plain) {
+                            Ok(()) if Hash::of(&plain) == header.hash => return indexed(header),
+                            Ok(()) => "its bytes do not match its hash".to_owned(),
+                            Err(error) => error.to_string(),
+                        }
+                    }
                 };
                 (*offset_bytes, location.end_bytes(), Some(*header), why)
             }
@@ -439,13 +455,16 @@ impl<'a> Verification<'a> {
                     Err(error) => {
                         self.count(location);
                         if error.is_damage() {
-                            self.shared.forget_damaged(tree, hash, location);
+                            self.shared.forget_culprit(&error);
                         }
                         error
                     }
                 },
             };
-            self.problem(Subject::Object(kind, *hash), error.to_string(), None);
+            self.problem(Subject::Object(kind, *hash), error.whole_story(), None);
+            if let Some((kind, culprit, _)) = error.culprit().filter(|(_, culprit, _)| culprit != hash) {
+                self.problem(Subject::Object(kind, culprit), error.whole_story(), None);
+            }
             break;
         }
         Some((kind, *hash))
@@ -478,7 +497,7 @@ impl<'a> Verification<'a> {
                         let kind = match tree {
                             Tree::Regions => Kind::Region,
                             // The index does not say. Whatever is not even that is damaged.
-                            Tree::Objects => reader.kind_at(*location).unwrap_or(Kind::Table),
+                            Tree::Objects => reader.kind_at((*location).into()).unwrap_or(Kind::Table),
                         };
                         self.object(kind, hash, reader);
                     },

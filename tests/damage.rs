@@ -62,6 +62,8 @@ fn options(name: &str) -> CaptureOptions {
     CaptureOptions {
         attachments: with_more.then_some(globals).into_iter().collect(),
         labels: with_more.then(|| ("why".to_owned(), "tests".to_owned())).into_iter().collect(),
+        // Each object stands for itself here; `deltas.rs` has those that do not.
+        deltas: false,
         ..CaptureOptions::default()
     }
 }

@@ -11,12 +11,25 @@ use std::path::{Path, PathBuf};
 /// From the bottom up. A name stands for `src/NAME.rs` or everything in `src/NAME/`.
 const LAYERS: [(&str, &[&str]); 5] = [
     ("units, errors, progress, workers, all Linux calls", &["units", "error", "progress", "workers", "sys"]),
-    ("what a region is", &["region", "hash", "codec"]),
+    ("what a region is", &["region", "hash", "codec", "delta"]),
     ("what a snapshot is", &["record", "table", "address_space", "piece"]),
     ("where memory comes from, stays and goes", &["source", "store", "sink"]),
     (
         "the verbs",
-        &["capture", "ingest", "restore", "forget", "gc", "verify", "repair", "snapshot", "stats", "migrate"],
+        &[
+            "capture",
+            "ingest",
+            "put",
+            "reference",
+            "restore",
+            "forget",
+            "gc",
+            "verify",
+            "repair",
+            "snapshot",
+            "stats",
+            "migrate",
+        ],
     ),
 ];
 

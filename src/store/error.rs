@@ -3,7 +3,8 @@
 use std::io;
 use std::path::PathBuf;
 
-use super::object::Kind;
+use super::location::Position;
+use super::object::{Header, Kind};
 use crate::hash::Hash;
 use crate::record::{RecordError, SnapshotId};
 
@@ -117,6 +118,16 @@ pub enum StoreError {
         /// Its address.
         hash: Hash,
     },
+    /// An object is stored as a difference from another one, which cannot be read.
+    #[error("the {kind} {hash} cannot be read: it is stored as a difference from another object")]
+    Base {
+        /// What kind of object it is.
+        kind: Kind,
+        /// Its address.
+        hash: Hash,
+        /// What is wrong with the other.
+        source: Box<StoreError>,
+    },
     /// A file in the place of a pack cannot be read as one, and what it says is needed is unknown.
     #[error("the pack {} is not usable: {why}; `stillframe repair` brings back what is in it", path.display())]
     UnusablePack {
@@ -229,8 +240,35 @@ impl StoreError {
         }
     }
 
+    /// This error about the base of the object with this header.
+    pub(crate) fn of_base(self, header: &Header) -> StoreError {
+        StoreError::Base { kind: header.kind, hash: header.hash, source: Box::new(self) }
+    }
+
+    /// The damaged object that is behind this error, and where it is.
+    pub(crate) fn culprit(&self) -> Option<(Kind, Hash, Position)> {
+        match self {
+            StoreError::Base { source, .. } => source.culprit(),
+            StoreError::Damaged { kind, hash, pack, offset_bytes, .. } => {
+                Some((*kind, *hash, Position { pack: *pack, offset_bytes: *offset_bytes }))
+            }
+            _ => None,
+        }
+    }
+
+    /// The error and what is behind it, in one line.
+    pub(crate) fn whole_story(&self) -> String {
+        match self {
+            StoreError::Base { source, .. } => format!("{self}: {}", source.whole_story()),
+            _ => self.to_string(),
+        }
+    }
+
     /// Whether this says that stored bytes are not what was written.
     pub fn is_damage(&self) -> bool {
+        if let StoreError::Base { source, .. } = self {
+            return source.is_damage();
+        }
         matches!(
             self,
             StoreError::Damaged { .. }

@@ -68,7 +68,7 @@ impl Condemned {
 }
 
 /// Pinned snapshots that are not marked yet, and what was to be condemned.
-type Unmarked = (Condemned, Vec<(SnapshotId, Arc<Record>)>);
+type Unmarked = Box<(Condemned, Vec<(SnapshotId, Arc<Record>)>)>;
 
 /// A running capture. Its pins go when it is dropped.
 pub(crate) struct CaptureGuard<'a> {
@@ -124,7 +124,7 @@ impl Gate {
             .map(|(id, record)| (*id, record.clone()))
             .collect();
         if !unmarked.is_empty() {
-            return Err((condemned, unmarked));
+            return Err(Box::new((condemned, unmarked)));
         }
         let handed_over = pins.handed_over.take().unwrap_or_default();
         let running = pins.captures.values().flatten();

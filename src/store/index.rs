@@ -14,6 +14,7 @@
 //! meta       'p' pack number (BE)   indexed bytes (u64)
 //!            "schema"               schema version and store id
 //!            "damage"               not empty while there is known damage
+//!            "ungrounded"           not empty while there may be deltas without their bases
 //! ```
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -237,6 +238,22 @@ impl Index {
             true => Ok(()),
             false => self.meta.insert("damage", value).map(drop).map_err(failed("be written")),
         }
+    }
+
+    /// Whether there may be deltas whose base is not in the index.
+    pub(crate) fn may_have_ungrounded(&self) -> bool {
+        self.meta.get("ungrounded").map_or(true, |value| value.is_some_and(|value| !value.is_empty()))
+    }
+
+    /// Remembers, durably, whether there may be.
+    pub(crate) fn set_may_have_ungrounded(&self, may: bool) -> Result<(), StoreError> {
+        let value: &[u8] = if may { b"may" } else { b"" };
+        if self.may_have_ungrounded() != may {
+            self.flush()?;
+            self.meta.insert("ungrounded", value).map(drop).map_err(failed("be written"))?;
+            self.flush()?;
+        }
+        Ok(())
     }
 
     /// Writes everything to disk.

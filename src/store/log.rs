@@ -19,7 +19,9 @@ use super::location::{Location, MAX_PACK, Position};
 use super::object::{self, Kind};
 use super::open::UNFINISHED;
 use super::pack::{self, Pack};
-use crate::codec::Codec;
+use super::read::Base;
+use crate::codec::{self, Codec, Encoding};
+use crate::delta;
 use crate::hash::Hash;
 use crate::sys::file;
 
@@ -110,6 +112,9 @@ pub(crate) struct Durable {
 pub(crate) struct Batch {
     bytes: Vec<u8>,
     objects: Vec<BatchObject>,
+    /// The delta being tried, and what it is compared with.
+    payload: Vec<u8>,
+    whole: Vec<u8>,
 }
 
 struct BatchObject {
@@ -119,12 +124,57 @@ struct BatchObject {
 }
 
 impl Batch {
-    /// Encodes one object at the end of the batch.
-    pub(crate) fn push(&mut self, kind: Kind, codec: Codec, hash: Hash, plain: &[u8]) {
-        let tree = Tree::of(kind);
+    /// Encodes one object at the end of the batch; as the difference from a base, whose bytes come with
+    /// it, if that is under half of what it would take whole.
+    pub(crate) fn push(
+        &mut self,
+        kind: Kind,
+        codec: Codec,
+        hash: Hash,
+        plain: &[u8],
+        base: Option<(&Base, &[u8])>,
+    ) {
         let start = self.bytes.len();
-        let header = object::write(kind, codec, hash, plain, &mut self.bytes);
-        self.objects.push(BatchObject { tree, header, start });
+        let delta = match base {
+            Some(base) => self.try_delta(kind, codec, hash, plain, base),
+            None => None,
+        };
+        let header = match delta {
+            Some(header) => header,
+            None => object::write(kind, codec, hash, plain, &mut self.bytes),
+        };
+        self.objects.push(BatchObject { tree: Tree::of(kind), header, start });
+    }
+
+    /// Appends the delta, if it is short enough, and nothing otherwise.
+    fn try_delta(
+        &mut self,
+        kind: Kind,
+        codec: Codec,
+        hash: Hash,
+        plain: &[u8],
+        (base, base_plain): (&Base, &[u8]),
+    ) -> Option<object::Header> {
+        self.payload.clear();
+        if base.hash == hash
+            || !delta::encode(&base.hash, base_plain, plain, plain.len() / 2, &mut self.payload)
+        {
+            return None;
+        }
+        // What the base takes is a good guess at what this would take. Only where that leaves it open
+        // it is tried.
+        if self.payload.len() >= base.stored_bytes as usize / 4 {
+            let mut whole = std::mem::take(&mut self.whole);
+            whole.clear();
+            codec::encode(codec, plain, &mut whole);
+            let short = self.payload.len() < whole.len() / 2;
+            self.whole = whole;
+            if !short {
+                return None;
+            }
+        }
+        let length = plain.len();
+        Some(object::write_encoded(kind, Encoding::Delta, hash, length, &self.payload, &mut self.bytes))
     }
 
     pub(crate) fn is_empty(&self) -> bool {
@@ -142,6 +192,8 @@ impl Batch {
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Appended {
     pub(crate) objects: u64,
+    /// How many of them are differences from others.
+    pub(crate) deltas: u64,
     pub(crate) bytes: u64,
     /// How many bytes of the log are not durable now.
     pub(crate) unsynced_bytes: u64,
@@ -242,7 +294,8 @@ impl Log {
         tail.unsynced_bytes += bytes.len() as u64;
         seal_if_full(&mut tail);
         let unsynced_bytes = tail.unsynced_bytes;
-        Ok(Appended { objects: headers.len() as u64, bytes: bytes.len() as u64, unsynced_bytes })
+        let deltas = headers.iter().filter(|(_, header)| header.encoding == Encoding::Delta).count() as u64;
+        Ok(Appended { objects: headers.len() as u64, deltas, bytes: bytes.len() as u64, unsynced_bytes })
     }
 
     /// Appends records, notes and tombstones: one write, in this order, together in one pack.

@@ -3,15 +3,23 @@
 //! A hash is known by its first 63 bits, which stand sorted, each with its mark in the lowest bit.
 //! Should two hashes of a store share 63 bits (one chance in a million at six million hashes), both
 //! count as marked once one is: something superfluous is kept, nothing needed is dropped.
+//!
+//! Of a delta the base is known too, at 16 more bytes, and is marked with it.
 
+use super::Shared;
 use super::error::StoreError;
 use super::index::{Index, Tree};
+use super::location::Position;
+use super::read::{Check, Reader};
+use crate::codec::Encoding;
 use crate::hash::Hash;
 
 /// A set of hashes, each marked or not.
 #[derive(Default)]
 pub(crate) struct Marks {
     sorted: Vec<u64>,
+    /// The beginnings of the hashes of deltas and of their bases, sorted.
+    bases: Vec<(u64, u64)>,
 }
 
 impl Marks {
@@ -21,6 +29,29 @@ impl Marks {
         for entry in index.entries(tree) {
             marks.push(&entry?.0);
         }
+        Ok(marks)
+    }
+
+    /// The same, where marking a delta marks its base. Cost: reads also the beginning of each delta.
+    pub(crate) fn with_bases(shared: &Shared, index: &Index, tree: Tree) -> Result<Marks, StoreError> {
+        let mut marks = Marks::default();
+        for entry in index.entries(tree) {
+            let (hash, location) = entry?;
+            marks.push(&hash);
+            if location.encoding == Encoding::Delta {
+                marks.bases.push((u64::from(location.pack), location.offset_bytes));
+            }
+        }
+        // In the order of the packs, so that they are read from front to back.
+        marks.bases.sort_unstable();
+        let mut reader = Reader::new(shared, Check::Checksum);
+        marks.bases.retain_mut(|(pack, offset_bytes)| {
+            let at = Position { pack: u32::try_from(*pack).unwrap_or(0), offset_bytes: *offset_bytes };
+            let Some((hash, base)) = reader.delta_at(at) else { return false };
+            (*pack, *offset_bytes) = (hash.prefix() & !1, base.prefix());
+            true
+        });
+        marks.bases.sort_unstable();
         Ok(marks)
     }
 
@@ -62,7 +93,18 @@ impl Marks {
         for entry in self.sorted[first..].iter_mut().take_while(|entry| **entry & !1 == prefix & !1) {
             *entry |= 1;
         }
-        if was == 0 { Marked::Now } else { Marked::Before }
+        if was != 0 {
+            return Marked::Before;
+        }
+        let first = self.bases.partition_point(|(delta, _)| *delta < prefix & !1);
+        for at in first..self.bases.len() {
+            let (delta, base) = self.bases[at];
+            if delta != prefix & !1 {
+                break;
+            }
+            self.mark_prefix(base);
+        }
+        Marked::Now
     }
 
     /// Whether a hash is in the set and marked.
@@ -86,7 +128,7 @@ pub(crate) enum Marked {
 mod tests {
     use super::*;
     use proptest::prelude::*;
-    use std::collections::BTreeMap;
+    use std::collections::{BTreeMap, BTreeSet};
 
     proptest! {
         #[test]
@@ -117,6 +159,32 @@ mod tests {
             }
             for (prefix, mark) in oracle {
                 prop_assert_eq!(marks.is_marked(&hash(prefix << 1)), mark);
+            }
+        }
+
+        #[test]
+        fn with_a_delta_its_base_is_marked_and_no_other(
+            bases in proptest::collection::btree_map(0u64..40, 0u64..40, 0..20),
+            marked in proptest::collection::vec(0u64..40, 0..10),
+        ) {
+            let hash = |number: u64| {
+                let mut hash = Hash::ZERO;
+                hash.0[..8].copy_from_slice(&(number << 1).to_be_bytes());
+                hash
+            };
+            let mut marks = Marks::default();
+            (0..40).for_each(|number| marks.push(&hash(number)));
+            marks.bases = bases.iter().map(|(delta, base)| (delta << 1, base << 1)).collect();
+            let mut expected = BTreeSet::new();
+            for number in marked {
+                marks.mark(&hash(number));
+                let mut number = Some(number);
+                while let Some(next) = number.filter(|number| expected.insert(*number)) {
+                    number = bases.get(&next).copied();
+                }
+            }
+            for number in 0..40 {
+                prop_assert_eq!(marks.is_marked(&hash(number)), expected.contains(&number));
             }
         }
     }

@@ -39,7 +39,7 @@ use std::time::Duration;
 use crossbeam_channel::Sender;
 use jiff::Timestamp;
 
-use crate::codec::Codec;
+use crate::codec::{Codec, Encoding};
 use crate::hash::Hash;
 use crate::record::{self, Note, Record, SnapshotId, Tombstone};
 use crate::sys::file;
@@ -50,10 +50,11 @@ use format::{FORMAT_VERSION, Format};
 use gate::{Gate, SnapshotGuard};
 use id::StoreId;
 use index::{Index, Tree};
-use location::Location;
+use location::{Location, Position};
 use lock::Lock;
 use log::{Appended, Batch, FactAt, Log};
 use object::Kind;
+use read::{Check, Reader};
 use settle::Task;
 
 /// When the index is so many entries behind, captures wait for it: about 50 MB of memory.
@@ -263,6 +264,9 @@ impl Store {
         });
         let settler =
             settle::start(shared.clone(), receiver).map_err(StoreError::io("start a thread for", path))?;
+        if !shared.damage_known() {
+            shared.drop_ungrounded()?;
+        }
         Ok(Store { shared, settler: Some(settler) })
     }
 
@@ -493,6 +497,39 @@ impl Shared {
         self.damage_known.store(known, Ordering::Relaxed);
         if let Err(error) = self.index().and_then(|index| index.set_damage_known(known)) {
             tracing::warn!("{error}");
+        }
+    }
+
+    /// Takes deltas out of the index whose bases are not in it, if there may be any: garbage that gc
+    /// was dropping, or that came back when the index was rebuilt. Where damage is known they may also be
+    /// what a snapshot needs, and stay.
+    pub(crate) fn drop_ungrounded(&self) -> Result<(), StoreError> {
+        self.settle_all();
+        let index = self.index()?;
+        if !index.may_have_ungrounded() {
+            return Ok(());
+        }
+        let mut reader = Reader::new(self, Check::Checksum);
+        for tree in [Tree::Regions, Tree::Objects] {
+            for entry in index.entries(tree) {
+                let (hash, location) = entry?;
+                if location.encoding == Encoding::Delta && !reader.is_grounded(tree, &hash)? {
+                    index.replace(tree, &hash, location, None)?;
+                }
+            }
+        }
+        index.set_may_have_ungrounded(false)
+    }
+
+    /// Takes what an error says is damaged out of the index.
+    pub(crate) fn forget_culprit(&self, error: &StoreError) {
+        let Some((kind, hash, at)) = error.culprit() else { return self.set_damage_known(true) };
+        let tree = Tree::of(kind);
+        match self.locate(tree, &hash) {
+            Ok(Some(location)) if Position::from(location) == at => {
+                self.forget_damaged(tree, &hash, location)
+            }
+            _ => self.set_damage_known(true),
         }
     }
 

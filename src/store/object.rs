@@ -8,8 +8,8 @@
 //!  +-----+---------+-------------+------------+-------------+--------+-------+---- … ----+-----+
 //! ```
 //!
-//! Little-endian. The padding is zeros up to a multiple of 8. The payload of a delta will begin with
-//! the hash of its base.
+//! Little-endian. The padding is zeros up to a multiple of 8. The payload of a delta begins with the
+//! hash of its base.
 //!
 //! `checksum` is the CRC32C of everything from `kind` to the end of the padding; `header check` is the
 //! lower half of the CRC32C of the 48 header bytes; both checks are taken as zero in both. So a damaged payload can be stepped over, and after a damaged header the next
@@ -171,8 +171,35 @@ pub(crate) fn write(kind: Kind, codec: Codec, hash: Hash, plain: &[u8], out: &mu
     let start = out.len();
     out.resize(start + HEADER_BYTES, 0);
     let encoding = codec::encode(codec, plain, out);
+    finish(kind, encoding, hash, plain.len(), start, out)
+}
+
+/// Appends one whole object whose payload is encoded already.
+pub(crate) fn write_encoded(
+    kind: Kind,
+    encoding: Encoding,
+    hash: Hash,
+    plain_bytes: usize,
+    payload: &[u8],
+    out: &mut Vec<u8>,
+) -> Header {
+    let start = out.len();
+    out.resize(start + HEADER_BYTES, 0);
+    out.extend_from_slice(payload);
+    finish(kind, encoding, hash, plain_bytes, start, out)
+}
+
+/// Writes the header of the object at `start` of `out`, which ends with its payload, and the padding.
+fn finish(
+    kind: Kind,
+    encoding: Encoding,
+    hash: Hash,
+    plain_bytes: usize,
+    start: usize,
+    out: &mut Vec<u8>,
+) -> Header {
     let stored_bytes = length_u32(out.len() - start - HEADER_BYTES);
-    let plain_bytes = length_u32(plain.len());
+    let plain_bytes = length_u32(plain_bytes);
     out.resize(start + object_bytes(stored_bytes), 0);
     let object = &mut out[start..];
     object[0] = kind as u8;

@@ -14,7 +14,7 @@ use super::index::{Index, Tree};
 use super::location::Location;
 use super::object::{Header, Kind};
 use super::pack::{self, Pack, Scanned};
-use crate::codec;
+use crate::codec::{self, Encoding};
 use crate::hash::Hash;
 use crate::record::{self, Note, SnapshotId, Tombstone};
 use crate::region::is_zero;
@@ -56,7 +56,10 @@ pub(crate) fn open(store: &Path, format: &Format, rebuild: bool) -> Result<Opene
         Some((index, catalog)) => (index, catalog, false),
         None => {
             set_index_aside(store)?;
-            (Index::open(&store.join(INDEX_DIR), format.id)?, Catalog::default(), true)
+            let index = Index::open(&store.join(INDEX_DIR), format.id)?;
+            // Garbage comes back that gc had dropped.
+            index.set_may_have_ungrounded(true)?;
+            (index, Catalog::default(), true)
         }
     };
     let active = catch_up(&packs, &index, &mut catalog, index_rebuilt)?;
@@ -204,7 +207,11 @@ fn catch_up(
             }
             tail.objects.sort_unstable_by_key(|(tree, hash, _)| (*tree, *hash));
             for (tree, hash, location) in tail.objects {
-                index.insert(tree, &hash, location)?;
+                let is_delta = location.encoding == Encoding::Delta;
+                // Of two copies the one that needs no other.
+                if !(is_delta && index.get(tree, &hash)?.is_some()) {
+                    index.insert(tree, &hash, location)?;
+                }
             }
             facts.append(&mut tail.facts);
             ends.push((pack.number, pack.length_bytes()));

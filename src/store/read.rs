@@ -9,9 +9,10 @@ use serde::{Deserialize, Serialize};
 use super::Shared;
 use super::error::StoreError;
 use super::index::Tree;
-use super::location::Location;
+use super::location::{Location, Position};
 use super::object::{HEADER_BYTES, Header, Kind, Place};
-use crate::codec;
+use crate::codec::{self, Encoding};
+use crate::delta;
 use crate::hash::Hash;
 use crate::record;
 use crate::table;
@@ -30,37 +31,72 @@ pub enum Check {
 /// How often an object is looked up anew when its pack is gone. Each time gc must have moved it.
 pub(crate) const TRIES: usize = 100;
 
-/// The mapped bytes of a pack, where in them an object begins, and its header.
-type Found = (Arc<Mmap>, usize, Header);
+/// How many differences may lie between an object and bytes that are stored whole. A base is chosen
+/// whole, so there is one; two can come about only where two captures store the same bytes at once.
+pub(crate) const MAX_DELTAS: usize = 8;
+
+/// Where an object was found.
+struct Found {
+    map: Arc<Mmap>,
+    pack: u32,
+    /// Where in the pack it begins.
+    at: usize,
+    header: Header,
+}
+
+impl Found {
+    /// Its payload, still encoded, its checksum checked.
+    fn payload(&self) -> Result<&[u8], StoreError> {
+        self.header.payload(&self.map[self.at..]).map_err(|why| self.damaged(why))
+    }
+
+    fn damaged(&self, detail: impl ToString) -> StoreError {
+        StoreError::Damaged {
+            kind: self.header.kind,
+            hash: self.header.hash,
+            pack: self.pack,
+            offset_bytes: self.at as u64,
+            detail: detail.to_string(),
+        }
+    }
+}
 
 /// Reads objects of one store, best those that lie near one another one after the other.
 ///
 /// Regions are appended in the order of their addresses, so the next one wanted is mostly the next
 /// one in the pack. A reader looks there first, and asks the index only if it is not.
 pub(crate) struct Reader<'a> {
-    shared: &'a Shared,
     check: Check,
-    open: Option<(u32, Arc<Mmap>)>,
-    /// Where the object after the last one begins, in the open pack.
-    next_bytes: usize,
+    objects: Cursor<'a>,
+    /// The bases of deltas, which follow one another elsewhere.
+    bases: Cursor<'a>,
+}
+
+/// What an object may be stored as a difference from.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Base {
+    pub(crate) hash: Hash,
+    /// How much it takes itself, encoded.
+    pub(crate) stored_bytes: u32,
 }
 
 impl<'a> Reader<'a> {
     pub(crate) fn new(shared: &'a Shared, check: Check) -> Reader<'a> {
-        Reader { shared, check, open: None, next_bytes: 0 }
+        let cursor = || Cursor { shared, open: None, next_bytes: 0 };
+        Reader { check, objects: cursor(), bases: cursor() }
     }
 
     /// Decodes a region into the whole of `plain`.
     pub(crate) fn region(&mut self, hash: &Hash, plain: &mut [u8]) -> Result<(), StoreError> {
         let check = self.check;
         // What damage left there may have been stored anew elsewhere: then the index knows better.
-        if let Some((map, at, header)) = self.next_if_it_is(Kind::Region, hash)
-            && self.decode(&map, at, &header, plain, check).is_ok()
+        if let Some(found) = self.objects.next_if_it_is(Kind::Region, hash)
+            && self.decode(&found, plain, check).is_ok()
         {
             return Ok(());
         }
-        let (map, at, header) = self.find(Kind::Region, hash)?;
-        self.decode(&map, at, &header, plain, check)
+        let found = self.objects.find(Kind::Region, hash)?;
+        self.decode(&found, plain, check)
     }
 
     /// The plain bytes of an object; none for the all-zero hash.
@@ -68,9 +104,9 @@ impl<'a> Reader<'a> {
         if hash.is_zero() {
             return Ok(Vec::new());
         }
-        let (map, at, header) = self.find(kind, hash)?;
-        let mut plain = vec![0; header.plain_bytes as usize];
-        self.decode(&map, at, &header, &mut plain, Check::Full)?;
+        let found = self.objects.find(kind, hash)?;
+        let mut plain = vec![0; found.header.plain_bytes as usize];
+        self.decode(&found, &mut plain, Check::Full)?;
         Ok(plain)
     }
 
@@ -98,6 +134,25 @@ impl<'a> Reader<'a> {
         record::decode(&bytes).map_err(|source| StoreError::Record { kind, source })
     }
 
+    /// What a difference from the object `like` is to be a difference from: that itself, or its own
+    /// base. `plain` gets the bytes.
+    pub(crate) fn base(&mut self, kind: Kind, like: &Hash, plain: &mut Vec<u8>) -> Result<Base, StoreError> {
+        let mut found = self.objects.next_or_find(kind, like)?;
+        self.objects.next_bytes = found.at + found.header.object_bytes();
+        for _ in 0..MAX_DELTAS {
+            if found.header.encoding != Encoding::Delta {
+                break;
+            }
+            let base = delta::base_of(found.payload()?).ok_or_else(|| found.damaged("it names no base"))?;
+            found = self.bases.next_or_find(kind, &base)?;
+            self.bases.next_bytes = found.at + found.header.object_bytes();
+        }
+        plain.clear();
+        plain.resize(found.header.plain_bytes as usize, 0);
+        self.fill(&found, plain, 0)?;
+        Ok(Base { hash: found.header.hash, stored_bytes: found.header.stored_bytes })
+    }
+
     /// Checks an object that is at a known place, and its plain bytes against its hash.
     /// Says whether it was there to be checked: gc may have moved it meanwhile.
     pub(crate) fn check_at(
@@ -106,34 +161,120 @@ impl<'a> Reader<'a> {
         hash: &Hash,
         location: Location,
     ) -> Result<bool, StoreError> {
-        let Some((map, at, header)) = self.at(kind, hash, location)? else { return Ok(false) };
-        let mut plain = vec![0; header.plain_bytes as usize];
-        self.decode(&map, at, &header, &mut plain, Check::Full)?;
+        let Some(found) = self.objects.at(kind, hash, location)? else { return Ok(false) };
+        let mut plain = vec![0; found.header.plain_bytes as usize];
+        self.decode(&found, &mut plain, Check::Full)?;
         Ok(true)
     }
 
-    /// What kind of object its header says is at a place.
-    pub(crate) fn kind_at(&mut self, location: Location) -> Option<Kind> {
-        let map = self.shared.log.pack(location.pack)?.bytes(location.end_bytes()).ok()?;
-        let at = usize::try_from(location.offset_bytes).ok()?;
-        Header::read(map.get(at..)?, self.place(location.pack, at)).ok().map(|header| header.kind)
+    /// The hash of the delta at a known place and that of its base; `None` if it cannot be read, or is
+    /// no delta.
+    pub(crate) fn delta_at(&mut self, at: Position) -> Option<(Hash, Hash)> {
+        let found = self.objects.whatever_is_at(at)?;
+        let is_delta = found.header.encoding == Encoding::Delta;
+        let base = delta::base_of(found.payload().ok()?).filter(|_| is_delta)?;
+        Some((found.header.hash, base))
     }
 
+    /// Whether there are bytes stored whole behind an object, however many differences lie between.
+    pub(crate) fn is_grounded(&mut self, tree: Tree, hash: &Hash) -> Result<bool, StoreError> {
+        let mut hash = *hash;
+        for _ in 0..MAX_DELTAS {
+            let Some(location) = self.objects.shared.locate(tree, &hash)? else { return Ok(false) };
+            if location.encoding != Encoding::Delta {
+                return Ok(true);
+            }
+            match self.delta_at(location.into()) {
+                Some((delta, base)) if delta == hash => hash = base,
+                _ => return Ok(false),
+            }
+        }
+        Ok(false)
+    }
+
+    /// What kind of object its header says is at a place.
+    pub(crate) fn kind_at(&mut self, at: Position) -> Option<Kind> {
+        self.objects.whatever_is_at(at).map(|found| found.header.kind)
+    }
+
+    fn decode(&mut self, found: &Found, plain: &mut [u8], check: Check) -> Result<(), StoreError> {
+        self.objects.next_bytes = found.at + found.header.object_bytes();
+        self.fill(found, plain, 0)?;
+        if check == Check::Full && Hash::of(plain) != found.header.hash {
+            return Err(found.damaged("its bytes do not match its hash"));
+        }
+        Ok(())
+    }
+
+    /// Decodes an object to which so many differences have led.
+    fn fill(&mut self, found: &Found, plain: &mut [u8], deltas: usize) -> Result<(), StoreError> {
+        let payload = found.payload()?;
+        if found.header.encoding == Encoding::Delta {
+            let base = delta::base_of(payload).ok_or_else(|| found.damaged("it names no base"))?;
+            self.fill_from_base(found.header.kind, &base, plain, deltas + 1)
+                .map_err(|error| error.of_base(&found.header))?;
+        }
+        codec::decode(found.header.encoding, payload, plain).map_err(|error| found.damaged(error))
+    }
+
+    /// Fills `plain` with the bytes of a base, cut or lengthened by zeros.
+    fn fill_from_base(
+        &mut self,
+        kind: Kind,
+        base: &Hash,
+        plain: &mut [u8],
+        deltas: usize,
+    ) -> Result<(), StoreError> {
+        let found = self.bases.next_or_find(kind, base)?;
+        if deltas > MAX_DELTAS {
+            return Err(found.damaged("too many differences lead to it"));
+        }
+        self.bases.next_bytes = found.at + found.header.object_bytes();
+        let base_bytes = found.header.plain_bytes as usize;
+        if base_bytes <= plain.len() {
+            let (same, rest) = plain.split_at_mut(base_bytes);
+            rest.fill(0);
+            return self.fill(&found, same, deltas);
+        }
+        let mut whole = vec![0; base_bytes];
+        self.fill(&found, &mut whole, deltas)?;
+        plain.copy_from_slice(&whole[..plain.len()]);
+        Ok(())
+    }
+}
+
+/// A place in the packs, after the last object that was read there.
+struct Cursor<'a> {
+    shared: &'a Shared,
+    open: Option<(u32, Arc<Mmap>)>,
+    /// Where the object after the last one begins, in the open pack.
+    next_bytes: usize,
+}
+
+impl Cursor<'_> {
     fn place(&self, pack: u32, at: usize) -> Place {
         Place::new(self.shared.format.id, pack, at as u64)
     }
 
     /// The object after the last one, if it is this.
     fn next_if_it_is(&self, kind: Kind, hash: &Hash) -> Option<Found> {
-        let (number, map) = self.open.as_ref()?;
+        let (pack, map) = self.open.as_ref()?;
         let rest = map.get(self.next_bytes..)?;
         // The hash first: mostly that tells, and costs nothing.
         if rest.get(16..HEADER_BYTES) != Some(&hash.0) {
             return None;
         }
-        let place = self.place(*number, self.next_bytes);
+        let place = self.place(*pack, self.next_bytes);
         let header = Header::read(rest, place).ok().filter(|header| fits(header.kind, kind))?;
-        Some((map.clone(), self.next_bytes, header))
+        Some(Found { map: map.clone(), pack: *pack, at: self.next_bytes, header })
+    }
+
+    /// The object after the last one if it is this and whole, else the one that the index knows.
+    fn next_or_find(&mut self, kind: Kind, hash: &Hash) -> Result<Found, StoreError> {
+        match self.next_if_it_is(kind, hash).filter(|found| found.payload().is_ok()) {
+            Some(found) => Ok(found),
+            None => self.find(kind, hash),
+        }
     }
 
     fn find(&mut self, kind: Kind, hash: &Hash) -> Result<Found, StoreError> {
@@ -147,6 +288,24 @@ impl<'a> Reader<'a> {
             }
         }
         Err(missing())
+    }
+
+    /// The object at a place, whatever it is, if its header is in order.
+    fn whatever_is_at(&mut self, Position { pack, offset_bytes }: Position) -> Option<Found> {
+        let end_bytes = offset_bytes + HEADER_BYTES as u64;
+        let open =
+            self.open.as_ref().filter(|(number, map)| *number == pack && map.len() as u64 >= end_bytes);
+        let map = match open {
+            Some((_, map)) => map.clone(),
+            None => {
+                let map = self.shared.log.pack(pack)?.bytes(end_bytes).ok()?;
+                self.open = Some((pack, map.clone()));
+                map
+            }
+        };
+        let at = usize::try_from(offset_bytes).ok()?;
+        let header = Header::read(map.get(at..)?, self.place(pack, at)).ok()?;
+        Some(Found { map, pack, at, header })
     }
 
     /// The object at a place; none if gc has removed the pack.
@@ -178,31 +337,7 @@ impl<'a> Reader<'a> {
         if header.hash != *hash || !fits(header.kind, kind) {
             return Err(damaged("another object is in its place"));
         }
-        Ok(Some((map, at, header)))
-    }
-
-    fn decode(
-        &mut self,
-        map: &[u8],
-        at: usize,
-        header: &Header,
-        plain: &mut [u8],
-        check: Check,
-    ) -> Result<(), StoreError> {
-        self.next_bytes = at + header.object_bytes();
-        let damaged = |detail: String| StoreError::Damaged {
-            kind: header.kind,
-            hash: header.hash,
-            pack: self.open.as_ref().map_or(0, |(number, _)| *number),
-            offset_bytes: at as u64,
-            detail,
-        };
-        let payload = header.payload(&map[at..]).map_err(|why| damaged(why.to_owned()))?;
-        codec::decode(header.encoding, payload, plain).map_err(|error| damaged(error.to_string()))?;
-        if check == Check::Full && Hash::of(plain) != header.hash {
-            return Err(damaged("its bytes do not match its hash".to_owned()));
-        }
-        Ok(())
+        Ok(Some(Found { map, pack: location.pack, at, header }))
     }
 }
 

@@ -117,7 +117,7 @@ pub(crate) struct Init {
     /// The size of a region, the unit that is stored once: a power of two from 512 to 65536
     #[arg(long, value_name = "BYTES", value_parser = region_size, default_value_t = RegionSize::default().into())]
     pub(crate) region_size: u32,
-    /// How to compress what is stored: lz4 or none
+    /// How to compress what is stored: lz4, zstd (smaller and slower) or none
     #[arg(long, value_name = "CODEC", default_value_t = Codec::default())]
     pub(crate) codec: Codec,
 }
@@ -149,6 +149,23 @@ pub(crate) struct Capture {
     /// restore as zeros. May be repeated
     #[arg(long, value_name = "START..END")]
     pub(crate) exclude: Vec<AddressRange>,
+    #[command(flatten)]
+    pub(crate) store_as: StoreAs,
+}
+
+/// How what is new is stored.
+#[derive(Debug, Args)]
+pub(crate) struct StoreAs {
+    /// For the first snapshot of a process: store it as the difference from the latest one of this
+    /// process [default: the latest of the same executable, or of a file of the same name]
+    #[arg(long, value_name = "NAME")]
+    pub(crate) like: Option<String>,
+    /// How to compress what is new: lz4, zstd or none [default: the store's]
+    #[arg(long, value_name = "CODEC")]
+    pub(crate) codec: Option<Codec>,
+    /// Store what changed whole and not as the difference from what was there before
+    #[arg(long)]
+    pub(crate) no_deltas: bool,
 }
 
 #[derive(Debug, Args)]
@@ -176,6 +193,8 @@ pub(crate) struct Watch {
     /// Watch the running process with this pid
     #[arg(long, group = "source")]
     pub(crate) pid: Option<u32>,
+    #[command(flatten)]
+    pub(crate) store_as: StoreAs,
     /// Start this command and watch it. What it prints goes to standard error, so that standard
     /// output has nothing but the snapshots
     #[arg(last = true, group = "source", value_name = "COMMAND", value_hint = ValueHint::CommandWithArguments)]

@@ -34,6 +34,9 @@ pub(crate) fn capture(context: &Context, arguments: arguments::Capture) -> anyho
         trigger: arguments.trigger,
         labels: arguments.labels.into_iter().collect(),
         exclude: arguments.exclude,
+        like: arguments.store_as.like,
+        codec: arguments.store_as.codec,
+        deltas: !arguments.store_as.no_deltas,
         progress: progress(context, "capturing"),
         ..Default::default()
     };

@@ -62,6 +62,7 @@ pub(crate) fn watch(context: &Context, arguments: arguments::Watch) -> anyhow::R
         process: arguments.process.unwrap_or(default_name),
         every: arguments.every,
         count: arguments.count.unwrap_or(u64::MAX),
+        store_as: arguments.store_as,
     };
     let end = watching.run(&mut target, &mut report, first_after);
     // A command may run on for long: others may use the store meanwhile.
@@ -91,6 +92,7 @@ struct Watching<'a> {
     process: String,
     every: Duration,
     count: u64,
+    store_as: arguments::StoreAs,
 }
 
 impl Watching<'_> {
@@ -98,6 +100,9 @@ impl Watching<'_> {
         let source = ProcessSource::new(target.pid);
         let options = CaptureOptions {
             trigger: Trigger::Periodic,
+            like: self.store_as.like.clone(),
+            codec: self.store_as.codec,
+            deltas: !self.store_as.no_deltas,
             progress: Progress::new().cancel_when(self.interrupted.clone()),
             ..Default::default()
         };

@@ -1,0 +1,266 @@
+//! A delta: an object's bytes as their difference from those of another, its *base*.
+//!
+//! ```text
+//!  0         32     33
+//!  +---------+------+------------------------------------------------------+
+//!  |hash of  | form | 0: runs                                              |
+//!  |the base |  u8  | 1: length of the runs (u32), the LZ4 block of them   |
+//!  +---------+------+------------------------------------------------------+
+//!
+//!  run:  skip (varint)  count (varint)  `count` bytes
+//! ```
+//!
+//! The plain bytes are those of the base, cut or lengthened by zeros to the right length, with each
+//! run written over them: `skip` bytes after the one before. Varints are LEB128.
+//!
+//! Why runs and not the LZ4 block of both XORed: LZ4 spends one byte on every 255 equal ones. On a
+//! CPython heap of which 1 % of the records changed a difference took 52 bytes at 4 KiB, 119 at 16 KiB
+//! and 380 at 64 KiB that way; as runs 17, 31 and 85. Bytes as they are, and not XORed, are what LZ4
+//! can still find equal ones among, where a whole region has been written anew.
+
+use crate::hash::Hash;
+
+/// Changed bytes with fewer equal ones between them are one run: a new one takes two bytes.
+const MIN_GAP_BYTES: usize = 4;
+
+/// So many runs' bytes are worth a try of LZ4.
+const MIN_LZ4_BYTES: usize = 64;
+
+/// Where the runs or their length begin.
+const FORM_AT: usize = Hash::BYTES;
+
+const FORM_RUNS: u8 = 0;
+const FORM_LZ4: u8 = 1;
+
+/// Appends the payload of a delta from `base` to `plain`, unless that takes `max_bytes` or more. Says
+/// whether it did.
+///
+/// Cost: 10 GB/s where both are equal.
+pub(crate) fn encode(
+    base_hash: &Hash,
+    base: &[u8],
+    plain: &[u8],
+    max_bytes: usize,
+    out: &mut Vec<u8>,
+) -> bool {
+    let start = out.len();
+    out.extend_from_slice(&base_hash.0);
+    out.push(FORM_RUNS);
+    // LZ4 halves runs at best where memory is what it mostly is.
+    let limit = start + 2 * max_bytes;
+    if !write_runs(base, plain, limit, out) {
+        out.truncate(start);
+        return false;
+    }
+    let runs = &out[start + FORM_AT + 1..];
+    if runs.len() >= MIN_LZ4_BYTES {
+        let block = lz4_flex::block::compress_prepend_size(runs);
+        if block.len() < runs.len() {
+            out.truncate(start + FORM_AT);
+            out.push(FORM_LZ4);
+            out.extend_from_slice(&block);
+        }
+    }
+    if out.len() - start >= max_bytes {
+        out.truncate(start);
+        return false;
+    }
+    true
+}
+
+/// Appends the runs; gives up when `out` would get longer than `limit_bytes`.
+fn write_runs(base: &[u8], plain: &[u8], limit_bytes: usize, out: &mut Vec<u8>) -> bool {
+    let base_at = |at: usize| base.get(at).copied().unwrap_or(0);
+    let mut written = 0;
+    let mut at = 0;
+    loop {
+        at += equal_bytes(base, plain, at);
+        if at >= plain.len() {
+            return true;
+        }
+        let start = at;
+        let mut end = at + 1;
+        while end < plain.len() {
+            let gap = (end..plain.len().min(end + MIN_GAP_BYTES)).position(|at| base_at(at) != plain[at]);
+            match gap {
+                Some(equal) => end += equal + 1,
+                None => break,
+            }
+        }
+        write_varint(start - written, out);
+        write_varint(end - start, out);
+        out.extend_from_slice(&plain[start..end]);
+        if out.len() > limit_bytes {
+            return false;
+        }
+        written = end;
+        at = end;
+    }
+}
+
+/// How many bytes from `at` on are the same in both.
+fn equal_bytes(base: &[u8], plain: &[u8], at: usize) -> usize {
+    let rest = &plain[at..];
+    let same = base.get(at..).unwrap_or_default();
+    let both = rest.len().min(same.len());
+    let (blocks, _) = rest[..both].as_chunks::<64>();
+    let (base_blocks, _) = same[..both].as_chunks::<64>();
+    let whole = 64 * blocks.iter().zip(base_blocks).take_while(|(a, b)| a == b).count();
+    let mut equal =
+        whole + rest[whole..both].iter().zip(&same[whole..both]).take_while(|(a, b)| a == b).count();
+    if equal == both {
+        equal += rest[both..].iter().take_while(|byte| **byte == 0).count();
+    }
+    equal
+}
+
+fn write_varint(mut value: usize, out: &mut Vec<u8>) {
+    while value >= 0x80 {
+        out.push(value.to_le_bytes()[0] | 0x80);
+        value >>= 7;
+    }
+    out.push(value.to_le_bytes()[0]);
+}
+
+/// The hash of the base that a payload names.
+pub(crate) fn base_of(payload: &[u8]) -> Option<Hash> {
+    payload.first_chunk().copied().map(Hash)
+}
+
+/// Makes the plain bytes out of those of the base, which `plain` holds already, cut or lengthened to
+/// the length of the plain ones. What is wrong with the payload otherwise; `plain` then holds
+/// unspecified bytes.
+pub(crate) fn apply(payload: &[u8], plain: &mut [u8]) -> Result<(), String> {
+    let (form, rest) = payload.get(FORM_AT..).and_then(<[u8]>::split_first).ok_or("it is too short")?;
+    match *form {
+        FORM_RUNS => apply_runs(rest, plain),
+        FORM_LZ4 => {
+            let (length, block) = rest.split_first_chunk().ok_or("it is too short")?;
+            let length = u32::from_le_bytes(*length) as usize;
+            // Runs that are longer than this are never written.
+            if length > 2 * plain.len() + MIN_LZ4_BYTES {
+                return Err(format!("its runs have {length} bytes, more than there can be"));
+            }
+            let mut runs = vec![0; length];
+            match lz4_flex::block::decompress_into(block, &mut runs) {
+                Ok(found) if found == length => apply_runs(&runs, plain),
+                Ok(found) => Err(format!("expected {length} bytes of runs, found {found}")),
+                Err(error) => Err(format!("its runs are no LZ4 block: {error}")),
+            }
+        }
+        form => Err(format!("its form is {form}, expected 0 or 1")),
+    }
+}
+
+fn apply_runs(mut runs: &[u8], plain: &mut [u8]) -> Result<(), String> {
+    let mut at = 0usize;
+    while !runs.is_empty() {
+        let skip = read_varint(&mut runs).ok_or("it ends inside a run")?;
+        let count = read_varint(&mut runs).ok_or("it ends inside a run")?;
+        let (bytes, rest) = runs.split_at_checked(count).ok_or("it ends inside a run")?;
+        let start = at.checked_add(skip).ok_or("a run lies outside")?;
+        at = start.checked_add(count).ok_or("a run lies outside")?;
+        plain.get_mut(start..at).ok_or("a run lies outside")?.copy_from_slice(bytes);
+        runs = rest;
+    }
+    Ok(())
+}
+
+fn read_varint(bytes: &mut &[u8]) -> Option<usize> {
+    let mut value = 0;
+    for shift in (0..28).step_by(7) {
+        let (byte, rest) = bytes.split_first()?;
+        *bytes = rest;
+        value |= usize::from(byte & 0x7F) << shift;
+        if byte & 0x80 == 0 {
+            return Some(value);
+        }
+    }
+    None
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    /// The base, and bytes that differ from it in some places; lengths differ too.
+    fn base_and_plain() -> impl Strategy<Value = (Vec<u8>, Vec<u8>)> {
+        let base = proptest::collection::vec(prop_oneof![Just(0u8), any::<u8>()], 0..3000);
+        let edits = proptest::collection::vec((any::<prop::sample::Index>(), any::<u8>(), 1usize..60), 0..40);
+        (base, edits, 0usize..3000).prop_map(|(base, edits, length)| {
+            let mut plain = base.clone();
+            plain.resize(length, 0);
+            for (at, byte, count) in edits {
+                if length > 0 {
+                    let at = at.index(length);
+                    let end = length.min(at + count);
+                    plain[at..end].iter_mut().step_by(1 + usize::from(byte % 7)).for_each(|it| *it = byte);
+                }
+            }
+            (base, plain)
+        })
+    }
+
+    fn restored(base: &[u8], payload: &[u8], length: usize) -> Result<Vec<u8>, String> {
+        let mut plain = base.to_vec();
+        plain.resize(length, 0);
+        apply(payload, &mut plain).map(|()| plain)
+    }
+
+    proptest! {
+        #[test]
+        fn what_differs_from_a_base_comes_back((base, plain) in base_and_plain()) {
+            let hash = Hash::of(&base);
+            let mut payload = Vec::new();
+            prop_assert!(encode(&hash, &base, &plain, usize::MAX / 4, &mut payload));
+            prop_assert_eq!(base_of(&payload), Some(hash));
+            prop_assert_eq!(restored(&base, &payload, plain.len()).unwrap(), plain);
+        }
+
+        #[test]
+        fn a_payload_that_would_get_too_long_is_given_up((base, plain) in base_and_plain(), max in 0usize..300) {
+            let mut whole = Vec::new();
+            encode(&Hash::ZERO, &base, &plain, usize::MAX / 4, &mut whole);
+            let mut out = vec![7];
+            let kept = encode(&Hash::ZERO, &base, &plain, max, &mut out);
+            // It may give up a payload that LZ4 would have made short enough, never the other way.
+            prop_assert!(!kept || whole.len() < max);
+            prop_assert_eq!(out.len(), if kept { 1 + whole.len() } else { 1 });
+        }
+
+        #[test]
+        fn damaged_payloads_are_errors_or_wrong_bytes_but_never_panic(
+            mut payload in proptest::collection::vec(any::<u8>(), 0..200),
+            form in 0u8..3,
+            length in 0usize..500,
+        ) {
+            if let Some(at) = payload.get_mut(FORM_AT) {
+                *at = form;
+            }
+            let _ = restored(&[1; 100], &payload, length);
+        }
+    }
+
+    #[test]
+    fn equal_bytes_take_nothing_and_one_byte_takes_three() {
+        let base = vec![9; 16_384];
+        let mut plain = base.clone();
+        let mut payload = Vec::new();
+        assert!(encode(&Hash::ZERO, &base, &plain, 100, &mut payload));
+        assert_eq!(payload.len(), FORM_AT + 1);
+        plain[100] = 8;
+        payload.clear();
+        assert!(encode(&Hash::ZERO, &base, &plain, 100, &mut payload));
+        assert_eq!(payload[FORM_AT..], [FORM_RUNS, 100, 1, 8]);
+    }
+
+    #[test]
+    fn a_run_that_lies_outside_is_refused() {
+        let payload = [&[0; 32][..], &[FORM_RUNS, 3, 2, 1, 1]].concat();
+        assert!(restored(&[], &payload, 5).is_ok());
+        assert!(restored(&[], &payload, 4).is_err());
+        let endless = [&[0; 32][..], &[FORM_RUNS, 0xFF, 0xFF, 0xFF, 0xFF, 0x7F, 1, 1]].concat();
+        assert!(restored(&[], &endless, 5).is_err());
+    }
+}

@@ -1,0 +1,96 @@
+//! Put: an object goes into the store, unless the store has it.
+
+use crate::codec::{Codec, Encoding};
+use crate::hash::Hash;
+use crate::store::error::StoreError;
+use crate::store::gate::CaptureGuard;
+use crate::store::index::Tree;
+use crate::store::log::Batch;
+use crate::store::object::Kind;
+use crate::store::read::{Base, Reader};
+use crate::store::{Shared, check_length};
+
+/// How what is new is to be stored.
+#[derive(Clone, Copy)]
+pub(crate) struct StoreAs {
+    pub(crate) codec: Codec,
+    /// As the difference from what the reference has in its place, where that is short.
+    pub(crate) deltas: bool,
+}
+
+/// For what a capture stores, and how.
+#[derive(Clone, Copy)]
+pub(crate) struct Put<'a> {
+    pub(crate) shared: &'a Shared,
+    pub(crate) guard: &'a CaptureGuard<'a>,
+    pub(crate) store_as: StoreAs,
+}
+
+impl Put<'_> {
+    /// Appends an object unless the store has it. If it is `like` another one it may be stored as the
+    /// difference. Returns how many bytes that took.
+    pub(crate) fn object(
+        &self,
+        reader: &mut Reader<'_>,
+        kind: Kind,
+        hash: Hash,
+        bytes: &[u8],
+        like: Option<Hash>,
+    ) -> Result<u64, StoreError> {
+        check_length(kind, bytes.len())?;
+        if known(self.shared, self.guard, reader, Tree::of(kind), &[hash])?[0] {
+            return Ok(0);
+        }
+        let like = like.filter(|_| self.store_as.deltas && !self.shared.damage_known());
+        let mut plain = Vec::new();
+        let base = base(reader, kind, &like.unwrap_or(Hash::ZERO), &mut plain)?;
+        let mut batch = Batch::default();
+        batch.push(kind, self.store_as.codec, hash, bytes, base.as_ref().map(|base| (base, &plain[..])));
+        Ok(self.shared.append(&mut batch)?.bytes)
+    }
+}
+
+/// Pins the hashes and says which of them the store has.
+pub(crate) fn known(
+    shared: &Shared,
+    guard: &CaptureGuard<'_>,
+    reader: &mut Reader<'_>,
+    tree: Tree,
+    hashes: &[Hash],
+) -> Result<Vec<bool>, StoreError> {
+    guard.pin_and(hashes, |condemned| {
+        let is_known = |hash: &Hash| {
+            let Some(location) = shared.locate(tree, hash)? else { return Ok(false) };
+            if condemned.is_some_and(|condemned| condemned.contains(tree, hash, location)) {
+                return Ok(false);
+            }
+            // What a delta needs is in the store too, unless there is damage.
+            if location.encoding == Encoding::Delta && shared.damage_known() {
+                return reader.is_grounded(tree, hash);
+            }
+            Ok(true)
+        };
+        hashes.iter().map(is_known).collect()
+    })
+}
+
+/// What an object may be stored as a difference from, if that can be read: the object `like`, or its
+/// base. `plain` gets the bytes.
+pub(crate) fn base(
+    reader: &mut Reader<'_>,
+    kind: Kind,
+    like: &Hash,
+    plain: &mut Vec<u8>,
+) -> Result<Option<Base>, StoreError> {
+    if like.is_zero() {
+        return Ok(None);
+    }
+    match reader.base(kind, like, plain) {
+        Ok(base) => Ok(Some(base)),
+        Err(error) if error.is_damage() => {
+            tracing::warn!("{}", error.whole_story());
+            Ok(None)
+        }
+        Err(error) => Err(error),
+    }
+}
