@@ -12,7 +12,6 @@ use serde::{Deserialize, Serialize};
 use zstd::bulk::{Compressor, Decompressor};
 
 use crate::delta;
-use crate::hash::Hash;
 
 /// How to encode what is stored from now on. What is stored already keeps its encoding.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -182,7 +181,7 @@ pub(crate) fn lengths_are_possible(encoding: Encoding, stored_bytes: usize, plai
         Encoding::Lz4 => plain_bytes / LZ4_MAX_EXPANSION <= stored_bytes && stored_bytes < plain_bytes,
         // Both can stand for very much; the kind's own limit is what bounds them.
         Encoding::Zstd => stored_bytes > 0 && stored_bytes < plain_bytes,
-        Encoding::Delta => stored_bytes > Hash::BYTES && stored_bytes < plain_bytes,
+        Encoding::Delta => stored_bytes >= delta::MIN_BYTES && stored_bytes < plain_bytes,
     }
 }
 

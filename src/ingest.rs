@@ -423,13 +423,7 @@ impl<'a> Ingest<'a> {
                 true => base(&mut worker.reader, Kind::Region, &it.in_its_place, &mut worker.base)?,
                 false => None,
             };
-            worker.batch.push(
-                Kind::Region,
-                codec,
-                it.hash,
-                plain,
-                base.as_ref().map(|base| (base, &worker.base[..])),
-            );
+            worker.batch.push(Kind::Region, codec, it.hash, plain, base);
         }
         let appended = self.shared.append(&mut worker.batch)?;
         self.new_regions.fetch_add(appended.objects - appended.deltas, Ordering::Relaxed);

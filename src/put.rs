@@ -1,13 +1,14 @@
 //! Put: an object goes into the store, unless the store has it.
 
 use crate::codec::{Codec, Encoding};
+use crate::delta::Base;
 use crate::hash::Hash;
 use crate::store::error::StoreError;
 use crate::store::gate::CaptureGuard;
 use crate::store::index::Tree;
 use crate::store::log::Batch;
 use crate::store::object::Kind;
-use crate::store::read::{Base, Reader};
+use crate::store::read::Reader;
 use crate::store::{Shared, check_length};
 
 /// How what is new is to be stored.
@@ -45,7 +46,7 @@ impl Put<'_> {
         let mut plain = Vec::new();
         let base = base(reader, kind, &like.unwrap_or(Hash::ZERO), &mut plain)?;
         let mut batch = Batch::default();
-        batch.push(kind, self.store_as.codec, hash, bytes, base.as_ref().map(|base| (base, &plain[..])));
+        batch.push(kind, self.store_as.codec, hash, bytes, base);
         Ok(self.shared.append(&mut batch)?.bytes)
     }
 }
@@ -74,19 +75,19 @@ pub(crate) fn known(
     })
 }
 
-/// What an object may be stored as a difference from, if that can be read: the object `like`, or its
-/// base. `plain` gets the bytes.
-pub(crate) fn base(
+/// What an object that replaces `like` may be stored as a difference from, if that can be read. Its
+/// bytes are put into `plain`.
+pub(crate) fn base<'p>(
     reader: &mut Reader<'_>,
     kind: Kind,
     like: &Hash,
-    plain: &mut Vec<u8>,
-) -> Result<Option<Base>, StoreError> {
+    plain: &'p mut Vec<u8>,
+) -> Result<Option<Base<'p>>, StoreError> {
     if like.is_zero() {
         return Ok(None);
     }
     match reader.base(kind, like, plain) {
-        Ok(base) => Ok(Some(base)),
+        Ok(found) => Ok(found.map(|(hash, number, whole_bytes)| Base { hash, plain, whole_bytes, number })),
         Err(error) if error.is_damage() => {
             tracing::warn!("{}", error.whole_story());
             Ok(None)

@@ -19,9 +19,8 @@ use super::location::{Location, MAX_PACK, Position};
 use super::object::{self, Kind};
 use super::open::UNFINISHED;
 use super::pack::{self, Pack};
-use super::read::Base;
 use crate::codec::{self, Codec, Encoding};
-use crate::delta;
+use crate::delta::{self, Base};
 use crate::hash::Hash;
 use crate::sys::file;
 
@@ -124,15 +123,15 @@ struct BatchObject {
 }
 
 impl Batch {
-    /// Encodes one object at the end of the batch; as the difference from a base, whose bytes come with
-    /// it, if that is under half of what it would take whole.
+    /// Encodes one object at the end of the batch; as the difference from `base` if that is under
+    /// half of what it would take whole.
     pub(crate) fn push(
         &mut self,
         kind: Kind,
         codec: Codec,
         hash: Hash,
         plain: &[u8],
-        base: Option<(&Base, &[u8])>,
+        base: Option<Base<'_>>,
     ) {
         let start = self.bytes.len();
         let delta = match base {
@@ -153,28 +152,22 @@ impl Batch {
         codec: Codec,
         hash: Hash,
         plain: &[u8],
-        (base, base_plain): (&Base, &[u8]),
+        base: Base<'_>,
     ) -> Option<object::Header> {
         self.payload.clear();
-        if base.hash == hash
-            || !delta::encode(&base.hash, base_plain, plain, plain.len() / 2, &mut self.payload)
-        {
+        if base.hash == hash || !delta::encode(base, plain, plain.len() / 2, &mut self.payload) {
             return None;
         }
-        // What the base takes is a good guess at what this would take. Only where that leaves it open
-        // it is tried.
-        if self.payload.len() >= base.stored_bytes as usize / 4 {
-            let mut whole = std::mem::take(&mut self.whole);
-            whole.clear();
-            codec::encode(codec, plain, &mut whole);
-            let short = self.payload.len() < whole.len() / 2;
-            self.whole = whole;
-            if !short {
+        // What was there before took about as much whole. Only where that leaves it open it is tried.
+        if self.payload.len() > base.whole_bytes as usize / 4 {
+            self.whole.clear();
+            codec::encode(codec, plain, &mut self.whole);
+            if self.payload.len() >= self.whole.len() / 2 {
                 return None;
             }
         }
-        let length = plain.len();
-        Some(object::write_encoded(kind, Encoding::Delta, hash, length, &self.payload, &mut self.bytes))
+        let (encoding, length) = (Encoding::Delta, plain.len());
+        Some(object::write_encoded(kind, encoding, hash, length, &self.payload, &mut self.bytes))
     }
 
     pub(crate) fn is_empty(&self) -> bool {

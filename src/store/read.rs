@@ -31,9 +31,9 @@ pub enum Check {
 /// How often an object is looked up anew when its pack is gone. Each time gc must have moved it.
 pub(crate) const TRIES: usize = 100;
 
-/// How many differences may lie between an object and bytes that are stored whole. A base is chosen
-/// whole, so there is one; two can come about only where two captures store the same bytes at once.
-pub(crate) const MAX_DELTAS: usize = 8;
+/// How many differences may lie between an object and bytes that are stored whole. There are eight at
+/// most, or a few more where two captures have stored the same bytes at once.
+pub(crate) const MAX_DELTAS: usize = 16;
 
 /// Where an object was found.
 struct Found {
@@ -45,6 +45,23 @@ struct Found {
 }
 
 impl Found {
+    fn is_delta(&self) -> bool {
+        self.header.encoding == Encoding::Delta
+    }
+
+    /// The base that a delta names.
+    fn base(&self) -> Result<Hash, StoreError> {
+        delta::base_of(self.payload()?).ok_or_else(|| self.damaged("it names no base"))
+    }
+
+    /// Its number among those that were in its place.
+    fn number(&self) -> Result<u8, StoreError> {
+        match self.is_delta() {
+            true => delta::number_of(self.payload()?).ok_or_else(|| self.damaged("it has no number")),
+            false => Ok(0),
+        }
+    }
+
     /// Its payload, still encoded, its checksum checked.
     fn payload(&self) -> Result<&[u8], StoreError> {
         self.header.payload(&self.map[self.at..]).map_err(|why| self.damaged(why))
@@ -70,14 +87,6 @@ pub(crate) struct Reader<'a> {
     objects: Cursor<'a>,
     /// The bases of deltas, which follow one another elsewhere.
     bases: Cursor<'a>,
-}
-
-/// What an object may be stored as a difference from.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Base {
-    pub(crate) hash: Hash,
-    /// How much it takes itself, encoded.
-    pub(crate) stored_bytes: u32,
 }
 
 impl<'a> Reader<'a> {
@@ -134,23 +143,26 @@ impl<'a> Reader<'a> {
         record::decode(&bytes).map_err(|source| StoreError::Record { kind, source })
     }
 
-    /// What a difference from the object `like` is to be a difference from: that itself, or its own
-    /// base. `plain` gets the bytes.
-    pub(crate) fn base(&mut self, kind: Kind, like: &Hash, plain: &mut Vec<u8>) -> Result<Base, StoreError> {
+    /// What is to replace the object `like` may be stored as a difference from this: its hash, the
+    /// number of the delta, and how many bytes what both go back to takes. `plain` gets the bytes.
+    /// None if it should be stored whole.
+    pub(crate) fn base(
+        &mut self,
+        kind: Kind,
+        like: &Hash,
+        plain: &mut Vec<u8>,
+    ) -> Result<Option<(Hash, u8, u32)>, StoreError> {
         let mut found = self.objects.next_or_find(kind, like)?;
         self.objects.next_bytes = found.at + found.header.object_bytes();
-        for _ in 0..MAX_DELTAS {
-            if found.header.encoding != Encoding::Delta {
-                break;
-            }
-            let base = delta::base_of(found.payload()?).ok_or_else(|| found.damaged("it names no base"))?;
+        let Some((number, base_number)) = delta::next_number(found.number()?) else { return Ok(None) };
+        while found.is_delta() && found.number()? > base_number {
+            let base = found.base()?;
             found = self.bases.next_or_find(kind, &base)?;
-            self.bases.next_bytes = found.at + found.header.object_bytes();
         }
         plain.clear();
         plain.resize(found.header.plain_bytes as usize, 0);
-        self.fill(&found, plain, 0)?;
-        Ok(Base { hash: found.header.hash, stored_bytes: found.header.stored_bytes })
+        let whole_bytes = self.fill(&found, plain, 0)?;
+        Ok(Some((found.header.hash, number, whole_bytes)))
     }
 
     /// Checks an object that is at a known place, and its plain bytes against its hash.
@@ -171,9 +183,10 @@ impl<'a> Reader<'a> {
     /// no delta.
     pub(crate) fn delta_at(&mut self, at: Position) -> Option<(Hash, Hash)> {
         let found = self.objects.whatever_is_at(at)?;
-        let is_delta = found.header.encoding == Encoding::Delta;
-        let base = delta::base_of(found.payload().ok()?).filter(|_| is_delta)?;
-        Some((found.header.hash, base))
+        match found.is_delta() {
+            true => Some((found.header.hash, found.base().ok()?)),
+            false => None,
+        }
     }
 
     /// Whether there are bytes stored whole behind an object, however many differences lie between.
@@ -206,15 +219,18 @@ impl<'a> Reader<'a> {
         Ok(())
     }
 
-    /// Decodes an object to which so many differences have led.
-    fn fill(&mut self, found: &Found, plain: &mut [u8], deltas: usize) -> Result<(), StoreError> {
+    /// Decodes an object to which so many differences have led. Returns how many bytes that takes
+    /// which is stored whole.
+    fn fill(&mut self, found: &Found, plain: &mut [u8], deltas: usize) -> Result<u32, StoreError> {
+        let whole_bytes = match found.is_delta() {
+            true => self
+                .fill_from_base(found.header.kind, &found.base()?, plain, deltas + 1)
+                .map_err(|error| error.of_base(&found.header))?,
+            false => found.header.stored_bytes,
+        };
         let payload = found.payload()?;
-        if found.header.encoding == Encoding::Delta {
-            let base = delta::base_of(payload).ok_or_else(|| found.damaged("it names no base"))?;
-            self.fill_from_base(found.header.kind, &base, plain, deltas + 1)
-                .map_err(|error| error.of_base(&found.header))?;
-        }
-        codec::decode(found.header.encoding, payload, plain).map_err(|error| found.damaged(error))
+        codec::decode(found.header.encoding, payload, plain).map_err(|error| found.damaged(error))?;
+        Ok(whole_bytes)
     }
 
     /// Fills `plain` with the bytes of a base, cut or lengthened by zeros.
@@ -224,7 +240,7 @@ impl<'a> Reader<'a> {
         base: &Hash,
         plain: &mut [u8],
         deltas: usize,
-    ) -> Result<(), StoreError> {
+    ) -> Result<u32, StoreError> {
         let found = self.bases.next_or_find(kind, base)?;
         if deltas > MAX_DELTAS {
             return Err(found.damaged("too many differences lead to it"));
@@ -237,9 +253,9 @@ impl<'a> Reader<'a> {
             return self.fill(&found, same, deltas);
         }
         let mut whole = vec![0; base_bytes];
-        self.fill(&found, &mut whole, deltas)?;
+        let whole_bytes = self.fill(&found, &mut whole, deltas)?;
         plain.copy_from_slice(&whole[..plain.len()]);
-        Ok(())
+        Ok(whole_bytes)
     }
 }
 
