@@ -20,9 +20,9 @@ use std::time::Duration;
 use proptest::prelude::*;
 use proptest::sample::Index;
 use stillframe::{
-    AddressRange, AddressSpace, Attachment, Capture, CaptureOptions, CopyOut, Error, Frozen, GcOptions, Hash,
-    InPlace, Labels, Mapping, MappingKind, Memory, Origin, Protection, RegionSize, SnapshotId, Source,
-    SourceError, Store, StoreError, Trigger, VerifyOptions,
+    AddressRange, AddressSpace, Attachment, Capture, CaptureOptions, Codec, CopyOut, Error, Frozen,
+    GcOptions, Hash, InPlace, Labels, Mapping, MappingKind, Memory, Origin, Protection, RegionSize,
+    SnapshotId, Source, SourceError, Store, StoreError, Trigger, VerifyOptions,
 };
 
 // ---- The processes ------------------------------------------------------------------------------
@@ -518,6 +518,8 @@ impl World {
             labels: labels.clone(),
             exclude: exclude.clone(),
             attachments: vec![Attachment { name: "given".to_owned(), bytes: vec![process as u8; 5000] }],
+            codec: [None, None, Some(Codec::Zstd), Some(Codec::None)][self.line.len() % 4],
+            deltas: self.line.len() % 7 != 6,
             ..CaptureOptions::default()
         };
         if let Access::UntilRelease { staging_bytes } = access {
