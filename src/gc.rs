@@ -48,7 +48,7 @@ impl Default for GcOptions {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct GcStats {
-    /// Regions that snapshots need.
+    /// Regions that snapshots need, also as bases of deltas.
     pub live_regions: u64,
     /// Regions that none needs; they are dropped from the index.
     pub dead_regions: u64,
