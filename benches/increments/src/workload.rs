@@ -1,0 +1,50 @@
+//! Workloads: programs whose memory changes from step to step, always in the same way.
+
+use std::process::Command;
+
+use stillframe::Source;
+
+use crate::arena::Arena;
+use crate::python::{Python, Randomisation};
+use crate::state::State;
+use crate::wasm::Wasm;
+
+/// How many records the CPython program keeps: 63 MB.
+const PYTHON_RECORDS: usize = 75_000;
+
+pub trait Workload {
+    /// Goes on to the next moment.
+    fn step(&mut self);
+
+    /// Its memory now: all that it can write to.
+    fn state(&self) -> State;
+
+    /// The live thing itself, for a capture.
+    fn source(&self) -> Box<dyn Source + '_>;
+}
+
+/// The workloads that run on: their names, and what they are.
+pub const NAMES: [(&str, &str); 3] = [
+    ("arena", "an arena of 64 MiB, 400,000 records, 2,000 updates a step with a Zipf distribution"),
+    ("python", "CPython with 75,000 records, 1 % of them changed a step"),
+    ("wasm", "a key-value store in WebAssembly under Wasmtime, 250 operations a step"),
+];
+
+pub fn start(name: &str) -> Box<dyn Workload> {
+    match name {
+        "arena" => Box::new(Arena::new()),
+        "python" => Box::new(python(Randomisation::Off)),
+        "wasm" => Box::new(Wasm::new()),
+        _ => panic!("there is no workload {name}; there are arena, python and wasm"),
+    }
+}
+
+/// A CPython of the workload of that name, of which there may be many.
+pub fn python(randomisation: Randomisation) -> Python {
+    Python::start(PYTHON_RECORDS, randomisation)
+}
+
+/// Whether a program can be run.
+pub fn is_installed(program: &str) -> bool {
+    Command::new(program).arg("--version").output().is_ok_and(|output| output.status.success())
+}
