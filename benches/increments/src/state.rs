@@ -7,8 +7,8 @@ use std::ops::Range;
 use std::time::Duration;
 
 use stillframe::{
-    AddressRange, AddressSpace, Attachment, Frozen, InPlace, Mapping, MappingKind, Memory, Origin, Protection,
-    Source, SourceError,
+    AddressRange, AddressSpace, Attachment, Frozen, InPlace, Mapping, MappingKind, Memory, Origin,
+    Protection, Source, SourceError,
 };
 
 /// Mappings begin and end at multiples of it.
@@ -26,10 +26,6 @@ impl State {
     /// One mapping from address 0, as a linear memory or an arena.
     pub fn of_bytes(bytes: &[u8]) -> Self {
         State { mappings: vec![(0, bytes.to_vec())] }
-    }
-
-    pub fn length_bytes(&self) -> u64 {
-        self.mappings.iter().map(|(_, bytes)| bytes.len() as u64).sum()
     }
 
     /// All mappings, one after the other, in pieces.
@@ -90,15 +86,18 @@ impl State {
             *self = State { mappings: mappings.collect() };
         }
         for (address, run) in &change.runs {
-            let (mut address, mut run) = (*address, &run[..]);
-            // Neighbouring mappings may share a run.
-            while !run.is_empty() {
-                let (at, offset) = self.place(address).unwrap();
-                let target = &mut self.mappings[at].1[offset..];
-                let (now, later) = run.split_at(run.len().min(target.len()));
-                target[..now.len()].copy_from_slice(now);
-                (address, run) = (address + now.len() as u64, later);
-            }
+            self.write(*address, run);
+        }
+    }
+
+    /// Writes bytes that may span neighbouring mappings.
+    pub fn write(&mut self, mut address: u64, mut bytes: &[u8]) {
+        while !bytes.is_empty() {
+            let (at, offset) = self.place(address).unwrap();
+            let target = &mut self.mappings[at].1[offset..];
+            let (now, later) = bytes.split_at(bytes.len().min(target.len()));
+            target[..now.len()].copy_from_slice(now);
+            (address, bytes) = (address + now.len() as u64, later);
         }
     }
 }

@@ -44,7 +44,7 @@ pub fn python(randomisation: Randomisation) -> Python {
     Python::start(PYTHON_RECORDS, randomisation)
 }
 
-/// Whether a program can be run.
-pub fn is_installed(program: &str) -> bool {
-    Command::new(program).arg("--version").output().is_ok_and(|output| output.status.success())
+/// Whether a program can be run: asked for its version it gives one.
+pub fn is_installed(program: &str, version_argument: &str) -> bool {
+    Command::new(program).arg(version_argument).output().is_ok_and(|output| output.status.success())
 }
