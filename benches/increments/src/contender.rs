@@ -62,8 +62,8 @@ pub trait Contender {
 
 /// stillframe with one region size and codec.
 pub struct Stillframe {
-    pub region_size: RegionSize,
-    pub codec: Codec,
+    region_size: RegionSize,
+    codec: Codec,
     path: PathBuf,
     options: StoreOptions,
     store: Option<Store>,
@@ -77,6 +77,11 @@ impl Stillframe {
         Stillframe { region_size, codec, path, options, store: None, last: None }
     }
 
+    /// With the region size and the codec that a store has unless one is chosen.
+    pub fn as_it_comes(dir: &Path) -> Self {
+        Stillframe::new(dir, RegionSize::default(), Codec::default())
+    }
+
     fn store(&mut self) -> &Store {
         self.store.get_or_insert_with(|| self.options.open_or_create(&self.path).unwrap())
     }
@@ -84,7 +89,7 @@ impl Stillframe {
 
 impl Contender for Stillframe {
     fn name(&self) -> String {
-        format!("stillframe {} KiB {}", self.region_size.bytes() >> 10, self.codec)
+        stillframe_name(self.region_size, self.codec)
     }
 
     fn prepare(&mut self, _moment: Moment<'_>) {
@@ -125,6 +130,15 @@ impl Contender for Stillframe {
         };
         Some((took, State { mappings: space.captured().map(mapping).collect() }))
     }
+}
+
+fn stillframe_name(region_size: RegionSize, codec: Codec) -> String {
+    format!("stillframe {} KiB {codec}", region_size.bytes() >> 10)
+}
+
+/// What stillframe as it comes is called.
+pub fn default_name() -> String {
+    stillframe_name(RegionSize::default(), Codec::default())
 }
 
 /// The journal of `benches/common/journal.rs`, one file for each process.

@@ -37,6 +37,7 @@ use crate::measure::{Growth, median};
 use crate::play::{Run, play};
 use crate::report::{count, milliseconds};
 use crate::state::Tape;
+use crate::workload::Description;
 
 /// How many moments `--states` writes.
 const STATES: usize = 5;
@@ -57,23 +58,24 @@ fn main() {
     let dir = tempfile::tempdir_in(std::env::var_os("STILLFRAME_BENCH_DIR").unwrap_or_else(|| ".".into()));
     let dir = dir.expect("the bench directory can be written");
 
-    let mut all: Vec<(&str, Vec<Run>)> = Vec::new();
-    for (name, what) in workload::NAMES.into_iter().filter(|(name, _)| wanted(name)) {
-        let dir = dir.path().join(name);
+    let mut all: Vec<(Description, Vec<Run>)> = Vec::new();
+    for workload in workload::ALL.into_iter().filter(|workload| wanted(workload.name)) {
+        let dir = dir.path().join(workload.name);
         std::fs::create_dir(&dir).unwrap();
-        println!("## {name}: {what}; {} snapshots\n", arguments.snapshots);
-        let (tape, live) = record(name, &dir, &arguments);
+        println!("## {}: {}; {} snapshots\n", workload.title, workload.what, arguments.snapshots);
+        let (tape, live) = record(workload.name, &dir, &arguments);
         let runs: Vec<Run> = contenders(&dir, arguments.with_peers)
             .into_iter()
             .map(|contender| play(contender, &tape))
             .collect();
         report::print_increments(&runs);
+        report::print_verdict(&runs);
         println!("{live}\n");
-        all.push((name, runs));
+        all.push((workload, runs));
     }
     if !all.is_empty() {
         report::print_region_sizes_head();
-        all.iter().for_each(|(name, runs)| report::print_region_sizes(name, runs));
+        all.iter().for_each(|(workload, runs)| report::print_region_sizes(workload.name, runs));
         println!();
     }
     if let Some(path) = &arguments.plot {
@@ -95,7 +97,12 @@ fn arguments() -> Arguments {
         let mut value = || given.next().unwrap_or_else(|| panic!("{option} wants a value"));
         match &*option {
             "--snapshots" => arguments.snapshots = value().parse().expect("--snapshots wants a number"),
-            "--workload" => arguments.workloads.push(value()),
+            "--workload" => {
+                let name = value();
+                let known = workload::ALL.iter().map(|one| one.name).chain(["instances", "rescan"]);
+                assert!(known.into_iter().any(|one| one == name), "there is no workload {name}");
+                arguments.workloads.push(name);
+            }
             "--without-peers" => arguments.with_peers = false,
             "--plot" => arguments.plot = Some(value().into()),
             "--states" => arguments.states = Some(value().into()),
@@ -132,7 +139,7 @@ fn record(name: &str, dir: &Path, arguments: &Arguments) -> (Tape, String) {
     let mut workload = workload::start(name);
     let live_dir = dir.join("live");
     std::fs::create_dir(&live_dir).unwrap();
-    let mut live = Stillframe::new(&live_dir, RegionSize::default(), Codec::default());
+    let mut live = Stillframe::as_it_comes(&live_dir);
     let (mut tape, mut first, mut pauses) = (Tape::default(), None, Vec::new());
     for at in 0..arguments.snapshots {
         if at > 0 {
@@ -156,11 +163,8 @@ fn record(name: &str, dir: &Path, arguments: &Arguments) -> (Tape, String) {
     }
     live.close();
     let growth: Growth = size_of(&live).growth_per(first.unwrap(), arguments.snapshots - 1);
-    let mut said = format!(
-        "Captured live as it ran ({}): {} bytes for each further snapshot.",
-        live.name(),
-        count(growth.disk_bytes)
-    );
+    let mut said =
+        format!("Captured live as it ran: {} bytes for each further snapshot.", count(growth.disk_bytes));
     let pause = median(pauses);
     if !pause.is_zero() {
         said += &format!(" It stood still for {}.", milliseconds(pause));

@@ -2,12 +2,16 @@
 
 use std::time::Duration;
 
+use crate::contender::default_name;
 use crate::play::Run;
+
+/// What each further snapshot may cost at most, for each byte that the journal at 512 bytes writes,
+/// and that borg does.
+const WANTED_OF_JOURNAL: f64 = 0.75;
+const WANTED_OF_BORG: f64 = 1.0 / 6.0;
 
 /// What each further snapshot costs, beside the journal at 512 bytes and borg.
 pub fn print_increments(runs: &[Run]) {
-    let peer = |name: &str| runs.iter().find(|run| run.name == name).map(|run| run.growth.disk_bytes);
-    let (journal, borg) = (peer("journal 512 B"), peer("borg"));
     row(&[
         "",
         "bytes a snapshot",
@@ -19,26 +23,49 @@ pub fn print_increments(runs: &[Run]) {
         "CPU",
         "changed",
         "deltas",
+        "the first snapshot",
     ]);
-    println!("|---|{}", "---:|".repeat(9));
+    println!("|---|{}", "---:|".repeat(10));
     for run in runs {
-        let ratio = |other: Option<f64>| {
-            other.map_or("–".to_owned(), |other| format!("{:.3}", run.growth.disk_bytes / other))
-        };
         row(&[
             &run.name,
             &count(run.growth.disk_bytes),
-            &count(run.index_bytes),
+            &if_any(run.index_bytes),
             &count(run.growth.apparent_bytes),
-            &ratio(journal),
-            &ratio(borg),
+            &ratio(run, peer(runs, "journal 512 B")),
+            &ratio(run, peer(runs, "borg")),
             &milliseconds(run.wall),
             &milliseconds(run.cpu),
-            &count(run.changed),
-            &count(run.deltas),
+            &if_any(run.changed),
+            &if_any(run.deltas),
+            &count(run.first.disk_bytes as f64),
         ]);
     }
     println!();
+}
+
+/// stillframe as it comes against what is wanted of it.
+pub fn print_verdict(runs: &[Run]) {
+    let Some(ours) = peer(runs, &default_name()) else { return };
+    print!("As it comes ({}): ", ours.name);
+    print!(
+        "{} of the journal at 512 bytes (wanted: {WANTED_OF_JOURNAL}), ",
+        ratio(ours, peer(runs, "journal 512 B"))
+    );
+    println!("{} of borg (wanted: {WANTED_OF_BORG:.3}).", ratio(ours, peer(runs, "borg")));
+}
+
+fn peer<'a>(runs: &'a [Run], name: &str) -> Option<&'a Run> {
+    runs.iter().find(|run| run.name == name)
+}
+
+fn ratio(run: &Run, other: Option<&Run>) -> String {
+    let of = |other: &Run| format!("{:.3}", run.growth.disk_bytes / other.growth.disk_bytes);
+    other.map_or("–".to_owned(), of)
+}
+
+fn if_any(value: f64) -> String {
+    if value == 0.0 { "–".to_owned() } else { count(value) }
 }
 
 /// What the region size decides.

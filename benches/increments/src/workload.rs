@@ -9,7 +9,7 @@ use crate::python::{Python, Randomisation};
 use crate::state::State;
 use crate::wasm::Wasm;
 
-/// How many records the CPython program keeps: 63 MB.
+/// How many records the CPython program keeps.
 const PYTHON_RECORDS: usize = 75_000;
 
 pub trait Workload {
@@ -23,11 +23,30 @@ pub trait Workload {
     fn source(&self) -> Box<dyn Source + '_>;
 }
 
-/// The workloads that run on: their names, and what they are.
-pub const NAMES: [(&str, &str); 3] = [
-    ("arena", "an arena of 64 MiB, 400,000 records, 2,000 updates a step with a Zipf distribution"),
-    ("python", "CPython with 75,000 records, 1 % of them changed a step"),
-    ("wasm", "a key-value store in WebAssembly under Wasmtime, 250 operations a step"),
+/// A workload that runs on from moment to moment.
+#[derive(Clone, Copy)]
+pub struct Description {
+    pub name: &'static str,
+    pub title: &'static str,
+    pub what: &'static str,
+}
+
+pub const ALL: [Description; 3] = [
+    Description {
+        name: "arena",
+        title: "An arena, updates after Zipf",
+        what: "64 MiB in this process, 400,000 records, 2,000 updates a step with a Zipf distribution",
+    },
+    Description {
+        name: "python",
+        title: "CPython",
+        what: "75,000 records in 66 MB that it can write to, 1 % of them changed a step",
+    },
+    Description {
+        name: "wasm",
+        title: "WebAssembly under Wasmtime",
+        what: "a key-value store in 18 MB of linear memory, 250 operations a step",
+    },
 ];
 
 pub fn start(name: &str) -> Box<dyn Workload> {
