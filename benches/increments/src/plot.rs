@@ -42,7 +42,8 @@ pub fn svg(all: &[(Description, Vec<Run>)]) -> String {
     for (at, (workload, runs)) in all.iter().enumerate() {
         out += &panel(LEFT + at as f64 * (PANEL_WIDTH + GAP), &scale, workload, runs);
     }
-    for (at, (label, colour, thickness)) in LINES.iter().enumerate() {
+    let is_there = |label: &str| all.iter().any(|(_, runs)| runs.iter().any(|run| run.name == drawn(label)));
+    for (at, (label, colour, thickness)) in LINES.iter().filter(|line| is_there(line.0)).enumerate() {
         let (x, y) = (LEFT + at as f64 * LEGEND_WIDTH, BOTTOM + 52.0);
         out += &curve(&[(x, y), (x + 22.0, y)], colour, *thickness);
         out += &text(x + 28.0, y + 4.0, "start", label);
