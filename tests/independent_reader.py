@@ -82,8 +82,53 @@ def lz4_block(block, plain_bytes):
     return bytes(out)
 
 
-def decoded(payload, encoding, plain_bytes):
-    plain = lz4_block(payload, plain_bytes) if encoding else payload
+def zstd_frame(frame):
+    try:
+        from compression import zstd
+    except ImportError:
+        raise Damaged("reading Zstandard frames takes Python 3.14") from None
+    return zstd.decompress(frame)
+
+
+def with_runs(base, payload, plain_bytes):
+    """The plain bytes of a delta, made of those of its base."""
+    form, runs = payload[33], payload[34:]
+    expect(form <= 1, "a delta of an unknown form")
+    if form == 1:
+        length, = struct.unpack_from("<I", runs)
+        expect(length <= 2 * plain_bytes + 64, "more runs than there can be")
+        runs = lz4_block(runs[4:], length)
+        expect(len(runs) == length, "the runs have another length")
+    plain, at, position = bytearray(base[:plain_bytes].ljust(plain_bytes, b"\0")), 0, 0
+
+    def varint():
+        nonlocal at
+        total = 0
+        for shift in range(0, 28, 7):
+            expect(at < len(runs), "a delta ends inside a run")
+            at += 1
+            total |= (runs[at - 1] & 0x7F) << shift
+            if runs[at - 1] < 0x80:
+                return total
+        raise Damaged("a varint is too long")
+
+    while at < len(runs):
+        position += varint()
+        count = varint()
+        expect(at + count <= len(runs) and position + count <= plain_bytes, "a run lies outside")
+        plain[position:position + count] = runs[at:at + count]
+        at, position = at + count, position + count
+    return bytes(plain)
+
+
+def decoded(payload, encoding, plain_bytes, base_of=None):
+    """The plain bytes of an object. `base_of` gives those of the object with a hash."""
+    if encoding == 3:
+        expect(base_of, "a fact is never a delta")
+        plain = with_runs(base_of(payload[:32]), payload, plain_bytes)
+    else:
+        plain = {0: lambda: payload, 1: lambda: lz4_block(payload, plain_bytes),
+                 2: lambda: zstd_frame(payload)}[encoding]()
     expect(len(plain) == plain_bytes, "an object has another length than its header says")
     return plain
 
@@ -113,7 +158,8 @@ def object_at(data, at, number, store):
 
     expect(check_up_to(at + 48) & 0xFFFF == head_check, "the header check does not match")
     expect(REGION <= kind <= TOMBSTONE and plain <= MAX_PLAIN_BYTES.get(kind, 256 << 20), "impossible kind or length")
-    expect(stored == plain if encoding == 0 else encoding == 1 and plain // 255 <= stored <= plain,
+    least = {0: plain, 1: plain // 255, 2: 1, 3: 34}
+    expect(encoding in least and least[encoding] <= stored and stored < plain + (encoding == 0),
            "impossible encoding or length")
     end = at + -(-(48 + stored) // 8) * 8
     expect(end <= len(data), "the pack ends inside an object")
@@ -241,10 +287,13 @@ class Store:
             while at < len(data):
                 try:
                     kind, name, *stored, end = object_at(data, at, number, self.format)
+                    encoding = stored[1]
                     if kind in FACTS:
                         facts.append((kind, name, value(FACTS[kind], decoded(*stored))))
                     else:
-                        self.objects[kind == REGION, name] = stored
+                        # Of two the one that is no delta: it needs no others.
+                        if encoding != 3 or (kind == REGION, name) not in self.objects:
+                            self.objects[kind == REGION, name] = stored
                     at = end
                 except Damaged as why:
                     print(f"pack {number}, byte {at}: {why}", file=sys.stderr)
@@ -261,9 +310,10 @@ class Store:
             if kind == TOMBSTONE:
                 self.snapshots.pop(tombstone["snapshot"], None)
 
-    def plain(self, name, is_region=False):
+    def plain(self, name, is_region=False, deltas=0):
         expect((is_region, name) in self.objects, f"there is no object {name.hex()}")
-        return decoded(*self.objects[is_region, name])
+        expect(deltas <= 16, f"too many deltas lead to {name.hex()}")
+        return decoded(*self.objects[is_region, name], lambda base: self.plain(base, is_region, deltas + 1))
 
     def value(self, read, name):
         return value(read, self.plain(bytes.fromhex(name)))
