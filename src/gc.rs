@@ -16,7 +16,7 @@ use crate::store::catalog::Entry;
 use crate::store::compact::{Compacted, Keep, compact};
 use crate::store::error::StoreError;
 use crate::store::gate::Condemned;
-use crate::store::index::{Index, Tree};
+use crate::store::index::Tree;
 use crate::store::location::{Location, Position};
 use crate::store::marks::Marks;
 use crate::store::object::{self, Kind};
@@ -85,7 +85,7 @@ impl Store {
         };
         drop(collecting);
         if !options.dry_run {
-            shared.rewrite_index_if_bloated();
+            shared.index().rewrite_if_bloated()?;
         }
         stats.elapsed = started.elapsed();
         Ok(stats)
@@ -173,7 +173,7 @@ impl<'a> Collecting<'a> {
     /// Drops what is condemned and compacts the packs it was in.
     fn sweep(&self, condemned: &Condemned, options: &GcOptions) -> Result<GcStats, Error> {
         let (live_bytes, mut stats) = self.weigh(condemned, &HashSet::new())?;
-        self.drop_dead(condemned)?;
+        self.drop_dead(condemned, &stats)?;
         let groups = self.groups(&live_bytes, &HashSet::new(), options)?;
         // The active pack is among them: from here on it is not appended to, and what was appended
         // to it meanwhile must be in the index before it is copied.
@@ -183,7 +183,7 @@ impl<'a> Collecting<'a> {
         self.shared.sync()?;
         self.shared.settle_all();
         let needed: HashSet<SnapshotId> = self.shared.catalog().all().map(|(id, _)| *id).collect();
-        let keep = KeepLive { shared: self.shared, index: self.shared.index()?, needed };
+        let keep = KeepLive { shared: self.shared, needed };
         for (packs, _) in groups {
             options.progress.check()?;
             match compact(self.shared, &packs, &keep, None) {
@@ -215,8 +215,8 @@ impl<'a> Collecting<'a> {
     ) -> Result<(BTreeMap<u32, u64>, GcStats), Error> {
         let mut live_bytes: BTreeMap<u32, u64> = BTreeMap::new();
         let mut stats = GcStats::default();
-        let index = self.shared.index()?;
-        for tree in [Tree::Regions, Tree::Objects] {
+        let index = self.shared.index();
+        for tree in Tree::ALL {
             for entry in index.entries(tree) {
                 let (hash, location) = entry?;
                 let dead = condemned.contains(tree, &hash, location);
@@ -297,9 +297,13 @@ impl<'a> Collecting<'a> {
     }
 
     /// Drops what is condemned from the index.
-    fn drop_dead(&self, condemned: &Condemned) -> Result<(), Error> {
-        let index: Arc<Index> = self.shared.index()?;
-        for tree in [Tree::Regions, Tree::Objects] {
+    fn drop_dead(&self, condemned: &Condemned, stats: &GcStats) -> Result<(), Error> {
+        let index = self.shared.index();
+        if index.is_many(stats.dead_regions) {
+            let live = |tree, hash: &Hash, at| (!condemned.contains(tree, hash, at)).then_some(at);
+            return Ok(index.rewrite(live)?);
+        }
+        for tree in Tree::ALL {
             for entry in index.entries(tree) {
                 let (hash, location) = entry?;
                 if condemned.contains(tree, &hash, location) {
@@ -314,7 +318,6 @@ impl<'a> Collecting<'a> {
 /// Keeps what the index and the catalog speak of. To be used when what is dead is dropped from them.
 struct KeepLive<'a> {
     shared: &'a Shared,
-    index: Arc<Index>,
     /// The snapshots whose records were in a pack when gc began: so long their tombstones are needed.
     needed: HashSet<SnapshotId>,
 }
@@ -322,7 +325,8 @@ struct KeepLive<'a> {
 impl Keep for KeepLive<'_> {
     fn object(&self, tree: Tree, hash: &Hash, at: Position) -> bool {
         // When in doubt, keep.
-        self.index
+        self.shared
+            .index()
             .get(tree, hash)
             .map_or(true, |found| found.is_some_and(|found| Position::from(found) == at))
     }
@@ -355,8 +359,8 @@ impl<'a> Marking<'a> {
     fn begin(shared: &'a Shared, progress: &'a Progress) -> Result<Marking<'a>, Error> {
         shared.sync()?;
         shared.settle_all();
-        let index = shared.index()?;
-        let (regions, objects) = (Marks::of(&index, Tree::Regions)?, Marks::of(&index, Tree::Objects)?);
+        let index = shared.index();
+        let (regions, objects) = (Marks::of(index, Tree::Regions)?, Marks::of(index, Tree::Objects)?);
         Ok(Marking {
             shared,
             meter: progress.begin(0),

@@ -7,6 +7,7 @@
 //!  +------------------------------+----------+--------------+-------------+
 //! ```
 
+use super::error::StoreError;
 use super::object::{self, Header};
 use crate::codec::Encoding;
 
@@ -57,6 +58,16 @@ impl Location {
             bytes[4 * at..4 * at + 4].copy_from_slice(&value.to_le_bytes());
         }
         bytes
+    }
+
+    /// Whether this place of an object is to be kept instead of the `old` one, if it has one.
+    pub(crate) fn replaces(
+        self,
+        _old: impl FnOnce() -> Result<Option<Location>, StoreError>,
+    ) -> Result<bool, StoreError> {
+        match self.encoding {
+            Encoding::Raw | Encoding::Lz4 => Ok(true),
+        }
     }
 
     /// Stands in the index for an object that is not there any more. No pack has the number 0.
