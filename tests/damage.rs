@@ -127,7 +127,11 @@ impl Vault {
             }
         }
         drop(store);
-        Vault { _dir: dir, path, ids, forgotten, needs }
+        let made = Vault { _dir: dir, path, ids, forgotten, needs };
+        // So little is not saved to the index when it is closed, but when it is built anew.
+        made.lose_the_index();
+        drop(made.open());
+        made
     }
 
     fn pack(&self) -> PathBuf {

@@ -123,6 +123,13 @@ fn open_index(
     let load = || -> Result<(Index, Catalog), StoreError> {
         let useless = |detail: String| StoreError::Index { action: "be used", detail };
         let index = Index::open(&path, format.id)?;
+        for pack in packs {
+            let (found, durable_bytes) = (pack.length_bytes(), index.durable_bytes(pack.number));
+            if found < durable_bytes {
+                let detail = format!("pack {} has {found} bytes, {durable_bytes} were durable", pack.number);
+                return Err(useless(detail));
+            }
+        }
         for (number, indexed_bytes) in index.watermarks() {
             match packs.iter().find(|pack| pack.number == number) {
                 None => return Err(useless(format!("it speaks of pack {number}, which is not there"))),
@@ -180,6 +187,7 @@ fn catch_up(
     let mut active = None;
     let mut facts = Vec::new();
     let mut ends = Vec::new();
+    let mut damage_found = false;
     // What was appended to last. Packs before it were durable before it was begun, and those that
     // gc wrote before they had their names.
     let last = packs.last().map(|pack| pack.number);
@@ -201,7 +209,7 @@ fn catch_up(
             for (offset_bytes, why) in &tail.damaged {
                 tracing::warn!("pack {} is damaged at byte {offset_bytes}: {why}", pack.number);
                 index.set_damage_known(true)?;
-                damaged = true;
+                (damaged, damage_found) = (true, true);
             }
             index.insert(&tail.objects)?;
             // Of many packs, not all at once in memory.
@@ -225,7 +233,11 @@ fn catch_up(
     for (number, indexed_bytes) in ends {
         index.set_watermark(number, Some(indexed_bytes));
     }
-    index.save_if_much()?;
+    // What took long, and what was warned of, is not to come again with the next opening.
+    match damage_found || (rebuilding && !packs.is_empty()) {
+        true => index.save()?,
+        false => index.save_if_much()?,
+    }
     Ok(active)
 }
 
