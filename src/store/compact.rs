@@ -195,9 +195,8 @@ pub(crate) fn salvage(shared: &Shared, path: &Path) -> Result<(), StoreError> {
     let pack = written.pack;
     shared.log.add(pack.clone());
     let index = shared.index();
-    let moved = |it: Move| {
-        (it.tree, it.hash, Location { pack: pack.number, offset_bytes: it.new_bytes, ..it.old })
-    };
+    let moved =
+        |it: Move| (it.tree, it.hash, Location { pack: pack.number, offset_bytes: it.new_bytes, ..it.old });
     index.insert(&written.moves.into_iter().map(moved).collect::<Vec<_>>())?;
     let bytes = pack.bytes(pack.length_bytes())?;
     // Records first: notes and tombstones are about them.

@@ -1,27 +1,30 @@
 //! The database of the index: what sled holds, and how. This is the only file that names sled.
 //!
 //! ```text
-//! tree       key                                   value
-//! regions    bucket (u32 BE)                       a block (block.rs) of all entries in the bucket
-//! objects    bucket (u32 BE)                       the same: tables, roots, layouts, attachments
-//! runs       run (u32 BE), 'r' or 'o', n (u32 BE)  a block of entries that are newer than the buckets
-//! snapshots  's' snapshot id                       catalog entry
-//!            't' snapshot id                       location of a tombstone whose record is gone
-//! meta       'p' pack number (u32 BE)              indexed bytes (u64)
-//!            "schema"                              schema version and store id
-//!            "buckets"                             of each tree: buckets (u32), entries (u64)
-//!            "damage"                              not empty while there is known damage
+//! tree       key                    value
+//! regions    bucket (u32 BE)        a block (block.rs) of all entries in the bucket
+//! objects    bucket (u32 BE)        the same: tables, roots, layouts, attachments
+//! snapshots  page (u32 BE)          catalog entries: 's' and a snapshot id, or 't' and one where only
+//!                                   the location of a tombstone is left
+//! runs       slot (u32 BE)          what is newer: 'r' or 'o' and a block, 's' and a page
+//! meta       'p' pack number (BE)   indexed bytes (u64)
+//!            "schema"               schema version and store id
+//!            "buckets"              of each tree: buckets (u32), entries (u64)
+//!            "damage"               not empty while there is known damage
+//!
+//! page: of each entry the length of its key (u32), of its value (u32), both
 //! ```
 //!
 //! Hashes are evenly spread, so a *bucket* is a share of the number space: all hashes of which the
 //! first 64 bits, as a fraction, times the number of buckets have this integer part. The buckets
 //! are written once, into a new database. To sled that means: all keys first, without values, and
 //! then each value. A leaf of its tree splits at 17 keys and writes its content anew then; so it
-//! splits only while there is none. A million entries of 48 bytes took 90 bytes each when keys and values
-//! came together, and 52 in two steps; one by one, as sled wants to be used, they took 200.
+//! splits only while there is none. A million entries of 48 bytes took 90 bytes each when keys and
+//! values came together, and 52 in two steps; one by one, as sled wants to be used, they took 200.
+//! In the same way there are always some slots without values for the next runs.
 //!
-//! Nothing is ever removed from a tree: with others reading meanwhile sled's iterators were seen to turn in
-//! circles after it.
+//! Nothing is ever removed from a tree: with others reading meanwhile sled's iterators were seen to
+//! turn in circles after it.
 
 use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -52,6 +55,12 @@ const SEGMENT_BYTES: usize = 256 << 10;
 /// microseconds a look-up: with 16 entries 59 and 16, with 32 54 and 11, with 64 53 and 7, with 128
 /// 52 and 5, which needs the larger segments.
 pub(crate) const BLOCK_ENTRIES: usize = 64;
+
+/// So many slots are made at a time.
+const SLOTS: u32 = 128;
+
+/// A page gets another entry while it is shorter: about as long as a block.
+const PAGE_BYTES: usize = 2500;
 
 /// A database that was dropped stays locked until threads of its own have ended. Nobody else can
 /// have it, as the store has one owner.
@@ -110,7 +119,7 @@ pub(crate) struct Database {
     snapshots: sled::Tree,
     meta: sled::Tree,
     buckets: [Buckets; Tree::ALL.len()],
-    next_run: AtomicU32,
+    next_slot: AtomicU32,
 }
 
 impl Database {
@@ -153,10 +162,7 @@ impl Database {
                 };
             }
         }
-        if let Some((key, _)) = database.runs.last().map_err(failed("be read"))? {
-            let (run, _) = key.split_first_chunk::<4>().ok_or_else(|| not_in_order("a run"))?;
-            database.next_run = AtomicU32::new(u32::from_be_bytes(*run).saturating_add(1));
-        }
+        database.next_slot = AtomicU32::new(database.slots_in_use()?);
         Ok(database)
     }
 
@@ -176,7 +182,7 @@ impl Database {
             snapshots: db.open_tree("snapshots")?,
             meta: db.open_tree("meta")?,
             buckets: [Buckets::default(); Tree::ALL.len()],
-            next_run: AtomicU32::new(0),
+            next_slot: AtomicU32::new(0),
             db,
         })
     }
@@ -259,51 +265,87 @@ impl Database {
         self.meta.insert("buckets", of_trees).map(drop).map_err(failed("be written"))
     }
 
-    /// Writes entries, of each tree in order, that are newer than all before.
-    pub(crate) fn put_run(&self, of_trees: &[(Tree, Vec<Stored>)]) -> Result<(), StoreError> {
-        let run = self.next_run.fetch_add(1, Ordering::Relaxed);
-        let blocks = || {
-            of_trees.iter().flat_map(move |(tree, entries)| {
-                (0u32..).zip(entries.chunks(BLOCK_ENTRIES)).map(move |(at, block)| (run_key(run, *tree, at), block))
-            })
-        };
-        for (key, _) in blocks() {
-            self.runs.insert(key, &[]).map_err(failed("be written"))?;
+    /// How many slots there are up to the last one that is not empty.
+    fn slots_in_use(&self) -> Result<u32, StoreError> {
+        let mut in_use = 0;
+        for slot in self.runs.iter().rev() {
+            let (key, value) = slot.map_err(failed("be read"))?;
+            if !value.is_empty() {
+                let number = key.as_ref().try_into().map_err(|_| not_in_order("a run"))?;
+                in_use = u32::from_be_bytes(number).saturating_add(1);
+                break;
+            }
         }
+        Ok(in_use)
+    }
+
+    fn put_slot(&self, letter: u8, content: &[u8]) -> Result<(), StoreError> {
+        let slot = self.next_slot.fetch_add(1, Ordering::Relaxed);
+        if slot % SLOTS == 0 {
+            for slot in slot..slot.saturating_add(SLOTS) {
+                self.runs.insert(slot.to_be_bytes(), &[]).map_err(failed("be written"))?;
+            }
+        }
+        let value = [&[letter], content].concat();
+        self.runs.insert(slot.to_be_bytes(), value).map(drop).map_err(failed("be written"))
+    }
+
+    /// Writes what is newer than all before: entries, of each tree in order, and catalog entries. An
+    /// empty value of those says that there is none any more.
+    pub(crate) fn put_run(
+        &self,
+        of_trees: &[(Tree, Vec<Stored>)],
+        snapshots: &BTreeMap<Vec<u8>, Vec<u8>>,
+    ) -> Result<(), StoreError> {
         let mut bytes = Vec::new();
-        for (key, entries) in blocks() {
-            block::write(entries, &mut bytes);
-            self.runs.insert(key, &bytes[..]).map_err(failed("be written"))?;
+        for (tree, entries) in of_trees {
+            for entries in entries.chunks(BLOCK_ENTRIES) {
+                block::write(entries, &mut bytes);
+                self.put_slot(LETTERS[*tree as usize], &bytes)?;
+            }
         }
-        Ok(())
+        pages(snapshots).iter().try_for_each(|page| self.put_slot(SNAPSHOTS_LETTER, page))
     }
 
     /// Hands the entries of all runs to `take`, the newest of each object last.
     pub(crate) fn read_runs(&self, mut take: impl FnMut(Tree, Stored)) -> Result<(), StoreError> {
-        for block in self.runs.iter() {
-            let (key, value) = block.map_err(failed("be read"))?;
-            let tree = tree_of_run(&key).ok_or_else(|| not_in_order("a run"))?;
-            let block = Block::parse(&value).ok_or_else(|| not_in_order("a block"))?;
+        for slot in self.runs.iter() {
+            let (_, value) = slot.map_err(failed("be read"))?;
+            let Some((letter, block)) = value.split_first() else { continue };
+            let Some(tree) = Tree::ALL.into_iter().find(|tree| LETTERS[*tree as usize] == *letter) else {
+                continue;
+            };
+            let block = Block::parse(block).ok_or_else(|| not_in_order("a block"))?;
             block.entries().for_each(|entry| take(tree, entry));
         }
         Ok(())
     }
 
-    /// All keys and values of the snapshots tree.
-    pub(crate) fn snapshots(&self) -> impl Iterator<Item = Result<(Vec<u8>, Vec<u8>), StoreError>> + use<> {
-        self.snapshots.iter().filter_map(|entry| match entry {
-            Err(error) => Some(Err(failed("be read")(error))),
-            Ok((_, value)) if value.is_empty() => None,
-            Ok((key, value)) => Some(Ok((key.to_vec(), value.to_vec()))),
-        })
+    /// All catalog entries. Those with an empty value are there no more.
+    pub(crate) fn snapshots(&self) -> Result<BTreeMap<Vec<u8>, Vec<u8>>, StoreError> {
+        let mut snapshots = BTreeMap::new();
+        let mut read = |page: &[u8]| read_page(page, &mut snapshots).ok_or_else(|| not_in_order("a page"));
+        for page in self.snapshots.iter() {
+            let (_, page) = page.map_err(failed("be read"))?;
+            read(&page)?;
+        }
+        for slot in self.runs.iter() {
+            let (_, value) = slot.map_err(failed("be read"))?;
+            if let Some((&SNAPSHOTS_LETTER, page)) = value.split_first() {
+                read(page)?;
+            }
+        }
+        Ok(snapshots)
     }
 
-    /// Sets a key of the snapshots tree, or with an empty value says that it is gone.
-    pub(crate) fn put_snapshot(&self, key: &[u8], value: &[u8]) -> Result<(), StoreError> {
-        if value.is_empty() && !self.snapshots.contains_key(key).map_err(failed("be read"))? {
-            return Ok(());
-        }
-        self.snapshots.insert(key, value).map(drop).map_err(failed("be written"))
+    /// Writes all catalog entries of a new database.
+    pub(crate) fn fill_snapshots(&self, snapshots: &BTreeMap<Vec<u8>, Vec<u8>>) -> Result<(), StoreError> {
+        let pages = pages(snapshots);
+        let put = |at: u32, page: &[u8]| {
+            self.snapshots.insert(at.to_be_bytes(), page).map(drop).map_err(failed("be written"))
+        };
+        (0..).zip(&pages).try_for_each(|(at, _)| put(at, &[]))?;
+        (0..).zip(&pages).try_for_each(|(at, page)| put(at, page))
     }
 
     /// Up to which byte each pack is indexed.
@@ -344,19 +386,36 @@ impl Database {
     }
 }
 
-/// The key of a block of a run.
-fn run_key(run: u32, tree: Tree, at: u32) -> [u8; 9] {
-    let mut key = [0; 9];
-    key[..4].copy_from_slice(&run.to_be_bytes());
-    key[4] = LETTERS[tree as usize];
-    key[5..].copy_from_slice(&at.to_be_bytes());
-    key
-}
-
-/// Of which tree a block of a run is.
-fn tree_of_run(key: &[u8]) -> Option<Tree> {
-    Tree::ALL.into_iter().find(|tree| key.get(4) == Some(&LETTERS[*tree as usize]))
-}
-
-/// Which tree the blocks of a run are of.
+/// Of which tree a block in a slot is.
 const LETTERS: [u8; Tree::ALL.len()] = *b"ro";
+
+const SNAPSHOTS_LETTER: u8 = b's';
+
+fn pages(snapshots: &BTreeMap<Vec<u8>, Vec<u8>>) -> Vec<Vec<u8>> {
+    let mut pages: Vec<Vec<u8>> = Vec::new();
+    for (key, value) in snapshots {
+        if pages.last().is_none_or(|page| page.len() >= PAGE_BYTES) {
+            pages.push(Vec::new());
+        }
+        let Some(page) = pages.last_mut() else { break };
+        for bytes in [key, value] {
+            page.extend(u32::try_from(bytes.len()).unwrap_or(u32::MAX).to_le_bytes());
+        }
+        page.extend(key);
+        page.extend(value);
+    }
+    pages
+}
+
+/// Takes in the entries of a page; `None` if it is not one.
+fn read_page(mut page: &[u8], snapshots: &mut BTreeMap<Vec<u8>, Vec<u8>>) -> Option<()> {
+    while !page.is_empty() {
+        let (key_bytes, rest) = page.split_first_chunk::<4>()?;
+        let (value_bytes, rest) = rest.split_first_chunk::<4>()?;
+        let (key, rest) = rest.split_at_checked(usize::try_from(u32::from_le_bytes(*key_bytes)).ok()?)?;
+        let (value, rest) = rest.split_at_checked(usize::try_from(u32::from_le_bytes(*value_bytes)).ok()?)?;
+        snapshots.insert(key.to_vec(), value.to_vec());
+        page = rest;
+    }
+    Some(())
+}

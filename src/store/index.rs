@@ -94,7 +94,7 @@ struct State {
     /// `None` only after it could not be opened again.
     database: Option<Arc<Database>>,
     overlays: [BTreeMap<Hash, Change>; Tree::ALL.len()],
-    /// Keys of the snapshots tree that are not saved.
+    /// Catalog entries that are not saved.
     snapshots: BTreeMap<Vec<u8>, (Vec<u8>, u64)>,
     watermarks: BTreeMap<u32, u64>,
     /// The packs whose watermarks are not saved.
@@ -162,37 +162,14 @@ impl State {
         self.moved_watermarks.retain(|_, of| *of > epoch);
     }
 
-    /// The snapshots and watermarks that are not saved.
-    fn facts(&self) -> Facts {
-        let snapshot = |(key, (value, _)): (&Vec<u8>, &(Vec<u8>, u64))| (key.clone(), value.clone());
-        let watermark = |(pack, _): (&u32, &u64)| (*pack, self.watermarks.get(pack).copied());
-        Facts {
-            snapshots: self.snapshots.iter().map(snapshot).collect(),
-            watermarks: self.moved_watermarks.iter().map(watermark).collect(),
-        }
+    /// The catalog entries that are not saved.
+    fn unsaved_snapshots(&self) -> BTreeMap<Vec<u8>, Vec<u8>> {
+        self.snapshots.iter().map(|(key, (value, _))| (key.clone(), value.clone())).collect()
     }
-}
 
-/// What a database is told beside entries.
-struct Facts {
-    snapshots: Vec<(Vec<u8>, Vec<u8>)>,
-    watermarks: Vec<(u32, Option<u64>)>,
-}
-
-impl Facts {
-    /// Writes them, the watermarks when everything else is on the disk.
-    fn write(self, database: &Database) -> Result<(), StoreError> {
-        for (key, value) in &self.snapshots {
-            database.put_snapshot(key, value)?;
-        }
-        database.flush()?;
-        if self.watermarks.is_empty() {
-            return Ok(());
-        }
-        for (pack, indexed_bytes) in self.watermarks {
-            database.put_watermark(pack, indexed_bytes)?;
-        }
-        database.flush()
+    /// The watermarks that are not saved.
+    fn unsaved_watermarks(&self) -> Vec<(u32, Option<u64>)> {
+        self.moved_watermarks.keys().map(|pack| (*pack, self.watermarks.get(pack).copied())).collect()
     }
 }
 
@@ -291,7 +268,8 @@ impl Index {
 
     /// All entries in order of their hashes. Entries that change meanwhile may be seen before or after.
     pub(crate) fn entries(&self, tree: Tree) -> impl Iterator<Item = Result<(Hash, Location), StoreError>> {
-        let located = |(hash, place): Stored| Location::from_bytes(&place).map(|location| Ok((hash, location)));
+        let located =
+            |(hash, place): Stored| Location::from_bytes(&place).map(|location| Ok((hash, location)));
         self.stored(tree).filter_map(move |entry| entry.map_or_else(|error| Some(Err(error)), located))
     }
 
@@ -299,20 +277,16 @@ impl Index {
         Entries { index: self, tree, from: Some(Hash::ZERO), ready: Vec::new().into_iter() }
     }
 
-    /// All keys and values of the snapshots tree.
-    pub(crate) fn snapshots(
-        &self,
-    ) -> Result<impl Iterator<Item = Result<(Vec<u8>, Vec<u8>), StoreError>> + use<>, StoreError> {
+    /// All catalog entries by their keys.
+    pub(crate) fn snapshots(&self) -> Result<BTreeMap<Vec<u8>, Vec<u8>>, StoreError> {
         let state = self.read();
-        let newer: BTreeMap<_, _> =
-            state.snapshots.iter().map(|(key, (value, _))| (key.clone(), value.clone())).collect();
-        let keys: std::collections::HashSet<Vec<u8>> = newer.keys().cloned().collect();
-        let saved = state.database()?.snapshots();
-        let older = saved.filter(move |entry| entry.as_ref().map_or(true, |(key, _)| !keys.contains(key)));
-        Ok(older.chain(newer.into_iter().filter(|(_, value)| !value.is_empty()).map(Ok)))
+        let mut snapshots = state.database()?.snapshots()?;
+        snapshots.extend(state.snapshots.iter().map(|(key, (value, _))| (key.clone(), value.clone())));
+        snapshots.retain(|_, value| !value.is_empty());
+        Ok(snapshots)
     }
 
-    /// Sets a key of the snapshots tree, or says that it is gone.
+    /// Sets a catalog entry, or says that it is gone.
     pub(crate) fn set_snapshot(&self, key: Vec<u8>, value: Option<Vec<u8>>) {
         let mut state = self.write();
         let epoch = state.epoch;
@@ -358,7 +332,7 @@ impl Index {
     /// Writes all that is not saved to disk.
     pub(crate) fn save(&self) -> Result<(), StoreError> {
         let _writing = self.writing();
-        let (database, epoch, entries, facts) = {
+        let (database, epoch, entries, snapshots, watermarks) = {
             let mut state = self.write();
             let database = state.database()?.clone();
             let saved_epoch = state.saved_epoch;
@@ -368,10 +342,17 @@ impl Index {
                 (tree, changes.map(|(hash, change)| (*hash, change.place)).collect::<Vec<Stored>>())
             };
             let entries = Tree::ALL.map(unsaved);
-            let facts = state.facts();
-            (database, state.end_epoch(), entries, facts)
+            let (snapshots, watermarks) = (state.unsaved_snapshots(), state.unsaved_watermarks());
+            (database, state.end_epoch(), entries, snapshots, watermarks)
         };
-        let saved = database.put_run(&entries).and_then(|()| facts.write(&database));
+        let write = || {
+            database.put_run(&entries, &snapshots)?;
+            database.flush()?;
+            // Now that all is on the disk that they stand for.
+            watermarks.iter().try_for_each(|(pack, bytes)| database.put_watermark(*pack, *bytes))?;
+            database.flush()
+        };
+        let saved = write();
         drop(database);
         let mut state = self.write();
         match saved {
@@ -427,7 +408,7 @@ impl Index {
             let state = self.read();
             state.bucket_entries() + state.overlay_entries() as u64
         };
-        let needed_bytes = entries * ENTRY_BYTES + self.snapshots()?.count() as u64 * SNAPSHOT_BYTES;
+        let needed_bytes = entries * ENTRY_BYTES + self.snapshots()?.len() as u64 * SNAPSHOT_BYTES;
         match self.disk_bytes() > 2 * needed_bytes + MIN_BYTES {
             true => self.rewrite(|_, _, location| Some(location)),
             false => Ok(()),
@@ -446,15 +427,18 @@ impl Index {
         let _writing = self.writing();
         let new = self.path.with_extension(UNFINISHED);
         remove(&new)?;
-        let (epoch, facts, watermarks, about_entries, old) = {
+        let snapshots = self.snapshots()?;
+        let (epoch, snapshots, watermarks, about_entries, old) = {
             let mut state = self.write();
             let old = state.database()?.clone();
-            let about = Tree::ALL
-                .map(|tree| old.buckets(tree).entries + state.overlays[tree as usize].len() as u64);
-            let facts = state.facts();
-            (state.end_epoch(), facts, state.watermarks.clone(), about, old)
+            let about =
+                Tree::ALL.map(|tree| old.buckets(tree).entries + state.overlays[tree as usize].len() as u64);
+            let mut snapshots = snapshots;
+            snapshots.extend(state.unsaved_snapshots());
+            snapshots.retain(|_, value| !value.is_empty());
+            (state.end_epoch(), snapshots, state.watermarks.clone(), about, old)
         };
-        let written = (|| {
+        let mut write = || {
             let mut fresh = Database::open(&new, self.store)?;
             for (tree, about_entries) in Tree::ALL.into_iter().zip(about_entries) {
                 let entries = self.entries(tree).filter_map(|entry| match entry {
@@ -465,17 +449,13 @@ impl Index {
                 });
                 fresh.fill(tree, about_entries, entries)?;
             }
-            for entry in old.snapshots() {
-                let (key, value) = entry?;
-                fresh.put_snapshot(&key, &value)?;
-            }
-            for (pack, indexed_bytes) in watermarks {
-                fresh.put_watermark(pack, Some(indexed_bytes))?;
-            }
+            fresh.fill_snapshots(&snapshots)?;
+            // No danger in writing these before all else is on the disk: nobody opens it until it is complete.
+            watermarks.iter().try_for_each(|(pack, bytes)| fresh.put_watermark(*pack, Some(*bytes)))?;
             fresh.put_damage_known(old.damage_known())?;
-            // The watermarks are no danger: nobody opens this before it is complete.
-            facts.write(&fresh)
-        })();
+            fresh.flush()
+        };
+        let written = write();
         drop(old);
         if let Err(error) = written {
             self.write().is_precious = true;
@@ -577,13 +557,6 @@ mod tests {
         entries.into_iter().collect()
     }
 
-    fn snapshots(index: &Index) -> BTreeMap<Vec<u8>, Vec<u8>> {
-        let pairs: Vec<_> = index.snapshots().unwrap().collect::<Result<_, _>>().unwrap();
-        let (count, pairs) = (pairs.len(), pairs.into_iter().collect::<BTreeMap<_, _>>());
-        assert_eq!(count, pairs.len());
-        pairs
-    }
-
     /// What happens to an index. A key is a hash, a pack and a snapshot at once.
     #[derive(Clone, Debug)]
     enum Step {
@@ -596,7 +569,9 @@ mod tests {
         /// Keeps the locations of packs with a number below this.
         Rewrite(u32),
         /// Closes the index well or, as a crash does, not at all.
-        Reopen { close: bool },
+        Reopen {
+            close: bool,
+        },
     }
 
     fn steps() -> impl Strategy<Value = Vec<Step>> {
@@ -626,7 +601,7 @@ mod tests {
     impl Model {
         fn of(index: &Index) -> Model {
             let trees = Tree::ALL.map(|tree| all(index, tree));
-            Model { trees, snapshots: snapshots(index), watermarks: index.watermarks() }
+            Model { trees, snapshots: index.snapshots().unwrap(), watermarks: index.watermarks() }
         }
     }
 
@@ -760,8 +735,7 @@ mod tests {
         let path = dir.path().join("index");
         let index = Index::open_with(&path, STORE, SMALL).unwrap();
         let hash = |number: u8| Hash::of(&[number]);
-        let entries: Vec<_> =
-            (0..200).map(|number| (Tree::Regions, hash(number), location(1))).collect();
+        let entries: Vec<_> = (0..200).map(|number| (Tree::Regions, hash(number), location(1))).collect();
         index.insert(&entries).unwrap();
         let mut step = 0;
         index
@@ -785,7 +759,7 @@ mod tests {
             assert_eq!(found.values().filter(|at| **at == location(2)).count(), 50);
             assert_eq!(found.get(&hash(201)), Some(&location(3)));
             assert!(!found.contains_key(&hash(150)));
-            assert_eq!(snapshots(index), BTreeMap::from([(vec![1], vec![2])]));
+            assert_eq!(index.snapshots().unwrap(), BTreeMap::from([(vec![1], vec![2])]));
             assert_eq!(index.watermarks(), BTreeMap::from([(5, 6)]));
         };
         check(&index);

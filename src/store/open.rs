@@ -142,8 +142,7 @@ fn open_index(
             }
         }
         let mut catalog = Catalog::default();
-        for entry in index.snapshots()? {
-            let (key, value) = entry?;
+        for (key, value) in index.snapshots()? {
             if !catalog.load(&key, &value) {
                 return Err(useless("it holds a snapshot that cannot be read".to_owned()));
             }
@@ -256,7 +255,12 @@ impl Tail {
     /// object, and after the last record, note and tombstone, belongs to nothing that was
     /// acknowledged: a torn tail. When the whole index is rebuilt one cannot know where the last
     /// record was; then it is one only if it looks so.
-    fn scan(pack: &Pack, from_bytes: u64, torn_from: Option<u64>, rebuilding: bool) -> Result<Tail, StoreError> {
+    fn scan(
+        pack: &Pack,
+        from_bytes: u64,
+        torn_from: Option<u64>,
+        rebuilding: bool,
+    ) -> Result<Tail, StoreError> {
         let bytes = pack.bytes(pack.length_bytes())?;
         let mut tail = Tail::default();
         let mut torn_at = None;
