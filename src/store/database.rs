@@ -281,7 +281,7 @@ impl Database {
 
     fn put_slot(&self, letter: u8, content: &[u8]) -> Result<(), StoreError> {
         let slot = self.next_slot.fetch_add(1, Ordering::Relaxed);
-        if slot % SLOTS == 0 {
+        if slot.is_multiple_of(SLOTS) {
             for slot in slot..slot.saturating_add(SLOTS) {
                 self.runs.insert(slot.to_be_bytes(), &[]).map_err(failed("be written"))?;
             }

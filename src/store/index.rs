@@ -65,9 +65,10 @@ struct Limits {
     overlay_entries: usize,
 }
 
-/// Measured: an opening takes 2 ms without anything in memory, TODO.
+/// With 14,000 unsaved entries in 8 MB of packs an opening took 9 ms more than with none, with 60,000 entries
+/// of runs 12 ms. This is half of both.
 const LIMITS: Limits =
-    Limits { unsaved_entries: 16 * 1024, unsaved_bytes: 8 << 20, overlay_entries: 64 * 1024 };
+    Limits { unsaved_entries: 8 * 1024, unsaved_bytes: 4 << 20, overlay_entries: 32 * 1024 };
 
 /// What an entry takes on the disk, generously: measured 42 in buckets, up to 60 in runs.
 const ENTRY_BYTES: u64 = 60;
