@@ -8,7 +8,6 @@ use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 
 use crate::address_space::AddressSpace;
-use crate::codec::Encoding;
 use crate::error::Error;
 use crate::hash::Hash;
 use crate::progress::{Meter, Progress};
@@ -17,7 +16,7 @@ use crate::store::catalog::Entry;
 use crate::store::compact::{Compacted, Keep, compact};
 use crate::store::error::StoreError;
 use crate::store::gate::Condemned;
-use crate::store::index::{Index, Tree};
+use crate::store::index::Tree;
 use crate::store::location::{Location, Position};
 use crate::store::marks::Marks;
 use crate::store::object::{self, Kind};
@@ -86,7 +85,7 @@ impl Store {
         };
         drop(collecting);
         if !options.dry_run {
-            shared.rewrite_index_if_bloated();
+            shared.index().rewrite_if_bloated()?;
         }
         stats.elapsed = started.elapsed();
         Ok(stats)
@@ -175,7 +174,7 @@ impl<'a> Collecting<'a> {
     /// Drops what is condemned and compacts the packs it was in.
     fn sweep(&self, condemned: &Condemned, options: &GcOptions) -> Result<GcStats, Error> {
         let (live_bytes, mut stats) = self.weigh(condemned, &HashSet::new())?;
-        self.drop_dead(condemned)?;
+        self.drop_dead(condemned, &stats)?;
         let groups = self.groups(&live_bytes, &HashSet::new(), options)?;
         // The active pack is among them: from here on it is not appended to, and what was appended
         // to it meanwhile must be in the index before it is copied.
@@ -185,7 +184,7 @@ impl<'a> Collecting<'a> {
         self.shared.sync()?;
         self.shared.settle_all();
         let needed: HashSet<SnapshotId> = self.shared.catalog().all().map(|(id, _)| *id).collect();
-        let keep = KeepLive { shared: self.shared, index: self.shared.index()?, needed };
+        let keep = KeepLive { shared: self.shared, needed };
         for (packs, _) in groups {
             options.progress.check()?;
             match compact(self.shared, &packs, &keep, None) {
@@ -217,8 +216,8 @@ impl<'a> Collecting<'a> {
     ) -> Result<(BTreeMap<u32, u64>, GcStats), Error> {
         let mut live_bytes: BTreeMap<u32, u64> = BTreeMap::new();
         let mut stats = GcStats::default();
-        let index = self.shared.index()?;
-        for tree in [Tree::Regions, Tree::Objects] {
+        let index = self.shared.index();
+        for tree in Tree::ALL {
             for entry in index.entries(tree) {
                 let (hash, location) = entry?;
                 let dead = condemned.contains(tree, &hash, location);
@@ -299,33 +298,29 @@ impl<'a> Collecting<'a> {
     }
 
     /// Drops what is condemned from the index: deltas before their bases.
-    fn drop_dead(&self, condemned: &Condemned) -> Result<(), Error> {
-        let index: Arc<Index> = self.shared.index()?;
-        let before = index.may_have_ungrounded();
+    fn drop_dead(&self, condemned: &Condemned, stats: &GcStats) -> Result<(), Error> {
+        let index = self.shared.index();
+        if index.is_many(stats.dead_regions) {
+            let live = |tree, hash: &Hash, at| (!condemned.contains(tree, hash, at)).then_some(at);
+            return Ok(index.rewrite(live)?);
+        }
         for deltas in [true, false] {
-            for tree in [Tree::Regions, Tree::Objects] {
+            for tree in Tree::ALL {
                 for entry in index.entries(tree) {
                     let (hash, location) = entry?;
-                    if (location.encoding == Encoding::Delta) == deltas
-                        && condemned.contains(tree, &hash, location)
-                    {
-                        if deltas {
-                            // Should we be killed, some may be gone on the disk and others not.
-                            index.set_may_have_ungrounded(true)?;
-                        }
+                    if location.is_delta() == deltas && condemned.contains(tree, &hash, location) {
                         index.replace(tree, &hash, location, None)?;
                     }
                 }
             }
         }
-        Ok(index.set_may_have_ungrounded(before)?)
+        Ok(())
     }
 }
 
 /// Keeps what the index and the catalog speak of. To be used when what is dead is dropped from them.
 struct KeepLive<'a> {
     shared: &'a Shared,
-    index: Arc<Index>,
     /// The snapshots whose records were in a pack when gc began: so long their tombstones are needed.
     needed: HashSet<SnapshotId>,
 }
@@ -333,7 +328,8 @@ struct KeepLive<'a> {
 impl Keep for KeepLive<'_> {
     fn object(&self, tree: Tree, hash: &Hash, at: Position) -> bool {
         // When in doubt, keep.
-        self.index
+        self.shared
+            .index()
             .get(tree, hash)
             .map_or(true, |found| found.is_some_and(|found| Position::from(found) == at))
     }
@@ -366,8 +362,7 @@ impl<'a> Marking<'a> {
     fn begin(shared: &'a Shared, progress: &'a Progress) -> Result<Marking<'a>, Error> {
         shared.sync()?;
         shared.settle_all();
-        let index = shared.index()?;
-        let marks = |tree| Marks::with_bases(shared, &index, tree);
+        let marks = |tree| Marks::with_bases(shared, shared.index(), tree);
         let (regions, objects) = (marks(Tree::Regions)?, marks(Tree::Objects)?);
         Ok(Marking {
             shared,

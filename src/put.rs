@@ -1,6 +1,6 @@
 //! Put: an object goes into the store, unless the store has it.
 
-use crate::codec::{Codec, Encoding};
+use crate::codec::Codec;
 use crate::delta::Base;
 use crate::hash::Hash;
 use crate::store::error::StoreError;
@@ -66,7 +66,7 @@ pub(crate) fn known(
                 return Ok(false);
             }
             // What a delta needs is in the store too, unless there is damage.
-            if location.encoding == Encoding::Delta && shared.damage_known() {
+            if location.is_delta() && shared.damage_known() {
                 return reader.is_grounded(tree, hash);
             }
             Ok(true)

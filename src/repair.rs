@@ -95,7 +95,7 @@ impl Store {
         lost.sort_unstable();
         lost.dedup();
         report.lost_snapshots = lost;
-        let index = shared.index()?;
+        let index = shared.index();
         report.objects = (index.entries(Tree::Regions).count() + index.entries(Tree::Objects).count()) as u64;
         Ok(report)
     }

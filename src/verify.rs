@@ -168,8 +168,8 @@ impl<'a> Verification<'a> {
 
     /// Every object in every pack, and then every reference of every snapshot.
     fn everything(&self, progress: &Progress) -> Result<(), Error> {
-        let index = self.shared.index()?;
-        let (regions, objects) = (Marks::of(&index, Tree::Regions)?, Marks::of(&index, Tree::Objects)?);
+        let index = self.shared.index();
+        let (regions, objects) = (Marks::of(index, Tree::Regions)?, Marks::of(index, Tree::Objects)?);
         let mut intact = Intact { regions, objects, others: HashSet::new() };
         let packs = self.shared.log.packs();
         let meter = progress.begin(packs.iter().map(|pack| pack.length_bytes()).sum());
@@ -180,8 +180,7 @@ impl<'a> Verification<'a> {
         for pack in packs {
             self.pack(&pack, &mut intact, &meter)?;
         }
-        self.drop_damaged(&index, &mut intact)?;
-        drop(index);
+        self.drop_damaged(index, &mut intact)?;
         let snapshots: Vec<SnapshotId> = self.shared.catalog().all_live().map(|(id, _)| *id).collect();
         self.references(&snapshots, &intact, &progress.begin(0))
     }
@@ -263,7 +262,7 @@ impl<'a> Verification<'a> {
             return Ok(());
         }
         damaged.sort_unstable();
-        for tree in [Tree::Regions, Tree::Objects] {
+        for tree in Tree::ALL {
             for entry in index.entries(tree) {
                 let (hash, location) = entry?;
                 let at = Position::from(location);
@@ -472,7 +471,7 @@ impl<'a> Verification<'a> {
 
     /// Some of the objects in the index.
     fn sample(&self, percent: u8, progress: &Progress) -> Result<(), Error> {
-        let index = self.shared.index()?;
+        let index = self.shared.index();
         let salt = jiff::Timestamp::now().subsec_nanosecond().unsigned_abs();
         let chosen = |hash: &Hash| {
             let number = Hash::of(&[&hash.0[..], &salt.to_le_bytes()].concat()).prefix();
@@ -480,7 +479,7 @@ impl<'a> Verification<'a> {
             (u128::from(number) * 100) >> 64 < u128::from(percent)
         };
         let meter = progress.begin(0);
-        for tree in [Tree::Regions, Tree::Objects] {
+        for tree in Tree::ALL {
             let mut entries = index.entries(tree).filter(|entry| match entry {
                 Ok((hash, _)) => chosen(hash),
                 Err(_) => true,

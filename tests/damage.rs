@@ -129,7 +129,11 @@ impl Vault {
             }
         }
         drop(store);
-        Vault { _dir: dir, path, ids, forgotten, needs }
+        let made = Vault { _dir: dir, path, ids, forgotten, needs };
+        // So little is not saved to the index when it is closed, but when it is built anew.
+        made.lose_the_index();
+        drop(made.open());
+        made
     }
 
     fn pack(&self) -> PathBuf {
@@ -879,6 +883,77 @@ fn an_index_of_an_older_moment_costs_a_rebuild_at_most() {
         vault.assert_whole(&store);
         assert_eq!(verify(&store).problems, []);
     }
+}
+
+#[test]
+fn what_was_committed_last_is_there_whether_the_store_was_closed_or_killed() {
+    let vault = Vault::copy();
+    for closed in [true, false] {
+        let before = vault.path.with_extension("before");
+        copy(&vault.path.join("index"), &before);
+        let store = vault.open();
+        let id = store.process("e").capture(&noise(30_000, 14), &CaptureOptions::default()).unwrap().id;
+        store.label(id, &[("k".to_owned(), Some("v".to_owned()))]).unwrap();
+        drop(store);
+        if !closed {
+            vault.lose_the_index();
+            copy(&before, &vault.path.join("index"));
+        }
+        std::fs::remove_dir_all(&before).unwrap();
+        let store = vault.open();
+        assert!(read(&store, id).unwrap().0 == noise(30_000, 14));
+        assert_eq!(store.snapshot(id).unwrap().labels().len(), 1);
+        vault.assert_whole(&store);
+        let again = store.process("f").capture(&noise(30_000, 14), &CaptureOptions::default()).unwrap();
+        assert_eq!(again.new_regions, 0, "all of it is found again");
+        store.forget(&[id, again.id]).unwrap();
+        drop(store);
+        assert!(is_unknown(&vault.open(), id));
+        let gc = GcOptions { max_unused_percent: 0, ..GcOptions::default() };
+        assert!(vault.open().gc(&gc).unwrap().dead_regions > 0);
+        vault.assert_whole(&vault.open());
+    }
+}
+
+#[test]
+fn damage_to_what_was_committed_last_is_no_torn_tail_after_a_clean_close() {
+    for (how, damage) in KINDS {
+        println!("{how}");
+        let vault = Vault::copy();
+        let store = vault.open();
+        let id = store.process("e").capture(&noise(9_000, 15), &CaptureOptions::default()).unwrap().id;
+        drop(store);
+        let length = std::fs::metadata(vault.pack()).unwrap().len();
+        let record = objects(&std::fs::read(vault.pack()).unwrap()).into_iter().find(|it| it.hash == id.0);
+        vault.change_pack(|bytes| damage(bytes, &record.unwrap()));
+        for _ in 0..2 {
+            let store = vault.open();
+            assert_eq!(std::fs::metadata(vault.pack()).unwrap().len(), length, "nothing is cut");
+            assert!(is_unknown(&store, id));
+            vault.assert_whole(&store);
+            assert_eq!(verify(&store).problems.len(), 1);
+        }
+    }
+}
+
+#[test]
+fn what_verify_took_out_of_the_index_is_healed_by_another_process() {
+    let vault = Vault::copy();
+    let store = vault.open();
+    let memory = noise(30_000, 16);
+    let id = store.process("e").capture(&memory, &CaptureOptions::default()).unwrap().id;
+    let damaged = store.snapshot(id).unwrap().regions().unwrap().next().unwrap().unwrap().1;
+    let object =
+        objects(&std::fs::read(vault.pack()).unwrap()).into_iter().find(|it| it.hash == damaged).unwrap();
+    // While it is open and knows of the region from before.
+    let pack = std::fs::File::options().read(true).write(true).open(vault.pack()).unwrap();
+    std::os::unix::fs::FileExt::write_all_at(&pack, &[0xAA; 3], object.payload as u64 + 5).unwrap();
+    assert_eq!(verify(&store).problems.len(), 1);
+    drop(store);
+    let store = vault.open();
+    let healing = store.process("e").capture(&memory, &CaptureOptions::default()).unwrap();
+    assert_eq!(healing.new_regions, 1);
+    assert!(read(&store, id).unwrap().0 == memory);
 }
 
 #[test]

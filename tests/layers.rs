@@ -45,7 +45,7 @@ const MIGRATIONS: (&str, [&str; 2]) = ("migrations", ["store", "migrate"]);
 const WRAP: &str = "error";
 
 /// The one file that names the database.
-const DATABASE: (&str, &str) = ("sled", "src/store/index.rs");
+const DATABASE: (&str, &str) = ("sled", "src/store/database.rs");
 
 /// Not of any layer: the list of modules, and the command, which is a crate of its own.
 const OUTSIDE: [&str; 2] = ["src/lib.rs", "src/bin"];

@@ -126,25 +126,37 @@ pub(crate) fn compact(
 
 /// Points the index and the catalog at the new pack.
 fn repoint(shared: &Shared, mut written: Written) -> Result<(), StoreError> {
-    let index = shared.index()?;
+    let index = shared.index();
     let number = written.pack.number;
-    // The database is quicker, and takes less memory, when it is changed in order.
-    written.moves.sort_unstable_by_key(|it| (it.tree, it.hash));
-    for Move { tree, hash, old, new_bytes } in written.moves {
-        let new = Location { pack: number, offset_bytes: new_bytes, ..old };
-        index.replace(tree, &hash, old, Some(new))?;
+    let moved = |it: &Move| Location { pack: number, offset_bytes: it.new_bytes, ..it.old };
+    if index.is_many(written.moves.len() as u64) {
+        written.moves.sort_unstable_by_key(|it| (it.tree, it.hash));
+        let mut moves = written.moves.iter().peekable();
+        index.rewrite(|tree, hash, location| {
+            while moves.next_if(|it| (it.tree, it.hash) < (tree, *hash)).is_some() {}
+            // There may be several, of copies that the index does not mean.
+            let mut new = None;
+            while let Some(it) = moves.next_if(|it| (it.tree, it.hash) == (tree, *hash)) {
+                new = new.or_else(|| (it.old == location).then(|| moved(it)));
+            }
+            Some(new.unwrap_or(location))
+        })?;
+    } else {
+        for it in &written.moves {
+            index.replace(it.tree, &it.hash, it.old, Some(moved(it)))?;
+        }
     }
     for FactMove { snapshot, old, new, .. } in written.facts {
         shared.change_catalog(|catalog| catalog.moved(snapshot, old, new));
-        shared.store_catalog_entry(&index, snapshot)?;
+        shared.store_catalog_entry(snapshot);
     }
-    index.flush()?;
-    index.set_watermark(number, Some(written.pack.length_bytes()))
+    index.set_watermark(number, Some(written.pack.length_bytes()));
+    Ok(())
 }
 
 /// Lets the index and the catalog forget these packs. What was of use in them is elsewhere.
 fn let_go(shared: &Shared, packs: &[Arc<Pack>]) -> Result<(), StoreError> {
-    let index = shared.index()?;
+    let index = shared.index();
     let in_them = |location: Location| packs.iter().any(|pack| pack.number == location.pack);
     let gone = shared.change_catalog(|catalog| {
         let records: Vec<_> =
@@ -156,12 +168,13 @@ fn let_go(shared: &Shared, packs: &[Arc<Pack>]) -> Result<(), StoreError> {
         [records, orphans].concat()
     });
     for id in gone {
-        shared.store_catalog_entry(&index, id)?;
+        shared.store_catalog_entry(id);
     }
     for pack in packs {
-        index.set_watermark(pack.number, None)?;
+        index.set_watermark(pack.number, None);
     }
-    index.flush()
+    // Before they are removed: what the database says must not be about packs there are not.
+    index.save()
 }
 
 /// Copies the whole objects out of a file that should be a pack and has no usable header, and
@@ -181,10 +194,10 @@ pub(crate) fn salvage(shared: &Shared, path: &Path) -> Result<(), StoreError> {
     let Some(written) = write(shared, &[(number, bytes, 0)], Vec::new(), &KeepAll)? else { return Ok(()) };
     let pack = written.pack;
     shared.log.add(pack.clone());
-    let index = shared.index()?;
-    for Move { tree, hash, old, new_bytes } in written.moves {
-        index.insert(tree, &hash, Location { pack: pack.number, offset_bytes: new_bytes, ..old })?;
-    }
+    let index = shared.index();
+    let moved =
+        |it: Move| (it.tree, it.hash, Location { pack: pack.number, offset_bytes: it.new_bytes, ..it.old });
+    index.insert_found(written.moves.into_iter().map(moved).collect())?;
     let bytes = pack.bytes(pack.length_bytes())?;
     // Records first: notes and tombstones are about them.
     let (records, others): (Vec<_>, Vec<_>) =
@@ -198,11 +211,11 @@ pub(crate) fn salvage(shared: &Shared, path: &Path) -> Result<(), StoreError> {
         let payload = payload.unwrap_or_default();
         if let Ok(Some(fact)) = open::fact(&header, payload, new) {
             shared.change_catalog(|catalog| catalog.apply(fact));
-            shared.store_catalog_entry(&index, snapshot)?;
+            shared.store_catalog_entry(snapshot);
         }
     }
-    index.flush()?;
-    index.set_watermark(pack.number, Some(pack.length_bytes()))
+    index.set_watermark(pack.number, Some(pack.length_bytes()));
+    index.save()
 }
 
 /// A pack's number, its bytes, and where its objects begin.

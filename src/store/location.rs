@@ -59,6 +59,11 @@ impl Location {
         bytes
     }
 
+    /// Whether the object is stored as the difference from another one.
+    pub(crate) fn is_delta(&self) -> bool {
+        self.encoding == Encoding::Delta
+    }
+
     /// Stands in the index for an object that is not there any more. No pack has the number 0.
     pub(crate) const GONE: [u8; Location::BYTES] = [0; Location::BYTES];
 

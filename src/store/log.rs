@@ -14,7 +14,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use super::catalog::Fact;
 use super::error::StoreError;
 use super::format::Format;
-use super::index::Tree;
+use super::index::{IndexEntry, Tree};
 use super::location::{Location, MAX_PACK, Position};
 use super::object::{self, Kind};
 use super::open::UNFINISHED;
@@ -441,7 +441,7 @@ impl Log {
     }
 
     /// These objects are in the index now.
-    pub(crate) fn settled(&self, entries: &[(Tree, Hash, Location)]) {
+    pub(crate) fn settled(&self, entries: &[IndexEntry]) {
         let mut pending = self.pending.write().unwrap_or_else(PoisonError::into_inner);
         for (tree, hash, location) in entries {
             pending.remove(*tree, hash, *location);

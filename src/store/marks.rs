@@ -11,7 +11,6 @@ use super::error::StoreError;
 use super::index::{Index, Tree};
 use super::location::Position;
 use super::read::{Check, Reader};
-use crate::codec::Encoding;
 use crate::hash::Hash;
 
 /// A set of hashes, each marked or not.
@@ -38,7 +37,7 @@ impl Marks {
         for entry in index.entries(tree) {
             let (hash, location) = entry?;
             marks.push(&hash);
-            if location.encoding == Encoding::Delta {
+            if location.is_delta() {
                 marks.bases.push((u64::from(location.pack), location.offset_bytes));
             }
         }

@@ -6,14 +6,18 @@
 //!   LOCK               lock.rs      held by the process that has it open
 //!   packs/N.pack       pack.rs      objects (object.rs), appended by the log (log.rs)
 //!   index/             index.rs     where each object is (location.rs); fed by the settler (settle.rs)
+//!                      database.rs  … in blocks (block.rs); durable.rs
 //!   damaged/                        what was set aside
 //! ```
 //!
 //! The catalog (catalog.rs) has all snapshots in memory; the gate (gate.rs) keeps gc from dropping
 //! what a running capture refers to.
 
+mod block;
 pub(crate) mod catalog;
 pub(crate) mod compact;
+mod database;
+mod durable;
 pub(crate) mod error;
 pub(crate) mod format;
 pub(crate) mod gate;
@@ -39,7 +43,7 @@ use std::time::Duration;
 use crossbeam_channel::Sender;
 use jiff::Timestamp;
 
-use crate::codec::{Codec, Encoding};
+use crate::codec::Codec;
 use crate::hash::Hash;
 use crate::record::{self, Note, Record, SnapshotId, Tombstone};
 use crate::sys::file;
@@ -63,8 +67,7 @@ const MAX_PENDING_OBJECTS: usize = 512 * 1024;
 /// A store of snapshots, open in this process and in no other.
 ///
 /// It is `Send + Sync`: put it into an [`Arc`], and any number of threads may capture into it and
-/// restore from it at once. Dropping it brings the index up to date, which takes about five
-/// microseconds for each region that is not in it yet; nothing is lost if that does not happen.
+/// restore from it at once. Nothing is lost if it is never dropped.
 ///
 /// ```
 /// use stillframe::{CaptureOptions, Store};
@@ -115,8 +118,7 @@ pub(crate) struct Shared {
     pub(crate) path: PathBuf,
     pub(crate) format: Format,
     pub(crate) log: Log,
-    /// `None` only after it could not be opened again.
-    index: RwLock<Option<Arc<Index>>>,
+    index: Index,
     catalog: RwLock<Catalog>,
     pub(crate) gate: Arc<Gate>,
     /// One lock a process: captures of the same process queue.
@@ -256,7 +258,7 @@ impl Store {
             tasks: Mutex::new(Some(tasks)),
             early_sync_asked: AtomicBool::new(false),
             damage_known: AtomicBool::new(opened.index.damage_known()),
-            index: RwLock::new(Some(Arc::new(opened.index))),
+            index: opened.index,
             unusable: opened.unusable,
             index_rebuilt: opened.index_rebuilt,
             known_before: opened.known_before,
@@ -298,13 +300,9 @@ impl std::fmt::Debug for Store {
 }
 
 impl Shared {
-    /// The index. Only while it is being replaced nobody has it.
-    pub(crate) fn index(&self) -> Result<Arc<Index>, StoreError> {
-        let index = self.index.read().unwrap_or_else(PoisonError::into_inner);
-        index.clone().ok_or_else(|| StoreError::Index {
-            action: "be used",
-            detail: "it could not be opened again after it was rewritten".to_owned(),
-        })
+    /// The index.
+    pub(crate) fn index(&self) -> &Index {
+        &self.index
     }
 
     pub(crate) fn catalog(&self) -> RwLockReadGuard<'_, Catalog> {
@@ -329,10 +327,10 @@ impl Shared {
         Ok((self.record(id)?, pin))
     }
 
-    /// Writes what the catalog knows of a snapshot into the index.
-    pub(crate) fn store_catalog_entry(&self, index: &Index, id: SnapshotId) -> Result<(), StoreError> {
+    /// Tells the index what the catalog knows of a snapshot.
+    pub(crate) fn store_catalog_entry(&self, id: SnapshotId) {
         let stored = self.catalog().stored(id);
-        stored.into_iter().try_for_each(|(key, value)| index.set_snapshot(&key, value))
+        stored.into_iter().for_each(|(key, value)| self.index.set_snapshot(key, value));
     }
 
     /// Where an object is.
@@ -340,7 +338,7 @@ impl Shared {
         // First the pending ones: an object leaves them only when the index has it.
         match self.log.pending(tree, hash) {
             Some(location) => Ok(Some(location)),
-            None => self.index()?.get(tree, hash),
+            None => self.index.get(tree, hash),
         }
     }
 
@@ -400,35 +398,6 @@ impl Shared {
         self.ask(Task::Barrier(done));
         // An error means that the settler is gone, and with it what there is to wait for.
         let _ = wait.recv();
-    }
-
-    /// Writes the index into a fresh database if it takes much more space than its entries need.
-    pub(crate) fn rewrite_index_if_bloated(&self) {
-        let (done, wait) = crossbeam_channel::bounded(1);
-        self.ask(Task::RewriteIndex(done));
-        let _ = wait.recv();
-    }
-
-    /// Puts another index in the place of the present one. `replace` may run only when nobody else
-    /// uses the index; does nothing if that takes too long to come about.
-    fn replace_index(
-        &self,
-        replace: impl FnOnce(Index) -> Result<Index, StoreError>,
-    ) -> Result<(), StoreError> {
-        let mut index = self.index.write().unwrap_or_else(PoisonError::into_inner);
-        let Some(mut old) = index.take() else { return Ok(()) };
-        for _ in 0..1000 {
-            match Arc::try_unwrap(old) {
-                Ok(old) => {
-                    *index = Some(Arc::new(replace(old)?));
-                    return Ok(());
-                }
-                Err(shared) => old = shared,
-            }
-            std::thread::sleep(Duration::from_millis(1));
-        }
-        *index = Some(old);
-        Ok(())
     }
 
     /// Appends facts and makes them, and all that was appended before, durable.
@@ -495,7 +464,7 @@ impl Shared {
     /// Remembers, also after a reopening, whether there is damage.
     pub(crate) fn set_damage_known(&self, known: bool) {
         self.damage_known.store(known, Ordering::Relaxed);
-        if let Err(error) = self.index().and_then(|index| index.set_damage_known(known)) {
+        if let Err(error) = self.index.set_damage_known(known) {
             tracing::warn!("{error}");
         }
     }
@@ -505,7 +474,7 @@ impl Shared {
     /// what a snapshot needs, and stay.
     pub(crate) fn drop_ungrounded(&self) -> Result<(), StoreError> {
         self.settle_all();
-        let index = self.index()?;
+        let index = self.index();
         if !index.may_have_ungrounded() {
             return Ok(());
         }
@@ -513,7 +482,7 @@ impl Shared {
         for tree in [Tree::Regions, Tree::Objects] {
             for entry in index.entries(tree) {
                 let (hash, location) = entry?;
-                if location.encoding == Encoding::Delta && !reader.is_grounded(tree, &hash)? {
+                if location.is_delta() && !reader.is_grounded(tree, &hash)? {
                     index.replace(tree, &hash, location, None)?;
                 }
             }
@@ -536,7 +505,7 @@ impl Shared {
     /// Takes a damaged object out of the index, so that it is stored anew when it is captured again.
     pub(crate) fn forget_damaged(&self, tree: Tree, hash: &Hash, location: Location) {
         self.set_damage_known(true);
-        if let Err(error) = self.index().and_then(|index| index.replace(tree, hash, location, None)) {
+        if let Err(error) = self.index.replace(tree, hash, location, None) {
             tracing::warn!("{error}");
         }
     }

@@ -3,18 +3,17 @@
 //! The packs are the truth. What the index lacks of them is scanned and added; an index that cannot
 //! be opened, or that speaks of packs there are not, is set aside and built anew.
 
-use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::catalog::{Catalog, Entry, Fact};
 use super::error::StoreError;
 use super::format::Format;
-use super::index::{Index, Tree};
+use super::index::{Index, IndexEntry, Tree};
 use super::location::Location;
 use super::object::{Header, Kind};
 use super::pack::{self, Pack, Scanned};
-use crate::codec::{self, Encoding};
+use crate::codec;
 use crate::hash::Hash;
 use crate::record::{self, Note, SnapshotId, Tombstone};
 use crate::region::is_zero;
@@ -127,7 +126,14 @@ fn open_index(
     let load = || -> Result<(Index, Catalog), StoreError> {
         let useless = |detail: String| StoreError::Index { action: "be used", detail };
         let index = Index::open(&path, format.id)?;
-        for (number, indexed_bytes) in index.watermarks()? {
+        for pack in packs {
+            let (found, durable_bytes) = (pack.length_bytes(), index.durable_bytes(pack.number));
+            if found < durable_bytes {
+                let detail = format!("pack {} has {found} bytes, {durable_bytes} were durable", pack.number);
+                return Err(useless(detail));
+            }
+        }
+        for (number, indexed_bytes) in index.watermarks() {
             match packs.iter().find(|pack| pack.number == number) {
                 None => return Err(useless(format!("it speaks of pack {number}, which is not there"))),
                 Some(pack) if pack.length_bytes() < indexed_bytes => {
@@ -139,8 +145,7 @@ fn open_index(
             }
         }
         let mut catalog = Catalog::default();
-        for entry in index.snapshots() {
-            let (key, value) = entry?;
+        for (key, value) in index.snapshots()? {
             if !catalog.load(&key, &value) {
                 return Err(useless("it holds a snapshot that cannot be read".to_owned()));
             }
@@ -180,10 +185,11 @@ fn catch_up(
     catalog: &mut Catalog,
     rebuilding: bool,
 ) -> Result<Option<Arc<Pack>>, StoreError> {
-    let watermarks: HashMap<u32, u64> = index.watermarks()?.into_iter().collect();
+    let watermarks = index.watermarks();
     let mut active = None;
     let mut facts = Vec::new();
     let mut ends = Vec::new();
+    let mut damage_found = false;
     // What was appended to last. Packs before it were durable before it was begun, and those that
     // gc wrote before they had their names.
     let last = packs.last().map(|pack| pack.number);
@@ -195,7 +201,9 @@ fn catch_up(
         let may_be_torn = appended_to && [last, last_begun].contains(&Some(pack.number));
         let mut damaged = false;
         if pack.length_bytes() > indexed_bytes {
-            let mut tail = Tail::scan(pack, indexed_bytes, may_be_torn, rebuilding)?;
+            // What was durable once is no torn tail.
+            let torn_from = may_be_torn.then(|| indexed_bytes.max(index.durable_bytes(pack.number)));
+            let mut tail = Tail::scan(pack, indexed_bytes, torn_from, rebuilding)?;
             if let Some(end_bytes) = tail.torn_at {
                 tracing::info!("cutting a torn tail of {} bytes", pack.length_bytes() - end_bytes);
                 pack.truncate(end_bytes)?;
@@ -203,16 +211,11 @@ fn catch_up(
             for (offset_bytes, why) in &tail.damaged {
                 tracing::warn!("pack {} is damaged at byte {offset_bytes}: {why}", pack.number);
                 index.set_damage_known(true)?;
-                damaged = true;
+                (damaged, damage_found) = (true, true);
             }
-            tail.objects.sort_unstable_by_key(|(tree, hash, _)| (*tree, *hash));
-            for (tree, hash, location) in tail.objects {
-                let is_delta = location.encoding == Encoding::Delta;
-                // Of two copies the one that needs no other.
-                if !(is_delta && index.get(tree, &hash)?.is_some()) {
-                    index.insert(tree, &hash, location)?;
-                }
-            }
+            index.insert_found(tail.objects)?;
+            // Of many packs, not all at once in memory.
+            index.save_if_much()?;
             facts.append(&mut tail.facts);
             ends.push((pack.number, pack.length_bytes()));
         }
@@ -226,14 +229,16 @@ fn catch_up(
     facts.into_iter().for_each(|fact| catalog.apply(fact));
     for id in snapshots {
         for (key, value) in catalog.stored(id) {
-            index.set_snapshot(&key, value)?;
+            index.set_snapshot(key, value);
         }
     }
-    if !ends.is_empty() {
-        index.flush()?;
-    }
     for (number, indexed_bytes) in ends {
-        index.set_watermark(number, Some(indexed_bytes))?;
+        index.set_watermark(number, Some(indexed_bytes));
+    }
+    // What took long, and what was warned of, is not to come again with the next opening.
+    match damage_found || (rebuilding && !packs.is_empty()) {
+        true => index.save()?,
+        false => index.save_if_much()?,
     }
     Ok(active)
 }
@@ -241,7 +246,7 @@ fn catch_up(
 /// What a pack holds past its watermark.
 #[derive(Default)]
 struct Tail {
-    objects: Vec<(Tree, Hash, Location)>,
+    objects: Vec<IndexEntry>,
     facts: Vec<Fact>,
     damaged: Vec<(u64, &'static str)>,
     /// Where to cut the pack.
@@ -253,7 +258,12 @@ impl Tail {
     /// object, and after the last record, note and tombstone, belongs to nothing that was
     /// acknowledged: a torn tail. When the whole index is rebuilt one cannot know where the last
     /// record was; then it is one only if it looks so.
-    fn scan(pack: &Pack, from_bytes: u64, may_be_torn: bool, rebuilding: bool) -> Result<Tail, StoreError> {
+    fn scan(
+        pack: &Pack,
+        from_bytes: u64,
+        torn_from: Option<u64>,
+        rebuilding: bool,
+    ) -> Result<Tail, StoreError> {
         let bytes = pack.bytes(pack.length_bytes())?;
         let mut tail = Tail::default();
         let mut torn_at = None;
@@ -281,6 +291,7 @@ impl Tail {
                     let rest = usize::try_from(offset_bytes).ok().and_then(|at| bytes.get(at..));
                     let looks_torn = end_bytes == pack.length_bytes()
                         && (why.starts_with("the pack ends") || rest.is_some_and(is_zero));
+                    let may_be_torn = torn_from.is_some_and(|from_bytes| offset_bytes >= from_bytes);
                     if may_be_torn && (!rebuilding || looks_torn) {
                         torn_at = torn_at.or(Some(offset_bytes));
                     }

@@ -194,7 +194,7 @@ impl<'a> Reader<'a> {
         let mut hash = *hash;
         for _ in 0..MAX_DELTAS {
             let Some(location) = self.objects.shared.locate(tree, &hash)? else { return Ok(false) };
-            if location.encoding != Encoding::Delta {
+            if !location.is_delta() {
                 return Ok(true);
             }
             match self.delta_at(location.into()) {

@@ -2,7 +2,6 @@
 //!
 //! Nobody who captures waits for the index, unless it falls very far behind.
 
-use std::path::Path;
 use std::sync::Arc;
 use std::thread::JoinHandle;
 
@@ -10,15 +9,11 @@ use crossbeam_channel::{Receiver, Sender};
 
 use super::Shared;
 use super::error::StoreError;
-use super::index::{Index, Tree};
-use super::location::Location;
+use super::index::IndexEntry;
 use super::log::{Durable, Unsynced};
-use super::open::{INDEX_DIR, UNFINISHED};
-use crate::hash::Hash;
-use crate::sys::file;
 
-/// So many entries are inserted before look-ups turn to the index for them.
-const RUN_ENTRIES: usize = 16 * 1024;
+/// So many entries at a time are inserted while look-ups wait.
+const BATCH_ENTRIES: usize = 1024;
 
 /// What the settler is asked to do, in order.
 pub(crate) enum Task {
@@ -26,9 +21,6 @@ pub(crate) enum Task {
     Settle(Durable),
     /// Make durable what was appended meanwhile.
     SyncEarly,
-    /// Write the index into a fresh database if it has bloated. Done here, where nobody else
-    /// changes it.
-    RewriteIndex(Sender<()>),
     /// Say when everything before this is done.
     Barrier(Sender<()>),
 }
@@ -39,25 +31,22 @@ pub(crate) fn start(shared: Arc<Shared>, tasks: Receiver<Task>) -> std::io::Resu
         let mut failed = false;
         for task in tasks {
             match task {
-                Task::Settle(durable) if !failed => {
-                    if let Err(error) = settle(&shared, durable) {
-                        // Nothing is lost: the packs have it all, and what is not settled stays
-                        // pending. The next open goes on from the last watermark.
-                        tracing::warn!("the index is left behind until the store is opened again: {error}");
+                Task::Settle(durable) => {
+                    let settled = settle(&shared, durable);
+                    if let Err(error) = settled.and_then(|()| match failed {
+                        true => Ok(()),
+                        false => shared.index().save_if_much(),
+                    }) {
+                        // Nothing is lost: the packs have it all, and so has the index as long as it
+                        // is open. The next open goes on from the last watermark.
+                        tracing::warn!("the index is not saved until the store is opened again: {error}");
                         failed = true;
                     }
                 }
-                Task::Settle(_) => {}
                 Task::SyncEarly => {
                     if let Err(error) = shared.sync_early() {
                         tracing::warn!("{error}");
                     }
-                }
-                Task::RewriteIndex(done) => {
-                    if let Err(error) = rewrite(&shared) {
-                        tracing::warn!("the index could not be rewritten: {error}");
-                    }
-                    let _ = done.send(());
                 }
                 Task::Barrier(done) => {
                     // Whoever waits may have gone.
@@ -65,12 +54,15 @@ pub(crate) fn start(shared: Arc<Shared>, tasks: Receiver<Task>) -> std::io::Resu
                 }
             }
         }
+        if let Err(error) = shared.index().close() {
+            tracing::warn!("{error}");
+        }
     })
 }
 
 fn settle(shared: &Shared, durable: Durable) -> Result<(), StoreError> {
-    let index = shared.index()?;
-    let mut objects: Vec<(Tree, Hash, Location)> = Vec::new();
+    let index = shared.index();
+    let mut objects: Vec<IndexEntry> = Vec::new();
     let mut snapshots = Vec::new();
     for entry in durable.entries {
         match entry {
@@ -79,42 +71,15 @@ fn settle(shared: &Shared, durable: Durable) -> Result<(), StoreError> {
         }
     }
     objects.sort_unstable_by_key(|(tree, hash, _)| (*tree, *hash));
-    for run in objects.chunks(RUN_ENTRIES) {
-        for (tree, hash, location) in run {
-            index.insert(*tree, hash, *location)?;
-        }
-        shared.log.settled(run);
+    for batch in objects.chunks(BATCH_ENTRIES) {
+        index.insert(batch);
+        shared.log.settled(batch);
     }
     for id in snapshots {
-        shared.store_catalog_entry(&index, id)?;
+        shared.store_catalog_entry(id);
     }
-    index.flush()?;
     for end in durable.ends {
-        index.set_watermark(end.pack, Some(end.offset_bytes))?;
+        index.set_watermark(end.pack, Some(end.offset_bytes));
     }
     Ok(())
-}
-
-fn rewrite(shared: &Shared) -> Result<(), StoreError> {
-    if !shared.index()?.is_bloated() {
-        return Ok(());
-    }
-    let (path, new) = (shared.path.join(INDEX_DIR), shared.path.join(INDEX_DIR).with_extension(UNFINISHED));
-    remove(&new)?;
-    let fresh = Index::open(&new, shared.format.id)?;
-    shared.index()?.copy_to(&fresh)?;
-    drop(fresh);
-    shared.replace_index(|old| {
-        drop(old);
-        // Should this end half-way there is no index, and the next open builds it from the packs.
-        remove(&path)?;
-        std::fs::rename(&new, &path).map_err(StoreError::io("give its name to", &path))?;
-        Index::open(&path, shared.format.id)
-    })?;
-    // Still there only if the old index was in use for too long.
-    remove(&new)
-}
-
-fn remove(dir: &Path) -> Result<(), StoreError> {
-    file::remove_dir(dir).map_err(StoreError::io("remove", dir))
 }

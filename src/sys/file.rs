@@ -109,6 +109,18 @@ pub(crate) fn rename_new(from: &Path, to: &Path) -> io::Result<()> {
     Ok(rustix::fs::renameat_with(rustix::fs::CWD, from, rustix::fs::CWD, to, RenameFlags::NOREPLACE)?)
 }
 
+/// Lets two directories change their names. Should the file system have no such operation, there is a
+/// moment when there is no directory `to`.
+pub(crate) fn exchange_dirs(from: &Path, to: &Path) -> io::Result<()> {
+    match rustix::fs::renameat_with(rustix::fs::CWD, from, rustix::fs::CWD, to, RenameFlags::EXCHANGE) {
+        Err(rustix::io::Errno::INVAL | rustix::io::Errno::NOSYS) => {
+            remove_dir(to)?;
+            std::fs::rename(from, to)
+        }
+        other => Ok(other?),
+    }
+}
+
 /// Gives a file another name in `dir`: its own, with a number behind it if that is taken.
 pub(crate) fn link_into(path: &Path, dir: &Path) -> io::Result<()> {
     let name = path.file_name().unwrap_or_default();

@@ -1,0 +1,437 @@
+//! The database of the index: what sled holds, and how. This is the only file that names sled.
+//!
+//! ```text
+//! tree       key                    value
+//! regions    bucket (u32 BE)        a block (block.rs) of all entries in the bucket
+//! objects    bucket (u32 BE)        the same: tables, roots, layouts, attachments
+//! snapshots  page (u32 BE)          catalog entries: 's' and a snapshot id, or 't' and one where only
+//!                                   the location of a tombstone is left
+//! runs       slot (u32 BE)          what is newer: 'r' or 'o' and a block, 's' and a page
+//! meta       'p' pack number (BE)   indexed bytes (u64)
+//!            "schema"               schema version and store id
+//!            "buckets"              of each tree: buckets (u32), entries (u64)
+//!            "damage"               not empty while there is known damage
+//!            "ungrounded"           not empty while there may be deltas without their bases
+//!
+//! page: of each entry the length of its key (u32), of its value (u32), both
+//! ```
+//!
+//! Hashes are evenly spread, so a *bucket* is a share of the number space: all hashes of which the
+//! first 64 bits, as a fraction, times the number of buckets have this integer part. The buckets
+//! are written once, into a new database. To sled that means: all keys first, without values, and
+//! then each value. A leaf of its tree splits at 17 keys and writes its content anew then; so it
+//! splits only while there is none. A million entries of 48 bytes took 90 bytes each when keys and
+//! values came together, and 52 in two steps; one by one, as sled wants to be used, they took 200.
+//! In the same way there are always some slots without values for the next runs.
+//!
+//! Nothing is ever removed from a tree: with others reading meanwhile sled's iterators were seen to
+//! turn in circles after it.
+
+use std::collections::BTreeMap;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, Instant};
+
+use super::block::{self, Block, Place, Stored};
+use super::error::StoreError;
+use super::id::StoreId;
+use super::index::Tree;
+use crate::hash::Hash;
+use crate::sys::file;
+
+/// Changes with what the trees hold. A store with another one gets its index rebuilt.
+const SCHEMA: u8 = 2;
+
+/// What sled may keep of its pages in memory, beside its own bookkeeping.
+const CACHE_BYTES: u64 = 8 << 20;
+
+/// By so much the file grows at a time, and no record of its log may be longer than a quarter (it
+/// would become a file of its own): a leaf of 16 blocks is not. With sled's own 512 KiB an almost
+/// empty index took twice as much, and blocks twice as long saved 1 byte an entry.
+const SEGMENT_BYTES: usize = 256 << 10;
+
+/// How many entries a bucket is to have: a look-up reads a leaf of 8 to 16 blocks from the file,
+/// if it is not in the cache. Measured with a million entries, none cached, in bytes an entry and
+/// microseconds a look-up: with 16 entries 59 and 16, with 32 54 and 11, with 64 53 and 7, with 128
+/// 52 and 5, which needs the larger segments.
+pub(crate) const BLOCK_ENTRIES: usize = 64;
+
+/// So many slots are made at a time.
+const SLOTS: u32 = 128;
+
+/// A page gets another entry while it is shorter: about as long as a block.
+const PAGE_BYTES: usize = 2500;
+
+/// A database that was dropped stays locked until threads of its own have ended. Nobody else can
+/// have it, as the store has one owner.
+const MAX_LOCKED: Duration = Duration::from_secs(10);
+
+fn is_locked(error: &sled::Error) -> bool {
+    matches!(error, sled::Error::Io(error) if error.to_string().starts_with("could not acquire lock"))
+}
+
+fn failed(action: &'static str) -> impl FnOnce(sled::Error) -> StoreError {
+    move |error| StoreError::Index { action, detail: error.to_string() }
+}
+
+fn not_in_order(what: &str) -> StoreError {
+    StoreError::Index { action: "be read", detail: format!("{what} in it is not in order") }
+}
+
+/// The buckets of a tree.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Buckets {
+    count: u32,
+    /// How many entries they hold together.
+    pub(crate) entries: u64,
+}
+
+impl Buckets {
+    /// For about so many entries.
+    fn of(entries: u64) -> Buckets {
+        let count = entries.div_ceil(BLOCK_ENTRIES as u64).max(1);
+        Buckets { count: u32::try_from(count).unwrap_or(u32::MAX), entries: 0 }
+    }
+
+    /// The bucket of a hash, if there are any.
+    fn bucket(self, hash: &Hash) -> u32 {
+        let product = u128::from(hash.prefix()) * u128::from(self.count);
+        u32::try_from(product >> 64).unwrap_or(u32::MAX)
+    }
+
+    /// The first hash of the bucket after that of `hash`; `None` after the last.
+    pub(crate) fn next(self, hash: &Hash) -> Option<Hash> {
+        let bucket = self.bucket(hash).checked_add(1).filter(|bucket| *bucket < self.count)?;
+        let prefix = (u128::from(bucket) << 64).div_ceil(u128::from(self.count));
+        let mut first = Hash::ZERO;
+        first.0[..8].copy_from_slice(&u64::try_from(prefix).ok()?.to_be_bytes());
+        Some(first)
+    }
+}
+
+/// An open database.
+pub(crate) struct Database {
+    path: PathBuf,
+    db: sled::Db,
+    regions: sled::Tree,
+    objects: sled::Tree,
+    runs: sled::Tree,
+    snapshots: sled::Tree,
+    meta: sled::Tree,
+    buckets: [Buckets; Tree::ALL.len()],
+    next_slot: AtomicU32,
+}
+
+impl Database {
+    /// Opens the database at `path`, or creates it. An error means that it is not usable and wants
+    /// to be rebuilt; that of another store or schema counts as such.
+    pub(crate) fn open(path: &Path, store: StoreId) -> Result<Database, StoreError> {
+        file::create_dir(path).map_err(StoreError::io("create", path))?;
+        let started = Instant::now();
+        let mut database = loop {
+            // On a damaged database sled may panic where others return an error.
+            let open = catch_unwind(AssertUnwindSafe(|| Database::open_unguarded(path)))
+                .unwrap_or_else(|_| Err(sled::Error::Unsupported("it panicked".to_owned())));
+            match open {
+                Err(error) if is_locked(&error) && started.elapsed() < MAX_LOCKED => {
+                    std::thread::sleep(Duration::from_millis(1));
+                }
+                // That is no damage, and nothing can be rebuilt on a full disk either.
+                Err(sled::Error::Io(error)) if error.kind() == std::io::ErrorKind::StorageFull => {
+                    return Err(StoreError::io("write", path)(error));
+                }
+                other => break other.map_err(failed("be opened"))?,
+            }
+        };
+        file::make_private(path).map_err(StoreError::io("protect", path))?;
+        let schema = [&[SCHEMA], &store.0[..]].concat();
+        match database.meta.get("schema").map_err(failed("be read"))? {
+            Some(found) if *found == schema[..] => {}
+            Some(_) => {
+                let detail = "it has another schema, or belongs to another store".to_owned();
+                return Err(StoreError::Index { action: "be used", detail });
+            }
+            None => database.meta.insert("schema", schema).map(drop).map_err(failed("be written"))?,
+        }
+        if let Some(bytes) = database.meta.get("buckets").map_err(failed("be read"))? {
+            let (of_trees, []) = bytes.as_chunks::<12>() else { return Err(not_in_order("a number")) };
+            for (buckets, [a, b, c, d, entries @ ..]) in database.buckets.iter_mut().zip(of_trees) {
+                *buckets = Buckets {
+                    count: u32::from_le_bytes([*a, *b, *c, *d]),
+                    entries: u64::from_le_bytes(*entries),
+                };
+            }
+        }
+        database.next_slot = AtomicU32::new(database.slots_in_use()?);
+        Ok(database)
+    }
+
+    fn open_unguarded(path: &Path) -> sled::Result<Database> {
+        let db = sled::Config::new()
+            .path(path)
+            .cache_capacity(CACHE_BYTES)
+            .segment_size(SEGMENT_BYTES)
+            .flush_every_ms(None)
+            .use_compression(false)
+            .open()?;
+        Ok(Database {
+            path: path.to_owned(),
+            regions: db.open_tree("regions")?,
+            objects: db.open_tree("objects")?,
+            runs: db.open_tree("runs")?,
+            snapshots: db.open_tree("snapshots")?,
+            meta: db.open_tree("meta")?,
+            buckets: [Buckets::default(); Tree::ALL.len()],
+            next_slot: AtomicU32::new(0),
+            db,
+        })
+    }
+
+    fn tree(&self, tree: Tree) -> &sled::Tree {
+        match tree {
+            Tree::Regions => &self.regions,
+            Tree::Objects => &self.objects,
+        }
+    }
+
+    /// The buckets of a tree.
+    pub(crate) fn buckets(&self, tree: Tree) -> Buckets {
+        self.buckets[tree as usize]
+    }
+
+    /// Hands the block of the bucket in which `hash` belongs to `look`.
+    fn look<T: Default>(
+        &self,
+        tree: Tree,
+        hash: &Hash,
+        look: impl FnOnce(Block<'_>) -> T,
+    ) -> Result<T, StoreError> {
+        let buckets = self.buckets(tree);
+        if buckets.count == 0 {
+            return Ok(T::default());
+        }
+        let key = buckets.bucket(hash).to_be_bytes();
+        let value = self.tree(tree).get(key).map_err(failed("be read"))?;
+        Block::parse(value.as_deref().unwrap_or_default()).map(look).ok_or_else(|| not_in_order("a block"))
+    }
+
+    /// The place of an object, if it is in a bucket. Cost: 1 to 7 microseconds.
+    pub(crate) fn find(&self, tree: Tree, hash: &Hash) -> Result<Option<Place>, StoreError> {
+        self.look(tree, hash, |block| block.find(hash))
+    }
+
+    /// What is in the bucket of `hash`, from `hash` on.
+    pub(crate) fn bucket_from(&self, tree: Tree, hash: &Hash) -> Result<Vec<Stored>, StoreError> {
+        self.look(tree, hash, |block| block.entries().filter(|(other, _)| other >= hash).collect())
+    }
+
+    /// Fills the buckets of a tree, which has none, from about so many entries, which are in order.
+    pub(crate) fn fill(
+        &mut self,
+        tree: Tree,
+        about_entries: u64,
+        entries: impl Iterator<Item = Result<Stored, StoreError>>,
+    ) -> Result<(), StoreError> {
+        let mut buckets = Buckets::of(about_entries);
+        for bucket in 0..buckets.count {
+            self.tree(tree).insert(bucket.to_be_bytes(), &[]).map_err(failed("be written"))?;
+        }
+        let mut bytes = Vec::new();
+        let mut put = |bucket: u32, entries: &[Stored]| {
+            block::write(entries, &mut bytes);
+            self.tree(tree).insert(bucket.to_be_bytes(), &bytes[..]).map(drop).map_err(failed("be written"))
+        };
+        let (mut present, mut in_present) = (0, Vec::new());
+        let mut count = 0;
+        for entry in entries {
+            let entry = entry?;
+            let bucket = buckets.bucket(&entry.0);
+            if bucket != present {
+                put(present, &in_present)?;
+                in_present.clear();
+                present = bucket;
+            }
+            in_present.push(entry);
+            count += 1;
+        }
+        put(present, &in_present)?;
+        buckets.entries = count;
+        self.buckets[tree as usize] = buckets;
+        let of_trees: Vec<u8> = self
+            .buckets
+            .iter()
+            .flat_map(|it| [&it.count.to_le_bytes()[..], &it.entries.to_le_bytes()[..]].concat())
+            .collect();
+        self.meta.insert("buckets", of_trees).map(drop).map_err(failed("be written"))
+    }
+
+    /// How many slots there are up to the last one that is not empty.
+    fn slots_in_use(&self) -> Result<u32, StoreError> {
+        let mut in_use = 0;
+        for slot in self.runs.iter().rev() {
+            let (key, value) = slot.map_err(failed("be read"))?;
+            if !value.is_empty() {
+                let number = key.as_ref().try_into().map_err(|_| not_in_order("a run"))?;
+                in_use = u32::from_be_bytes(number).saturating_add(1);
+                break;
+            }
+        }
+        Ok(in_use)
+    }
+
+    fn put_slot(&self, letter: u8, content: &[u8]) -> Result<(), StoreError> {
+        let slot = self.next_slot.fetch_add(1, Ordering::Relaxed);
+        if slot.is_multiple_of(SLOTS) {
+            for slot in slot..slot.saturating_add(SLOTS) {
+                self.runs.insert(slot.to_be_bytes(), &[]).map_err(failed("be written"))?;
+            }
+        }
+        let value = [&[letter], content].concat();
+        self.runs.insert(slot.to_be_bytes(), value).map(drop).map_err(failed("be written"))
+    }
+
+    /// Writes what is newer than all before: entries, of each tree in order, and catalog entries. An
+    /// empty value of those says that there is none any more.
+    pub(crate) fn put_run(
+        &self,
+        of_trees: &[(Tree, Vec<Stored>)],
+        snapshots: &BTreeMap<Vec<u8>, Vec<u8>>,
+    ) -> Result<(), StoreError> {
+        let mut bytes = Vec::new();
+        for (tree, entries) in of_trees {
+            for entries in entries.chunks(BLOCK_ENTRIES) {
+                block::write(entries, &mut bytes);
+                self.put_slot(LETTERS[*tree as usize], &bytes)?;
+            }
+        }
+        pages(snapshots).iter().try_for_each(|page| self.put_slot(SNAPSHOTS_LETTER, page))
+    }
+
+    /// Hands the entries of all runs to `take`, the newest of each object last.
+    pub(crate) fn read_runs(&self, mut take: impl FnMut(Tree, Stored)) -> Result<(), StoreError> {
+        for slot in self.runs.iter() {
+            let (_, value) = slot.map_err(failed("be read"))?;
+            let Some((letter, block)) = value.split_first() else { continue };
+            let Some(tree) = Tree::ALL.into_iter().find(|tree| LETTERS[*tree as usize] == *letter) else {
+                continue;
+            };
+            let block = Block::parse(block).ok_or_else(|| not_in_order("a block"))?;
+            block.entries().for_each(|entry| take(tree, entry));
+        }
+        Ok(())
+    }
+
+    /// All catalog entries. Those with an empty value are there no more.
+    pub(crate) fn snapshots(&self) -> Result<BTreeMap<Vec<u8>, Vec<u8>>, StoreError> {
+        let mut snapshots = BTreeMap::new();
+        let mut read = |page: &[u8]| read_page(page, &mut snapshots).ok_or_else(|| not_in_order("a page"));
+        for page in self.snapshots.iter() {
+            let (_, page) = page.map_err(failed("be read"))?;
+            read(&page)?;
+        }
+        for slot in self.runs.iter() {
+            let (_, value) = slot.map_err(failed("be read"))?;
+            if let Some((&SNAPSHOTS_LETTER, page)) = value.split_first() {
+                read(page)?;
+            }
+        }
+        Ok(snapshots)
+    }
+
+    /// Writes all catalog entries of a new database.
+    pub(crate) fn fill_snapshots(&self, snapshots: &BTreeMap<Vec<u8>, Vec<u8>>) -> Result<(), StoreError> {
+        let pages = pages(snapshots);
+        let put = |at: u32, page: &[u8]| {
+            self.snapshots.insert(at.to_be_bytes(), page).map(drop).map_err(failed("be written"))
+        };
+        (0..).zip(&pages).try_for_each(|(at, _)| put(at, &[]))?;
+        (0..).zip(&pages).try_for_each(|(at, page)| put(at, page))
+    }
+
+    /// Up to which byte each pack is indexed.
+    pub(crate) fn watermarks(&self) -> Result<BTreeMap<u32, u64>, StoreError> {
+        let mut watermarks = BTreeMap::new();
+        for entry in self.meta.scan_prefix(b"p") {
+            let (key, value) = entry.map_err(failed("be read"))?;
+            if let (Ok(number), Ok(bytes)) = (key[1..].try_into(), value.as_ref().try_into()) {
+                watermarks.insert(u32::from_be_bytes(number), u64::from_le_bytes(bytes));
+            }
+        }
+        Ok(watermarks)
+    }
+
+    /// Sets a pack's watermark, or says that the pack is gone. To be called when what it stands for
+    /// is flushed.
+    pub(crate) fn put_watermark(&self, pack: u32, indexed_bytes: Option<u64>) -> Result<(), StoreError> {
+        let key = [b"p", &pack.to_be_bytes()[..]].concat();
+        let value = indexed_bytes.map_or(Vec::new(), |bytes| bytes.to_le_bytes().to_vec());
+        self.meta.insert(key, value).map(drop).map_err(failed("be written"))
+    }
+
+    /// Whether there may be deltas whose base is in no tree.
+    pub(crate) fn may_have_ungrounded(&self) -> bool {
+        self.meta.get("ungrounded").map_or(true, |value| value.is_some_and(|value| !value.is_empty()))
+    }
+
+    /// Remembers, durably, whether there may be.
+    pub(crate) fn put_may_have_ungrounded(&self, may: bool) -> Result<(), StoreError> {
+        if self.may_have_ungrounded() == may {
+            return Ok(());
+        }
+        let value: &[u8] = if may { b"may" } else { b"" };
+        self.meta.insert("ungrounded", value).map_err(failed("be written"))?;
+        self.flush()
+    }
+
+    /// Whether there is known damage.
+    pub(crate) fn damage_known(&self) -> bool {
+        self.meta.get("damage").map_or(true, |value| value.is_some_and(|value| !value.is_empty()))
+    }
+
+    /// Remembers whether there is known damage.
+    pub(crate) fn put_damage_known(&self, known: bool) -> Result<(), StoreError> {
+        let value: &[u8] = if known { b"known" } else { b"" };
+        self.meta.insert("damage", value).map(drop).map_err(failed("be written"))
+    }
+
+    /// Writes everything to disk.
+    pub(crate) fn flush(&self) -> Result<(), StoreError> {
+        self.db.flush().map_err(failed("be flushed"))?;
+        file::make_private(&self.path).map_err(StoreError::io("protect", &self.path))
+    }
+}
+
+/// Of which tree a block in a slot is.
+const LETTERS: [u8; Tree::ALL.len()] = *b"ro";
+
+const SNAPSHOTS_LETTER: u8 = b's';
+
+fn pages(snapshots: &BTreeMap<Vec<u8>, Vec<u8>>) -> Vec<Vec<u8>> {
+    let mut pages: Vec<Vec<u8>> = Vec::new();
+    for (key, value) in snapshots {
+        if pages.last().is_none_or(|page| page.len() >= PAGE_BYTES) {
+            pages.push(Vec::new());
+        }
+        let Some(page) = pages.last_mut() else { break };
+        for bytes in [key, value] {
+            page.extend(u32::try_from(bytes.len()).unwrap_or(u32::MAX).to_le_bytes());
+        }
+        page.extend(key);
+        page.extend(value);
+    }
+    pages
+}
+
+/// Takes in the entries of a page; `None` if it is not one.
+fn read_page(mut page: &[u8], snapshots: &mut BTreeMap<Vec<u8>, Vec<u8>>) -> Option<()> {
+    while !page.is_empty() {
+        let (key_bytes, rest) = page.split_first_chunk::<4>()?;
+        let (value_bytes, rest) = rest.split_first_chunk::<4>()?;
+        let (key, rest) = rest.split_at_checked(usize::try_from(u32::from_le_bytes(*key_bytes)).ok()?)?;
+        let (value, rest) = rest.split_at_checked(usize::try_from(u32::from_le_bytes(*value_bytes)).ok()?)?;
+        snapshots.insert(key.to_vec(), value.to_vec());
+        page = rest;
+    }
+    Some(())
+}
