@@ -547,21 +547,25 @@ impl World {
     fn check_capture(&self, capture: &Capture, kept: &Kept) {
         let regions = kept.regions(self.region_bytes);
         let zeros = regions.iter().filter(|(_, hash)| hash.is_zero());
-        // The regions of the parent by the start of their mapping and their own.
-        let by_place = |kept: &Kept| {
-            let mut found: HashMap<(u64, usize), Hash> = HashMap::new();
-            for area in kept.captured() {
-                let hashes = area.bytes.chunks(self.region_bytes).map(hash).enumerate();
-                found.extend(hashes.map(|(at, hash)| ((area.start, at), hash)));
-            }
-            found
+        // The parent's mapping in the place of each: at the same address and otherwise alike, or the one
+        // with the same number among those alike, or what is at the same address at all.
+        let parent: Vec<&Area> = kept.parent.iter().flat_map(|id| self.kept[id].captured()).collect();
+        let traits = |area: &Area| {
+            let Mapping { kind, name, protection, file_offset_bytes, .. } = area.mapping();
+            (kind, name, protection, file_offset_bytes)
         };
-        let parent = kept.parent.map(|id| by_place(&self.kept[&id])).unwrap_or_default();
-        let changed: Vec<Hash> = by_place(kept)
-            .into_iter()
-            .filter(|(place, hash)| *hash != parent.get(place).copied().unwrap_or(Hash::ZERO))
-            .map(|(_, hash)| hash)
-            .collect();
+        let captured: Vec<&Area> = kept.captured().collect();
+        let mut changed = Vec::new();
+        for (at, area) in captured.iter().enumerate() {
+            let number = captured[..at].iter().filter(|other| traits(other) == traits(area)).count();
+            let there = parent.iter().find(|other| other.start == area.start);
+            let alike = parent.iter().filter(|other| traits(other) == traits(area)).nth(number);
+            let theirs = there.filter(|there| traits(there) == traits(area)).or(alike).or(there);
+            let theirs = theirs.map_or(&[][..], |theirs| &theirs.bytes[..]);
+            let mut theirs = theirs.chunks(self.region_bytes).map(hash);
+            let hashes = area.bytes.chunks(self.region_bytes).map(hash);
+            changed.extend(hashes.filter(|hash| *hash != theirs.next().unwrap_or(Hash::ZERO)));
+        }
         let not_zero = changed.iter().filter(|hash| !hash.is_zero()).count() as u64;
         assert_eq!(capture.process, PROCESSES[kept.process]);
         assert_eq!(capture.parent, kept.parent);
