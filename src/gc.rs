@@ -341,7 +341,7 @@ impl Keep for KeepLive<'_> {
 /// Marking under way.
 struct Marking<'a> {
     shared: &'a Shared,
-    meter: Meter<'a>,
+    meter: Meter,
     regions: Marks,
     objects: Marks,
     marked: HashSet<SnapshotId>,

@@ -19,6 +19,7 @@ pub(crate) mod format;
 pub(crate) mod gate;
 pub(crate) mod id;
 pub(crate) mod index;
+pub(crate) mod lane;
 pub(crate) mod location;
 pub(crate) mod lock;
 pub(crate) mod log;
@@ -50,6 +51,7 @@ use format::{FORMAT_VERSION, Format};
 use gate::{Gate, SnapshotGuard};
 use id::StoreId;
 use index::{Index, Tree};
+use lane::{Lane, LaneGuard};
 use location::Location;
 use lock::Lock;
 use log::{Appended, Batch, FactAt, Log};
@@ -63,7 +65,10 @@ const MAX_PENDING_OBJECTS: usize = 512 * 1024;
 ///
 /// It is `Send + Sync`: put it into an [`Arc`], and any number of threads may capture into it and
 /// restore from it at once. Dropping it brings the index up to date, which takes about five
-/// microseconds for each region that is not in it yet; nothing is lost if that does not happen.
+/// microseconds for each region that is not in it yet; nothing is lost if that does not happen. It
+/// waits for captures that go on in the background ([`Process::start_capture`]).
+///
+/// [`Process::start_capture`]: crate::Process::start_capture
 ///
 /// ```
 /// use stillframe::{CaptureOptions, Store};
@@ -119,7 +124,9 @@ pub(crate) struct Shared {
     catalog: RwLock<Catalog>,
     pub(crate) gate: Arc<Gate>,
     /// One lock a process: captures of the same process queue.
-    lanes: Mutex<HashMap<String, Arc<Mutex<()>>>>,
+    lanes: Mutex<HashMap<String, Arc<Lane>>>,
+    /// Threads that finish captures whose source goes on already.
+    background: Mutex<Vec<JoinHandle<()>>>,
     /// Held by gc: one at a time.
     pub(crate) collecting: Mutex<()>,
     tasks: Mutex<Option<Sender<Task>>>,
@@ -251,6 +258,7 @@ impl Store {
             catalog: RwLock::new(opened.catalog),
             gate: Arc::default(),
             lanes: Mutex::default(),
+            background: Mutex::default(),
             collecting: Mutex::default(),
             tasks: Mutex::new(Some(tasks)),
             early_sync_asked: AtomicBool::new(false),
@@ -279,6 +287,12 @@ impl Store {
 
 impl Drop for Store {
     fn drop(&mut self) {
+        let background =
+            std::mem::take(&mut *self.shared.background.lock().unwrap_or_else(PoisonError::into_inner));
+        for thread in background {
+            // Whoever waits for that capture hears of a panic.
+            let _ = thread.join();
+        }
         *self.shared.tasks.lock().unwrap_or_else(PoisonError::into_inner) = None;
         if let Some(settler) = self.settler.take() {
             // It has said what went wrong, if anything did; the packs have it all.
@@ -340,11 +354,26 @@ impl Shared {
         }
     }
 
-    /// The lock under which snapshots of a process are taken one after the other.
-    pub(crate) fn lane(&self, process: &str) -> Arc<Mutex<()>> {
-        let mut lanes = self.lanes.lock().unwrap_or_else(PoisonError::into_inner);
-        lanes.retain(|name, lane| name == process || Arc::strong_count(lane) > 1);
-        lanes.entry(process.to_owned()).or_default().clone()
+    /// Waits for its turn in the lane in which snapshots of a process are taken one after the other.
+    pub(crate) fn lane(&self, process: &str) -> LaneGuard {
+        let lane = {
+            let mut lanes = self.lanes.lock().unwrap_or_else(PoisonError::into_inner);
+            lanes.retain(|name, lane| name == process || Arc::strong_count(lane) > 1);
+            lanes.entry(process.to_owned()).or_default().clone()
+        };
+        lane.enter()
+    }
+
+    /// Does `work` in a thread of its own, which the store waits for when it is dropped.
+    pub(crate) fn in_background(&self, work: impl FnOnce() + Send + 'static) -> Result<(), StoreError> {
+        let thread = std::thread::Builder::new()
+            .name("stillframe-capture".to_owned())
+            .spawn(work)
+            .map_err(StoreError::io("start a thread for", &self.path))?;
+        let mut background = self.background.lock().unwrap_or_else(PoisonError::into_inner);
+        background.retain(|thread| !thread.is_finished());
+        background.push(thread);
+        Ok(())
     }
 
     fn ask(&self, task: Task) {
