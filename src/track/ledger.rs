@@ -123,7 +123,7 @@ mod tests {
 
         let mut ledger = Ledger::since(id(1));
         let (first, _) = ledger.take(one(0..1), Some(id(1)));
-        ledger.take(one(2..3), Some(id(1)));
+        let _ = ledger.take(one(2..3), Some(id(1)));
         ledger.committed(first, id(2));
         assert_eq!(ledger.take(one(4..5), Some(id(2))).1.unwrap(), [2..3, 4..5]);
     }
