@@ -111,8 +111,8 @@ pub(crate) struct Touched {
 /// step. `range` is whole pages of this process, registered with a
 /// [`Userfault`](super::userfault::Userfault); else `EPERM`.
 ///
-/// A page that is thrown away (MADV_DONTNEED) loses its protection without being written. To the
-/// kernel it is then a page that is not there, not a written one: so those are asked for as well. A
+/// A page that is thrown away (MADV_DONTNEED) loses its protection without being written. Linux 6.18
+/// calls it written all the same, which no manual promises: so absent pages are asked for as well. A
 /// page that was never there and is protected has a marker in its place, which looks like swap.
 pub(crate) fn take_touched(pagemap: &File, range: Range<u64>) -> io::Result<Touched> {
     let mut touched = Touched::default();
@@ -124,10 +124,10 @@ pub(crate) fn take_touched(pagemap: &File, range: Range<u64>) -> io::Result<Touc
         ..Query::default()
     };
     walk(pagemap, range, query, |pages, categories| {
-        if categories & PAGE_IS_WRITTEN != 0 {
-            add(&mut touched.written, pages);
-        } else if categories & (PAGE_IS_PRESENT | PAGE_IS_SWAPPED) == 0 {
+        if categories & (PAGE_IS_PRESENT | PAGE_IS_SWAPPED) == 0 {
             add(&mut touched.absent, pages);
+        } else if categories & PAGE_IS_WRITTEN != 0 {
+            add(&mut touched.written, pages);
         }
     })?;
     Ok(touched)
