@@ -9,7 +9,7 @@
 
 use std::ops::Range;
 use std::os::unix::fs::FileExt;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, RwLock};
 
 use memmap2::{Advice, MmapMut, UncheckedAdvice};
@@ -389,8 +389,8 @@ fn write_until(
     }
 }
 
-/// In every round writers touch every page once, in any order, from just before a capture begins: so
-/// most pages are still protected when it looks, and many are written while it does.
+/// In every round writers touch every page once, in any order. The capture looks when they are half
+/// way: so half of the pages are still protected then, and many are written while it looks.
 fn race_without_stopping(huge: bool) {
     const WRITERS: usize = 3;
     const ROUNDS: usize = 16;
@@ -398,53 +398,69 @@ fn race_without_stopping(huge: bool) {
         return;
     }
     let (_dir, store) = new_store(16_384);
-    let cells = Cells::new(48 * MIB, huge);
+    let cells = Arc::new(Cells::new(48 * MIB, huge));
     let cells_per_page = page_bytes() / CELL_BYTES;
     let pages = cells.all().len() / cells_per_page;
-    let memory = LiveMemory::new(cells.memory.as_ptr(), cells.memory.len()).track_writes().unwrap();
-    let round_begun = AtomicU64::new(0);
+    let (round_begun, writes) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
+    let low = Arc::new(Mutex::new(Vec::new()));
+    let just_before = {
+        let (round_begun, writes, low, cells) =
+            (round_begun.clone(), writes.clone(), low.clone(), cells.clone());
+        move || {
+            let round = round_begun.fetch_add(1, Ordering::Release) + 1;
+            let enough = (round - 1) * pages * WRITERS + pages * WRITERS / 2;
+            while writes.load(Ordering::Relaxed) < enough {
+                std::thread::yield_now();
+            }
+            *low.lock().unwrap() = cells.load();
+        }
+    };
+    let memory = LiveMemory::new(cells.memory.as_ptr(), cells.memory.len());
+    let memory = memory.track_writes().unwrap().stop_with(just_before, || ());
     let process = store.process("racing");
     let mut failure = None;
     std::thread::scope(|scope| {
         for writer in 0..WRITERS {
-            let (round_begun, cells) = (&round_begun, cells.all());
+            let (round_begun, writes, cells) = (&round_begun, &writes, cells.all());
             scope.spawn(move || {
                 for round in 1..=ROUNDS {
-                    while round_begun.load(Ordering::Acquire) < round as u64 {
+                    while round_begun.load(Ordering::Acquire) < round {
                         std::thread::yield_now();
                     }
                     for at in 0..pages {
                         // 7919 is a prime that does not divide the number of pages.
                         let page = (at * 7919 + round * 1000 + writer * pages / WRITERS) % pages;
                         cells[page * cells_per_page + writer][0].fetch_add(1, Ordering::SeqCst);
+                        writes.fetch_add(1, Ordering::Relaxed);
                     }
                 }
             });
         }
         for round in 1..=ROUNDS {
-            let before = cells.load();
-            round_begun.store(round as u64, Ordering::Release);
             let options = CaptureOptions::default();
             let taken = match round % 2 {
                 0 => process.capture(&memory, &options).unwrap(),
                 _ => process.start_capture(&memory, &options).unwrap().wait().unwrap(),
             };
-            let after = cells.load();
+            let high = cells.load();
             assert_eq!(matches!(taken.tracking, Tracking::By(Means::WriteProtection)), round > 1);
-            let captured = numbers(&store, taken.id);
-            let is_wrong = |at: &usize| !(before[*at]..=after[*at]).contains(&captured[*at]);
-            if let Some(at) = (0..captured.len()).find(is_wrong) {
-                let (low, high) = (before[at], after[at]);
+            let (captured, low) = (numbers(&store, taken.id), low.lock().unwrap());
+            if let Some(at) = (0..captured.len()).find(|at| !(low[*at]..=high[*at]).contains(&captured[*at]))
+            {
+                let (captured, low, high) = (captured[at], low[at], high[at]);
                 // Panicking here would leave the writers waiting.
                 failure.get_or_insert(format!(
-                    "round {round}, cell {at}: captured {}, it went from {low} to {high}",
-                    captured[at]
+                    "round {round}, cell {at}: captured {captured}, it went from {low} to {high}"
                 ));
+            }
+            while writes.load(Ordering::Relaxed) < round * pages * WRITERS {
+                std::thread::yield_now();
             }
         }
     });
     assert_eq!(failure, None);
-    // And the last values are in the next snapshot.
+    // And the last values are in the next snapshot. Nobody writes any more.
+    writes.store(usize::MAX / 2, Ordering::Relaxed);
     let last = process.capture(&memory, &CaptureOptions::default()).unwrap();
     assert!(numbers(&store, last.id) == cells.load());
 }
