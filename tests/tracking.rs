@@ -389,7 +389,7 @@ fn write_until(
     }
 }
 
-/// In every round writers touch every page once, in any order. The capture looks when they are half
+/// In every round each page is written once, in any order. The capture looks when they are half
 /// way: so half of the pages are still protected then, and many are written while it looks.
 fn race_without_stopping(huge: bool) {
     const WRITERS: usize = 3;
@@ -400,7 +400,8 @@ fn race_without_stopping(huge: bool) {
     let (_dir, store) = new_store(16_384);
     let cells = Arc::new(Cells::new(48 * MIB, huge));
     let cells_per_page = page_bytes() / CELL_BYTES;
-    let pages = cells.all().len() / cells_per_page;
+    // To each writer.
+    let pages = cells.all().len() / cells_per_page / WRITERS;
     let (round_begun, writes) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
     let low = Arc::new(Mutex::new(Vec::new()));
     let just_before = {
@@ -428,9 +429,12 @@ fn race_without_stopping(huge: bool) {
                         std::thread::yield_now();
                     }
                     for at in 0..pages {
+                        // A page that is written when the capture looks is written late in the next
+                        // round: were that write lost, the next snapshot would lack it.
+                        let at = (at + pages - round * 2 * pages / 5 % pages) % pages;
                         // 7919 is a prime that does not divide the number of pages.
-                        let page = (at * 7919 + round * 1000 + writer * pages / WRITERS) % pages;
-                        cells[page * cells_per_page + writer][0].fetch_add(1, Ordering::SeqCst);
+                        let page = at * 7919 % pages * WRITERS + writer;
+                        cells[page * cells_per_page][0].fetch_add(1, Ordering::SeqCst);
                         writes.fetch_add(1, Ordering::Relaxed);
                     }
                 }
