@@ -19,6 +19,7 @@ const ROUNDS: usize = 5;
 fn main() {
     let gibibytes: usize = std::env::args().filter_map(|argument| argument.parse().ok()).next().unwrap_or(4);
     let length = gibibytes << 30;
+    let mut random = 7;
     for huge in [false, true] {
         let mut memory = MmapMut::map_anon(length).unwrap();
         memory.advise(if huge { Advice::HugePage } else { Advice::NoHugePage }).unwrap();
@@ -26,7 +27,7 @@ fn main() {
         println!("\n{gibibytes} GiB in {} pages", if huge { "huge" } else { "4 KiB" });
         faults(&mut memory, huge);
         for region_bytes in [4096, 16 * 1024] {
-            snapshots(&mut memory, region_bytes);
+            snapshots(&mut memory, &mut random, region_bytes);
         }
         if huge {
             journal(&memory);
@@ -84,19 +85,18 @@ fn faults(memory: &mut MmapMut, huge: bool) {
     );
 }
 
-fn snapshots(memory: &mut MmapMut, region_bytes: u32) {
+fn snapshots(memory: &mut MmapMut, random: &mut u64, region_bytes: u32) {
     let (_dir, store) = new_store(region_bytes);
-    let mut random = u64::from(region_bytes) << 32 | memory.as_ptr().addr() as u64;
     let live = LiveMemory::new(memory.as_ptr(), memory.len()).track_writes().unwrap();
     println!("  regions of {} KiB", region_bytes / 1024);
     let process = store.process("tracked");
     let capture = || process.start_capture(&live, &CaptureOptions::default()).unwrap().wait().unwrap();
     report("first", 1, || {}, capture);
     report("nothing written", ROUNDS, || {}, capture);
-    report("1 % of pages written", ROUNDS, || scatter(memory, &mut random), capture);
+    report("1 % of pages written", ROUNDS, || scatter(memory, random), capture);
     let untracked = LiveMemory::new(memory.as_ptr(), memory.len());
     let rescan = || store.process("tracked").capture(&untracked, &CaptureOptions::default()).unwrap();
-    report("1 % written, rescan", 2, || scatter(memory, &mut random), rescan);
+    report("1 % written, rescan", 2, || scatter(memory, random), rescan);
 }
 
 /// Prints the medians of some captures, each after `before`, and the best: other programs only add.

@@ -91,6 +91,13 @@ pub(crate) struct Staged {
     pub(crate) was_full: bool,
 }
 
+/// A piece whose wanted ranges are to be copied into their place.
+struct Copying<'a> {
+    piece: Piece,
+    ranges: Vec<Range<u64>>,
+    buffer: &'a mut [u8],
+}
+
 /// One table being filled.
 struct TableJob {
     place: Place,
@@ -265,7 +272,7 @@ impl Ingest {
             let Some((part, rest)) = std::mem::take(&mut free).split_at_mut_checked(room_bytes) else {
                 break;
             };
-            copies.push((piece, ranges, &mut part[..length_bytes]));
+            copies.push(Copying { piece, ranges, buffer: &mut part[..length_bytes] });
             placed.push((piece, at..at + length_bytes));
             (free, at) = (rest, at + room_bytes);
             pieces.next();
@@ -281,7 +288,7 @@ impl Ingest {
                 self.work_on_all(pieces, &|piece, worker| self.work_copied(memory, piece, worker));
             }
             Memory::UntilRelease(memory) => {
-                for (piece, ranges, buffer) in copies {
+                for Copying { piece, ranges, buffer } in copies {
                     self.note(self.copy_out(memory, &piece, &ranges, buffer));
                     if self.failed() {
                         break;
@@ -483,16 +490,16 @@ impl Ingest {
     }
 
     /// Copies pieces into their places on every core.
-    fn copy_all<'b>(
+    fn copy_all(
         &self,
-        copies: Vec<(Piece, Vec<Range<u64>>, &'b mut [u8])>,
+        copies: Vec<Copying<'_>>,
         copy: impl Fn(&Piece, &[Range<u64>], &mut [u8]) -> Result<(), Error> + Sync,
     ) {
-        let total_bytes: usize = copies.iter().map(|(_, _, buffer)| buffer.len()).sum();
+        let total_bytes: usize = copies.iter().map(|copying| copying.buffer.len()).sum();
         let copies = Mutex::new(copies.into_iter());
         let run = || {
             while !self.failed() {
-                let Some((piece, ranges, buffer)) = lock(&copies).next() else { break };
+                let Some(Copying { piece, ranges, buffer }) = lock(&copies).next() else { break };
                 self.note(copy(&piece, &ranges, buffer));
             }
         };

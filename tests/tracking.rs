@@ -40,6 +40,11 @@ fn range(range: Range<usize>) -> AddressRange {
     AddressRange::new(range.start as u64, range.end as u64).unwrap()
 }
 
+/// Bytes of which no two regions are the same.
+fn scattered(length: usize) -> Vec<u8> {
+    (0..length).map(|at| (at * 31 % 251 + at / 4096).to_le_bytes()[0]).collect()
+}
+
 /// Whether this machine has write protection at all. Where it has not, these tests have nothing to test,
 /// and that it is said why is tested elsewhere.
 fn has_write_protection() -> bool {
@@ -588,7 +593,7 @@ fn knowledge_that_refers_to_another_snapshot_is_not_used() {
 #[test]
 fn a_parent_that_is_damaged_is_noticed_and_the_next_capture_reads_everything() {
     let (_dir, store) = new_store(16_384);
-    let mut bytes: Vec<u8> = (0..MIB).map(|at| (at * 31 % 251) as u8).collect();
+    let mut bytes: Vec<u8> = scattered(MIB);
     let host = HostRanges::new(bytes.len() as u64);
     let process = store.process("p");
     process.capture(&bytes.tracked_by(&host), &CaptureOptions::default()).unwrap();
@@ -812,7 +817,7 @@ fn soft_dirty_is_used_where_it_works_and_else_refused_with_the_reason() {
 #[test]
 fn a_store_that_is_dropped_waits_for_captures_that_nobody_waits_for() {
     let (dir, store) = new_store(4096);
-    let bytes: Vec<u8> = (0..8 * MIB).map(|at| (at * 31 % 251 + at / 4096) as u8).collect();
+    let bytes: Vec<u8> = scattered(8 * MIB);
     for _ in 0..3 {
         // A second one waits for the first.
         drop(store.process("p").start_capture(&bytes, &CaptureOptions::default()).unwrap());
@@ -827,7 +832,7 @@ fn a_store_that_is_dropped_waits_for_captures_that_nobody_waits_for() {
 #[test]
 fn a_staging_buffer_that_is_too_small_is_said_and_changes_nothing_else() {
     let (_dir, store) = new_store(4096);
-    let mut bytes: Vec<u8> = (0..6 * MIB).map(|at| (at * 31 % 251 + at / 4096) as u8).collect();
+    let mut bytes: Vec<u8> = scattered(6 * MIB);
     for staging_bytes in [0, 100, MIB, 3 * MIB + 5, 64 * MIB] {
         bytes[staging_bytes % MIB] ^= 1;
         let options = CaptureOptions { staging_bytes, ..CaptureOptions::default() };
