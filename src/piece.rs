@@ -1,7 +1,7 @@
 //! Pieces: the parts in which a capture reads memory.
 //!
-//! A piece is some consecutive regions of one table. Pieces in which nothing is populated are left
-//! out: they are zeros.
+//! A piece is some consecutive regions of one table. Pieces in which there is nothing to do are left
+//! out: nothing in them is populated, or nothing has changed.
 
 use std::ops::Range;
 
@@ -11,6 +11,10 @@ use crate::units::RegionSize;
 /// How much a worker takes at a time: enough to make its overhead small, little enough that the
 /// pieces of all workers together stay in the cache or near it.
 pub(crate) const PIECE_BYTES: usize = 1 << 20;
+
+/// The same where only what changed is worked on, which is little of what a piece spans: so that it is
+/// appended in one write.
+pub(crate) const CHANGED_PIECE_BYTES: usize = 8 << 20;
 
 /// Some regions of one table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -34,15 +38,16 @@ impl Piece {
     }
 }
 
-/// The pieces of the table at `place` in which anything of `populated` lies. `populated` are the
-/// ranges of the whole mapping, sorted and apart.
+/// The pieces of the table at `place`, of up to `max_bytes`, in which anything of `ranges` lies: ranges
+/// of the whole mapping, sorted and apart.
 pub(crate) fn pieces_of(
     table: usize,
     place: Place,
-    populated: &[Range<u64>],
+    ranges: &[Range<u64>],
     region_size: RegionSize,
+    max_bytes: usize,
 ) -> impl Iterator<Item = Piece> {
-    let piece_regions = (PIECE_BYTES / region_size.bytes()).clamp(1, REGIONS_PER_TABLE);
+    let piece_regions = (max_bytes / region_size.bytes()).clamp(1, REGIONS_PER_TABLE);
     let piece_bytes = piece_regions * region_size.bytes();
     (0..place.length_bytes.div_ceil(piece_bytes)).filter_map(move |at| {
         let piece = Piece {
@@ -52,8 +57,13 @@ pub(crate) fn pieces_of(
             offset_bytes: place.offset_bytes + (at * piece_bytes) as u64,
             length_bytes: piece_bytes.min(place.length_bytes - at * piece_bytes),
         };
-        overlapping(populated, piece.offset_bytes..piece.end_bytes()).next().map(|_| piece)
+        overlapping(ranges, piece.offset_bytes..piece.end_bytes()).next().map(|_| piece)
     })
+}
+
+/// What both lists of ranges (sorted and apart) share, in order.
+pub(crate) fn intersection(some: &[Range<u64>], others: &[Range<u64>]) -> Vec<Range<u64>> {
+    some.iter().flat_map(|range| overlapping(others, range.clone())).collect()
 }
 
 /// What `ranges` (sorted and apart) and `window` share, in order.
@@ -80,7 +90,7 @@ mod tests {
             regions: 321,
         };
         let populated = [0..1, (9 << 20) - 1..(9 << 20) + 1, (13 << 20)..(13 << 20) + 77];
-        let pieces: Vec<_> = pieces_of(1, place, &populated, size).collect();
+        let pieces: Vec<_> = pieces_of(1, place, &populated, size, PIECE_BYTES).collect();
         let found: Vec<_> =
             pieces.iter().map(|piece| (piece.offset_bytes >> 20, piece.length_bytes)).collect();
         assert_eq!(found, [(8, 1 << 20), (9, 1 << 20), (13, 77)]);

@@ -52,8 +52,8 @@ impl Progress {
     }
 
     /// Begins to count towards `total_bytes`.
-    pub(crate) fn begin(&self, total_bytes: u64) -> Meter<'_> {
-        Meter { progress: self, done_bytes: AtomicU64::new(0), total_bytes }
+    pub(crate) fn begin(&self, total_bytes: u64) -> Meter {
+        Meter { progress: self.clone(), done_bytes: AtomicU64::new(0), total_bytes }
     }
 }
 
@@ -64,13 +64,13 @@ impl std::fmt::Debug for Progress {
 }
 
 /// Counts the work of one verb.
-pub(crate) struct Meter<'a> {
-    progress: &'a Progress,
+pub(crate) struct Meter {
+    progress: Progress,
     done_bytes: AtomicU64,
     total_bytes: u64,
 }
 
-impl Meter<'_> {
+impl Meter {
     /// Adds to what is done; an error if the verb is to stop.
     pub(crate) fn advance(&self, by_bytes: u64) -> Result<(), Error> {
         let done_bytes = self.done_bytes.fetch_add(by_bytes, Ordering::Relaxed) + by_bytes;

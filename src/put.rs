@@ -23,7 +23,7 @@ pub(crate) struct StoreAs {
 #[derive(Clone, Copy)]
 pub(crate) struct Put<'a> {
     pub(crate) shared: &'a Shared,
-    pub(crate) guard: &'a CaptureGuard<'a>,
+    pub(crate) guard: &'a CaptureGuard,
     pub(crate) store_as: StoreAs,
 }
 
@@ -39,7 +39,7 @@ impl Put<'_> {
         like: Option<Hash>,
     ) -> Result<u64, StoreError> {
         check_length(kind, bytes.len())?;
-        if known(self.shared, self.guard, reader, Tree::of(kind), &[hash])?[0] {
+        if self.known(reader, Tree::of(kind), &[hash])?[0] {
             return Ok(0);
         }
         let like = like.filter(|_| self.store_as.deltas && !self.shared.damage_known());
@@ -49,30 +49,30 @@ impl Put<'_> {
         batch.push(kind, self.store_as.codec, hash, bytes, base);
         Ok(self.shared.append(&mut batch)?.bytes)
     }
-}
 
-/// Pins the hashes and says which of them the store has.
-pub(crate) fn known(
-    shared: &Shared,
-    guard: &CaptureGuard<'_>,
-    reader: &mut Reader<'_>,
-    tree: Tree,
-    hashes: &[Hash],
-) -> Result<Vec<bool>, StoreError> {
-    guard.pin_and(hashes, |condemned| {
-        let is_known = |hash: &Hash| {
-            let Some(location) = shared.locate(tree, hash)? else { return Ok(false) };
-            if condemned.is_some_and(|condemned| condemned.contains(tree, hash, location)) {
-                return Ok(false);
-            }
-            // What a delta needs is in the store too, unless there is damage.
-            if location.is_delta() && shared.damage_known() {
-                return reader.is_grounded(tree, hash);
-            }
-            Ok(true)
-        };
-        hashes.iter().map(is_known).collect()
-    })
+    /// Pins the hashes and says which of them the store has.
+    pub(crate) fn known(
+        &self,
+        reader: &mut Reader<'_>,
+        tree: Tree,
+        hashes: &[Hash],
+    ) -> Result<Vec<bool>, StoreError> {
+        let shared = self.shared;
+        self.guard.pin_and(hashes, |condemned| {
+            let is_known = |hash: &Hash| {
+                let Some(location) = shared.locate(tree, hash)? else { return Ok(false) };
+                if condemned.is_some_and(|condemned| condemned.contains(tree, hash, location)) {
+                    return Ok(false);
+                }
+                // What a delta needs is in the store too, unless there is damage.
+                if location.is_delta() && shared.damage_known() {
+                    return reader.is_grounded(tree, hash);
+                }
+                Ok(true)
+            };
+            hashes.iter().map(is_known).collect()
+        })
+    }
 }
 
 /// What an object that replaces `like` may be stored as a difference from, if that can be read. Its

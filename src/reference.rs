@@ -16,6 +16,7 @@ use crate::store::gate::SnapshotGuard;
 use crate::store::object::Kind;
 use crate::store::read::{Check, Reader};
 use crate::table;
+use crate::track::Untracked;
 
 /// A snapshot that memory is compared with. gc leaves it alone so long.
 pub(crate) struct Reference {
@@ -24,6 +25,14 @@ pub(crate) struct Reference {
     /// Its mappings and the hashes of their tables, if they can be read and compared.
     content: Option<(AddressSpace, Vec<Hash>)>,
     _pin: SnapshotGuard,
+}
+
+/// A mapping of the reference; an empty one where it has none.
+#[derive(Clone, Copy, Default)]
+pub(crate) struct ReferenceMapping<'a> {
+    /// The hashes of its tables.
+    pub(crate) tables: &'a [Hash],
+    pub(crate) length_bytes: u64,
 }
 
 impl Reference {
@@ -71,37 +80,71 @@ impl Reference {
         Ok(Some((space, root)))
     }
 
-    /// For each mapping of `space` the hashes of the tables of the reference's mapping in its place.
+    /// For each mapping of `space` the reference's mapping in its place.
     ///
     /// That is the one that begins at the same address or, where the kernel puts them elsewhere each
-    /// time, the one with the same number among those that are alike otherwise.
-    pub(crate) fn tables_for(&self, space: &AddressSpace) -> Vec<&[Hash]> {
-        let Some((own, root)) = &self.content else { return vec![&[]; space.mappings().len()] };
-        let mut by_start: HashMap<u64, (Traits<'_>, &[Hash])> = HashMap::new();
-        let mut by_traits: HashMap<Traits<'_>, Vec<&[Hash]>> = HashMap::new();
-        let mut rest = &root[..];
-        for (_, mapping) in own.captured() {
-            let count = table::count_in(mapping.range.length_bytes(), self.record.region_size);
-            let (tables, after) = rest.split_at(count.min(rest.len()));
-            rest = after;
-            by_start.insert(mapping.range.start(), (traits(mapping), tables));
-            by_traits.entry(traits(mapping)).or_default().push(tables);
+    /// time, the one with the same number among those that are alike otherwise. With `at_same_address`
+    /// it is the former alone.
+    pub(crate) fn mappings_for<'s>(
+        &'s self,
+        space: &'s AddressSpace,
+        at_same_address: bool,
+    ) -> Vec<ReferenceMapping<'s>> {
+        let mut by_start: HashMap<u64, (Traits<'_>, ReferenceMapping<'_>)> = HashMap::new();
+        let mut by_traits: HashMap<Traits<'_>, Vec<ReferenceMapping<'_>>> = HashMap::new();
+        for (own, mapping) in self.mappings() {
+            by_start.insert(own.range.start(), (traits(own), mapping));
+            by_traits.entry(traits(own)).or_default().push(mapping);
         }
         let mut seen: HashMap<Traits<'_>, usize> = HashMap::new();
-        let tables = space.mappings().iter().map(|mapping| {
-            if !mapping.captured {
-                return &[][..];
+        let mut in_its_place = |mapping: &'s Mapping| {
+            let there = by_start.get(&mapping.range.start()).copied();
+            if at_same_address {
+                return there.map(|(_, there)| there);
             }
-            let traits = traits(mapping);
-            let nth = seen.entry(traits).or_default();
-            *nth += 1;
-            let alike = by_traits.get(&traits).and_then(|alike| alike.get(*nth - 1));
-            match by_start.get(&mapping.range.start()) {
-                Some((theirs, tables)) if *theirs == traits || alike.is_none() => tables,
-                _ => alike.copied().unwrap_or_default(),
+            let number = seen.entry(traits(mapping)).or_default();
+            let alike = by_traits.get(&traits(mapping)).and_then(|alike| alike.get(*number).copied());
+            *number += 1;
+            match there {
+                Some((theirs, there)) if theirs == traits(mapping) => Some(there),
+                _ => alike.or(there.map(|(_, there)| there)),
             }
-        });
-        tables.collect()
+        };
+        let mappings = space.mappings().iter();
+        mappings.map(|it| it.captured.then(|| in_its_place(it)).flatten().unwrap_or_default()).collect()
+    }
+
+    /// Its captured mappings, if they can be read and compared.
+    fn mappings(&self) -> impl Iterator<Item = (&Mapping, ReferenceMapping<'_>)> {
+        let (space, mut rest) = match &self.content {
+            Some((space, root)) => (Some(space), &root[..]),
+            None => (None, &[][..]),
+        };
+        space.into_iter().flat_map(AddressSpace::captured).map(move |(_, mapping)| {
+            let length_bytes = mapping.range.length_bytes();
+            let count = table::count_in(length_bytes, self.record.region_size);
+            let (tables, after) = rest.split_at(count.min(rest.len()));
+            rest = after;
+            (mapping, ReferenceMapping { tables, length_bytes })
+        })
+    }
+
+    /// An error unless what is known to have changed since this snapshot is all that can differ from it.
+    pub(crate) fn check_it_fits(&self, space: &AddressSpace, shared: &Shared) -> Result<(), Untracked> {
+        let Some((before, _)) = self.content.as_ref().filter(|_| !shared.damage_known()) else {
+            return Err(Untracked::ParentUnusable);
+        };
+        let unchanged = before.excluded() == space.excluded() && before.unreadable().is_empty();
+        // A mapping that became shorter may have cut a region; one that is gone is not missed.
+        let lengths: HashMap<u64, u64> =
+            space.captured().map(|(_, it)| (it.range.start(), it.range.length_bytes())).collect();
+        let goes_on = |before: &Mapping| {
+            lengths.get(&before.range.start()).is_some_and(|now| *now >= before.range.length_bytes())
+        };
+        match unchanged && before.captured().all(|(_, mapping)| goes_on(mapping)) {
+            true => Ok(()),
+            false => Err(Untracked::OtherLayout),
+        }
     }
 
     /// The hash of its layout, its root and its attachment of this name: what those of the next

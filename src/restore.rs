@@ -196,7 +196,7 @@ impl Restore<'_> {
         regions: usize,
         target: &mut [u8],
         clear_zeros: bool,
-        meter: &Meter<'_>,
+        meter: &Meter,
     ) -> Result<(), Error> {
         let hashes = reader.hashes(Kind::Table, hash, regions)?;
         for (hash, plain) in hashes.iter().zip(target.chunks_mut(self.record.region_size.bytes())) {

@@ -142,8 +142,7 @@ impl Store {
     /// [`StoreError::NoSuchSnapshot`], [`StoreError::BadLabel`], or that the store cannot be written.
     pub fn label(&self, id: SnapshotId, changes: &[(String, Option<String>)]) -> Result<Snapshot<'_>, Error> {
         // Held over reading and writing, so that two calls do not undo one another.
-        let lane = self.shared().lane("\0labels");
-        let _lane = lane.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let _lane = self.shared().lane("\0labels");
         let mut labels = self.snapshot(id)?.labels.clone();
         let (set, removed): (BTreeMap<_, _>, Vec<_>) =
             changes.iter().fold((BTreeMap::new(), Vec::new()), |(mut set, mut removed), (key, value)| {

@@ -185,7 +185,7 @@ impl<'a> Verification<'a> {
         self.references(&snapshots, &intact, &progress.begin(0))
     }
 
-    fn pack(&self, pack: &Pack, intact: &mut Intact, meter: &Meter<'_>) -> Result<(), Error> {
+    fn pack(&self, pack: &Pack, intact: &mut Intact, meter: &Meter) -> Result<(), Error> {
         let bytes = pack.bytes(pack.length_bytes())?;
         let mut scan = pack.scan(&bytes, pack.header_bytes());
         loop {
@@ -278,7 +278,7 @@ impl<'a> Verification<'a> {
     }
 
     /// Whether all that the snapshots refer to is intact.
-    fn references(&self, snapshots: &[SnapshotId], intact: &Intact, meter: &Meter<'_>) -> Result<(), Error> {
+    fn references(&self, snapshots: &[SnapshotId], intact: &Intact, meter: &Meter) -> Result<(), Error> {
         let mut reader = Reader::new(self.shared, Check::Full);
         let mut second_reader = Reader::new(self.shared, Check::Full);
         // What the scan did not see whole may have been stored or moved since, so the index is asked.

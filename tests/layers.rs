@@ -9,10 +9,11 @@ use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 /// From the bottom up. A name stands for `src/NAME.rs` or everything in `src/NAME/`.
-const LAYERS: [(&str, &[&str]); 5] = [
+const LAYERS: [(&str, &[&str]); 6] = [
     ("units, errors, progress, workers, all Linux calls", &["units", "error", "progress", "workers", "sys"]),
     ("what a region is", &["region", "hash", "codec", "delta"]),
     ("what a snapshot is", &["record", "table", "address_space", "piece"]),
+    ("what changed since a snapshot", &["track"]),
     ("where memory comes from, stays and goes", &["source", "store", "sink"]),
     (
         "the verbs",

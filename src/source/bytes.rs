@@ -1,11 +1,13 @@
 //! Bytes of this process as a source: a buffer, an arena, a wasm linear memory.
 
 use std::ops::Range;
+use std::sync::Arc;
 use std::time::Duration;
 
 use super::{Attachment, Frozen, InPlace, Memory, Source, SourceError};
 use crate::address_space::AddressSpace;
 use crate::record::Origin;
+use crate::track::{Tracker, Untracked};
 
 impl Source for [u8] {
     fn open(&self) -> Result<Box<dyn Frozen + '_>, SourceError> {
@@ -28,6 +30,10 @@ impl Source for Vec<u8> {
 impl<S: Source + ?Sized> Source for &S {
     fn open(&self) -> Result<Box<dyn Frozen + '_>, SourceError> {
         (**self).open()
+    }
+
+    fn tracker(&self) -> Result<Arc<dyn Tracker>, Untracked> {
+        (**self).tracker()
     }
 }
 

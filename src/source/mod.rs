@@ -6,30 +6,36 @@
 mod bytes;
 mod file;
 mod holes;
+mod live;
 mod maps;
 mod proc_directory;
 mod process;
 mod stop;
 mod threads;
+mod tracked;
 
 use std::io;
 use std::ops::Range;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use crate::address_space::{AddressSpace, AddressSpaceError};
 use crate::record::Origin;
+use crate::track::{TrackError, Tracker, Untracked};
 use crate::units::AddressRange;
 
 pub use file::FileSource;
+pub use live::LiveMemory;
 pub use process::ProcessSource;
 use process::refusal;
 pub use threads::{RegisterSet, Thread, Threads};
+pub use tracked::{SourceExt, Tracked};
 
 /// Something whose memory can be captured.
 ///
-/// Implemented by `[u8]` and `Vec<u8>` (bytes of this process), [`FileSource`] and
-/// [`ProcessSource`].
+/// Implemented by `[u8]` and `Vec<u8>` (bytes of this process), [`LiveMemory`] (bytes that others
+/// write), [`FileSource`] and [`ProcessSource`].
 pub trait Source {
     /// Opens the source for one capture. A live process stands still from here until
     /// [`Frozen::release`].
@@ -38,6 +44,11 @@ pub trait Source {
     ///
     /// When the source cannot be found, read or stopped.
     fn open(&self) -> Result<Box<dyn Frozen + '_>, SourceError>;
+
+    /// What knows which of its bytes changed, or why nothing does: then everything is read.
+    fn tracker(&self) -> Result<Arc<dyn Tracker>, Untracked> {
+        Err(Untracked::NoTracker)
+    }
 }
 
 /// An open source. Dropping it releases it.
@@ -75,6 +86,8 @@ pub enum Memory<'a> {
     InPlace(&'a (dyn InPlace + Sync)),
     /// They can be copied out at any time, by many threads.
     Shared(&'a (dyn CopyOut + Sync)),
+    /// They can be copied out until the source is released, by many threads.
+    SharedUntilRelease(&'a (dyn CopyOut + Sync)),
     /// They can be copied out until the source is released, by the thread that opened it.
     UntilRelease(&'a dyn CopyOut),
 }
@@ -100,6 +113,28 @@ pub trait CopyOut {
         buffer: &mut [u8],
         unreadable: &mut Vec<AddressRange>,
     ) -> Result<(), SourceError>;
+
+    /// The same for several ranges of a mapping, in order; `buffer` is as long as they are together.
+    ///
+    /// # Errors
+    ///
+    /// As [`copy_out`](Self::copy_out).
+    fn copy_ranges(
+        &self,
+        mapping_index: usize,
+        ranges: &[Range<u64>],
+        mut buffer: &mut [u8],
+        unreadable: &mut Vec<AddressRange>,
+    ) -> Result<(), SourceError> {
+        for range in ranges {
+            // The caller's buffer has room for all ranges.
+            let length_bytes = usize::try_from(range.end - range.start).unwrap_or(usize::MAX);
+            let (part, rest) = std::mem::take(&mut buffer).split_at_mut(length_bytes);
+            self.copy_out(mapping_index, range.start, part, unreadable)?;
+            buffer = rest;
+        }
+        Ok(())
+    }
 }
 
 /// Something kept beside the memory of a snapshot.
@@ -193,6 +228,17 @@ pub enum SourceError {
         /// Where reading ended.
         found_bytes: u64,
     },
+    /// Memory of this process cannot be read.
+    #[error("the memory at {address:#x} cannot be read; is it still mapped, and readable?")]
+    Memory {
+        /// Where it begins.
+        address: u64,
+        /// What the operating system said.
+        source: io::Error,
+    },
+    /// What changed in the source cannot be found out.
+    #[error(transparent)]
+    Track(#[from] TrackError),
     /// The mappings found make no sense.
     #[error("the mappings of the source cannot be used")]
     AddressSpace(#[from] AddressSpaceError),

@@ -21,6 +21,7 @@ use super::{Attachment, CopyOut, Frozen, Memory, Source, SourceError};
 use crate::address_space::{AddressSpace, Mapping};
 use crate::record::Origin;
 use crate::sys::{pagemap, process_memory};
+use crate::track::{SoftDirty, TrackError, Tracker, Untracked};
 use crate::units::AddressRange;
 
 /// A live Linux process, named by its pid.
@@ -56,12 +57,35 @@ use crate::units::AddressRange;
 #[derive(Clone, Debug)]
 pub struct ProcessSource {
     pid: u32,
+    tracker: Result<Arc<SoftDirty>, Untracked>,
 }
 
 impl ProcessSource {
     /// The process with this pid. Nothing is done to it yet.
     pub fn new(pid: u32) -> Self {
-        ProcessSource { pid }
+        ProcessSource { pid, tracker: Err(Untracked::NoTracker) }
+    }
+
+    /// Lets the kernel note what the process writes, by soft-dirty marks: then only that is read.
+    /// Use the same source for all captures of the process.
+    ///
+    /// There is one set of marks for each process: whoever else uses them (CRIU does) must not do so
+    /// meanwhile. Many kernels have none, which is found out by trying.
+    ///
+    /// # Errors
+    ///
+    /// [`TrackError::Unavailable`] with the reason.
+    pub fn track_writes(mut self) -> Result<Self, TrackError> {
+        self.tracker = Ok(Arc::new(SoftDirty::new(self.pid)?));
+        Ok(self)
+    }
+
+    /// The same where it is possible. Where it is not, everything is read, and
+    /// [`Capture::tracking`](crate::Capture::tracking) says why.
+    pub fn track_writes_if_possible(mut self) -> Self {
+        let tracker = SoftDirty::new(self.pid).map(Arc::new);
+        self.tracker = tracker.map_err(|error| Untracked::Unavailable(error.to_string()));
+        self
     }
 
     /// The pid it was made with.
@@ -113,6 +137,13 @@ impl Source for ProcessSource {
         };
         frozen.check_it_stands_still()?;
         Ok(Box::new(frozen))
+    }
+
+    fn tracker(&self) -> Result<Arc<dyn Tracker>, Untracked> {
+        match &self.tracker {
+            Ok(tracker) => Ok(tracker.clone()),
+            Err(why) => Err(why.clone()),
+        }
     }
 }
 

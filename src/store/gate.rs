@@ -71,8 +71,8 @@ impl Condemned {
 type Unmarked = Box<(Condemned, Vec<(SnapshotId, Arc<Record>)>)>;
 
 /// A running capture. Its pins go when it is dropped.
-pub(crate) struct CaptureGuard<'a> {
-    gate: &'a Gate,
+pub(crate) struct CaptureGuard {
+    gate: Arc<Gate>,
     number: u64,
 }
 
@@ -88,12 +88,13 @@ impl Gate {
     }
 
     /// Announces a capture.
-    pub(crate) fn begin_capture(&self) -> CaptureGuard<'_> {
+    pub(crate) fn begin_capture(self: &Arc<Self>) -> CaptureGuard {
         let mut pins = self.pins();
         let number = pins.next_capture;
         pins.next_capture += 1;
         pins.captures.insert(number, Vec::new());
-        CaptureGuard { gate: self, number }
+        drop(pins);
+        CaptureGuard { gate: self.clone(), number }
     }
 
     /// Keeps a snapshot from being collected, if it was live after this returned.
@@ -144,7 +145,7 @@ impl Gate {
     }
 }
 
-impl CaptureGuard<'_> {
+impl CaptureGuard {
     /// Pins `hashes` and then looks them up with `look_up`, which gets what gc has condemned.
     pub(crate) fn pin_and<T>(&self, hashes: &[Hash], look_up: impl FnOnce(Option<&Condemned>) -> T) -> T {
         let condemned = self.gate.condemned.read().unwrap_or_else(PoisonError::into_inner);
@@ -155,7 +156,7 @@ impl CaptureGuard<'_> {
     }
 }
 
-impl Drop for CaptureGuard<'_> {
+impl Drop for CaptureGuard {
     fn drop(&mut self) {
         let mut pins = self.gate.pins();
         if let Some(prefixes) = pins.captures.remove(&self.number)

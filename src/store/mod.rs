@@ -23,6 +23,7 @@ pub(crate) mod format;
 pub(crate) mod gate;
 pub(crate) mod id;
 pub(crate) mod index;
+pub(crate) mod lane;
 pub(crate) mod location;
 pub(crate) mod lock;
 pub(crate) mod log;
@@ -54,6 +55,7 @@ use format::{FORMAT_VERSION, Format};
 use gate::{Gate, SnapshotGuard};
 use id::StoreId;
 use index::{Index, Tree};
+use lane::{Lane, LaneGuard};
 use location::{Location, Position};
 use lock::Lock;
 use log::{Appended, Batch, FactAt, Log};
@@ -67,7 +69,10 @@ const MAX_PENDING_OBJECTS: usize = 512 * 1024;
 /// A store of snapshots, open in this process and in no other.
 ///
 /// It is `Send + Sync`: put it into an [`Arc`], and any number of threads may capture into it and
-/// restore from it at once. Nothing is lost if it is never dropped.
+/// restore from it at once. Nothing is lost if it is never dropped. Dropping it waits for captures
+/// that go on in the background ([`Process::start_capture`]).
+///
+/// [`Process::start_capture`]: crate::Process::start_capture
 ///
 /// ```
 /// use stillframe::{CaptureOptions, Store};
@@ -122,7 +127,9 @@ pub(crate) struct Shared {
     catalog: RwLock<Catalog>,
     pub(crate) gate: Arc<Gate>,
     /// One lock a process: captures of the same process queue.
-    lanes: Mutex<HashMap<String, Arc<Mutex<()>>>>,
+    lanes: Mutex<HashMap<String, Arc<Lane>>>,
+    /// Threads that finish captures whose source goes on already.
+    background: Mutex<Vec<JoinHandle<()>>>,
     /// Held by gc: one at a time.
     pub(crate) collecting: Mutex<()>,
     tasks: Mutex<Option<Sender<Task>>>,
@@ -254,6 +261,7 @@ impl Store {
             catalog: RwLock::new(opened.catalog),
             gate: Arc::default(),
             lanes: Mutex::default(),
+            background: Mutex::default(),
             collecting: Mutex::default(),
             tasks: Mutex::new(Some(tasks)),
             early_sync_asked: AtomicBool::new(false),
@@ -285,6 +293,12 @@ impl Store {
 
 impl Drop for Store {
     fn drop(&mut self) {
+        let background =
+            std::mem::take(&mut *self.shared.background.lock().unwrap_or_else(PoisonError::into_inner));
+        for thread in background {
+            // Whoever waits for that capture hears of a panic.
+            let _ = thread.join();
+        }
         *self.shared.tasks.lock().unwrap_or_else(PoisonError::into_inner) = None;
         if let Some(settler) = self.settler.take() {
             // It has said what went wrong, if anything did; the packs have it all.
@@ -342,11 +356,26 @@ impl Shared {
         }
     }
 
-    /// The lock under which snapshots of a process are taken one after the other.
-    pub(crate) fn lane(&self, process: &str) -> Arc<Mutex<()>> {
-        let mut lanes = self.lanes.lock().unwrap_or_else(PoisonError::into_inner);
-        lanes.retain(|name, lane| name == process || Arc::strong_count(lane) > 1);
-        lanes.entry(process.to_owned()).or_default().clone()
+    /// Waits for its turn in the lane in which snapshots of a process are taken one after the other.
+    pub(crate) fn lane(&self, process: &str) -> LaneGuard {
+        let lane = {
+            let mut lanes = self.lanes.lock().unwrap_or_else(PoisonError::into_inner);
+            lanes.retain(|name, lane| name == process || Arc::strong_count(lane) > 1);
+            lanes.entry(process.to_owned()).or_default().clone()
+        };
+        lane.enter()
+    }
+
+    /// Does `work` in a thread of its own, which the store waits for when it is dropped.
+    pub(crate) fn in_background(&self, work: impl FnOnce() + Send + 'static) -> Result<(), StoreError> {
+        let thread = std::thread::Builder::new()
+            .name("stillframe-capture".to_owned())
+            .spawn(work)
+            .map_err(StoreError::io("start a thread for", &self.path))?;
+        let mut background = self.background.lock().unwrap_or_else(PoisonError::into_inner);
+        background.retain(|thread| !thread.is_finished());
+        background.push(thread);
+        Ok(())
     }
 
     fn ask(&self, task: Task) {

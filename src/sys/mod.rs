@@ -5,3 +5,4 @@ pub(crate) mod map;
 pub(crate) mod pagemap;
 pub(crate) mod process_memory;
 pub(crate) mod ptrace;
+pub(crate) mod userfault;

@@ -1,4 +1,4 @@
-//! Which pages of a process are there: `/proc/PID/pagemap`.
+//! Which pages of a process are there, and which were written: `/proc/PID/pagemap`.
 //!
 //! Since Linux 6.7 the `PAGEMAP_SCAN` ioctl walks the page tables and answers with ranges, so that
 //! a terabyte of nothing costs microseconds. Before, there is one 64-bit word to read for every
@@ -13,12 +13,19 @@ use std::os::unix::fs::FileExt;
 /// `_IOWR('f', 16, struct pm_scan_arg)`, which says that the argument has 96 (0x60) bytes.
 const PAGEMAP_SCAN: u32 = 0xc060_6610;
 const _: () = assert!(size_of::<ScanArgument>() == 0x60);
+const PAGE_IS_WRITTEN: u64 = 1 << 1;
 const PAGE_IS_PRESENT: u64 = 1 << 3;
 const PAGE_IS_SWAPPED: u64 = 1 << 4;
 const PAGE_IS_PFNZERO: u64 = 1 << 5;
+const PAGE_IS_SOFT_DIRTY: u64 = 1 << 7;
+/// `PM_SCAN_WP_MATCHING | PM_SCAN_CHECK_WPASYNC`: write-protects what it answers, in the same step,
+/// and fails where that is impossible.
+const PROTECT_MATCHING: u64 = 1 | 2;
 
 /// Bits of a pagemap word: the page is in memory, or it is in swap.
 const WORD_PRESENT_OR_SWAPPED: u64 = 1 << 63 | 1 << 62;
+/// A pagemap word's bit: the page was written since somebody wrote 4 to `clear_refs`.
+const WORD_SOFT_DIRTY: u64 = 1 << 55;
 
 /// How many ranges one scan may answer: 24 KiB of them.
 const RANGES_PER_SCAN: usize = 1024;
@@ -62,25 +69,115 @@ pub(crate) fn populated(pagemap: &File, range: Range<u64>) -> io::Result<Vec<Ran
     }
 }
 
+/// What a scan asks of each page.
+#[derive(Clone, Copy, Default)]
+struct Query {
+    flags: u64,
+    /// Of these categories the opposite counts.
+    inverted: u64,
+    /// A page must be in all of these …
+    all_of: u64,
+    /// … and, unless this is empty, in one of these.
+    any_of: u64,
+    /// Which categories to tell.
+    told: u64,
+}
+
 /// By `PAGEMAP_SCAN`. The shared page of zeros counts as absent.
 fn scan(pagemap: &File, range: Range<u64>) -> io::Result<Vec<Range<u64>>> {
     let mut found = Vec::new();
+    let query = Query {
+        inverted: PAGE_IS_PFNZERO,
+        all_of: PAGE_IS_PFNZERO,
+        any_of: PAGE_IS_PRESENT | PAGE_IS_SWAPPED,
+        told: PAGE_IS_PRESENT,
+        ..Query::default()
+    };
+    walk(pagemap, range, query, |pages, _| add(&mut found, pages))?;
+    Ok(found)
+}
+
+/// What happened to write-protected memory since it was protected the last time.
+#[derive(Debug, Default)]
+pub(crate) struct Touched {
+    /// The pages that may have been written: sorted and coalesced.
+    pub(crate) written: Vec<Range<u64>>,
+    /// The pages that went away, or were never there and not yet protected: zeros, if the memory is
+    /// private and anonymous.
+    pub(crate) absent: Vec<Range<u64>>,
+}
+
+/// Finds the pages that were touched since they were protected, and protects them again in the same
+/// step. `range` is whole pages of this process, registered with a
+/// [`Userfault`](super::userfault::Userfault); else `EPERM`.
+///
+/// A page that is thrown away (MADV_DONTNEED) loses its protection without being written. Linux 6.18
+/// calls it written all the same, which no manual promises: so absent pages are asked for as well. A
+/// page that was never there and is protected has a marker in its place, which looks like swap.
+pub(crate) fn take_touched(pagemap: &File, range: Range<u64>) -> io::Result<Touched> {
+    let mut touched = Touched::default();
+    let query = Query {
+        flags: PROTECT_MATCHING,
+        inverted: PAGE_IS_PRESENT,
+        any_of: PAGE_IS_WRITTEN | PAGE_IS_PRESENT,
+        told: PAGE_IS_WRITTEN | PAGE_IS_PRESENT | PAGE_IS_SWAPPED,
+        ..Query::default()
+    };
+    walk(pagemap, range, query, |pages, categories| {
+        if categories & (PAGE_IS_PRESENT | PAGE_IS_SWAPPED) == 0 {
+            add(&mut touched.absent, pages);
+        } else if categories & PAGE_IS_WRITTEN != 0 {
+            add(&mut touched.written, pages);
+        }
+    })?;
+    Ok(touched)
+}
+
+/// How many bytes of pages [`take_touched`] would call written. Changes nothing.
+pub(crate) fn count_written(pagemap: &File, range: Range<u64>) -> io::Result<u64> {
+    let query = Query { all_of: PAGE_IS_WRITTEN, told: PAGE_IS_WRITTEN, ..Query::default() };
+    let mut written_bytes = 0;
+    walk(pagemap, range, query, |pages, _| written_bytes += pages.end - pages.start)?;
+    Ok(written_bytes)
+}
+
+/// The pages of `range` that the kernel has marked soft-dirty.
+pub(crate) fn soft_dirty(pagemap: &File, range: Range<u64>) -> io::Result<Vec<Range<u64>>> {
+    let mut found = Vec::new();
+    let query = Query { all_of: PAGE_IS_SOFT_DIRTY, told: PAGE_IS_SOFT_DIRTY, ..Query::default() };
+    match walk(pagemap, range.clone(), query, |pages, _| add(&mut found, pages)) {
+        Err(error) if matches!(error.raw_os_error(), Some(libc::ENOTTY | libc::EINVAL)) => {
+            found.clear();
+            words(pagemap, range, WORD_SOFT_DIRTY, |page| add(&mut found, page))?;
+        }
+        answer => answer?,
+    }
+    Ok(found)
+}
+
+/// Calls `found` with the pages of `range` that match and their categories, in order.
+fn walk(
+    pagemap: &File,
+    range: Range<u64>,
+    query: Query,
+    mut found: impl FnMut(Range<u64>, u64),
+) -> io::Result<()> {
     let mut answers = vec![ScanRange { start: 0, end: 0, categories: 0 }; RANGES_PER_SCAN];
     let mut start = range.start;
     while start < range.end {
         let mut argument = ScanArgument {
             size_bytes: size_of::<ScanArgument>() as u64,
-            flags: 0,
+            flags: query.flags,
             start,
             end: range.end,
             walk_end: 0,
             ranges: answers.as_mut_ptr().expose_provenance() as u64,
             range_count: RANGES_PER_SCAN as u64,
             max_pages: 0,
-            category_inverted: PAGE_IS_PFNZERO,
-            category_mask: PAGE_IS_PFNZERO,
-            category_anyof_mask: PAGE_IS_PRESENT | PAGE_IS_SWAPPED,
-            return_mask: PAGE_IS_PRESENT,
+            category_inverted: query.inverted,
+            category_mask: query.all_of,
+            category_anyof_mask: query.any_of,
+            return_mask: query.told,
         };
         // SAFETY: the ioctl reads and writes one `pm_scan_arg`, whose layout and size `ScanArgument`
         // has, and writes at most `range_count` `page_region`s, the length of `answers`, to
@@ -89,7 +186,7 @@ fn scan(pagemap: &File, range: Range<u64>) -> io::Result<Vec<Range<u64>>> {
         let answered = usize::try_from(answered).map_err(|_| io::Error::last_os_error())?;
         let mut walked_to = argument.walk_end;
         for answer in &answers[..answered.min(RANGES_PER_SCAN)] {
-            add(&mut found, answer.start.max(range.start)..answer.end.min(range.end));
+            found(answer.start.max(range.start)..answer.end.min(range.end), answer.categories);
             // Linux 6.18 answers with more ranges than `walk_end` admits when there are over 512.
             walked_to = walked_to.max(answer.end);
         }
@@ -98,13 +195,19 @@ fn scan(pagemap: &File, range: Range<u64>) -> io::Result<Vec<Range<u64>>> {
         }
         start = walked_to;
     }
-    Ok(found)
+    Ok(())
 }
 
 /// Word by word.
 fn read(pagemap: &File, range: Range<u64>) -> io::Result<Vec<Range<u64>>> {
-    let page_bytes = rustix::param::page_size() as u64;
     let mut found = Vec::new();
+    words(pagemap, range, WORD_PRESENT_OR_SWAPPED, |page| add(&mut found, page))?;
+    Ok(found)
+}
+
+/// Calls `found` with every page in whose word one of the bits of `mask` is set.
+fn words(pagemap: &File, range: Range<u64>, mask: u64, mut found: impl FnMut(Range<u64>)) -> io::Result<()> {
+    let page_bytes = rustix::param::page_size() as u64;
     let mut words = vec![0u8; WORDS_PER_READ * 8];
     let mut page = range.start / page_bytes;
     let end_page = range.end.div_ceil(page_bytes);
@@ -113,13 +216,13 @@ fn read(pagemap: &File, range: Range<u64>) -> io::Result<Vec<Range<u64>>> {
         let words = &mut words[..wanted * 8];
         pagemap.read_exact_at(words, page * 8)?;
         for word in words.as_chunks::<8>().0 {
-            if u64::from_ne_bytes(*word) & WORD_PRESENT_OR_SWAPPED != 0 {
-                add(&mut found, page * page_bytes..(page + 1) * page_bytes);
+            if u64::from_ne_bytes(*word) & mask != 0 {
+                found(page * page_bytes..(page + 1) * page_bytes);
             }
             page += 1;
         }
     }
-    Ok(found)
+    Ok(())
 }
 
 /// Adds a range that comes after all others, joining it to the last one if they touch.

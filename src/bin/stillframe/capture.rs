@@ -64,9 +64,10 @@ fn print_capture(output: &Output, store: &Store, capture: &Capture) -> anyhow::R
     let took = match capture.paused.is_zero() {
         true => human::duration(capture.elapsed),
         false => format!(
-            "{}, the process stood still for {}",
+            "{}, the process stood still for {}{}",
             human::duration(capture.elapsed),
-            human::duration(capture.paused)
+            human::duration(capture.paused),
+            if capture.staging_full { ", longer as it did not fit into the staging buffer" } else { "" }
         ),
     };
     output.text(&output.lines(&[

@@ -32,6 +32,8 @@ pub(crate) struct CaptureObject {
     added_bytes: u64,
     elapsed_ms: f64,
     paused_ms: f64,
+    staging_full: bool,
+    tracking: String,
 }
 
 impl From<&Capture> for CaptureObject {
@@ -50,6 +52,8 @@ impl From<&Capture> for CaptureObject {
             added_bytes: capture.added_bytes,
             elapsed_ms: milliseconds(capture.elapsed),
             paused_ms: milliseconds(capture.paused),
+            staging_full: capture.staging_full,
+            tracking: capture.tracking.to_string(),
         }
     }
 }

@@ -1,0 +1,163 @@
+//! What a further snapshot costs in time: how long the memory stands still, until it is durable, and in
+//! CPU, beside an algorithm that scans everything in cells of 512 bytes.
+//!
+//! `cargo bench --bench tracking [GIBIBYTES]`, 4 unless given. The memory is private and anonymous, once in
+//! pages of 4 KiB and once in huge pages; 1 % of its pages, scattered, are written between snapshots. The
+//! store lies in `STILLFRAME_BENCH_DIR`, or in the build directory.
+#![allow(missing_docs, clippy::unwrap_used, clippy::expect_used)]
+
+use std::collections::HashMap;
+use std::time::{Duration, Instant};
+
+use memmap2::{Advice, MmapMut};
+use stillframe::{Capture, CaptureOptions, LiveMemory, RegionSize, Store};
+
+const PAGE_BYTES: usize = 4096;
+const CELL_BYTES: usize = 512;
+const ROUNDS: usize = 5;
+
+fn main() {
+    let gibibytes: usize = std::env::args().filter_map(|argument| argument.parse().ok()).next().unwrap_or(4);
+    let length = gibibytes << 30;
+    let mut random = 7;
+    for huge in [false, true] {
+        let mut memory = MmapMut::map_anon(length).unwrap();
+        memory.advise(if huge { Advice::HugePage } else { Advice::NoHugePage }).unwrap();
+        fill(&mut memory);
+        println!("\n{gibibytes} GiB in {} pages", if huge { "huge" } else { "4 KiB" });
+        faults(&mut memory, huge);
+        for region_bytes in [4096, 16 * 1024] {
+            snapshots(&mut memory, &mut random, region_bytes);
+        }
+        if huge {
+            journal(&memory);
+        }
+    }
+}
+
+/// Pages that LZ4 makes four times smaller, all different.
+fn fill(memory: &mut [u8]) {
+    let mut random = 0x2545_F491_4F6C_DD1Du64;
+    for page in memory.chunks_mut(PAGE_BYTES) {
+        let (first, rest) = page.split_at_mut(1024);
+        first.chunks_mut(8).for_each(|word| word.copy_from_slice(&next(&mut random).to_le_bytes()));
+        rest.chunks_mut(1024).for_each(|part| part.copy_from_slice(first));
+    }
+}
+
+fn next(random: &mut u64) -> u64 {
+    *random ^= *random << 13;
+    *random ^= *random >> 7;
+    *random ^= *random << 17;
+    *random
+}
+
+/// Writes 64 bytes into 1 % of the pages.
+fn scatter(memory: &mut [u8], random: &mut u64) {
+    let pages = memory.len() / PAGE_BYTES;
+    for _ in 0..pages / 100 {
+        let page = usize::try_from(next(random)).unwrap() % pages;
+        for word in memory[page * PAGE_BYTES + 512..][..64].chunks_mut(8) {
+            word.copy_from_slice(&next(random).to_le_bytes());
+        }
+    }
+}
+
+/// What protection costs whoever writes: the first write to each page, and without protection.
+fn faults(memory: &mut MmapMut, huge: bool) {
+    let (_dir, store) = new_store(65_536);
+    let part_bytes = memory.len() / 4;
+    let live = LiveMemory::new(memory.as_ptr(), part_bytes).track_writes().unwrap();
+    let capture = || store.process("p").capture(&live, &CaptureOptions::default()).unwrap();
+    capture();
+    let mut write_all = || {
+        let started = Instant::now();
+        memory[..part_bytes].iter_mut().step_by(PAGE_BYTES).for_each(|byte| *byte ^= 1);
+        started.elapsed().as_nanos() as f64 / (part_bytes / PAGE_BYTES) as f64
+    };
+    let split = write_all();
+    let plain = write_all();
+    capture();
+    let again = write_all();
+    let first = if huge { "the first ever, which splits huge pages" } else { "the first ever" };
+    println!(
+        "  a write to a page: {plain:.0} ns; to a protected one: {again:.0} ns ({first}: {split:.0} ns)"
+    );
+}
+
+fn snapshots(memory: &mut MmapMut, random: &mut u64, region_bytes: u32) {
+    let (_dir, store) = new_store(region_bytes);
+    let live = LiveMemory::new(memory.as_ptr(), memory.len()).track_writes().unwrap();
+    println!("  regions of {} KiB", region_bytes / 1024);
+    let process = store.process("tracked");
+    let capture = || process.start_capture(&live, &CaptureOptions::default()).unwrap().wait().unwrap();
+    report("first", 1, || {}, capture);
+    report("nothing written", ROUNDS, || {}, capture);
+    report("1 % of pages written", ROUNDS, || scatter(memory, random), capture);
+    let untracked = LiveMemory::new(memory.as_ptr(), memory.len());
+    let rescan = || store.process("tracked").capture(&untracked, &CaptureOptions::default()).unwrap();
+    report("1 % written, rescan", 2, || scatter(memory, random), rescan);
+}
+
+/// Prints the medians of some captures, each after `before`, and the best: other programs only add.
+fn report(what: &str, rounds: usize, mut before: impl FnMut(), capture: impl Fn() -> Capture) {
+    let mut found: Vec<(Duration, Duration, Duration, Capture)> = (0..rounds)
+        .map(|_| {
+            before();
+            let (started, cpu) = (Instant::now(), cpu_time());
+            let taken = capture();
+            (taken.paused, started.elapsed(), cpu_time() - cpu, taken)
+        })
+        .collect();
+    let mut median = |key: fn(&(Duration, Duration, Duration, Capture)) -> Duration| {
+        found.sort_by_key(key);
+        let milliseconds = |it| key(it).as_secs_f64() * 1e3;
+        format!("{:7.1} (best {:.1})", milliseconds(&found[found.len() / 2]), milliseconds(&found[0]))
+    };
+    let (paused, total, cpu) = (median(|it| it.0), median(|it| it.1), median(|it| it.2));
+    let taken = &found[0].3;
+    println!(
+        "    {what:22} still {paused} ms, durable {total} ms, CPU {cpu} ms, {:6} regions, {:5.1} MB, {}",
+        taken.changed_regions,
+        taken.added_bytes as f64 / 1e6,
+        taken.tracking
+    );
+}
+
+/// The scan that the WASIX journal's algorithm begins with, on one core as it does: a 64-bit BLAKE3 of each
+/// cell, compared with the one before. Without what it writes.
+fn journal(memory: &[u8]) {
+    let mut cells: HashMap<usize, u64> = HashMap::with_capacity(memory.len() / CELL_BYTES);
+    let mut scan = |what: &str| {
+        let (started, cpu) = (Instant::now(), cpu_time());
+        let mut changed = 0;
+        for (at, cell) in memory.chunks(CELL_BYTES).enumerate() {
+            let hash = u64::from_le_bytes(*blake3::hash(cell).as_bytes().first_chunk().unwrap());
+            changed += usize::from(cells.insert(at, hash) != Some(hash));
+        }
+        let (total, cpu) = (started.elapsed().as_secs_f64(), (cpu_time() - cpu).as_secs_f64());
+        println!(
+            "  journal, cells of 512 B, {what}: {:.0} ms, CPU {:.0} ms, {:.2} GB/s, {changed} cells",
+            total * 1e3,
+            cpu * 1e3,
+            memory.len() as f64 / total / 1e9
+        );
+    };
+    scan("first");
+    scan("full scan");
+}
+
+fn cpu_time() -> Duration {
+    let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: writes one `timespec` to a place that is one.
+    unsafe { libc::clock_gettime(libc::CLOCK_PROCESS_CPUTIME_ID, &raw mut time) };
+    Duration::new(time.tv_sec.cast_unsigned(), u32::try_from(time.tv_nsec).unwrap())
+}
+
+fn new_store(region_bytes: u32) -> (tempfile::TempDir, Store) {
+    let dir = tempfile::tempdir_in(std::env::var_os("STILLFRAME_BENCH_DIR").unwrap_or_else(|| env!("CARGO_TARGET_TMPDIR").into()));
+    let dir = dir.expect("the bench directory can be written");
+    let size = RegionSize::new(region_bytes).unwrap();
+    let store = Store::options().region_size(size).create(dir.path().join("store")).unwrap();
+    (dir, store)
+}

@@ -1,0 +1,233 @@
+//! Memory of this process that others own and write: a wasm linear memory, a mapped guest, an arena.
+
+use std::fmt;
+use std::ops::Range;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use super::{Attachment, CopyOut, Frozen, Memory, Source, SourceError};
+use crate::address_space::AddressSpace;
+use crate::record::Origin;
+use crate::sys::process_memory;
+use crate::track::{TrackError, Tracker, Untracked, WriteProtection, complement};
+use crate::units::AddressRange;
+
+/// Called when the owner of the memory is to stand still, and when it may go on.
+type Hook = Box<dyn Fn() + Send + Sync>;
+
+/// Memory of this process, by its address, that others write meanwhile.
+///
+/// No reference to the bytes is ever made: the kernel copies them, so nothing here is unsafe
+/// whatever the owner does, and memory that is gone by then is an error. Snapshots are what the
+/// memory was at *one* moment only if nobody writes while a capture copies: give it
+/// [`stop_with`](Self::stop_with), or stop the writers around [`Process::start_capture`]. Without
+/// that every single byte is as it was at some time during the capture, and a write is in this snapshot or
+/// in the next.
+///
+/// With [`track_writes`](Self::track_writes) a further snapshot costs what was written since the last.
+///
+/// [`Process::start_capture`]: crate::Process::start_capture
+///
+/// ```
+/// use stillframe::{CaptureOptions, LiveMemory, Store};
+/// # let dir = tempfile::tempdir()?;
+/// # let store = Store::options().create(dir.path().join("vault"))?;
+/// # let mut arena = memmap2::MmapMut::map_anon(1 << 20)?;
+/// let memory = LiveMemory::new(arena.as_ptr(), arena.len()).track_writes_if_possible();
+/// store.process("arena").capture(&memory, &CaptureOptions::default())?;
+/// arena[5000] = 7;
+/// let taken = store.process("arena").capture(&memory, &CaptureOptions::default())?;
+/// assert_eq!(taken.changed_regions, 1);
+/// println!("{}", taken.tracking);         // write-protection, or why it was a rescan
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+pub struct LiveMemory {
+    address: u64,
+    memory_bytes: AtomicU64,
+    protection: Result<Arc<WriteProtection>, Untracked>,
+    stop: Option<(Hook, Hook)>,
+}
+
+impl LiveMemory {
+    /// The `length_bytes` at `start`, each of which is read anew by every capture.
+    pub fn new(start: *const u8, length_bytes: usize) -> LiveMemory {
+        LiveMemory {
+            address: start.addr() as u64,
+            memory_bytes: AtomicU64::new(length_bytes as u64),
+            protection: Err(Untracked::NoTracker),
+            stop: None,
+        }
+    }
+
+    /// Lets the kernel note what is written, by write protection (Linux 6.7 or newer, no privilege
+    /// needed): then only that is read.
+    ///
+    /// The memory must be private, without a file behind it, and begin at a page. Throwing pages
+    /// away, growing and remapping are noticed. Not noticed is what a device writes into pages it
+    /// has pinned (`io_uring` registered buffers, `O_DIRECT`, vfio): let such transfers end before a
+    /// capture, and do not keep buffers registered.
+    ///
+    /// Cost: about a microsecond at the first write to each page after a capture, and
+    /// the memory gets no huge pages that it does not have already.
+    ///
+    /// # Errors
+    ///
+    /// [`TrackError::Unavailable`] with the reason where the kernel or a sandbox has it not;
+    /// [`TrackError::NotPrivate`], [`TrackError::NotAligned`], [`TrackError::AlreadyTracked`].
+    pub fn track_writes(mut self) -> Result<LiveMemory, TrackError> {
+        let address = self.address;
+        let end = address.saturating_add(self.memory_bytes.load(Ordering::Relaxed));
+        self.protection = Ok(Arc::new(WriteProtection::new(address..end)?));
+        Ok(self)
+    }
+
+    /// The same where it is possible. Where it is not, everything is read, and
+    /// [`Capture::tracking`](crate::Capture::tracking) says why.
+    pub fn track_writes_if_possible(mut self) -> LiveMemory {
+        let address = self.address;
+        let end = address.saturating_add(self.memory_bytes.load(Ordering::Relaxed));
+        self.protection = WriteProtection::new(address..end).map(Arc::new).map_err(|error| {
+            tracing::info!("{error}");
+            Untracked::Unavailable(error.to_string())
+        });
+        self
+    }
+
+    /// Calls `stop` before anything is looked at, and `go` once it is copied. In between the owner
+    /// must not write. Everything that can be made ready is ready before.
+    pub fn stop_with(
+        mut self,
+        stop: impl Fn() + Send + Sync + 'static,
+        go: impl Fn() + Send + Sync + 'static,
+    ) -> LiveMemory {
+        self.stop = Some((Box::new(stop), Box::new(go)));
+        self
+    }
+
+    /// Says that the memory has another length now: it grew in its reservation. What it grew by
+    /// counts as changed.
+    ///
+    /// # Errors
+    ///
+    /// When what it grew by cannot be tracked; the length stays what it was.
+    pub fn set_length_bytes(&self, length_bytes: usize) -> Result<(), TrackError> {
+        if let Ok(protection) = &self.protection {
+            protection.set_memory_bytes(length_bytes as u64)?;
+        }
+        self.memory_bytes.store(length_bytes as u64, Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// Its length, in bytes.
+    pub fn length_bytes(&self) -> u64 {
+        self.memory_bytes.load(Ordering::Relaxed)
+    }
+}
+
+impl fmt::Debug for LiveMemory {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("LiveMemory")
+            .field("address", &self.address)
+            .field("length_bytes", &self.length_bytes())
+            .field("protection", &self.protection)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Source for LiveMemory {
+    fn open(&self) -> Result<Box<dyn Frozen + '_>, SourceError> {
+        if let Some((stop, _)) = &self.stop {
+            stop();
+        }
+        let stopped = Instant::now();
+        if let Ok(protection) = &self.protection {
+            // What an earlier take said, which nobody asked for, may not hold any more.
+            protection.forget_absent();
+        }
+        let memory_bytes = self.length_bytes();
+        let space = AddressSpace::image("", memory_bytes);
+        Ok(Box::new(FrozenMemory { memory: self, memory_bytes, space, stopped, paused: Default::default() }))
+    }
+
+    fn tracker(&self) -> Result<Arc<dyn Tracker>, Untracked> {
+        match &self.protection {
+            Ok(protection) => Ok(protection.clone()),
+            Err(why) => Err(why.clone()),
+        }
+    }
+}
+
+/// The memory during one capture.
+struct FrozenMemory<'a> {
+    memory: &'a LiveMemory,
+    memory_bytes: u64,
+    space: AddressSpace,
+    stopped: Instant,
+    paused: std::sync::OnceLock<Duration>,
+}
+
+impl Frozen for FrozenMemory<'_> {
+    fn address_space(&self) -> &AddressSpace {
+        &self.space
+    }
+
+    fn origin(&self) -> Origin {
+        Origin::Bytes
+    }
+
+    fn attachments(&self) -> Vec<Attachment> {
+        Vec::new()
+    }
+
+    fn populated(&self, _mapping_index: usize) -> Result<Vec<Range<u64>>, SourceError> {
+        // What was absent when the tracker looked was zeros then. Reading it would fill it.
+        let absent = self.memory.protection.as_ref().map(|protection| protection.forget_absent());
+        Ok(complement(&absent.unwrap_or_default(), 0..self.memory_bytes))
+    }
+
+    fn memory(&self) -> Memory<'_> {
+        Memory::SharedUntilRelease(self)
+    }
+
+    fn release(&self) -> Duration {
+        *self.paused.get_or_init(|| {
+            if let Some((_, go)) = &self.memory.stop {
+                go();
+            }
+            self.stopped.elapsed()
+        })
+    }
+}
+
+impl Drop for FrozenMemory<'_> {
+    fn drop(&mut self) {
+        self.release();
+    }
+}
+
+impl CopyOut for FrozenMemory<'_> {
+    fn copy_out(
+        &self,
+        mapping_index: usize,
+        offset_bytes: u64,
+        buffer: &mut [u8],
+        unreadable: &mut Vec<AddressRange>,
+    ) -> Result<(), SourceError> {
+        let range = offset_bytes..offset_bytes.saturating_add(buffer.len() as u64);
+        self.copy_ranges(mapping_index, &[range], buffer, unreadable)
+    }
+
+    fn copy_ranges(
+        &self,
+        _mapping_index: usize,
+        ranges: &[Range<u64>],
+        buffer: &mut [u8],
+        _unreadable: &mut Vec<AddressRange>,
+    ) -> Result<(), SourceError> {
+        let address = |offset_bytes: u64| self.memory.address.saturating_add(offset_bytes);
+        let addresses: Vec<_> = ranges.iter().map(|range| address(range.start)..address(range.end)).collect();
+        process_memory::copy_own(&addresses, buffer)
+            .map_err(|source| SourceError::Memory { address: self.memory.address, source })
+    }
+}

@@ -1,0 +1,32 @@
+//! A source together with a tracker that knows what changed in it.
+
+use std::sync::Arc;
+
+use super::{Frozen, Source, SourceError};
+use crate::track::{Tracker, Untracked};
+
+/// Joins sources with trackers.
+pub trait SourceExt: Source {
+    /// This source, of which only what `tracker` knows to have changed is read.
+    fn tracked_by<T: Tracker + Clone + 'static>(&self, tracker: &T) -> Tracked<'_, Self> {
+        Tracked { source: self, tracker: Arc::new(tracker.clone()) }
+    }
+}
+
+impl<S: Source + ?Sized> SourceExt for S {}
+
+/// A source together with a tracker. See [`SourceExt::tracked_by`].
+pub struct Tracked<'a, S: ?Sized> {
+    source: &'a S,
+    tracker: Arc<dyn Tracker>,
+}
+
+impl<S: Source + ?Sized> Source for Tracked<'_, S> {
+    fn open(&self) -> Result<Box<dyn Frozen + '_>, SourceError> {
+        self.source.open()
+    }
+
+    fn tracker(&self) -> Result<Arc<dyn Tracker>, Untracked> {
+        Ok(self.tracker.clone())
+    }
+}

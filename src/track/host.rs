@@ -1,0 +1,165 @@
+//! Host ranges: what the host of the memory says has changed.
+
+use std::ops::Range;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use super::ledger::{Found, Ledger};
+use super::{Means, Taken, TrackError, Tracker, check_one_memory, merge};
+use crate::address_space::AddressSpace;
+use crate::record::SnapshotId;
+use crate::units::AddressRange;
+
+/// Marks are sorted and joined when there are twice as many as after the last time, and this many.
+const MERGE_AT: usize = 4096;
+
+/// The changes to one memory as its host hands them in: ranges, or a hypervisor's dirty bitmap.
+///
+/// Hand in whatever changed since the last capture began, at the latest when the next one is taken;
+/// [`SourceExt`](crate::SourceExt) joins the two. Ranges may overlap and come in any order.
+/// The first capture reads everything.
+///
+/// ```
+/// use stillframe::{AddressRange, CaptureOptions, HostRanges, SourceExt, Store};
+/// # let dir = tempfile::tempdir()?;
+/// # let store = Store::options().create(dir.path().join("vault"))?;
+/// let mut memory = vec![7u8; 1 << 20];
+/// let changes = HostRanges::new(memory.len() as u64);
+/// let vm = store.process("vm-7");
+/// vm.capture(&memory.tracked_by(&changes), &CaptureOptions::default())?;
+///
+/// memory[5000] = 8;
+/// changes.mark(AddressRange::new(5000, 5001)?)?;
+/// let taken = vm.capture(&memory.tracked_by(&changes), &CaptureOptions::default())?;
+/// assert_eq!(taken.changed_regions, 1);
+/// assert_eq!(taken.tracking.to_string(), "host-ranges");
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[derive(Clone, Debug)]
+pub struct HostRanges {
+    state: Arc<Mutex<State>>,
+}
+
+#[derive(Debug)]
+struct State {
+    ledger: Ledger,
+    memory_bytes: u64,
+    marked: Vec<Range<u64>>,
+    merge_at: usize,
+}
+
+impl HostRanges {
+    /// For one memory of so many bytes, of which nothing is known yet.
+    pub fn new(memory_bytes: u64) -> HostRanges {
+        Self::with(memory_bytes, Ledger::default())
+    }
+
+    /// For a memory that is now as it was in snapshot `id`, but for what will be marked.
+    pub fn since(id: SnapshotId, memory_bytes: u64) -> HostRanges {
+        Self::with(memory_bytes, Ledger::since(id))
+    }
+
+    fn with(memory_bytes: u64, ledger: Ledger) -> HostRanges {
+        let state = State { ledger, memory_bytes, marked: Vec::new(), merge_at: MERGE_AT };
+        HostRanges { state: Arc::new(Mutex::new(state)) }
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Says that bytes in `range` may have changed, counted from the memory's start.
+    ///
+    /// # Errors
+    ///
+    /// [`TrackError::Outside`] when it is not inside the memory.
+    pub fn mark(&self, range: AddressRange) -> Result<(), TrackError> {
+        let mut state = self.state();
+        let memory_bytes = state.memory_bytes;
+        if range.end() > memory_bytes {
+            return Err(TrackError::Outside { range, memory_bytes });
+        }
+        state.mark(range.start()..range.end());
+        Ok(())
+    }
+
+    /// Says what may have changed by a bitmap: bit `n % 64` of word `n / 64` stands for the
+    /// `page_bytes` bytes from `n * page_bytes` on, as in KVM's dirty log.
+    ///
+    /// # Errors
+    ///
+    /// [`TrackError::Bitmap`] unless there are exactly as many words as the memory needs, and
+    /// [`TrackError::BitOutside`] when a bit behind the memory is set. Nothing is marked then.
+    pub fn mark_bitmap(&self, page_bytes: u64, words: &[u64]) -> Result<(), TrackError> {
+        let mut state = self.state();
+        let memory_bytes = state.memory_bytes;
+        // A page size of zero is refused below.
+        let pages = memory_bytes.div_ceil(page_bytes.max(1));
+        let (expected_words, found_words) = (pages.div_ceil(64), words.len() as u64);
+        if page_bytes == 0 || expected_words != found_words {
+            return Err(TrackError::Bitmap { page_bytes, memory_bytes, expected_words, found_words });
+        }
+        if let Some(last) = words.last()
+            && !pages.is_multiple_of(64)
+            && last >> (pages % 64) != 0
+        {
+            let bit = (found_words - 1) * 64 + u64::from(63 - last.leading_zeros());
+            return Err(TrackError::BitOutside { bit, memory_bytes });
+        }
+        for (at, word) in (0u64..).zip(words) {
+            let mut left = *word;
+            while left != 0 {
+                // Runs of bits become one range.
+                let first = left.trailing_zeros();
+                let run = (left >> first).trailing_ones();
+                let start = (at * 64 + u64::from(first)) * page_bytes;
+                state.mark(start..start.saturating_add(u64::from(run) * page_bytes).min(memory_bytes));
+                left =
+                    left.checked_shr(first + run).and_then(|rest| rest.checked_shl(first + run)).unwrap_or(0);
+            }
+        }
+        Ok(())
+    }
+
+    /// Says that the memory has another length now. What it grew by counts as changed.
+    pub fn set_memory_bytes(&self, memory_bytes: u64) {
+        let mut state = self.state();
+        state.memory_bytes = memory_bytes;
+        state.marked.iter_mut().for_each(|range| range.end = range.end.min(memory_bytes));
+        state.marked.retain(|range| range.start < range.end);
+    }
+}
+
+impl State {
+    fn mark(&mut self, range: Range<u64>) {
+        match self.marked.last_mut() {
+            Some(last) if last.end == range.start => last.end = range.end,
+            _ => self.marked.push(range),
+        }
+        if self.marked.len() >= self.merge_at {
+            merge(&mut self.marked);
+            self.merge_at = MERGE_AT.max(2 * self.marked.len());
+        }
+    }
+}
+
+impl Tracker for HostRanges {
+    fn means(&self) -> Means {
+        Means::HostRanges
+    }
+
+    fn take(&self, space: &AddressSpace, since: Option<SnapshotId>) -> Result<Taken, TrackError> {
+        let mut state = self.state();
+        check_one_memory(space, state.memory_bytes)?;
+        let marked = std::mem::take(&mut state.marked);
+        let (number, changes) = state.ledger.take(Found::Ranges(marked), since);
+        Ok(Taken { number, changes: changes.map(|ranges| vec![ranges]) })
+    }
+
+    fn committed(&self, number: u64, id: SnapshotId) {
+        self.state().ledger.committed(number, id);
+    }
+
+    fn estimate_bytes(&self) -> u64 {
+        self.state().marked.iter().map(|range| range.end - range.start).sum()
+    }
+}

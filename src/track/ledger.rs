@@ -1,0 +1,130 @@
+//! The ledger: what a tracker has found and no durable snapshot has yet.
+
+use std::ops::Range;
+
+use super::{Untracked, merge};
+use crate::record::SnapshotId;
+
+/// Takes that no snapshot has acknowledged are joined beyond this many.
+const MAX_OPEN_TAKES: usize = 4;
+
+/// What one take found.
+#[derive(Clone, Debug)]
+pub(super) enum Found {
+    /// These bytes may have changed, and no others.
+    Ranges(Vec<Range<u64>>),
+    /// Anything may have changed.
+    Anything(Untracked),
+}
+
+/// Which snapshot the knowledge refers to, and what was found since.
+#[derive(Debug, Default)]
+pub(super) struct Ledger {
+    basis: Option<SnapshotId>,
+    next_number: u64,
+    /// The number of the last take that was acknowledged, plus one.
+    acknowledged: u64,
+    open: Vec<(u64, Found)>,
+}
+
+impl Ledger {
+    /// A ledger whose knowledge refers to a snapshot from the beginning.
+    pub(super) fn since(id: SnapshotId) -> Ledger {
+        Ledger { basis: Some(id), ..Ledger::default() }
+    }
+
+    /// Enters what was found since the last take. Answers its number and, if it is known, all that
+    /// may have changed since the snapshot `since`: sorted and apart.
+    pub(super) fn take(
+        &mut self,
+        found: Found,
+        since: Option<SnapshotId>,
+    ) -> (u64, Result<Vec<Range<u64>>, Untracked>) {
+        let number = self.next_number;
+        self.next_number += 1;
+        self.open.push((number, found));
+        if self.open.len() > MAX_OPEN_TAKES {
+            let (_, oldest) = self.open.remove(0);
+            let next = &mut self.open[0].1;
+            *next = join([&oldest, &*next]);
+        }
+        let changes = match (since, self.basis) {
+            (None, _) => Err(Untracked::NoParent),
+            (Some(_), None) => Err(Untracked::JustBegun),
+            (Some(since), Some(basis)) if since != basis => Err(Untracked::OtherParent),
+            _ => match join(self.open.iter().map(|(_, found)| found)) {
+                Found::Ranges(ranges) => Ok(ranges),
+                Found::Anything(why) => Err(why),
+            },
+        };
+        (number, changes)
+    }
+
+    /// Learns that a take is in a durable snapshot. One that is older than another acknowledged take
+    /// comes too late: what was found between the two is forgotten already.
+    pub(super) fn committed(&mut self, number: u64, id: SnapshotId) {
+        if number >= self.acknowledged && number < self.next_number {
+            self.acknowledged = number + 1;
+            self.basis = Some(id);
+            self.open.retain(|(open, _)| *open > number);
+        }
+    }
+}
+
+fn join<'a>(all: impl IntoIterator<Item = &'a Found>) -> Found {
+    let mut joined = Vec::new();
+    for found in all {
+        match found {
+            Found::Ranges(ranges) => joined.extend_from_slice(ranges),
+            Found::Anything(why) => return Found::Anything(why.clone()),
+        }
+    }
+    merge(&mut joined);
+    Found::Ranges(joined)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::hash::Hash;
+
+    fn id(byte: u8) -> SnapshotId {
+        SnapshotId(Hash([byte; 32]))
+    }
+
+    fn one(range: Range<u64>) -> Found {
+        Found::Ranges(std::iter::once(range).collect())
+    }
+
+    #[test]
+    fn what_is_not_acknowledged_is_found_again() {
+        let mut ledger = Ledger::default();
+        assert_eq!(ledger.take(one(0..9), None), (0, Err(Untracked::NoParent)));
+        ledger.committed(0, id(1));
+        for at in 1..20 {
+            let (_, changes) = ledger.take(one(at * 2..at * 2 + 1), Some(id(1)));
+            assert_eq!(changes.unwrap().len() as u64, at);
+            assert!(ledger.open.len() <= MAX_OPEN_TAKES);
+        }
+        ledger.committed(19, id(2));
+        assert_eq!(ledger.take(one(5..6), Some(id(2))).1.unwrap(), [5..6, 0..0][..1]);
+        assert_eq!(ledger.take(one(5..6), Some(id(1))).1, Err(Untracked::OtherParent));
+    }
+
+    #[test]
+    fn acknowledgements_in_the_wrong_order_never_lose_a_change() {
+        let mut ledger = Ledger::since(id(1));
+        let (first, _) = ledger.take(one(0..1), Some(id(1)));
+        let (second, _) = ledger.take(one(2..3), Some(id(1)));
+        ledger.committed(second, id(3));
+        ledger.committed(first, id(2));
+        // The second take is not in snapshot 2, and not open any more.
+        assert_eq!(ledger.take(one(4..5), Some(id(2))).1, Err(Untracked::OtherParent));
+
+        let mut ledger = Ledger::since(id(1));
+        let (first, _) = ledger.take(one(0..1), Some(id(1)));
+        let _ = ledger.take(one(2..3), Some(id(1)));
+        ledger.committed(first, id(2));
+        assert_eq!(ledger.take(one(4..5), Some(id(2))).1.unwrap(), [2..3, 4..5]);
+    }
+}

@@ -1,0 +1,307 @@
+//! Tracking: which bytes may have changed since a snapshot.
+//!
+//! ```text
+//! take() ──> ranges since the last take ──> kept, together with those of takes whose
+//!    │                                      snapshot never became durable
+//!    └────> all that was kept, if it refers to the parent of the new snapshot
+//! committed(id) ──> what that take had kept is let go; from here on knowledge refers to `id`
+//! ```
+//!
+//! A [`Tracker`] never decides what a snapshot holds, only what need not be read again. Whenever its
+//! knowledge does not fit the parent, all is read: [`Untracked`] says why.
+
+mod host;
+mod ledger;
+mod soft_dirty;
+mod write_protection;
+
+use std::fmt;
+use std::io;
+use std::ops::Range;
+
+use crate::address_space::AddressSpace;
+use crate::record::SnapshotId;
+use crate::units::AddressRange;
+
+pub use host::HostRanges;
+pub(crate) use soft_dirty::SoftDirty;
+pub(crate) use write_protection::WriteProtection;
+
+/// Knows what changed in one memory.
+///
+/// Implemented by [`HostRanges`], and by what [`LiveMemory::track_writes`] and
+/// [`ProcessSource::track_writes`] make. Threads may use it at once; it serves one line of snapshots
+/// best, as its knowledge refers to the last snapshot alone.
+///
+/// [`LiveMemory::track_writes`]: crate::LiveMemory::track_writes
+/// [`ProcessSource::track_writes`]: crate::ProcessSource::track_writes
+pub trait Tracker: Send + Sync {
+    /// How it knows.
+    fn means(&self) -> Means;
+
+    /// Finds out what changed since the last call and begins anew, while the source stands still.
+    /// `since` is the parent of the snapshot that is being taken.
+    ///
+    /// What is taken and never [`committed`](Self::committed) is taken again the next time.
+    ///
+    /// # Errors
+    ///
+    /// When it was made for another memory, or the kernel fails. Nothing is forgotten then.
+    fn take(&self, space: &AddressSpace, since: Option<SnapshotId>) -> Result<Taken, TrackError>;
+
+    /// Learns that the snapshot for which [`Taken::number`] was taken is durable.
+    fn committed(&self, number: u64, id: SnapshotId);
+
+    /// About how many bytes the next [`take`](Self::take) will find, so that memory for them is made
+    /// ready before the source stands still. Changes nothing.
+    fn estimate_bytes(&self) -> u64;
+}
+
+/// What a tracker found out.
+#[derive(Clone, Debug)]
+pub struct Taken {
+    /// Which take it is.
+    pub number: u64,
+    /// For each mapping the byte ranges, from the mapping's start, that may have changed: sorted,
+    /// apart, inside the mapping. Or why that cannot be told.
+    pub changes: Result<Vec<Vec<Range<u64>>>, Untracked>,
+}
+
+/// How a capture knew what had changed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Tracking {
+    /// A tracker told it: only that was read.
+    By(Means),
+    /// Nobody could tell: everything was read and compared with the parent's tables.
+    Rescan(Untracked),
+}
+
+/// The means by which changes are known.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Means {
+    /// The host said so: a hypervisor's dirty log.
+    HostRanges,
+    /// The kernel's write protection: userfaultfd and PAGEMAP_SCAN.
+    WriteProtection,
+    /// The kernel's soft-dirty bits.
+    SoftDirty,
+}
+
+/// Why everything had to be read.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Untracked {
+    /// The source has no tracker.
+    NoTracker,
+    /// It was to have one, but this machine has none to give. Says why.
+    Unavailable(String),
+    /// The process has no snapshot yet.
+    NoParent,
+    /// The tracker has only just begun.
+    JustBegun,
+    /// What the tracker knows refers to another snapshot than the parent.
+    OtherParent,
+    /// The mappings of the parent, or what was left out of it, were others.
+    OtherLayout,
+    /// The parent cannot be compared with: it has another region size, or is damaged, or there is
+    /// damage in the store that this capture mends by reading everything.
+    ParentUnusable,
+    /// Tracking was interrupted: something else was mapped in the memory's place.
+    Interrupted,
+}
+
+impl Means {
+    /// Its name: `host-ranges`, `write-protection`, `soft-dirty`.
+    pub fn name(self) -> &'static str {
+        match self {
+            Means::HostRanges => "host-ranges",
+            Means::WriteProtection => "write-protection",
+            Means::SoftDirty => "soft-dirty",
+        }
+    }
+}
+
+impl fmt::Display for Tracking {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Tracking::By(means) => f.write_str(means.name()),
+            Tracking::Rescan(why) => write!(f, "rescan: {why}"),
+        }
+    }
+}
+
+impl fmt::Display for Untracked {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Untracked::NoTracker => "its changes are not tracked",
+            Untracked::Unavailable(why) => why,
+            Untracked::NoParent => "there is no snapshot to compare with",
+            Untracked::JustBegun => "tracking began with this snapshot",
+            Untracked::OtherParent => "what is tracked refers to another snapshot than the parent",
+            Untracked::OtherLayout => "the mappings, or what is left out of them, were others in the parent",
+            Untracked::ParentUnusable => "the parent cannot be compared with, or there is damage to mend",
+            Untracked::Interrupted => "something else was mapped in the memory's place meanwhile",
+        })
+    }
+}
+
+/// A tracker that cannot be made or used.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum TrackError {
+    /// This machine cannot track by these means.
+    #[error("changes cannot be tracked by {}: {why}", means.name())]
+    Unavailable {
+        /// The means asked for.
+        means: Means,
+        /// What is missing, and what would help.
+        why: String,
+        /// What the operating system said.
+        source: io::Error,
+    },
+    /// A range that is not inside the memory.
+    #[error("the changed range {range} is not inside the memory, which has {memory_bytes} bytes")]
+    Outside {
+        /// The range.
+        range: AddressRange,
+        /// The length of the memory the tracker was made for.
+        memory_bytes: u64,
+    },
+    /// A bitmap of another length than its memory.
+    #[error(
+        "a bitmap with one bit for each {page_bytes} bytes of {memory_bytes} must have {expected_words} \
+         words, found {found_words}"
+    )]
+    Bitmap {
+        /// How many bytes one bit stands for.
+        page_bytes: u64,
+        /// The length of the memory.
+        memory_bytes: u64,
+        /// How many words it takes.
+        expected_words: u64,
+        /// How many there are.
+        found_words: u64,
+    },
+    /// A bitmap has a bit set for what lies behind the memory.
+    #[error("bit {bit} of the bitmap is set, which stands for bytes behind the {memory_bytes} of the memory")]
+    BitOutside {
+        /// The bit.
+        bit: u64,
+        /// The length of the memory.
+        memory_bytes: u64,
+    },
+    /// It was made for another memory.
+    #[error(
+        "the tracker was made for {expected}, found {found}; use it with the memory it was made for, and \
+         tell it when that grows"
+    )]
+    OtherMemory {
+        /// What it was made for.
+        expected: String,
+        /// What it was used with.
+        found: String,
+    },
+    /// The memory does not begin at a page.
+    #[error("tracked memory must begin at a page, a multiple of {page_bytes}; found address {address:#x}")]
+    NotAligned {
+        /// Where it begins.
+        address: u64,
+        /// How long a page is.
+        page_bytes: u64,
+    },
+    /// The memory is not mapped, or shared, or of a file: others could write it unnoticed.
+    #[error("only private memory without a file behind it can be tracked; at {range} there is {found}")]
+    NotPrivate {
+        /// The addresses.
+        range: AddressRange,
+        /// What is there.
+        found: String,
+    },
+    /// Another tracker, or another userfaultfd, has the memory.
+    #[error("the memory at {range} is tracked already; drop the other tracker or userfaultfd first")]
+    AlreadyTracked {
+        /// The addresses.
+        range: AddressRange,
+    },
+    /// The tracker was made before a `fork`, and this is the child.
+    #[error("the tracker was made by process {made_by}, this is {used_by}; make a new one after a fork")]
+    OtherProcess {
+        /// The pid of its maker.
+        made_by: u32,
+        /// The pid of its user.
+        used_by: u32,
+    },
+    /// The operating system failed.
+    #[error("cannot {action}")]
+    System {
+        /// What was tried.
+        action: &'static str,
+        /// What it said.
+        source: io::Error,
+    },
+}
+
+/// Sorts ranges and joins those that touch or overlap.
+pub(crate) fn merge(ranges: &mut Vec<Range<u64>>) {
+    ranges.retain(|range| !range.is_empty());
+    ranges.sort_unstable_by_key(|range| (range.start, range.end));
+    ranges.dedup_by(|next, kept| {
+        let touch = next.start <= kept.end;
+        if touch {
+            kept.end = kept.end.max(next.end);
+        }
+        touch
+    });
+}
+
+/// The part of `whole` that is in none of `ranges`, which are sorted and apart.
+pub(crate) fn complement(ranges: &[Range<u64>], whole: Range<u64>) -> Vec<Range<u64>> {
+    let mut rest = Vec::new();
+    let mut start = whole.start;
+    for range in ranges {
+        if start < range.start.min(whole.end) {
+            rest.push(start..range.start.min(whole.end));
+        }
+        start = start.max(range.end);
+    }
+    if start < whole.end {
+        rest.push(start..whole.end);
+    }
+    rest
+}
+
+/// The length of the one captured mapping that a tracker of one memory is used with.
+fn check_one_memory(space: &AddressSpace, memory_bytes: u64) -> Result<(), TrackError> {
+    let found: Vec<u64> = space.captured().map(|(_, mapping)| mapping.range.length_bytes()).collect();
+    let fits = match found[..] {
+        [] => memory_bytes == 0,
+        [length_bytes] => space.mappings().len() == 1 && length_bytes == memory_bytes,
+        _ => false,
+    };
+    if fits {
+        return Ok(());
+    }
+    Err(TrackError::OtherMemory {
+        expected: format!("one memory of {memory_bytes} bytes"),
+        found: match found[..] {
+            [length_bytes] => format!("one of {length_bytes} bytes"),
+            _ => format!("{} mappings", space.mappings().len()),
+        },
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ranges_and_their_complement_cover_everything_once() {
+        let mut ranges = vec![5..9, 1..3, 8..12, 3..4, 7..7];
+        merge(&mut ranges);
+        assert_eq!(ranges, [1..4, 5..12]);
+        assert_eq!(complement(&ranges, 0..20), [0..1, 4..5, 12..20]);
+        assert_eq!(complement(&ranges, 2..8), std::slice::from_ref(&(4..5)));
+        assert_eq!(complement(&[], 2..6), std::slice::from_ref(&(2..6)));
+    }
+}

@@ -1,0 +1,157 @@
+//! Soft-dirty: the kernel marks the pages that a process writes, once somebody has taken all marks
+//! away by writing 4 to its `/proc/PID/clear_refs`.
+//!
+//! Many kernels are built without it and then do as if every page were clean, so it is tried out
+//! on a page of this process before it is believed. The marks are one set for the whole process:
+//! others that clear them (CRIU) take them from us.
+//!
+//! A page that is thrown away loses its mark. So pages of private anonymous memory that are not
+//! there count as changed; they are zeros and cost nothing to read. Of shared memory and files
+//! others write the pages too, so all of it counts.
+
+use std::fs::File;
+use std::io::{self, Write};
+use std::ops::Range;
+use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
+
+use super::ledger::{Found, Ledger};
+use super::{Means, Taken, TrackError, Tracker, Untracked, complement, merge};
+use crate::address_space::{AddressSpace, Mapping};
+use crate::record::SnapshotId;
+use crate::sys::pagemap;
+
+/// What clears the soft-dirty marks, and nothing else.
+const CLEAR_SOFT_DIRTY: &[u8] = b"4";
+
+/// The soft-dirty marks of one process.
+#[derive(Debug)]
+pub(crate) struct SoftDirty {
+    pid: u32,
+    /// Tells the process from a later one with the same pid.
+    started: String,
+    ledger: Mutex<Ledger>,
+}
+
+impl SoftDirty {
+    /// For the process with this pid.
+    pub(crate) fn new(pid: u32) -> Result<SoftDirty, TrackError> {
+        static PROBED: OnceLock<bool> = OnceLock::new();
+        if !*PROBED.get_or_init(|| probe().unwrap_or(false)) {
+            return Err(unavailable(
+                "the kernel does not mark what is written (CONFIG_MEM_SOFT_DIRTY)",
+                io::ErrorKind::Unsupported.into(),
+            ));
+        }
+        let no_access = |source| unavailable("the files of the process cannot be opened", source);
+        let started = started(pid).map_err(no_access)?;
+        open(pid, "clear_refs", true).and_then(|_| open(pid, "pagemap", false)).map_err(no_access)?;
+        Ok(SoftDirty { pid, started, ledger: Mutex::default() })
+    }
+
+    fn ledger(&self) -> MutexGuard<'_, Ledger> {
+        self.ledger.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What may have changed of one mapping, by address.
+    fn changed(pagemap: &File, mapping: &Mapping) -> io::Result<Vec<Range<u64>>> {
+        let whole = mapping.range.start()..mapping.range.end();
+        if mapping.protection.shared || !mapping.name.is_empty() && !mapping.name.starts_with('[') {
+            return Ok(std::iter::once(whole).collect());
+        }
+        let mut changed = complement(&pagemap::populated(pagemap, whole.clone())?, whole.clone());
+        changed.append(&mut pagemap::soft_dirty(pagemap, whole)?);
+        Ok(changed)
+    }
+}
+
+impl Tracker for SoftDirty {
+    fn means(&self) -> Means {
+        Means::SoftDirty
+    }
+
+    fn take(&self, space: &AddressSpace, since: Option<SnapshotId>) -> Result<Taken, TrackError> {
+        let took = || -> io::Result<Vec<Range<u64>>> {
+            // Opened each time: after an execve the old files would show the old memory, empty.
+            let pagemap = open(self.pid, "pagemap", false)?;
+            if started(self.pid)? != self.started {
+                return Err(io::Error::other("another process has its pid now"));
+            }
+            let mut changed = Vec::new();
+            for (_, mapping) in space.captured() {
+                changed.append(&mut Self::changed(&pagemap, mapping)?);
+            }
+            open(self.pid, "clear_refs", true)?.write_all(CLEAR_SOFT_DIRTY)?;
+            merge(&mut changed);
+            Ok(changed)
+        };
+        let (found, error) = match took() {
+            Ok(ranges) => (Found::Ranges(ranges), None),
+            Err(error) => (Found::Anything(Untracked::Interrupted), Some(error)),
+        };
+        let (number, changes) = self.ledger().take(found, since);
+        if let Some(source) = error {
+            return Err(TrackError::System { action: "find what the process wrote", source });
+        }
+        let changes = changes.map(|ranges| {
+            let of = |mapping: &Mapping| {
+                let (start, end) = (mapping.range.start(), mapping.range.end());
+                let inside = ranges.iter().filter(|range| range.start < end && start < range.end);
+                inside.map(|range| range.start.max(start) - start..range.end.min(end) - start).collect()
+            };
+            space.mappings().iter().map(of).collect()
+        });
+        Ok(Taken { number, changes })
+    }
+
+    fn committed(&self, number: u64, id: SnapshotId) {
+        self.ledger().committed(number, id);
+    }
+
+    fn estimate_bytes(&self) -> u64 {
+        0
+    }
+}
+
+fn open(pid: u32, name: &str, write: bool) -> io::Result<File> {
+    File::options().read(!write).write(write).open(format!("/proc/{pid}/{name}"))
+}
+
+/// When the process started, as the kernel counts.
+fn started(pid: u32) -> io::Result<String> {
+    let stat = std::fs::read(format!("/proc/{pid}/stat"))?;
+    // Its name, in brackets, may hold anything.
+    let after_name = stat.rsplit(|byte| *byte == b')').next().unwrap_or_default();
+    let start = String::from_utf8_lossy(after_name).split_ascii_whitespace().nth(19).map(str::to_owned);
+    start.ok_or_else(|| io::ErrorKind::InvalidData.into())
+}
+
+fn unavailable(why: &str, source: io::Error) -> TrackError {
+    TrackError::Unavailable { means: Means::SoftDirty, why: why.to_owned(), source }
+}
+
+/// Whether a page of this process that is cleared and written shows as such, and one that is
+/// cleared and not written does not.
+fn probe() -> io::Result<bool> {
+    let page_bytes = rustix::param::page_size();
+    let mut memory = memmap2::MmapMut::map_anon(2 * page_bytes)?;
+    memory.fill(1);
+    let start = memory.as_ptr().addr() as u64;
+    let pages = start..start + memory.len() as u64;
+    let pagemap = File::open("/proc/self/pagemap")?;
+    File::options().write(true).open("/proc/self/clear_refs")?.write_all(CLEAR_SOFT_DIRTY)?;
+    let clean = pagemap::soft_dirty(&pagemap, pages.clone())?;
+    std::hint::black_box(&mut memory)[0] = 2;
+    let dirty = pagemap::soft_dirty(&pagemap, pages)?;
+    Ok(clean.is_empty() && dirty.len() == 1 && dirty[0] == (start..start + page_bytes as u64))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_probe_agrees_with_what_can_be_opened() {
+        // On either kind of kernel: a tracker exists exactly where the marks work.
+        assert_eq!(SoftDirty::new(std::process::id()).is_ok(), probe().unwrap_or(false));
+    }
+}

@@ -1,0 +1,264 @@
+//! Write protection: the kernel notes which pages of this process's memory are written.
+//!
+//! The memory is registered with a userfaultfd in asynchronous mode. Each take is one scan of the page
+//! tables that finds the pages written since the last one and protects them again in the same
+//! step, so that no write falls between: it is found either by this take or by the next one.
+//! Therefore bytes are copied after the take, never before.
+//!
+//! | what happens to a page | what the scan says |
+//! |---|---|
+//! | written, by the program or by the kernel for it | written; in a huge page it is split first, so 4 KiB |
+//! | swapped out and in again | protected or written as before: the note moves with it |
+//! | thrown away (MADV_DONTNEED), moved away (mremap) | absent, which counts as changed |
+//! | never there, protected | a marker stands in its place; the first write shows |
+//! | unmapped and mapped anew | the new mapping is not registered: `EPERM`, and all is read |
+//! | unmapped | nothing at all, so the mappings are looked at as well |
+//! | copied by `fork` | the parent's goes on; the child's is not tracked |
+//!
+//! Cost, measured on 4 GiB: 3 ms for a scan in which nothing was written, on one core; a first write
+//! to a protected page takes about a microsecond longer. Protected memory gets no new huge pages.
+
+use std::fs::File;
+use std::io;
+use std::ops::Range;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use super::ledger::{Found, Ledger};
+use super::{Means, Taken, TrackError, Tracker, Untracked, check_one_memory, merge};
+use crate::address_space::AddressSpace;
+use crate::record::SnapshotId;
+use crate::sys::pagemap::{self, Touched};
+use crate::sys::userfault::{self, Userfault};
+use crate::units::AddressRange;
+use crate::workers::cores;
+
+/// From this length on all cores scan: below, starting a thread takes longer.
+const PARALLEL_BYTES: u64 = 256 << 20;
+/// Parts are cut where huge pages begin, which a scan of a part of one would split.
+const PART_ALIGNMENT: u64 = 2 << 20;
+
+/// The write protection of one memory of this process.
+#[derive(Debug)]
+pub(crate) struct WriteProtection {
+    userfault: Userfault,
+    pagemap: File,
+    made_by: u32,
+    start: u64,
+    state: Mutex<State>,
+}
+
+#[derive(Debug)]
+struct State {
+    ledger: Ledger,
+    memory_bytes: u64,
+    /// What the last take found absent, from the memory's start, until it is asked for.
+    absent: Vec<Range<u64>>,
+}
+
+impl WriteProtection {
+    /// For the memory of this process at these addresses. It may be empty yet.
+    pub(crate) fn new(addresses: Range<u64>) -> Result<WriteProtection, TrackError> {
+        let page_bytes = rustix::param::page_size() as u64;
+        let start = addresses.start;
+        if !start.is_multiple_of(page_bytes) {
+            return Err(TrackError::NotAligned { address: start, page_bytes });
+        }
+        let userfault = Userfault::new().map_err(unavailable)?;
+        let pagemap = File::open("/proc/self/pagemap").map_err(unavailable)?;
+        // Kernels before 6.7 say here that they have no such scan.
+        pagemap::count_written(&pagemap, start..start + page_bytes).map_err(unavailable)?;
+        let state = State { ledger: Ledger::default(), memory_bytes: 0, absent: Vec::new() };
+        let protection = WriteProtection {
+            userfault,
+            pagemap,
+            made_by: std::process::id(),
+            start,
+            state: Mutex::new(state),
+        };
+        protection.set_memory_bytes(addresses.end - addresses.start)?;
+        Ok(protection)
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Says that the memory has another length now. What it grew by counts as changed.
+    pub(crate) fn set_memory_bytes(&self, memory_bytes: u64) -> Result<(), TrackError> {
+        let mut state = self.state();
+        if memory_bytes > state.memory_bytes {
+            self.register(self.pages(memory_bytes))?;
+        }
+        state.memory_bytes = memory_bytes;
+        Ok(())
+    }
+
+    /// What the last take found absent: zeros since then, unless it was written later. Answers once.
+    pub(crate) fn forget_absent(&self) -> Vec<Range<u64>> {
+        std::mem::take(&mut self.state().absent)
+    }
+
+    /// The pages that the memory's first `memory_bytes` lie in.
+    fn pages(&self, memory_bytes: u64) -> Range<u64> {
+        let length_bytes = memory_bytes.next_multiple_of(rustix::param::page_size() as u64);
+        self.start..self.start.saturating_add(length_bytes)
+    }
+
+    fn register(&self, pages: Range<u64>) -> Result<(), TrackError> {
+        let Ok(range) = AddressRange::new(pages.start, pages.end) else { return Ok(()) };
+        check_private(range)?;
+        self.userfault.register(pages).map_err(|source| match source.raw_os_error() {
+            Some(libc::EBUSY) => TrackError::AlreadyTracked { range },
+            _ => TrackError::System { action: "write-protect the memory", source },
+        })
+    }
+
+    /// Scans and protects, on all cores if there is much.
+    fn scan(&self, pages: Range<u64>) -> io::Result<Touched> {
+        let length_bytes = pages.end - pages.start;
+        if length_bytes < PARALLEL_BYTES || cores() == 1 {
+            return pagemap::take_touched(&self.pagemap, pages);
+        }
+        let part_bytes = (length_bytes / cores() as u64).next_multiple_of(PART_ALIGNMENT);
+        let first_end = pages.start.next_multiple_of(PART_ALIGNMENT) + part_bytes;
+        let mut bounds = vec![pages.start];
+        bounds.extend((0..).map(|at| first_end + at * part_bytes).take_while(|end| *end < pages.end));
+        bounds.push(pages.end);
+        let take = |part: &[u64]| pagemap::take_touched(&self.pagemap, part[0]..part[1]);
+        let parts: Vec<_> = std::thread::scope(|scope| {
+            let others: Vec<_> =
+                bounds.windows(2).skip(1).map(|part| scope.spawn(move || take(part))).collect();
+            let first = take(&bounds[..2]);
+            let panicked = || Err(io::Error::other("a thread that scanned panicked"));
+            let others = others.into_iter().map(|other| other.join().unwrap_or_else(|_| panicked()));
+            std::iter::once(first).chain(others).collect()
+        });
+        let mut all = Touched::default();
+        for part in parts {
+            let part = part?;
+            all.written.extend(part.written);
+            all.absent.extend(part.absent);
+        }
+        Ok(all)
+    }
+
+    /// From addresses to offsets in the memory.
+    fn offsets(&self, ranges: Vec<Range<u64>>, memory_bytes: u64) -> Vec<Range<u64>> {
+        let offset = |address: u64| (address - self.start).min(memory_bytes);
+        let mut offsets: Vec<_> =
+            ranges.into_iter().map(|range| offset(range.start)..offset(range.end)).collect();
+        merge(&mut offsets);
+        offsets
+    }
+}
+
+impl Tracker for WriteProtection {
+    fn means(&self) -> Means {
+        Means::WriteProtection
+    }
+
+    fn take(&self, space: &AddressSpace, since: Option<SnapshotId>) -> Result<Taken, TrackError> {
+        let used_by = std::process::id();
+        if used_by != self.made_by {
+            return Err(TrackError::OtherProcess { made_by: self.made_by, used_by });
+        }
+        let mut state = self.state();
+        let memory_bytes = state.memory_bytes;
+        check_one_memory(space, memory_bytes)?;
+        let pages = self.pages(memory_bytes);
+        let was_registered = match self.scan(pages.clone()) {
+            Ok(touched) => Some(touched),
+            // Parts may be protected already and what was written there is lost: so be it all.
+            Err(error) if error.raw_os_error() == Some(libc::EPERM) => None,
+            Err(source) => {
+                let _ = state.ledger.take(Found::Anything(Untracked::Interrupted), since);
+                return Err(TrackError::System { action: "find what was written", source });
+            }
+        };
+        let found = match was_registered {
+            Some(touched) => {
+                let written = self.offsets(touched.written, memory_bytes);
+                state.absent = self.offsets(touched.absent, memory_bytes);
+                let mut changed = written.clone();
+                changed.extend_from_slice(&state.absent);
+                merge(&mut changed);
+                Found::Ranges(changed)
+            }
+            None => {
+                state.absent.clear();
+                Found::Anything(Untracked::Interrupted)
+            }
+        };
+        // Entered before anything can fail: what the scan took is known to nobody else.
+        let interrupted = matches!(found, Found::Anything(_));
+        let (number, changes) = state.ledger.take(found, since);
+        if interrupted {
+            self.register(pages.clone())?;
+            self.scan(pages.clone())
+                .map_err(|source| TrackError::System { action: "write-protect the memory", source })?;
+        }
+        if let Ok(range) = AddressRange::new(pages.start, pages.end) {
+            userfault::check_mapped(pages).map_err(|_| TrackError::NotPrivate {
+                range,
+                found: "a part that is not mapped".to_owned(),
+            })?;
+        }
+        Ok(Taken { number, changes: changes.map(|ranges| vec![ranges]) })
+    }
+
+    fn committed(&self, number: u64, id: SnapshotId) {
+        self.state().ledger.committed(number, id);
+    }
+
+    fn estimate_bytes(&self) -> u64 {
+        let pages = self.pages(self.state().memory_bytes);
+        pagemap::count_written(&self.pagemap, pages).unwrap_or(0)
+    }
+}
+
+/// Why the kernel has no write protection to give.
+fn unavailable(source: io::Error) -> TrackError {
+    let why = match source.raw_os_error() {
+        Some(libc::ENOSYS) => "the kernel was built without userfaultfd",
+        Some(libc::EPERM | libc::EACCES) => {
+            "userfaultfd or /proc/self/pagemap is forbidden here; allow them in the sandbox (seccomp, \
+             container profile)"
+        }
+        Some(libc::EINVAL | libc::ENOTTY) => {
+            "the kernel has no asynchronous write protection; it came with Linux 6.7"
+        }
+        _ => "the kernel refuses it",
+    };
+    TrackError::Unavailable { means: Means::WriteProtection, why: why.to_owned(), source }
+}
+
+/// An error unless all of `range` is mapped, private and without a file: what others share they can
+/// write unnoticed.
+fn check_private(range: AddressRange) -> Result<(), TrackError> {
+    let maps = std::fs::read_to_string("/proc/self/maps")
+        .map_err(|source| TrackError::System { action: "read the mappings of this process", source })?;
+    let not_private = |found: &str| Err(TrackError::NotPrivate { range, found: found.to_owned() });
+    let mut end = range.start();
+    for line in maps.lines() {
+        // "55d0c8a5b000-55d0c8a5d000 rw-p 00000000 00:00 0   [heap]"
+        let mut fields = line.split_ascii_whitespace();
+        let addresses = fields.next().and_then(|addresses| addresses.split_once('-'));
+        let address = |digits| u64::from_str_radix(digits, 16).ok();
+        let Some((Some(from), Some(to))) = addresses.map(|(from, to)| (address(from), address(to))) else {
+            return not_private("a mapping of an unknown form");
+        };
+        if to <= range.start() || range.end() <= from {
+            continue;
+        }
+        if end < from {
+            return not_private("a part that is not mapped");
+        }
+        let is_private = fields.next().is_some_and(|protection| protection.ends_with('p'));
+        let has_no_file = fields.nth(2) == Some("0");
+        if !is_private || !has_no_file {
+            return not_private(line);
+        }
+        end = to;
+    }
+    if end < range.end() { not_private("a part that is not mapped") } else { Ok(()) }
+}
