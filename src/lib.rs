@@ -48,7 +48,7 @@
 //!
 //! # What is promised
 //!
-//! When [`Process::capture`] returns, the snapshot is durable. Whatever is read is checked. A crash
+//! When [`Process::capture`] or [`PendingCapture::wait`] returns, the snapshot is durable. Whatever is read is checked. A crash
 //! at any moment loses nothing acknowledged. `docs/design.md` explains how, `docs/format.md`
 //! specifies the files.
 //!

@@ -14,11 +14,11 @@ use std::process::Command;
 
 use helper::{Running, Vault, everything_below, has_keys, noise};
 use rustix::process::Signal;
-use serde_json::Value;
+use serde_json::{Value, json};
 use stillframe::{CaptureOptions, Store};
 
 const CAPTURE_KEYS: &str = "id process parent time memory_bytes zero_bytes changed_regions new_regions \
-    delta_regions shared_regions added_bytes elapsed_ms paused_ms";
+    delta_regions shared_regions added_bytes elapsed_ms paused_ms staging_full tracking";
 const SNAPSHOT_KEYS: &str = "id process parent time trigger labels memory_bytes regions source";
 
 // Capturing and looking
@@ -79,6 +79,7 @@ fn a_memory_file_comes_back_byte_for_byte() {
     assert_eq!(capture["process"], "vm.img");
     assert_eq!(capture["memory_bytes"], 300_001);
     assert_eq!(capture["paused_ms"], 0.0);
+    assert_eq!((&capture["staging_full"], &capture["tracking"]), (&json!(false), &json!("rescan")));
     let id = capture["id"].as_str().unwrap();
 
     let back = vault.path("back.img");

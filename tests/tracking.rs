@@ -690,6 +690,27 @@ fn a_forked_child_writes_its_own_memory_and_the_parents_stays_tracked() {
 }
 
 #[test]
+fn a_child_that_outlives_a_tracker_does_not_keep_the_memory_from_the_next_one() {
+    let Some((memory, live)) = tracked_memory(MIB) else { return };
+    // SAFETY: the child does nothing but wait until it is killed.
+    let child = unsafe { libc::fork() };
+    if child == 0 {
+        loop {
+            // SAFETY: takes nothing.
+            unsafe { libc::pause() };
+        }
+    }
+    drop(live);
+    let again = LiveMemory::new(memory.as_ptr(), memory.len()).track_writes();
+    // SAFETY: ends and waits for the child just made.
+    unsafe {
+        libc::kill(child, libc::SIGKILL);
+        libc::waitpid(child, std::ptr::null_mut(), 0);
+    }
+    again.unwrap();
+}
+
+#[test]
 fn several_trackers_live_side_by_side_but_not_on_the_same_memory() {
     let Some((mut one, live_one)) = tracked_memory(MIB) else { return };
     let Some((mut two, live_two)) = tracked_memory(MIB) else { return };

@@ -18,6 +18,8 @@ const API_VERSION: u64 = 0xAA;
 const API: u32 = 0xc018_aa3f;
 /// `_IOWR(0xAA, 0x00, struct uffdio_register)`, of 32 (0x20) bytes.
 const REGISTER: u32 = 0xc020_aa00;
+/// `_IOR(0xAA, 0x01, struct uffdio_range)`, of 16 (0x10) bytes.
+const UNREGISTER: u32 = 0x8010_aa01;
 const REGISTER_MODE_WP: u64 = 1 << 1;
 const FEATURE_WP_UNPOPULATED: u64 = 1 << 13;
 const FEATURE_WP_ASYNC: u64 = 1 << 15;
@@ -41,8 +43,7 @@ struct RegisterArgument {
 }
 const _: () = assert!(size_of::<RegisterArgument>() == 0x20);
 
-/// Memory of this process whose pages can be write-protected asynchronously. Dropping it takes all
-/// protection away.
+/// Memory of this process whose pages can be write-protected asynchronously.
 #[derive(Debug)]
 pub(crate) struct Userfault {
     descriptor: OwnedFd,
@@ -74,6 +75,16 @@ impl Userfault {
         // SAFETY: the ioctl reads and writes one `uffdio_register`, whose layout and size
         // `RegisterArgument` has. It changes nothing about the bytes at the addresses.
         let answer = unsafe { libc::ioctl(self.descriptor.as_raw_fd(), REGISTER as _, &raw mut argument) };
+        if answer < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+    }
+
+    /// Takes the registration and all protection away. To be called although dropping does the same: a child
+    /// that was forked meanwhile holds the descriptor too.
+    pub(crate) fn unregister(&self, range: Range<u64>) -> io::Result<()> {
+        let mut argument = [range.start, range.end - range.start];
+        // SAFETY: the ioctl reads one `uffdio_range`, which is two 64-bit numbers: start and length.
+        let answer =
+            unsafe { libc::ioctl(self.descriptor.as_raw_fd(), UNREGISTER as _, argument.as_mut_ptr()) };
         if answer < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
     }
 }

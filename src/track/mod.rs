@@ -122,7 +122,18 @@ impl Means {
     }
 }
 
+impl Tracking {
+    /// The name of the means: `host-ranges`, `write-protection`, `soft-dirty`, or `rescan`.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Tracking::By(means) => means.name(),
+            Tracking::Rescan(_) => "rescan",
+        }
+    }
+}
+
 impl fmt::Display for Tracking {
+    /// Its name, and for a rescan why it was one.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Tracking::By(means) => f.write_str(means.name()),

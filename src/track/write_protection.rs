@@ -88,6 +88,8 @@ impl WriteProtection {
         let mut state = self.state();
         if memory_bytes > state.memory_bytes {
             self.register(self.pages(memory_bytes))?;
+        } else {
+            self.unregister(self.pages(memory_bytes).end..self.pages(state.memory_bytes).end);
         }
         state.memory_bytes = memory_bytes;
         Ok(())
@@ -111,6 +113,16 @@ impl WriteProtection {
             Some(libc::EBUSY) => TrackError::AlreadyTracked { range },
             _ => TrackError::System { action: "write-protect the memory", source },
         })
+    }
+
+    fn unregister(&self, pages: Range<u64>) {
+        if !pages.is_empty()
+            && self.made_by == std::process::id()
+            && let Err(error) = self.userfault.unregister(pages)
+        {
+            // Memory that is not mapped any more is not registered either.
+            tracing::debug!("memory could not be unregistered: {error}");
+        }
     }
 
     /// Scans and protects, on all cores if there is much.
@@ -213,6 +225,13 @@ impl Tracker for WriteProtection {
     fn estimate_bytes(&self) -> u64 {
         let pages = self.pages(self.state().memory_bytes);
         pagemap::count_written(&self.pagemap, pages).unwrap_or(0)
+    }
+}
+
+impl Drop for WriteProtection {
+    fn drop(&mut self) {
+        let memory_bytes = self.state().memory_bytes;
+        self.unregister(self.pages(memory_bytes));
     }
 }
 

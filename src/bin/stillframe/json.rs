@@ -33,7 +33,7 @@ pub(crate) struct CaptureObject {
     elapsed_ms: f64,
     paused_ms: f64,
     staging_full: bool,
-    tracking: String,
+    tracking: &'static str,
 }
 
 impl From<&Capture> for CaptureObject {
@@ -53,7 +53,7 @@ impl From<&Capture> for CaptureObject {
             elapsed_ms: milliseconds(capture.elapsed),
             paused_ms: milliseconds(capture.paused),
             staging_full: capture.staging_full,
-            tracking: capture.tracking.to_string(),
+            tracking: capture.tracking.name(),
         }
     }
 }
