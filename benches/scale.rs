@@ -25,7 +25,9 @@ fn main() {
     {
         return child(verb, Path::new(path));
     }
-    let dir = tempfile::tempdir_in(std::env::var_os("STILLFRAME_BENCH_DIR").unwrap_or_else(|| env!("CARGO_TARGET_TMPDIR").into()));
+    let dir = tempfile::tempdir_in(
+        std::env::var_os("STILLFRAME_BENCH_DIR").unwrap_or_else(|| env!("CARGO_TARGET_TMPDIR").into()),
+    );
     let dir = dir.expect("the bench directory can be written");
     let path = |name: &str| dir.path().join(name);
 

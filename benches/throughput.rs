@@ -58,7 +58,9 @@ sys.stdin.read()";
 }
 
 fn new_store() -> (tempfile::TempDir, Store) {
-    let dir = tempfile::tempdir_in(std::env::var_os("STILLFRAME_BENCH_DIR").unwrap_or_else(|| env!("CARGO_TARGET_TMPDIR").into()));
+    let dir = tempfile::tempdir_in(
+        std::env::var_os("STILLFRAME_BENCH_DIR").unwrap_or_else(|| env!("CARGO_TARGET_TMPDIR").into()),
+    );
     let dir = dir.expect("the bench directory can be written");
     let store = Store::options().create(dir.path().join("store")).unwrap();
     (dir, store)

@@ -6,14 +6,15 @@
 //! store lies in `STILLFRAME_BENCH_DIR`, or in the build directory.
 #![allow(missing_docs, clippy::unwrap_used, clippy::expect_used)]
 
-use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
 use memmap2::{Advice, MmapMut};
 use stillframe::{Capture, CaptureOptions, LiveMemory, RegionSize, Store};
 
+#[path = "common/journal.rs"]
+mod journal;
+
 const PAGE_BYTES: usize = 4096;
-const CELL_BYTES: usize = 512;
 const ROUNDS: usize = 5;
 
 fn main() {
@@ -30,7 +31,7 @@ fn main() {
             snapshots(&mut memory, &mut random, region_bytes);
         }
         if huge {
-            journal(&memory);
+            scan_by_cells(&memory);
         }
     }
 }
@@ -124,38 +125,31 @@ fn report(what: &str, rounds: usize, mut before: impl FnMut(), capture: impl Fn(
     );
 }
 
-/// The scan that the WASIX journal's algorithm begins with, on one core as it does: a 64-bit BLAKE3 of each
-/// cell, compared with the one before. Without what it writes.
-fn journal(memory: &[u8]) {
-    let mut cells: HashMap<usize, u64> = HashMap::with_capacity(memory.len() / CELL_BYTES);
-    let mut scan = |what: &str| {
+/// The scan that the journal's algorithm begins with, on one core as it does, without what it writes.
+fn scan_by_cells(memory: &[u8]) {
+    let mut scan = journal::Scan::new(journal::CELL_BYTES);
+    for what in ["first", "full scan"] {
         let (started, cpu) = (Instant::now(), cpu_time());
-        let mut changed = 0;
-        for (at, cell) in memory.chunks(CELL_BYTES).enumerate() {
-            let hash = u64::from_le_bytes(*blake3::hash(cell).as_bytes().first_chunk().unwrap());
-            changed += usize::from(cells.insert(at, hash) != Some(hash));
-        }
+        let changed = scan.dirty(0, memory).len();
         let (total, cpu) = (started.elapsed().as_secs_f64(), (cpu_time() - cpu).as_secs_f64());
         println!(
-            "  journal, cells of 512 B, {what}: {:.0} ms, CPU {:.0} ms, {:.2} GB/s, {changed} cells",
+            "  journal, cells of {} B, {what}: {:.0} ms, CPU {:.0} ms, {:.2} GB/s, {changed} extents",
+            journal::CELL_BYTES,
             total * 1e3,
             cpu * 1e3,
             memory.len() as f64 / total / 1e9
         );
-    };
-    scan("first");
-    scan("full scan");
+    }
 }
 
 fn cpu_time() -> Duration {
-    let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
-    // SAFETY: writes one `timespec` to a place that is one.
-    unsafe { libc::clock_gettime(libc::CLOCK_PROCESS_CPUTIME_ID, &raw mut time) };
-    Duration::new(time.tv_sec.cast_unsigned(), u32::try_from(time.tv_nsec).unwrap())
+    rustix::time::clock_gettime(rustix::time::ClockId::ProcessCPUTime).try_into().unwrap()
 }
 
 fn new_store(region_bytes: u32) -> (tempfile::TempDir, Store) {
-    let dir = tempfile::tempdir_in(std::env::var_os("STILLFRAME_BENCH_DIR").unwrap_or_else(|| env!("CARGO_TARGET_TMPDIR").into()));
+    let dir = tempfile::tempdir_in(
+        std::env::var_os("STILLFRAME_BENCH_DIR").unwrap_or_else(|| env!("CARGO_TARGET_TMPDIR").into()),
+    );
     let dir = dir.expect("the bench directory can be written");
     let size = RegionSize::new(region_bytes).unwrap();
     let store = Store::options().region_size(size).create(dir.path().join("store")).unwrap();

@@ -55,7 +55,9 @@ fn main() {
     let wanted =
         |name: &str| arguments.workloads.is_empty() || arguments.workloads.iter().any(|one| one == name);
     // Not the temporary directory: that may be memory.
-    let dir = tempfile::tempdir_in(std::env::var_os("STILLFRAME_BENCH_DIR").unwrap_or_else(|| env!("CARGO_TARGET_TMPDIR").into()));
+    let dir = tempfile::tempdir_in(
+        std::env::var_os("STILLFRAME_BENCH_DIR").unwrap_or_else(|| env!("CARGO_TARGET_TMPDIR").into()),
+    );
     let dir = dir.expect("the bench directory can be written");
 
     let mut all: Vec<(Description, Vec<Run>)> = Vec::new();
