@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use stillframe::{
-    AddressRange, Attachment, CaptureOptions, Error, GcOptions, Hash, RegionSize, SnapshotId, Store,
+    AddressRange, Attachment, CaptureOptions, Codec, Error, GcOptions, Hash, RegionSize, SnapshotId, Store,
     StoreError, Trigger, VerifyOptions,
 };
 
@@ -212,6 +212,16 @@ fn make_the_fixture() {
     vm.extend(memory(2));
     capture("vm", &vm, &CaptureOptions { trigger: Trigger::Other("nightly".to_owned()), ..plain.clone() });
     store.forget(&[forgotten]).unwrap();
+
+    // Differences from differences, and Zstandard beside LZ4.
+    let mut work = memory(3);
+    for step in 0..5 {
+        work[60_000 + step] ^= 0xFF;
+        work[70_000 * (step & 1)..][..300].fill(step as u8);
+        let codec = if step < 3 { Codec::Lz4 } else { Codec::Zstd };
+        let options = CaptureOptions { codec: Some(codec), deltas: step != 3, ..plain.clone() };
+        capture("work", &work, &options);
+    }
 
     let version = env!("CARGO_PKG_VERSION");
     let mut text = format!("# Written by stillframe {version}: tests/old_formats.rs says how.\n");
