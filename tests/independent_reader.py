@@ -90,16 +90,32 @@ def zstd_frame(frame):
     return zstd.decompress(frame)
 
 
+def shifted(plain, shifts):
+    """The bytes with each of their words shifted by the first shift that applies to it."""
+    count = len(plain) // 8
+    words = list(struct.unpack_from(f"<{count}Q", plain))
+    for at, word in enumerate(words):
+        by = next((by for first, last, by in shifts if first <= word <= last), 0)
+        words[at] = (word + by) % 2**64
+    return struct.pack(f"<{count}Q", *words) + plain[8 * count:]
+
+
 def with_runs(base, payload, plain_bytes):
     """The plain bytes of a delta, made of those of its base."""
     form, runs = payload[33], payload[34:]
-    expect(form <= 1, "a delta of an unknown form")
-    if form == 1:
+    expect(form <= 3, "a delta of an unknown form")
+    plain = base[:plain_bytes].ljust(plain_bytes, b"\0")
+    if form & 2:
+        count, runs = runs[0], runs[1:]
+        expect(count <= 8 and len(runs) >= 24 * count, "too many shifts")
+        plain = shifted(plain, [struct.unpack_from("<3Q", runs, 24 * at) for at in range(count)])
+        runs = runs[24 * count:]
+    if form & 1:
         length, = struct.unpack_from("<I", runs)
         expect(length <= 2 * plain_bytes + 64, "more runs than there can be")
         runs = lz4_block(runs[4:], length)
         expect(len(runs) == length, "the runs have another length")
-    plain, at, position = bytearray(base[:plain_bytes].ljust(plain_bytes, b"\0")), 0, 0
+    plain, at, position = bytearray(plain), 0, 0
 
     def varint():
         nonlocal at

@@ -280,8 +280,17 @@ fn a_store_is_read_without_the_library_to_the_last_byte() {
         assert!(step == 0 || taken.delta_regions >= 1);
     }
 
+    // Pointers that moved together, in memory of a length that no word divides.
+    let pointers = |to: u64| -> Vec<u8> {
+        let word = |at: u64| if at.is_multiple_of(3) { to + at * 16 } else { at };
+        (0..5000).flat_map(|at| word(at).to_le_bytes()).chain([1, 2, 3]).collect()
+    };
+    capture(&store, "moved", &pointers(0x7F00_1234_0000), &plain);
+    let moved = capture(&store, "moved", &pointers(0x7FAB_CDEF_0000), &plain);
+    assert_eq!((moved.new_regions, moved.delta_regions), (0, 10));
+
     let expected = contents(&store);
-    assert_eq!(expected.len(), 14);
+    assert_eq!(expected.len(), 16);
     drop(store);
     assert_the_script_agrees(&path, &expected);
 

@@ -215,9 +215,9 @@ fn make_the_fixture() {
 
     // Differences from differences, and Zstandard beside LZ4.
     let mut work = memory(3);
-    for step in 0..5 {
-        work[60_000 + step] ^= 0xFF;
-        work[70_000 * (step & 1)..][..300].fill(step as u8);
+    for step in 0..5u8 {
+        work[60_000 + usize::from(step)] ^= 0xFF;
+        work[70_000 * usize::from(step & 1)..][..300].fill(step);
         let codec = if step < 3 { Codec::Lz4 } else { Codec::Zstd };
         let options = CaptureOptions { codec: Some(codec), deltas: step != 3, ..plain.clone() };
         capture("work", &work, &options);
