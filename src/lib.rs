@@ -40,6 +40,13 @@
 //! | pack | an append-only file of objects: regions, tables, records and the rest |
 //! | index | a sled database that says where each object is; it can be rebuilt from the packs |
 //!
+//! # Many snapshots
+//!
+//! The first snapshot of a process is paid once. Each further one takes the difference, in bytes by
+//! itself; in time if it is known what changed: [`HostRanges`] takes the dirty ranges that a hypervisor
+//! keeps, [`LiveMemory`] has the kernel note what is written to memory of this process, while
+//! that goes on changing. [`Process::start_capture`] returns as soon as what changed is copied.
+//!
 //! # Threads and processes
 //!
 //! A [`Store`] is `Send + Sync`. Captures of different processes run at the same time, captures of
@@ -48,9 +55,9 @@
 //!
 //! # What is promised
 //!
-//! When [`Process::capture`] or [`PendingCapture::wait`] returns, the snapshot is durable. Whatever is read is checked. A crash
-//! at any moment loses nothing acknowledged. `docs/design.md` explains how, `docs/format.md`
-//! specifies the files.
+//! When [`Process::capture`] or [`PendingCapture::wait`] returns, the snapshot is durable. Whatever is
+//! read is checked. A crash at any moment loses nothing acknowledged. `docs/design.md` explains how,
+//! `docs/format.md` specifies the files.
 //!
 //! # Features
 //!
