@@ -502,11 +502,11 @@ impl Shared {
     /// was dropping, or that came back when the index was rebuilt. Where damage is known they may also be
     /// what a snapshot needs, and stay.
     pub(crate) fn drop_ungrounded(&self) -> Result<(), StoreError> {
-        self.settle_all();
         let index = self.index();
         if !index.may_have_ungrounded() {
             return Ok(());
         }
+        self.settle_all();
         let mut reader = Reader::new(self, Check::Checksum);
         for tree in [Tree::Regions, Tree::Objects] {
             for entry in index.entries(tree) {
