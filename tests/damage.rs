@@ -885,6 +885,23 @@ fn an_index_of_an_older_moment_costs_a_rebuild_at_most() {
     }
 }
 
+/// It may hold places in the packs that are gone, without having been told up to where it knows them.
+#[test]
+fn an_index_that_does_not_know_a_pack_which_gc_wrote_is_rebuilt() {
+    let vault = Vault::copy();
+    let older = vault.path.with_extension("older");
+    copy(&vault.path.join("index"), &older);
+    let store = vault.open();
+    store.gc(&GcOptions { max_unused_percent: 0, ..GcOptions::default() }).unwrap();
+    drop(store);
+    let dry_run = RepairOptions { dry_run: true, ..RepairOptions::default() };
+    assert!(!Store::repair(&vault.path, &dry_run).unwrap().index_rebuilt);
+    vault.lose_the_index();
+    copy(&older, &vault.path.join("index"));
+    assert!(Store::repair(&vault.path, &dry_run).unwrap().index_rebuilt);
+    vault.assert_whole(&vault.open());
+}
+
 #[test]
 fn what_was_committed_last_is_there_whether_the_store_was_closed_or_killed() {
     let vault = Vault::copy();
