@@ -14,7 +14,7 @@ use crate::record::SnapshotId;
 use crate::store::compact::{KeepAll, compact, salvage};
 use crate::store::error::StoreError;
 use crate::store::format::Format;
-use crate::store::index::Tree;
+use crate::store::index::{IndexEntry, Tree};
 use crate::store::lock::Lock;
 use crate::store::object::Kind;
 use crate::store::open::DAMAGED_DIR;
@@ -66,11 +66,15 @@ impl Store {
         let shared = &**store.shared();
         let mut report = RepairReport { index_rebuilt: shared.index_rebuilt, ..RepairReport::default() };
         let aside = shared.path.join(DAMAGED_DIR);
+        let mut others = shared.other_deltas.clone();
         for (path, why) in &shared.unusable {
             report.damaged.push(format!("{}: {why}", path.display()));
             if !options.dry_run {
-                salvage_unusable(shared, path, &aside)?;
+                others.extend(salvage_unusable(shared, path, &aside)?);
             }
+        }
+        if !options.dry_run {
+            shared.ground(&others)?;
         }
         for pack in shared.log.packs() {
             options.progress.check()?;
@@ -146,9 +150,10 @@ fn damage(pack: &Arc<Pack>) -> Result<Vec<String>, Error> {
 }
 
 /// Copies the whole objects out of a pack whose header is damaged, and sets it aside.
-fn salvage_unusable(shared: &Shared, path: &PathBuf, aside: &Path) -> Result<(), Error> {
+fn salvage_unusable(shared: &Shared, path: &PathBuf, aside: &Path) -> Result<Vec<IndexEntry>, Error> {
     file::create_dir(aside).map_err(StoreError::io("create", aside))?;
-    salvage(shared, path)?;
+    let others = salvage(shared, path)?;
     file::link_into(path, aside).map_err(StoreError::io("set aside", path))?;
-    Ok(std::fs::remove_file(path).map_err(StoreError::io("remove", path))?)
+    std::fs::remove_file(path).map_err(StoreError::io("remove", path))?;
+    Ok(others)
 }

@@ -97,6 +97,8 @@ impl Store {
         }
         let report = verification.report();
         if everything && report.problems.is_empty() && shared.damage_known() {
+            // What was found damaged was taken out, whatever was stored as a difference from it.
+            shared.index().set_may_have_ungrounded(true)?;
             shared.drop_ungrounded()?;
             shared.set_damage_known(false);
         }
@@ -173,7 +175,8 @@ impl<'a> Verification<'a> {
         let mut intact = Intact { regions, objects, others: HashSet::new() };
         let packs = self.shared.log.packs();
         let meter = progress.begin(packs.iter().map(|pack| pack.length_bytes()).sum());
-        for (path, why) in &self.shared.unusable {
+        // A repair may have set them aside.
+        for (path, why) in self.shared.unusable.iter().filter(|(path, _)| path.exists()) {
             let pack = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
             self.problem(Subject::Bytes { pack, offset_bytes: 0 }, why.clone(), None);
         }

@@ -885,6 +885,28 @@ fn an_index_of_an_older_moment_costs_a_rebuild_at_most() {
     }
 }
 
+/// It may hold places in the packs that are gone, without having been told up to where it knows them.
+#[test]
+fn an_index_that_does_not_know_a_pack_which_gc_wrote_is_rebuilt() {
+    let dir = tempfile::tempdir().unwrap();
+    let (path, older) = (dir.path().join("store"), dir.path().join("older"));
+    drop(Store::options().create(&path).unwrap());
+    copy(&path.join("index"), &older);
+    let store = Store::open(&path).unwrap();
+    let plain = CaptureOptions::default();
+    let kept = store.process("p").capture(&noise(50_000, 1), &plain).unwrap().id;
+    let forgotten = store.process("q").capture(&noise(50_000, 2), &plain).unwrap().id;
+    store.forget(&[forgotten]).unwrap();
+    store.gc(&GcOptions { max_unused_percent: 0, ..GcOptions::default() }).unwrap();
+    drop(store);
+    std::fs::remove_dir_all(path.join("index")).unwrap();
+    copy(&older, &path.join("index"));
+    let dry_run = RepairOptions { dry_run: true, ..RepairOptions::default() };
+    assert!(Store::repair(&path, &dry_run).unwrap().index_rebuilt);
+    assert!(!Store::repair(&path, &dry_run).unwrap().index_rebuilt);
+    assert!(read(&Store::open(&path).unwrap(), kept).unwrap().0 == noise(50_000, 1));
+}
+
 #[test]
 fn what_was_committed_last_is_there_whether_the_store_was_closed_or_killed() {
     let vault = Vault::copy();

@@ -99,6 +99,13 @@ fn gc(store: &Store, max_unused_percent: u8) {
     store.gc(&GcOptions { max_unused_percent, ..GcOptions::default() }).unwrap();
 }
 
+/// What is captured from now on is in another pack.
+fn seal(store: &Store) {
+    let garbage = capture(store, "garbage", &noise(100 * REGION_BYTES, 2)).id;
+    store.forget(&[garbage]).unwrap();
+    gc(store, 50);
+}
+
 fn region(store: &Store, id: SnapshotId, at: usize) -> Hash {
     store.snapshot(id).unwrap().regions().unwrap().nth(at).unwrap().unwrap().1
 }
@@ -326,4 +333,121 @@ fn a_first_snapshot_is_compared_with_one_of_a_process_like_it() {
     gc(&store, 0);
     assert_restores(&store, second.id, &other);
     assert_eq!(verify(&store).problems, []);
+}
+
+/// Of the base of a delta there is a copy in the packs no more, of the delta itself there are two: garbage, and
+/// one from another base.
+#[test]
+fn of_two_copies_of_a_delta_the_one_whose_base_is_there_is_found_when_the_index_is_rebuilt() {
+    let (vault, store) = Vault::new();
+    let memory = noise(REGION_BYTES, 1);
+    let changed = poked(&memory, 0, 9);
+    let first = capture(&store, "p", &memory).id;
+    seal(&store);
+    let second = capture(&store, "p", &changed);
+    assert_eq!(second.delta_regions, 1);
+    capture(&store, "other", &noise(300 * REGION_BYTES, 3));
+    store.forget(&[first, second.id]).unwrap();
+    gc(&store, 10);
+    let holds = |memory: &[u8]| vault.find(Hash::of(memory)).is_some();
+    assert!(!holds(&memory) && holds(&changed), "the test is about this");
+    let alike = poked(&changed, 0, 77);
+    capture(&store, "q", &alike);
+    let again = capture(&store, "q", &changed);
+    assert_eq!(again.delta_regions, 1);
+    // What is a difference from that one.
+    let further = poked(&changed, 0, 33);
+    let next = capture(&store, "q", &further);
+    assert_eq!(next.delta_regions, 1);
+    drop(store);
+    let store = vault.open_rebuilt();
+    assert_restores(&store, again.id, &changed);
+    assert_restores(&store, next.id, &further);
+    assert_eq!(verify(&store).problems, []);
+}
+
+/// gc removes files one after the other.
+#[test]
+fn a_pack_that_gc_did_not_come_to_remove_brings_no_delta_back_whose_base_is_gone() {
+    let (vault, store) = Vault::new();
+    let memory = noise(REGION_BYTES, 1);
+    let changed = poked(&memory, 0, 9);
+    let first = capture(&store, "p", &memory).id;
+    seal(&store);
+    let big = capture(&store, "big", &noise(20 * REGION_BYTES, 4)).id;
+    seal(&store);
+    let second = capture(&store, "p", &changed);
+    assert_eq!(second.delta_regions, 1);
+    // Removes a pack, so that what follows is in another one.
+    store.forget(&[big]).unwrap();
+    gc(&store, 50);
+    let other = noise(30 * REGION_BYTES, 3);
+    let kept = capture(&store, "other", &other).id;
+    store.forget(&[first, second.id]).unwrap();
+    let (base, _, _) = vault.find(Hash::of(&memory)).unwrap();
+    let (garbage, _, _) = vault.find(Hash::of(&changed)).unwrap();
+    // What is no file cannot be removed as one. To be killed there does the same.
+    let aside = vault.path.with_file_name("aside");
+    std::fs::rename(&garbage, &aside).unwrap();
+    std::fs::create_dir(&garbage).unwrap();
+    store.gc(&GcOptions::default()).unwrap_err();
+    assert!(!base.exists(), "the test is about this");
+    drop(store);
+    std::fs::remove_dir(&garbage).unwrap();
+    std::fs::rename(&aside, &garbage).unwrap();
+    let store = vault.open();
+    let again = capture(&store, "p", &changed);
+    assert_restores(&store, again.id, &changed);
+    assert_restores(&store, kept, &other);
+    assert_eq!(verify(&store).problems, []);
+}
+
+#[test]
+fn a_pack_that_cannot_be_read_costs_no_delta_from_what_is_in_it() {
+    for capture_meanwhile in [false, true] {
+        let (vault, store) = Vault::new();
+        let memory = noise(REGION_BYTES, 1);
+        let changed = poked(&memory, 0, 9);
+        let first = capture(&store, "p", &memory).id;
+        seal(&store);
+        let second = capture(&store, "p", &changed);
+        assert_eq!(second.delta_regions, 1);
+        drop(store);
+        let (path, bytes, _) = vault.find(Hash::of(&memory)).unwrap();
+        let file = std::fs::OpenOptions::new().write(true).open(&path).unwrap();
+        file.write_all_at(&[bytes[20] ^ 1], 20).unwrap();
+        let store = vault.open();
+        if capture_meanwhile {
+            let third = capture(&store, "q", &changed);
+            assert_eq!(third.new_regions, 1);
+            assert_restores(&store, third.id, &changed);
+        }
+        drop(store);
+        let report = Store::repair(&vault.path, &Default::default()).unwrap();
+        assert_eq!(report.lost_snapshots, []);
+        let store = vault.open();
+        assert_restores(&store, first, &memory);
+        assert_restores(&store, second.id, &changed);
+        assert_eq!(verify(&store).problems, []);
+        // No damage is known any more, so there are deltas again.
+        assert_eq!(capture(&store, "p", &poked(&changed, 0, 5)).delta_regions, 1);
+    }
+}
+
+/// What cannot be read once, and again later.
+#[test]
+fn when_damage_has_gone_no_delta_is_left_whose_base_was_taken_out() {
+    let (vault, store) = Vault::new();
+    let memory = noise(REGION_BYTES, 1);
+    let changed = poked(&memory, 0, 9);
+    let ids = [capture(&store, "p", &memory).id, capture(&store, "p", &changed).id];
+    drop(store);
+    vault.damage(Hash::of(&memory));
+    let store = vault.open();
+    assert!(store.restore(ids[1]).and_then(Restore::into_mapping).is_err());
+    vault.damage(Hash::of(&memory));
+    store.forget(&ids).unwrap();
+    assert_eq!(verify(&store).problems, []);
+    let again = capture(&store, "q", &changed);
+    assert_restores(&store, again.id, &changed);
 }

@@ -591,6 +591,24 @@ fn knowledge_that_refers_to_another_snapshot_is_not_used() {
 }
 
 #[test]
+fn memory_that_shrank_and_grew_again_has_changed_where_it_did() {
+    let (_dir, store) = new_store(4096);
+    let mut bytes = scattered(MIB);
+    let host = HostRanges::new(bytes.len() as u64);
+    let process = store.process("p");
+    process.capture(&bytes.tracked_by(&host), &CaptureOptions::default()).unwrap();
+    host.mark(AddressRange::new(10, MIB as u64 - 10).unwrap()).unwrap();
+    bytes[600_000] ^= 1;
+    host.set_memory_bytes(500_001);
+    bytes[500_001..].fill(0);
+    host.set_memory_bytes(MIB as u64 - 1);
+    host.set_memory_bytes(MIB as u64);
+    let tracked = process.capture(&bytes.tracked_by(&host), &CaptureOptions::default()).unwrap();
+    assert_eq!(tracked.tracking, Tracking::By(Means::HostRanges));
+    assert!(store.restore(tracked.id).unwrap().into_mapping().unwrap()[..] == bytes[..]);
+}
+
+#[test]
 fn a_parent_that_is_damaged_is_noticed_and_the_next_capture_reads_everything() {
     let (_dir, store) = new_store(16_384);
     let mut bytes: Vec<u8> = scattered(MIB);

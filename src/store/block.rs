@@ -101,7 +101,9 @@ impl<'a> Block<'a> {
         let count = usize::try_from(u32::from_le_bytes([head[0], head[1], head[2], head[3]])).ok()?;
         let shared = usize::from(head[4]);
         let widths = [head[5], head[6], head[7], head[8]].map(usize::from);
-        if shared > Hash::BYTES || widths.iter().any(|width| *width > 4) {
+        // Else any count of entries would take no bytes at all.
+        let are_apart = shared < Hash::BYTES || count == 1;
+        if shared > Hash::BYTES || !are_apart || widths.iter().any(|width| *width > 4) {
             return None;
         }
         let mut least = [0; 4];
@@ -211,6 +213,15 @@ mod tests {
                 }
             }
         }
+    }
+
+    #[test]
+    fn a_damaged_count_does_not_make_one_entry_billions() {
+        let mut bytes = Vec::new();
+        write(&[(Hash([7; 32]), Location::GONE)], &mut bytes);
+        assert_eq!(Block::parse(&bytes).unwrap().entries().count(), 1);
+        bytes[3] = 0xFF;
+        assert!(Block::parse(&bytes).is_none());
     }
 
     #[test]

@@ -12,7 +12,7 @@ use memmap2::Mmap;
 use super::Shared;
 use super::error::StoreError;
 use super::id::StoreId;
-use super::index::Tree;
+use super::index::{IndexEntry, Tree};
 use super::location::{Location, Position};
 use super::object::{self, Header, Kind, Place};
 use super::open::{self, UNFINISHED};
@@ -113,6 +113,11 @@ pub(crate) fn compact(
         shared.log.add(written.pack.clone());
         repoint(shared, written)?;
     }
+    // Should we be killed before the last of them is removed, the next open finds their objects anew, where
+    // nothing replaces them: garbage, and its bases may be gone.
+    let index = shared.index();
+    let was_grounded = !index.may_have_ungrounded();
+    index.set_may_have_ungrounded(true)?;
     let_go(shared, &packs)?;
     let mut compacted = Compacted { removed: packs.len() as u64, written_bytes, removed_bytes: 0 };
     for pack in packs {
@@ -121,6 +126,9 @@ pub(crate) fn compact(
         compacted.removed_bytes += pack.length_bytes();
     }
     file::sync_dir(shared.log.dir()).map_err(StoreError::io("make durable", shared.log.dir()))?;
+    if was_grounded {
+        index.set_may_have_ungrounded(false)?;
+    }
     Ok(compacted)
 }
 
@@ -178,26 +186,29 @@ fn let_go(shared: &Shared, packs: &[Arc<Pack>]) -> Result<(), StoreError> {
 }
 
 /// Copies the whole objects out of a file that should be a pack and has no usable header, and
-/// takes them into the index. A file of another store has nothing to give.
-pub(crate) fn salvage(shared: &Shared, path: &Path) -> Result<(), StoreError> {
+/// takes them into the index. A file of another store has nothing to give. Returns the deltas that
+/// [`Shared::ground`] is to be told of.
+pub(crate) fn salvage(shared: &Shared, path: &Path) -> Result<Vec<IndexEntry>, StoreError> {
     let failed = || StoreError::io("read", path);
     let file = file::open_existing(path).map_err(failed())?;
     let length_bytes = usize::try_from(file.metadata().map_err(failed())?.len()).unwrap_or(usize::MAX);
     if length_bytes == 0 {
-        return Ok(());
+        return Ok(Vec::new());
     }
     let bytes = Arc::new(map::map_pack(&file, length_bytes).map_err(failed())?);
     if pack::is_foreign(&bytes) {
-        return Ok(());
+        return Ok(Vec::new());
     }
     let number = path.file_name().and_then(|name| pack::number_of(name.to_str()?)).unwrap_or(0);
-    let Some(written) = write(shared, &[(number, bytes, 0)], Vec::new(), &KeepAll)? else { return Ok(()) };
+    let Some(written) = write(shared, &[(number, bytes, 0)], Vec::new(), &KeepAll)? else {
+        return Ok(Vec::new());
+    };
     let pack = written.pack;
     shared.log.add(pack.clone());
     let index = shared.index();
     let moved =
         |it: Move| (it.tree, it.hash, Location { pack: pack.number, offset_bytes: it.new_bytes, ..it.old });
-    index.insert_found(written.moves.into_iter().map(moved).collect())?;
+    let other_deltas = index.insert_found(written.moves.into_iter().map(moved).collect())?;
     let bytes = pack.bytes(pack.length_bytes())?;
     // Records first: notes and tombstones are about them.
     let (records, others): (Vec<_>, Vec<_>) =
@@ -215,7 +226,8 @@ pub(crate) fn salvage(shared: &Shared, path: &Path) -> Result<(), StoreError> {
         }
     }
     index.set_watermark(pack.number, Some(pack.length_bytes()));
-    index.save()
+    index.save()?;
+    Ok(other_deltas)
 }
 
 /// A pack's number, its bytes, and where its objects begin.

@@ -242,24 +242,22 @@ impl Index {
         }
     }
 
-    /// Takes in objects that were found in the packs: of several copies one that needs no base.
-    pub(crate) fn insert_found(&self, entries: Vec<IndexEntry>) -> Result<(), StoreError> {
-        let (mut deltas, whole): (Vec<_>, Vec<_>) =
+    /// Takes in objects that were found in the packs: of several copies one that needs no base. Returns
+    /// the deltas that were left out for other deltas, whose bases may not be there.
+    pub(crate) fn insert_found(&self, entries: Vec<IndexEntry>) -> Result<Vec<IndexEntry>, StoreError> {
+        let (deltas, whole): (Vec<_>, Vec<_>) =
             entries.into_iter().partition(|(_, _, location)| location.is_delta());
-        let mut failure = None;
-        deltas.retain(|(tree, hash, _)| match self.get(*tree, hash) {
-            Ok(found) => found.is_none(),
-            Err(error) => {
-                failure = Some(error);
-                false
-            }
-        });
-        if let Some(error) = failure {
-            return Err(error);
-        }
-        self.insert(&deltas);
         self.insert(&whole);
-        Ok(())
+        let mut others = Vec::new();
+        for entry in deltas {
+            let (tree, hash, location) = entry;
+            match self.get(tree, &hash)? {
+                None => self.insert(&[entry]),
+                Some(found) if found.is_delta() && found != location => others.push(entry),
+                Some(_) => {}
+            }
+        }
+        Ok(others)
     }
 
     /// Replaces the location of an object, or says that it is gone, if it still is `old`. Returns
@@ -484,7 +482,7 @@ impl Index {
             snapshots.retain(|_, value| !value.is_empty());
             (state.end_epoch(), snapshots, state.watermarks.clone(), about, old)
         };
-        let mut write = || {
+        let mut write = || -> Result<Database, StoreError> {
             let mut fresh = Database::open(&new, self.store)?;
             for (tree, about_entries) in Tree::ALL.into_iter().zip(about_entries) {
                 let entries = self.entries(tree).filter_map(|entry| match entry {
@@ -500,15 +498,29 @@ impl Index {
             watermarks.iter().try_for_each(|(pack, bytes)| fresh.put_watermark(*pack, Some(*bytes)))?;
             fresh.put_damage_known(old.damage_known())?;
             fresh.put_may_have_ungrounded(old.may_have_ungrounded())?;
-            fresh.flush()
+            fresh.flush()?;
+            Ok(fresh)
         };
         let written = write();
         drop(old);
-        if let Err(error) = written {
+        let failed = |error| {
             self.write().is_precious = true;
-            return remove(&new).and(Err(error));
-        }
+            remove(&new).and(Err(error))
+        };
+        let fresh = match written {
+            Ok(fresh) => fresh,
+            Err(error) => return failed(error),
+        };
         let mut state = self.write();
+        // What was taken out meanwhile may be there in part: a delta, and no more its base.
+        let is_drop = |change: &Change| change.epoch > epoch && change.place == Location::GONE;
+        if state.overlays.iter().flat_map(BTreeMap::values).any(is_drop)
+            && let Err(error) = fresh.put_may_have_ungrounded(true)
+        {
+            drop((state, fresh));
+            return failed(error);
+        }
+        drop(fresh);
         // Nobody else has it: whoever changes it holds the lock for that, and all others the state's.
         drop(state.database.take());
         file::exchange_dirs(&new, &self.path).map_err(StoreError::io("replace", &self.path))?;
@@ -736,6 +748,29 @@ mod tests {
                 }
             }
         }
+    }
+
+    #[test]
+    fn what_is_taken_out_while_the_database_is_written_anew_may_be_there_in_part_after_a_kill() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("index");
+        let index = Index::open_with(&path, STORE, SMALL).unwrap();
+        let hashes: Vec<Hash> = (0..100u8).map(|number| Hash::of(&[number])).collect();
+        index.insert(&hashes.iter().map(|hash| (Tree::Regions, *hash, location(1))).collect::<Vec<_>>());
+        index.rewrite(|_, _, location| Some(location)).unwrap();
+        assert!(!index.may_have_ungrounded());
+        // The last of all, as soon as the first was seen.
+        let last = hashes.iter().max().unwrap();
+        let change = |tree, _: &Hash, at| {
+            index.replace(tree, last, at, None).unwrap();
+            Some(at)
+        };
+        index.rewrite(change).unwrap();
+        drop(index);
+        let index = Index::open_with(&path, STORE, SMALL).unwrap();
+        assert_eq!(index.get(Tree::Regions, last).unwrap(), None);
+        assert_eq!(index.entries(Tree::Regions).count(), 99);
+        assert!(index.may_have_ungrounded());
     }
 
     #[test]

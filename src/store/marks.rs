@@ -44,14 +44,19 @@ impl Marks {
         // In the order of the packs, so that they are read from front to back.
         marks.bases.sort_unstable();
         let mut reader = Reader::new(shared, Check::Checksum);
+        let mut failure = None;
         marks.bases.retain_mut(|(pack, offset_bytes)| {
             let at = Position { pack: u32::try_from(*pack).unwrap_or(0), offset_bytes: *offset_bytes };
-            let Some((hash, base)) = reader.delta_at(at) else { return false };
-            (*pack, *offset_bytes) = (hash.prefix() & !1, base.prefix());
+            match reader.delta_at(at) {
+                Ok(Some((hash, base))) => (*pack, *offset_bytes) = (hash.prefix() & !1, base.prefix()),
+                // Nobody can read it any more, whatever becomes of its base.
+                Ok(None) => return false,
+                Err(error) => drop(failure.get_or_insert(error)),
+            }
             true
         });
         marks.bases.sort_unstable();
-        Ok(marks)
+        failure.map_or(Ok(marks), Err)
     }
 
     /// The unmarked set of hashes that come in ascending order.

@@ -54,7 +54,7 @@ use error::StoreError;
 use format::{FORMAT_VERSION, Format};
 use gate::{Gate, SnapshotGuard};
 use id::StoreId;
-use index::{Index, Tree};
+use index::{Index, IndexEntry, Tree};
 use lane::{Lane, LaneGuard};
 use location::{Location, Position};
 use lock::Lock;
@@ -140,6 +140,8 @@ pub(crate) struct Shared {
     pub(crate) index_rebuilt: bool,
     /// What the index knew that repair threw away.
     pub(crate) known_before: Option<Catalog>,
+    /// Deltas in the packs that the index does not mean, as it has others of the same objects.
+    pub(crate) other_deltas: Vec<IndexEntry>,
     _lock: Lock,
 }
 
@@ -270,14 +272,24 @@ impl Store {
             unusable: opened.unusable,
             index_rebuilt: opened.index_rebuilt,
             known_before: opened.known_before,
+            other_deltas: opened.other_deltas,
             _lock: lock,
         });
         let settler =
             settle::start(shared.clone(), receiver).map_err(StoreError::io("start a thread for", path))?;
+        // From here on dropping it, also for an error, ends the thread.
+        let store = Store { shared, settler: Some(settler) };
+        let shared = &store.shared;
+        // Saved no sooner: the next opening sees only what lies past the watermarks.
+        shared.ground(&shared.other_deltas)?;
+        match opened.save {
+            true => shared.index.save()?,
+            false => shared.index.save_if_much()?,
+        }
         if !shared.damage_known() {
             shared.drop_ungrounded()?;
         }
-        Ok(Store { shared, settler: Some(settler) })
+        Ok(store)
     }
 
     /// What the store is.
@@ -517,6 +529,31 @@ impl Shared {
             }
         }
         index.set_may_have_ungrounded(false)
+    }
+
+    /// Points the index at `others`, deltas that it does not mean, where the one that it means lacks a base
+    /// and the other does not. That happens where the packs hold garbage from before: its base may be gone,
+    /// and the same bytes stored anew since, from another base.
+    pub(crate) fn ground(&self, others: &[IndexEntry]) -> Result<(), StoreError> {
+        let index = self.index();
+        let mut reader = Reader::new(self, Check::Checksum);
+        // One that is grounded now may be the base of another.
+        let mut goes_on = true;
+        while std::mem::take(&mut goes_on) {
+            for (tree, hash, other) in others {
+                if reader.is_grounded(*tree, hash)? {
+                    continue;
+                }
+                let base = reader.delta_at((*other).into())?.filter(|(delta, _)| delta == hash);
+                if let (Some((_, base)), Some(present)) = (base, index.get(*tree, hash)?)
+                    && reader.is_grounded(*tree, &base)?
+                {
+                    index.replace(*tree, hash, present, Some(*other))?;
+                    goes_on |= reader.is_grounded(*tree, hash)?;
+                }
+            }
+        }
+        Ok(())
     }
 
     /// Takes what an error says is damaged out of the index.

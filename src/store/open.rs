@@ -41,6 +41,11 @@ pub(crate) struct Opened {
     pub(crate) index_rebuilt: bool,
     /// What the index knew that was thrown away although it could be used.
     pub(crate) known_before: Option<Catalog>,
+    /// Deltas that the index does not mean, as it has others of the same objects.
+    pub(crate) other_deltas: Vec<IndexEntry>,
+    /// Whether the index must be saved in any case: what took long, and what was warned of, is not to come
+    /// again with the next opening.
+    pub(crate) save: bool,
 }
 
 /// Opens all packs and brings the index up to date. `rebuild` throws the index away first.
@@ -61,9 +66,26 @@ pub(crate) fn open(store: &Path, format: &Format, rebuild: bool) -> Result<Opene
             (index, Catalog::default(), true)
         }
     };
-    let active = catch_up(&packs, &index, &mut catalog, index_rebuilt)?;
+    let CaughtUp { active, other_deltas, damage_found } =
+        catch_up(&packs, &index, &mut catalog, index_rebuilt)?;
+    if !unusable.is_empty() {
+        // What is in them is missing, and the bases of deltas with it.
+        index.set_damage_known(true)?;
+    }
     let next_number = next_number(store)?;
-    Ok(Opened { packs, active, next_number, index, catalog, unusable, index_rebuilt, known_before })
+    let save = damage_found || (index_rebuilt && !packs.is_empty());
+    Ok(Opened {
+        packs,
+        active,
+        next_number,
+        index,
+        catalog,
+        unusable,
+        index_rebuilt,
+        known_before,
+        other_deltas,
+        save,
+    })
 }
 
 /// The number after the highest there is, also of files that are no usable packs and of packs that
@@ -133,7 +155,15 @@ fn open_index(
                 return Err(useless(detail));
             }
         }
-        for (number, indexed_bytes) in index.watermarks() {
+        let watermarks = index.watermarks();
+        for pack in packs {
+            // The packs that gc replaced are gone, but it was killed before the index was told. What it has
+            // may be in them, whether or not it has their watermarks.
+            if !pack.replaces.is_empty() && !watermarks.contains_key(&pack.number) {
+                return Err(useless(format!("it does not know pack {}, which gc wrote", pack.number)));
+            }
+        }
+        for (number, indexed_bytes) in watermarks {
             match packs.iter().find(|pack| pack.number == number) {
                 None => return Err(useless(format!("it speaks of pack {number}, which is not there"))),
                 Some(pack) if pack.length_bytes() < indexed_bytes => {
@@ -178,18 +208,27 @@ fn set_index_aside(store: &Path) -> Result<(), StoreError> {
     std::fs::rename(&path, &aside).map_err(StoreError::io("set aside", path))
 }
 
-/// Scans what the index lacks of the packs. Returns the pack to go on appending to.
+/// What came of scanning the packs.
+struct CaughtUp {
+    /// The pack to go on appending to.
+    active: Option<Arc<Pack>>,
+    other_deltas: Vec<IndexEntry>,
+    damage_found: bool,
+}
+
+/// Scans what the index lacks of the packs.
 fn catch_up(
     packs: &[Arc<Pack>],
     index: &Index,
     catalog: &mut Catalog,
     rebuilding: bool,
-) -> Result<Option<Arc<Pack>>, StoreError> {
+) -> Result<CaughtUp, StoreError> {
     let watermarks = index.watermarks();
     let mut active = None;
     let mut facts = Vec::new();
     let mut ends = Vec::new();
     let mut damage_found = false;
+    let mut other_deltas = Vec::new();
     // What was appended to last. Packs before it were durable before it was begun, and those that
     // gc wrote before they had their names.
     let last = packs.last().map(|pack| pack.number);
@@ -213,7 +252,7 @@ fn catch_up(
                 index.set_damage_known(true)?;
                 (damaged, damage_found) = (true, true);
             }
-            index.insert_found(tail.objects)?;
+            other_deltas.append(&mut index.insert_found(tail.objects)?);
             // Of many packs, not all at once in memory.
             index.save_if_much()?;
             facts.append(&mut tail.facts);
@@ -235,12 +274,7 @@ fn catch_up(
     for (number, indexed_bytes) in ends {
         index.set_watermark(number, Some(indexed_bytes));
     }
-    // What took long, and what was warned of, is not to come again with the next opening.
-    match damage_found || (rebuilding && !packs.is_empty()) {
-        true => index.save()?,
-        false => index.save_if_much()?,
-    }
-    Ok(active)
+    Ok(CaughtUp { active, other_deltas, damage_found })
 }
 
 /// What a pack holds past its watermark.

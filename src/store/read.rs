@@ -179,14 +179,10 @@ impl<'a> Reader<'a> {
         Ok(true)
     }
 
-    /// The hash of the delta at a known place and that of its base; `None` if it cannot be read, or is
-    /// no delta.
-    pub(crate) fn delta_at(&mut self, at: Position) -> Option<(Hash, Hash)> {
-        let found = self.objects.whatever_is_at(at)?;
-        match found.is_delta() {
-            true => Some((found.header.hash, found.base().ok()?)),
-            false => None,
-        }
+    /// The hash of the delta at a known place and that of its base; `None` if it is damaged, or no delta.
+    pub(crate) fn delta_at(&mut self, at: Position) -> Result<Option<(Hash, Hash)>, StoreError> {
+        let found = self.objects.whatever_is_at(at)?.filter(Found::is_delta);
+        Ok(found.and_then(|found| Some((found.header.hash, found.base().ok()?))))
     }
 
     /// Whether there are bytes stored whole behind an object, however many differences lie between.
@@ -197,7 +193,7 @@ impl<'a> Reader<'a> {
             if !location.is_delta() {
                 return Ok(true);
             }
-            match self.delta_at(location.into()) {
+            match self.delta_at(location.into())? {
                 Some((delta, base)) if delta == hash => hash = base,
                 _ => return Ok(false),
             }
@@ -207,7 +203,7 @@ impl<'a> Reader<'a> {
 
     /// What kind of object its header says is at a place.
     pub(crate) fn kind_at(&mut self, at: Position) -> Option<Kind> {
-        self.objects.whatever_is_at(at).map(|found| found.header.kind)
+        self.objects.whatever_is_at(at).ok()?.map(|found| found.header.kind)
     }
 
     fn decode(&mut self, found: &Found, plain: &mut [u8], check: Check) -> Result<(), StoreError> {
@@ -306,22 +302,26 @@ impl Cursor<'_> {
         Err(missing())
     }
 
-    /// The object at a place, whatever it is, if its header is in order.
-    fn whatever_is_at(&mut self, Position { pack, offset_bytes }: Position) -> Option<Found> {
+    /// The object at a place, whatever it is, if its header is in order. An error is no damage.
+    fn whatever_is_at(
+        &mut self,
+        Position { pack, offset_bytes }: Position,
+    ) -> Result<Option<Found>, StoreError> {
         let end_bytes = offset_bytes + HEADER_BYTES as u64;
         let open =
             self.open.as_ref().filter(|(number, map)| *number == pack && map.len() as u64 >= end_bytes);
         let map = match open {
             Some((_, map)) => map.clone(),
             None => {
-                let map = self.shared.log.pack(pack)?.bytes(end_bytes).ok()?;
+                let Some(found) = self.shared.log.pack(pack) else { return Ok(None) };
+                let map = found.bytes(end_bytes)?;
                 self.open = Some((pack, map.clone()));
                 map
             }
         };
-        let at = usize::try_from(offset_bytes).ok()?;
-        let header = Header::read(map.get(at..)?, self.place(pack, at)).ok()?;
-        Some(Found { map, pack, at, header })
+        let Ok(at) = usize::try_from(offset_bytes) else { return Ok(None) };
+        let header = Header::read(map.get(at..).unwrap_or_default(), self.place(pack, at)).ok();
+        Ok(header.map(|header| Found { map, pack, at, header }))
     }
 
     /// The object at a place; none if gc has removed the pack.

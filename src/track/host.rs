@@ -123,6 +123,11 @@ impl HostRanges {
     /// Says that the memory has another length now. What it grew by counts as changed.
     pub fn set_memory_bytes(&self, memory_bytes: u64) {
         let mut state = self.state();
+        if state.memory_bytes < memory_bytes {
+            // The parent may have bytes there too, from before it shrank.
+            let grown = state.memory_bytes..memory_bytes;
+            state.mark(grown);
+        }
         state.memory_bytes = memory_bytes;
         state.marked.iter_mut().for_each(|range| range.end = range.end.min(memory_bytes));
         state.marked.retain(|range| range.start < range.end);
