@@ -79,6 +79,7 @@ impl Store {
         let shared = &**self.shared();
         shared.sync()?;
         shared.settle_all();
+        let findings_before = shared.damage_findings();
         let verification = Verification {
             shared,
             checked: Mutex::default(),
@@ -100,7 +101,7 @@ impl Store {
             // What was found damaged was taken out, whatever was stored as a difference from it.
             shared.index().set_may_have_ungrounded(true)?;
             shared.drop_ungrounded()?;
-            shared.set_damage_known(false);
+            shared.no_damage_since(findings_before);
         }
         Ok(report)
     }
@@ -379,7 +380,7 @@ impl<'a> Verification<'a> {
 
     fn missing(&self, kind: Kind, hash: Hash, snapshot: SnapshotId) {
         self.problem(Subject::Object(kind, hash), "it is missing".to_owned(), Some(snapshot));
-        self.shared.set_damage_known(true);
+        self.shared.note_damage();
     }
 
     /// All that the named snapshots need, each object once.

@@ -36,7 +36,7 @@ mod settle;
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard};
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -136,6 +136,7 @@ pub(crate) struct Shared {
     early_sync_asked: AtomicBool,
     /// Set when damage was found: then captures look up also what their parent has.
     damage_known: AtomicBool,
+    damage_findings: AtomicU64,
     pub(crate) unusable: Vec<(PathBuf, String)>,
     pub(crate) index_rebuilt: bool,
     /// What the index knew that repair threw away.
@@ -268,6 +269,7 @@ impl Store {
             tasks: Mutex::new(Some(tasks)),
             early_sync_asked: AtomicBool::new(false),
             damage_known: AtomicBool::new(opened.index.damage_known()),
+            damage_findings: AtomicU64::new(0),
             index: opened.index,
             unusable: opened.unusable,
             index_rebuilt: opened.index_rebuilt,
@@ -502,8 +504,26 @@ impl Shared {
         self.damage_known.load(Ordering::Relaxed)
     }
 
-    /// Remembers, also after a reopening, whether there is damage.
-    pub(crate) fn set_damage_known(&self, known: bool) {
+    /// Remembers, also after a reopening, that there is damage.
+    pub(crate) fn note_damage(&self) {
+        self.damage_findings.fetch_add(1, Ordering::Relaxed);
+        self.store_damage_known(true);
+    }
+
+    /// How often damage was found.
+    pub(crate) fn damage_findings(&self) -> u64 {
+        self.damage_findings.load(Ordering::Relaxed)
+    }
+
+    /// There is no damage, unless some was found after `findings_before`.
+    pub(crate) fn no_damage_since(&self, findings_before: u64) {
+        self.store_damage_known(false);
+        if self.damage_findings() != findings_before {
+            self.store_damage_known(true);
+        }
+    }
+
+    fn store_damage_known(&self, known: bool) {
         self.damage_known.store(known, Ordering::Relaxed);
         if let Err(error) = self.index.set_damage_known(known) {
             tracing::warn!("{error}");
@@ -558,19 +578,19 @@ impl Shared {
 
     /// Takes what an error says is damaged out of the index.
     pub(crate) fn forget_culprit(&self, error: &StoreError) {
-        let Some((kind, hash, at)) = error.culprit() else { return self.set_damage_known(true) };
+        let Some((kind, hash, at)) = error.culprit() else { return self.note_damage() };
         let tree = Tree::of(kind);
         match self.locate(tree, &hash) {
             Ok(Some(location)) if Position::from(location) == at => {
                 self.forget_damaged(tree, &hash, location)
             }
-            _ => self.set_damage_known(true),
+            _ => self.note_damage(),
         }
     }
 
     /// Takes a damaged object out of the index, so that it is stored anew when it is captured again.
     pub(crate) fn forget_damaged(&self, tree: Tree, hash: &Hash, location: Location) {
-        self.set_damage_known(true);
+        self.note_damage();
         if let Err(error) = self.index.replace(tree, hash, location, None) {
             tracing::warn!("{error}");
         }

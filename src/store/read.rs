@@ -155,7 +155,10 @@ impl<'a> Reader<'a> {
         let mut found = self.objects.next_or_find(kind, like)?;
         self.objects.next_bytes = found.at + found.header.object_bytes();
         let Some((number, base_number)) = delta::next_number(found.number()?) else { return Ok(None) };
-        while found.is_delta() && found.number()? > base_number {
+        for _ in 0..MAX_DELTAS {
+            if !found.is_delta() || found.number()? <= base_number {
+                break;
+            }
             let base = found.base()?;
             found = self.bases.next_or_find(kind, &base)?;
         }
