@@ -97,9 +97,9 @@ pub(crate) struct Staged {
     pub(crate) was_full: bool,
 }
 
-/// A piece whose wanted ranges are to be copied into their place.
+/// Ranges of a mapping that are to be copied into their place, one after the other.
 struct Copying<'a> {
-    piece: Piece,
+    mapping_index: usize,
     ranges: Vec<Range<u64>>,
     buffer: &'a mut [u8],
 }
@@ -266,36 +266,58 @@ impl Ingest {
     /// source allows it. What the buffer has no room for is worked on at once.
     pub(crate) fn stage(&self, frozen: &dyn Frozen, staging: Staging) -> Result<Staged, Error> {
         let mut buffer = staging.buffer;
-        let mut copies = Vec::new();
-        let mut placed = Vec::new();
-        let (mut free, mut at) = (&mut buffer[..], 0);
+        let mut placed: Vec<(Piece, Range<usize>)> = Vec::new();
+        // The ranges of pieces that stand side by side in the buffer are copied together, up to a length.
+        let mut groups: Vec<(usize, Vec<Range<u64>>, Range<usize>)> = Vec::new();
+        let mut at = 0;
         let mut pieces = self.pieces().peekable();
         while let Some(piece) = pieces.peek().copied() {
             let ranges: Vec<_> = self.wanted_of(&piece).collect();
-            let length_bytes = total_bytes(&ranges);
+            let place = at..at + total_bytes(&ranges);
             // Lines of cache are not shared between pieces.
-            let room_bytes = length_bytes.next_multiple_of(64);
-            let Some((part, rest)) = std::mem::take(&mut free).split_at_mut_checked(room_bytes) else {
+            at = place.end.next_multiple_of(64);
+            if at > buffer.len() {
                 break;
-            };
-            copies.push(Copying { piece, ranges, buffer: &mut part[..length_bytes] });
-            placed.push((piece, at..at + length_bytes));
-            (free, at) = (rest, at + room_bytes);
+            }
+            match groups.last_mut() {
+                Some((mapping_index, others, whole))
+                    if *mapping_index == piece.mapping_index
+                        && whole.end == place.start
+                        && whole.len() < COPY_BYTES =>
+                {
+                    others.extend(ranges);
+                    whole.end = place.end;
+                }
+                _ => groups.push((piece.mapping_index, ranges, place.clone())),
+            }
+            placed.push((piece, place));
             pieces.next();
         }
+        let (mut free, mut free_at) = (&mut buffer[..], 0);
+        let copies = groups.into_iter().map(|(mapping_index, ranges, place)| {
+            let (_, rest) = std::mem::take(&mut free).split_at_mut(place.start - free_at);
+            let (buffer, rest) = rest.split_at_mut(place.len());
+            (free, free_at) = (rest, place.end);
+            Copying { mapping_index, ranges, buffer }
+        });
+        let copies: Vec<Copying<'_>> = copies.collect();
         let was_full = pieces.peek().is_some();
         match frozen.memory() {
             Memory::InPlace(memory) => {
-                self.copy_all(copies, |piece, ranges, buffer| copy_in_place(memory, piece, ranges, buffer));
+                self.copy_all(copies, |mapping, ranges, buffer| {
+                    copy_in_place(memory, mapping, ranges, buffer)
+                });
                 self.work_on_all(pieces, &|piece, worker| self.work_in_place(memory, piece, worker));
             }
             Memory::Shared(memory) | Memory::SharedUntilRelease(memory) => {
-                self.copy_all(copies, |piece, ranges, buffer| self.copy_out(memory, piece, ranges, buffer));
+                self.copy_all(copies, |mapping, ranges, buffer| {
+                    self.copy_out(memory, mapping, ranges, buffer)
+                });
                 self.work_on_all(pieces, &|piece, worker| self.work_copied(memory, piece, worker));
             }
             Memory::UntilRelease(memory) => {
-                for Copying { piece, ranges, buffer } in copies {
-                    self.note(self.copy_out(memory, &piece, &ranges, buffer));
+                for Copying { mapping_index, ranges, buffer } in copies {
+                    self.note(self.copy_out(memory, mapping_index, &ranges, buffer));
                     if self.failed() {
                         break;
                     }
@@ -378,7 +400,7 @@ impl Ingest {
             let bytes = &memory.bytes(piece.mapping_index)[start..start + piece.length_bytes];
             return self.take(piece, &self.regions_of(piece), bytes, worker);
         }
-        self.work(piece, worker, |range, part| copy_in_place(memory, piece, &[range], part))
+        self.work(piece, worker, |range, part| copy_in_place(memory, piece.mapping_index, &[range], part))
     }
 
     fn work_copied(
@@ -387,7 +409,7 @@ impl Ingest {
         piece: &Piece,
         worker: &mut Worker<'_>,
     ) -> Result<(), Error> {
-        self.work(piece, worker, |range, part| self.copy_out(memory, piece, &[range], part))
+        self.work(piece, worker, |range, part| self.copy_out(memory, piece.mapping_index, &[range], part))
     }
 
     /// Whether all bytes of a piece are wanted, so that they need not be put together.
@@ -486,18 +508,18 @@ impl Ingest {
         }
     }
 
-    /// Copies pieces into their places on every core.
+    /// Copies ranges into their places on every core.
     fn copy_all(
         &self,
         copies: Vec<Copying<'_>>,
-        copy: impl Fn(&Piece, &[Range<u64>], &mut [u8]) -> Result<(), Error> + Sync,
+        copy: impl Fn(usize, &[Range<u64>], &mut [u8]) -> Result<(), Error> + Sync,
     ) {
         let total_bytes: usize = copies.iter().map(|copying| copying.buffer.len()).sum();
         let copies = Mutex::new(copies.into_iter());
         let run = || {
             while !self.failed() {
-                let Some(Copying { piece, ranges, buffer }) = lock(&copies).next() else { break };
-                self.note(copy(&piece, &ranges, buffer));
+                let Some(Copying { mapping_index, ranges, buffer }) = lock(&copies).next() else { break };
+                self.note(copy(mapping_index, &ranges, buffer));
             }
         };
         if total_bytes < PARALLEL_COPY_BYTES { run() } else { on_all_cores(run) }
@@ -530,7 +552,7 @@ impl Ingest {
             for piece in pieces {
                 let ranges: Vec<_> = self.wanted_of(&piece).collect();
                 let mut buffer = vec![0; total_bytes(&ranges)];
-                let result = self.copy_out(memory, &piece, &ranges, &mut buffer);
+                let result = self.copy_out(memory, piece.mapping_index, &ranges, &mut buffer);
                 self.note(result.map(|()| self.send(&copied_to, (piece, buffer))));
                 if self.failed() {
                     break;
@@ -570,16 +592,16 @@ impl Ingest {
         overlapping(&self.excluded[piece.mapping_index], piece.offset_bytes..piece.end_bytes())
     }
 
-    /// Copies ranges of a piece's mapping into `buffer`, one after the other.
+    /// Copies ranges of a mapping into `buffer`, one after the other.
     fn copy_out<M: CopyOut + ?Sized>(
         &self,
         memory: &M,
-        piece: &Piece,
+        mapping_index: usize,
         ranges: &[Range<u64>],
         buffer: &mut [u8],
     ) -> Result<(), Error> {
         let mut unreadable = Vec::new();
-        memory.copy_ranges(piece.mapping_index, ranges, buffer, &mut unreadable)?;
+        memory.copy_ranges(mapping_index, ranges, buffer, &mut unreadable)?;
         if !unreadable.is_empty() {
             lock(&self.unreadable).append(&mut unreadable);
         }
@@ -798,6 +820,9 @@ impl<'a> Worker<'a> {
     }
 }
 
+/// Scattered ranges are copied by so much at a time: each call into the kernel costs a microsecond or two.
+const COPY_BYTES: usize = 1 << 20;
+
 /// Below this two threads copy no faster than one.
 const PARALLEL_COPY_BYTES: usize = 1 << 20;
 
@@ -877,13 +902,13 @@ fn add_growth(changed: &mut Vec<Range<u64>>, parent_bytes: u64, length_bytes: u6
 
 fn copy_in_place(
     memory: &(dyn InPlace + Sync),
-    piece: &Piece,
+    mapping_index: usize,
     ranges: &[Range<u64>],
     mut buffer: &mut [u8],
 ) -> Result<(), Error> {
     let place = |offset_bytes: u64| usize::try_from(offset_bytes).unwrap_or(usize::MAX);
     for range in ranges {
-        let bytes = &memory.bytes(piece.mapping_index)[place(range.start)..place(range.end)];
+        let bytes = &memory.bytes(mapping_index)[place(range.start)..place(range.end)];
         let (part, rest) = std::mem::take(&mut buffer).split_at_mut(bytes.len());
         part.copy_from_slice(bytes);
         buffer = rest;
