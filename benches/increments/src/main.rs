@@ -106,8 +106,8 @@ fn arguments() -> Arguments {
                 arguments.workloads.push(name);
             }
             "--without-peers" => arguments.with_peers = false,
-            "--plot" => arguments.plot = Some(value().into()),
-            "--states" => arguments.states = Some(value().into()),
+            "--plot" => arguments.plot = Some(from_the_root(&value())),
+            "--states" => arguments.states = Some(from_the_root(&value())),
             // From cargo.
             "--bench" => {}
             _ => panic!("{option} is no option; see the head of benches/increments/src/main.rs"),
@@ -115,6 +115,11 @@ fn arguments() -> Arguments {
     }
     assert!(arguments.snapshots >= 2, "--snapshots wants at least 2: the first one is not counted");
     arguments
+}
+
+/// A path as it is meant: cargo runs a bench in the directory of its member.
+fn from_the_root(path: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../..").join(path)
 }
 
 /// Everything that is compared.
