@@ -23,7 +23,7 @@ use std::path::Path;
 
 use crate::store::error::StoreError;
 use crate::store::format::{self, FORMAT_FILE};
-use crate::store::open::{INDEX_DIR, PACKS_DIR};
+use crate::store::names::{INDEX_DIR, PACKS_DIR};
 use crate::sys::file;
 
 /// A way from one format to the next.

@@ -16,12 +16,12 @@ use crate::store::catalog::Entry;
 use crate::store::compact::{Compacted, Keep, compact};
 use crate::store::error::StoreError;
 use crate::store::gate::Condemned;
-use crate::store::index::Tree;
 use crate::store::location::{Location, Position};
 use crate::store::marks::Marks;
 use crate::store::object::{self, Kind};
 use crate::store::pack::{self, Pack};
 use crate::store::read::{Check, Reader};
+use crate::store::tree::Tree;
 use crate::store::{Shared, Store, encode_tombstone};
 use crate::table;
 

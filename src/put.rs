@@ -5,10 +5,10 @@ use crate::delta::Base;
 use crate::hash::Hash;
 use crate::store::error::StoreError;
 use crate::store::gate::CaptureGuard;
-use crate::store::index::Tree;
 use crate::store::log::Batch;
 use crate::store::object::Kind;
 use crate::store::read::Reader;
+use crate::store::tree::Tree;
 use crate::store::{Shared, check_length};
 
 /// How what is new is to be stored.

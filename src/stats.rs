@@ -2,7 +2,7 @@
 
 use crate::error::Error;
 use crate::store::Store;
-use crate::store::index::Tree;
+use crate::store::tree::Tree;
 use crate::sys::file;
 
 /// What a store holds. All sizes are bytes.

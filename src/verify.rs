@@ -14,12 +14,13 @@ use crate::progress::{Meter, Progress};
 use crate::record::{Record, SnapshotId};
 use crate::store::compact::indexed;
 use crate::store::error::StoreError;
-use crate::store::index::{Index, Tree};
+use crate::store::index::Index;
 use crate::store::location::{Location, Position};
 use crate::store::marks::Marks;
 use crate::store::object::Kind;
 use crate::store::pack::{Pack, Scanned};
 use crate::store::read::{Check, Reader, TRIES};
+use crate::store::tree::Tree;
 use crate::store::{Shared, Store};
 use crate::table;
 

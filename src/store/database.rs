@@ -36,7 +36,7 @@ use std::time::{Duration, Instant};
 use super::block::{self, Block, Place, Stored};
 use super::error::StoreError;
 use super::id::StoreId;
-use super::index::Tree;
+use super::tree::Tree;
 use crate::hash::Hash;
 use crate::sys::file;
 

@@ -20,9 +20,9 @@
 use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
-use super::index::Tree;
 use super::location::{Location, Position};
 use super::marks::Marks;
+use super::tree::Tree;
 use crate::hash::Hash;
 use crate::record::{Record, SnapshotId};
 

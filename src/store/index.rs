@@ -23,35 +23,17 @@ use std::collections::{BTreeMap, btree_map};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
-use super::block::{Place, Stored};
+use super::block::Stored;
 use super::database::{BLOCK_ENTRIES, Database};
 use super::durable::{self, Durable};
 use super::error::StoreError;
 use super::id::StoreId;
 use super::location::Location;
-use super::object::Kind;
-use super::open::UNFINISHED;
+use super::names::UNFINISHED;
+use super::overlay::{Change, State};
+use super::tree::{IndexEntry, Tree};
 use crate::hash::Hash;
 use crate::sys::file;
-
-/// Which tree an object is in.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub(crate) enum Tree {
-    Regions = 0,
-    Objects = 1,
-}
-
-impl Tree {
-    pub(crate) const ALL: [Tree; 2] = [Tree::Regions, Tree::Objects];
-
-    /// The one with objects of this kind.
-    pub(crate) fn of(kind: Kind) -> Tree {
-        if kind == Kind::Region { Tree::Regions } else { Tree::Objects }
-    }
-}
-
-/// An object and where it is.
-pub(crate) type IndexEntry = (Tree, Hash, Location);
 
 /// When what is in memory goes to the database.
 #[derive(Clone, Copy, Debug)]
@@ -89,89 +71,6 @@ pub(crate) struct Index {
     writing: Mutex<()>,
     /// Up to where the packs were durable when the store was last closed.
     durable: Durable,
-}
-
-struct State {
-    /// `None` only after it could not be opened again.
-    database: Option<Arc<Database>>,
-    overlays: [BTreeMap<Hash, Change>; Tree::ALL.len()],
-    /// Catalog entries that are not saved.
-    snapshots: BTreeMap<Vec<u8>, (Vec<u8>, u64)>,
-    watermarks: BTreeMap<u32, u64>,
-    /// The packs whose watermarks are not saved.
-    moved_watermarks: BTreeMap<u32, u64>,
-    /// What changes now belongs to this epoch. A save or a rewrite takes all epochs up to the
-    /// present one, and begins another.
-    epoch: u64,
-    /// What belongs to these is in the database.
-    saved_epoch: u64,
-    unsaved_entries: usize,
-    unsaved_bytes: u64,
-    /// Whether there is something unsaved that the packs do not tell.
-    is_precious: bool,
-}
-
-/// An entry of the overlay.
-#[derive(Clone, Copy)]
-struct Change {
-    place: Place,
-    epoch: u64,
-}
-
-impl State {
-    fn database(&self) -> Result<&Arc<Database>, StoreError> {
-        self.database.as_ref().ok_or_else(|| StoreError::Index {
-            action: "be used",
-            detail: "it could not be opened again after it was rewritten".to_owned(),
-        })
-    }
-
-    fn get(&self, tree: Tree, hash: &Hash) -> Result<Option<Location>, StoreError> {
-        let place = match self.overlays[tree as usize].get(hash) {
-            Some(change) => Some(change.place),
-            None => self.database()?.find(tree, hash)?,
-        };
-        Ok(place.and_then(|place| Location::from_bytes(&place)))
-    }
-
-    fn change(&mut self, tree: Tree, hash: &Hash, place: Place) {
-        let change = Change { place, epoch: self.epoch };
-        self.overlays[tree as usize].insert(*hash, change);
-        self.unsaved_entries += 1;
-    }
-
-    fn overlay_entries(&self) -> usize {
-        self.overlays.iter().map(BTreeMap::len).sum()
-    }
-
-    fn bucket_entries(&self) -> u64 {
-        let entries = |database: &Arc<Database>| Tree::ALL.map(|tree| database.buckets(tree).entries);
-        self.database.as_ref().map_or(0, |database| entries(database).iter().sum())
-    }
-
-    /// Ends the present epoch. What is unsaved belongs to it or to an earlier one.
-    fn end_epoch(&mut self) -> u64 {
-        self.epoch += 1;
-        (self.unsaved_entries, self.unsaved_bytes, self.is_precious) = (0, 0, false);
-        self.epoch - 1
-    }
-
-    /// What belongs to this epoch or an earlier one is saved.
-    fn saved(&mut self, epoch: u64) {
-        self.saved_epoch = epoch;
-        self.snapshots.retain(|_, (_, of)| *of > epoch);
-        self.moved_watermarks.retain(|_, of| *of > epoch);
-    }
-
-    /// The catalog entries that are not saved.
-    fn unsaved_snapshots(&self) -> BTreeMap<Vec<u8>, Vec<u8>> {
-        self.snapshots.iter().map(|(key, (value, _))| (key.clone(), value.clone())).collect()
-    }
-
-    /// The watermarks that are not saved.
-    fn unsaved_watermarks(&self) -> Vec<(u32, Option<u64>)> {
-        self.moved_watermarks.keys().map(|pack| (*pack, self.watermarks.get(pack).copied())).collect()
-    }
 }
 
 impl Index {

@@ -8,9 +8,10 @@
 
 use super::Shared;
 use super::error::StoreError;
-use super::index::{Index, Tree};
+use super::index::Index;
 use super::location::Position;
 use super::read::{Check, Reader};
+use super::tree::Tree;
 use crate::hash::Hash;
 
 /// A set of hashes, each marked or not.

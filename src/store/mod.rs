@@ -6,7 +6,7 @@
 //!   LOCK               lock.rs      held by the process that has it open
 //!   packs/N.pack       pack.rs      objects (object.rs), appended by the log (log.rs)
 //!   index/             index.rs     where each object is (location.rs); fed by the settler (settle.rs)
-//!                      database.rs  … in blocks (block.rs); durable.rs
+//!                      … overlay.rs in memory, database.rs in blocks (block.rs); durable.rs
 //!   damaged/                        what was set aside
 //! ```
 //!
@@ -28,11 +28,14 @@ pub(crate) mod location;
 pub(crate) mod lock;
 pub(crate) mod log;
 pub(crate) mod marks;
+pub(crate) mod names;
 pub(crate) mod object;
 pub(crate) mod open;
+mod overlay;
 pub(crate) mod pack;
 pub(crate) mod read;
 mod settle;
+pub(crate) mod tree;
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -54,7 +57,7 @@ use error::StoreError;
 use format::{FORMAT_VERSION, Format};
 use gate::{Gate, SnapshotGuard};
 use id::StoreId;
-use index::{Index, IndexEntry, Tree};
+use index::Index;
 use lane::{Lane, LaneGuard};
 use location::{Location, Position};
 use lock::Lock;
@@ -62,6 +65,7 @@ use log::{Appended, Batch, FactAt, Log};
 use object::Kind;
 use read::{Check, Reader};
 use settle::Task;
+use tree::{IndexEntry, Tree};
 
 /// When the index is so many entries behind, captures wait for it: about 50 MB of memory.
 const MAX_PENDING_OBJECTS: usize = 512 * 1024;
@@ -185,7 +189,7 @@ impl StoreOptions {
             .map_err(StoreError::io("list", path))?
             .filter_map(|entry| entry.ok().map(|entry| entry.file_name()))
             // What a creation leaves behind that was interrupted.
-            .any(|name| !["LOCK", "FORMAT.new", open::PACKS_DIR].iter().any(|known| name == *known));
+            .any(|name| !["LOCK", "FORMAT.new", names::PACKS_DIR].iter().any(|known| name == *known));
         if others {
             let why = "the directory has other files in it; choose an empty or a new one".to_owned();
             return Err(StoreError::NotAStore { path: path.to_owned(), why });
@@ -193,7 +197,7 @@ impl StoreOptions {
         std::fs::set_permissions(path, std::os::unix::fs::PermissionsExt::from_mode(0o700))
             .map_err(StoreError::io("protect", path))?;
         let lock = Lock::take(path, self.wait)?;
-        let packs = path.join(open::PACKS_DIR);
+        let packs = path.join(names::PACKS_DIR);
         file::create_dir(&packs).map_err(StoreError::io("create", packs))?;
         crate::migrations::create::write(path, self.region_size, self.codec)?;
         Store::open_locked(path, lock, false)
@@ -254,7 +258,7 @@ impl Store {
         let shared = Arc::new(Shared {
             path: path.to_owned(),
             log: Log::new(
-                path.join(open::PACKS_DIR),
+                path.join(names::PACKS_DIR),
                 format.clone(),
                 opened.packs,
                 opened.active,

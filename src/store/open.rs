@@ -9,24 +9,17 @@ use std::sync::Arc;
 use super::catalog::{Catalog, Entry, Fact};
 use super::error::StoreError;
 use super::format::Format;
-use super::index::{Index, IndexEntry, Tree};
+use super::index::Index;
 use super::location::Location;
+use super::names::{DAMAGED_DIR, INDEX_DIR, PACKS_DIR, UNFINISHED};
 use super::object::{Header, Kind};
 use super::pack::{self, Pack, Scanned};
+use super::tree::{IndexEntry, Tree};
 use crate::codec;
 use crate::hash::Hash;
 use crate::record::{self, Note, SnapshotId, Tombstone};
 use crate::region::is_zero;
 use crate::sys::file;
-
-/// The directory of the packs, in the store's.
-pub(crate) const PACKS_DIR: &str = "packs";
-/// The directory of the index.
-pub(crate) const INDEX_DIR: &str = "index";
-/// Where what cannot be used is set aside.
-pub(crate) const DAMAGED_DIR: &str = "damaged";
-/// How files are named that are not complete yet.
-pub(crate) const UNFINISHED: &str = "unfinished";
 
 /// What was found.
 pub(crate) struct Opened {

@@ -8,9 +8,9 @@ use serde::{Deserialize, Serialize};
 
 use super::Shared;
 use super::error::StoreError;
-use super::index::Tree;
 use super::location::{Location, Position};
 use super::object::{HEADER_BYTES, Header, Kind, Place};
+use super::tree::Tree;
 use crate::codec::{self, Encoding};
 use crate::delta;
 use crate::hash::Hash;

@@ -9,8 +9,8 @@ use crossbeam_channel::{Receiver, Sender};
 
 use super::Shared;
 use super::error::StoreError;
-use super::index::IndexEntry;
 use super::log::{Durable, Unsynced};
+use super::tree::IndexEntry;
 
 /// So many entries at a time are inserted while look-ups wait.
 const BATCH_ENTRIES: usize = 1024;
