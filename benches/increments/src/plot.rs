@@ -35,7 +35,7 @@ pub fn svg(all: &[(Description, Vec<Run>)]) -> String {
 <title>Bytes that each further snapshot adds, by workload, on a logarithmic axis</title>
 "##
     );
-    out += &text(LEFT, 20.0, "start", "What each further snapshot adds, everything counted");
+    out += &text(LEFT, 20.0, "start", "What each further snapshot adds, everything counted, means of five");
     for power in scale.powers() {
         out += &text(LEFT - 8.0, scale.y(10f64.powi(power)) + 4.0, "end", &bytes_label(power));
     }
@@ -64,11 +64,17 @@ fn panel(left: f64, scale: &Scale, workload: &Description, runs: &[Run]) -> Stri
     // stillframe last: on top.
     for (label, colour, thickness) in LINES.iter().rev() {
         let Some(run) = runs.iter().find(|run| run.name == drawn(label)) else { continue };
-        let points = run.series_bytes.iter().enumerate();
-        let points: Vec<_> = points.map(|(at, bytes)| (left + at as f64 * step, scale.y(*bytes))).collect();
+        let means = means(&run.series_bytes).into_iter().enumerate();
+        let points: Vec<_> = means.map(|(at, bytes)| (left + at as f64 * step, scale.y(bytes))).collect();
         out += &curve(&points, colour, *thickness);
     }
     out
+}
+
+/// For each the mean of it and its neighbours, two on each side: files grow by leaps, and shrink.
+fn means(series_bytes: &[f64]) -> Vec<f64> {
+    let around = |at: usize| &series_bytes[at.saturating_sub(2)..series_bytes.len().min(at + 3)];
+    (0..series_bytes.len()).map(|at| around(at).iter().sum::<f64>() / around(at).len() as f64).collect()
 }
 
 /// The vertical axis, logarithmic, in whole powers of ten.
@@ -81,7 +87,7 @@ impl Scale {
     fn of(all: &[(Description, Vec<Run>)]) -> Self {
         let runs = all.iter().flat_map(|(_, runs)| runs);
         let runs = runs.filter(|run| LINES.iter().any(|(label, ..)| drawn(label) == run.name));
-        let powers = runs.flat_map(|run| &run.series_bytes).map(|bytes| bytes.max(100.0).log10());
+        let powers = runs.flat_map(|run| means(&run.series_bytes)).map(|bytes| bytes.max(100.0).log10());
         let (lowest, highest) =
             powers.fold((6.0, 3.0), |(low, high): (f64, f64), power| (low.min(power), high.max(power)));
         #[allow(clippy::cast_possible_truncation)] // A power of ten of a number of bytes.
