@@ -23,8 +23,8 @@ use std::time::{Duration, Instant};
 use stillframe::{CaptureOptions, GcOptions, RegionSize, RepairOptions, SnapshotId, Store, VerifyOptions};
 
 /// About 15 seconds of it.
-const KILLS: u64 = 60;
-const KILLS_OF_A_STORE: u64 = 20;
+const KILLS: u64 = 45;
+const KILLS_OF_A_STORE: u64 = 15;
 /// One drawn process of these is captured at a time.
 const PROCESSES: [&str; 3] = ["web-1", "web-2", "vm"];
 /// With regions of 512 bytes so many that the index is written anew when they go or move.
@@ -364,8 +364,10 @@ impl Aim {
     /// It may be that no operation of the kind comes.
     const PATIENCE: usize = 60;
 
-    fn draw(draw: &mut Draw) -> Aim {
-        let kinds = [None, None, None, Some("gc"), Some("gc"), Some("repair"), Some("open"), Some("close")];
+    fn draw(draw: &mut Draw, has_large: bool) -> Aim {
+        // A large capture writes a megabyte at a time, which can be cut in two.
+        let large = has_large.then_some("capture-large");
+        let kinds = [large, None, None, Some("gc"), Some("gc"), Some("repair"), Some("open"), Some("close")];
         Aim {
             kind: kinds[draw.below(kinds.len())],
             number: draw.below(15),
@@ -394,8 +396,8 @@ impl Tally {
 }
 
 /// Has a child work with the store and kills it.
-fn kill_one(store: &Path, seed: u64, model: &mut Model, tally: &mut Tally) {
-    let aim = Aim::draw(&mut Draw::new(&[seed, 1]));
+fn kill_one(store: &Path, seed: u64, has_large: bool, model: &mut Model, tally: &mut Tally) {
+    let aim = Aim::draw(&mut Draw::new(&[seed, 1]), has_large);
     let errors_path = store.with_extension("errors");
     let mut child = Command::new(std::env::current_exe().unwrap())
         .args(["--exact", "a_child_works_with_a_store_until_it_is_killed", "--ignored", "--nocapture"])
@@ -442,7 +444,10 @@ fn kill_one(store: &Path, seed: u64, model: &mut Model, tally: &mut Tally) {
 }
 
 fn kind(operation: &str) -> &str {
-    operation.split(' ').next().unwrap()
+    match operation.split(' ').collect::<Vec<_>>()[..] {
+        ["capture", LARGE, ..] => "capture-large",
+        _ => operation.split(' ').next().unwrap(),
+    }
 }
 
 /// What the killed one left: after this the store is as it must be, or the test fails.
@@ -546,7 +551,7 @@ fn whatever_was_acknowledged_before_a_kill_is_there_after_it() {
         for at in 0..KILLS_OF_A_STORE.min(kills - kill) {
             let seed = Draw::new(&[first_seed, number, at]).next();
             eprintln!("store {number} in {}, kill {at}, seed {seed}", dir.path().display());
-            kill_one(&path, seed, &mut model, &mut tally);
+            kill_one(&path, seed, region_bytes == 512, &mut model, &mut tally);
             kill += 1;
             let is_last = at + 1 == KILLS_OF_A_STORE || kill == kills;
             if is_last || !seed.is_multiple_of(3) {
