@@ -97,7 +97,10 @@ fn remove(dir: &Path) -> Result<(), StoreError> {
 mod tests {
     use super::*;
     use crate::{CaptureOptions, Store};
+    use std::io::{BufRead, BufReader};
     use std::path::PathBuf;
+    use std::process::{Command, Stdio};
+    use std::time::{Duration, Instant};
 
     /// A made-up step: copies the packs and writes a FORMAT of the next version.
     fn copy_and_raise(old: &Path, new: &Path) -> Result<(), StoreError> {
@@ -186,6 +189,54 @@ mod tests {
             assert_eq!(content(&store)[1..], before[1..], "after {done} steps");
             assert!(!new.exists());
         }
+    }
+
+    const KILLED_STORE: &str = "STILLFRAME_KILLED_STORE";
+
+    #[test]
+    #[ignore = "it is the child that the next test starts and kills"]
+    fn a_child_migrates_until_it_is_killed() {
+        let Some(store) = std::env::var_os(KILLED_STORE) else { return };
+        println!("begun");
+        run(Path::new(&store), MADE_UP, 3).unwrap();
+    }
+
+    /// `STILLFRAME_KILLS=1000 cargo test --lib migration_that_is_killed` kills that often.
+    #[test]
+    fn a_migration_that_is_killed_goes_on_when_it_is_called_again() {
+        let kills = std::env::var("STILLFRAME_KILLS").map_or(30, |text| text.parse().unwrap());
+        // Spread evenly over the time that it takes undisturbed.
+        let mut took = Duration::from_millis(20);
+        let mut cut_short = 0;
+        for kill in 0..=kills {
+            let dir = tempfile::tempdir().unwrap();
+            let (store, before) = store(dir.path());
+            let mut child = Command::new(std::env::current_exe().unwrap())
+                .args(["--exact", "migrations::tests::a_child_migrates_until_it_is_killed"])
+                .args(["--ignored", "--nocapture"])
+                .env(KILLED_STORE, &store)
+                .stdout(Stdio::piped())
+                .spawn()
+                .unwrap();
+            let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+            lines.find(|line| line.as_ref().unwrap().ends_with("begun")).unwrap().unwrap();
+            let began = Instant::now();
+            if kill > 0 {
+                std::thread::sleep(took * kill / kills);
+                child.kill().unwrap();
+            }
+            child.wait().unwrap();
+            if kill == 0 {
+                took = began.elapsed();
+            }
+            let is_under_way = store.join(MIGRATION_DIR).exists();
+            cut_short += u32::from(is_under_way || format::version(&store).unwrap() == 2);
+            run(&store, MADE_UP, 3).unwrap();
+            assert_eq!(format::version(&store).unwrap(), 3, "kill {kill}");
+            assert_eq!(content(&store)[1..], before[1..], "kill {kill}");
+            assert!(!store.join(MIGRATION_DIR).exists());
+        }
+        println!("{cut_short} of {kills} kills fell into the migration");
     }
 
     #[test]
