@@ -16,6 +16,10 @@ use stillframe::{
     SnapshotId, Store, StoreError, VerifyOptions, VerifyReport,
 };
 
+#[path = "common/noise.rs"]
+mod noise;
+use noise::noise;
+
 const REGION_BYTES: usize = 4096;
 const TABLE_BYTES: usize = REGIONS_PER_TABLE * REGION_BYTES;
 
@@ -26,17 +30,6 @@ const NAMES: [&str; 4] = ["a1", "a2", "b1", "c1"];
 
 fn process(name: &str) -> &str {
     &name[..1]
-}
-
-fn noise(length: usize, seed: u64) -> Vec<u8> {
-    let mut state = seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1;
-    let words = std::iter::repeat_with(|| {
-        state ^= state << 13;
-        state ^= state >> 7;
-        state ^= state << 17;
-        state.to_le_bytes()
-    });
-    words.take(length.div_ceil(8)).flatten().take(length).collect()
 }
 
 /// `a` has two tables, the second of which both its snapshots have; `b` has regions of the first.

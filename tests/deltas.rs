@@ -10,20 +10,11 @@ use stillframe::{
     VerifyOptions, VerifyReport,
 };
 
-const REGION_BYTES: usize = 4096;
+#[path = "common/noise.rs"]
+mod noise;
+use noise::noise;
 
-fn noise(length: usize, seed: u64) -> Vec<u8> {
-    let mut state = seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1;
-    let mut bytes = Vec::with_capacity(length + 8);
-    while bytes.len() < length {
-        state ^= state << 13;
-        state ^= state >> 7;
-        state ^= state << 17;
-        bytes.extend(state.to_le_bytes());
-    }
-    bytes.truncate(length);
-    bytes
-}
+const REGION_BYTES: usize = 4096;
 
 /// A store in a directory of its own.
 struct Vault {
@@ -104,6 +95,26 @@ fn seal(store: &Store) {
     let garbage = capture(store, "garbage", &noise(100 * REGION_BYTES, 2)).id;
     store.forget(&[garbage]).unwrap();
     gc(store, 50);
+}
+
+/// Makes garbage of a region that is stored as a delta: its base goes from the packs, and it stays. Returns
+/// the region's memory, and a snapshot that is kept with its memory.
+fn leave_a_delta_without_its_base(vault: &Vault, store: &Store) -> (Vec<u8>, SnapshotId, Vec<u8>) {
+    let memory = noise(REGION_BYTES, 1);
+    let changed = poked(&memory, 0, 9);
+    let first = capture(store, "p", &memory).id;
+    // What follows is in another pack.
+    seal(store);
+    let second = capture(store, "p", &changed);
+    assert_eq!(second.delta_regions, 1);
+    let other = noise(300 * REGION_BYTES, 3);
+    let kept = capture(store, "other", &other).id;
+    store.forget(&[first, second.id]).unwrap();
+    // The first pack is all garbage, the second hardly.
+    gc(store, 10);
+    let holds = |memory: &[u8]| vault.find(Hash::of(memory)).is_some();
+    assert!(!holds(&memory) && holds(&changed), "the test is about this");
+    (changed, kept, other)
 }
 
 fn region(store: &Store, id: SnapshotId, at: usize) -> Hash {
@@ -189,22 +200,7 @@ fn what_is_there_as_a_delta_is_not_stored_again() {
 #[test]
 fn a_delta_whose_base_gc_has_dropped_is_not_there_when_the_index_is_rebuilt() {
     let (vault, store) = Vault::new();
-    let memory = noise(REGION_BYTES, 1);
-    let changed = poked(&memory, 0, 9);
-    let first = capture(&store, "p", &memory).id;
-    let garbage = capture(&store, "garbage", &noise(100 * REGION_BYTES, 2)).id;
-    store.forget(&[garbage]).unwrap();
-    // Replaces the pack, so that what follows is in another one.
-    gc(&store, 0);
-    let second = capture(&store, "p", &changed);
-    assert_eq!(second.delta_regions, 1);
-    let other = noise(300 * REGION_BYTES, 3);
-    let kept = capture(&store, "other", &other).id;
-    store.forget(&[first, second.id]).unwrap();
-    // The first pack is all garbage, the second hardly.
-    gc(&store, 10);
-    let holds = |memory: &[u8]| vault.find(Hash::of(memory)).is_some();
-    assert!(!holds(&memory) && holds(&changed), "the test is about this");
+    let (changed, kept, other) = leave_a_delta_without_its_base(&vault, &store);
     drop(store);
     let store = vault.open_rebuilt();
     assert_eq!(verify(&store).problems, []);
@@ -340,17 +336,7 @@ fn a_first_snapshot_is_compared_with_one_of_a_process_like_it() {
 #[test]
 fn of_two_copies_of_a_delta_the_one_whose_base_is_there_is_found_when_the_index_is_rebuilt() {
     let (vault, store) = Vault::new();
-    let memory = noise(REGION_BYTES, 1);
-    let changed = poked(&memory, 0, 9);
-    let first = capture(&store, "p", &memory).id;
-    seal(&store);
-    let second = capture(&store, "p", &changed);
-    assert_eq!(second.delta_regions, 1);
-    capture(&store, "other", &noise(300 * REGION_BYTES, 3));
-    store.forget(&[first, second.id]).unwrap();
-    gc(&store, 10);
-    let holds = |memory: &[u8]| vault.find(Hash::of(memory)).is_some();
-    assert!(!holds(&memory) && holds(&changed), "the test is about this");
+    let (changed, ..) = leave_a_delta_without_its_base(&vault, &store);
     let alike = poked(&changed, 0, 77);
     capture(&store, "q", &alike);
     let again = capture(&store, "q", &changed);

@@ -34,13 +34,13 @@ impl Dense<'_> {
         start..start + range.len()
     }
 
-    /// What a range of the piece shares with each of these regions: which region, and where.
-    pub(super) fn parts(&self, range: &Range<u64>) -> impl Iterator<Item = (usize, Range<usize>)> {
+    /// Where what a range of the piece shares with each of these regions is.
+    pub(super) fn parts(&self, range: &Range<u64>) -> impl Iterator<Item = Range<usize>> {
         let first = self.regions.partition_point(|region| self.range_of(*region).end <= range.start);
         self.regions[first..].iter().map_while(move |region| {
             let here = self.range_of(*region);
             let shared = here.start.max(range.start)..here.end.min(range.end);
-            (shared.start < shared.end).then(|| (*region, self.place(&shared)))
+            (shared.start < shared.end).then(|| self.place(&shared))
         })
     }
 }

@@ -227,17 +227,7 @@ impl Ingest {
     pub(crate) fn finish(self, staged: Option<Staged>) -> Result<(Ingested, CaptureGuard), Error> {
         if let Some(Staged { buffer, pieces, .. }) = staged {
             self.work_on_all(pieces.into_iter(), &|(piece, place), worker| {
-                let bytes = &buffer[place.clone()];
-                if self.is_whole(piece) {
-                    return self.take(piece, &self.regions_of(piece), bytes, worker);
-                }
-                let mut left = bytes;
-                self.work(piece, worker, |_, part| {
-                    let (bytes, rest) = left.split_at(part.len());
-                    part.copy_from_slice(bytes);
-                    left = rest;
-                    Ok(())
-                })
+                self.work_gathered(piece, &buffer[place.clone()], worker)
             });
             self.take_failure()?;
         }
@@ -264,6 +254,20 @@ impl Ingest {
             tables: self.tables.iter().map(|table| lock(&table.state).done.unwrap_or(Hash::ZERO)).collect(),
         };
         Ok((ingested, self.guard))
+    }
+
+    /// Works on a piece whose wanted ranges stand one after the other in `bytes`.
+    fn work_gathered(&self, piece: &Piece, bytes: &[u8], worker: &mut Worker<'_>) -> Result<(), Error> {
+        if self.is_whole(piece) {
+            return self.take(piece, &self.regions_of(piece), bytes, worker);
+        }
+        let mut left = bytes;
+        self.work(piece, worker, |_, part| {
+            let (bytes, rest) = left.split_at(part.len());
+            part.copy_from_slice(bytes);
+            left = rest;
+            Ok(())
+        })
     }
 
     fn work_in_place(
@@ -318,7 +322,7 @@ impl Ingest {
             read(range.clone(), &mut buffer[dense.place(&range)])?;
         }
         for range in self.excluded_in(piece) {
-            dense.parts(&range).for_each(|(_, part)| buffer[part].fill(0));
+            dense.parts(&range).for_each(|part| buffer[part].fill(0));
         }
         self.take(piece, &regions, &buffer, worker)?;
         worker.buffer = buffer;
@@ -355,7 +359,7 @@ impl Ingest {
                 }
             }
             for range in changed {
-                dense.parts(&range).for_each(|(_, part)| buffer[part].fill(0));
+                dense.parts(&range).for_each(|part| buffer[part].fill(0));
             }
         }
         Ok(())

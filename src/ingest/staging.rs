@@ -156,13 +156,7 @@ impl Ingest {
                         if self.failed() {
                             continue;
                         }
-                        let mut left = &bytes[..];
-                        self.note(self.work(&piece, &mut worker, |_, part| {
-                            let (bytes, rest) = left.split_at(part.len());
-                            part.copy_from_slice(bytes);
-                            left = rest;
-                            Ok(())
-                        }));
+                        self.note(self.work_gathered(&piece, &bytes, &mut worker));
                     }
                 });
             }
