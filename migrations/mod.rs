@@ -72,7 +72,7 @@ pub(crate) fn finish_interrupted(store: &Path) -> Result<(), StoreError> {
     let durable = |dir: &Path| file::sync_dir(dir).map_err(StoreError::io("make durable", dir));
     if new.join(FORMAT_FILE).is_file() {
         let rename = |from: &Path, to: &Path| {
-            std::fs::rename(from, to).map_err(StoreError::io("give its new place to", from))?;
+            file::rename(from, to).map_err(StoreError::io("give its new place to", from))?;
             durable(store)?;
             durable(&new)
         };

@@ -63,6 +63,8 @@
 //!
 //! `cli` (default): what the `stillframe` command needs. Use `default-features = false` for the
 //! library alone.
+//!
+//! `fault-injection`: for tests, of this crate and of yours; see the module of that name. Nobody ships it.
 #![deny(missing_docs)]
 
 mod address_space;
@@ -96,6 +98,37 @@ mod track;
 mod units;
 mod verify;
 mod workers;
+
+/// Stands between a store and its files, so that a test may watch what it does with them, and have it fail.
+///
+/// ```
+/// use std::io;
+/// use std::sync::Arc;
+/// use stillframe::fault_injection::{Call, Witness, watch};
+/// use stillframe::{CaptureOptions, Store};
+///
+/// struct NothingIsDurable;
+///
+/// impl Witness for NothingIsDurable {
+///     fn call(&self, call: &Call<'_>, act: &mut dyn FnMut() -> io::Result<()>) -> io::Result<()> {
+///         match call {
+///             Call::Sync(..) => Err(io::Error::other("no such luck")),
+///             _ => act(),
+///         }
+///     }
+/// }
+///
+/// # let dir = tempfile::tempdir()?;
+/// # let path = dir.path().join("vault");
+/// let store = Store::options().create(&path)?;
+/// let _watching = watch(&path, Arc::new(NothingIsDurable));
+/// assert!(store.process("web-1").capture(&[7; 1000], &CaptureOptions::default()).is_err());
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[cfg(feature = "fault-injection")]
+pub mod fault_injection {
+    pub use crate::sys::call::{Call, Watching, Witness, watch};
+}
 
 pub use address_space::{AddressSpace, AddressSpaceError, Mapping, MappingKind, Protection};
 pub use capture::{Capture, CaptureOptions, PendingCapture, Process};

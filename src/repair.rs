@@ -154,6 +154,6 @@ fn salvage_unusable(shared: &Shared, path: &PathBuf, aside: &Path) -> Result<Vec
     file::create_dir(aside).map_err(StoreError::io("create", aside))?;
     let others = salvage(shared, path)?;
     file::link_into(path, aside).map_err(StoreError::io("set aside", path))?;
-    std::fs::remove_file(path).map_err(StoreError::io("remove", path))?;
+    file::remove(path).map_err(StoreError::io("remove", path))?;
     Ok(others)
 }

@@ -1,11 +1,9 @@
 //! A sparse file: holes where the memory is zeros, and not there at all until it is complete.
 
-use std::fs::File;
-use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 use super::SinkError;
-use crate::sys::file;
+use crate::sys::file::{self, File};
 
 /// A file being written, under a temporary name beside its final one.
 pub(crate) struct SparseFile {
@@ -35,7 +33,7 @@ impl SparseFile {
         };
         let file = file::create_new(&temporary).map_err(failed("create"))?;
         let sparse = SparseFile { file, temporary, path: path.to_owned(), overwrite, finished: false };
-        sparse.file.set_len(length_bytes).map_err(failed("set the length of"))?;
+        sparse.file.set_length(length_bytes).map_err(failed("set the length of"))?;
         Ok(sparse)
     }
 
@@ -47,10 +45,9 @@ impl SparseFile {
     /// Gives the complete file its name.
     pub(crate) fn finish(mut self) -> Result<(), SinkError> {
         let renamed = match self.overwrite {
-            true => std::fs::rename(&self.temporary, &self.path),
+            true => file::rename(&self.temporary, &self.path),
             // Fails, unlike a renaming, where a file has come into being meanwhile.
-            false => std::fs::hard_link(&self.temporary, &self.path)
-                .and_then(|()| std::fs::remove_file(&self.temporary)),
+            false => file::link(&self.temporary, &self.path).and_then(|()| file::remove(&self.temporary)),
         };
         match renamed {
             Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {
@@ -74,7 +71,7 @@ impl Drop for SparseFile {
     fn drop(&mut self) {
         if !self.finished {
             // What is left of an interrupted restore is of no use to anybody.
-            let _ = std::fs::remove_file(&self.temporary);
+            let _ = file::remove(&self.temporary);
         }
     }
 }

@@ -123,7 +123,7 @@ pub(crate) fn compact(
     let mut compacted = Compacted { removed: packs.len() as u64, written_bytes, removed_bytes: 0 };
     for pack in packs {
         shared.log.remove(pack.number);
-        std::fs::remove_file(&pack.path).map_err(StoreError::io("remove", &pack.path))?;
+        file::remove(&pack.path).map_err(StoreError::io("remove", &pack.path))?;
         compacted.removed_bytes += pack.length_bytes();
     }
     file::sync_dir(shared.log.dir()).map_err(StoreError::io("make durable", shared.log.dir()))?;
@@ -192,7 +192,7 @@ fn let_go(shared: &Shared, packs: &[Arc<Pack>]) -> Result<(), StoreError> {
 pub(crate) fn salvage(shared: &Shared, path: &Path) -> Result<Vec<IndexEntry>, StoreError> {
     let failed = || StoreError::io("read", path);
     let file = file::open_existing(path).map_err(failed())?;
-    let length_bytes = usize::try_from(file.metadata().map_err(failed())?.len()).unwrap_or(usize::MAX);
+    let length_bytes = usize::try_from(file.length_bytes().map_err(failed())?).unwrap_or(usize::MAX);
     if length_bytes == 0 {
         return Ok(Vec::new());
     }
@@ -331,7 +331,7 @@ struct Unfinished(std::path::PathBuf);
 
 impl Drop for Unfinished {
     fn drop(&mut self) {
-        let _ = std::fs::remove_file(&self.0);
+        let _ = file::remove(&self.0);
     }
 }
 

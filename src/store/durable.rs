@@ -13,7 +13,6 @@
 //! ```
 
 use std::collections::BTreeMap;
-use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use super::error::StoreError;
@@ -28,7 +27,8 @@ fn path_in(index: &Path) -> PathBuf {
 
 /// What the file in the directory of the index says; nothing if there is none in order.
 pub(crate) fn read(index: &Path) -> Durable {
-    let bytes = std::fs::read(path_in(index)).unwrap_or_default();
+    // Twelve bytes a pack, of which there are fewer than a million.
+    let bytes = file::read_bounded(&path_in(index), 16 << 20).unwrap_or_default();
     let Some((packs, check)) = bytes.split_last_chunk::<4>() else { return Durable::new() };
     let (packs, []) = packs.as_chunks::<12>() else { return Durable::new() };
     if u32::from_le_bytes(*check) != crc32c::crc32c(packs.as_flattened()) {
@@ -49,9 +49,9 @@ pub(crate) fn write(index: &Path, durable: &Durable) -> Result<(), StoreError> {
     bytes.extend(crc32c::crc32c(&bytes).to_le_bytes());
     let path = path_in(index);
     let write = || {
-        let mut file = file::open_or_create(&path)?;
-        file.set_len(0)?;
-        file.write_all(&bytes)
+        let file = file::open_or_create(&path)?;
+        file.set_length(0)?;
+        file.write_all_at(&bytes, 0)
     };
     write().map_err(StoreError::io("write", &path))
 }
@@ -59,12 +59,7 @@ pub(crate) fn write(index: &Path, durable: &Durable) -> Result<(), StoreError> {
 /// Removes the file, if there is one.
 pub(crate) fn remove(index: &Path) -> Result<(), StoreError> {
     let path = path_in(index);
-    match std::fs::remove_file(&path) {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-            Err(StoreError::io("remove", path)(error))
-        }
-        _ => Ok(()),
-    }
+    file::remove_if_there(&path).map_err(StoreError::io("remove", path))
 }
 
 #[cfg(test)]

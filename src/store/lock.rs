@@ -4,13 +4,12 @@
 //! ended; nothing ever needs to be unlocked by hand. The pid in the file only tells others whom
 //! they are waiting for.
 
-use std::fs::{File, TryLockError};
-use std::io::{Read, Seek, Write};
+use std::fs::TryLockError;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
 use super::error::StoreError;
-use crate::sys::file;
+use crate::sys::file::{self, File};
 
 const LOCK_FILE: &str = "LOCK";
 
@@ -27,27 +26,22 @@ impl Lock {
     /// Takes the lock of the store at `store`, waiting up to `wait` for another owner.
     pub(crate) fn take(store: &Path, wait: Duration) -> Result<Lock, StoreError> {
         let path = store.join(LOCK_FILE);
-        let mut file = file::open_or_create(&path).map_err(StoreError::io("open", &path))?;
+        let file = file::open_or_create(&path).map_err(StoreError::io("open", &path))?;
         let started = Instant::now();
         loop {
             match file.try_lock() {
                 Ok(()) => break,
                 Err(TryLockError::WouldBlock) if started.elapsed() < wait => std::thread::sleep(RETRY_EVERY),
                 Err(TryLockError::WouldBlock) => {
-                    let mut text = String::new();
-                    let read = (&file).take(32).read_to_string(&mut text);
-                    let owner = read.ok().and_then(|_| text.trim().parse().ok());
+                    let read = file::read_bounded(&path, 32).ok();
+                    let owner = read.and_then(|text| str::from_utf8(&text).ok()?.trim().parse().ok());
                     return Err(StoreError::Owned { path: store.to_owned(), owner });
                 }
                 Err(TryLockError::Error(error)) => return Err(StoreError::io("lock", &path)(error)),
             }
         }
-        let write_pid = |file: &mut File| {
-            file.set_len(0)?;
-            file.rewind()?;
-            writeln!(file, "{}", std::process::id())
-        };
-        match write_pid(&mut file) {
+        let pid = format!("{}\n", std::process::id());
+        match file.set_length(0).and_then(|()| file.write_all_at(pid.as_bytes(), 0)) {
             // A full disk must not keep anybody from freeing space; the pid is only a courtesy.
             Err(error) if error.kind() != std::io::ErrorKind::StorageFull => {
                 Err(StoreError::io("write", path)(error))

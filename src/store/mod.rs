@@ -185,11 +185,13 @@ impl StoreOptions {
             Err(error) => return Err(error),
         }
         file::create_dir(path).map_err(StoreError::io("create", path))?;
-        let others = std::fs::read_dir(path)
-            .map_err(StoreError::io("list", path))?
-            .filter_map(|entry| entry.ok().map(|entry| entry.file_name()))
-            // What a creation leaves behind that was interrupted.
-            .any(|name| !["LOCK", "FORMAT.new", names::PACKS_DIR].iter().any(|known| name == *known));
+        // What a creation leaves behind that was interrupted.
+        let is_left = |found: &PathBuf| {
+            ["LOCK", "FORMAT.new", names::PACKS_DIR]
+                .iter()
+                .any(|name| found.file_name() == Some(name.as_ref()))
+        };
+        let others = !file::list(path).map_err(StoreError::io("list", path))?.iter().all(is_left);
         if others {
             let why = "the directory has other files in it; choose an empty or a new one".to_owned();
             return Err(StoreError::NotAStore { path: path.to_owned(), why });

@@ -96,10 +96,9 @@ type Unusable = Vec<(PathBuf, String)>;
 
 fn open_packs(dir: &Path, format: &Format) -> Result<(Vec<Arc<Pack>>, Unusable), StoreError> {
     file::create_dir(dir).map_err(StoreError::io("create", dir))?;
-    for entry in std::fs::read_dir(dir).map_err(StoreError::io("list", dir))? {
-        let path = entry.map_err(StoreError::io("list", dir))?.path();
+    for path in file::list(dir).map_err(StoreError::io("list", dir))? {
         if path.extension().is_some_and(|extension| extension == UNFINISHED) {
-            std::fs::remove_file(&path).map_err(StoreError::io("remove", path))?;
+            file::remove(&path).map_err(StoreError::io("remove", path))?;
         }
     }
     let (mut packs, mut unusable) = (Vec::new(), Vec::new());
@@ -109,7 +108,7 @@ fn open_packs(dir: &Path, format: &Format) -> Result<(Vec<Arc<Pack>>, Unusable),
             // A power failure can leave the name of a pack that was just begun, and not its bytes.
             Err(_) if file::is_zero(&path).map_err(StoreError::io("read", &path))? => {
                 tracing::info!("removing {}, which has nothing in it", path.display());
-                std::fs::remove_file(&path).map_err(StoreError::io("remove", &path))?;
+                file::remove(&path).map_err(StoreError::io("remove", &path))?;
             }
             Err(why) => unusable.push((path, why)),
         }
@@ -118,7 +117,7 @@ fn open_packs(dir: &Path, format: &Format) -> Result<(Vec<Arc<Pack>>, Unusable),
     let replaced: Vec<u32> = packs.iter().flat_map(|pack| pack.replaces.iter().copied()).collect();
     for pack in packs.extract_if(.., |pack| replaced.contains(&pack.number)) {
         tracing::info!("removing {}, which gc has replaced", pack.path.display());
-        std::fs::remove_file(&pack.path).map_err(StoreError::io("remove", &pack.path))?;
+        file::remove(&pack.path).map_err(StoreError::io("remove", &pack.path))?;
     }
     Ok((packs.into_iter().map(Arc::new).collect(), unusable))
 }
@@ -195,10 +194,8 @@ fn set_index_aside(store: &Path) -> Result<(), StoreError> {
     file::create_dir(&damaged).map_err(StoreError::io("create", &damaged))?;
     let aside = damaged.join(INDEX_DIR);
     // One is enough: an index holds nothing that the packs do not.
-    if aside.exists() {
-        std::fs::remove_dir_all(&aside).map_err(StoreError::io("remove", &aside))?;
-    }
-    std::fs::rename(&path, &aside).map_err(StoreError::io("set aside", path))
+    file::remove_dir(&aside).map_err(StoreError::io("remove", &aside))?;
+    file::rename(&path, &aside).map_err(StoreError::io("set aside", path))
 }
 
 /// What came of scanning the packs.

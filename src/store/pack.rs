@@ -16,9 +16,7 @@
 //! durable; from then on the replaced packs are superfluous, also if a crash kept gc from removing
 //! them. So an object never stays in two packs, and "it is in no pack any more" can be relied on.
 
-use std::fs::File;
 use std::io;
-use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -29,7 +27,8 @@ use super::error::StoreError;
 use super::format::{FORMAT_VERSION, Format};
 use super::id::StoreId;
 use super::object::{ALIGNMENT_BYTES, HEADER_BYTES, Header, Place};
-use crate::sys::{file, map};
+use crate::sys::file::{self, File};
+use crate::sys::map;
 
 /// A pack is sealed when it has grown to this: large enough that a terabyte is a few thousand
 /// files, small enough that gc rewrites one in about a second.
@@ -98,7 +97,7 @@ impl Pack {
         let file = file::create_new(&path).map_err(StoreError::io("create", &path))?;
         if let Err(error) = file.write_all_at(&bytes, 0) {
             // Leave no pack behind that has no header.
-            let _ = std::fs::remove_file(&path);
+            let _ = file::remove(&path);
             return Err(StoreError::io("write", path)(error));
         }
         let length_bytes = bytes.len() as u64;
@@ -122,7 +121,7 @@ impl Pack {
         number: u32,
     ) -> Result<Result<Pack, String>, StoreError> {
         let file = file::open_existing(&path).map_err(StoreError::io("open", &path))?;
-        let length_bytes = file.metadata().map_err(StoreError::io("read", &path))?.len();
+        let length_bytes = file.length_bytes().map_err(StoreError::io("read", &path))?;
         let read = read_header(&file, length_bytes, format, number).map_err(StoreError::io("read", &path))?;
         Ok(read.map(|replaces| Pack {
             number,
@@ -161,7 +160,7 @@ impl Pack {
     pub(crate) fn append(&self, objects: &[u8]) -> Result<u64, StoreError> {
         let at_bytes = self.length_bytes();
         if let Err(error) = self.file.write_all_at(objects, at_bytes) {
-            let cut = self.file.set_len(at_bytes);
+            let cut = self.file.set_length(at_bytes);
             self.has_rest.store(cut.is_err(), Ordering::Release);
             return Err(StoreError::io("write", &self.path)(error));
         }
@@ -186,15 +185,15 @@ impl Pack {
 
     /// Makes durable what is written.
     pub(crate) fn sync(&self) -> Result<(), StoreError> {
-        self.file.sync_data().map_err(StoreError::io("make durable", &self.path))
+        self.file.sync().map_err(StoreError::io("make durable", &self.path))
     }
 
     /// Cuts a torn tail off.
     pub(crate) fn truncate(&self, length_bytes: u64) -> Result<(), StoreError> {
         *self.map.lock().unwrap_or_else(PoisonError::into_inner) = None;
         self.file
-            .set_len(length_bytes)
-            .and_then(|()| self.file.sync_all())
+            .set_length(length_bytes)
+            .and_then(|()| self.file.sync())
             .map_err(StoreError::io("cut the torn tail of", &self.path))?;
         self.length_bytes.store(length_bytes, Ordering::Release);
         Ok(())
@@ -358,10 +357,9 @@ impl<'a> Iterator for Scan<'a> {
 /// The packs in `dir`: number and path, in order. Other files are left alone.
 pub(crate) fn list(dir: &Path) -> Result<Vec<(u32, PathBuf)>, StoreError> {
     let mut packs = Vec::new();
-    for entry in std::fs::read_dir(dir).map_err(StoreError::io("list", dir))? {
-        let entry = entry.map_err(StoreError::io("list", dir))?;
-        if let Some(number) = entry.file_name().to_str().and_then(number_of) {
-            packs.push((number, entry.path()));
+    for path in file::list(dir).map_err(StoreError::io("list", dir))? {
+        if let Some(number) = path.file_name().and_then(|name| number_of(name.to_str()?)) {
+            packs.push((number, path));
         }
     }
     packs.sort_unstable();

@@ -1,16 +1,66 @@
 //! Files that nobody else may read: created with mode 0600 (directories 0700) whatever the umask,
-//! never through a symbolic link, and made durable together with their directory.
+//! never through a symbolic link, and made durable together with their directory. Every call passes
+//! through call.rs, where tests may stand in the way.
 
-use std::fs::{DirBuilder, File, OpenOptions, Permissions};
-use std::io::{self, Read, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
-use std::path::Path;
+use std::fs::{DirBuilder, OpenOptions, Permissions, TryLockError};
+use std::io::{self, Read};
+use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt, PermissionsExt};
+use std::path::{Path, PathBuf};
 
 use rustix::fs::{OFlags, RenameFlags};
+
+use super::call::{Call, perform, tell};
 
 /// `O_NOFOLLOW` is the same small number on every Linux machine this runs on.
 #[allow(clippy::cast_possible_wrap)]
 const NO_FOLLOW: i32 = OFlags::NOFOLLOW.bits() as i32;
+
+/// An open file.
+#[derive(Debug)]
+pub(crate) struct File {
+    file: std::fs::File,
+    /// As what it was opened; it may have another name by now.
+    path: PathBuf,
+}
+
+impl File {
+    /// How long it is.
+    pub(crate) fn length_bytes(&self) -> io::Result<u64> {
+        Ok(self.file.metadata()?.len())
+    }
+
+    /// Fills `bytes` with what is there from a byte on.
+    pub(crate) fn read_exact_at(&self, bytes: &mut [u8], at_bytes: u64) -> io::Result<()> {
+        perform(Call::Read(&self.path), || self.file.read_exact_at(bytes, at_bytes))
+    }
+
+    /// Writes `bytes` from a byte on.
+    pub(crate) fn write_all_at(&self, bytes: &[u8], at_bytes: u64) -> io::Result<()> {
+        let call = Call::Write { path: &self.path, file: &self.file, at_bytes, bytes };
+        tell(call, || self.file.write_all_at(bytes, at_bytes))
+    }
+
+    /// Cuts it, or lengthens it by zeros.
+    pub(crate) fn set_length(&self, length_bytes: u64) -> io::Result<()> {
+        let call = Call::SetLength { path: &self.path, file: &self.file, length_bytes };
+        tell(call, || self.file.set_len(length_bytes))
+    }
+
+    /// Makes durable what is written, and how long it is.
+    pub(crate) fn sync(&self) -> io::Result<()> {
+        tell(Call::Sync(&self.path, &self.file), || self.file.sync_data())
+    }
+
+    /// Locks it, unless another process has it locked.
+    pub(crate) fn try_lock(&self) -> Result<(), TryLockError> {
+        self.file.try_lock()
+    }
+
+    /// Hands it to `map`, which maps it.
+    pub(crate) fn map<T>(&self, map: impl FnOnce(&std::fs::File) -> io::Result<T>) -> io::Result<T> {
+        perform(Call::Map(&self.path, &self.file), || map(&self.file))
+    }
+}
 
 fn private(options: &mut OpenOptions, path: &Path) -> io::Result<File> {
     // The umask can only take bits away from 0600, which `set_permissions` gives back.
@@ -18,22 +68,26 @@ fn private(options: &mut OpenOptions, path: &Path) -> io::Result<File> {
     if file.metadata()?.permissions().mode() & 0o777 != 0o600 {
         file.set_permissions(Permissions::from_mode(0o600))?;
     }
-    Ok(file)
+    Ok(File { file, path: path.to_owned() })
 }
 
 /// Creates a file that must not exist.
 pub(crate) fn create_new(path: &Path) -> io::Result<File> {
-    private(OpenOptions::new().create_new(true), path)
+    perform(Call::Create(path), || private(OpenOptions::new().create_new(true), path))
 }
 
 /// Opens a file for reading and writing, creating it if it is not there.
 pub(crate) fn open_or_create(path: &Path) -> io::Result<File> {
-    private(OpenOptions::new().create(true).truncate(false), path)
+    let call = if path.exists() { Call::Open(path) } else { Call::Create(path) };
+    perform(call, || private(OpenOptions::new().create(true).truncate(false), path))
 }
 
 /// Opens an existing file for reading and writing.
 pub(crate) fn open_existing(path: &Path) -> io::Result<File> {
-    OpenOptions::new().read(true).write(true).custom_flags(NO_FOLLOW).open(path)
+    perform(Call::Open(path), || {
+        let file = OpenOptions::new().read(true).write(true).custom_flags(NO_FOLLOW).open(path)?;
+        Ok(File { file, path: path.to_owned() })
+    })
 }
 
 /// Creates a directory with mode 0700, and those above it; does nothing where there is one.
@@ -44,16 +98,38 @@ pub(crate) fn create_dir(path: &Path) -> io::Result<()> {
     if let Some(parent) = path.parent().filter(|parent| !parent.as_os_str().is_empty()) {
         std::fs::create_dir_all(parent)?;
     }
-    DirBuilder::new().mode(0o700).create(path)?;
-    std::fs::set_permissions(path, Permissions::from_mode(0o700))
+    tell(Call::CreateDir(path), || {
+        DirBuilder::new().mode(0o700).create(path)?;
+        std::fs::set_permissions(path, Permissions::from_mode(0o700))
+    })
 }
 
 /// Removes a directory and all that is in it; does nothing where there is none.
 pub(crate) fn remove_dir(path: &Path) -> io::Result<()> {
-    match std::fs::remove_dir_all(path) {
+    if path.symlink_metadata().is_err_and(|error| error.kind() == io::ErrorKind::NotFound) {
+        return Ok(());
+    }
+    tell(Call::RemoveDir(path), || std::fs::remove_dir_all(path))
+}
+
+/// Takes a name from a file.
+pub(crate) fn remove(path: &Path) -> io::Result<()> {
+    tell(Call::Remove(path), || std::fs::remove_file(path))
+}
+
+/// The same; does nothing where there is none.
+pub(crate) fn remove_if_there(path: &Path) -> io::Result<()> {
+    match remove(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
         other => other,
     }
+}
+
+/// What is in a directory.
+pub(crate) fn list(dir: &Path) -> io::Result<Vec<PathBuf>> {
+    perform(Call::List(dir), || {
+        std::fs::read_dir(dir)?.map(|entry| entry.map(|entry| entry.path())).collect()
+    })
 }
 
 /// Gives every file below `dir` mode 0600 and every directory 0700: for what a library created.
@@ -73,52 +149,65 @@ pub(crate) fn make_private(dir: &Path) -> io::Result<()> {
 
 /// Makes the entries of a directory durable.
 pub(crate) fn sync_dir(dir: &Path) -> io::Result<()> {
-    File::open(dir)?.sync_all()
+    tell(Call::SyncDir(dir), || std::fs::File::open(dir)?.sync_all())
 }
 
 /// Replaces `path` by a file with these bytes: durable and whole when this returns, and after a
 /// crash either as before or so.
 pub(crate) fn write_whole(path: &Path, bytes: &[u8]) -> io::Result<()> {
     let temporary = path.with_extension("new");
-    match std::fs::remove_file(&temporary) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-        _ => {}
-    }
-    let mut file = create_new(&temporary)?;
-    file.write_all(bytes)?;
-    file.sync_all()?;
-    std::fs::rename(&temporary, path)?;
+    remove_if_there(&temporary)?;
+    let file = create_new(&temporary)?;
+    file.write_all_at(bytes, 0)?;
+    file.sync()?;
+    rename(&temporary, path)?;
     path.parent().map_or(Ok(()), sync_dir)
 }
 
 /// Whether a file has no bytes but zeros.
 pub(crate) fn is_zero(path: &Path) -> io::Result<bool> {
-    let mut file = File::open(path)?;
     let mut buffer = vec![0; 1 << 20];
-    loop {
-        match file.read(&mut buffer)? {
-            0 => return Ok(true),
-            length if buffer[..length].iter().any(|byte| *byte != 0) => return Ok(false),
-            _ => {}
+    perform(Call::Read(path), || {
+        let mut file = std::fs::File::open(path)?;
+        loop {
+            match file.read(&mut buffer)? {
+                0 => return Ok(true),
+                length if buffer[..length].iter().any(|byte| *byte != 0) => return Ok(false),
+                _ => {}
+            }
         }
-    }
+    })
+}
+
+/// Gives a file or directory another name; what has that name goes.
+pub(crate) fn rename(from: &Path, to: &Path) -> io::Result<()> {
+    tell(Call::Rename(from, to), || std::fs::rename(from, to))
 }
 
 /// Gives a file another name, which no other file may have.
 pub(crate) fn rename_new(from: &Path, to: &Path) -> io::Result<()> {
-    Ok(rustix::fs::renameat_with(rustix::fs::CWD, from, rustix::fs::CWD, to, RenameFlags::NOREPLACE)?)
+    tell(Call::Rename(from, to), || {
+        Ok(rustix::fs::renameat_with(rustix::fs::CWD, from, rustix::fs::CWD, to, RenameFlags::NOREPLACE)?)
+    })
 }
 
 /// Lets two directories change their names. Should the file system have no such operation, there is a
 /// moment when there is no directory `to`.
 pub(crate) fn exchange_dirs(from: &Path, to: &Path) -> io::Result<()> {
-    match rustix::fs::renameat_with(rustix::fs::CWD, from, rustix::fs::CWD, to, RenameFlags::EXCHANGE) {
-        Err(rustix::io::Errno::INVAL | rustix::io::Errno::NOSYS) => {
-            remove_dir(to)?;
-            std::fs::rename(from, to)
+    tell(Call::Exchange(from, to), || {
+        match rustix::fs::renameat_with(rustix::fs::CWD, from, rustix::fs::CWD, to, RenameFlags::EXCHANGE) {
+            Err(rustix::io::Errno::INVAL | rustix::io::Errno::NOSYS) => {
+                std::fs::remove_dir_all(to)?;
+                std::fs::rename(from, to)
+            }
+            other => Ok(other?),
         }
-        other => Ok(other?),
-    }
+    })
+}
+
+/// Gives a file a second name, which no other file may have.
+pub(crate) fn link(path: &Path, second: &Path) -> io::Result<()> {
+    tell(Call::Link(path, second), || std::fs::hard_link(path, second))
 }
 
 /// Gives a file another name in `dir`: its own, with a number behind it if that is taken.
@@ -129,7 +218,8 @@ pub(crate) fn link_into(path: &Path, dir: &Path) -> io::Result<()> {
         if number > 0 {
             name.push(format!(".{number}"));
         }
-        match std::fs::hard_link(path, dir.join(name)) {
+        let second = dir.join(name);
+        match link(path, &second) {
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
             other => return other,
         }
@@ -140,7 +230,9 @@ pub(crate) fn link_into(path: &Path, dir: &Path) -> io::Result<()> {
 /// The whole of a small file; an error if it has more than `max_bytes`.
 pub(crate) fn read_bounded(path: &Path, max_bytes: u64) -> io::Result<Vec<u8>> {
     let mut bytes = Vec::new();
-    File::open(path)?.take(max_bytes + 1).read_to_end(&mut bytes)?;
+    perform(Call::Read(path), || {
+        std::fs::File::open(path)?.take(max_bytes.saturating_add(1)).read_to_end(&mut bytes)
+    })?;
     if bytes.len() as u64 > max_bytes {
         return Err(io::Error::new(io::ErrorKind::InvalidData, format!("more than {max_bytes} bytes")));
     }

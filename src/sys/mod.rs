@@ -1,5 +1,7 @@
 //! The operating system: all `unsafe` code and all Linux calls that no library wraps safely.
 
+#[cfg_attr(not(feature = "fault-injection"), allow(dead_code, unreachable_pub))]
+pub(crate) mod call;
 pub(crate) mod file;
 pub(crate) mod map;
 pub(crate) mod pagemap;

@@ -1,0 +1,216 @@
+//! The calls by which a store reads and changes its files, each passing through one place, so that a
+//! test may watch them, fail them, or leave them out.
+//!
+//! ```text
+//! store ──> file.rs, map.rs ──> perform ──> the operating system
+//!                                  │
+//!                                  └─ the witness of the directory, where a test has set one
+//! ```
+//!
+//! Without the feature `fault-injection` nothing of it is there and every call goes straight through. What sled does
+//! with the files of the index does not pass here: nothing acknowledged depends on it.
+
+use std::fs::File;
+#[cfg(not(feature = "fault-injection"))]
+use std::io;
+use std::path::Path;
+
+/// One call, before it is made.
+#[derive(Debug)]
+#[non_exhaustive]
+pub enum Call<'a> {
+    /// Creates a file that is not there.
+    Create(&'a Path),
+    /// Opens a file for reading and writing.
+    Open(&'a Path),
+    /// Reads a file, or some of it.
+    Read(&'a Path),
+    /// Lists a directory.
+    List(&'a Path),
+    /// Maps an open file, to read it.
+    Map(&'a Path, &'a File),
+    /// Writes bytes to an open file from a byte on.
+    Write {
+        /// As what it was opened; it may have another name by now.
+        path: &'a Path,
+        /// The open file.
+        file: &'a File,
+        /// Where the first byte goes.
+        at_bytes: u64,
+        /// What is written.
+        bytes: &'a [u8],
+    },
+    /// Cuts an open file, or lengthens it by zeros.
+    SetLength {
+        /// As what it was opened.
+        path: &'a Path,
+        /// The open file.
+        file: &'a File,
+        /// How long it is to be.
+        length_bytes: u64,
+    },
+    /// Makes the bytes of an open file durable.
+    Sync(&'a Path, &'a File),
+    /// Makes the entries of a directory durable.
+    SyncDir(&'a Path),
+    /// Creates a directory.
+    CreateDir(&'a Path),
+    /// Removes a directory with all that is in it.
+    RemoveDir(&'a Path),
+    /// Gives a file or directory another name; what has that name goes.
+    Rename(&'a Path, &'a Path),
+    /// Lets two directories change their names.
+    Exchange(&'a Path, &'a Path),
+    /// Gives a file a second name.
+    Link(&'a Path, &'a Path),
+    /// Takes a name from a file.
+    Remove(&'a Path),
+}
+
+impl<'a> Call<'a> {
+    /// The file or directory that it is about.
+    pub fn path(&self) -> &'a Path {
+        match *self {
+            Call::Create(path)
+            | Call::Open(path)
+            | Call::Read(path)
+            | Call::List(path)
+            | Call::Map(path, _)
+            | Call::Write { path, .. }
+            | Call::SetLength { path, .. }
+            | Call::Sync(path, _)
+            | Call::SyncDir(path)
+            | Call::CreateDir(path)
+            | Call::RemoveDir(path)
+            | Call::Rename(path, _)
+            | Call::Exchange(path, _)
+            | Call::Link(path, _)
+            | Call::Remove(path) => path,
+        }
+    }
+
+    /// What it does, in a word.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Call::Create(_) => "create",
+            Call::Open(_) => "open",
+            Call::Read(_) => "read",
+            Call::List(_) => "list",
+            Call::Map(..) => "map",
+            Call::Write { .. } => "write",
+            Call::SetLength { .. } => "set length",
+            Call::Sync(..) => "sync",
+            Call::SyncDir(_) => "sync directory",
+            Call::CreateDir(_) => "create directory",
+            Call::RemoveDir(_) => "remove directory",
+            Call::Rename(..) => "rename",
+            Call::Exchange(..) => "exchange",
+            Call::Link(..) => "link",
+            Call::Remove(_) => "remove",
+        }
+    }
+}
+
+#[cfg(feature = "fault-injection")]
+pub use watched::{Watching, Witness, watch};
+#[cfg(feature = "fault-injection")]
+pub(crate) use watched::{perform, tell};
+
+#[cfg(not(feature = "fault-injection"))]
+#[inline(always)]
+pub(crate) fn perform<T>(_: Call<'_>, act: impl FnOnce() -> io::Result<T>) -> io::Result<T> {
+    act()
+}
+
+#[cfg(not(feature = "fault-injection"))]
+#[inline(always)]
+pub(crate) fn tell(_: Call<'_>, act: impl FnOnce() -> io::Result<()>) -> io::Result<()> {
+    act()
+}
+
+#[cfg(feature = "fault-injection")]
+mod watched {
+    use std::io;
+    use std::path::{Path, PathBuf};
+    use std::sync::atomic::{AtomicUsize, Ordering};
+    use std::sync::{Arc, PoisonError, RwLock};
+
+    use super::Call;
+
+    /// Stands between a store and its files.
+    pub trait Witness: Send + Sync {
+        /// Answers a call: `act` makes it. A call that gives something back (opening, reading, mapping, listing) must
+        /// be made or fail; any other may be left out and still be said to have been made.
+        ///
+        /// # Errors
+        ///
+        /// Whatever the store is to be told.
+        fn call(&self, call: &Call<'_>, act: &mut dyn FnMut() -> io::Result<()>) -> io::Result<()>;
+    }
+
+    type Watched = (PathBuf, Arc<dyn Witness>);
+
+    static WITNESSES: RwLock<Vec<Watched>> = RwLock::new(Vec::new());
+    /// How many there are: mostly none, and then no lock is taken.
+    static COUNT: AtomicUsize = AtomicUsize::new(0);
+
+    /// A directory is watched until this is dropped.
+    pub struct Watching {
+        root: PathBuf,
+        witness: Arc<dyn Witness>,
+    }
+
+    impl std::fmt::Debug for Watching {
+        fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+            f.debug_struct("Watching").field("root", &self.root).finish_non_exhaustive()
+        }
+    }
+
+    /// Sends all calls about what is in a directory, and the directory itself, past a witness.
+    pub fn watch(root: impl Into<PathBuf>, witness: Arc<dyn Witness>) -> Watching {
+        let root = root.into();
+        let mut witnesses = WITNESSES.write().unwrap_or_else(PoisonError::into_inner);
+        witnesses.push((root.clone(), witness.clone()));
+        COUNT.store(witnesses.len(), Ordering::Release);
+        Watching { root, witness }
+    }
+
+    impl Drop for Watching {
+        fn drop(&mut self) {
+            let mut witnesses = WITNESSES.write().unwrap_or_else(PoisonError::into_inner);
+            let is_this =
+                |(root, witness): &Watched| *root == self.root && Arc::ptr_eq(witness, &self.witness);
+            if let Some(at) = witnesses.iter().position(is_this) {
+                witnesses.remove(at);
+            }
+            COUNT.store(witnesses.len(), Ordering::Release);
+        }
+    }
+
+    fn witness(path: &Path) -> Option<Arc<dyn Witness>> {
+        if COUNT.load(Ordering::Acquire) == 0 {
+            return None;
+        }
+        let witnesses = WITNESSES.read().unwrap_or_else(PoisonError::into_inner);
+        witnesses.iter().find(|(root, _)| path.starts_with(root)).map(|(_, witness)| witness.clone())
+    }
+
+    /// Makes a call that gives something back.
+    pub(crate) fn perform<T>(call: Call<'_>, act: impl FnOnce() -> io::Result<T>) -> io::Result<T> {
+        let Some(witness) = witness(call.path()) else { return act() };
+        let (mut act, mut value) = (Some(act), None);
+        witness.call(&call, &mut || {
+            let act = act.take().ok_or_else(|| io::Error::other("the call was made already"))?;
+            value = Some(act()?);
+            Ok(())
+        })?;
+        value.ok_or_else(|| io::Error::other("a call that gives something back was left out"))
+    }
+
+    /// Makes a call that gives nothing back.
+    pub(crate) fn tell(call: Call<'_>, act: impl FnOnce() -> io::Result<()>) -> io::Result<()> {
+        let Some(witness) = witness(call.path()) else { return act() };
+        let mut act = Some(act);
+        witness.call(&call, &mut || act.take().map_or(Ok(()), |act| act()))
+    }
+}
