@@ -105,6 +105,13 @@ impl Store {
     }
 }
 
+/// Packs of less than this are put together when there are many of them: after each gc that wrote one the
+/// next capture begins a pack.
+const SMALL_BYTES: u64 = pack::SEAL_BYTES / 16;
+
+/// So many are not many.
+const MAX_SMALL: usize = 16;
+
 /// Packs that together become one, and what is to be kept of them, in bytes.
 type Group = (Vec<Arc<Pack>>, u64);
 
@@ -267,7 +274,7 @@ impl<'a> Collecting<'a> {
             );
             tombstones_bytes += object.len() as u64;
         }
-        let mut victims = Vec::new();
+        let (mut victims, mut small) = (Vec::new(), Vec::new());
         for pack in self.shared.log.packs() {
             if pack.number > self.horizon.pack {
                 continue;
@@ -278,7 +285,12 @@ impl<'a> Collecting<'a> {
             let dead_bytes = whole_bytes.saturating_sub(live_bytes + more_bytes);
             if dead_bytes * 100 > whole_bytes * u64::from(options.max_unused_percent) {
                 victims.push((live_bytes, pack));
+            } else if pack.length_bytes() < SMALL_BYTES {
+                small.push((live_bytes, pack));
             }
+        }
+        if small.len() > MAX_SMALL {
+            victims.append(&mut small);
         }
         victims.sort_by_key(|(live_bytes, pack)| (*live_bytes, pack.number));
         let mut groups: Vec<Group> = Vec::new();

@@ -179,3 +179,37 @@ fn what_a_table_names_is_kept_also_if_an_attachment_has_the_bytes_of_the_table()
     assert_eq!(store.gc(&GcOptions::default()).unwrap().dead_regions, 25);
     assert_restores(&store, kept, &memory);
 }
+
+#[test]
+fn what_gc_wrote_is_never_appended_to_and_many_small_packs_become_one() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("store");
+    drop(Store::options().create(&path).unwrap());
+    let lengths = || {
+        let packs = std::fs::read_dir(path.join("packs")).unwrap().map(|entry| entry.unwrap());
+        packs
+            .map(|entry| (entry.file_name(), entry.metadata().unwrap().len()))
+            .collect::<std::collections::BTreeMap<_, _>>()
+    };
+    let mut kept = Vec::new();
+    let mut most = 0;
+    for step in 0..24 {
+        let store = Store::open(&path).unwrap();
+        let memory = noise(20_000, 2 * step);
+        kept.push((capture(&store, "p", &memory), memory));
+        let forgotten = capture(&store, "q", &noise(20_000, 2 * step + 1));
+        store.forget(&[forgotten]).unwrap();
+        store.gc(&GcOptions::default()).unwrap();
+        drop(store);
+        let after_gc = lengths();
+        most = most.max(after_gc.len());
+        let store = Store::open(&path).unwrap();
+        capture(&store, "r", &noise(100, 1000 + step));
+        let after_capture = lengths();
+        assert!(after_gc.iter().all(|(name, bytes)| after_capture[name] == *bytes), "step {step}");
+    }
+    assert!(most < 24, "{most} packs");
+    let store = Store::open(&path).unwrap();
+    kept.iter().for_each(|(id, memory)| assert_restores(&store, *id, memory));
+    assert_eq!(store.verify(&Default::default()).unwrap().problems, []);
+}

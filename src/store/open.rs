@@ -220,14 +220,11 @@ fn catch_up(
     let mut damage_found = false;
     let mut other_deltas = Vec::new();
     // What was appended to last. Packs before it were durable before it was begun, and those that
-    // gc wrote before they had their names.
-    let last = packs.last().map(|pack| pack.number);
+    // gc wrote before they had their names; those are never appended to.
     let last_begun = packs.iter().rev().find(|pack| pack.replaces.is_empty()).map(|pack| pack.number);
     for pack in packs {
-        let watermark = watermarks.get(&pack.number).copied();
-        let indexed_bytes = watermark.unwrap_or(0).max(pack.header_bytes());
-        let appended_to = pack.replaces.is_empty() || watermark.is_some();
-        let may_be_torn = appended_to && [last, last_begun].contains(&Some(pack.number));
+        let indexed_bytes = watermarks.get(&pack.number).copied().unwrap_or(0).max(pack.header_bytes());
+        let may_be_torn = last_begun == Some(pack.number);
         let mut damaged = false;
         if pack.length_bytes() > indexed_bytes {
             // What was durable once is no torn tail.
@@ -249,7 +246,10 @@ fn catch_up(
             ends.push((pack.number, pack.length_bytes()));
         }
         // The last one, as it turns out.
-        let room = !damaged && pack.length_bytes() < pack::SEAL_BYTES && pack.length_bytes() % 8 == 0;
+        let room = pack.replaces.is_empty()
+            && !damaged
+            && pack.length_bytes() < pack::SEAL_BYTES
+            && pack.length_bytes() % 8 == 0;
         active = room.then(|| pack.clone());
     }
     // Notes and tombstones come after all records: gc may have put a record into a later pack.
