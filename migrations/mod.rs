@@ -96,10 +96,13 @@ fn remove(dir: &Path) -> Result<(), StoreError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::fault_injection::{Call, Witness, watch};
     use crate::{CaptureOptions, Store};
-    use std::io::{BufRead, BufReader};
+    use std::io::{self, BufRead, BufReader};
     use std::path::PathBuf;
     use std::process::{Command, Stdio};
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicI64, Ordering};
     use std::time::{Duration, Instant};
 
     /// A made-up step: copies the packs and writes a FORMAT of the next version.
@@ -192,51 +195,92 @@ mod tests {
     }
 
     const KILLED_STORE: &str = "STILLFRAME_KILLED_STORE";
+    const KILLED_AFTER_CALLS: &str = "STILLFRAME_KILLED_AFTER_CALLS";
+
+    /// Kills this process before one of the calls that it is told of, or ends a count of them.
+    struct Countdown(AtomicI64);
+
+    impl Witness for Countdown {
+        fn call(&self, _: &Call<'_>, act: &mut dyn FnMut() -> io::Result<()>) -> io::Result<()> {
+            if self.0.fetch_sub(1, Ordering::Relaxed) == 0 {
+                let this = rustix::process::getpid();
+                rustix::process::kill_process(this, rustix::process::Signal::KILL).unwrap();
+            }
+            act()
+        }
+    }
 
     #[test]
     #[ignore = "it is the child that the next test starts and kills"]
     fn a_child_migrates_until_it_is_killed() {
-        let Some(store) = std::env::var_os(KILLED_STORE) else { return };
+        let Some(store) = std::env::var_os(KILLED_STORE).map(PathBuf::from) else { return };
+        let calls = std::env::var(KILLED_AFTER_CALLS).map_or(i64::MAX, |text| text.parse().unwrap());
+        let _watching = watch(&store, Arc::new(Countdown(AtomicI64::new(calls))));
         println!("begun");
-        run(Path::new(&store), MADE_UP, 3).unwrap();
+        run(&store, MADE_UP, 3).unwrap();
+    }
+
+    /// When the child dies.
+    enum Death {
+        AfterCalls(i64),
+        After(Duration),
+        Never,
+    }
+
+    /// Has a child migrate a store until it dies, and then somebody call again. Says how long the child
+    /// took, and whether it was in the middle of it.
+    fn kill(death: &Death) -> (Duration, bool) {
+        let dir = tempfile::tempdir().unwrap();
+        let (store, before) = store(dir.path());
+        let mut child = Command::new(std::env::current_exe().unwrap());
+        child
+            .args(["--exact", "migrations::tests::a_child_migrates_until_it_is_killed"])
+            .args(["--ignored", "--nocapture"])
+            .env(KILLED_STORE, &store)
+            .stdout(Stdio::piped());
+        if let Death::AfterCalls(calls) = death {
+            child.env(KILLED_AFTER_CALLS, calls.to_string());
+        }
+        let mut child = child.spawn().unwrap();
+        let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+        lines.find(|line| line.as_ref().unwrap().ends_with("begun")).unwrap().unwrap();
+        let began = Instant::now();
+        if let Death::After(time) = death {
+            std::thread::sleep(*time);
+            child.kill().unwrap();
+        }
+        child.wait().unwrap();
+        let took = began.elapsed();
+        let is_under_way = store.join(MIGRATION_DIR).exists() || format::version(&store).unwrap() == 2;
+        run(&store, MADE_UP, 3).unwrap();
+        assert_eq!(format::version(&store).unwrap(), 3);
+        assert_eq!(content(&store)[1..], before[1..]);
+        assert!(!store.join(MIGRATION_DIR).exists());
+        (took, is_under_way)
+    }
+
+    #[test]
+    fn a_migration_that_is_killed_before_any_of_its_calls_goes_on_when_it_is_called_again() {
+        let dir = tempfile::tempdir().unwrap();
+        let (store, _) = store(dir.path());
+        let count = Arc::new(Countdown(AtomicI64::new(i64::MAX)));
+        let watching = watch(&store, count.clone());
+        run(&store, MADE_UP, 3).unwrap();
+        drop(watching);
+        let calls = i64::MAX - count.0.load(Ordering::Relaxed);
+        let under_way = (0..calls).filter(|call| kill(&Death::AfterCalls(*call)).1).count();
+        println!("{calls} kills, {under_way} of them in the middle");
+        assert!(under_way > 10);
     }
 
     /// `STILLFRAME_KILLS=1000 cargo test --lib migration_that_is_killed` kills that often.
     #[test]
-    fn a_migration_that_is_killed_goes_on_when_it_is_called_again() {
-        let kills = std::env::var("STILLFRAME_KILLS").map_or(30, |text| text.parse().unwrap());
+    fn a_migration_that_is_killed_at_any_time_goes_on_when_it_is_called_again() {
+        let kills = std::env::var("STILLFRAME_KILLS").map_or(10, |text| text.parse().unwrap());
         // Spread evenly over the time that it takes undisturbed.
-        let mut took = Duration::from_millis(20);
-        let mut cut_short = 0;
-        for kill in 0..=kills {
-            let dir = tempfile::tempdir().unwrap();
-            let (store, before) = store(dir.path());
-            let mut child = Command::new(std::env::current_exe().unwrap())
-                .args(["--exact", "migrations::tests::a_child_migrates_until_it_is_killed"])
-                .args(["--ignored", "--nocapture"])
-                .env(KILLED_STORE, &store)
-                .stdout(Stdio::piped())
-                .spawn()
-                .unwrap();
-            let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
-            lines.find(|line| line.as_ref().unwrap().ends_with("begun")).unwrap().unwrap();
-            let began = Instant::now();
-            if kill > 0 {
-                std::thread::sleep(took * kill / kills);
-                child.kill().unwrap();
-            }
-            child.wait().unwrap();
-            if kill == 0 {
-                took = began.elapsed();
-            }
-            let is_under_way = store.join(MIGRATION_DIR).exists();
-            cut_short += u32::from(is_under_way || format::version(&store).unwrap() == 2);
-            run(&store, MADE_UP, 3).unwrap();
-            assert_eq!(format::version(&store).unwrap(), 3, "kill {kill}");
-            assert_eq!(content(&store)[1..], before[1..], "kill {kill}");
-            assert!(!store.join(MIGRATION_DIR).exists());
-        }
-        println!("{cut_short} of {kills} kills fell into the migration");
+        let (took, _) = kill(&Death::Never);
+        let under_way = (0..kills).filter(|at| kill(&Death::After(took * *at / kills)).1).count();
+        println!("{kills} kills, {under_way} of them in the middle");
     }
 
     #[test]

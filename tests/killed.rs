@@ -2,8 +2,10 @@
 //!
 //! A child process, which is this program again, does with a store what is done with stores, in an order
 //! drawn from a seed: captures, labels, forgets, gc (with and without captures beside it), closing,
-//! opening, repair. It says what it begins and what was acknowledged. It is killed at a drawn moment of a drawn
-//! operation. Then everything acknowledged must be there, byte by byte, with its index and without.
+//! opening, repair, also of packs in which there is something to repair. It says what it begins and what was
+//! acknowledged. It is killed in a drawn operation: by itself, before a drawn one of the calls that change its files,
+//! or in the middle of a write; or by this process at a drawn moment, which may also be inside the database.
+//! Then everything acknowledged must be there, byte by byte, with its index and without.
 //! Some stores are not looked at between two kills, so that recovering is killed as well; and a store
 //! lives through [`KILLS_OF_A_STORE`] kills, so that damage would come together.
 //!
@@ -14,12 +16,15 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::cast_possible_truncation)]
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
-use std::io::{BufRead, BufReader, Write};
+use std::io::{self, BufRead, BufReader, Write};
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
+use stillframe::fault_injection::{Call, Watching, Witness, watch};
 use stillframe::{CaptureOptions, GcOptions, RegionSize, RepairOptions, SnapshotId, Store, VerifyOptions};
 
 /// About 15 seconds of it.
@@ -34,6 +39,8 @@ const PAGE_BYTES: usize = 4096;
 
 const CHILD_STORE: &str = "STILLFRAME_KILLED_STORE";
 const CHILD_SEED: &str = "STILLFRAME_KILLED_SEED";
+/// A file in which the child writes before which call it kills itself.
+const CHILD_END: &str = "STILLFRAME_KILLED_END";
 
 // ---- Memory -------------------------------------------------------------------------------------
 
@@ -138,13 +145,23 @@ impl Memory {
 // ---- The child ----------------------------------------------------------------------------------
 
 /// Says what is begun and what was acknowledged: a line in one write each, so that a kill cuts none.
-struct Voice(AtomicU64);
+struct Voice {
+    next: AtomicU64,
+    /// Where the child is to kill itself, if it is to.
+    aim: Aim,
+    fate: Arc<Fate>,
+}
 
 impl Voice {
     fn doing<T>(&self, what: &str, operation: impl FnOnce() -> (T, String)) -> T {
-        let number = self.0.fetch_add(1, Ordering::Relaxed);
+        let number = self.next.fetch_add(1, Ordering::Relaxed);
         let say = |line: String| std::io::stdout().lock().write_all(line.as_bytes()).unwrap();
         say(format!("begin {number} {what}\n"));
+        if let Means::Call { calls, .. } = self.aim.means
+            && self.aim.is_at(usize::try_from(number).unwrap(), kind(what))
+        {
+            self.fate.arm(calls);
+        }
         let (value, result) = operation();
         say(format!("done {number} {result}\n"));
         value
@@ -152,6 +169,44 @@ impl Voice {
 
     fn does<T>(&self, what: &str, operation: impl FnOnce() -> T) -> T {
         self.doing(what, || (operation(), String::new()))
+    }
+}
+
+/// Counts calls that change files down, once it is armed, and kills this process before the last of them, or in
+/// the middle of it where it is a write.
+struct Fate {
+    /// Negative while it is not armed.
+    calls_left: AtomicI64,
+    tears: bool,
+    end: PathBuf,
+}
+
+impl Fate {
+    fn arm(&self, calls: i64) {
+        let _ = self.calls_left.compare_exchange(-1, calls, Ordering::Relaxed, Ordering::Relaxed);
+    }
+}
+
+impl Witness for Fate {
+    fn call(&self, call: &Call<'_>, act: &mut dyn FnMut() -> io::Result<()>) -> io::Result<()> {
+        let changes = !matches!(call, Call::Open(_) | Call::Read(_) | Call::List(_) | Call::Map(..));
+        if !changes || self.calls_left.load(Ordering::Relaxed) < 0 {
+            return act();
+        }
+        if self.calls_left.fetch_sub(1, Ordering::Relaxed) != 0 {
+            return act();
+        }
+        let name = match call {
+            Call::Write { file, at_bytes, bytes, .. } if self.tears => {
+                file.write_all_at(&bytes[..bytes.len() / 2], *at_bytes).unwrap();
+                "in a write"
+            }
+            _ => call.name(),
+        };
+        std::fs::write(&self.end, name).unwrap();
+        let this = rustix::process::getpid();
+        rustix::process::kill_process(this, rustix::process::Signal::KILL).unwrap();
+        unreachable!("nobody survives SIGKILL");
     }
 }
 
@@ -187,8 +242,10 @@ fn collect(store: &Store, voice: &Voice) {
 #[ignore = "it is the child that the other test starts and kills"]
 fn a_child_works_with_a_store_until_it_is_killed() {
     let Some(path) = std::env::var_os(CHILD_STORE).map(PathBuf::from) else { return };
-    let mut draw = Draw::new(&[std::env::var(CHILD_SEED).unwrap().parse().unwrap()]);
-    let voice = Voice(AtomicU64::new(0));
+    let seed = std::env::var(CHILD_SEED).unwrap().parse().unwrap();
+    let mut draw = Draw::new(&[seed]);
+    let voice = voice(&path, seed);
+    let _watching: Watching = watch(&path, voice.fate.clone());
     let mut memories: Vec<Memory> = PROCESSES.iter().map(|process| Memory::new(process)).collect();
     let mut large = Memory::new(LARGE);
     let open = || voice.does("open", || Store::open(&path).unwrap());
@@ -225,15 +282,37 @@ fn a_child_works_with_a_store_until_it_is_killed() {
             }
             19 => {
                 voice.does("close", || drop(store));
+                let spoils = draw.below(2) == 0 && voice.does("spoil", || spoil(&path));
                 voice.does("repair", || {
                     let report = Store::repair(&path, &RepairOptions::default()).unwrap();
-                    assert_eq!((report.damaged, report.lost_snapshots), (vec![], vec![]));
+                    assert_eq!(report.lost_snapshots, []);
+                    // One that was killed before this may have spoilt them as well.
+                    assert!(!report.damaged.is_empty() || !spoils);
                 });
                 store = open();
             }
             _ => {}
         }
     }
+}
+
+fn voice(store: &Path, seed: u64) -> Voice {
+    let aim = Aim::draw(seed, std::fs::read_to_string(store.join("FORMAT")).unwrap().contains("= 512"));
+    let tears = matches!(aim.means, Means::Call { tears: true, .. });
+    let fate =
+        Fate { calls_left: AtomicI64::new(-1), tears, end: std::env::var_os(CHILD_END).unwrap().into() };
+    Voice { next: AtomicU64::new(0), aim, fate: Arc::new(fate) }
+}
+
+/// Puts bytes that are no object behind the last one of the first of several packs: damage that costs no
+/// snapshot anything, and no torn tail. Says whether it did.
+fn spoil(store: &Path) -> bool {
+    let packs = files(&store.join("packs"));
+    let packs: Vec<_> = packs.iter().filter(|(name, _)| name.ends_with(".pack")).collect();
+    let [(name, length), _, ..] = packs[..] else { return false };
+    let pack = std::fs::File::options().write(true).open(store.join("packs").join(name)).unwrap();
+    pack.write_all_at(&[0xA5; 64], *length).unwrap();
+    true
 }
 
 // ---- What must be there -------------------------------------------------------------------------
@@ -254,6 +333,9 @@ struct Model {
     notes: HashMap<String, Vec<String>>,
     maybe_taken: Vec<Taken>,
     maybe_forgotten: HashSet<String>,
+    /// Whether there may be bytes in a pack that are no object.
+    is_spoiled: bool,
+    was_spoiled: bool,
 }
 
 impl Model {
@@ -280,6 +362,8 @@ impl Model {
             (["label", id, note], Some(_)) => {
                 self.notes.insert((*id).to_owned(), vec![(*note).to_owned()]);
             }
+            (["spoil"], _) => (self.is_spoiled, self.was_spoiled) = (true, true),
+            (["repair"], Some(_)) => self.is_spoiled = false,
             (["label", id, note], None) => {
                 let notes = self.notes.entry((*id).to_owned()).or_insert_with(|| vec![String::new()]);
                 notes.push((*note).to_owned());
@@ -352,27 +436,42 @@ fn assert_restore(store: &Store) {
 
 // ---- The kills ----------------------------------------------------------------------------------
 
-/// When to kill: at the first operation of the kind from the given number on, after a share of the time
-/// that such a one took last.
+/// When to kill: in the first operation of the kind from the given number on.
 struct Aim {
     kind: Option<&'static str>,
     number: usize,
-    share: f64,
+    means: Means,
+}
+
+#[derive(Clone, Copy, PartialEq)]
+enum Means {
+    /// By itself, before one of its calls that change files.
+    Call {
+        /// So many are made before.
+        calls: i64,
+        /// Whether half of it is made too, where it is a write.
+        tears: bool,
+    },
+    /// From outside, after a share of the time that such an operation took last.
+    Time { share: f64 },
 }
 
 impl Aim {
     /// It may be that no operation of the kind comes.
     const PATIENCE: usize = 60;
 
-    fn draw(draw: &mut Draw, has_large: bool) -> Aim {
+    /// The same for the one who kills and the one who is killed.
+    fn draw(seed: u64, has_large: bool) -> Aim {
+        let draw = &mut Draw::new(&[seed, 1]);
         // A large capture writes a megabyte at a time, which can be cut in two.
         let large = has_large.then_some("capture-large");
         let kinds = [large, None, None, Some("gc"), Some("gc"), Some("repair"), Some("open"), Some("close")];
-        Aim {
-            kind: kinds[draw.below(kinds.len())],
-            number: draw.below(15),
-            share: draw.below(1100) as f64 / 1000.0,
-        }
+        let (kind, number) = (kinds[draw.below(kinds.len())], draw.below(15));
+        let means = match draw.below(3) {
+            0 => Means::Time { share: draw.below(1100) as f64 / 1000.0 },
+            _ => Means::Call { calls: draw.below(12) as i64, tears: draw.below(2) == 0 },
+        };
+        Aim { kind, number, means }
     }
 
     fn is_at(&self, number: usize, kind: &str) -> bool {
@@ -397,12 +496,15 @@ impl Tally {
 
 /// Has a child work with the store and kills it.
 fn kill_one(store: &Path, seed: u64, has_large: bool, model: &mut Model, tally: &mut Tally) {
-    let aim = Aim::draw(&mut Draw::new(&[seed, 1]), has_large);
+    let aim = Aim::draw(seed, has_large);
     let errors_path = store.with_extension("errors");
+    let end_path = store.with_extension("end");
+    let _ = std::fs::remove_file(&end_path);
     let mut child = Command::new(std::env::current_exe().unwrap())
         .args(["--exact", "a_child_works_with_a_store_until_it_is_killed", "--ignored", "--nocapture"])
         .env(CHILD_STORE, store)
         .env(CHILD_SEED, seed.to_string())
+        .env(CHILD_END, &end_path)
         .stdout(Stdio::piped())
         .stderr(std::fs::File::create(&errors_path).unwrap())
         .spawn()
@@ -423,15 +525,22 @@ fn kill_one(store: &Path, seed: u64, has_large: bool, model: &mut Model, tally: 
             continue;
         }
         under_way.insert(number, (what.to_owned(), Instant::now()));
-        if !is_killed && aim.is_at(number, kind(what)) {
+        if let Means::Time { share } = aim.means
+            && !is_killed
+            && aim.is_at(number, kind(what))
+        {
             let took = tally.took.get(kind(what)).copied().unwrap_or(Duration::from_millis(5));
-            std::thread::sleep(took.mul_f64(aim.share));
+            std::thread::sleep(took.mul_f64(share));
             child.kill().unwrap();
             is_killed = true;
         }
     }
     let status = child.wait().unwrap();
     let errors = std::fs::read_to_string(&errors_path).unwrap();
+    if let Ok(call) = std::fs::read_to_string(&end_path) {
+        tally.count(format!("  … before a {call}").replace("before a in", "in"));
+        is_killed = true;
+    }
     assert!(is_killed, "the child ended by itself, {status}:\n{errors}");
     let at: Vec<&str> = under_way.values().map(|(operation, _)| kind(operation)).collect();
     tally.count(format!(
@@ -466,12 +575,21 @@ fn look_after(dir: &Path, model: &mut Model, tally: &mut Tally) {
     std::fs::copy(path.join("FORMAT"), without_index.join("FORMAT")).unwrap();
     let damaged = path.join("damaged");
     if damaged.exists() {
-        // An index set aside, or about to be, and nothing else ever.
-        let names: Vec<_> =
-            std::fs::read_dir(&damaged).unwrap().map(|entry| entry.unwrap().file_name()).collect();
-        assert!(names.iter().all(|name| name == "index"), "{names:?} were taken for damaged");
+        // An index set aside, or about to be, and no packs but those that were spoilt.
+        let names: Vec<_> = files(&damaged).into_keys().collect();
+        let is_right = |name: &String| name == "index" || model.was_spoiled;
+        assert!(names.iter().all(is_right), "{names:?} were taken for damaged");
         std::fs::remove_dir_all(&damaged).unwrap();
     }
+    if model.is_spoiled {
+        tally.count("left a pack that was to be repaired");
+        for store in [&path, &without_index] {
+            let report = Store::repair(store, &RepairOptions::default()).unwrap();
+            assert_eq!(report.lost_snapshots, []);
+        }
+        std::fs::remove_dir_all(&damaged).unwrap();
+    }
+    (model.is_spoiled, model.was_spoiled) = (false, false);
 
     if path.join("index.unfinished").exists() {
         tally.count("left an index half written anew");
