@@ -21,7 +21,7 @@ use crate::store::marks::Marks;
 use crate::store::object::{self, Kind};
 use crate::store::pack::{self, Pack};
 use crate::store::read::{Check, Reader};
-use crate::store::tree::Tree;
+use crate::store::tree::{IndexEntry, Tree};
 use crate::store::{Shared, Store, encode_tombstone};
 use crate::table;
 
@@ -309,24 +309,24 @@ impl<'a> Collecting<'a> {
         Ok(groups)
     }
 
-    /// Drops what is condemned from the index: deltas before their bases.
+    /// Drops what is condemned from the index.
     fn drop_dead(&self, condemned: &Condemned, stats: &GcStats) -> Result<(), Error> {
         let index = self.shared.index();
         if index.is_many(stats.dead_regions) {
             let live = |tree, hash: &Hash, at| (!condemned.contains(tree, hash, at)).then_some(at);
             return Ok(index.rewrite(live)?);
         }
-        for deltas in [true, false] {
-            for tree in Tree::ALL {
-                for entry in index.entries(tree) {
-                    let (hash, location) = entry?;
-                    if location.is_delta() == deltas && condemned.contains(tree, &hash, location) {
-                        index.replace(tree, &hash, location, None)?;
-                    }
+        // All of it before the first goes: if not all can be read, nothing does.
+        let mut dead: Vec<IndexEntry> = Vec::new();
+        for tree in Tree::ALL {
+            for entry in index.entries(tree) {
+                let (hash, location) = entry?;
+                if condemned.contains(tree, &hash, location) {
+                    dead.push((tree, hash, location));
                 }
             }
         }
-        Ok(())
+        Ok(index.take_out(dead.into_iter())?)
     }
 }
 

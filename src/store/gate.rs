@@ -97,7 +97,7 @@ impl Gate {
         CaptureGuard { gate: self.clone(), number }
     }
 
-    /// Keeps a snapshot from being collected, if it was live after this returned.
+    /// Keeps a snapshot from being collected. It must be live, and not be forgotten meanwhile.
     pub(crate) fn pin_snapshot(self: &Arc<Self>, id: SnapshotId, record: Arc<Record>) -> SnapshotGuard {
         self.pins().snapshots.entry(id).or_insert((0, record)).0 += 1;
         SnapshotGuard { gate: self.clone(), id }

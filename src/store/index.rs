@@ -177,6 +177,25 @@ impl Index {
         Ok(true)
     }
 
+    /// Takes entries out that are still where they say. Deltas may go before or after their bases: until all
+    /// that is on the disk the index is marked, as what is saved meanwhile may have one without the other.
+    pub(crate) fn take_out(
+        &self,
+        mut entries: impl ExactSizeIterator<Item = IndexEntry>,
+    ) -> Result<(), StoreError> {
+        if entries.len() == 0 {
+            return Ok(());
+        }
+        let was_grounded = !self.may_have_ungrounded();
+        self.set_may_have_ungrounded(true)?;
+        entries.try_for_each(|(tree, hash, location)| self.replace(tree, &hash, location, None).map(drop))?;
+        self.save()?;
+        match was_grounded {
+            true => self.set_may_have_ungrounded(false),
+            false => Ok(()),
+        }
+    }
+
     /// Whether so many changes are made sooner by a [`rewrite`](Self::rewrite).
     pub(crate) fn is_many(&self, changes: u64) -> bool {
         changes > self.max_overlay_entries(&self.read()) / 4
@@ -670,6 +689,24 @@ mod tests {
         assert_eq!(index.get(Tree::Regions, last).unwrap(), None);
         assert_eq!(index.entries(Tree::Regions).count(), 99);
         assert!(index.may_have_ungrounded());
+    }
+
+    #[test]
+    fn what_is_saved_while_entries_are_taken_out_may_be_there_in_part_after_a_kill() {
+        let dir = tempfile::tempdir().unwrap();
+        let index = Index::open_with(&dir.path().join("index"), STORE, SMALL).unwrap();
+        let hashes: Vec<Hash> = (0..10u8).map(|number| Hash::of(&[number])).collect();
+        let entries = hashes.iter().map(|hash| (Tree::Regions, *hash, location(1)));
+        index.insert(&entries.clone().collect::<Vec<_>>());
+        index.save().unwrap();
+        // The settler saves when it likes.
+        let amid = entries.inspect(|_| {
+            index.save().unwrap();
+            assert!(index.may_have_ungrounded());
+        });
+        index.take_out(amid).unwrap();
+        assert!(!index.may_have_ungrounded());
+        assert_eq!(index.entries(Tree::Regions).count(), 0);
     }
 
     #[test]

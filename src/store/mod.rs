@@ -355,10 +355,13 @@ impl Shared {
 
     /// The record of a live snapshot, which gc leaves alone while it is pinned.
     pub(crate) fn pin(&self, id: SnapshotId) -> Result<(Arc<Record>, SnapshotGuard), StoreError> {
-        let record = self.record(id)?;
+        // In one step: a snapshot that is forgotten when it is pinned may be gone, and the next gc would
+        // fail to mark it.
+        let catalog = self.catalog();
+        let record = catalog.live(&id).map(|entry| entry.record.clone());
+        let record = record.ok_or_else(|| StoreError::NoSuchSnapshot { text: id.to_string() })?;
         let pin = self.gate.pin_snapshot(id, record.clone());
-        // Forgotten in between? Then gc may have missed the pin.
-        Ok((self.record(id)?, pin))
+        Ok((record, pin))
     }
 
     /// Tells the index what the catalog knows of a snapshot.
