@@ -2,6 +2,8 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::cast_possible_truncation)]
 
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
 
 use stillframe::{Attachment, CaptureOptions, GcOptions, Hash, RegionSize, SnapshotId, Store};
 
@@ -113,55 +115,139 @@ fn a_store_whose_every_snapshot_is_forgotten_becomes_small() {
     assert_restores(&store, id, &memory);
 }
 
+/// Memory of three tables, each one of a few: what one thread forgets another finds, also in parts, and it comes
+/// back again and again. Versions of a table differ in some 24 regions, by a few bytes each.
+fn shared_memory(tables: [(u64, u64); 3]) -> Vec<u8> {
+    let table = |(seed, version): (u64, u64)| {
+        let mut bytes = noise(TABLE_BYTES, seed);
+        for place in (0..24).map(|number| number * 7919 % (TABLE_BYTES - 8)) {
+            bytes[place..place + 8].copy_from_slice(&version.to_le_bytes());
+        }
+        bytes
+    };
+    tables.into_iter().flat_map(table).collect()
+}
+
+/// 512 regions of 512 bytes.
+const TABLE_BYTES: usize = 512 * 512;
+
+/// A snapshot that one of the threads has taken and not forgotten.
+struct Kept {
+    id: SnapshotId,
+    tables: [(u64, u64); 3],
+    label: Option<u64>,
+}
+
+impl Kept {
+    fn assert_whole(&self, store: &Store) {
+        assert_restores(store, self.id, &shared_memory(self.tables));
+        let snapshot = store.snapshot(self.id).unwrap();
+        assert_eq!(snapshot.labels().get("step"), self.label.map(|step| step.to_string()).as_ref());
+    }
+}
+
+/// One of eight threads. Each process is shared by two, so that a parent may be forgotten by somebody
+/// else. Returns what it keeps, how many captures it took, and how many regions were stored as deltas.
+fn work_meanwhile(store: &Store, worker: u64, stop: &AtomicBool) -> (Vec<Kept>, u64, u64) {
+    let mut state = worker + 1;
+    let mut draw = |below: u64| {
+        state = state.wrapping_mul(0x5851_F42D_4C95_7F2D).wrapping_add(0x1405_7B7E_F767_814F);
+        (state >> 33) % below
+    };
+    let mut kept: Vec<Kept> = Vec::new();
+    let mut forgotten = Vec::new();
+    let (mut step, mut captures, mut delta_regions) = (0, 0, 0);
+    while !stop.load(Ordering::Relaxed) {
+        step += 1;
+        match draw(8) {
+            0..4 => {
+                // Mostly in its place, so that it is like the parent's; sometimes elsewhere or another one.
+                let tables = [0, 1, 2].map(|place| match draw(12) {
+                    0 => (3 + draw(8), 0),
+                    1 => (draw(3), draw(60)),
+                    _ => (place, draw(60)),
+                });
+                let memory = shared_memory(tables);
+                let process = store.process(format!("p{}", worker / 2));
+                let options = CaptureOptions { deltas: draw(8) > 0, ..CaptureOptions::default() };
+                let done = match draw(4) {
+                    0 => process.start_capture(&memory[..], &options).unwrap().wait().unwrap(),
+                    _ => process.capture(&memory[..], &options).unwrap(),
+                };
+                captures += 1;
+                delta_regions += done.delta_regions;
+                kept.push(Kept { id: done.id, tables, label: None });
+            }
+            4 if !kept.is_empty() => {
+                let at = draw(kept.len() as u64) as usize;
+                store.label(kept[at].id, &[("step".to_owned(), Some(step.to_string()))]).unwrap();
+                kept[at].label = Some(step);
+            }
+            5 if !kept.is_empty() => kept[draw(kept.len() as u64) as usize].assert_whole(store),
+            _ => {}
+        }
+        if kept.len() > 4 {
+            let Kept { id, tables, .. } = kept.remove(draw(5) as usize);
+            // Pinned before it is forgotten, and restored a while after.
+            if draw(2) == 0 {
+                forgotten.push((store.restore(id).unwrap(), tables));
+            }
+            store.forget(&[id]).unwrap();
+            assert!(store.restore(id).is_err());
+        }
+        if forgotten.len() > draw(3) as usize {
+            let (restore, tables) = forgotten.remove(0);
+            assert!(restore.into_mapping().unwrap()[..] == shared_memory(tables)[..]);
+        }
+    }
+    (kept, captures, delta_regions)
+}
+
 #[test]
-fn captures_restores_and_forgets_go_on_while_gc_runs_in_a_loop() {
+fn eight_threads_lose_nothing_while_gc_runs_in_a_loop() {
+    let seconds = std::env::var("STILLFRAME_GC_SECONDS").map_or(4, |seconds| seconds.parse().unwrap());
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("store");
-    let store = Store::options().create(&path).unwrap();
-    let stop = std::sync::atomic::AtomicBool::new(false);
-    std::thread::scope(|scope| {
-        let collector = scope.spawn(|| {
-            let mut rounds = 0;
-            while !stop.load(std::sync::atomic::Ordering::Relaxed) {
-                store.gc(&GcOptions::default()).unwrap();
-                rounds += 1;
+    let store = Store::options().region_size(RegionSize::new(512).unwrap()).create(&path).unwrap();
+    let stop = AtomicBool::new(false);
+    let (mut rounds, mut freed_bytes) = (0, 0);
+    let (kept, captures, delta_regions) = std::thread::scope(|scope| {
+        let (store, stop) = (&store, &stop);
+        let workers: Vec<_> =
+            (0..8).map(|worker| scope.spawn(move || work_meanwhile(store, worker, stop))).collect();
+        let until = Instant::now() + Duration::from_secs(seconds);
+        let some_failed = || workers.iter().any(|worker| worker.is_finished());
+        while !some_failed() && (Instant::now() < until || rounds < 3 || freed_bytes == 0) {
+            let dry_run = rounds % 5 == 4;
+            let options = GcOptions { dry_run, max_unused_percent: 0, ..GcOptions::default() };
+            let collected = store.gc(&options);
+            if collected.is_err() {
+                stop.store(true, Ordering::Relaxed);
             }
-            rounds
-        });
-        let workers: Vec<_> = (0..4u64)
-            .map(|worker| {
-                let store = &store;
-                scope.spawn(move || {
-                    let name = format!("p{worker}");
-                    let mut live: Vec<(SnapshotId, Vec<u8>)> = Vec::new();
-                    for step in 0..60u64 {
-                        // Few distinct contents: what one forgets another finds again.
-                        let mut memory = noise(400_000, step % 5);
-                        memory[..8].copy_from_slice(&(worker * 1000 + step).to_le_bytes());
-                        live.push((capture(store, &name, &memory), memory));
-                        if live.len() > 3 {
-                            let (id, memory) = live.remove((step % 3) as usize);
-                            let restore = store.restore(id).unwrap();
-                            store.forget(&[id]).unwrap();
-                            // It was pinned before it was forgotten.
-                            assert!(restore.into_mapping().unwrap()[..] == memory[..]);
-                        }
-                        let (id, memory) = &live[live.len() / 2];
-                        assert_restores(store, *id, memory);
-                    }
-                    live
-                })
-            })
-            .collect();
-        let live: Vec<_> = workers.into_iter().map(|worker| worker.join()).collect();
-        stop.store(true, std::sync::atomic::Ordering::Relaxed);
-        assert!(collector.join().unwrap() > 3);
-        let live: Vec<_> = live.into_iter().flat_map(Result::unwrap).collect();
-        for (id, memory) in &live {
-            assert_restores(&store, *id, memory);
+            freed_bytes += if dry_run { 0 } else { collected.unwrap().freed_bytes };
+            rounds += 1;
         }
+        stop.store(true, Ordering::Relaxed);
+        let done: Vec<_> = workers.into_iter().map(|worker| worker.join().unwrap()).collect();
+        let captures: u64 = done.iter().map(|(_, captures, _)| captures).sum();
+        let delta_regions: u64 = done.iter().map(|(_, _, delta_regions)| delta_regions).sum();
+        (done.into_iter().flat_map(|(kept, ..)| kept).collect::<Vec<_>>(), captures, delta_regions)
     });
-    assert!(store.verify(&Default::default()).unwrap().problems.is_empty());
+    println!("{rounds} rounds of gc freed {freed_bytes} bytes; {captures} captures, {delta_regions} deltas");
+    assert!(delta_regions > 0);
+    let assert_all_is_there = |store: &Store| {
+        assert_eq!(store.snapshots().len(), kept.len());
+        kept.iter().for_each(|it| it.assert_whole(store));
+        assert_eq!(store.verify(&Default::default()).unwrap().problems, []);
+    };
+    assert_all_is_there(&store);
+    drop(store);
+    assert_all_is_there(&Store::open(&path).unwrap());
+    std::fs::remove_dir_all(path.join("index")).unwrap();
+    let store = Store::open(&path).unwrap();
+    assert_all_is_there(&store);
+    store.gc(&GcOptions::default()).unwrap();
+    assert_all_is_there(&store);
 }
 
 #[test]
