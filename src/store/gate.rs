@@ -13,9 +13,7 @@
 //!   and publishes what is *condemned*. From then on a look-up of a condemned hash finds nothing,
 //!   and the capture stores the region anew, past the horizon.
 //!
-//! A snapshot that became durable after gc had read its roots is safe without being marked: what it
-//! refers to lies past the horizon, or was pinned by its capture (what it appended itself too), or is its parent's, which its
-//! capture had pinned too.
+//! docs/design.md says why nothing is lost so; tests/gc_model.rs tries it in every order, and must be changed with this.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
