@@ -25,6 +25,9 @@ use crate::sys::{file, map};
 /// Copied objects are written in pieces of this size.
 const WRITE_BYTES: usize = 1 << 20;
 
+/// So many objects at a time are looked at in the order of their hashes: 14 MB.
+const SORT_OBJECTS: usize = 256 * 1024;
+
 /// What a compaction did.
 #[derive(Debug, Default)]
 pub(crate) struct Compacted {
@@ -36,11 +39,9 @@ pub(crate) struct Compacted {
     pub(crate) written_bytes: u64,
 }
 
-/// An object of one of the trees, somewhere else now.
+/// An object of one of the trees, somewhere else now. There may be a million of them: what it is the new pack says.
 struct Move {
-    tree: Tree,
-    hash: Hash,
-    old: Location,
+    old: Position,
     new_bytes: u64,
 }
 
@@ -54,7 +55,7 @@ struct FactMove {
 
 /// What is to be kept of the packs that are replaced.
 pub(crate) trait Keep {
-    /// Whether to keep an object of one of the trees. Asked in the order of the hashes.
+    /// Whether to keep an object of one of the trees. Asked of very many at a time in the order of the hashes.
     fn object(&self, tree: Tree, hash: &Hash, at: Position) -> bool;
 
     /// Whether to keep a record, note or tombstone about this snapshot.
@@ -137,22 +138,24 @@ pub(crate) fn compact(
 fn repoint(shared: &Shared, mut written: Written) -> Result<(), StoreError> {
     let index = shared.index();
     let number = written.pack.number;
-    let moved = |it: &Move| Location { pack: number, offset_bytes: it.new_bytes, ..it.old };
     if index.is_many(written.moves.len() as u64) {
-        written.moves.sort_unstable_by_key(|it| (it.tree, it.hash));
-        let mut moves = written.moves.iter().peekable();
-        index.rewrite(|tree, hash, location| {
-            while moves.next_if(|it| (it.tree, it.hash) < (tree, *hash)).is_some() {}
-            // There may be several, of copies that the index does not mean.
-            let mut new = None;
-            while let Some(it) = moves.next_if(|it| (it.tree, it.hash) == (tree, *hash)) {
-                new = new.or_else(|| (it.old == location).then(|| moved(it)));
-            }
-            Some(new.unwrap_or(location))
+        written.moves.sort_unstable_by_key(|it| it.old);
+        index.rewrite(|_, _, location| {
+            // Not found where the index means another copy.
+            let moved = written.moves.binary_search_by_key(&location.into(), |it| it.old).ok();
+            Some(moved.map_or(location, |at| Location {
+                pack: number,
+                offset_bytes: written.moves[at].new_bytes,
+                ..location
+            }))
         })?;
     } else {
-        for it in &written.moves {
-            index.replace(it.tree, &it.hash, it.old, Some(moved(it)))?;
+        let bytes = written.pack.bytes(written.pack.length_bytes())?;
+        for (tree, hash, new) in objects_of(&written.pack, &bytes) {
+            if let Ok(at) = written.moves.binary_search_by_key(&new.offset_bytes, |it| it.new_bytes) {
+                let Position { pack, offset_bytes } = written.moves[at].old;
+                index.replace(tree, &hash, Location { pack, offset_bytes, ..new }, Some(new))?;
+            }
         }
     }
     for FactMove { snapshot, old, new, .. } in written.facts {
@@ -207,10 +210,8 @@ pub(crate) fn salvage(shared: &Shared, path: &Path) -> Result<Vec<IndexEntry>, S
     let pack = written.pack;
     shared.log.add(pack.clone());
     let index = shared.index();
-    let moved =
-        |it: Move| (it.tree, it.hash, Location { pack: pack.number, offset_bytes: it.new_bytes, ..it.old });
-    let other_deltas = index.insert_found(written.moves.into_iter().map(moved).collect())?;
     let bytes = pack.bytes(pack.length_bytes())?;
+    let other_deltas = index.insert_found(objects_of(&pack, &bytes).collect())?;
     // Records first: notes and tombstones are about them.
     let (records, others): (Vec<_>, Vec<_>) =
         written.facts.into_iter().partition(|it| it.header.kind == Kind::Record);
@@ -262,8 +263,8 @@ fn write(
             let old = Location::new(*old_number, offset_bytes, &header);
             let new_bytes = new.length_bytes() + buffer.len() as u64;
             match (indexed(&header), subject(&header, payload)) {
-                (Some((tree, hash)), _) if wanted.binary_search(&old.into()).is_ok() => {
-                    moves.push(Move { tree, hash, old, new_bytes });
+                (Some(_), _) if wanted.binary_search(&old.into()).is_ok() => {
+                    moves.push(Move { old: old.into(), new_bytes });
                 }
                 (None, Some(snapshot)) if keep.fact(header.kind, snapshot, old) => {
                     let new = Location::new(number, new_bytes, &header);
@@ -294,21 +295,37 @@ fn write(
 
 /// Where the objects of the trees are that are to be kept, sorted.
 fn wanted(store: StoreId, origins: &[Origin], keep: &dyn Keep) -> Vec<Position> {
+    let mut wanted = Vec::new();
     let mut objects: Vec<(Tree, Hash, Position)> = Vec::new();
+    let mut choose = |objects: &mut Vec<(Tree, Hash, Position)>| {
+        objects.sort_unstable();
+        let kept = objects.drain(..).filter(|(tree, hash, at)| keep.object(*tree, hash, *at));
+        wanted.extend(kept.map(|(_, _, at)| at));
+    };
     for (pack, bytes, first_bytes) in origins {
         for scanned in Scan::new(bytes, *first_bytes, store, *pack) {
             if let Scanned::Object { offset_bytes, header, .. } = scanned
                 && let Some((tree, hash)) = indexed(&header)
             {
                 objects.push((tree, hash, Position { pack: *pack, offset_bytes }));
+                if objects.len() == SORT_OBJECTS {
+                    choose(&mut objects);
+                }
             }
         }
     }
-    objects.sort_unstable();
-    objects.retain(|(tree, hash, at)| keep.object(*tree, hash, *at));
-    let mut wanted: Vec<Position> = objects.into_iter().map(|(_, _, at)| at).collect();
+    choose(&mut objects);
     wanted.sort_unstable();
     wanted
+}
+
+/// The objects of the trees in a pack.
+fn objects_of<'a>(pack: &'a Pack, bytes: &'a [u8]) -> impl Iterator<Item = IndexEntry> + 'a {
+    pack.scan(bytes, pack.header_bytes()).filter_map(|scanned| {
+        let Scanned::Object { offset_bytes, header, .. } = scanned else { return None };
+        let (tree, hash) = indexed(&header)?;
+        Some((tree, hash, Location::new(pack.number, offset_bytes, &header)))
+    })
 }
 
 /// The snapshot that a record, note or tombstone is about; `None` for what says nothing of the kind.
