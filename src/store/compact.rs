@@ -162,7 +162,7 @@ fn repoint(shared: &Shared, mut written: Written) -> Result<(), StoreError> {
         shared.change_catalog(|catalog| catalog.moved(snapshot, old, new));
         shared.store_catalog_entry(snapshot);
     }
-    index.set_watermark(number, Some(written.pack.length_bytes()));
+    index.set_watermark(number, Some(written.pack.watermark(written.pack.length_bytes())));
     Ok(())
 }
 
@@ -227,7 +227,7 @@ pub(crate) fn salvage(shared: &Shared, path: &Path) -> Result<Vec<IndexEntry>, S
             shared.store_catalog_entry(snapshot);
         }
     }
-    index.set_watermark(pack.number, Some(pack.length_bytes()));
+    index.set_watermark(pack.number, Some(pack.watermark(pack.length_bytes())));
     index.save()?;
     Ok(other_deltas)
 }

@@ -7,7 +7,7 @@
 //! snapshots  page (u32 BE)          catalog entries: 's' and a snapshot id, or 't' and one where only
 //!                                   the location of a tombstone is left
 //! runs       slot (u32 BE)          what is newer: 'r' or 'o' and a block, 's' and a page
-//! meta       'p' pack number (BE)   indexed bytes (u64)
+//! meta       'p' pack number (BE)   up to where it is indexed: a watermark (watermark.rs)
 //!            "schema"               schema version and store id
 //!            "buckets"              of each tree: buckets (u32), entries (u64)
 //!            "damage"               not empty while there is known damage
@@ -37,11 +37,12 @@ use super::block::{self, Block, Place, Stored};
 use super::error::StoreError;
 use super::id::StoreId;
 use super::tree::Tree;
+use super::watermark::Watermark;
 use crate::hash::Hash;
 use crate::sys::file;
 
 /// Changes with what the trees hold. A store with another one gets its index rebuilt.
-const SCHEMA: u8 = 2;
+const SCHEMA: u8 = 3;
 
 /// What sled may keep of its pages in memory, beside its own bookkeeping.
 const CACHE_BYTES: u64 = 8 << 20;
@@ -355,12 +356,12 @@ impl Database {
     }
 
     /// Up to which byte each pack is indexed.
-    pub(crate) fn watermarks(&self) -> Result<BTreeMap<u32, u64>, StoreError> {
+    pub(crate) fn watermarks(&self) -> Result<BTreeMap<u32, Watermark>, StoreError> {
         let mut watermarks = BTreeMap::new();
         for entry in self.meta.scan_prefix(b"p") {
             let (key, value) = entry.map_err(failed("be read"))?;
-            if let (Ok(number), Ok(bytes)) = (key[1..].try_into(), value.as_ref().try_into()) {
-                watermarks.insert(u32::from_be_bytes(number), u64::from_le_bytes(bytes));
+            if let (Ok(number), Ok(bytes)) = (key[1..].try_into(), <&[u8; _]>::try_from(value.as_ref())) {
+                watermarks.insert(u32::from_be_bytes(number), Watermark::from_bytes(bytes));
             }
         }
         Ok(watermarks)
@@ -368,9 +369,9 @@ impl Database {
 
     /// Sets a pack's watermark, or says that the pack is gone. To be called when what it stands for
     /// is flushed.
-    pub(crate) fn put_watermark(&self, pack: u32, indexed_bytes: Option<u64>) -> Result<(), StoreError> {
+    pub(crate) fn put_watermark(&self, pack: u32, indexed: Option<Watermark>) -> Result<(), StoreError> {
         let key = [b"p", &pack.to_be_bytes()[..]].concat();
-        let value = indexed_bytes.map_or(Vec::new(), |bytes| bytes.to_le_bytes().to_vec());
+        let value = indexed.map_or(Vec::new(), |watermark| watermark.to_bytes().to_vec());
         self.meta.insert(key, value).map(drop).map_err(failed("be written"))
     }
 

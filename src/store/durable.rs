@@ -5,21 +5,22 @@
 //! or old.
 //!
 //! ```text
-//!  0        4         12
-//!  +--------+---------+-----+---------+
-//!  | number | durable | ... | CRC32C  |   of each pack its number (u32) and so many bytes (u64);
-//!  | u32    | u64     |     | u32     |   the check is of everything before it
-//!  +--------+---------+-----+---------+
+//!  0        4           28
+//!  +--------+-----------+-----+---------+
+//!  | number | watermark | ... | CRC32C  |   of each pack its number and up to where it is durable
+//!  | u32    | 24 B      |     | u32     |   (watermark.rs); the check is of everything before it
+//!  +--------+-----------+-----+---------+
 //! ```
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use super::error::StoreError;
+use super::watermark::Watermark;
 use crate::sys::file;
 
-/// So many bytes of a pack, by its number.
-pub(crate) type Durable = BTreeMap<u32, u64>;
+/// Up to where packs are durable, by their numbers.
+pub(crate) type Durable = BTreeMap<u32, Watermark>;
 
 fn path_in(index: &Path) -> PathBuf {
     index.join("durable")
@@ -27,15 +28,15 @@ fn path_in(index: &Path) -> PathBuf {
 
 /// What the file in the directory of the index says; nothing if there is none in order.
 pub(crate) fn read(index: &Path) -> Durable {
-    // Twelve bytes a pack, of which there are fewer than a million.
-    let bytes = file::read_bounded(&path_in(index), 16 << 20).unwrap_or_default();
+    // 28 bytes a pack, of which there are fewer than a million.
+    let bytes = file::read_bounded(&path_in(index), 32 << 20).unwrap_or_default();
     let Some((packs, check)) = bytes.split_last_chunk::<4>() else { return Durable::new() };
-    let (packs, []) = packs.as_chunks::<12>() else { return Durable::new() };
+    let (packs, []) = packs.as_chunks::<{ 4 + Watermark::BYTES }>() else { return Durable::new() };
     if u32::from_le_bytes(*check) != crc32c::crc32c(packs.as_flattened()) {
         return Durable::new();
     }
-    let pack = |[a, b, c, d, bytes @ ..]: &[u8; 12]| {
-        (u32::from_le_bytes([*a, *b, *c, *d]), u64::from_le_bytes(*bytes))
+    let pack = |[a, b, c, d, watermark @ ..]: &[u8; 4 + Watermark::BYTES]| {
+        (u32::from_le_bytes([*a, *b, *c, *d]), Watermark::from_bytes(watermark))
     };
     packs.iter().map(pack).collect()
 }
@@ -44,7 +45,7 @@ pub(crate) fn read(index: &Path) -> Durable {
 pub(crate) fn write(index: &Path, durable: &Durable) -> Result<(), StoreError> {
     let mut bytes: Vec<u8> = durable
         .iter()
-        .flat_map(|(number, bytes)| [&number.to_le_bytes()[..], &bytes.to_le_bytes()[..]].concat())
+        .flat_map(|(number, watermark)| [&number.to_le_bytes()[..], &watermark.to_bytes()[..]].concat())
         .collect();
     bytes.extend(crc32c::crc32c(&bytes).to_le_bytes());
     let path = path_in(index);
@@ -65,13 +66,15 @@ pub(crate) fn remove(index: &Path) -> Result<(), StoreError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::store::id::PackId;
 
     #[test]
     fn what_is_not_in_order_says_nothing() {
         let dir = tempfile::tempdir().unwrap();
         assert_eq!(read(dir.path()), Durable::new());
-        let durable = Durable::from([(1, 268_435_456), (7, 48)]);
-        write(dir.path(), &Durable::from([(1, 4), (2, 5), (3, 6)])).unwrap();
+        let at = |end_bytes| Watermark { pack: PackId([9; 16]), end_bytes };
+        let durable = Durable::from([(1, at(268_435_456)), (7, at(48))]);
+        write(dir.path(), &Durable::from([(1, at(4)), (2, at(5)), (3, at(6))])).unwrap();
         write(dir.path(), &durable).unwrap();
         assert_eq!(read(dir.path()), durable);
         let whole = std::fs::read(path_in(dir.path())).unwrap();

@@ -1,4 +1,4 @@
-//! The name of a store.
+//! The names of stores and of packs.
 
 /// Names one store for ever, so that a pack of another store is never taken for one of its own.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
@@ -12,6 +12,17 @@ impl StoreId {
         let mut id = [0; 16];
         id.copy_from_slice(&blake3::hash(seed.as_bytes()).as_bytes()[..16]);
         StoreId(id)
+    }
+}
+
+/// Names the bytes of one pack for ever. Its number may come back when it is gone; this does not.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct PackId(pub(crate) [u8; 16]);
+
+impl PackId {
+    /// A new id.
+    pub(crate) fn new() -> PackId {
+        PackId(StoreId::new().0)
     }
 }
 

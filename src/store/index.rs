@@ -27,11 +27,12 @@ use super::block::Stored;
 use super::database::{BLOCK_ENTRIES, Database};
 use super::durable::{self, Durable};
 use super::error::StoreError;
-use super::id::StoreId;
+use super::id::{PackId, StoreId};
 use super::location::Location;
 use super::names::UNFINISHED;
 use super::overlay::{Change, State};
 use super::tree::{IndexEntry, Tree};
+use super::watermark::Watermark;
 use crate::hash::Hash;
 use crate::sys::file;
 
@@ -233,15 +234,15 @@ impl Index {
     }
 
     /// Up to which byte each pack is indexed.
-    pub(crate) fn watermarks(&self) -> BTreeMap<u32, u64> {
+    pub(crate) fn watermarks(&self) -> BTreeMap<u32, Watermark> {
         self.read().watermarks.clone()
     }
 
     /// Sets a pack's watermark, or says that the pack is gone. What it stands for must be in the index.
-    pub(crate) fn set_watermark(&self, pack: u32, indexed_bytes: Option<u64>) {
+    pub(crate) fn set_watermark(&self, pack: u32, indexed: Option<Watermark>) {
         let mut state = self.write();
-        match indexed_bytes {
-            Some(bytes) => state.watermarks.insert(pack, bytes),
+        match indexed {
+            Some(watermark) => state.watermarks.insert(pack, watermark),
             None => state.watermarks.remove(&pack),
         };
         let epoch = state.epoch;
@@ -249,8 +250,8 @@ impl Index {
     }
 
     /// Up to which byte a pack is known to have been durable: what is damaged there is no torn tail.
-    pub(crate) fn durable_bytes(&self, pack: u32) -> u64 {
-        self.durable.get(&pack).copied().unwrap_or(0)
+    pub(crate) fn durable_bytes(&self, pack: u32, id: PackId) -> u64 {
+        self.durable.get(&pack).filter(|durable| durable.pack == id).map_or(0, |durable| durable.end_bytes)
     }
 
     /// Whether there is known damage.
@@ -523,6 +524,10 @@ mod tests {
         Location { pack, offset_bytes: 48, encoding: Encoding::Raw, stored_bytes: 9, plain_bytes: 9 }
     }
 
+    fn watermark(end_bytes: u64) -> Watermark {
+        Watermark { pack: PackId([end_bytes as u8; 16]), end_bytes }
+    }
+
     const STORE: StoreId = StoreId([7; 16]);
 
     /// So that a few entries are many.
@@ -572,7 +577,7 @@ mod tests {
     struct Model {
         trees: [BTreeMap<Hash, Location>; 2],
         snapshots: BTreeMap<Vec<u8>, Vec<u8>>,
-        watermarks: BTreeMap<u32, u64>,
+        watermarks: BTreeMap<u32, Watermark>,
     }
 
     impl Model {
@@ -622,6 +627,7 @@ mod tests {
                         }
                     }
                     Step::SetWatermark(pack, bytes) => {
+                        let bytes = bytes.map(watermark);
                         index.set_watermark(pack.into(), bytes);
                         match bytes {
                             Some(bytes) => drop(model.watermarks.insert(pack.into(), bytes)),
@@ -766,7 +772,7 @@ mod tests {
                     }
                     index.insert(&[(tree, hash(201), location(3))]);
                     index.set_snapshot(vec![1], Some(vec![2]));
-                    index.set_watermark(5, Some(6));
+                    index.set_watermark(5, Some(watermark(6)));
                 }
                 (*found != hash(150)).then_some(at)
             })
@@ -778,7 +784,7 @@ mod tests {
             assert_eq!(found.get(&hash(201)), Some(&location(3)));
             assert!(!found.contains_key(&hash(150)));
             assert_eq!(index.snapshots().unwrap(), BTreeMap::from([(vec![1], vec![2])]));
-            assert_eq!(index.watermarks(), BTreeMap::from([(5, 6)]));
+            assert_eq!(index.watermarks(), BTreeMap::from([(5, watermark(6))]));
         };
         check(&index);
         index.close().unwrap();

@@ -19,6 +19,7 @@ use super::names::UNFINISHED;
 use super::object::{self, Kind};
 use super::pack::{self, Pack};
 use super::tree::{IndexEntry, Tree};
+use super::watermark::Watermark;
 use crate::codec::{self, Codec, Encoding};
 use crate::delta::{self, Base};
 use crate::hash::Hash;
@@ -103,7 +104,7 @@ pub(crate) enum Unsynced {
 #[derive(Default)]
 pub(crate) struct Durable {
     pub(crate) entries: Vec<Unsynced>,
-    pub(crate) ends: Vec<Position>,
+    pub(crate) ends: Vec<(u32, Watermark)>,
 }
 
 /// Whole objects, encoded and ready to be appended together.
@@ -395,7 +396,7 @@ impl Log {
             let mut packs = tail.sealed.clone();
             let sealed = packs.len();
             packs.extend(tail.active.clone());
-            let end = |pack: &Arc<Pack>| Position { pack: pack.number, offset_bytes: pack.length_bytes() };
+            let end = |pack: &Arc<Pack>| (pack.number, pack.watermark(pack.length_bytes()));
             let ends: Vec<_> = packs.iter().map(end).collect();
             let directory_changed = std::mem::take(&mut tail.directory_changed);
             let failures = tail.failures;

@@ -36,6 +36,7 @@ pub(crate) mod pack;
 pub(crate) mod read;
 mod settle;
 pub(crate) mod tree;
+pub(crate) mod watermark;
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};

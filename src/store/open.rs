@@ -141,7 +141,7 @@ fn open_index(
         let useless = |detail: String| StoreError::Index { action: "be used", detail };
         let index = Index::open(&path, format.id)?;
         for pack in packs {
-            let (found, durable_bytes) = (pack.length_bytes(), index.durable_bytes(pack.number));
+            let (found, durable_bytes) = (pack.length_bytes(), index.durable_bytes(pack.number, pack.id));
             if found < durable_bytes {
                 let detail = format!("pack {} has {found} bytes, {durable_bytes} were durable", pack.number);
                 return Err(useless(detail));
@@ -155,12 +155,16 @@ fn open_index(
                 return Err(useless(format!("it does not know pack {}, which gc wrote", pack.number)));
             }
         }
-        for (number, indexed_bytes) in watermarks {
+        for (number, watermark) in watermarks {
             match packs.iter().find(|pack| pack.number == number) {
                 None => return Err(useless(format!("it speaks of pack {number}, which is not there"))),
-                Some(pack) if pack.length_bytes() < indexed_bytes => {
-                    let found = pack.length_bytes();
-                    let detail = format!("pack {number} has {found} bytes, {indexed_bytes} were indexed");
+                // The number came back after the pack that had it was removed.
+                Some(pack) if pack.id != watermark.pack => {
+                    return Err(useless(format!("it speaks of another pack {number} than there is")));
+                }
+                Some(pack) if pack.length_bytes() < watermark.end_bytes => {
+                    let (found, expected) = (pack.length_bytes(), watermark.end_bytes);
+                    let detail = format!("pack {number} has {found} bytes, {expected} were indexed");
                     return Err(useless(detail));
                 }
                 Some(_) => {}
@@ -223,12 +227,13 @@ fn catch_up(
     // gc wrote before they had their names; those are never appended to.
     let last_begun = packs.iter().rev().find(|pack| pack.replaces.is_empty()).map(|pack| pack.number);
     for pack in packs {
-        let indexed_bytes = watermarks.get(&pack.number).copied().unwrap_or(0).max(pack.header_bytes());
+        let watermark = watermarks.get(&pack.number).copied();
+        let indexed_bytes = watermark.map_or(0, |it| it.end_bytes).max(pack.header_bytes());
         let may_be_torn = last_begun == Some(pack.number);
         let mut damaged = false;
         if pack.length_bytes() > indexed_bytes {
             // What was durable once is no torn tail.
-            let torn_from = may_be_torn.then(|| indexed_bytes.max(index.durable_bytes(pack.number)));
+            let torn_from = may_be_torn.then(|| indexed_bytes.max(index.durable_bytes(pack.number, pack.id)));
             let mut tail = Tail::scan(pack, indexed_bytes, torn_from, rebuilding)?;
             if let Some(end_bytes) = tail.torn_at {
                 tracing::info!("cutting a torn tail of {} bytes", pack.length_bytes() - end_bytes);
@@ -243,7 +248,7 @@ fn catch_up(
             // Of many packs, not all at once in memory.
             index.save_if_much()?;
             facts.append(&mut tail.facts);
-            ends.push((pack.number, pack.length_bytes()));
+            ends.push((pack.number, pack.watermark(pack.length_bytes())));
         }
         // The last one, as it turns out.
         let room = pack.replaces.is_empty()
@@ -261,8 +266,8 @@ fn catch_up(
             index.set_snapshot(key, value);
         }
     }
-    for (number, indexed_bytes) in ends {
-        index.set_watermark(number, Some(indexed_bytes));
+    for (number, watermark) in ends {
+        index.set_watermark(number, Some(watermark));
     }
     Ok(CaughtUp { active, other_deltas, damage_found })
 }

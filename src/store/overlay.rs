@@ -9,6 +9,7 @@ use super::database::Database;
 use super::error::StoreError;
 use super::location::Location;
 use super::tree::Tree;
+use super::watermark::Watermark;
 use crate::hash::Hash;
 
 /// Both tiers as they are now.
@@ -18,7 +19,7 @@ pub(super) struct State {
     pub(super) overlays: [BTreeMap<Hash, Change>; Tree::ALL.len()],
     /// Catalog entries that are not saved.
     pub(super) snapshots: BTreeMap<Vec<u8>, (Vec<u8>, u64)>,
-    pub(super) watermarks: BTreeMap<u32, u64>,
+    pub(super) watermarks: BTreeMap<u32, Watermark>,
     /// The packs whose watermarks are not saved.
     pub(super) moved_watermarks: BTreeMap<u32, u64>,
     /// What changes now belongs to this epoch. A save or a rewrite takes all epochs up to the
@@ -90,7 +91,7 @@ impl State {
     }
 
     /// The watermarks that are not saved.
-    pub(super) fn unsaved_watermarks(&self) -> Vec<(u32, Option<u64>)> {
+    pub(super) fn unsaved_watermarks(&self) -> Vec<(u32, Option<Watermark>)> {
         self.moved_watermarks.keys().map(|pack| (*pack, self.watermarks.get(pack).copied())).collect()
     }
 }

@@ -25,8 +25,9 @@ use memmap2::Mmap;
 
 use super::error::StoreError;
 use super::format::{FORMAT_VERSION, Format};
-use super::id::StoreId;
+use super::id::{PackId, StoreId};
 use super::object::{ALIGNMENT_BYTES, HEADER_BYTES, Header, Place};
+use super::watermark::Watermark;
 use crate::sys::file::{self, File};
 use crate::sys::map;
 
@@ -42,6 +43,7 @@ const CHECK: std::ops::Range<usize> = 56..60;
 /// One open pack.
 pub(crate) struct Pack {
     pub(crate) number: u32,
+    pub(crate) id: PackId,
     pub(crate) path: PathBuf,
     pub(crate) replaces: Vec<u32>,
     store: StoreId,
@@ -68,13 +70,13 @@ pub(crate) fn header_bytes(replaced: usize) -> u64 {
     (FIXED_HEADER_BYTES + 4 * replaced).next_multiple_of(ALIGNMENT_BYTES) as u64
 }
 
-fn header(format: &Format, number: u32, id: [u8; 16], replaces: &[u32]) -> Vec<u8> {
+fn header(format: &Format, number: u32, id: PackId, replaces: &[u32]) -> Vec<u8> {
     let mut bytes = Vec::with_capacity(FIXED_HEADER_BYTES);
     bytes.extend_from_slice(MAGIC);
     bytes.extend_from_slice(&format.version.to_le_bytes());
     bytes.extend_from_slice(&number.to_le_bytes());
     bytes.extend_from_slice(&format.id.0);
-    bytes.extend_from_slice(&id);
+    bytes.extend_from_slice(&id.0);
     bytes.extend_from_slice(&u32::from(format.region_size).to_le_bytes());
     bytes.extend_from_slice(&u32::try_from(replaces.len()).unwrap_or(u32::MAX).to_le_bytes());
     bytes.extend_from_slice(&[0; 8]);
@@ -93,7 +95,8 @@ impl Pack {
         number: u32,
         replaces: Vec<u32>,
     ) -> Result<Pack, StoreError> {
-        let bytes = header(format, number, StoreId::new().0, &replaces);
+        let id = PackId::new();
+        let bytes = header(format, number, id, &replaces);
         let file = file::create_new(&path).map_err(StoreError::io("create", &path))?;
         if let Err(error) = file.write_all_at(&bytes, 0) {
             // Leave no pack behind that has no header.
@@ -103,6 +106,7 @@ impl Pack {
         let length_bytes = bytes.len() as u64;
         Ok(Pack {
             number,
+            id,
             path,
             replaces,
             store: format.id,
@@ -123,8 +127,9 @@ impl Pack {
         let file = file::open_existing(&path).map_err(StoreError::io("open", &path))?;
         let length_bytes = file.length_bytes().map_err(StoreError::io("read", &path))?;
         let read = read_header(&file, length_bytes, format, number).map_err(StoreError::io("read", &path))?;
-        Ok(read.map(|replaces| Pack {
+        Ok(read.map(|(id, replaces)| Pack {
             number,
+            id,
             path,
             header_bytes: header_bytes(replaces.len()),
             replaces,
@@ -146,6 +151,11 @@ impl Pack {
     /// How many bytes it has.
     pub(crate) fn length_bytes(&self) -> u64 {
         self.length_bytes.load(Ordering::Acquire)
+    }
+
+    /// Says of it that something is so up to this byte.
+    pub(crate) fn watermark(&self, end_bytes: u64) -> Watermark {
+        Watermark { pack: self.id, end_bytes }
     }
 
     /// Where its first object begins.
@@ -213,13 +223,13 @@ impl Pack {
     }
 }
 
-/// The numbers of the packs it replaces; what is wrong with the header otherwise.
+/// The id of a pack and the numbers of those it replaces; what is wrong with its header otherwise.
 fn read_header(
     file: &File,
     length_bytes: u64,
     format: &Format,
     number: u32,
-) -> io::Result<Result<Vec<u32>, String>> {
+) -> io::Result<Result<(PackId, Vec<u32>), String>> {
     if length_bytes < FIXED_HEADER_BYTES as u64 {
         return Ok(Err(format!("it has {length_bytes} bytes, fewer than its header")));
     }
@@ -239,11 +249,11 @@ fn read_header(
     let replaces: Vec<u32> =
         numbers.iter().take(replaced as usize).map(|number| u32::from_le_bytes(*number)).collect();
     let version = u32::from_le_bytes([fixed[8], fixed[9], fixed[10], fixed[11]]).clamp(1, FORMAT_VERSION);
-    let mut id = [0; 16];
-    id.copy_from_slice(&fixed[32..48]);
+    let mut id = PackId([0; 16]);
+    id.0.copy_from_slice(&fixed[32..48]);
     let expected = header(&Format { version, ..format.clone() }, number, id, &replaces);
     Ok(if expected[..FIXED_HEADER_BYTES] == fixed {
-        Ok(replaces)
+        Ok((id, replaces))
     } else {
         Err("its header is damaged, or it belongs to another store".to_owned())
     })

@@ -78,8 +78,8 @@ fn settle(shared: &Shared, durable: Durable) -> Result<(), StoreError> {
     for id in snapshots {
         shared.store_catalog_entry(id);
     }
-    for end in durable.ends {
-        index.set_watermark(end.pack, Some(end.offset_bytes));
+    for (pack, watermark) in durable.ends {
+        index.set_watermark(pack, Some(watermark));
     }
     Ok(())
 }
