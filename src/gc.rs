@@ -194,7 +194,7 @@ impl<'a> Collecting<'a> {
         let keep = KeepLive { shared: self.shared, needed };
         for (packs, _) in groups {
             options.progress.check()?;
-            match compact(self.shared, &packs, &keep, None) {
+            match compact(self.shared, &packs, &keep, false) {
                 Ok(Compacted { removed, removed_bytes, written_bytes }) => {
                     stats.freed_bytes += removed_bytes.saturating_sub(written_bytes);
                     let count = if written_bytes == 0 {

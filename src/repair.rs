@@ -1,7 +1,14 @@
 //! Repair: whatever happened to the files, what can be had of the snapshots is had again.
 //!
 //! Nothing is deleted. A pack in which there are damaged bytes is set aside whole, in the folder
-//! `damaged/` of the store, after everything whole in it was copied into a new pack.
+//! `damaged/` of the store, where a report tells of it, and everything whole in it is copied into a new pack.
+//! Whenever it is interrupted, or killed, a second run completes it:
+//!
+//! 1. The FORMAT file is written anew from the packs, if it is not what they say.
+//! 2. What only the index knows of snapshots any more is written to the packs.
+//! 3. The index is built anew.
+//! 4. Whole objects are copied out of packs without a header in order, and out of packs with damage in them.
+//! 5. Everything is verified, to say what is lost.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -11,17 +18,19 @@ use crate::error::Error;
 use crate::hash::Hash;
 use crate::progress::Progress;
 use crate::record::SnapshotId;
+use crate::store::aside::Aside;
 use crate::store::compact::{KeepAll, compact, salvage};
 use crate::store::error::StoreError;
-use crate::store::format::Format;
+use crate::store::format::{FORMAT_FILE, Format};
+use crate::store::location::Location;
 use crate::store::lock::Lock;
-use crate::store::names::DAMAGED_DIR;
 use crate::store::object::Kind;
 use crate::store::pack::{Pack, Scanned};
-use crate::store::tree::{IndexEntry, Tree};
+use crate::store::read::{Check, Reader};
+use crate::store::tree::Tree;
 use crate::store::{Shared, Store, encode};
 use crate::sys::file;
-use crate::verify::VerifyOptions;
+use crate::verify::{Problem, VerifyOptions};
 
 /// How to repair.
 #[derive(Clone, Debug, Default)]
@@ -31,7 +40,8 @@ pub struct RepairOptions {
     pub dry_run: bool,
     /// How long to wait for another process that has the store open.
     pub wait: Duration,
-    /// Watches it.
+    /// Watches it: opening, looking for damage and verifying count towards a total each. Interrupted, it has done
+    /// no harm, and a second run completes it.
     pub progress: Progress,
 }
 
@@ -48,6 +58,9 @@ pub struct RepairReport {
     /// The snapshots that cannot be restored whole. They stay on record: capturing the same memory
     /// again brings back what they lack.
     pub lost_snapshots: Vec<SnapshotId>,
+    /// The file in the folder for damaged things that tells what was set aside and what was lost; none if there
+    /// was nothing to tell.
+    pub report: Option<PathBuf>,
 }
 
 impl Store {
@@ -59,74 +72,135 @@ impl Store {
     ///
     /// As [`Store::open`]; when something cannot be written. It can be repeated then.
     pub fn repair(path: impl AsRef<Path>, options: &RepairOptions) -> Result<RepairReport, Error> {
-        let path = path.as_ref();
-        Format::read(path)?;
-        let lock = Lock::take(path, options.wait)?;
-        let store = Store::open_locked(path, lock, !options.dry_run)?;
-        let shared = &**store.shared();
-        let mut report = RepairReport { index_rebuilt: shared.index_rebuilt, ..RepairReport::default() };
-        let aside = shared.path.join(DAMAGED_DIR);
-        let mut others = shared.other_deltas.clone();
-        for (path, why) in &shared.unusable {
-            report.damaged.push(format!("{}: {why}", path.display()));
-            if !options.dry_run {
-                others.extend(salvage_unusable(shared, path, &aside)?);
-            }
-        }
-        if !options.dry_run {
-            shared.ground(&others)?;
-        }
-        for pack in shared.log.packs() {
-            options.progress.check()?;
-            let found = damage(&pack)?;
-            if found.is_empty() {
-                continue;
-            }
-            report.damaged.extend(found);
-            if !options.dry_run {
-                file::create_dir(&aside).map_err(StoreError::io("create", &aside))?;
-                shared.log.seal(pack.number);
-                compact(shared, &[pack], &KeepAll, Some(&aside))?;
-            }
-        }
-        if !options.dry_run {
-            recall(shared)?;
-        }
-        let verified =
-            store.verify(&VerifyOptions { progress: options.progress.clone(), ..Default::default() })?;
-        let mut lost: Vec<SnapshotId> =
-            verified.problems.into_iter().flat_map(|problem| problem.snapshots).collect();
-        lost.sort_unstable();
-        lost.dedup();
-        report.lost_snapshots = lost;
-        let index = shared.index();
-        report.objects = (index.entries(Tree::Regions).count() + index.entries(Tree::Objects).count()) as u64;
-        Ok(report)
+        repair(path.as_ref(), options).map_err(|error| match error {
+            Error::Store(StoreError::Interrupted) => Error::Interrupted,
+            other => other,
+        })
     }
 }
 
-/// Writes anew what the old index knew of snapshots and no pack tells any more: records, labels, and
+fn repair(path: &Path, options: &RepairOptions) -> Result<RepairReport, Error> {
+    // Before a LOCK is made in what may be no store.
+    Format::found(path)?;
+    let lock = Arc::new(Lock::take(path, options.wait)?);
+    crate::migrations::finish_interrupted(path)?;
+    let mut report = RepairReport::default();
+    let mut aside = Aside::begin(path);
+    let (format, wrong) = Format::found(path)?;
+    if let Some(wrong) = wrong {
+        report.damaged.push(wrong.to_string());
+        if !options.dry_run {
+            mend_format(path, &format, &wrong, &mut aside)?;
+        }
+    }
+    let open = |rebuild| Store::open_as(path, &lock, format.clone(), rebuild, &options.progress);
+    let mut store = open(false)?;
+    report.index_rebuilt = store.shared().index_rebuilt;
+    if !options.dry_run && !report.index_rebuilt {
+        recall(store.shared())?;
+        drop(store);
+        store = open(true)?;
+        report.index_rebuilt = true;
+    }
+    let shared = &**store.shared();
+    let mut others = shared.other_deltas.clone();
+    for (path, why) in &shared.unusable {
+        options.progress.check()?;
+        report.damaged.push(format!("{}: {why}", path.display()));
+        if !options.dry_run {
+            aside.put(path, std::slice::from_ref(why))?;
+            others.extend(salvage(shared, path)?);
+            file::remove(path).map_err(StoreError::io("remove", path))?;
+        }
+    }
+    if !options.dry_run {
+        shared.ground(&others)?;
+    }
+    mend_packs(shared, options, &mut report, &mut aside)?;
+    let verify = VerifyOptions { progress: options.progress.clone(), ..Default::default() };
+    let problems = store.verify(&verify)?.problems;
+    let mut lost: Vec<SnapshotId> = problems.iter().flat_map(|problem| &problem.snapshots).copied().collect();
+    lost.sort_unstable();
+    lost.dedup();
+    if !options.dry_run && (aside.has_told() || !lost.is_empty()) {
+        aside.tell(&losses(shared, &lost, &problems))?;
+        report.report = Some(aside.report());
+    }
+    report.lost_snapshots = lost;
+    let index = shared.index();
+    report.objects = (index.entries(Tree::Regions).count() + index.entries(Tree::Objects).count()) as u64;
+    Ok(report)
+}
+
+fn mend_format(path: &Path, format: &Format, wrong: &StoreError, aside: &mut Aside) -> Result<(), Error> {
+    let why = [wrong.to_string(), "it was written anew from the packs".to_owned()];
+    match format.replace(path)? {
+        Some(second) => aside.told(&path.join(FORMAT_FILE), &second, &why)?,
+        None => aside.tell(&why)?,
+    }
+    Ok(())
+}
+
+/// Sets packs with damage in them aside, after everything whole in them was copied.
+fn mend_packs(
+    shared: &Shared,
+    options: &RepairOptions,
+    report: &mut RepairReport,
+    aside: &mut Aside,
+) -> Result<(), Error> {
+    let packs = shared.log.packs();
+    let meter = options.progress.begin(packs.iter().map(|pack| pack.length_bytes()).sum());
+    for pack in packs {
+        let found = damage(&pack)?;
+        meter.advance(pack.length_bytes())?;
+        if found.is_empty() {
+            continue;
+        }
+        if !options.dry_run {
+            aside.put(&pack.path, &found)?;
+            shared.log.seal(pack.number);
+            compact(shared, &[pack], &KeepAll, true)?;
+        }
+        report.damaged.extend(found);
+    }
+    Ok(())
+}
+
+/// What is to be told of the snapshots that are not whole.
+fn losses(shared: &Shared, lost: &[SnapshotId], problems: &[Problem]) -> Vec<String> {
+    let mut lines = Vec::new();
+    for id in lost {
+        let catalog = shared.catalog();
+        let of = catalog.live(id).map(|entry| format!(" of {}, {}", entry.record.process, entry.record.time));
+        lines.push(format!("not whole: snapshot {id}{}", of.unwrap_or_default()));
+        let needed = problems.iter().filter(|problem| problem.snapshots.contains(id));
+        lines.extend(needed.map(|it| format!("    {} {}: {}", it.kind, it.object, it.detail)));
+    }
+    lines.push(match lost.len() {
+        0 => "no snapshot has lost anything".to_owned(),
+        _ => "capturing the same memory again brings back what these lack".to_owned(),
+    });
+    lines
+}
+
+/// Writes anew what the index knows of snapshots and the packs do not tell any more: records, labels, and
 /// that a snapshot is forgotten.
 fn recall(shared: &Shared) -> Result<(), Error> {
-    let Some(known) = &shared.known_before else { return Ok(()) };
-    for (id, before) in known.all() {
-        let now = {
-            let catalog = shared.catalog();
-            if catalog.orphans().contains_key(id) {
-                continue;
+    let known: Vec<_> = shared.catalog().all().map(|(id, entry)| (*id, entry.clone())).collect();
+    let mut reader = Reader::new(shared, Check::Full);
+    let mut is_whole = |location: Location| reader.is_whole_at(location);
+    for (id, entry) in known {
+        let labels = || entry.labels.clone();
+        match (is_whole(entry.location)?, entry.tombstone) {
+            (true, Some(tombstone)) if !is_whole(tombstone)? => shared.commit_tombstones(&[id])?,
+            (false, None) if Hash::of(&encode(Kind::Record, &*entry.record)?) == id.0 => {
+                shared.commit_snapshot((*entry.record).clone(), labels(), shared.log.failures())?;
             }
-            catalog.any(id).cloned()
-        };
-        let labels = || before.labels.clone();
-        match (before.tombstone, now) {
-            (None, None) if Hash::of(&encode(Kind::Record, &*before.record)?) == id.0 => {
-                shared.commit_snapshot((*before.record).clone(), labels(), shared.log.failures())?;
-            }
-            (Some(_), Some(now)) if now.tombstone.is_none() => shared.commit_tombstones(&[*id])?,
-            (None, Some(now)) if now.tombstone.is_none() => {
-                let time = |note: Option<(jiff::Timestamp, _)>| note.map(|(time, _)| time);
-                if time(before.note) > time(now.note) {
-                    shared.commit_labels(*id, labels())?;
+            (true, None) => {
+                if let Some((_, note)) = entry.note
+                    && !is_whole(note)?
+                {
+                    shared.commit_labels(id, labels())?;
                 }
             }
             _ => {}
@@ -147,13 +221,4 @@ fn damage(pack: &Arc<Pack>) -> Result<Vec<String>, Error> {
         }
     });
     Ok(lines.collect())
-}
-
-/// Copies the whole objects out of a pack whose header is damaged, and sets it aside.
-fn salvage_unusable(shared: &Shared, path: &PathBuf, aside: &Path) -> Result<Vec<IndexEntry>, Error> {
-    file::create_dir(aside).map_err(StoreError::io("create", aside))?;
-    let others = salvage(shared, path)?;
-    file::link_into(path, aside).map_err(StoreError::io("set aside", path))?;
-    file::remove(path).map_err(StoreError::io("remove", path))?;
-    Ok(others)
 }

@@ -76,34 +76,27 @@ impl Keep for KeepAll {
 }
 
 /// Replaces `victims` by one new pack with what `keep` wants of them; by none if that is nothing.
-/// With `aside` the old packs are moved to that directory.
 ///
-/// A victim in which there are damaged bytes stays as it is, unless it is to be set aside.
+/// A victim in which there are damaged bytes stays as it is, unless `also_damaged`: for packs that have a name
+/// elsewhere already, as this takes the name they have here.
 pub(crate) fn compact(
     shared: &Shared,
     victims: &[Arc<Pack>],
     keep: &dyn Keep,
-    aside: Option<&Path>,
+    also_damaged: bool,
 ) -> Result<Compacted, StoreError> {
     let mut packs = Vec::new();
     for victim in victims {
         let bytes = victim.bytes(victim.length_bytes())?;
         let damaged =
             victim.scan(&bytes, victim.header_bytes()).any(|it| matches!(it, Scanned::Damaged { .. }));
-        match damaged && aside.is_none() {
+        match damaged && !also_damaged {
             true => tracing::warn!("{} is damaged and stays as it is; see `verify`", victim.path.display()),
             false => packs.push(victim.clone()),
         }
     }
     if packs.is_empty() {
         return Ok(Compacted::default());
-    }
-    if let Some(aside) = aside {
-        // A second name first: once the new pack is there, the next open removes the first.
-        for pack in &packs {
-            file::link_into(&pack.path, aside).map_err(StoreError::io("set aside", &pack.path))?;
-        }
-        file::sync_dir(aside).map_err(StoreError::io("make durable", aside))?;
     }
     let origin = |pack: &Arc<Pack>| Ok((pack.number, pack.bytes(pack.length_bytes())?, pack.header_bytes()));
     let origins = packs.iter().map(origin).collect::<Result<Vec<Origin>, StoreError>>()?;
@@ -200,7 +193,7 @@ pub(crate) fn salvage(shared: &Shared, path: &Path) -> Result<Vec<IndexEntry>, S
         return Ok(Vec::new());
     }
     let bytes = Arc::new(map::map_pack(&file, length_bytes).map_err(failed())?);
-    if pack::is_foreign(&bytes) {
+    if pack::is_whole_header(&bytes) {
         return Ok(Vec::new());
     }
     let number = path.file_name().and_then(|name| pack::number_of(name.to_str()?)).unwrap_or(0);

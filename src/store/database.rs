@@ -12,6 +12,7 @@
 //!            "buckets"              of each tree: buckets (u32), entries (u64)
 //!            "damage"               not empty while there is known damage
 //!            "ungrounded"           not empty while there may be deltas without their bases
+//!            "rebuilding"           not empty until all packs are indexed that there were when it was made
 //!
 //! page: of each entry the length of its key (u32), of its value (u32), both
 //! ```
@@ -43,6 +44,9 @@ use crate::sys::file;
 
 /// Changes with what the trees hold. A store with another one gets its index rebuilt.
 const SCHEMA: u8 = 3;
+
+/// The action of the error about a database of an earlier schema, in which nothing is wrong.
+pub(crate) const OUTDATED: &str = "be used any more";
 
 /// What sled may keep of its pages in memory, beside its own bookkeeping.
 const CACHE_BYTES: u64 = 8 << 20;
@@ -154,6 +158,10 @@ impl Database {
         let schema = [&[SCHEMA], &store.0[..]].concat();
         match database.meta.get("schema").map_err(failed("be read"))? {
             Some(found) if *found == schema[..] => {}
+            Some(found) if found.first() < schema.first() && found[1..] == schema[1..] => {
+                let detail = "an earlier stillframe wrote it".to_owned();
+                return Err(StoreError::Index { action: OUTDATED, detail });
+            }
             Some(_) => {
                 let detail = "it has another schema, or belongs to another store".to_owned();
                 return Err(StoreError::Index { action: "be used", detail });
@@ -387,6 +395,21 @@ impl Database {
         }
         let value: &[u8] = if may { b"may" } else { b"" };
         self.meta.insert("ungrounded", value).map_err(failed("be written"))?;
+        self.flush()
+    }
+
+    /// Whether it is being built from the packs.
+    pub(crate) fn is_rebuilding(&self) -> bool {
+        self.meta.get("rebuilding").map_or(true, |value| value.is_some_and(|value| !value.is_empty()))
+    }
+
+    /// Remembers, durably, whether it is.
+    pub(crate) fn put_rebuilding(&self, rebuilding: bool) -> Result<(), StoreError> {
+        if self.is_rebuilding() == rebuilding {
+            return Ok(());
+        }
+        let value: &[u8] = if rebuilding { b"rebuilding" } else { b"" };
+        self.meta.insert("rebuilding", value).map_err(failed("be written"))?;
         self.flush()
     }
 

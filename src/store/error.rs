@@ -77,13 +77,32 @@ pub enum StoreError {
         supported: u32,
     },
     /// The FORMAT file does not say what it should.
-    #[error("the file {} is damaged: {detail}", path.display())]
+    #[error(
+        "the file {} is damaged: {detail}; `stillframe repair` writes it anew from the packs",
+        path.display()
+    )]
     FormatFile {
         /// The file.
         path: PathBuf,
         /// What is wrong with it.
         detail: String,
     },
+    /// The FORMAT file does not say what it should, nor do the packs.
+    #[error(
+        "the file {} is damaged: {detail}; and the packs do not tell what was in it: {why}; put back a copy of it",
+        path.display()
+    )]
+    FormatLost {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        detail: String,
+        /// Why the packs do not tell.
+        why: String,
+    },
+    /// It was cancelled by its [`Progress`](crate::Progress).
+    #[error("interrupted before it was done; nothing was harmed")]
+    Interrupted,
     /// Another process owns the store.
     #[error(
         "the store {} is owned by {}; wait for it, or use the store from there",
@@ -276,6 +295,7 @@ impl StoreError {
                 | StoreError::UnusablePack { .. }
                 | StoreError::Malformed { .. }
                 | StoreError::FormatFile { .. }
+                | StoreError::FormatLost { .. }
                 | StoreError::Record { .. }
         )
     }

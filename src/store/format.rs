@@ -8,12 +8,17 @@
 //! id = 5f0c…  (32 hex digits)
 //! check = 1a2b3c4d  (CRC32C of all lines above, in hex)
 //! ```
+//!
+//! The header of every pack says the same, but for the codec. So a store whose FORMAT is lost or damaged is not
+//! opened, but repair writes the file anew from the packs.
 
 use std::fs;
 use std::path::{Path, PathBuf};
 
 use super::error::StoreError;
 use super::id::StoreId;
+use super::names::{DAMAGED_DIR, PACKS_DIR};
+use super::pack::{self, Home};
 use crate::codec::Codec;
 use crate::sys::file;
 use crate::units::RegionSize;
@@ -23,6 +28,9 @@ pub(crate) const FORMAT_VERSION: u32 = 1;
 
 /// The name of the file in the store's directory.
 pub(crate) const FORMAT_FILE: &str = "FORMAT";
+
+/// The file has no more bytes than this.
+const MAX_BYTES: u64 = 64 * 1024;
 
 const FIRST_LINE: &str = "stillframe store";
 
@@ -55,12 +63,7 @@ impl Format {
         if check != expected {
             return Err(format!("its check is {:?}, expected {:?}", check.trim_end(), expected.trim_end()));
         }
-        let field = |name: &str| {
-            lines
-                .lines()
-                .find_map(|line| line.strip_prefix(name)?.strip_prefix(" = "))
-                .ok_or_else(|| format!("it has no {name} line"))
-        };
+        let field = |name: &str| field(lines, name).ok_or_else(|| format!("it has no {name} line"));
         let number = |name: &str| {
             field(name)?.parse::<u32>().map_err(|_| format!("its {name} is not a number that fits"))
         };
@@ -90,11 +93,87 @@ impl Format {
     /// Reads the file of a store that is not newer than this program.
     pub(crate) fn read(store: &Path) -> Result<Format, StoreError> {
         let (path, text, found) = read_text(store)?;
+        // A newer format may change the rest, but not so that it fits this one.
+        let as_ours = format!("{FIRST_LINE}\nformat = {FORMAT_VERSION}\n");
+        let rest = text.splitn(3, '\n').nth(2).unwrap_or_default();
+        if found > FORMAT_VERSION && Format::parse(&format!("{as_ours}{rest}")).is_ok() {
+            let detail = format!("it says format {found}, and its check was made of {FORMAT_VERSION}");
+            return Err(StoreError::FormatFile { path, detail });
+        }
         if found > FORMAT_VERSION {
             let supported = FORMAT_VERSION;
             return Err(StoreError::NewerFormat { path: store.to_owned(), found, supported });
         }
         Format::parse(&text).map_err(|detail| StoreError::FormatFile { path, detail })
+    }
+
+    /// What the file should say, and what is wrong with it if it says something else or is not there: by
+    /// the headers of the packs where they agree. An error where there is no store, or none can be made of it.
+    pub(crate) fn found(store: &Path) -> Result<(Format, Option<StoreError>), StoreError> {
+        let read = Format::read(store);
+        let homes = homes(store)?;
+        let wrong = match read {
+            Ok(format) => match format.check_against(store, &homes) {
+                Ok(()) => return Ok((format, None)),
+                Err(wrong) => wrong,
+            },
+            Err(wrong @ StoreError::FormatFile { .. }) => wrong,
+            Err(error) => return Err(error),
+        };
+        match Format::of_packs(store, &homes) {
+            Ok(format) => Ok((format, Some(wrong))),
+            Err(why) => {
+                let StoreError::FormatFile { path, detail } = wrong else { return Err(wrong) };
+                Err(StoreError::FormatLost { path, detail, why })
+            }
+        }
+    }
+
+    /// An error if there are packs in order and this is not the format of any.
+    fn check_against(&self, store: &Path, homes: &[Home]) -> Result<(), StoreError> {
+        let fits = |home: &Home| home.store == self.id && home.region_bytes == u32::from(self.region_size);
+        match homes.first() {
+            Some(other) if !homes.iter().any(fits) => Err(StoreError::FormatFile {
+                path: store.join(FORMAT_FILE),
+                detail: format!("it is that of the store {}, and the packs are of {}", self.id, other.store),
+            }),
+            _ => Ok(()),
+        }
+    }
+
+    /// The format that the packs tell; of the codec, which they do not, what is left of the file. Why
+    /// there is none otherwise.
+    fn of_packs(store: &Path, homes: &[Home]) -> Result<Format, String> {
+        let bytes = file::read_bounded(&store.join(FORMAT_FILE), MAX_BYTES).unwrap_or_default();
+        let text = String::from_utf8_lossy(&bytes);
+        let named = |home: &&Home| text.contains(&format!("id = {}", home.store));
+        let home = homes.iter().find(named).or(homes.first()).ok_or("no pack has a header in order")?;
+        let agrees = |other: &Home| (other.store, other.region_bytes) == (home.store, home.region_bytes);
+        if !named(&home) && !homes.iter().all(agrees) {
+            return Err("they are of several stores; leave those of one in packs/".to_owned());
+        }
+        let version = homes.iter().filter(|other| agrees(other)).map(|home| home.version).max().unwrap_or(0);
+        if version > FORMAT_VERSION {
+            return Err(format!("they have format {version}; use a newer stillframe"));
+        }
+        let region_size = RegionSize::new(home.region_bytes).map_err(|error| error.to_string())?;
+        let codec = field(&text, "codec").and_then(|codec| codec.parse().ok()).unwrap_or_default();
+        Ok(Format { version, region_size, codec, id: home.store })
+    }
+
+    /// Writes the file anew. What was in its place gets a name in the folder for damaged things, which
+    /// is returned.
+    pub(crate) fn replace(&self, store: &Path) -> Result<Option<PathBuf>, StoreError> {
+        let (path, damaged) = (store.join(FORMAT_FILE), store.join(DAMAGED_DIR));
+        let mut aside = None;
+        if path.symlink_metadata().is_ok() {
+            file::create_dir(&damaged).map_err(StoreError::io("create", &damaged))?;
+            let linked = file::link_into(&path, &damaged).map_err(StoreError::io("set aside", &path))?;
+            file::sync_dir(&damaged).map_err(StoreError::io("make durable", &damaged))?;
+            aside = Some(linked);
+        }
+        self.write(store)?;
+        Ok(aside)
     }
 
     /// Reads the file whatever version it is of.
@@ -103,6 +182,29 @@ impl Format {
         let (path, text, _) = read_text(store)?;
         Format::parse(&text).map_err(|detail| StoreError::FormatFile { path, detail })
     }
+}
+
+/// The value in a line of the text.
+fn field<'a>(text: &'a str, name: &str) -> Option<&'a str> {
+    text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(" = "))
+}
+
+/// What those packs say of their store that have a header in order.
+fn homes(store: &Path) -> Result<Vec<Home>, StoreError> {
+    let mut homes = Vec::new();
+    let packs = store.join(PACKS_DIR);
+    if packs.is_dir() {
+        for (number, path) in pack::list(&packs)? {
+            homes.extend(pack::home(&path, number).map_err(StoreError::io("read", &path))?);
+        }
+    }
+    Ok(homes)
+}
+
+/// An error if there are packs in order and this is the format of none: then it is that of another store,
+/// and what is in the packs would be taken for damaged.
+pub(crate) fn check_packs(store: &Path, format: &Format) -> Result<(), StoreError> {
+    format.check_against(store, &homes(store)?)
 }
 
 /// The version of the store at `store`, if it is one.
@@ -124,10 +226,17 @@ fn read_text(store: &Path) -> Result<(PathBuf, String, u32), StoreError> {
     if !metadata.is_dir() {
         return Err(not_a_store("it is a file; a store is a directory"));
     }
-    let text = match file::read_bounded(&path, 64 * 1024) {
+    let text = match file::read_bounded(&path, MAX_BYTES) {
         Ok(bytes) => String::from_utf8_lossy(&bytes).into_owned(),
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-            return Err(not_a_store("the directory has no FORMAT file"));
+            let has_packs = pack::list(&store.join(PACKS_DIR)).is_ok_and(|packs| !packs.is_empty());
+            return Err(match has_packs {
+                true => StoreError::FormatFile { path, detail: "it is missing, and there are packs".to_owned() },
+                false => not_a_store("the directory has no FORMAT file"),
+            });
+        }
+        Err(error) if error.kind() == std::io::ErrorKind::InvalidData => {
+            return Err(StoreError::FormatFile { path, detail: format!("it has {error}") });
         }
         Err(error) => return Err(StoreError::io("read", path)(error)),
     };

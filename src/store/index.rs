@@ -281,6 +281,18 @@ impl Index {
         database.put_may_have_ungrounded(may)
     }
 
+    /// Whether the index is being built from the packs: it does not know yet what was acknowledged.
+    pub(crate) fn is_rebuilding(&self) -> bool {
+        self.read().database().map_or(true, |database| database.is_rebuilding())
+    }
+
+    /// Remembers, durably, whether it is.
+    pub(crate) fn set_rebuilding(&self, rebuilding: bool) -> Result<(), StoreError> {
+        let _writing = self.writing();
+        let database = self.read().database()?.clone();
+        database.put_rebuilding(rebuilding)
+    }
+
     /// Writes all that is not saved to disk.
     pub(crate) fn save(&self) -> Result<(), StoreError> {
         let _writing = self.writing();
@@ -417,6 +429,7 @@ impl Index {
             watermarks.iter().try_for_each(|(pack, bytes)| fresh.put_watermark(*pack, Some(*bytes)))?;
             fresh.put_damage_known(old.damage_known())?;
             fresh.put_may_have_ungrounded(old.may_have_ungrounded())?;
+            fresh.put_rebuilding(old.is_rebuilding())?;
             fresh.flush()?;
             Ok(fresh)
         };

@@ -13,6 +13,7 @@
 //! The catalog (catalog.rs) has all snapshots in memory; the gate (gate.rs) keeps gc from dropping
 //! what a running capture refers to.
 
+pub(crate) mod aside;
 mod block;
 pub(crate) mod catalog;
 pub(crate) mod compact;
@@ -50,6 +51,7 @@ use jiff::Timestamp;
 
 use crate::codec::Codec;
 use crate::hash::Hash;
+use crate::progress::Progress;
 use crate::record::{self, Note, Record, SnapshotId, Tombstone};
 use crate::sys::file;
 use crate::units::RegionSize;
@@ -144,11 +146,9 @@ pub(crate) struct Shared {
     damage_findings: AtomicU64,
     pub(crate) unusable: Vec<(PathBuf, String)>,
     pub(crate) index_rebuilt: bool,
-    /// What the index knew that repair threw away.
-    pub(crate) known_before: Option<Catalog>,
     /// Deltas in the packs that the index does not mean, as it has others of the same objects.
     pub(crate) other_deltas: Vec<IndexEntry>,
-    _lock: Lock,
+    _lock: Arc<Lock>,
 }
 
 impl StoreOptions {
@@ -203,7 +203,7 @@ impl StoreOptions {
         let packs = path.join(names::PACKS_DIR);
         file::create_dir(&packs).map_err(StoreError::io("create", packs))?;
         crate::migrations::create::write(path, self.region_size, self.codec)?;
-        Store::open_locked(path, lock, false)
+        Store::open_locked(path, lock)
     }
 
     /// Opens the store in the directory `path`.
@@ -217,7 +217,7 @@ impl StoreOptions {
     pub fn open(&self, path: impl AsRef<Path>) -> Result<Store, StoreError> {
         let path = path.as_ref();
         Format::read(path)?;
-        Store::open_locked(path, Lock::take(path, self.wait)?, false)
+        Store::open_locked(path, Lock::take(path, self.wait)?)
     }
 
     /// Opens the store in the directory `path`, or creates it if there is nothing.
@@ -249,14 +249,25 @@ impl Store {
         StoreOptions::default()
     }
 
-    pub(crate) fn open_locked(path: &Path, lock: Lock, rebuild: bool) -> Result<Store, StoreError> {
+    fn open_locked(path: &Path, lock: Lock) -> Result<Store, StoreError> {
         crate::migrations::finish_interrupted(path)?;
         let format = Format::read(path)?;
+        Store::open_as(path, &Arc::new(lock), format, false, &Progress::default())
+    }
+
+    /// Opens a store of a known format, whose lock is taken. `rebuild` throws its index away first.
+    pub(crate) fn open_as(
+        path: &Path,
+        lock: &Arc<Lock>,
+        format: Format,
+        rebuild: bool,
+        progress: &Progress,
+    ) -> Result<Store, StoreError> {
         if format.version < FORMAT_VERSION {
             let (found, supported) = (format.version, FORMAT_VERSION);
             return Err(StoreError::OlderFormat { path: path.to_owned(), found, supported });
         }
-        let opened = open::open(path, &format, rebuild)?;
+        let opened = open::open(path, &format, rebuild, progress)?;
         let (tasks, receiver) = crossbeam_channel::unbounded();
         let shared = Arc::new(Shared {
             path: path.to_owned(),
@@ -280,9 +291,8 @@ impl Store {
             index: opened.index,
             unusable: opened.unusable,
             index_rebuilt: opened.index_rebuilt,
-            known_before: opened.known_before,
             other_deltas: opened.other_deltas,
-            _lock: lock,
+            _lock: lock.clone(),
         });
         let settler =
             settle::start(shared.clone(), receiver).map_err(StoreError::io("start a thread for", path))?;
@@ -292,7 +302,10 @@ impl Store {
         // Saved no sooner: the next opening sees only what lies past the watermarks.
         shared.ground(&shared.other_deltas)?;
         match opened.save {
-            true => shared.index.save()?,
+            true => {
+                shared.index.save()?;
+                shared.index.set_rebuilding(false)?;
+            }
             false => shared.index.save_if_much()?,
         }
         if !shared.damage_known() {

@@ -8,7 +8,8 @@ use std::sync::Arc;
 
 use super::catalog::{Catalog, Entry, Fact};
 use super::error::StoreError;
-use super::format::Format;
+use super::format::{self, Format};
+use super::database::OUTDATED;
 use super::index::Index;
 use super::location::Location;
 use super::names::{DAMAGED_DIR, INDEX_DIR, PACKS_DIR, UNFINISHED};
@@ -17,6 +18,7 @@ use super::pack::{self, Pack, Scanned};
 use super::tree::{IndexEntry, Tree};
 use crate::codec;
 use crate::hash::Hash;
+use crate::progress::{Meter, Progress};
 use crate::record::{self, Note, SnapshotId, Tombstone};
 use crate::region::is_zero;
 use crate::sys::file;
@@ -32,8 +34,6 @@ pub(crate) struct Opened {
     /// Files in the place of packs that are none, and what is wrong with them.
     pub(crate) unusable: Vec<(PathBuf, String)>,
     pub(crate) index_rebuilt: bool,
-    /// What the index knew that was thrown away although it could be used.
-    pub(crate) known_before: Option<Catalog>,
     /// Deltas that the index does not mean, as it has others of the same objects.
     pub(crate) other_deltas: Vec<IndexEntry>,
     /// Whether the index must be saved in any case: what took long, and what was warned of, is not to come
@@ -41,32 +41,50 @@ pub(crate) struct Opened {
     pub(crate) save: bool,
 }
 
-/// Opens all packs and brings the index up to date. `rebuild` throws the index away first.
-pub(crate) fn open(store: &Path, format: &Format, rebuild: bool) -> Result<Opened, StoreError> {
+/// Opens all packs and brings the index up to date. `rebuild` throws the index away first. Interrupted, it
+/// goes on with the next opening.
+pub(crate) fn open(
+    store: &Path,
+    format: &Format,
+    rebuild: bool,
+    progress: &Progress,
+) -> Result<Opened, StoreError> {
     let (packs, unusable) = open_packs(&store.join(PACKS_DIR), format)?;
+    if packs.is_empty() {
+        format::check_packs(store, format)?;
+    }
     for (path, why) in &unusable {
         tracing::warn!("{} is not usable: {why}", path.display());
     }
-    let mut index = open_index(store, format, &packs)?;
-    let known_before = if rebuild { index.take().map(|(_, catalog)| catalog) } else { None };
+    let index = match open_index(store, format, &packs)? {
+        // It is dropped first: the database must be closed when it is set aside.
+        Some(index) if rebuild => {
+            drop(index);
+            None
+        }
+        index => index,
+    };
     let (index, mut catalog, index_rebuilt) = match index {
         Some((index, catalog)) => (index, catalog, false),
         None => {
             set_index_aside(store)?;
             let index = Index::open(&store.join(INDEX_DIR), format.id)?;
-            // Garbage comes back that gc had dropped.
-            index.set_may_have_ungrounded(true)?;
+            if !packs.is_empty() {
+                // Garbage comes back that gc had dropped.
+                index.set_may_have_ungrounded(true)?;
+                index.set_rebuilding(true)?;
+            }
             (index, Catalog::default(), true)
         }
     };
-    let CaughtUp { active, other_deltas, damage_found } =
-        catch_up(&packs, &index, &mut catalog, index_rebuilt)?;
+    let is_rebuilding = index.is_rebuilding();
+    let CaughtUp { active, other_deltas, damage_found } = catch_up(&packs, &index, &mut catalog, progress)?;
     if !unusable.is_empty() {
         // What is in them is missing, and the bases of deltas with it.
         index.set_damage_known(true)?;
     }
     let next_number = next_number(store)?;
-    let save = damage_found || (index_rebuilt && !packs.is_empty());
+    let save = damage_found || is_rebuilding;
     Ok(Opened {
         packs,
         active,
@@ -75,7 +93,6 @@ pub(crate) fn open(store: &Path, format: &Format, rebuild: bool) -> Result<Opene
         catalog,
         unusable,
         index_rebuilt,
-        known_before,
         other_deltas,
         save,
     })
@@ -181,6 +198,11 @@ fn open_index(
     match load() {
         Ok(both) => Ok(Some(both)),
         Err(error @ StoreError::DiskFull { .. }) => Err(error),
+        Err(StoreError::Index { action: OUTDATED, .. }) => {
+            tracing::info!("rebuilding the index, which an earlier stillframe wrote");
+            file::remove_dir(&path).map_err(StoreError::io("remove", &path))?;
+            Ok(None)
+        }
         Err(error) => {
             tracing::warn!("{error}; rebuilding it from the packs now");
             Ok(None)
@@ -215,9 +237,16 @@ fn catch_up(
     packs: &[Arc<Pack>],
     index: &Index,
     catalog: &mut Catalog,
-    rebuilding: bool,
+    progress: &Progress,
 ) -> Result<CaughtUp, StoreError> {
-    let watermarks = index.watermarks();
+    let (watermarks, rebuilding) = (index.watermarks(), index.is_rebuilding());
+    let first_bytes = |pack: &Pack| {
+        let watermark = watermarks.get(&pack.number).map_or(0, |it| it.end_bytes);
+        watermark.max(pack.header_bytes())
+    };
+    let to_scan_bytes =
+        packs.iter().map(|pack| pack.length_bytes().saturating_sub(first_bytes(pack))).sum::<u64>();
+    let meter = progress.begin(to_scan_bytes);
     let mut active = None;
     let mut facts = Vec::new();
     let mut ends = Vec::new();
@@ -227,14 +256,13 @@ fn catch_up(
     // gc wrote before they had their names; those are never appended to.
     let last_begun = packs.iter().rev().find(|pack| pack.replaces.is_empty()).map(|pack| pack.number);
     for pack in packs {
-        let watermark = watermarks.get(&pack.number).copied();
-        let indexed_bytes = watermark.map_or(0, |it| it.end_bytes).max(pack.header_bytes());
+        let indexed_bytes = first_bytes(pack);
         let may_be_torn = last_begun == Some(pack.number);
         let mut damaged = false;
         if pack.length_bytes() > indexed_bytes {
             // What was durable once is no torn tail.
             let torn_from = may_be_torn.then(|| indexed_bytes.max(index.durable_bytes(pack.number, pack.id)));
-            let mut tail = Tail::scan(pack, indexed_bytes, torn_from, rebuilding)?;
+            let mut tail = Tail::scan(pack, indexed_bytes, torn_from, rebuilding, &meter)?;
             if let Some(end_bytes) = tail.torn_at {
                 tracing::info!("cutting a torn tail of {} bytes", pack.length_bytes() - end_bytes);
                 pack.truncate(end_bytes)?;
@@ -272,6 +300,9 @@ fn catch_up(
     Ok(CaughtUp { active, other_deltas, damage_found })
 }
 
+/// How often progress is told.
+const TELL_BYTES: u64 = 1 << 20;
+
 /// What a pack holds past its watermark.
 #[derive(Default)]
 struct Tail {
@@ -292,11 +323,18 @@ impl Tail {
         from_bytes: u64,
         torn_from: Option<u64>,
         rebuilding: bool,
+        meter: &Meter,
     ) -> Result<Tail, StoreError> {
         let bytes = pack.bytes(pack.length_bytes())?;
         let mut tail = Tail::default();
         let mut torn_at = None;
+        let mut told_bytes = from_bytes;
         for scanned in pack.scan(&bytes, from_bytes) {
+            let end_bytes = scanned.end_bytes();
+            if end_bytes - told_bytes >= TELL_BYTES || end_bytes == pack.length_bytes() {
+                meter.advance(end_bytes - told_bytes).map_err(|_| StoreError::Interrupted)?;
+                told_bytes = end_bytes;
+            }
             match scanned {
                 Scanned::Object { offset_bytes, header, payload } => {
                     let location = Location::new(pack.number, offset_bytes, &header);

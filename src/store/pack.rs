@@ -230,24 +230,14 @@ fn read_header(
     format: &Format,
     number: u32,
 ) -> io::Result<Result<(PackId, Vec<u32>), String>> {
-    if length_bytes < FIXED_HEADER_BYTES as u64 {
-        return Ok(Err(format!("it has {length_bytes} bytes, fewer than its header")));
-    }
-    let mut fixed = [0; FIXED_HEADER_BYTES];
-    file.read_exact_at(&mut fixed, 0)?;
-    if &fixed[..8] != MAGIC {
-        return Ok(Err("it does not begin as a pack does".to_owned()));
-    }
-    let replaced = replaces_count(&fixed);
-    let whole_bytes = header_bytes(replaced as usize);
-    if whole_bytes > length_bytes {
-        return Ok(Err("its header is longer than the file".to_owned()));
-    }
-    let mut numbers = vec![0; usize::try_from(whole_bytes).unwrap_or(usize::MAX) - FIXED_HEADER_BYTES];
-    file.read_exact_at(&mut numbers, FIXED_HEADER_BYTES as u64)?;
+    let (fixed, numbers) = match read_header_bytes(file, length_bytes, number)? {
+        Ok(both) => both,
+        Err(why) => return Ok(Err(why)),
+    };
     let (numbers, _padding) = numbers.as_chunks::<4>();
+    let replaced = replaces_count(&fixed) as usize;
     let replaces: Vec<u32> =
-        numbers.iter().take(replaced as usize).map(|number| u32::from_le_bytes(*number)).collect();
+        numbers.iter().take(replaced).map(|number| u32::from_le_bytes(*number)).collect();
     let version = u32::from_le_bytes([fixed[8], fixed[9], fixed[10], fixed[11]]).clamp(1, FORMAT_VERSION);
     let mut id = PackId([0; 16]);
     id.0.copy_from_slice(&fixed[32..48]);
@@ -259,13 +249,57 @@ fn read_header(
     })
 }
 
+/// The fixed part of a header, and all that is behind it.
+type HeaderBytes = ([u8; FIXED_HEADER_BYTES], Vec<u8>);
+
+/// The header of pack `number` as bytes, of which only the length is checked; what is wrong otherwise.
+fn read_header_bytes(file: &File, length_bytes: u64, number: u32) -> io::Result<Result<HeaderBytes, String>> {
+    if length_bytes < FIXED_HEADER_BYTES as u64 {
+        return Ok(Err(format!("it has {length_bytes} bytes, fewer than its header")));
+    }
+    let mut fixed = [0; FIXED_HEADER_BYTES];
+    file.read_exact_at(&mut fixed, 0)?;
+    if &fixed[..8] != MAGIC {
+        return Ok(Err("it does not begin as a pack does".to_owned()));
+    }
+    let replaced = replaces_count(&fixed);
+    let whole_bytes = header_bytes(replaced as usize);
+    // All that it replaces have lower numbers.
+    if replaced > number || whole_bytes > length_bytes {
+        return Ok(Err("its header is damaged".to_owned()));
+    }
+    let mut rest = vec![0; usize::try_from(whole_bytes).unwrap_or(usize::MAX) - FIXED_HEADER_BYTES];
+    file.read_exact_at(&mut rest, FIXED_HEADER_BYTES as u64)?;
+    Ok(Ok((fixed, rest)))
+}
+
+/// What a pack says of the store that it belongs to: the same as the FORMAT file, but for the codec.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Home {
+    pub(crate) version: u32,
+    pub(crate) store: StoreId,
+    pub(crate) region_bytes: u32,
+}
+
+/// What the header of pack `number` says of the store; `None` if it is not in order.
+pub(crate) fn home(path: &Path, number: u32) -> io::Result<Option<Home>> {
+    let file = file::open_existing(path)?;
+    let Ok((fixed, rest)) = read_header_bytes(&file, file.length_bytes()?, number)? else { return Ok(None) };
+    let whole = [&fixed[..], &rest].concat();
+    let u32_at = |at: usize| u32::from_le_bytes([fixed[at], fixed[at + 1], fixed[at + 2], fixed[at + 3]]);
+    let mut store = StoreId([0; 16]);
+    store.0.copy_from_slice(&fixed[16..32]);
+    let home = Home { version: u32_at(8), store, region_bytes: u32_at(48) };
+    Ok((is_whole_header(&whole) && u32_at(12) == number).then_some(home))
+}
+
 fn replaces_count(fixed: &[u8; FIXED_HEADER_BYTES]) -> u32 {
     u32::from_le_bytes([fixed[52], fixed[53], fixed[54], fixed[55]])
 }
 
-/// Whether bytes begin with a header that is in order. Of a file that is not a usable pack of this
-/// store that means that it belongs to another one.
-pub(crate) fn is_foreign(bytes: &[u8]) -> bool {
+/// Whether bytes begin with a header that is in order, of whatever store. Of a file that is not a usable
+/// pack of this one it means that it belongs to another.
+pub(crate) fn is_whole_header(bytes: &[u8]) -> bool {
     let Some(fixed) = bytes.first_chunk::<FIXED_HEADER_BYTES>() else { return false };
     let replaced = replaces_count(fixed);
     let whole = usize::try_from(header_bytes(replaced as usize)).ok().and_then(|length| bytes.get(..length));
@@ -293,6 +327,16 @@ pub(crate) enum Scanned<'a> {
         header: Option<Header>,
         why: &'static str,
     },
+}
+
+impl Scanned<'_> {
+    /// Where it ends.
+    pub(crate) fn end_bytes(&self) -> u64 {
+        match self {
+            Scanned::Object { offset_bytes, header, .. } => offset_bytes + header.object_bytes() as u64,
+            Scanned::Damaged { end_bytes, .. } => *end_bytes,
+        }
+    }
 }
 
 /// The header, where at least that is in order, and what is wrong.

@@ -204,6 +204,16 @@ impl<'a> Reader<'a> {
         Ok(false)
     }
 
+    /// Whether an object at a place is in order as far as its checks say.
+    pub(crate) fn is_whole_at(&mut self, location: Location) -> Result<bool, StoreError> {
+        let pack = self.objects.shared.log.pack(location.pack);
+        if pack.is_none_or(|pack| pack.length_bytes() < location.end_bytes()) {
+            return Ok(false);
+        }
+        let found = self.objects.whatever_is_at(location.into())?;
+        Ok(found.is_some_and(|found| found.payload().is_ok()))
+    }
+
     /// What kind of object its header says is at a place.
     pub(crate) fn kind_at(&mut self, at: Position) -> Option<Kind> {
         self.objects.whatever_is_at(at).ok()?.map(|found| found.header.kind)

@@ -210,8 +210,11 @@ pub(crate) fn link(path: &Path, second: &Path) -> io::Result<()> {
     tell(Call::Link(path, second), || std::fs::hard_link(path, second))
 }
 
-/// Gives a file another name in `dir`: its own, with a number behind it if that is taken.
-pub(crate) fn link_into(path: &Path, dir: &Path) -> io::Result<()> {
+/// Gives a file another name in `dir`: its own, with a number behind it if that is taken. Returns the name;
+/// that which it has there already, if it has one.
+pub(crate) fn link_into(path: &Path, dir: &Path) -> io::Result<PathBuf> {
+    use std::os::unix::fs::MetadataExt;
+    let file = |path: &Path| path.symlink_metadata().map(|metadata| (metadata.dev(), metadata.ino())).ok();
     let name = path.file_name().unwrap_or_default();
     for number in 0u32.. {
         let mut name = name.to_owned();
@@ -220,8 +223,12 @@ pub(crate) fn link_into(path: &Path, dir: &Path) -> io::Result<()> {
         }
         let second = dir.join(name);
         match link(path, &second) {
-            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
-            other => return other,
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+                if file(path) == file(&second) {
+                    return Ok(second);
+                }
+            }
+            other => return other.map(|()| second),
         }
     }
     Err(io::ErrorKind::AlreadyExists.into())

@@ -138,6 +138,7 @@ fn exit_of_store(error: &StoreError) -> Exit {
         | StoreError::BadProcessName { .. }
         | StoreError::BadLabel { .. } => Exit::WrongUsage,
         StoreError::Owned { .. } => Exit::StoreOwned,
+        StoreError::Interrupted => Exit::Interrupted,
         error if error.is_damage() => Exit::Damage,
         _ => Exit::Failed,
     }
