@@ -422,7 +422,10 @@ fn a_sound_store_verifies_and_has_nothing_to_repair_or_migrate() {
     let id = vault.capture_file(&vault.file("image", &noise(100_000, 10)), "p");
     for arguments in [&["verify"][..], &["verify", &id], &["verify", "--sample", "50"]] {
         let report = vault.json(arguments);
-        has_keys(&report, "checked_objects checked_bytes problems");
+        has_keys(
+            &report,
+            "checked_objects checked_bytes total_objects total_bytes checked_packs total_packs problems",
+        );
         assert_eq!(report["problems"], serde_json::json!([]));
     }
     assert!(vault.json(&["verify"])["checked_bytes"].as_u64().unwrap() >= 100_000);

@@ -193,7 +193,7 @@ pub(crate) fn salvage(shared: &Shared, path: &Path) -> Result<Vec<IndexEntry>, S
         return Ok(Vec::new());
     }
     let bytes = Arc::new(map::map_pack(&file, length_bytes).map_err(failed())?);
-    if pack::is_whole_header(&bytes) {
+    if pack::store_of(&bytes).is_some_and(|store| store != shared.format.id) {
         return Ok(Vec::new());
     }
     let number = path.file_name().and_then(|name| pack::number_of(name.to_str()?)).unwrap_or(0);

@@ -231,7 +231,9 @@ fn read_text(store: &Path) -> Result<(PathBuf, String, u32), StoreError> {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
             let has_packs = pack::list(&store.join(PACKS_DIR)).is_ok_and(|packs| !packs.is_empty());
             return Err(match has_packs {
-                true => StoreError::FormatFile { path, detail: "it is missing, and there are packs".to_owned() },
+                true => {
+                    StoreError::FormatFile { path, detail: "it is missing, and there are packs".to_owned() }
+                }
                 false => not_a_store("the directory has no FORMAT file"),
             });
         }

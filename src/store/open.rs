@@ -7,9 +7,9 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::catalog::{Catalog, Entry, Fact};
+use super::database::OUTDATED;
 use super::error::StoreError;
 use super::format::{self, Format};
-use super::database::OUTDATED;
 use super::index::Index;
 use super::location::Location;
 use super::names::{DAMAGED_DIR, INDEX_DIR, PACKS_DIR, UNFINISHED};
@@ -85,17 +85,7 @@ pub(crate) fn open(
     }
     let next_number = next_number(store)?;
     let save = damage_found || is_rebuilding;
-    Ok(Opened {
-        packs,
-        active,
-        next_number,
-        index,
-        catalog,
-        unusable,
-        index_rebuilt,
-        other_deltas,
-        save,
-    })
+    Ok(Opened { packs, active, next_number, index, catalog, unusable, index_rebuilt, other_deltas, save })
 }
 
 /// The number after the highest there is, also of files that are no usable packs and of packs that

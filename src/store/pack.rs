@@ -287,27 +287,24 @@ pub(crate) fn home(path: &Path, number: u32) -> io::Result<Option<Home>> {
     let Ok((fixed, rest)) = read_header_bytes(&file, file.length_bytes()?, number)? else { return Ok(None) };
     let whole = [&fixed[..], &rest].concat();
     let u32_at = |at: usize| u32::from_le_bytes([fixed[at], fixed[at + 1], fixed[at + 2], fixed[at + 3]]);
-    let mut store = StoreId([0; 16]);
-    store.0.copy_from_slice(&fixed[16..32]);
-    let home = Home { version: u32_at(8), store, region_bytes: u32_at(48) };
-    Ok((is_whole_header(&whole) && u32_at(12) == number).then_some(home))
+    let store = store_of(&whole).filter(|_| u32_at(12) == number);
+    Ok(store.map(|store| Home { version: u32_at(8), store, region_bytes: u32_at(48) }))
 }
 
 fn replaces_count(fixed: &[u8; FIXED_HEADER_BYTES]) -> u32 {
     u32::from_le_bytes([fixed[52], fixed[53], fixed[54], fixed[55]])
 }
 
-/// Whether bytes begin with a header that is in order, of whatever store. Of a file that is not a usable
-/// pack of this one it means that it belongs to another.
-pub(crate) fn is_whole_header(bytes: &[u8]) -> bool {
-    let Some(fixed) = bytes.first_chunk::<FIXED_HEADER_BYTES>() else { return false };
-    let replaced = replaces_count(fixed);
-    let whole = usize::try_from(header_bytes(replaced as usize)).ok().and_then(|length| bytes.get(..length));
-    whole.is_some_and(|whole| {
-        let mut whole = whole.to_vec();
-        whole[CHECK].fill(0);
-        fixed.starts_with(MAGIC) && fixed[CHECK] == crc32c::crc32c(&whole).to_le_bytes()
-    })
+/// The store whose pack these bytes are, by a header that is in order.
+pub(crate) fn store_of(bytes: &[u8]) -> Option<StoreId> {
+    let fixed = bytes.first_chunk::<FIXED_HEADER_BYTES>()?;
+    let whole_bytes = usize::try_from(header_bytes(replaces_count(fixed) as usize)).ok()?;
+    let mut whole = bytes.get(..whole_bytes)?.to_vec();
+    whole[CHECK].fill(0);
+    let is_whole = fixed.starts_with(MAGIC) && fixed[CHECK] == crc32c::crc32c(&whole).to_le_bytes();
+    let mut store = StoreId([0; 16]);
+    store.0.copy_from_slice(&fixed[16..32]);
+    is_whole.then_some(store)
 }
 
 /// What a scan of a pack comes upon.

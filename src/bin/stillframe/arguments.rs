@@ -312,15 +312,18 @@ pub(crate) struct Verify {
     /// Only what these snapshots need
     #[arg(value_name = "SNAPSHOT")]
     pub(crate) snapshots: Vec<String>,
-    /// Only so many percent of the objects, picked by chance
+    /// Only so many percent of the objects, picked by chance over all packs
     #[arg(long, value_name = "PERCENT", value_parser = percent(1))]
     pub(crate) sample: Option<u8>,
 }
 
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Rebuilds the index from the packs, cuts torn tails, and sets damaged objects aside. Exits \
-    with 5 if snapshots were lost or objects were damaged; capturing the same memory again heals them."
+    after_help = "Rebuilds the index from the packs, cuts torn tails, writes a damaged FORMAT file anew, and copies \
+    what is whole out of damaged packs. It deletes nothing: what it cannot use is moved to the folder damaged/ of the \
+    store, where REPORT.txt says what lies there, why, and which snapshots lost what. Interrupted, it has done no \
+    harm; run it again. Exits with 5 if snapshots were lost or objects were damaged; capturing the same memory \
+    again heals them."
 )]
 pub(crate) struct Repair {
     /// Only say what is wrong

@@ -1,7 +1,7 @@
 //! `init`, `verify`, `repair`, `stats`, `migrate`.
 
 use serde::Serialize;
-use stillframe::{Problem, RegionSize, RepairOptions, Store, VerifyOptions};
+use stillframe::{Problem, RegionSize, RepairOptions, Store, VerifyOptions, VerifyReport};
 
 use crate::arguments;
 use crate::context::{Context, display};
@@ -49,6 +49,10 @@ pub(crate) fn verify(context: &Context, arguments: &arguments::Verify) -> anyhow
     struct VerifyObject {
         checked_objects: u64,
         checked_bytes: u64,
+        total_objects: u64,
+        total_bytes: u64,
+        checked_packs: u64,
+        total_packs: u64,
         problems: Vec<ProblemObject>,
     }
     #[derive(Serialize)]
@@ -79,17 +83,17 @@ pub(crate) fn verify(context: &Context, arguments: &arguments::Verify) -> anyhow
         output.json(&VerifyObject {
             checked_objects: report.checked_objects,
             checked_bytes: report.checked_bytes,
+            total_objects: report.total_objects,
+            total_bytes: report.total_bytes,
+            checked_packs: report.checked_packs,
+            total_packs: report.total_packs,
             problems: problems.collect(),
         })?;
         return Ok(exit);
     }
     let mut text: String = report.problems.iter().map(|problem| problem_text(output, problem)).collect();
     if !output.quiet {
-        let checked = format!(
-            "checked {}, {}",
-            human::counted(report.checked_objects, "object"),
-            human::size(report.checked_bytes)
-        );
+        let checked = checked_text(&report);
         text.push_str(&match report.problems.len() as u64 {
             0 => format!("{checked}: all in order\n"),
             found => format!("{checked}: {}\n", human::counted(found, "problem")),
@@ -100,6 +104,26 @@ pub(crate) fn verify(context: &Context, arguments: &arguments::Verify) -> anyhow
         output.hint("set what is damaged aside: stillframe repair; capturing the same memory again heals it");
     }
     Ok(exit)
+}
+
+/// How much of the store was checked.
+fn checked_text(report: &VerifyReport) -> String {
+    let packs = match (report.checked_packs, report.total_packs) {
+        (checked, total) if checked == total => format!("in all {}", human::counted(total, "pack")),
+        (checked, total) => format!("in {} of {}", human::count(checked), human::counted(total, "pack")),
+    };
+    if report.checked_objects >= report.total_objects {
+        let objects = human::counted(report.checked_objects, "object");
+        return format!("checked {objects}, {}, {packs}", human::size(report.checked_bytes));
+    }
+    format!(
+        "checked {} of {} ({:.1} %), {} of {}, {packs}",
+        human::count(report.checked_objects),
+        human::counted(report.total_objects, "object"),
+        report.checked_objects as f64 * 100.0 / report.total_objects as f64,
+        human::size(report.checked_bytes),
+        human::size(report.total_bytes),
+    )
 }
 
 fn problem_text(output: &Output, problem: &Problem) -> String {
@@ -155,6 +179,9 @@ pub(crate) fn repair(context: &Context, arguments: &arguments::Repair) -> anyhow
         lines.push(("objects", format!("{} in order", human::count(report.objects))));
         if whole {
             lines.push(("lost", "nothing".to_owned()));
+        }
+        if let Some(path) = &report.report {
+            lines.push(("report", display(path)));
         }
         output.text(&output.lines(&lines))?;
     }

@@ -1,6 +1,8 @@
 //! Verify: everything is read and checked, and what is damaged is named with the snapshots that
 //! need it.
 
+mod sample;
+
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::Mutex;
 
@@ -30,9 +32,11 @@ pub struct VerifyOptions {
     /// Only what these snapshots need; everything if there are none.
     pub snapshots: Vec<SnapshotId>,
     /// Only so many percent of the objects, spread evenly over the store: an object is in the
-    /// sample or not by its hash and a number drawn for this run.
+    /// sample or not by its hash and a number drawn for this run. Of each pack there is at least one region, one
+    /// other object and one record, note or tombstone in it, where it has any.
     pub sample_percent: Option<u8>,
-    /// Watches it. Interrupting it does no harm.
+    /// Watches it: in bytes of packs, to which 32 for each region of each snapshot are added for looking whether
+    /// it is there. Interrupting it does no harm.
     pub progress: Progress,
 }
 
@@ -44,6 +48,14 @@ pub struct VerifyReport {
     pub checked_objects: u64,
     /// Their stored bytes, with their headers.
     pub checked_bytes: u64,
+    /// How many objects there are in all, those that nothing needs included.
+    pub total_objects: u64,
+    /// Their stored bytes, with their headers.
+    pub total_bytes: u64,
+    /// In how many packs there was something checked.
+    pub checked_packs: u64,
+    /// How many packs there are.
+    pub total_packs: u64,
     /// What is not in order.
     pub problems: Vec<Problem>,
 }
@@ -60,6 +72,11 @@ pub struct Problem {
     pub snapshots: Vec<SnapshotId>,
     /// What is wrong.
     pub detail: String,
+}
+
+/// How many bytes of hashes a snapshot refers to.
+fn referring_bytes(record: &Record) -> u64 {
+    record.regions.saturating_mul(Hash::BYTES as u64)
 }
 
 /// So many objects are checked in parallel at a time.
@@ -84,6 +101,7 @@ impl Store {
         let verification = Verification {
             shared,
             checked: Mutex::default(),
+            total: Mutex::default(),
             problems: Mutex::default(),
             damaged: Mutex::default(),
         };
@@ -115,10 +133,20 @@ enum Subject {
     Bytes { pack: String, offset_bytes: u64 },
 }
 
+/// What was read, decoded and compared.
+#[derive(Default)]
+struct Checked {
+    objects: u64,
+    bytes: u64,
+    packs: BTreeSet<u32>,
+}
+
 /// A verification under way.
 struct Verification<'a> {
     shared: &'a Shared,
-    checked: Mutex<(u64, u64)>,
+    checked: Mutex<Checked>,
+    /// How many objects there are, and how many bytes they take.
+    total: Mutex<(u64, u64)>,
     problems: Mutex<BTreeMap<Subject, (String, BTreeSet<SnapshotId>)>>,
     /// Bytes in packs that are no objects in order.
     damaged: Mutex<Vec<(Position, u64)>>,
@@ -141,7 +169,8 @@ impl Intact {
 
 impl<'a> Verification<'a> {
     fn report(self) -> VerifyReport {
-        let (checked_objects, checked_bytes) = *lock(&self.checked);
+        let checked = std::mem::take(&mut *lock(&self.checked));
+        let (total_objects, total_bytes) = *lock(&self.total);
         let problems = std::mem::take(&mut *lock(&self.problems));
         let problems = problems
             .into_iter()
@@ -155,13 +184,22 @@ impl<'a> Verification<'a> {
                 Problem { kind, object, snapshots: snapshots.into_iter().collect(), detail }
             })
             .collect();
-        VerifyReport { checked_objects, checked_bytes, problems }
+        VerifyReport {
+            checked_objects: checked.objects,
+            checked_bytes: checked.bytes,
+            total_objects,
+            total_bytes,
+            checked_packs: checked.packs.len() as u64,
+            total_packs: self.shared.log.packs().len().max(checked.packs.len()) as u64,
+            problems,
+        }
     }
 
     fn count(&self, location: Location) {
         let mut checked = lock(&self.checked);
-        checked.0 += 1;
-        checked.1 += location.object_bytes();
+        checked.objects += 1;
+        checked.bytes += location.object_bytes();
+        checked.packs.insert(location.pack);
     }
 
     fn problem(&self, subject: Subject, detail: String, snapshot: Option<SnapshotId>) {
@@ -176,7 +214,10 @@ impl<'a> Verification<'a> {
         let (regions, objects) = (Marks::of(index, Tree::Regions)?, Marks::of(index, Tree::Objects)?);
         let mut intact = Intact { regions, objects, others: HashSet::new() };
         let packs = self.shared.log.packs();
-        let meter = progress.begin(packs.iter().map(|pack| pack.length_bytes()).sum());
+        let packs_bytes: u64 = packs.iter().map(|pack| pack.length_bytes() - pack.header_bytes()).sum();
+        let records: Vec<u64> =
+            self.shared.catalog().all_live().map(|(_, entry)| referring_bytes(&entry.record)).collect();
+        let meter = progress.begin(packs_bytes + records.iter().sum::<u64>());
         // A repair may have set them aside.
         for (path, why) in self.shared.unusable.iter().filter(|(path, _)| path.exists()) {
             let pack = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
@@ -187,12 +228,13 @@ impl<'a> Verification<'a> {
         }
         self.drop_damaged(index, &mut intact)?;
         let snapshots: Vec<SnapshotId> = self.shared.catalog().all_live().map(|(id, _)| *id).collect();
-        self.references(&snapshots, &intact, &progress.begin(0))
+        self.references(&snapshots, &intact, &meter)
     }
 
     fn pack(&self, pack: &Pack, intact: &mut Intact, meter: &Meter) -> Result<(), Error> {
         let bytes = pack.bytes(pack.length_bytes())?;
         let mut scan = pack.scan(&bytes, pack.header_bytes());
+        let mut at_bytes = pack.header_bytes();
         loop {
             let batch: Vec<Scanned<'_>> = scan.by_ref().take(BATCH_OBJECTS).collect();
             if batch.is_empty() {
@@ -209,11 +251,13 @@ impl<'a> Verification<'a> {
                     Tree::Objects => intact.objects.mark(&hash),
                 };
             }
-            let length = |scanned: &Scanned<'_>| match scanned {
-                Scanned::Object { header, .. } => header.object_bytes() as u64,
-                Scanned::Damaged { offset_bytes, end_bytes, .. } => end_bytes - offset_bytes,
-            };
-            meter.advance(batch.iter().map(length).sum())?;
+            let end_bytes = batch.last().map_or(at_bytes, Scanned::end_bytes);
+            let mut total = lock(&self.total);
+            total.0 += batch.len() as u64;
+            total.1 += end_bytes - at_bytes;
+            drop(total);
+            meter.advance(end_bytes - at_bytes)?;
+            at_bytes = end_bytes;
         }
     }
 
@@ -311,9 +355,13 @@ impl<'a> Verification<'a> {
                 }
             })? {
                 Some(both) => both,
-                None => continue,
+                None => {
+                    meter.advance(referring_bytes(&record))?;
+                    continue;
+                }
             };
             for (table, place) in root.iter().zip(table::places(&space, record.region_size)) {
+                meter.advance(place.regions as u64 * Hash::BYTES as u64)?;
                 if table.is_zero() || fine.contains(table) {
                     continue;
                 }
@@ -334,7 +382,6 @@ impl<'a> Verification<'a> {
                 for hash in tables.get(table).into_iter().flatten() {
                     missing(Kind::Region, *hash);
                 }
-                meter.advance(0)?;
             }
         }
         Ok(())
@@ -391,6 +438,7 @@ impl<'a> Verification<'a> {
             total_bytes += self.shared.record(*id)?.memory_bytes;
         }
         let meter = progress.begin(total_bytes);
+        self.take_stock(&mut |_, _| Ok(()))?;
         // Every table that was checked, with what is wrong with it.
         let mut seen: HashMap<Hash, Vec<(Kind, Hash)>> = HashMap::new();
         for id in snapshots {
@@ -472,90 +520,6 @@ impl<'a> Verification<'a> {
             break;
         }
         Some((kind, *hash))
-    }
-
-    /// Some of the objects in the index.
-    fn sample(&self, percent: u8, progress: &Progress) -> Result<(), Error> {
-        let index = self.shared.index();
-        let salt = jiff::Timestamp::now().subsec_nanosecond().unsigned_abs();
-        let chosen = |hash: &Hash| {
-            let number = Hash::of(&[&hash.0[..], &salt.to_le_bytes()].concat()).prefix();
-            // The upper 64 bits of a product: an even spread over 0 to 99.
-            (u128::from(number) * 100) >> 64 < u128::from(percent)
-        };
-        let meter = progress.begin(0);
-        for tree in Tree::ALL {
-            let mut entries = index.entries(tree).filter(|entry| match entry {
-                Ok((hash, _)) => chosen(hash),
-                Err(_) => true,
-            });
-            loop {
-                let batch: Vec<(Hash, Location)> =
-                    entries.by_ref().take(BATCH_OBJECTS).collect::<Result<_, _>>()?;
-                if batch.is_empty() {
-                    break;
-                }
-                batch.par_iter().for_each_init(
-                    || Reader::new(self.shared, Check::Full),
-                    |reader, (hash, location)| {
-                        let kind = match tree {
-                            Tree::Regions => Kind::Region,
-                            // The index does not say. Whatever is not even that is damaged.
-                            Tree::Objects => reader.kind_at((*location).into()).unwrap_or(Kind::Table),
-                        };
-                        self.object(kind, hash, reader);
-                    },
-                );
-                meter.advance(batch.iter().map(|(_, location)| location.object_bytes()).sum())?;
-            }
-        }
-        let found: HashMap<Hash, Kind> = lock(&self.problems)
-            .keys()
-            .filter_map(|subject| match subject {
-                Subject::Object(kind, hash) => Some((*hash, *kind)),
-                Subject::Bytes { .. } => None,
-            })
-            .collect();
-        self.who_needs(&found)
-    }
-
-    /// Adds to the problems the snapshots that need these objects, which tells also of what kind they
-    /// really are.
-    fn who_needs(&self, damaged: &HashMap<Hash, Kind>) -> Result<(), Error> {
-        if damaged.is_empty() {
-            return Ok(());
-        }
-        let mut reader = Reader::new(self.shared, Check::Full);
-        let mut tables: HashMap<Hash, Vec<(Kind, Hash)>> = HashMap::new();
-        let snapshots: Vec<SnapshotId> = self.shared.catalog().all_live().map(|(id, _)| *id).collect();
-        for id in snapshots {
-            let Ok(record) = self.shared.record(id) else { continue };
-            let mut needed: Vec<(Kind, Hash)> =
-                record.attachments.iter().map(|attachment| (Kind::Attachment, attachment.hash)).collect();
-            let both =
-                self.layout_and_root(&record, &mut reader, &mut |kind, hash| needed.push((kind, hash)))?;
-            let (root, space) = both.unwrap_or_default();
-            needed.extend(root.iter().map(|table| (Kind::Table, *table)));
-            for (table, place) in root.iter().zip(table::places(&space, record.region_size)) {
-                let wrong = tables.entry(*table).or_insert_with(|| {
-                    let hashes = reader.hashes(Kind::Table, table, place.regions).unwrap_or_default();
-                    let region = hashes.into_iter().map(|hash| (Kind::Region, hash));
-                    region.filter(|(_, hash)| damaged.contains_key(hash)).collect()
-                });
-                needed.extend(wrong.iter().copied());
-            }
-            for (kind, hash) in needed {
-                let Some(guessed) = damaged.get(&hash) else { continue };
-                if *guessed != kind {
-                    let mut problems = lock(&self.problems);
-                    if let Some(problem) = problems.remove(&Subject::Object(*guessed, hash)) {
-                        problems.insert(Subject::Object(kind, hash), problem);
-                    }
-                }
-                self.missing(kind, hash, id);
-            }
-        }
-        Ok(())
     }
 }
 
