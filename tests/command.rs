@@ -437,7 +437,10 @@ fn a_sound_store_verifies_and_has_nothing_to_repair_or_migrate() {
     }
     assert_eq!(vault.json(&["migrate", "--dry-run"]), serde_json::json!({"from": 1, "to": 1}));
     assert_eq!(vault.json(&["migrate"]), serde_json::json!({"from": 1, "to": 1}));
-    assert!(vault.text(&["verify"]).contains("all in order"));
+    let text = vault.text(&["verify"]);
+    assert!(text.contains("in 1 pack: all in order"), "{text}");
+    let text = vault.text(&["verify", "--sample", "1"]);
+    assert!(text.starts_with("checked ") && text.contains(" of ") && text.contains(" %), "), "{text}");
 }
 
 #[test]

@@ -60,6 +60,8 @@ pub(crate) struct Object {
     pub(crate) pack: usize,
     pub(crate) kind: u8,
     pub(crate) hash: Hash,
+    /// Of a note or tombstone: the snapshot that it is about.
+    pub(crate) about: Option<Hash>,
     /// Of a delta: the hash of its base.
     base: Option<Hash>,
     pub(crate) start: usize,
@@ -179,9 +181,18 @@ impl Archive {
         std::fs::remove_dir_all(self.index()).unwrap();
     }
 
-    /// The object of this kind that most snapshots need, or the record or tombstone of one.
+    /// Whether this says that the forgotten snapshot is forgotten.
+    pub(crate) fn forgets(&self, object: &Object) -> bool {
+        object.kind == Kind::Tombstone as u8 && object.about == Some(self.ids["gone"].0)
+    }
+
+    /// The object of this kind that most snapshots need, or the last record, the last note, the tombstone.
     pub(crate) fn object(&self, kind: Kind) -> Object {
-        let of_kind = self.objects.iter().filter(|object| object.kind == kind as u8);
+        let is_it = |object: &&Object| match kind {
+            Kind::Tombstone => self.forgets(object),
+            _ => object.kind == kind as u8,
+        };
+        let of_kind = self.objects.iter().filter(is_it);
         of_kind.max_by_key(|object| (self.needed_by(object).len(), object.base.is_none())).unwrap().clone()
     }
 
@@ -244,7 +255,20 @@ fn objects(store: &Path) -> Vec<Object> {
                 (bytes[start + 1] == DELTA).then(|| Hash(bytes[payload..payload + 32].try_into().unwrap()));
             let hash = Hash(bytes[start + 16..payload].try_into().unwrap());
             let end = payload_end.next_multiple_of(8);
-            objects.push(Object { pack, kind: bytes[start], hash, base, start, payload, payload_end, end });
+            // These are stored raw: the version of the value comes first, and then the id.
+            let is_about = [Kind::Note as u8, Kind::Tombstone as u8].contains(&bytes[start]);
+            let about = is_about.then(|| Hash(bytes[payload + 1..payload + 33].try_into().unwrap()));
+            objects.push(Object {
+                pack,
+                kind: bytes[start],
+                hash,
+                about,
+                base,
+                start,
+                payload,
+                payload_end,
+                end,
+            });
             start = end;
         }
     }

@@ -65,10 +65,10 @@ fn a_flipped_bit_anywhere_in_the_index_costs_a_rebuild_at_most() {
     let files: Vec<usize> =
         files_in(&Vault::copy().path.join("index")).iter().map(|file| used(file)).collect();
     for (number, used_bytes) in files.into_iter().enumerate() {
-        for step in 0..40usize {
+        for step in 0..20usize {
             let vault = Vault::copy();
             let file = files_in(&vault.path.join("index"))[number].clone();
-            let at = (used_bytes * step / 40 + step % 7).min(used_bytes);
+            let at = (used_bytes * step / 20 + step % 7).min(used_bytes);
             println!("{} byte {at} of {used_bytes}", file.strip_prefix(&vault.path).unwrap().display());
             change(&file, |bytes| bytes[at] ^= 1 << (step % 8));
             assert_costs_a_rebuild_at_most(&vault);
