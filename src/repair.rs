@@ -88,9 +88,9 @@ fn repair(path: &Path, options: &RepairOptions) -> Result<RepairReport, Error> {
     let mut aside = Aside::begin(path);
     let (format, wrong) = Format::found(path)?;
     if let Some(wrong) = wrong {
-        report.damaged.push(wrong.to_string());
+        report.damaged.push(format!("{}: {wrong}", path.join(FORMAT_FILE).display()));
         if !options.dry_run {
-            mend_format(path, &format, &wrong, &mut aside)?;
+            mend_format(path, &format, wrong, &mut aside)?;
         }
     }
     let open = |rebuild| Store::open_as(path, &lock, format.clone(), rebuild, &options.progress);
@@ -132,12 +132,13 @@ fn repair(path: &Path, options: &RepairOptions) -> Result<RepairReport, Error> {
     Ok(report)
 }
 
-fn mend_format(path: &Path, format: &Format, wrong: &StoreError, aside: &mut Aside) -> Result<(), Error> {
-    let why = [wrong.to_string(), "it was written anew from the packs".to_owned()];
-    match format.replace(path)? {
-        Some(second) => aside.told(&path.join(FORMAT_FILE), &second, &why)?,
-        None => aside.tell(&why)?,
+fn mend_format(path: &Path, format: &Format, wrong: String, aside: &mut Aside) -> Result<(), Error> {
+    let (file, anew) = (path.join(FORMAT_FILE), "it is written anew from the packs".to_owned());
+    match file.symlink_metadata().is_ok() {
+        true => aside.put(&file, &[wrong, anew])?,
+        false => aside.tell(&[format!("{}: {wrong}; {anew}", file.display())])?,
     }
+    format.write(path)?;
     Ok(())
 }
 

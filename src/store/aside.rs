@@ -34,13 +34,8 @@ impl Aside {
         file::create_dir(&self.dir).map_err(StoreError::io("create", &self.dir))?;
         let second = file::link_into(path, &self.dir).map_err(StoreError::io("set aside", path))?;
         file::sync_dir(&self.dir).map_err(StoreError::io("make durable", &self.dir))?;
-        self.told(path, &second, why)
-    }
-
-    /// Tells of a file that has its name in the folder already.
-    pub(crate) fn told(&mut self, path: &Path, second: &Path, why: &[String]) -> Result<(), StoreError> {
-        let name = |path: &Path| path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        let mut lines = vec![format!("set aside: {} as {}", path.display(), name(second))];
+        let name = second.file_name().unwrap_or_default().to_string_lossy();
+        let mut lines = vec![format!("set aside: {} as {name}", path.display())];
         lines.extend(why.iter().map(|why| format!("    {why}")));
         self.tell(&lines)
     }

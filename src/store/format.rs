@@ -17,7 +17,7 @@ use std::path::{Path, PathBuf};
 
 use super::error::StoreError;
 use super::id::StoreId;
-use super::names::{DAMAGED_DIR, PACKS_DIR};
+use super::names::PACKS_DIR;
 use super::pack::{self, Home};
 use crate::codec::Codec;
 use crate::sys::file;
@@ -109,7 +109,7 @@ impl Format {
 
     /// What the file should say, and what is wrong with it if it says something else or is not there: by
     /// the headers of the packs where they agree. An error where there is no store, or none can be made of it.
-    pub(crate) fn found(store: &Path) -> Result<(Format, Option<StoreError>), StoreError> {
+    pub(crate) fn found(store: &Path) -> Result<(Format, Option<String>), StoreError> {
         let read = Format::read(store);
         let homes = homes(store)?;
         let wrong = match read {
@@ -117,15 +117,12 @@ impl Format {
                 Ok(()) => return Ok((format, None)),
                 Err(wrong) => wrong,
             },
-            Err(wrong @ StoreError::FormatFile { .. }) => wrong,
-            Err(error) => return Err(error),
+            Err(wrong) => wrong,
         };
+        let StoreError::FormatFile { path, detail } = wrong else { return Err(wrong) };
         match Format::of_packs(store, &homes) {
-            Ok(format) => Ok((format, Some(wrong))),
-            Err(why) => {
-                let StoreError::FormatFile { path, detail } = wrong else { return Err(wrong) };
-                Err(StoreError::FormatLost { path, detail, why })
-            }
+            Ok(format) => Ok((format, Some(detail))),
+            Err(why) => Err(StoreError::FormatLost { path, detail, why }),
         }
     }
 
@@ -159,21 +156,6 @@ impl Format {
         let region_size = RegionSize::new(home.region_bytes).map_err(|error| error.to_string())?;
         let codec = field(&text, "codec").and_then(|codec| codec.parse().ok()).unwrap_or_default();
         Ok(Format { version, region_size, codec, id: home.store })
-    }
-
-    /// Writes the file anew. What was in its place gets a name in the folder for damaged things, which
-    /// is returned.
-    pub(crate) fn replace(&self, store: &Path) -> Result<Option<PathBuf>, StoreError> {
-        let (path, damaged) = (store.join(FORMAT_FILE), store.join(DAMAGED_DIR));
-        let mut aside = None;
-        if path.symlink_metadata().is_ok() {
-            file::create_dir(&damaged).map_err(StoreError::io("create", &damaged))?;
-            let linked = file::link_into(&path, &damaged).map_err(StoreError::io("set aside", &path))?;
-            file::sync_dir(&damaged).map_err(StoreError::io("make durable", &damaged))?;
-            aside = Some(linked);
-        }
-        self.write(store)?;
-        Ok(aside)
     }
 
     /// Reads the file whatever version it is of.

@@ -54,7 +54,10 @@ pub(crate) fn open(
         format::check_packs(store, format)?;
     }
     for (path, why) in &unusable {
-        tracing::warn!("{} is not usable: {why}", path.display());
+        tracing::warn!(
+            "{} is not usable: {why}; `stillframe repair` brings back what is in it",
+            path.display()
+        );
     }
     let index = match open_index(store, format, &packs)? {
         // It is dropped first: the database must be closed when it is set aside.
@@ -194,7 +197,11 @@ fn open_index(
             Ok(None)
         }
         Err(error) => {
-            tracing::warn!("{error}; rebuilding it from the packs now");
+            let why = match error {
+                StoreError::Index { action, detail } => format!("the index cannot {action}: {detail}"),
+                other => other.to_string(),
+            };
+            tracing::warn!("{why}; rebuilding it from the packs now");
             Ok(None)
         }
     }

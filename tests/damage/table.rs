@@ -88,8 +88,8 @@ fn damage(archive: &Archive, place: Place, how: How) -> Option<Taken> {
             Place::ObjectHeader => (object.start, object.payload),
             _ => (object.payload, object.payload_end),
         };
-        let earlier =
-            archive.objects.iter().find(|other| other.kind == object.kind && other.hash != object.hash);
+        let others = || archive.objects.iter().filter(|other| other.hash != object.hash);
+        let earlier = others().find(|other| other.kind == object.kind).or(others().next());
         let earlier_bytes = earlier.map(|other| {
             let bytes = std::fs::read(archive.pack(other.pack)).unwrap();
             bytes[other.start..other.end].to_vec()

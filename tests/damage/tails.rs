@@ -37,12 +37,11 @@ fn a_pack_cut_at_any_interesting_byte_loses_nothing_that_was_acknowledged() {
     let interesting: BTreeSet<usize> = objects(&whole)
         .iter()
         .flat_map(|it| {
-            [it.start, it.start + 7, it.start + 16, it.payload, it.payload + 1, it.payload_end - 1, it.end]
+            [it.start, it.start + 7, it.payload, it.payload_end - 1, it.end - 1, it.end, it.end + 1]
         })
-        .flat_map(|at| [at - 1, at, at + 1])
         .map(|at| at.saturating_sub(PACK_HEADER_BYTES).min(tail.len()))
         .collect();
-    assert!(interesting.len() > 50);
+    assert!(interesting.len() > 40, "{}", interesting.len());
     for cut in interesting {
         for index_is_lost in [false, true] {
             println!("cut at {cut}, the index lost: {index_is_lost}");

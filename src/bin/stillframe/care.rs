@@ -109,6 +109,7 @@ pub(crate) fn verify(context: &Context, arguments: &arguments::Verify) -> anyhow
 /// How much of the store was checked.
 fn checked_text(report: &VerifyReport) -> String {
     let packs = match (report.checked_packs, report.total_packs) {
+        (_, 0) => "without a pack".to_owned(),
         (1, 1) => "in 1 pack".to_owned(),
         (checked, total) if checked == total => format!("in all {}", human::counted(total, "pack")),
         (checked, total) => format!("in {} of {}", human::count(checked), human::counted(total, "pack")),

@@ -88,22 +88,16 @@ fn told(error: &anyhow::Error) -> String {
             lines.push(text);
         }
     }
-    lines.extend(advice(error).map(str::to_owned));
+    // Most errors name it themselves.
+    if !lines.iter().any(|line| line.contains("`stillframe ")) {
+        lines.extend(advice(exit(error)).map(str::to_owned));
+    }
     format!("stillframe: {}", lines.join("\n    "))
 }
 
 /// What the library cannot know: which part of the command helps.
-fn advice(error: &anyhow::Error) -> Option<&'static str> {
-    let is_format =
-        |cause: &(dyn std::error::Error + 'static)| match (cause.downcast_ref(), cause.downcast_ref()) {
-            (Some(Error::Store(error)), _) | (_, Some(error)) => {
-                matches!(error, StoreError::FormatFile { .. } | StoreError::FormatLost { .. })
-            }
-            _ => false,
-        };
-    match exit(error) {
-        // The store cannot even be opened to be verified.
-        Exit::Damage if error.chain().any(is_format) => None,
+fn advice(exit: Exit) -> Option<&'static str> {
+    match exit {
         Exit::StoreOwned => Some("--wait SECONDS waits until the store is free"),
         Exit::Damage => Some("`stillframe verify` lists what is damaged and which snapshots need it"),
         _ => None,
