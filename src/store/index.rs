@@ -538,7 +538,7 @@ mod tests {
     }
 
     fn watermark(end_bytes: u64) -> Watermark {
-        Watermark { pack: PackId([end_bytes as u8; 16]), end_bytes }
+        Watermark { pack: PackId(u128::from(end_bytes).to_le_bytes()), end_bytes }
     }
 
     const STORE: StoreId = StoreId([7; 16]);

@@ -15,9 +15,8 @@ use crate::vault::{REGION_BYTES, copy, files_in, verify};
 
 const DELTA: u8 = 3;
 
-/// The snapshots: eight moments of `line`, each a difference from earlier ones, one of `other`, and one of `gone`, which
-/// is forgotten while its record is still in a pack.
-
+/// Of which process a snapshot is: eight moments of `line`, each a difference from earlier ones, one of `other`, and one of
+/// `gone`, which is forgotten while its record is still in a pack.
 fn process(name: &str) -> &str {
     if name.starts_with('v') { "line" } else { name }
 }
