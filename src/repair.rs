@@ -62,6 +62,9 @@ impl Store {
         let path = path.as_ref();
         Format::read(path)?;
         let lock = Lock::take(path, options.wait)?;
+        if !options.dry_run {
+            lock.check_writable(path)?;
+        }
         let store = Store::open_locked(path, lock, !options.dry_run)?;
         let shared = &**store.shared();
         let mut report = RepairReport { index_rebuilt: shared.index_rebuilt, ..RepairReport::default() };

@@ -138,7 +138,7 @@ fn repoint(shared: &Shared, mut written: Written) -> Result<(), StoreError> {
     let index = shared.index();
     let number = written.pack.number;
     let moved = |it: &Move| Location { pack: number, offset_bytes: it.new_bytes, ..it.old };
-    if index.is_many(written.moves.len() as u64) {
+    let is_rewritten = index.is_many(written.moves.len() as u64) && {
         written.moves.sort_unstable_by_key(|it| (it.tree, it.hash));
         let mut moves = written.moves.iter().peekable();
         index.rewrite(|tree, hash, location| {
@@ -149,8 +149,9 @@ fn repoint(shared: &Shared, mut written: Written) -> Result<(), StoreError> {
                 new = new.or_else(|| (it.old == location).then(|| moved(it)));
             }
             Some(new.unwrap_or(location))
-        })?;
-    } else {
+        })?
+    };
+    if !is_rewritten {
         for it in &written.moves {
             index.replace(it.tree, &it.hash, it.old, Some(moved(it)))?;
         }
@@ -182,8 +183,7 @@ fn let_go(shared: &Shared, packs: &[Arc<Pack>]) -> Result<(), StoreError> {
     for pack in packs {
         index.set_watermark(pack.number, None);
     }
-    // Before they are removed: what the database says must not be about packs there are not.
-    index.save()
+    index.let_packs_go()
 }
 
 /// Copies the whole objects out of a file that should be a pack and has no usable header, and

@@ -1,7 +1,8 @@
 //! Opening a store: from files to a log, an index and a catalog that agree.
 //!
 //! The packs are the truth. What the index lacks of them is scanned and added; an index that cannot
-//! be opened, or that speaks of packs there are not, is set aside and built anew.
+//! be opened, or that speaks of packs there are not, is set aside and built anew; where nothing can be
+//! written, in memory only.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -9,8 +10,9 @@ use std::sync::Arc;
 use super::catalog::{Catalog, Entry, Fact};
 use super::error::StoreError;
 use super::format::Format;
-use super::index::Index;
+use super::index::{self, Index};
 use super::location::Location;
+use super::lock::Access;
 use super::names::{DAMAGED_DIR, INDEX_DIR, PACKS_DIR, UNFINISHED};
 use super::object::{Header, Kind};
 use super::pack::{self, Pack, Scanned};
@@ -42,25 +44,33 @@ pub(crate) struct Opened {
 }
 
 /// Opens all packs and brings the index up to date. `rebuild` throws the index away first.
-pub(crate) fn open(store: &Path, format: &Format, rebuild: bool) -> Result<Opened, StoreError> {
-    let (packs, unusable) = open_packs(&store.join(PACKS_DIR), format)?;
+pub(crate) fn open(
+    store: &Path,
+    format: &Format,
+    access: Access,
+    rebuild: bool,
+) -> Result<Opened, StoreError> {
+    let (packs, unusable) = open_packs(&store.join(PACKS_DIR), format, access)?;
     for (path, why) in &unusable {
         tracing::warn!("{} is not usable: {why}", path.display());
     }
-    let mut index = open_index(store, format, &packs)?;
+    let (mut index, is_held) = match access {
+        Access::Reader => (None, true),
+        Access::Owner => match open_index(store, format, &packs) {
+            Err(StoreError::DiskFull { .. }) => {
+                index::warn_held(&store.join(INDEX_DIR));
+                (None, true)
+            }
+            other => (other?, false),
+        },
+    };
     let known_before = if rebuild { index.take().map(|(_, catalog)| catalog) } else { None };
     let (index, mut catalog, index_rebuilt) = match index {
         Some((index, catalog)) => (index, catalog, false),
-        None => {
-            set_index_aside(store)?;
-            let index = Index::open(&store.join(INDEX_DIR), format.id)?;
-            // Garbage comes back that gc had dropped.
-            index.set_may_have_ungrounded(true)?;
-            (index, Catalog::default(), true)
-        }
+        None => (new_index(store, format, is_held)?, Catalog::default(), true),
     };
     let CaughtUp { active, other_deltas, damage_found } =
-        catch_up(&packs, &index, &mut catalog, index_rebuilt)?;
+        catch_up(&packs, &index, &mut catalog, access, index_rebuilt)?;
     if !unusable.is_empty() {
         // What is in them is missing, and the bases of deltas with it.
         index.set_damage_known(true)?;
@@ -94,21 +104,30 @@ fn next_number(store: &Path) -> Result<u32, StoreError> {
 
 type Unusable = Vec<(PathBuf, String)>;
 
-fn open_packs(dir: &Path, format: &Format) -> Result<(Vec<Arc<Pack>>, Unusable), StoreError> {
-    file::create_dir(dir).map_err(StoreError::io("create", dir))?;
+fn open_packs(dir: &Path, format: &Format, access: Access) -> Result<(Vec<Arc<Pack>>, Unusable), StoreError> {
+    // A reader takes no notice of what is superfluous.
+    let remove = |path: &Path, why: &str| match access {
+        Access::Reader => Ok(()),
+        Access::Owner => {
+            tracing::info!("removing {}, which {why}", path.display());
+            file::remove(path).map_err(StoreError::io("remove", path))
+        }
+    };
+    if access == Access::Owner {
+        file::create_dir(dir).map_err(StoreError::io("create", dir))?;
+    }
     for path in file::list(dir).map_err(StoreError::io("list", dir))? {
         if path.extension().is_some_and(|extension| extension == UNFINISHED) {
-            file::remove(&path).map_err(StoreError::io("remove", path))?;
+            remove(&path, "is not finished")?;
         }
     }
     let (mut packs, mut unusable) = (Vec::new(), Vec::new());
     for (number, path) in pack::list(dir)? {
-        match Pack::open(path.clone(), format, number)? {
+        match Pack::open(path.clone(), format, number, access)? {
             Ok(pack) => packs.push(pack),
             // A power failure can leave the name of a pack that was just begun, and not its bytes.
             Err(_) if file::is_zero(&path).map_err(StoreError::io("read", &path))? => {
-                tracing::info!("removing {}, which has nothing in it", path.display());
-                file::remove(&path).map_err(StoreError::io("remove", &path))?;
+                remove(&path, "has nothing in it")?;
             }
             Err(why) => unusable.push((path, why)),
         }
@@ -116,22 +135,20 @@ fn open_packs(dir: &Path, format: &Format) -> Result<(Vec<Arc<Pack>>, Unusable),
     // A crash may have kept gc from removing what it had replaced.
     let replaced: Vec<u32> = packs.iter().flat_map(|pack| pack.replaces.iter().copied()).collect();
     for pack in packs.extract_if(.., |pack| replaced.contains(&pack.number)) {
-        tracing::info!("removing {}, which gc has replaced", pack.path.display());
-        file::remove(&pack.path).map_err(StoreError::io("remove", &pack.path))?;
+        remove(&pack.path, "gc has replaced")?;
     }
     Ok((packs.into_iter().map(Arc::new).collect(), unusable))
 }
 
 /// The index and the catalog in it; `None` with a warning if they must be built anew.
-///
-/// On a full disk that is an error: nothing can be built there.
 fn open_index(
     store: &Path,
     format: &Format,
     packs: &[Arc<Pack>],
 ) -> Result<Option<(Index, Catalog)>, StoreError> {
     let path = store.join(INDEX_DIR);
-    if !path.is_dir() {
+    if Index::is_missing(&path) {
+        index::check_room(&path)?;
         if !packs.is_empty() {
             tracing::warn!("the index is missing and is rebuilt from the packs");
         }
@@ -176,6 +193,7 @@ fn open_index(
     };
     match load() {
         Ok(both) => Ok(Some(both)),
+        // That is no damage.
         Err(error @ StoreError::DiskFull { .. }) => Err(error),
         Err(error) => {
             tracing::warn!("{error}; rebuilding it from the packs now");
@@ -184,11 +202,35 @@ fn open_index(
     }
 }
 
+/// An index with nothing in it yet: in the place of the old one, or in memory where nothing can be written.
+fn new_index(store: &Path, format: &Format, is_held: bool) -> Result<Index, StoreError> {
+    let path = store.join(INDEX_DIR);
+    let in_place = || {
+        set_index_aside(store)?;
+        Index::open(&path, format.id)
+    };
+    let in_memory = || Index::in_memory(&path, format.id);
+    let index = match is_held {
+        true => in_memory(),
+        false => in_place().or_else(|error| match error {
+            StoreError::DiskFull { .. } => {
+                index::warn_held(&path);
+                Ok(in_memory())
+            }
+            other => Err(other),
+        })?,
+    };
+    // Garbage comes back that gc had dropped.
+    index.set_may_have_ungrounded(true)?;
+    Ok(index)
+}
+
 /// Moves the index out of the way: into the folder for damaged things, where somebody may look at it.
 fn set_index_aside(store: &Path) -> Result<(), StoreError> {
     let path = store.join(INDEX_DIR);
-    if !path.exists() {
-        return Ok(());
+    if Index::is_missing(&path) {
+        // Nor is the rest of one of use.
+        return file::remove_dir(&path).map_err(StoreError::io("remove", path));
     }
     let damaged = store.join(DAMAGED_DIR);
     file::create_dir(&damaged).map_err(StoreError::io("create", &damaged))?;
@@ -211,6 +253,7 @@ fn catch_up(
     packs: &[Arc<Pack>],
     index: &Index,
     catalog: &mut Catalog,
+    access: Access,
     rebuilding: bool,
 ) -> Result<CaughtUp, StoreError> {
     let watermarks = index.watermarks();
@@ -232,7 +275,7 @@ fn catch_up(
             let mut tail = Tail::scan(pack, indexed_bytes, torn_from, rebuilding)?;
             if let Some(end_bytes) = tail.torn_at {
                 tracing::info!("cutting a torn tail of {} bytes", pack.length_bytes() - end_bytes);
-                pack.truncate(end_bytes)?;
+                pack.cut(end_bytes, access)?;
             }
             for (offset_bytes, why) in &tail.damaged {
                 tracing::warn!("pack {} is damaged at byte {offset_bytes}: {why}", pack.number);
