@@ -228,7 +228,10 @@ fn new_index(store: &Path, format: &Format, is_held: bool) -> Result<Index, Stor
 /// Moves the index out of the way: into the folder for damaged things, where somebody may look at it.
 fn set_index_aside(store: &Path) -> Result<(), StoreError> {
     let path = store.join(INDEX_DIR);
-    if Index::is_missing(&path) {
+    if path.symlink_metadata().is_err() {
+        return Ok(());
+    }
+    if path.is_dir() && Index::is_missing(&path) {
         // Nor is the rest of one of use.
         return file::remove_dir(&path).map_err(StoreError::io("remove", path));
     }
