@@ -264,6 +264,7 @@ impl Process<'_> {
             check_length(Kind::Attachment, attachment.bytes.len())?;
         }
         let shared = self.store.shared().clone();
+        shared.check_writable()?;
         let lane = shared.lane(&self.name);
         let failures_before = shared.log.failures();
         let guard = shared.gate.begin_capture();

@@ -74,6 +74,9 @@ impl Store {
     pub fn gc(&self, options: &GcOptions) -> Result<GcStats, Error> {
         let started = Instant::now();
         let shared = &**self.shared();
+        if !options.dry_run {
+            shared.check_writable()?;
+        }
         let _one_at_a_time = shared.collecting.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some((path, why)) = shared.unusable.first() {
             return Err(StoreError::UnusablePack { path: path.clone(), why: why.clone() }.into());
@@ -312,9 +315,9 @@ impl<'a> Collecting<'a> {
     /// Drops what is condemned from the index.
     fn drop_dead(&self, condemned: &Condemned, stats: &GcStats) -> Result<(), Error> {
         let index = self.shared.index();
-        if index.is_many(stats.dead_regions) {
-            let live = |tree, hash: &Hash, at| (!condemned.contains(tree, hash, at)).then_some(at);
-            return Ok(index.rewrite(live)?);
+        let live = |tree, hash: &Hash, at| (!condemned.contains(tree, hash, at)).then_some(at);
+        if index.is_many(stats.dead_regions) && index.rewrite(live)? {
+            return Ok(());
         }
         // All of it before the first goes: if not all can be read, nothing does.
         let mut dead: Vec<IndexEntry> = Vec::new();

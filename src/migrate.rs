@@ -33,9 +33,10 @@ impl Store {
     pub fn migrate(path: impl AsRef<Path>, dry_run: bool, wait: Duration) -> Result<Migration, Error> {
         let path = path.as_ref();
         Format::read(path)?;
-        let _lock = Lock::take(path, wait)?;
+        let lock = Lock::take(path, wait)?;
         let from = Format::read(path)?.version;
         if !dry_run {
+            lock.check_writable(path)?;
             migrations::run(path, migrations::STEPS, FORMAT_VERSION)?;
         }
         Ok(Migration { from, to: FORMAT_VERSION })

@@ -23,7 +23,7 @@ use crate::store::compact::{KeepAll, compact, salvage};
 use crate::store::error::StoreError;
 use crate::store::format::{FORMAT_FILE, Format};
 use crate::store::location::Location;
-use crate::store::lock::Lock;
+use crate::store::lock::{Access, Lock};
 use crate::store::object::Kind;
 use crate::store::pack::{Pack, Scanned};
 use crate::store::read::{Check, Reader};
@@ -83,7 +83,12 @@ fn repair(path: &Path, options: &RepairOptions) -> Result<RepairReport, Error> {
     // Before a LOCK is made in what may be no store.
     Format::found(path)?;
     let lock = Arc::new(Lock::take(path, options.wait)?);
-    crate::migrations::finish_interrupted(path)?;
+    if !options.dry_run {
+        lock.check_writable(path)?;
+    }
+    if lock.access() == Access::Owner {
+        crate::migrations::finish_interrupted(path)?;
+    }
     let mut report = RepairReport::default();
     let mut aside = Aside::begin(path);
     let (format, wrong) = Format::found(path)?;

@@ -149,6 +149,11 @@ impl<'a> Block<'a> {
         None
     }
 
+    /// How many entries it has.
+    pub(crate) fn entry_count(&self) -> u64 {
+        self.count as u64
+    }
+
     /// All entries in order.
     pub(crate) fn entries(&self) -> impl Iterator<Item = Stored> + '_ {
         (0..self.count).map(|at| {

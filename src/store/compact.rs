@@ -131,7 +131,7 @@ pub(crate) fn compact(
 fn repoint(shared: &Shared, mut written: Written) -> Result<(), StoreError> {
     let index = shared.index();
     let number = written.pack.number;
-    if index.is_many(written.moves.len() as u64) {
+    let is_rewritten = index.is_many(written.moves.len() as u64) && {
         written.moves.sort_unstable_by_key(|it| it.old);
         index.rewrite(|_, _, location| {
             // Not found where the index means another copy.
@@ -141,8 +141,10 @@ fn repoint(shared: &Shared, mut written: Written) -> Result<(), StoreError> {
                 offset_bytes: written.moves[at].new_bytes,
                 ..location
             }))
-        })?;
-    } else {
+        })?
+    };
+    if !is_rewritten {
+        written.moves.sort_unstable_by_key(|it| it.new_bytes);
         let bytes = written.pack.bytes(written.pack.length_bytes())?;
         for (tree, hash, new) in objects_of(&written.pack, &bytes) {
             if let Ok(at) = written.moves.binary_search_by_key(&new.offset_bytes, |it| it.new_bytes) {
@@ -178,8 +180,7 @@ fn let_go(shared: &Shared, packs: &[Arc<Pack>]) -> Result<(), StoreError> {
     for pack in packs {
         index.set_watermark(pack.number, None);
     }
-    // Before they are removed: what the database says must not be about packs there are not.
-    index.save()
+    index.let_packs_go()
 }
 
 /// Copies the whole objects out of a file that should be a pack and has no usable header, and

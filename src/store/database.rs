@@ -10,6 +10,7 @@
 //! meta       'p' pack number (BE)   up to where it is indexed: a watermark (watermark.rs)
 //!            "schema"               schema version and store id
 //!            "buckets"              of each tree: buckets (u32), entries (u64)
+//!            "pages", "slots"       how many there are that are not empty (u32)
 //!            "damage"               not empty while there is known damage
 //!            "ungrounded"           not empty while there may be deltas without their bases
 //!            "rebuilding"           not empty until all packs are indexed that there were when it was made
@@ -29,7 +30,7 @@
 //! turn in circles after it.
 
 use std::collections::BTreeMap;
-use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
@@ -76,8 +77,16 @@ fn is_locked(error: &sled::Error) -> bool {
     matches!(error, sled::Error::Io(error) if error.to_string().starts_with("could not acquire lock"))
 }
 
-fn failed(action: &'static str) -> impl FnOnce(sled::Error) -> StoreError {
-    move |error| StoreError::Index { action, detail: error.to_string() }
+/// What sled says, with a full disk told apart: that is no damage, and nothing can be rebuilt there either.
+fn failed(action: &'static str, path: &Path) -> impl FnOnce(sled::Error) -> StoreError {
+    move |error| match error {
+        sled::Error::Io(error) if is_no_room(&error) => StoreError::io("write", path)(error),
+        error => StoreError::Index { action, detail: error.to_string() },
+    }
+}
+
+fn is_no_room(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
 }
 
 fn not_in_order(what: &str) -> StoreError {
@@ -140,23 +149,16 @@ impl Database {
         file::create_dir(path).map_err(StoreError::io("create", path))?;
         let started = Instant::now();
         let mut database = loop {
-            // On a damaged database sled may panic where others return an error.
-            let open = catch_unwind(AssertUnwindSafe(|| Database::open_unguarded(path)))
-                .unwrap_or_else(|_| Err(sled::Error::Unsupported("it panicked".to_owned())));
-            match open {
+            match Database::open_sled(path) {
                 Err(error) if is_locked(&error) && started.elapsed() < MAX_LOCKED => {
                     std::thread::sleep(Duration::from_millis(1));
                 }
-                // That is no damage, and nothing can be rebuilt on a full disk either.
-                Err(sled::Error::Io(error)) if error.kind() == std::io::ErrorKind::StorageFull => {
-                    return Err(StoreError::io("write", path)(error));
-                }
-                other => break other.map_err(failed("be opened"))?,
+                other => break other.map_err(failed("be opened", path))?,
             }
         };
         file::make_private(path).map_err(StoreError::io("protect", path))?;
         let schema = [&[SCHEMA], &store.0[..]].concat();
-        match database.meta.get("schema").map_err(failed("be read"))? {
+        match database.meta.get("schema").map_err(failed("be read", path))? {
             Some(found) if *found == schema[..] => {}
             Some(found) if found.first() < schema.first() && found[1..] == schema[1..] => {
                 let detail = "an earlier stillframe wrote it".to_owned();
@@ -166,9 +168,9 @@ impl Database {
                 let detail = "it has another schema, or belongs to another store".to_owned();
                 return Err(StoreError::Index { action: "be used", detail });
             }
-            None => database.meta.insert("schema", schema).map(drop).map_err(failed("be written"))?,
+            None => database.meta.insert("schema", schema).map(drop).map_err(failed("be written", path))?,
         }
-        if let Some(bytes) = database.meta.get("buckets").map_err(failed("be read"))? {
+        if let Some(bytes) = database.meta.get("buckets").map_err(failed("be read", path))? {
             let (of_trees, []) = bytes.as_chunks::<12>() else { return Err(not_in_order("a number")) };
             for (buckets, [a, b, c, d, entries @ ..]) in database.buckets.iter_mut().zip(of_trees) {
                 *buckets = Buckets {
@@ -178,10 +180,50 @@ impl Database {
             }
         }
         database.next_slot = AtomicU32::new(database.slots_in_use()?);
+        database.check_whole()?;
         Ok(database)
     }
 
-    fn open_unguarded(path: &Path) -> sled::Result<Database> {
+    /// An error if something is not there any more. Where bytes of its file are damaged sled may well open, with a
+    /// leaf as it was before or none; and what the index does not know gc throws away.
+    ///
+    /// Cost: reads all of it, 0.1 s for a million entries.
+    fn check_whole(&self) -> Result<(), StoreError> {
+        let lost = |what: &str, found: u64, expected: u64| StoreError::Index {
+            action: "be used",
+            detail: format!("it has {found} {what}, {expected} were written"),
+        };
+        for tree in Tree::ALL {
+            let (mut found, expected) = (0, self.buckets(tree).entries);
+            for value in self.tree(tree).iter().values() {
+                let value = value.map_err(failed("be read", &self.path))?;
+                found += Block::parse(&value).ok_or_else(|| not_in_order("a block"))?.entry_count();
+            }
+            if found != expected {
+                return Err(lost("entries", found, expected));
+            }
+        }
+        for (name, tree) in [(PAGES, &self.snapshots), (FULL_SLOTS, &self.runs)] {
+            let expected = self.meta.get(name).map_err(failed("be read", &self.path))?;
+            let expected =
+                expected.and_then(|bytes| Some(u32::from_le_bytes(bytes.as_ref().try_into().ok()?)));
+            let mut found = 0;
+            for value in tree.iter().values() {
+                found += u64::from(!value.map_err(failed("be read", &self.path))?.is_empty());
+            }
+            let expected = expected.unwrap_or(0).into();
+            if found < expected {
+                return Err(lost(name, found, expected));
+            }
+        }
+        Ok(())
+    }
+
+    fn put_count(&self, name: &str, count: u32) -> Result<(), StoreError> {
+        self.meta.insert(name, &count.to_le_bytes()).map(drop).map_err(failed("be written", &self.path))
+    }
+
+    fn open_sled(path: &Path) -> sled::Result<Database> {
         let db = sled::Config::new()
             .path(path)
             .cache_capacity(CACHE_BYTES)
@@ -226,7 +268,7 @@ impl Database {
             return Ok(T::default());
         }
         let key = buckets.bucket(hash).to_be_bytes();
-        let value = self.tree(tree).get(key).map_err(failed("be read"))?;
+        let value = self.tree(tree).get(key).map_err(failed("be read", &self.path))?;
         Block::parse(value.as_deref().unwrap_or_default()).map(look).ok_or_else(|| not_in_order("a block"))
     }
 
@@ -249,12 +291,15 @@ impl Database {
     ) -> Result<(), StoreError> {
         let mut buckets = Buckets::of(about_entries);
         for bucket in 0..buckets.count {
-            self.tree(tree).insert(bucket.to_be_bytes(), &[]).map_err(failed("be written"))?;
+            self.tree(tree).insert(bucket.to_be_bytes(), &[]).map_err(failed("be written", &self.path))?;
         }
         let mut bytes = Vec::new();
         let mut put = |bucket: u32, entries: &[Stored]| {
             block::write(entries, &mut bytes);
-            self.tree(tree).insert(bucket.to_be_bytes(), &bytes[..]).map(drop).map_err(failed("be written"))
+            self.tree(tree)
+                .insert(bucket.to_be_bytes(), &bytes[..])
+                .map(drop)
+                .map_err(failed("be written", &self.path))
         };
         let (mut present, mut in_present) = (0, Vec::new());
         let mut count = 0;
@@ -277,14 +322,14 @@ impl Database {
             .iter()
             .flat_map(|it| [&it.count.to_le_bytes()[..], &it.entries.to_le_bytes()[..]].concat())
             .collect();
-        self.meta.insert("buckets", of_trees).map(drop).map_err(failed("be written"))
+        self.meta.insert("buckets", of_trees).map(drop).map_err(failed("be written", &self.path))
     }
 
     /// How many slots there are up to the last one that is not empty.
     fn slots_in_use(&self) -> Result<u32, StoreError> {
         let mut in_use = 0;
         for slot in self.runs.iter().rev() {
-            let (key, value) = slot.map_err(failed("be read"))?;
+            let (key, value) = slot.map_err(failed("be read", &self.path))?;
             if !value.is_empty() {
                 let number = key.as_ref().try_into().map_err(|_| not_in_order("a run"))?;
                 in_use = u32::from_be_bytes(number).saturating_add(1);
@@ -298,11 +343,11 @@ impl Database {
         let slot = self.next_slot.fetch_add(1, Ordering::Relaxed);
         if slot.is_multiple_of(SLOTS) {
             for slot in slot..slot.saturating_add(SLOTS) {
-                self.runs.insert(slot.to_be_bytes(), &[]).map_err(failed("be written"))?;
+                self.runs.insert(slot.to_be_bytes(), &[]).map_err(failed("be written", &self.path))?;
             }
         }
         let value = [&[letter], content].concat();
-        self.runs.insert(slot.to_be_bytes(), value).map(drop).map_err(failed("be written"))
+        self.runs.insert(slot.to_be_bytes(), value).map(drop).map_err(failed("be written", &self.path))
     }
 
     /// Writes what is newer than all before: entries, of each tree in order, and catalog entries. An
@@ -319,13 +364,14 @@ impl Database {
                 self.put_slot(LETTERS[*tree as usize], &bytes)?;
             }
         }
-        pages(snapshots).iter().try_for_each(|page| self.put_slot(SNAPSHOTS_LETTER, page))
+        pages(snapshots).iter().try_for_each(|page| self.put_slot(SNAPSHOTS_LETTER, page))?;
+        self.put_count(FULL_SLOTS, self.next_slot.load(Ordering::Relaxed))
     }
 
     /// Hands the entries of all runs to `take`, the newest of each object last.
     pub(crate) fn read_runs(&self, mut take: impl FnMut(Tree, Stored)) -> Result<(), StoreError> {
         for slot in self.runs.iter() {
-            let (_, value) = slot.map_err(failed("be read"))?;
+            let (_, value) = slot.map_err(failed("be read", &self.path))?;
             let Some((letter, block)) = value.split_first() else { continue };
             let Some(tree) = Tree::ALL.into_iter().find(|tree| LETTERS[*tree as usize] == *letter) else {
                 continue;
@@ -341,11 +387,11 @@ impl Database {
         let mut snapshots = BTreeMap::new();
         let mut read = |page: &[u8]| read_page(page, &mut snapshots).ok_or_else(|| not_in_order("a page"));
         for page in self.snapshots.iter() {
-            let (_, page) = page.map_err(failed("be read"))?;
+            let (_, page) = page.map_err(failed("be read", &self.path))?;
             read(&page)?;
         }
         for slot in self.runs.iter() {
-            let (_, value) = slot.map_err(failed("be read"))?;
+            let (_, value) = slot.map_err(failed("be read", &self.path))?;
             if let Some((&SNAPSHOTS_LETTER, page)) = value.split_first() {
                 read(page)?;
             }
@@ -357,17 +403,18 @@ impl Database {
     pub(crate) fn fill_snapshots(&self, snapshots: &BTreeMap<Vec<u8>, Vec<u8>>) -> Result<(), StoreError> {
         let pages = pages(snapshots);
         let put = |at: u32, page: &[u8]| {
-            self.snapshots.insert(at.to_be_bytes(), page).map(drop).map_err(failed("be written"))
+            self.snapshots.insert(at.to_be_bytes(), page).map(drop).map_err(failed("be written", &self.path))
         };
         (0..).zip(&pages).try_for_each(|(at, _)| put(at, &[]))?;
-        (0..).zip(&pages).try_for_each(|(at, page)| put(at, page))
+        (0..).zip(&pages).try_for_each(|(at, page)| put(at, page))?;
+        self.put_count(PAGES, u32::try_from(pages.len()).unwrap_or(u32::MAX))
     }
 
     /// Up to which byte each pack is indexed.
     pub(crate) fn watermarks(&self) -> Result<BTreeMap<u32, Watermark>, StoreError> {
         let mut watermarks = BTreeMap::new();
         for entry in self.meta.scan_prefix(b"p") {
-            let (key, value) = entry.map_err(failed("be read"))?;
+            let (key, value) = entry.map_err(failed("be read", &self.path))?;
             if let (Ok(number), Ok(bytes)) = (key[1..].try_into(), <&[u8; _]>::try_from(value.as_ref())) {
                 watermarks.insert(u32::from_be_bytes(number), Watermark::from_bytes(bytes));
             }
@@ -380,7 +427,7 @@ impl Database {
     pub(crate) fn put_watermark(&self, pack: u32, indexed: Option<Watermark>) -> Result<(), StoreError> {
         let key = [b"p", &pack.to_be_bytes()[..]].concat();
         let value = indexed.map_or(Vec::new(), |watermark| watermark.to_bytes().to_vec());
-        self.meta.insert(key, value).map(drop).map_err(failed("be written"))
+        self.meta.insert(key, value).map(drop).map_err(failed("be written", &self.path))
     }
 
     /// Whether there may be deltas whose base is in no tree.
@@ -394,7 +441,7 @@ impl Database {
             return Ok(());
         }
         let value: &[u8] = if may { b"may" } else { b"" };
-        self.meta.insert("ungrounded", value).map_err(failed("be written"))?;
+        self.meta.insert("ungrounded", value).map_err(failed("be written", &self.path))?;
         self.flush()
     }
 
@@ -409,7 +456,7 @@ impl Database {
             return Ok(());
         }
         let value: &[u8] = if rebuilding { b"rebuilding" } else { b"" };
-        self.meta.insert("rebuilding", value).map_err(failed("be written"))?;
+        self.meta.insert("rebuilding", value).map_err(failed("be written", &self.path))?;
         self.flush()
     }
 
@@ -421,18 +468,21 @@ impl Database {
     /// Remembers whether there is known damage.
     pub(crate) fn put_damage_known(&self, known: bool) -> Result<(), StoreError> {
         let value: &[u8] = if known { b"known" } else { b"" };
-        self.meta.insert("damage", value).map(drop).map_err(failed("be written"))
+        self.meta.insert("damage", value).map(drop).map_err(failed("be written", &self.path))
     }
 
     /// Writes everything to disk.
     pub(crate) fn flush(&self) -> Result<(), StoreError> {
-        self.db.flush().map_err(failed("be flushed"))?;
+        self.db.flush().map_err(failed("be flushed", &self.path))?;
         file::make_private(&self.path).map_err(StoreError::io("protect", &self.path))
     }
 }
 
 /// Of which tree a block in a slot is.
 const LETTERS: [u8; Tree::ALL.len()] = *b"ro";
+
+const PAGES: &str = "pages";
+const FULL_SLOTS: &str = "slots";
 
 const SNAPSHOTS_LETTER: u8 = b's';
 

@@ -34,6 +34,16 @@ pub enum StoreError {
         /// What the operating system said.
         source: io::Error,
     },
+    /// The store is on a read-only file system.
+    #[error(
+        "the store {} is on a read-only file system: it can be read, but not changed; \
+         make it writable, or change a copy of it",
+        path.display()
+    )]
+    ReadOnly {
+        /// Where the store is.
+        path: PathBuf,
+    },
     /// There is no store here.
     #[error("{} is not a stillframe store: {why}", path.display())]
     NotAStore {

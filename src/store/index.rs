@@ -18,10 +18,15 @@
 //!
 //! When the overlay has outgrown a quarter of the buckets the database is written anew, beside the old one, which
 //! it replaces when it is complete. Look-ups go on meanwhile.
+//!
+//! Where there is no room to write, on a full disk, or none can be written at all, the index is *held in memory*:
+//! everything is in the overlay, some 100 bytes an entry, and nothing is saved until the store is opened again.
 
 use std::collections::{BTreeMap, btree_map};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::time::Duration;
 
 use super::block::Stored;
 use super::database::{BLOCK_ENTRIES, Database};
@@ -30,7 +35,7 @@ use super::error::StoreError;
 use super::id::{PackId, StoreId};
 use super::location::Location;
 use super::names::UNFINISHED;
-use super::overlay::{Change, State};
+use super::overlay::{Change, Lower, State};
 use super::tree::{IndexEntry, Tree};
 use super::watermark::Watermark;
 use crate::hash::Hash;
@@ -56,6 +61,18 @@ const LIMITS: Limits =
 /// What an entry takes on the disk, generously: measured 43 to 46 in buckets, about 50 in runs.
 const ENTRY_BYTES: u64 = 60;
 
+/// An index may take so long to open, and ...
+const OPEN_WITHIN: Duration = Duration::from_secs(30);
+
+/// ... another second for so many bytes.
+const OPEN_BYTES_A_SECOND: u64 = 4 << 20;
+
+/// The thread that opens the index. The command keeps quiet about its panics, which are errors to us.
+const OPENING_THREAD: &str = "stillframe-index";
+
+/// Of an index that is held in memory so many entries are looked at together.
+const HELD_ENTRIES: usize = 1024;
+
 /// What a snapshot takes there, generously.
 const SNAPSHOT_BYTES: u64 = 1024;
 
@@ -76,13 +93,15 @@ pub(crate) struct Index {
 
 impl Index {
     /// Opens the index at `path`, or creates it. An error means that it is not usable and wants
-    /// to be rebuilt; that of another store or schema counts as such.
+    /// to be rebuilt; that of another store or schema counts as such, and one that does not open in time.
     pub(crate) fn open(path: &Path, store: StoreId) -> Result<Index, StoreError> {
-        Index::open_with(path, store, LIMITS)
+        let place = path.to_owned();
+        guard(open_within(path), move || Index::open_with(&place, store, LIMITS))
     }
 
     fn open_with(path: &Path, store: StoreId, limits: Limits) -> Result<Index, StoreError> {
         remove(&path.with_extension(UNFINISHED))?;
+        check_room(path)?;
         if Database::is_missing(path) {
             // With its second opening it takes the space of a whole segment. That is part of an empty store
             // and not of the second snapshot.
@@ -96,24 +115,69 @@ impl Index {
         let state = State {
             // Of several changes of an object the last one stays.
             overlays: overlays.map(|changes| changes.into_iter().collect()),
-            snapshots: BTreeMap::new(),
             watermarks: database.watermarks()?,
-            moved_watermarks: BTreeMap::new(),
-            epoch: 1,
-            saved_epoch: 0,
-            unsaved_entries: 0,
-            unsaved_bytes: 0,
-            is_precious: false,
-            database: Some(Arc::new(database)),
+            damage_known: database.damage_known(),
+            may_have_ungrounded: database.may_have_ungrounded(),
+            is_rebuilding: database.is_rebuilding(),
+            lower: Lower::Database(Arc::new(database)),
+            ..State::held_in_memory()
         };
-        Ok(Index {
+        Ok(Index::with(path, store, limits, state))
+    }
+
+    /// Whether there is nothing that could be an index at `path`.
+    pub(crate) fn is_missing(path: &Path) -> bool {
+        Database::is_missing(path)
+    }
+
+    /// An index with nothing in it that is held in memory. The one at `path` stays as it is.
+    pub(crate) fn in_memory(path: &Path, store: StoreId) -> Index {
+        Index::with(path, store, LIMITS, State::held_in_memory())
+    }
+
+    fn with(path: &Path, store: StoreId, limits: Limits, state: State) -> Index {
+        Index {
             path: path.to_owned(),
             store,
             limits,
             state: RwLock::new(state),
             writing: Mutex::new(()),
             durable: durable::read(path),
-        })
+        }
+    }
+
+    /// Whether it is held in memory, so that nothing of it is saved.
+    fn is_held(&self) -> bool {
+        matches!(self.read().lower, Lower::Nothing)
+    }
+
+    /// Takes everything into memory if `written` failed for want of room. To be called while `writing` is held.
+    fn or_hold(&self, written: Result<(), StoreError>) -> Result<(), StoreError> {
+        match written {
+            Err(StoreError::DiskFull { .. }) => self.hold(),
+            other => other,
+        }
+    }
+
+    /// Takes everything into memory. To be called while `writing` is held.
+    fn hold(&self) -> Result<(), StoreError> {
+        let entries = Tree::ALL.map(|tree| self.stored(tree).collect::<Result<Vec<Stored>, _>>());
+        let snapshots = self.snapshots()?;
+        let mut state = self.write();
+        let epoch = state.epoch;
+        // What has changed meanwhile is newer.
+        for (tree, entries) in Tree::ALL.into_iter().zip(entries) {
+            let overlay = &mut state.overlays[tree as usize];
+            for (hash, place) in entries? {
+                overlay.entry(hash).or_insert(Change { place, epoch });
+            }
+        }
+        for (key, value) in snapshots {
+            state.snapshots.entry(key).or_insert((value, epoch));
+        }
+        state.lower = Lower::Nothing;
+        warn_held(&self.path);
+        Ok(())
     }
 
     fn read(&self) -> RwLockReadGuard<'_, State> {
@@ -199,7 +263,7 @@ impl Index {
 
     /// Whether so many changes are made sooner by a [`rewrite`](Self::rewrite).
     pub(crate) fn is_many(&self, changes: u64) -> bool {
-        changes > self.max_overlay_entries(&self.read()) / 4
+        !self.is_held() && changes > self.max_overlay_entries(&self.read()) / 4
     }
 
     fn max_overlay_entries(&self, state: &State) -> u64 {
@@ -220,7 +284,10 @@ impl Index {
     /// All catalog entries by their keys.
     pub(crate) fn snapshots(&self) -> Result<BTreeMap<Vec<u8>, Vec<u8>>, StoreError> {
         let state = self.read();
-        let mut snapshots = state.database()?.snapshots()?;
+        let mut snapshots = match state.database()? {
+            Some(database) => database.snapshots()?,
+            None => BTreeMap::new(),
+        };
         snapshots.extend(state.snapshots.iter().map(|(key, (value, _))| (key.clone(), value.clone())));
         snapshots.retain(|_, value| !value.is_empty());
         Ok(snapshots)
@@ -256,49 +323,52 @@ impl Index {
 
     /// Whether there is known damage.
     pub(crate) fn damage_known(&self) -> bool {
-        self.read().database().map_or(true, |database| database.damage_known())
+        self.read().damage_known
     }
 
     /// Remembers whether there is known damage, also if nothing else is saved.
     pub(crate) fn set_damage_known(&self, known: bool) -> Result<(), StoreError> {
         let _writing = self.writing();
-        let database = self.read().database()?.clone();
+        self.write().damage_known = known;
+        let Some(database) = self.read().database()?.cloned() else { return Ok(()) };
         match database.damage_known() == known {
             true => Ok(()),
-            false => database.put_damage_known(known),
+            false => self.or_hold(database.put_damage_known(known)),
         }
     }
 
     /// Whether there may be deltas whose base is not in the index.
     pub(crate) fn may_have_ungrounded(&self) -> bool {
-        self.read().database().map_or(true, |database| database.may_have_ungrounded())
+        self.read().may_have_ungrounded
     }
 
     /// Remembers, durably, whether there may be.
     pub(crate) fn set_may_have_ungrounded(&self, may: bool) -> Result<(), StoreError> {
         let _writing = self.writing();
-        let database = self.read().database()?.clone();
-        database.put_may_have_ungrounded(may)
+        self.write().may_have_ungrounded = may;
+        let Some(database) = self.read().database()?.cloned() else { return Ok(()) };
+        self.or_hold(database.put_may_have_ungrounded(may))
     }
 
     /// Whether the index is being built from the packs: it does not know yet what was acknowledged.
     pub(crate) fn is_rebuilding(&self) -> bool {
-        self.read().database().map_or(true, |database| database.is_rebuilding())
+        self.read().is_rebuilding
     }
 
     /// Remembers, durably, whether it is.
     pub(crate) fn set_rebuilding(&self, rebuilding: bool) -> Result<(), StoreError> {
         let _writing = self.writing();
-        let database = self.read().database()?.clone();
-        database.put_rebuilding(rebuilding)
+        self.write().is_rebuilding = rebuilding;
+        let Some(database) = self.read().database()?.cloned() else { return Ok(()) };
+        self.or_hold(database.put_rebuilding(rebuilding))
     }
 
-    /// Writes all that is not saved to disk.
+    /// Writes all that is not saved to disk. Does nothing if the index is held in memory.
     pub(crate) fn save(&self) -> Result<(), StoreError> {
         let _writing = self.writing();
         let (database, epoch, entries, snapshots, watermarks) = {
             let mut state = self.write();
-            let database = state.database()?.clone();
+            let Some(database) = state.database()?.cloned() else { return Ok(()) };
             let saved_epoch = state.saved_epoch;
             let unsaved = |tree| {
                 let changes = state.overlays[tree as usize].iter();
@@ -329,21 +399,59 @@ impl Index {
         };
         let saved = write();
         drop(database);
-        let mut state = self.write();
-        match saved {
-            Ok(()) => state.saved(epoch),
-            Err(error) => {
-                state.is_precious = true;
-                return Err(error);
-            }
+        if let Err(error) = saved {
+            let mut state = self.write();
+            state.is_precious = true;
+            state.may_have_ungrounded |= drops;
+            drop(state);
+            return self.or_hold(Err(error));
         }
-        drop(state);
+        self.write().saved(epoch);
         // The watermarks say more now.
         durable::remove(&self.path)
     }
 
+    /// Makes room on a full disk: from now on the index is held in memory. Returns whether it made some.
+    pub(crate) fn make_room(&self) -> Result<bool, StoreError> {
+        let _writing = self.writing();
+        if !self.is_held() {
+            self.hold()?;
+        }
+        let there_was = self.path.exists();
+        self.leave_disk().map(|()| there_was)
+    }
+
+    /// Sees to it that nothing on the disk speaks of packs that are about to be removed.
+    ///
+    /// What cannot be saved there goes: the next opening builds it anew. Nothing less would do, as the number of a
+    /// pack may come back.
+    pub(crate) fn let_packs_go(&self) -> Result<(), StoreError> {
+        self.save()?;
+        match self.is_held() {
+            true => self.leave_disk(),
+            false => Ok(()),
+        }
+    }
+
+    /// Removes the index that is held in memory from the disk, which makes room there.
+    fn leave_disk(&self) -> Result<(), StoreError> {
+        if !self.path.exists() {
+            return Ok(());
+        }
+        // In one step, as half of one would be taken for a whole one.
+        let leaving = self.path.with_extension(UNFINISHED);
+        remove(&leaving)?;
+        file::rename(&self.path, &leaving).map_err(StoreError::io("take away", &self.path))?;
+        let parent = self.path.parent().unwrap_or(Path::new("."));
+        file::sync_dir(parent).map_err(StoreError::io("make durable", parent))?;
+        remove(&leaving)
+    }
+
     /// Saves, or writes the whole database anew, if much has come together in memory.
     pub(crate) fn save_if_much(&self) -> Result<(), StoreError> {
+        if self.is_held() {
+            return Ok(());
+        }
         let (overlay_is_large, much_is_unsaved) = {
             let (state, limits) = (self.read(), self.limits);
             let much = state.unsaved_entries >= limits.unsaved_entries
@@ -351,7 +459,7 @@ impl Index {
             (state.overlay_entries() as u64 > self.max_overlay_entries(&state), much)
         };
         match (overlay_is_large, much_is_unsaved) {
-            (true, _) => self.rewrite(|_, _, location| Some(location)),
+            (true, _) => self.rewrite(|_, _, location| Some(location)).map(drop),
             (false, true) => self.save(),
             (false, false) => Ok(()),
         }
@@ -359,6 +467,9 @@ impl Index {
 
     /// Saves what the packs do not tell; of the rest only up to where they are durable.
     pub(crate) fn close(&self) -> Result<(), StoreError> {
+        if self.is_held() {
+            return Ok(());
+        }
         if self.read().is_precious {
             return self.save();
         }
@@ -379,13 +490,16 @@ impl Index {
 
     /// Writes the database anew if it takes far more disk than its entries need.
     pub(crate) fn rewrite_if_bloated(&self) -> Result<(), StoreError> {
+        if self.is_held() {
+            return Ok(());
+        }
         let entries = {
             let state = self.read();
             state.bucket_entries() + state.overlay_entries() as u64
         };
         let needed_bytes = entries * ENTRY_BYTES + self.snapshots()?.len() as u64 * SNAPSHOT_BYTES;
         match self.disk_bytes() > 2 * needed_bytes + MIN_BYTES {
-            true => self.rewrite(|_, _, location| Some(location)),
+            true => self.rewrite(|_, _, location| Some(location)).map(drop),
             false => Ok(()),
         }
     }
@@ -394,18 +508,23 @@ impl Index {
     /// says of each entry where it is to be from now on, or that it is gone; asked in order of the
     /// trees and hashes. What changes otherwise meanwhile stays changed.
     ///
+    /// Returns whether there was room for it. Else nothing is changed, and the index is held in memory.
+    ///
     /// Cost: half a second for a million entries.
     pub(crate) fn rewrite(
         &self,
         mut change: impl FnMut(Tree, &Hash, Location) -> Option<Location>,
-    ) -> Result<(), StoreError> {
+    ) -> Result<bool, StoreError> {
         let _writing = self.writing();
+        if self.is_held() {
+            return Ok(false);
+        }
         let new = self.path.with_extension(UNFINISHED);
         remove(&new)?;
         let snapshots = self.snapshots()?;
         let (epoch, snapshots, watermarks, about_entries, old) = {
             let mut state = self.write();
-            let old = state.database()?.clone();
+            let Some(old) = state.database()?.cloned() else { return Ok(false) };
             let about =
                 Tree::ALL.map(|tree| old.buckets(tree).entries + state.overlays[tree as usize].len() as u64);
             let mut snapshots = snapshots;
@@ -437,7 +556,8 @@ impl Index {
         drop(old);
         let failed = |error| {
             self.write().is_precious = true;
-            remove(&new).and(Err(error))
+            remove(&new)?;
+            self.or_hold(Err(error)).map(|()| false)
         };
         let fresh = match written {
             Ok(fresh) => fresh,
@@ -446,21 +566,22 @@ impl Index {
         let mut state = self.write();
         // What was taken out meanwhile may be there in part: a delta, and no more its base.
         let is_drop = |change: &Change| change.epoch > epoch && change.place == Location::GONE;
-        if state.overlays.iter().flat_map(BTreeMap::values).any(is_drop)
-            && let Err(error) = fresh.put_may_have_ungrounded(true)
-        {
-            drop((state, fresh));
-            return failed(error);
+        if state.overlays.iter().flat_map(BTreeMap::values).any(is_drop) {
+            state.may_have_ungrounded = true;
+            if let Err(error) = fresh.put_may_have_ungrounded(true) {
+                drop((state, fresh));
+                return failed(error);
+            }
         }
         drop(fresh);
         // Nobody else has it: whoever changes it holds the lock for that, and all others the state's.
-        drop(state.database.take());
+        state.lower = Lower::Lost;
         file::exchange_dirs(&new, &self.path).map_err(StoreError::io("replace", &self.path))?;
-        state.database = Some(Arc::new(Database::open(&self.path, self.store)?));
+        state.lower = Lower::Database(Arc::new(Database::open(&self.path, self.store)?));
         state.overlays.iter_mut().for_each(|overlay| overlay.retain(|_, change| change.epoch > epoch));
         state.saved(epoch);
         drop(state);
-        remove(&new)
+        remove(&new).map(|()| true)
     }
 }
 
@@ -494,10 +615,14 @@ impl Entries<'_> {
     /// The entries from here to the end of the bucket, and where the next one begins.
     fn bucket(&self, from: &Hash) -> Result<(Vec<Stored>, Option<Hash>), StoreError> {
         let state = self.index.read();
-        let database = state.database()?;
+        let overlay = &state.overlays[self.tree as usize];
+        let Some(database) = state.database()? else {
+            let mut rest = overlay.range(*from..).map(|(hash, change)| (*hash, change.place));
+            let ready = rest.by_ref().take(HELD_ENTRIES).collect();
+            return Ok((ready, rest.next().map(|(hash, _)| hash)));
+        };
         let next = database.buckets(self.tree).next(from);
         let older = database.bucket_from(self.tree, from)?;
-        let overlay = &state.overlays[self.tree as usize];
         let newer = match next {
             Some(next) => overlay.range(*from..next),
             None => overlay.range(*from..),
@@ -521,6 +646,62 @@ fn merge(older: Vec<Stored>, newer: btree_map::Range<'_, Hash, Change>) -> Vec<S
     }
     merged.extend(newer);
     merged
+}
+
+/// How long the index at `path` may take to open: a million entries took 14 ms, so this is for disks that are very
+/// slow, and ends a sled that turns in circles.
+fn open_within(path: &Path) -> Duration {
+    #[cfg(feature = "fault-injection")]
+    if let Some(millis) = std::env::var("STILLFRAME_INDEX_WITHIN_MS").ok().and_then(|text| text.parse().ok())
+    {
+        return Duration::from_millis(millis);
+    }
+    OPEN_WITHIN + Duration::from_secs(file::disk_bytes(path).unwrap_or(0) / OPEN_BYTES_A_SECOND)
+}
+
+/// Opens the index in a thread of its own, which is left behind if that takes too long. On a damaged database sled
+/// may panic where others return an error.
+fn guard<T: Send + 'static>(
+    within: Duration,
+    open: impl FnOnce() -> Result<T, StoreError> + Send + 'static,
+) -> Result<T, StoreError> {
+    let useless = |detail: String| StoreError::Index { action: "be opened", detail };
+    let (done, opened) = crossbeam_channel::bounded(1);
+    let work = move || {
+        // Nobody waits for it any more if it took too long.
+        let _ = done.send(catch_unwind(AssertUnwindSafe(open)));
+    };
+    std::thread::Builder::new()
+        .name(OPENING_THREAD.to_owned())
+        .spawn(work)
+        .map_err(|error| useless(format!("no thread can be started for it: {error}")))?;
+    match opened.recv_timeout(within) {
+        Ok(Ok(opened)) => opened,
+        Ok(Err(_)) => Err(useless("it panicked".to_owned())),
+        Err(_) => Err(useless(format!("it was not done after {} s", within.as_secs_f32()))),
+    }
+}
+
+/// Says that the index in the directory `path` is held in memory.
+pub(crate) fn warn_held(path: &Path) {
+    tracing::warn!(
+        "no space is left to write {}: the index is held in memory, and built anew with each opening until \
+         some space is free",
+        path.display()
+    );
+}
+
+/// An error where there is too little room to open the index at `path`. To be asked before sled finds out: it
+/// writes when it opens, and a database in which that failed was found damaged the next time.
+pub(crate) fn check_room(path: &Path) -> Result<(), StoreError> {
+    let exists = path.exists();
+    let place = if exists { path } else { path.parent().unwrap_or(path) };
+    let index_bytes = if exists { file::disk_bytes(path).unwrap_or(0) } else { 0 };
+    // Where the file system cannot tell, there is room.
+    match file::room_bytes(place).unwrap_or(u64::MAX) < MIN_BYTES + index_bytes / 16 {
+        true => Err(StoreError::io("write", path)(std::io::ErrorKind::StorageFull.into())),
+        false => Ok(()),
+    }
 }
 
 fn remove(dir: &Path) -> Result<(), StoreError> {

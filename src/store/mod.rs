@@ -63,7 +63,7 @@ use id::StoreId;
 use index::Index;
 use lane::{Lane, LaneGuard};
 use location::{Location, Position};
-use lock::Lock;
+use lock::{Access, Lock};
 use log::{Appended, Batch, FactAt, Log};
 use object::Kind;
 use read::{Check, Reader};
@@ -148,7 +148,7 @@ pub(crate) struct Shared {
     pub(crate) index_rebuilt: bool,
     /// Deltas in the packs that the index does not mean, as it has others of the same objects.
     pub(crate) other_deltas: Vec<IndexEntry>,
-    _lock: Arc<Lock>,
+    lock: Arc<Lock>,
 }
 
 impl StoreOptions {
@@ -185,7 +185,9 @@ impl StoreOptions {
             Err(StoreError::NotAStore { .. }) if path.is_dir() || !path.exists() => {}
             Err(error) => return Err(error),
         }
-        file::create_dir(path).map_err(StoreError::io("create", path))?;
+        if !path.is_dir() {
+            file::create_dir(path).map_err(StoreError::io("create", path))?;
+        }
         // What a creation leaves behind that was interrupted.
         let is_left = |found: &PathBuf| {
             ["LOCK", "FORMAT.new", names::PACKS_DIR]
@@ -208,7 +210,9 @@ impl StoreOptions {
 
     /// Opens the store in the directory `path`.
     ///
-    /// The first time after a crash it reads what the index lacks, at about 1 GB/s.
+    /// The first time after a crash it reads what the index lacks, at about 1 GB/s. On a read-only file system
+    /// it reads all packs, each time, and everything works but what changes the store; any number of processes may
+    /// have it open there.
     ///
     /// # Errors
     ///
@@ -250,7 +254,16 @@ impl Store {
     }
 
     fn open_locked(path: &Path, lock: Lock) -> Result<Store, StoreError> {
-        crate::migrations::finish_interrupted(path)?;
+        if let Some(exposed) = file::exposed(path) {
+            tracing::warn!(
+                "{} is open to other users, and memory holds secrets: `chmod -R go= {}` closes it",
+                exposed.display(),
+                path.display()
+            );
+        }
+        if lock.access() == Access::Owner {
+            crate::migrations::finish_interrupted(path)?;
+        }
         let format = Format::read(path)?;
         Store::open_as(path, &Arc::new(lock), format, false, &Progress::default())
     }
@@ -267,7 +280,8 @@ impl Store {
             let (found, supported) = (format.version, FORMAT_VERSION);
             return Err(StoreError::OlderFormat { path: path.to_owned(), found, supported });
         }
-        let opened = open::open(path, &format, rebuild, progress)?;
+        let access = lock.access();
+        let opened = open::open(path, &format, access, rebuild, progress)?;
         let (tasks, receiver) = crossbeam_channel::unbounded();
         let shared = Arc::new(Shared {
             path: path.to_owned(),
@@ -292,7 +306,7 @@ impl Store {
             unusable: opened.unusable,
             index_rebuilt: opened.index_rebuilt,
             other_deltas: opened.other_deltas,
-            _lock: lock.clone(),
+            lock: lock.clone(),
         });
         let settler =
             settle::start(shared.clone(), receiver).map_err(StoreError::io("start a thread for", path))?;
@@ -318,6 +332,16 @@ impl Store {
     pub fn info(&self) -> StoreInfo {
         let Format { version, region_size, codec, id } = self.shared.format.clone();
         StoreInfo { path: self.shared.path.clone(), format: version, region_size, codec, id }
+    }
+
+    /// An error where the store is on a read-only file system and cannot be changed. Whatever changes it says so
+    /// itself; this is for who wants to know before.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError::ReadOnly`].
+    pub fn check_writable(&self) -> Result<(), StoreError> {
+        self.shared.check_writable()
     }
 
     pub(crate) fn shared(&self) -> &Arc<Shared> {
@@ -422,9 +446,15 @@ impl Shared {
         }
     }
 
+    /// An error where nothing in the store can be changed.
+    pub(crate) fn check_writable(&self) -> Result<(), StoreError> {
+        self.lock.check_writable(&self.path)
+    }
+
     /// Appends the objects of a batch. Large captures are slowed to the pace of the disk and the
     /// index, so that what waits in memory stays bounded.
     pub(crate) fn append(&self, batch: &mut Batch) -> Result<Appended, StoreError> {
+        self.check_writable()?;
         let appended = self.log.append(batch)?;
         if appended.unsynced_bytes > 4 * log::SYNC_EARLY_BYTES {
             self.sync()?;
@@ -471,6 +501,7 @@ impl Shared {
     /// What the facts refer to is made durable before they are written: should the power fail in
     /// between, whatever of a record is found on the disk, all that it needs is there as well.
     fn commit(&self, facts: Vec<(Kind, Vec<u8>, FactAt)>, failures_before: u64) -> Result<u64, StoreError> {
+        self.check_writable()?;
         self.sync()?;
         let added_bytes = self.log.append_facts(facts, failures_before)?;
         self.sync()?;
@@ -512,14 +543,21 @@ impl Shared {
 
     /// Commits that snapshots are forgotten.
     pub(crate) fn commit_tombstones(&self, ids: &[SnapshotId]) -> Result<(), StoreError> {
-        let facts = ids.iter().map(|id| {
+        let tombstone = |id: &SnapshotId| {
             let id = *id;
             let bytes = encode_tombstone(id)?;
             let fact: FactAt = Box::new(move |location| Fact::Tombstone(id, location));
             Ok((Kind::Tombstone, bytes, fact))
-        });
-        let facts = facts.collect::<Result<Vec<_>, StoreError>>()?;
-        self.commit(facts, self.log.failures()).map(drop)
+        };
+        let commit = || {
+            let facts = ids.iter().map(tombstone).collect::<Result<Vec<_>, StoreError>>()?;
+            self.commit(facts, self.log.failures()).map(drop)
+        };
+        match commit() {
+            // A full disk must not keep anybody from forgetting: the index gives its room for it.
+            Err(StoreError::DiskFull { .. }) if self.index.make_room()? => commit(),
+            other => other,
+        }
     }
 
     /// Whether damage was found that captures should mend.

@@ -1,7 +1,8 @@
 //! Opening a store: from files to a log, an index and a catalog that agree.
 //!
 //! The packs are the truth. What the index lacks of them is scanned and added; an index that cannot
-//! be opened, or that speaks of packs there are not, is set aside and built anew.
+//! be opened, or that speaks of packs there are not, is set aside and built anew; where nothing can be
+//! written, in memory only.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -10,8 +11,9 @@ use super::catalog::{Catalog, Entry, Fact};
 use super::database::OUTDATED;
 use super::error::StoreError;
 use super::format::{self, Format};
-use super::index::Index;
+use super::index::{self, Index};
 use super::location::Location;
+use super::lock::Access;
 use super::names::{DAMAGED_DIR, INDEX_DIR, PACKS_DIR, UNFINISHED};
 use super::object::{Header, Kind};
 use super::pack::{self, Pack, Scanned};
@@ -46,10 +48,11 @@ pub(crate) struct Opened {
 pub(crate) fn open(
     store: &Path,
     format: &Format,
+    access: Access,
     rebuild: bool,
     progress: &Progress,
 ) -> Result<Opened, StoreError> {
-    let (packs, unusable) = open_packs(&store.join(PACKS_DIR), format)?;
+    let (packs, unusable) = open_packs(&store.join(PACKS_DIR), format, access)?;
     if packs.is_empty() {
         format::check_packs(store, format)?;
     }
@@ -59,7 +62,17 @@ pub(crate) fn open(
             path.display()
         );
     }
-    let index = match open_index(store, format, &packs)? {
+    let (index, is_held) = match access {
+        Access::Reader => (None, true),
+        Access::Owner => match open_index(store, format, &packs) {
+            Err(StoreError::DiskFull { .. }) => {
+                index::warn_held(&store.join(INDEX_DIR));
+                (None, true)
+            }
+            other => (other?, false),
+        },
+    };
+    let index = match index {
         // It is dropped first: the database must be closed when it is set aside.
         Some(index) if rebuild => {
             drop(index);
@@ -70,8 +83,7 @@ pub(crate) fn open(
     let (index, mut catalog, index_rebuilt) = match index {
         Some((index, catalog)) => (index, catalog, false),
         None => {
-            set_index_aside(store)?;
-            let index = Index::open(&store.join(INDEX_DIR), format.id)?;
+            let index = new_index(store, format, is_held)?;
             if !packs.is_empty() {
                 // Garbage comes back that gc had dropped.
                 index.set_may_have_ungrounded(true)?;
@@ -81,7 +93,8 @@ pub(crate) fn open(
         }
     };
     let is_rebuilding = index.is_rebuilding();
-    let CaughtUp { active, other_deltas, damage_found } = catch_up(&packs, &index, &mut catalog, progress)?;
+    let CaughtUp { active, other_deltas, damage_found } =
+        catch_up(&packs, &index, &mut catalog, access, progress)?;
     if !unusable.is_empty() {
         // What is in them is missing, and the bases of deltas with it.
         index.set_damage_known(true)?;
@@ -104,21 +117,30 @@ fn next_number(store: &Path) -> Result<u32, StoreError> {
 
 type Unusable = Vec<(PathBuf, String)>;
 
-fn open_packs(dir: &Path, format: &Format) -> Result<(Vec<Arc<Pack>>, Unusable), StoreError> {
-    file::create_dir(dir).map_err(StoreError::io("create", dir))?;
+fn open_packs(dir: &Path, format: &Format, access: Access) -> Result<(Vec<Arc<Pack>>, Unusable), StoreError> {
+    // A reader takes no notice of what is superfluous.
+    let remove = |path: &Path, why: &str| match access {
+        Access::Reader => Ok(()),
+        Access::Owner => {
+            tracing::info!("removing {}, which {why}", path.display());
+            file::remove(path).map_err(StoreError::io("remove", path))
+        }
+    };
+    if access == Access::Owner {
+        file::create_dir(dir).map_err(StoreError::io("create", dir))?;
+    }
     for path in file::list(dir).map_err(StoreError::io("list", dir))? {
         if path.extension().is_some_and(|extension| extension == UNFINISHED) {
-            file::remove(&path).map_err(StoreError::io("remove", path))?;
+            remove(&path, "is not finished")?;
         }
     }
     let (mut packs, mut unusable) = (Vec::new(), Vec::new());
     for (number, path) in pack::list(dir)? {
-        match Pack::open(path.clone(), format, number)? {
+        match Pack::open(path.clone(), format, number, access)? {
             Ok(pack) => packs.push(pack),
             // A power failure can leave the name of a pack that was just begun, and not its bytes.
             Err(_) if file::is_zero(&path).map_err(StoreError::io("read", &path))? => {
-                tracing::info!("removing {}, which has nothing in it", path.display());
-                file::remove(&path).map_err(StoreError::io("remove", &path))?;
+                remove(&path, "has nothing in it")?;
             }
             Err(why) => unusable.push((path, why)),
         }
@@ -126,22 +148,20 @@ fn open_packs(dir: &Path, format: &Format) -> Result<(Vec<Arc<Pack>>, Unusable),
     // A crash may have kept gc from removing what it had replaced.
     let replaced: Vec<u32> = packs.iter().flat_map(|pack| pack.replaces.iter().copied()).collect();
     for pack in packs.extract_if(.., |pack| replaced.contains(&pack.number)) {
-        tracing::info!("removing {}, which gc has replaced", pack.path.display());
-        file::remove(&pack.path).map_err(StoreError::io("remove", &pack.path))?;
+        remove(&pack.path, "gc has replaced")?;
     }
     Ok((packs.into_iter().map(Arc::new).collect(), unusable))
 }
 
 /// The index and the catalog in it; `None` with a warning if they must be built anew.
-///
-/// On a full disk that is an error: nothing can be built there.
 fn open_index(
     store: &Path,
     format: &Format,
     packs: &[Arc<Pack>],
 ) -> Result<Option<(Index, Catalog)>, StoreError> {
     let path = store.join(INDEX_DIR);
-    if !path.is_dir() {
+    if Index::is_missing(&path) {
+        index::check_room(&path)?;
         if !packs.is_empty() {
             tracing::warn!("the index is missing and is rebuilt from the packs");
         }
@@ -190,6 +210,7 @@ fn open_index(
     };
     match load() {
         Ok(both) => Ok(Some(both)),
+        // That is no damage.
         Err(error @ StoreError::DiskFull { .. }) => Err(error),
         Err(StoreError::Index { action: OUTDATED, .. }) => {
             tracing::info!("rebuilding the index, which an earlier stillframe wrote");
@@ -207,11 +228,35 @@ fn open_index(
     }
 }
 
+/// An index with nothing in it yet: in the place of the old one, or in memory where nothing can be written.
+fn new_index(store: &Path, format: &Format, is_held: bool) -> Result<Index, StoreError> {
+    let path = store.join(INDEX_DIR);
+    let in_place = || {
+        set_index_aside(store)?;
+        Index::open(&path, format.id)
+    };
+    let in_memory = || Index::in_memory(&path, format.id);
+    match is_held {
+        true => Ok(in_memory()),
+        false => in_place().or_else(|error| match error {
+            StoreError::DiskFull { .. } => {
+                index::warn_held(&path);
+                Ok(in_memory())
+            }
+            other => Err(other),
+        }),
+    }
+}
+
 /// Moves the index out of the way: into the folder for damaged things, where somebody may look at it.
 fn set_index_aside(store: &Path) -> Result<(), StoreError> {
     let path = store.join(INDEX_DIR);
-    if !path.exists() {
+    if path.symlink_metadata().is_err() {
         return Ok(());
+    }
+    if path.is_dir() && Index::is_missing(&path) {
+        // Nor is the rest of one of use.
+        return file::remove_dir(&path).map_err(StoreError::io("remove", path));
     }
     let damaged = store.join(DAMAGED_DIR);
     file::create_dir(&damaged).map_err(StoreError::io("create", &damaged))?;
@@ -234,6 +279,7 @@ fn catch_up(
     packs: &[Arc<Pack>],
     index: &Index,
     catalog: &mut Catalog,
+    access: Access,
     progress: &Progress,
 ) -> Result<CaughtUp, StoreError> {
     let (watermarks, rebuilding) = (index.watermarks(), index.is_rebuilding());
@@ -262,7 +308,7 @@ fn catch_up(
             let mut tail = Tail::scan(pack, indexed_bytes, torn_from, rebuilding, &meter)?;
             if let Some(end_bytes) = tail.torn_at {
                 tracing::info!("cutting a torn tail of {} bytes", pack.length_bytes() - end_bytes);
-                pack.truncate(end_bytes)?;
+                pack.cut(end_bytes, access)?;
             }
             for (offset_bytes, why) in &tail.damaged {
                 tracing::warn!("pack {} is damaged at byte {offset_bytes}: {why}", pack.number);

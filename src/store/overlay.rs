@@ -1,5 +1,5 @@
 //! The overlay: what has changed in the index since its buckets were written, in memory, and what of
-//! that is saved in the database.
+//! that is saved in the database. Of an index that is held in memory it is all there is.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -12,10 +12,18 @@ use super::tree::Tree;
 use super::watermark::Watermark;
 use crate::hash::Hash;
 
+/// What is beneath the overlay.
+pub(super) enum Lower {
+    Database(Arc<Database>),
+    /// The index is held in memory.
+    Nothing,
+    /// The database could not be opened again after it was rewritten.
+    Lost,
+}
+
 /// Both tiers as they are now.
 pub(super) struct State {
-    /// `None` only after it could not be opened again.
-    pub(super) database: Option<Arc<Database>>,
+    pub(super) lower: Lower,
     pub(super) overlays: [BTreeMap<Hash, Change>; Tree::ALL.len()],
     /// Catalog entries that are not saved.
     pub(super) snapshots: BTreeMap<Vec<u8>, (Vec<u8>, u64)>,
@@ -31,6 +39,10 @@ pub(super) struct State {
     pub(super) unsaved_bytes: u64,
     /// Whether there is something unsaved that the packs do not tell.
     pub(super) is_precious: bool,
+    pub(super) damage_known: bool,
+    pub(super) may_have_ungrounded: bool,
+    /// Whether it is being built from the packs.
+    pub(super) is_rebuilding: bool,
 }
 
 /// An entry of the overlay.
@@ -41,17 +53,44 @@ pub(super) struct Change {
 }
 
 impl State {
-    pub(super) fn database(&self) -> Result<&Arc<Database>, StoreError> {
-        self.database.as_ref().ok_or_else(|| StoreError::Index {
-            action: "be used",
-            detail: "it could not be opened again after it was rewritten".to_owned(),
-        })
+    /// Of an index that is held in memory nothing is anywhere else.
+    pub(super) fn held_in_memory() -> State {
+        State {
+            lower: Lower::Nothing,
+            overlays: Default::default(),
+            snapshots: BTreeMap::new(),
+            watermarks: BTreeMap::new(),
+            moved_watermarks: BTreeMap::new(),
+            epoch: 1,
+            saved_epoch: 0,
+            unsaved_entries: 0,
+            unsaved_bytes: 0,
+            is_precious: false,
+            damage_known: false,
+            may_have_ungrounded: false,
+            is_rebuilding: false,
+        }
+    }
+
+    /// The database, unless the index is held in memory.
+    pub(super) fn database(&self) -> Result<Option<&Arc<Database>>, StoreError> {
+        match &self.lower {
+            Lower::Database(database) => Ok(Some(database)),
+            Lower::Nothing => Ok(None),
+            Lower::Lost => Err(StoreError::Index {
+                action: "be used",
+                detail: "it could not be opened again after it was rewritten".to_owned(),
+            }),
+        }
     }
 
     pub(super) fn get(&self, tree: Tree, hash: &Hash) -> Result<Option<Location>, StoreError> {
         let place = match self.overlays[tree as usize].get(hash) {
             Some(change) => Some(change.place),
-            None => self.database()?.find(tree, hash)?,
+            None => match self.database()? {
+                Some(database) => database.find(tree, hash)?,
+                None => None,
+            },
         };
         Ok(place.and_then(|place| Location::from_bytes(&place)))
     }
@@ -67,8 +106,10 @@ impl State {
     }
 
     pub(super) fn bucket_entries(&self) -> u64 {
-        let entries = |database: &Arc<Database>| Tree::ALL.map(|tree| database.buckets(tree).entries);
-        self.database.as_ref().map_or(0, |database| entries(database).iter().sum())
+        match &self.lower {
+            Lower::Database(database) => Tree::ALL.map(|tree| database.buckets(tree).entries).iter().sum(),
+            Lower::Nothing | Lower::Lost => 0,
+        }
     }
 
     /// Ends the present epoch. What is unsaved belongs to it or to an earlier one.

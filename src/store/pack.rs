@@ -26,6 +26,7 @@ use memmap2::Mmap;
 use super::error::StoreError;
 use super::format::{FORMAT_VERSION, Format};
 use super::id::{PackId, StoreId};
+use super::lock::Access;
 use super::object::{ALIGNMENT_BYTES, HEADER_BYTES, Header, Place};
 use super::watermark::Watermark;
 use crate::sys::file::{self, File};
@@ -123,8 +124,13 @@ impl Pack {
         path: PathBuf,
         format: &Format,
         number: u32,
+        access: Access,
     ) -> Result<Result<Pack, String>, StoreError> {
-        let file = file::open_existing(&path).map_err(StoreError::io("open", &path))?;
+        let opened = match access {
+            Access::Owner => file::open_existing(&path),
+            Access::Reader => file::open_to_read(&path),
+        };
+        let file = opened.map_err(StoreError::io("open", &path))?;
         let length_bytes = file.length_bytes().map_err(StoreError::io("read", &path))?;
         let read = read_header(&file, length_bytes, format, number).map_err(StoreError::io("read", &path))?;
         Ok(read.map(|(id, replaces)| Pack {
@@ -198,13 +204,15 @@ impl Pack {
         self.file.sync().map_err(StoreError::io("make durable", &self.path))
     }
 
-    /// Cuts a torn tail off.
-    pub(crate) fn truncate(&self, length_bytes: u64) -> Result<(), StoreError> {
+    /// Cuts a torn tail off; a reader only takes no notice of it.
+    pub(crate) fn cut(&self, length_bytes: u64, access: Access) -> Result<(), StoreError> {
         *self.map.lock().unwrap_or_else(PoisonError::into_inner) = None;
-        self.file
-            .set_length(length_bytes)
-            .and_then(|()| self.file.sync())
-            .map_err(StoreError::io("cut the torn tail of", &self.path))?;
+        if access == Access::Owner {
+            self.file
+                .set_length(length_bytes)
+                .and_then(|()| self.file.sync())
+                .map_err(StoreError::io("cut the torn tail of", &self.path))?;
+        }
         self.length_bytes.store(length_bytes, Ordering::Release);
         Ok(())
     }
@@ -455,14 +463,14 @@ mod tests {
         let pack = Pack::create(path.clone(), &format, 7, vec![1, 2, 5]).unwrap();
         let first = pack.length_bytes() as usize;
         pack.append(&objects(format.id, first).0).unwrap();
-        let open = Pack::open(path.clone(), &format, 7).unwrap().unwrap();
+        let open = Pack::open(path.clone(), &format, 7, Access::Owner).unwrap().unwrap();
         assert_eq!(open.replaces, [1, 2, 5]);
         let bytes = open.bytes(0).unwrap();
         let whole = open.scan(&bytes, open.header_bytes()).filter(|it| matches!(it, Scanned::Object { .. }));
         assert_eq!(whole.count(), 6);
-        assert!(Pack::open(path.clone(), &format, 8).unwrap().is_err());
+        assert!(Pack::open(path.clone(), &format, 8, Access::Owner).unwrap().is_err());
         let other = Format { id: StoreId([0; 16]), ..format };
-        assert!(Pack::open(path, &other, 7).unwrap().is_err());
+        assert!(Pack::open(path, &other, 7, Access::Reader).unwrap().is_err());
     }
 
     #[test]

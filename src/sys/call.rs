@@ -21,7 +21,7 @@ use std::path::Path;
 pub enum Call<'a> {
     /// Creates a file that is not there.
     Create(&'a Path),
-    /// Opens a file for reading and writing.
+    /// Opens a file.
     Open(&'a Path),
     /// Reads a file, or some of it.
     Read(&'a Path),

@@ -15,6 +15,9 @@ use super::call::{Call, perform, tell};
 #[allow(clippy::cast_possible_wrap)]
 const NO_FOLLOW: i32 = OFlags::NOFOLLOW.bits() as i32;
 
+#[allow(clippy::cast_possible_wrap)]
+const NO_WAIT: i32 = OFlags::NONBLOCK.bits() as i32;
+
 /// An open file.
 #[derive(Debug)]
 pub(crate) struct File {
@@ -56,6 +59,11 @@ impl File {
         self.file.try_lock()
     }
 
+    /// Locks it together with others who do the same, unless another process has it locked for itself.
+    pub(crate) fn try_lock_shared(&self) -> Result<(), TryLockError> {
+        self.file.try_lock_shared()
+    }
+
     /// Hands it to `map`, which maps it.
     pub(crate) fn map<T>(&self, map: impl FnOnce(&std::fs::File) -> io::Result<T>) -> io::Result<T> {
         perform(Call::Map(&self.path, &self.file), || map(&self.file))
@@ -90,10 +98,34 @@ pub(crate) fn open_existing(path: &Path) -> io::Result<File> {
     })
 }
 
-/// Creates a directory with mode 0700, and those above it; does nothing where there is one.
+/// Opens an existing file for reading.
+pub(crate) fn open_to_read(path: &Path) -> io::Result<File> {
+    perform(Call::Open(path), || {
+        let file = OpenOptions::new().read(true).custom_flags(NO_FOLLOW).open(path)?;
+        Ok(File { file, path: path.to_owned() })
+    })
+}
+
+/// How much may still be written to the file system of what is at `path`.
+pub(crate) fn room_bytes(path: &Path) -> io::Result<u64> {
+    let found = rustix::fs::statvfs(path)?;
+    Ok(found.f_bavail.saturating_mul(found.f_frsize))
+}
+
+/// Whether what is at `path` is on a file system, or in a mount of one, that cannot be written.
+pub(crate) fn is_read_only(path: &Path) -> io::Result<bool> {
+    Ok(rustix::fs::statvfs(path)?.f_flag.contains(rustix::fs::StatVfsMountFlags::RDONLY))
+}
+
+/// Creates a directory with mode 0700, and those above it; does nothing where there is one. A symbolic link to
+/// one is an error: nobody knows who else may read what is there.
 pub(crate) fn create_dir(path: &Path) -> io::Result<()> {
-    if path.is_dir() {
-        return Ok(());
+    match path.symlink_metadata() {
+        Ok(found) if found.is_dir() => return Ok(()),
+        Ok(found) if found.is_symlink() => {
+            return Err(io::Error::new(io::ErrorKind::NotADirectory, "it is a symbolic link"));
+        }
+        _ => {}
     }
     if let Some(parent) = path.parent().filter(|parent| !parent.as_os_str().is_empty()) {
         std::fs::create_dir_all(parent)?;
@@ -145,6 +177,16 @@ pub(crate) fn make_private(dir: &Path) -> io::Result<()> {
         }
     }
     Ok(())
+}
+
+/// The first of a directory and all that is in it that others than its owner may read or change.
+pub(crate) fn exposed(path: &Path) -> Option<PathBuf> {
+    let found = path.symlink_metadata().ok()?;
+    if !found.is_symlink() && found.permissions().mode() & 0o077 != 0 {
+        return Some(path.to_owned());
+    }
+    let inside = std::fs::read_dir(path).ok().filter(|_| found.is_dir())?;
+    inside.flatten().find_map(|entry| exposed(&entry.path()))
 }
 
 /// Makes the entries of a directory durable.
@@ -238,7 +280,9 @@ pub(crate) fn link_into(path: &Path, dir: &Path) -> io::Result<PathBuf> {
 pub(crate) fn read_bounded(path: &Path, max_bytes: u64) -> io::Result<Vec<u8>> {
     let mut bytes = Vec::new();
     perform(Call::Read(path), || {
-        std::fs::File::open(path)?.take(max_bytes.saturating_add(1)).read_to_end(&mut bytes)
+        // What is no file, but a pipe, must not keep us waiting.
+        let file = OpenOptions::new().read(true).custom_flags(NO_WAIT).open(path)?;
+        file.take(max_bytes.saturating_add(1)).read_to_end(&mut bytes)
     })?;
     if bytes.len() as u64 > max_bytes {
         return Err(io::Error::new(io::ErrorKind::InvalidData, format!("more than {max_bytes} bytes")));

@@ -76,11 +76,12 @@ impl Context {
         Ok(self.options().open(self.store_path()?)?)
     }
 
-    /// Opens the store, or creates it where there is nothing yet.
+    /// Opens the store to capture into it, or creates it where there is nothing yet.
     pub(crate) fn open_or_create(&self) -> anyhow::Result<Store> {
         let path = self.store_path()?;
         let is_new = !path.exists();
         let store = self.options().open_or_create(&path)?;
+        store.check_writable()?;
         if is_new {
             self.output.hint(&format!("created the store {}", display(&path)));
         }
@@ -123,8 +124,11 @@ fn trace(global: &Global) {
         (false, 1) => LevelFilter::INFO,
         (false, _) => LevelFilter::TRACE,
     };
-    // Other libraries have nothing to say that is worth its noise.
-    let targets = Targets::new().with_target("stillframe", level).with_default(LevelFilter::ERROR);
+    // Other libraries have nothing to say that is worth its noise, and of the database's troubles we tell.
+    let targets = Targets::new()
+        .with_target("stillframe", level)
+        .with_target("sled", LevelFilter::OFF)
+        .with_default(LevelFilter::ERROR);
     let colour =
         io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
     let lines = tracing_subscriber::fmt::layer()

@@ -52,6 +52,17 @@ pub(crate) fn wrong_usage(text: impl Into<String>) -> anyhow::Error {
     CommandError::WrongUsage(text.into()).into()
 }
 
+/// A database that is damaged may make its threads panic. The library turns that into a warning, which is enough.
+pub(crate) fn keep_quiet_about_the_index() {
+    let tell = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panic| {
+        let of_index = |name: &str| name == "stillframe-index" || name.starts_with("sled-");
+        if !std::thread::current().name().is_some_and(of_index) {
+            tell(panic);
+        }
+    }));
+}
+
 /// Tells a usage error, or prints the help or the version that was asked for.
 pub(crate) fn report_usage(error: &clap::Error) -> ExitCode {
     if !error.use_stderr() {

@@ -35,6 +35,7 @@ use context::Context;
 use errors::Exit;
 
 fn main() -> ExitCode {
+    errors::keep_quiet_about_the_index();
     let arguments = match Arguments::try_parse() {
         Ok(arguments) => arguments,
         Err(error) => return errors::report_usage(&error),
