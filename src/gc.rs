@@ -286,7 +286,7 @@ impl<'a> Collecting<'a> {
             match groups.last_mut() {
                 Some((packs, group_bytes))
                     if (*group_bytes == 0) == (live_bytes == 0)
-                        && *group_bytes + live_bytes <= pack::SEAL_BYTES =>
+                        && *group_bytes + live_bytes <= pack::seal_bytes() =>
                 {
                     packs.push(pack);
                     *group_bytes += live_bytes;

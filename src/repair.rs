@@ -154,6 +154,9 @@ fn salvage_unusable(shared: &Shared, path: &PathBuf, aside: &Path) -> Result<Vec
     file::create_dir(aside).map_err(StoreError::io("create", aside))?;
     let others = salvage(shared, path)?;
     file::link_into(path, aside).map_err(StoreError::io("set aside", path))?;
+    // Or a power failure might keep neither name.
+    file::sync_dir(aside).map_err(StoreError::io("make durable", aside))?;
     file::remove(path).map_err(StoreError::io("remove", path))?;
+    file::sync_dir(shared.log.dir()).map_err(StoreError::io("make durable", shared.log.dir()))?;
     Ok(others)
 }

@@ -3,10 +3,13 @@
 //! The packs are the truth. What the index lacks of them is scanned and added; an index that cannot
 //! be opened, or that speaks of packs there are not, is set aside and built anew.
 
+use std::collections::HashMap;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::catalog::{Catalog, Entry, Fact};
+use super::durable::Durable;
 use super::error::StoreError;
 use super::format::Format;
 use super::index::Index;
@@ -43,12 +46,24 @@ pub(crate) struct Opened {
 
 /// Opens all packs and brings the index up to date. `rebuild` throws the index away first.
 pub(crate) fn open(store: &Path, format: &Format, rebuild: bool) -> Result<Opened, StoreError> {
+    // Whoever wrote FORMAT may have been killed before it was durable.
+    file::sync_dir(store).map_err(StoreError::io("make durable", store))?;
     let (packs, unusable) = open_packs(&store.join(PACKS_DIR), format)?;
     for (path, why) in &unusable {
         tracing::warn!("{} is not usable: {why}", path.display());
     }
     let mut index = open_index(store, format, &packs)?;
-    let known_before = if rebuild { index.take().map(|(_, catalog)| catalog) } else { None };
+    let mut durable = Durable::new();
+    let mut known_before = None;
+    if rebuild && let Some((index, catalog)) = index.take() {
+        // What was durable once is no torn tail, also when the index is thrown away.
+        durable = packs.iter().map(|pack| (pack.number, index.durable_bytes(pack.number))).collect();
+        for (number, indexed_bytes) in index.watermarks() {
+            let bytes = durable.entry(number).or_default();
+            *bytes = indexed_bytes.max(*bytes);
+        }
+        known_before = Some(catalog);
+    }
     let (index, mut catalog, index_rebuilt) = match index {
         Some((index, catalog)) => (index, catalog, false),
         None => {
@@ -60,7 +75,7 @@ pub(crate) fn open(store: &Path, format: &Format, rebuild: bool) -> Result<Opene
         }
     };
     let CaughtUp { active, other_deltas, damage_found } =
-        catch_up(&packs, &index, &mut catalog, index_rebuilt)?;
+        catch_up(&packs, &index, &mut catalog, index_rebuilt, &durable)?;
     if !unusable.is_empty() {
         // What is in them is missing, and the bases of deltas with it.
         index.set_damage_known(true)?;
@@ -96,6 +111,10 @@ type Unusable = Vec<(PathBuf, String)>;
 
 fn open_packs(dir: &Path, format: &Format) -> Result<(Vec<Arc<Pack>>, Unusable), StoreError> {
     file::create_dir(dir).map_err(StoreError::io("create", dir))?;
+    // The names as they are: whoever gave them may have been killed before they were durable, and from here on
+    // what is in the packs is relied on, and what they replace is removed.
+    let durable = || file::sync_dir(dir).map_err(StoreError::io("make durable", dir));
+    durable()?;
     for path in file::list(dir).map_err(StoreError::io("list", dir))? {
         if path.extension().is_some_and(|extension| extension == UNFINISHED) {
             file::remove(&path).map_err(StoreError::io("remove", path))?;
@@ -115,9 +134,14 @@ fn open_packs(dir: &Path, format: &Format) -> Result<(Vec<Arc<Pack>>, Unusable),
     }
     // A crash may have kept gc from removing what it had replaced.
     let replaced: Vec<u32> = packs.iter().flat_map(|pack| pack.replaces.iter().copied()).collect();
-    for pack in packs.extract_if(.., |pack| replaced.contains(&pack.number)) {
+    let superfluous: Vec<Pack> = packs.extract_if(.., |pack| replaced.contains(&pack.number)).collect();
+    for pack in &superfluous {
         tracing::info!("removing {}, which gc has replaced", pack.path.display());
         file::remove(&pack.path).map_err(StoreError::io("remove", &pack.path))?;
+    }
+    if !superfluous.is_empty() {
+        // Before gc may remove the pack that says that they are.
+        durable()?;
     }
     Ok((packs.into_iter().map(Arc::new).collect(), unusable))
 }
@@ -212,6 +236,7 @@ fn catch_up(
     index: &Index,
     catalog: &mut Catalog,
     rebuilding: bool,
+    durable: &Durable,
 ) -> Result<CaughtUp, StoreError> {
     let watermarks = index.watermarks();
     let mut active = None;
@@ -226,17 +251,26 @@ fn catch_up(
     for pack in packs {
         let watermark = watermarks.get(&pack.number).copied();
         let indexed_bytes = watermark.unwrap_or(0).max(pack.header_bytes());
-        let appended_to = pack.replaces.is_empty() || watermark.is_some();
+        // Whether one that gc wrote was appended to the index knows, if there is one.
+        let appended_to = pack.replaces.is_empty() || watermark.is_some() || rebuilding;
         let may_be_torn = appended_to && [last, last_begun].contains(&Some(pack.number));
         let mut damaged = false;
         if pack.length_bytes() > indexed_bytes {
             // What was durable once is no torn tail.
-            let torn_from = may_be_torn.then(|| indexed_bytes.max(index.durable_bytes(pack.number)));
+            let durable_bytes = durable.get(&pack.number).copied().unwrap_or(0);
+            let durable_bytes = durable_bytes.max(index.durable_bytes(pack.number));
+            let torn_from = may_be_torn.then(|| indexed_bytes.max(durable_bytes));
             let mut tail = Tail::scan(pack, indexed_bytes, torn_from, rebuilding)?;
+            for hole in &tail.torn_holes {
+                tracing::info!("filling {} bytes that a power failure took", hole.end - hole.start);
+                pack.fill(hole.clone())?;
+            }
             if let Some(end_bytes) = tail.torn_at {
                 tracing::info!("cutting a torn tail of {} bytes", pack.length_bytes() - end_bytes);
                 pack.truncate(end_bytes)?;
             }
+            // Whoever wrote it may have been killed before it was durable, and from here on it is relied on.
+            pack.sync()?;
             for (offset_bytes, why) in &tail.damaged {
                 tracing::warn!("pack {} is damaged at byte {offset_bytes}: {why}", pack.number);
                 index.set_damage_known(true)?;
@@ -249,7 +283,7 @@ fn catch_up(
             ends.push((pack.number, pack.length_bytes()));
         }
         // The last one, as it turns out.
-        let room = !damaged && pack.length_bytes() < pack::SEAL_BYTES && pack.length_bytes() % 8 == 0;
+        let room = !damaged && pack.length_bytes() < pack::seal_bytes() && pack.length_bytes() % 8 == 0;
         active = room.then(|| pack.clone());
     }
     // Notes and tombstones come after all records: gc may have put a record into a later pack.
@@ -275,6 +309,16 @@ struct Tail {
     damaged: Vec<(u64, &'static str)>,
     /// Where to cut the pack.
     torn_at: Option<u64>,
+    /// What to fill, before that.
+    torn_holes: Vec<Range<u64>>,
+}
+
+/// Bytes that are no object.
+struct Hole {
+    range: Range<u64>,
+    why: &'static str,
+    /// It may be what a power failure left of bytes that nobody relied on, and it looks so.
+    is_torn: bool,
 }
 
 impl Tail {
@@ -282,6 +326,9 @@ impl Tail {
     /// object, and after the last record, note and tombstone, belongs to nothing that was
     /// acknowledged: a torn tail. When the whole index is rebuilt one cannot know where the last
     /// record was; then it is one only if it looks so.
+    ///
+    /// Where several things were written and not yet durable, a power failure may also keep the later ones
+    /// and lose earlier ones. That leaves a torn hole.
     fn scan(
         pack: &Pack,
         from_bytes: u64,
@@ -290,7 +337,10 @@ impl Tail {
     ) -> Result<Tail, StoreError> {
         let bytes = pack.bytes(pack.length_bytes())?;
         let mut tail = Tail::default();
-        let mut torn_at = None;
+        let (mut torn_at, mut holes) = (None, Vec::new());
+        let mut records = HashMap::new();
+        // What came before this was durable.
+        let mut durable_bytes = 0;
         for scanned in pack.scan(&bytes, from_bytes) {
             match scanned {
                 Scanned::Object { offset_bytes, header, payload } => {
@@ -298,6 +348,17 @@ impl Tail {
                     match fact(&header, payload, location) {
                         Ok(None) => tail.objects.push((Tree::of(header.kind), header.hash, location)),
                         Ok(Some(fact)) => {
+                            // A snapshot was acknowledged before another one followed it or it was forgotten.
+                            let acknowledged = match &fact {
+                                Fact::Snapshot(_, entry) => entry.record.parent,
+                                Fact::Tombstone(id, _) => Some(*id),
+                                Fact::Note(..) => None,
+                            };
+                            let there = acknowledged.and_then(|id| records.get(&id).copied());
+                            durable_bytes = durable_bytes.max(there.unwrap_or(0));
+                            if let Fact::Snapshot(id, _) = &fact {
+                                records.insert(*id, offset_bytes);
+                            }
                             tail.facts.push(fact);
                             torn_at = None;
                         }
@@ -311,11 +372,11 @@ impl Tail {
                     }
                 }
                 Scanned::Damaged { offset_bytes, end_bytes, why, .. } => {
-                    tail.damaged.push((offset_bytes, why));
-                    let rest = usize::try_from(offset_bytes).ok().and_then(|at| bytes.get(at..));
-                    let looks_torn = end_bytes == pack.length_bytes()
-                        && (why.starts_with("the pack ends") || rest.is_some_and(is_zero));
+                    let ends = end_bytes == pack.length_bytes() && why.starts_with("the pack ends");
+                    let looks_torn = ends || lacks_a_sector(&bytes, offset_bytes..end_bytes);
                     let may_be_torn = torn_from.is_some_and(|from_bytes| offset_bytes >= from_bytes);
+                    let is_torn = may_be_torn && looks_torn;
+                    holes.push(Hole { range: offset_bytes..end_bytes, why, is_torn });
                     if may_be_torn && (!rebuilding || looks_torn) {
                         torn_at = torn_at.or(Some(offset_bytes));
                     }
@@ -324,10 +385,39 @@ impl Tail {
         }
         if let Some(end_bytes) = torn_at {
             tail.objects.retain(|(_, _, location)| location.offset_bytes < end_bytes);
-            tail.damaged.retain(|(offset_bytes, _)| *offset_bytes < end_bytes);
+            holes.retain(|hole| hole.range.start < end_bytes);
+        }
+        // Without an index there is no telling a hole from damage, unless all that follows was written at once.
+        let last_object = tail.objects.last().map_or(0, |(_, _, location)| location.offset_bytes);
+        for Hole { range, why, is_torn } in holes {
+            let is_torn = is_torn && (!rebuilding || range.start > last_object);
+            match is_torn && range.start >= durable_bytes && Pack::can_fill(&range) {
+                true => tail.torn_holes.push(range),
+                false => tail.damaged.push((range.start, why)),
+            }
         }
         Ok(Tail { torn_at, ..tail })
     }
+}
+
+/// What is written to a disk at once, or not.
+const SECTOR_BYTES: usize = 512;
+
+/// Whether a sector of these bytes is all zeros, as if never written; of the first one, which may have been there,
+/// the rest. What is stored hardly ever has a sector of zeros, and no object begins with one.
+fn lacks_a_sector(bytes: &[u8], hole: Range<u64>) -> bool {
+    let [start, end] =
+        [hole.start, hole.end].map(|at| usize::try_from(at).unwrap_or(usize::MAX).min(bytes.len()));
+    let mut from = start;
+    while from < end {
+        let to = (from / SECTOR_BYTES + 1).saturating_mul(SECTOR_BYTES).min(end);
+        let reaches_its_end = to % SECTOR_BYTES == 0 || to == bytes.len();
+        if reaches_its_end && is_zero(&bytes[from..to]) {
+            return true;
+        }
+        from = to;
+    }
+    false
 }
 
 /// What an object says to the catalog, if it is of a kind that does.

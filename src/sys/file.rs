@@ -90,18 +90,32 @@ pub(crate) fn open_existing(path: &Path) -> io::Result<File> {
     })
 }
 
-/// Creates a directory with mode 0700, and those above it; does nothing where there is one.
+/// Creates a directory with mode 0700, and those above it, each durable in the one above; does nothing where
+/// there is one.
 pub(crate) fn create_dir(path: &Path) -> io::Result<()> {
     if path.is_dir() {
         return Ok(());
     }
-    if let Some(parent) = path.parent().filter(|parent| !parent.as_os_str().is_empty()) {
-        std::fs::create_dir_all(parent)?;
-    }
+    create_above(path)?;
     tell(Call::CreateDir(path), || {
         DirBuilder::new().mode(0o700).create(path)?;
         std::fs::set_permissions(path, Permissions::from_mode(0o700))
-    })
+    })?;
+    sync_parent(path)
+}
+
+/// Creates the directories above a path, as far as there are none: for others to read as the umask has it.
+fn create_above(path: &Path) -> io::Result<()> {
+    let Some(parent) = path.parent().filter(|parent| !parent.as_os_str().is_empty() && !parent.is_dir())
+    else {
+        return Ok(());
+    };
+    create_above(parent)?;
+    match tell(Call::CreateDir(parent), || std::fs::create_dir(parent)) {
+        Err(_) if parent.is_dir() => {}
+        other => other?,
+    }
+    sync_parent(parent)
 }
 
 /// Removes a directory and all that is in it; does nothing where there is none.
@@ -150,6 +164,18 @@ pub(crate) fn make_private(dir: &Path) -> io::Result<()> {
 /// Makes the entries of a directory durable.
 pub(crate) fn sync_dir(dir: &Path) -> io::Result<()> {
     tell(Call::SyncDir(dir), || std::fs::File::open(dir)?.sync_all())
+}
+
+/// Makes durable that there is something of this name. Where we may create things and not look, we cannot.
+pub(crate) fn sync_parent(path: &Path) -> io::Result<()> {
+    let parent = path.parent().map(|parent| match parent.as_os_str().is_empty() {
+        true => Path::new("."),
+        false => parent,
+    });
+    match parent.map_or(Ok(()), sync_dir) {
+        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => Ok(()),
+        other => other,
+    }
 }
 
 /// Replaces `path` by a file with these bytes: durable and whole when this returns, and after a
