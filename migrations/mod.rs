@@ -70,6 +70,9 @@ pub(crate) fn finish_interrupted(store: &Path) -> Result<(), StoreError> {
     }
     let (packs, new_packs, old_packs) = (store.join(PACKS_DIR), new.join(PACKS_DIR), new.join(OLD_PACKS_DIR));
     let durable = |dir: &Path| file::sync_dir(dir).map_err(StoreError::io("make durable", dir));
+    // Whoever came this far may have been killed before it was.
+    durable(&new)?;
+    durable(store)?;
     if new.join(FORMAT_FILE).is_file() {
         let rename = |from: &Path, to: &Path| {
             file::rename(from, to).map_err(StoreError::io("give its new place to", from))?;

@@ -108,9 +108,9 @@ impl Store {
     }
 }
 
-/// Packs of less than this are put together when there are many of them: after each gc that wrote one the
-/// next capture begins a pack.
-const SMALL_BYTES: u64 = pack::SEAL_BYTES / 16;
+/// Packs of less than this share of a full one are put together when there are many of them: after each gc that
+/// wrote one the next capture begins a pack.
+const SMALL: u64 = 16;
 
 /// So many are not many.
 const MAX_SMALL: usize = 16;
@@ -288,7 +288,7 @@ impl<'a> Collecting<'a> {
             let dead_bytes = whole_bytes.saturating_sub(live_bytes + more_bytes);
             if dead_bytes * 100 > whole_bytes * u64::from(options.max_unused_percent) {
                 victims.push((live_bytes, pack));
-            } else if pack.length_bytes() < SMALL_BYTES {
+            } else if pack.length_bytes() < pack::seal_bytes() / SMALL {
                 small.push((live_bytes, pack));
             }
         }
@@ -301,7 +301,7 @@ impl<'a> Collecting<'a> {
             match groups.last_mut() {
                 Some((packs, group_bytes))
                     if (*group_bytes == 0) == (live_bytes == 0)
-                        && *group_bytes + live_bytes <= pack::SEAL_BYTES =>
+                        && *group_bytes + live_bytes <= pack::seal_bytes() =>
                 {
                     packs.push(pack);
                     *group_bytes += live_bytes;

@@ -116,6 +116,7 @@ fn repair(path: &Path, options: &RepairOptions) -> Result<RepairReport, Error> {
             aside.put(path, std::slice::from_ref(why))?;
             others.extend(salvage(shared, path)?);
             file::remove(path).map_err(StoreError::io("remove", path))?;
+            file::sync_dir(shared.log.dir()).map_err(StoreError::io("make durable", shared.log.dir()))?;
         }
     }
     if !options.dry_run {

@@ -337,6 +337,8 @@ impl Log {
         let number = self.take_number(tail)?;
         let path = self.dir.join(pack::file_name(number));
         let mut pack = Pack::create(path.with_extension(UNFINISHED), &self.format, number, Vec::new())?;
+        // First its header: a power failure may keep the name and what is appended, and lose the first sector.
+        pack.sync()?;
         pack.rename(path.clone()).map_err(StoreError::io("give its name to", path))?;
         let pack = Arc::new(pack);
         tail.directory_changed = true;
@@ -479,7 +481,7 @@ fn append_to(tail: &mut Tail, pack: &Pack, bytes: &[u8]) -> Result<u64, StoreErr
 }
 
 fn seal_if_full(tail: &mut Tail) {
-    if tail.active.as_ref().is_some_and(|active| active.length_bytes() >= pack::SEAL_BYTES) {
+    if tail.active.as_ref().is_some_and(|active| active.length_bytes() >= pack::seal_bytes()) {
         tail.seal();
     }
 }

@@ -188,6 +188,8 @@ impl StoreOptions {
         if !path.is_dir() {
             file::create_dir(path).map_err(StoreError::io("create", path))?;
         }
+        // Also one that was there: whoever made it may have been killed, or not have cared.
+        file::sync_parent(path).map_err(StoreError::io("make durable", path))?;
         // What a creation leaves behind that was interrupted.
         let is_left = |found: &PathBuf| {
             ["LOCK", "FORMAT.new", names::PACKS_DIR]

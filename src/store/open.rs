@@ -4,6 +4,8 @@
 //! be opened, or that speaks of packs there are not, is set aside and built anew; where nothing can be
 //! written, in memory only.
 
+use std::collections::HashMap;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -52,6 +54,10 @@ pub(crate) fn open(
     rebuild: bool,
     progress: &Progress,
 ) -> Result<Opened, StoreError> {
+    if access == Access::Owner {
+        // Whoever wrote FORMAT may have been killed before it was durable.
+        file::sync_dir(store).map_err(StoreError::io("make durable", store))?;
+    }
     let (packs, unusable) = open_packs(&store.join(PACKS_DIR), format, access)?;
     if packs.is_empty() {
         format::check_packs(store, format)?;
@@ -72,10 +78,15 @@ pub(crate) fn open(
             other => (other?, false),
         },
     };
+    // What was durable once is no torn tail, also when the index is thrown away.
+    let mut durable_bytes: HashMap<u32, u64> = HashMap::new();
     let index = match index {
         // It is dropped first: the database must be closed when it is set aside.
-        Some(index) if rebuild => {
-            drop(index);
+        Some((index, _)) if rebuild => {
+            for pack in &packs {
+                let indexed = index.watermarks().get(&pack.number).map_or(0, |it| it.end_bytes);
+                durable_bytes.insert(pack.number, indexed.max(index.durable_bytes(pack.number, pack.id)));
+            }
             None
         }
         index => index,
@@ -94,7 +105,7 @@ pub(crate) fn open(
     };
     let is_rebuilding = index.is_rebuilding();
     let CaughtUp { active, other_deltas, damage_found } =
-        catch_up(&packs, &index, &mut catalog, access, progress)?;
+        catch_up(&packs, &index, &mut catalog, access, &durable_bytes, progress)?;
     if !unusable.is_empty() {
         // What is in them is missing, and the bases of deltas with it.
         index.set_damage_known(true)?;
@@ -126,9 +137,16 @@ fn open_packs(dir: &Path, format: &Format, access: Access) -> Result<(Vec<Arc<Pa
             file::remove(path).map_err(StoreError::io("remove", path))
         }
     };
+    let durable = || match access {
+        Access::Reader => Ok(()),
+        Access::Owner => file::sync_dir(dir).map_err(StoreError::io("make durable", dir)),
+    };
     if access == Access::Owner {
         file::create_dir(dir).map_err(StoreError::io("create", dir))?;
     }
+    // The names as they are: whoever gave them may have been killed before they were durable, and from here on
+    // what is in the packs is relied on, and what they replace is removed.
+    durable()?;
     for path in file::list(dir).map_err(StoreError::io("list", dir))? {
         if path.extension().is_some_and(|extension| extension == UNFINISHED) {
             remove(&path, "is not finished")?;
@@ -147,8 +165,13 @@ fn open_packs(dir: &Path, format: &Format, access: Access) -> Result<(Vec<Arc<Pa
     }
     // A crash may have kept gc from removing what it had replaced.
     let replaced: Vec<u32> = packs.iter().flat_map(|pack| pack.replaces.iter().copied()).collect();
-    for pack in packs.extract_if(.., |pack| replaced.contains(&pack.number)) {
+    let superfluous: Vec<Pack> = packs.extract_if(.., |pack| replaced.contains(&pack.number)).collect();
+    for pack in &superfluous {
         remove(&pack.path, "gc has replaced")?;
+    }
+    if !superfluous.is_empty() {
+        // Before gc may remove the pack that says that they are.
+        durable()?;
     }
     Ok((packs.into_iter().map(Arc::new).collect(), unusable))
 }
@@ -280,6 +303,7 @@ fn catch_up(
     index: &Index,
     catalog: &mut Catalog,
     access: Access,
+    durable_bytes: &HashMap<u32, u64>,
     progress: &Progress,
 ) -> Result<CaughtUp, StoreError> {
     let (watermarks, rebuilding) = (index.watermarks(), index.is_rebuilding());
@@ -304,11 +328,23 @@ fn catch_up(
         let mut damaged = false;
         if pack.length_bytes() > indexed_bytes {
             // What was durable once is no torn tail.
-            let torn_from = may_be_torn.then(|| indexed_bytes.max(index.durable_bytes(pack.number, pack.id)));
+            let durable_bytes = durable_bytes.get(&pack.number).copied().unwrap_or(0);
+            let durable_bytes = durable_bytes.max(index.durable_bytes(pack.number, pack.id));
+            let torn_from = may_be_torn.then(|| indexed_bytes.max(durable_bytes));
             let mut tail = Tail::scan(pack, indexed_bytes, torn_from, rebuilding, &meter)?;
+            if access == Access::Owner {
+                for hole in &tail.torn_holes {
+                    tracing::info!("filling {} bytes that a power failure took", hole.end - hole.start);
+                    pack.fill(hole.clone())?;
+                }
+            }
             if let Some(end_bytes) = tail.torn_at {
                 tracing::info!("cutting a torn tail of {} bytes", pack.length_bytes() - end_bytes);
                 pack.cut(end_bytes, access)?;
+            }
+            // Whoever wrote it may have been killed before it was durable, and from here on it is relied on.
+            if access == Access::Owner {
+                pack.sync()?;
             }
             for (offset_bytes, why) in &tail.damaged {
                 tracing::warn!("pack {} is damaged at byte {offset_bytes}: {why}", pack.number);
@@ -324,7 +360,7 @@ fn catch_up(
         // The last one, as it turns out.
         let room = pack.replaces.is_empty()
             && !damaged
-            && pack.length_bytes() < pack::SEAL_BYTES
+            && pack.length_bytes() < pack::seal_bytes()
             && pack.length_bytes() % 8 == 0;
         active = room.then(|| pack.clone());
     }
@@ -354,6 +390,16 @@ struct Tail {
     damaged: Vec<(u64, &'static str)>,
     /// Where to cut the pack.
     torn_at: Option<u64>,
+    /// What to fill, before that.
+    torn_holes: Vec<Range<u64>>,
+}
+
+/// Bytes that are no object.
+struct Hole {
+    range: Range<u64>,
+    why: &'static str,
+    /// It may be what a power failure left of bytes that nobody relied on, and it looks so.
+    is_torn: bool,
 }
 
 impl Tail {
@@ -361,6 +407,9 @@ impl Tail {
     /// object, and after the last record, note and tombstone, belongs to nothing that was
     /// acknowledged: a torn tail. When the whole index is rebuilt one cannot know where the last
     /// record was; then it is one only if it looks so.
+    ///
+    /// Where several things were written and not yet durable, a power failure may also keep the later ones
+    /// and lose earlier ones. That leaves a torn hole.
     fn scan(
         pack: &Pack,
         from_bytes: u64,
@@ -370,8 +419,11 @@ impl Tail {
     ) -> Result<Tail, StoreError> {
         let bytes = pack.bytes(pack.length_bytes())?;
         let mut tail = Tail::default();
-        let mut torn_at = None;
+        let (mut torn_at, mut holes) = (None, Vec::new());
         let mut told_bytes = from_bytes;
+        let mut records = HashMap::new();
+        // What came before this was durable.
+        let mut durable_bytes = 0;
         for scanned in pack.scan(&bytes, from_bytes) {
             let end_bytes = scanned.end_bytes();
             if end_bytes - told_bytes >= TELL_BYTES || end_bytes == pack.length_bytes() {
@@ -384,6 +436,17 @@ impl Tail {
                     match fact(&header, payload, location) {
                         Ok(None) => tail.objects.push((Tree::of(header.kind), header.hash, location)),
                         Ok(Some(fact)) => {
+                            // A snapshot was acknowledged before another one followed it or it was forgotten.
+                            let acknowledged = match &fact {
+                                Fact::Snapshot(_, entry) => entry.record.parent,
+                                Fact::Tombstone(id, _) => Some(*id),
+                                Fact::Note(..) => None,
+                            };
+                            let there = acknowledged.and_then(|id| records.get(&id).copied());
+                            durable_bytes = durable_bytes.max(there.unwrap_or(0));
+                            if let Fact::Snapshot(id, _) = &fact {
+                                records.insert(*id, offset_bytes);
+                            }
                             tail.facts.push(fact);
                             torn_at = None;
                         }
@@ -397,11 +460,11 @@ impl Tail {
                     }
                 }
                 Scanned::Damaged { offset_bytes, end_bytes, why, .. } => {
-                    tail.damaged.push((offset_bytes, why));
-                    let rest = usize::try_from(offset_bytes).ok().and_then(|at| bytes.get(at..));
-                    let looks_torn = end_bytes == pack.length_bytes()
-                        && (why.starts_with("the pack ends") || rest.is_some_and(is_zero));
+                    let ends = end_bytes == pack.length_bytes() && why.starts_with("the pack ends");
+                    let looks_torn = ends || lacks_a_sector(&bytes, offset_bytes..end_bytes);
                     let may_be_torn = torn_from.is_some_and(|from_bytes| offset_bytes >= from_bytes);
+                    let is_torn = may_be_torn && looks_torn;
+                    holes.push(Hole { range: offset_bytes..end_bytes, why, is_torn });
                     if may_be_torn && (!rebuilding || looks_torn) {
                         torn_at = torn_at.or(Some(offset_bytes));
                     }
@@ -410,10 +473,39 @@ impl Tail {
         }
         if let Some(end_bytes) = torn_at {
             tail.objects.retain(|(_, _, location)| location.offset_bytes < end_bytes);
-            tail.damaged.retain(|(offset_bytes, _)| *offset_bytes < end_bytes);
+            holes.retain(|hole| hole.range.start < end_bytes);
+        }
+        // Without an index there is no telling a hole from damage, unless all that follows was written at once.
+        let last_object = tail.objects.last().map_or(0, |(_, _, location)| location.offset_bytes);
+        for Hole { range, why, is_torn } in holes {
+            let is_torn = is_torn && (!rebuilding || range.start > last_object);
+            match is_torn && range.start >= durable_bytes && Pack::can_fill(&range) {
+                true => tail.torn_holes.push(range),
+                false => tail.damaged.push((range.start, why)),
+            }
         }
         Ok(Tail { torn_at, ..tail })
     }
+}
+
+/// What is written to a disk at once, or not.
+const SECTOR_BYTES: usize = 512;
+
+/// Whether a sector of these bytes is all zeros, as if never written; of the first one, which may have been there,
+/// the rest. What is stored hardly ever has a sector of zeros, and no object begins with one.
+fn lacks_a_sector(bytes: &[u8], hole: Range<u64>) -> bool {
+    let [start, end] =
+        [hole.start, hole.end].map(|at| usize::try_from(at).unwrap_or(usize::MAX).min(bytes.len()));
+    let mut from = start;
+    while from < end {
+        let to = (from / SECTOR_BYTES + 1).saturating_mul(SECTOR_BYTES).min(end);
+        let reaches_its_end = to % SECTOR_BYTES == 0 || to == bytes.len();
+        if reaches_its_end && is_zero(&bytes[from..to]) {
+            return true;
+        }
+        from = to;
+    }
+    false
 }
 
 /// What an object says to the catalog, if it is of a kind that does.

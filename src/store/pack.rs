@@ -27,14 +27,36 @@ use super::error::StoreError;
 use super::format::{FORMAT_VERSION, Format};
 use super::id::{PackId, StoreId};
 use super::lock::Access;
-use super::object::{ALIGNMENT_BYTES, HEADER_BYTES, Header, Place};
+use super::object::{self, ALIGNMENT_BYTES, HEADER_BYTES, Header, Kind, Place};
 use super::watermark::Watermark;
+use crate::codec::Codec;
+use crate::hash::Hash;
 use crate::sys::file::{self, File};
 use crate::sys::map;
 
 /// A pack is sealed when it has grown to this: large enough that a terabyte is a few thousand
 /// files, small enough that gc rewrites one in about a second.
-pub(crate) const SEAL_BYTES: u64 = 256 << 20;
+const SEAL_BYTES: u64 = 256 << 20;
+
+#[cfg(not(feature = "fault-injection"))]
+pub(crate) const fn seal_bytes() -> u64 {
+    SEAL_BYTES
+}
+
+#[cfg(feature = "fault-injection")]
+static SEAL_BYTES_IN_TESTS: AtomicU64 = AtomicU64::new(SEAL_BYTES);
+
+#[cfg(feature = "fault-injection")]
+pub(crate) fn seal_bytes() -> u64 {
+    SEAL_BYTES_IN_TESTS.load(Ordering::Relaxed)
+}
+
+/// Has packs of all stores of this process sealed when they have grown to so many bytes, so that a test sees many of
+/// them.
+#[cfg(feature = "fault-injection")]
+pub fn set_seal_bytes(bytes: u64) {
+    SEAL_BYTES_IN_TESTS.store(bytes, Ordering::Relaxed);
+}
 
 const MAGIC: &[u8; 8] = b"STILLPAK";
 const FIXED_HEADER_BYTES: usize = 64;
@@ -215,6 +237,28 @@ impl Pack {
         }
         self.length_bytes.store(length_bytes, Ordering::Release);
         Ok(())
+    }
+
+    /// Whether an object fits in there.
+    pub(crate) fn can_fill(hole: &std::ops::Range<u64>) -> bool {
+        let max_bytes = (HEADER_BYTES + Kind::MAX_PLAIN_BYTES) as u64;
+        let is_whole = |bytes: u64| bytes.is_multiple_of(ALIGNMENT_BYTES as u64);
+        (HEADER_BYTES as u64..=max_bytes).contains(&(hole.end - hole.start))
+            && is_whole(hole.start)
+            && is_whole(hole.end)
+    }
+
+    /// Puts an object that nothing refers to in the place of bytes that are none, durably.
+    pub(crate) fn fill(&self, hole: std::ops::Range<u64>) -> Result<(), StoreError> {
+        *self.map.lock().unwrap_or_else(PoisonError::into_inner) = None;
+        let plain_bytes = usize::try_from(hole.end - hole.start).unwrap_or(usize::MAX) - HEADER_BYTES;
+        let (plain, mut object) = (vec![0; plain_bytes], Vec::new());
+        object::write(Kind::Attachment, Codec::None, Hash::of(&plain), &plain, &mut object);
+        object::put(&mut object, self.place(hole.start));
+        self.file
+            .write_all_at(&object, hole.start)
+            .and_then(|()| self.file.sync())
+            .map_err(StoreError::io("fill a hole in", &self.path))
     }
 
     /// The bytes of the pack up to `end_bytes` at least.
@@ -429,9 +473,6 @@ pub(crate) fn list(dir: &Path) -> Result<Vec<(u32, PathBuf)>, StoreError> {
 #[allow(clippy::cast_possible_truncation)]
 mod tests {
     use super::*;
-    use crate::codec::Codec;
-    use crate::hash::Hash;
-    use crate::store::object::{self, Kind};
 
     fn format() -> Format {
         Format {

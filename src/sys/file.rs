@@ -117,8 +117,8 @@ pub(crate) fn is_read_only(path: &Path) -> io::Result<bool> {
     Ok(rustix::fs::statvfs(path)?.f_flag.contains(rustix::fs::StatVfsMountFlags::RDONLY))
 }
 
-/// Creates a directory with mode 0700, and those above it; does nothing where there is one. A symbolic link to
-/// one is an error: nobody knows who else may read what is there.
+/// Creates a directory with mode 0700, and those above it, each durable in the one above; does nothing where
+/// there is one. A symbolic link to one is an error: nobody knows who else may read what is there.
 pub(crate) fn create_dir(path: &Path) -> io::Result<()> {
     match path.symlink_metadata() {
         Ok(found) if found.is_dir() => return Ok(()),
@@ -127,13 +127,26 @@ pub(crate) fn create_dir(path: &Path) -> io::Result<()> {
         }
         _ => {}
     }
-    if let Some(parent) = path.parent().filter(|parent| !parent.as_os_str().is_empty()) {
-        std::fs::create_dir_all(parent)?;
-    }
+    create_above(path)?;
     tell(Call::CreateDir(path), || {
         DirBuilder::new().mode(0o700).create(path)?;
         std::fs::set_permissions(path, Permissions::from_mode(0o700))
-    })
+    })?;
+    sync_parent(path)
+}
+
+/// Creates the directories above a path, as far as there are none: for others to read as the umask has it.
+fn create_above(path: &Path) -> io::Result<()> {
+    let Some(parent) = path.parent().filter(|parent| !parent.as_os_str().is_empty() && !parent.is_dir())
+    else {
+        return Ok(());
+    };
+    create_above(parent)?;
+    match tell(Call::CreateDir(parent), || std::fs::create_dir(parent)) {
+        Err(_) if parent.is_dir() => {}
+        other => other?,
+    }
+    sync_parent(parent)
 }
 
 /// Removes a directory and all that is in it; does nothing where there is none.
@@ -192,6 +205,18 @@ pub(crate) fn exposed(path: &Path) -> Option<PathBuf> {
 /// Makes the entries of a directory durable.
 pub(crate) fn sync_dir(dir: &Path) -> io::Result<()> {
     tell(Call::SyncDir(dir), || std::fs::File::open(dir)?.sync_all())
+}
+
+/// Makes durable that there is something of this name. Where we may create things and not look, we cannot.
+pub(crate) fn sync_parent(path: &Path) -> io::Result<()> {
+    let parent = path.parent().map(|parent| match parent.as_os_str().is_empty() {
+        true => Path::new("."),
+        false => parent,
+    });
+    match parent.map_or(Ok(()), sync_dir) {
+        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => Ok(()),
+        other => other,
+    }
 }
 
 /// Replaces `path` by a file with these bytes: durable and whole when this returns, and after a
