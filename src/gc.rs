@@ -78,6 +78,9 @@ impl Store {
         if let Some((path, why)) = shared.unusable.first() {
             return Err(StoreError::UnusablePack { path: path.clone(), why: why.clone() }.into());
         }
+        if !options.dry_run {
+            shared.log.clear_away(Vec::new())?;
+        }
         let collecting = Collecting::begin(shared);
         let mut stats = match options.dry_run {
             true => collecting.plan(&HashSet::new(), options)?,
@@ -248,7 +251,8 @@ impl<'a> Collecting<'a> {
         }
         // What is past the horizon is kept, whatever it is.
         if let Some(pack) = self.shared.log.pack(self.horizon.pack) {
-            *live_bytes.entry(pack.number).or_default() += pack.length_bytes() - self.horizon.offset_bytes;
+            *live_bytes.entry(pack.number).or_default() +=
+                pack.length_bytes().saturating_sub(self.horizon.offset_bytes);
         }
         Ok((live_bytes, stats))
     }

@@ -121,17 +121,13 @@ pub(crate) fn compact(
     let was_grounded = !index.may_have_ungrounded();
     index.set_may_have_ungrounded(true)?;
     let_go(shared, &packs)?;
-    let mut compacted = Compacted { removed: packs.len() as u64, written_bytes, removed_bytes: 0 };
-    for pack in packs {
-        shared.log.remove(pack.number);
-        file::remove(&pack.path).map_err(StoreError::io("remove", &pack.path))?;
-        compacted.removed_bytes += pack.length_bytes();
-    }
-    file::sync_dir(shared.log.dir()).map_err(StoreError::io("make durable", shared.log.dir()))?;
+    let removed_bytes = packs.iter().map(|pack| pack.length_bytes()).sum();
+    packs.iter().for_each(|pack| drop(shared.log.remove(pack.number)));
+    shared.log.clear_away(packs.iter().map(|pack| pack.path.clone()).collect())?;
     if was_grounded {
         index.set_may_have_ungrounded(false)?;
     }
-    Ok(compacted)
+    Ok(Compacted { removed: packs.len() as u64, written_bytes, removed_bytes })
 }
 
 /// Points the index and the catalog at the new pack.
@@ -288,8 +284,14 @@ fn write(
     }
     new.append(&buffer)?;
     new.sync()?;
-    new.rename(path.clone()).map_err(StoreError::io("give its name to", path))?;
-    file::sync_dir(shared.log.dir()).map_err(StoreError::io("make durable", shared.log.dir()))?;
+    new.rename(path.clone()).map_err(StoreError::io("give its name to", &path))?;
+    if let Err(error) = file::sync_dir(shared.log.dir()) {
+        // It must not stay: what changes from now on it would not know, and the next opening would believe it.
+        if let Err(error) = shared.log.clear_away(vec![path]) {
+            tracing::warn!("{error}");
+        }
+        return Err(StoreError::io("make durable", shared.log.dir())(error));
+    }
     Ok(Some(Written { pack: Arc::new(new), moves, facts }))
 }
 

@@ -441,8 +441,12 @@ impl Index {
         drop(fresh);
         // Nobody else has it: whoever changes it holds the lock for that, and all others the state's.
         drop(state.database.take());
-        file::exchange_dirs(&new, &self.path).map_err(StoreError::io("replace", &self.path))?;
+        let exchanged = file::exchange_dirs(&new, &self.path).map_err(StoreError::io("replace", &self.path));
         state.database = Some(Arc::new(Database::open(&self.path, self.store)?));
+        if let Err(error) = exchanged {
+            drop(state);
+            return failed(error);
+        }
         state.overlays.iter_mut().for_each(|overlay| overlay.retain(|_, change| change.epoch > epoch));
         state.saved(epoch);
         drop(state);

@@ -232,7 +232,7 @@ fn catch_up(
             let mut tail = Tail::scan(pack, indexed_bytes, torn_from, rebuilding)?;
             if let Some(end_bytes) = tail.torn_at {
                 tracing::info!("cutting a torn tail of {} bytes", pack.length_bytes() - end_bytes);
-                pack.truncate(end_bytes)?;
+                pack.cut(end_bytes)?;
             }
             for (offset_bytes, why) in &tail.damaged {
                 tracing::warn!("pack {} is damaged at byte {offset_bytes}: {why}", pack.number);

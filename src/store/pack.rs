@@ -49,6 +49,8 @@ pub(crate) struct Pack {
     file: File,
     /// How many bytes are written and may be read.
     length_bytes: AtomicU64,
+    /// How many of them are known to be durable.
+    durable_bytes: AtomicU64,
     has_rest: AtomicBool,
     map: Mutex<Option<Arc<Mmap>>>,
 }
@@ -109,6 +111,7 @@ impl Pack {
             header_bytes: length_bytes,
             file,
             length_bytes: AtomicU64::new(length_bytes),
+            durable_bytes: AtomicU64::new(length_bytes),
             has_rest: AtomicBool::new(false),
             map: Mutex::new(None),
         })
@@ -131,6 +134,7 @@ impl Pack {
             store: format.id,
             file,
             length_bytes: AtomicU64::new(length_bytes),
+            durable_bytes: AtomicU64::new(length_bytes),
             has_rest: AtomicBool::new(false),
             map: Mutex::new(None),
         }))
@@ -188,15 +192,29 @@ impl Pack {
         self.file.sync().map_err(StoreError::io("make durable", &self.path))
     }
 
-    /// Cuts a torn tail off.
-    pub(crate) fn truncate(&self, length_bytes: u64) -> Result<(), StoreError> {
+    /// What was appended before this byte was made durable.
+    pub(crate) fn set_durable(&self, durable_bytes: u64) {
+        self.durable_bytes.fetch_max(durable_bytes, Ordering::AcqRel);
+    }
+
+    /// Takes back what is not known to be durable: it is in the pack no more, whether or not it can be cut off.
+    pub(crate) fn take_back(&self) -> Result<(), StoreError> {
+        self.cut(self.durable_bytes.load(Ordering::Acquire))
+    }
+
+    /// Cuts off, durably, what is past its end.
+    pub(crate) fn cut_rest(&self) -> Result<(), StoreError> {
+        self.cut(self.length_bytes())
+    }
+
+    /// Cuts it, durably. From here on it has these bytes only, also if that fails.
+    pub(crate) fn cut(&self, length_bytes: u64) -> Result<(), StoreError> {
         *self.map.lock().unwrap_or_else(PoisonError::into_inner) = None;
+        self.length_bytes.store(length_bytes, Ordering::Release);
         self.file
             .set_length(length_bytes)
             .and_then(|()| self.file.sync())
-            .map_err(StoreError::io("cut the torn tail of", &self.path))?;
-        self.length_bytes.store(length_bytes, Ordering::Release);
-        Ok(())
+            .map_err(StoreError::io("cut off the end of", &self.path))
     }
 
     /// The bytes of the pack up to `end_bytes` at least.
