@@ -292,7 +292,7 @@ impl Tail {
         let mut tail = Tail::default();
         let mut torn_at = None;
         for scanned in pack.scan(&bytes, from_bytes) {
-            match scanned {
+            match scanned? {
                 Scanned::Object { offset_bytes, header, payload } => {
                     let location = Location::new(pack.number, offset_bytes, &header);
                     match fact(&header, payload, location) {
@@ -312,7 +312,9 @@ impl Tail {
                 }
                 Scanned::Damaged { offset_bytes, end_bytes, why, .. } => {
                     tail.damaged.push((offset_bytes, why));
-                    let rest = usize::try_from(offset_bytes).ok().and_then(|at| bytes.get(at..));
+                    let at = usize::try_from(offset_bytes).unwrap_or(usize::MAX);
+                    let rest = bytes.get(at..);
+                    pack::ready(&bytes, at..bytes.len())?;
                     let looks_torn = end_bytes == pack.length_bytes()
                         && (why.starts_with("the pack ends") || rest.is_some_and(is_zero));
                     let may_be_torn = torn_from.is_some_and(|from_bytes| offset_bytes >= from_bytes);
