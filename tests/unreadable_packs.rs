@@ -125,7 +125,6 @@ fn a_pack_that_the_disk_cannot_read_is_an_error() {
     image.set_len(2 << 20).unwrap();
     assert_unreadable("restore", restore(&store, first));
     assert_unreadable("verify", store.verify(&VerifyOptions::default()));
-    assert_unreadable("gc", store.gc(&GcOptions::default()));
     drop(store);
     assert_unreadable("open", Store::open(&path).map_err(Error::from));
     assert_unreadable("repair", Store::repair(&path, &RepairOptions::default()));
