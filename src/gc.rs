@@ -17,7 +17,7 @@ use crate::store::compact::{Compacted, Keep, compact};
 use crate::store::error::StoreError;
 use crate::store::gate::Condemned;
 use crate::store::location::{Location, Position};
-use crate::store::marks::Marks;
+use crate::store::marks::{Marked, Marks};
 use crate::store::object::{self, Kind};
 use crate::store::pack::{self, Pack};
 use crate::store::read::{Check, Reader};
@@ -70,7 +70,8 @@ impl Store {
     /// # Errors
     ///
     /// When the store cannot be read or written. If a table is damaged, or a whole pack with records
-    /// in it, nobody can know what it needed, and nothing is collected.
+    /// in it, nobody can know what it needed, and nothing is collected. If the index lacks what a snapshot needs and no damage is
+    /// known, it refuses as well: [`repair`](Store::repair) builds the index anew.
     pub fn gc(&self, options: &GcOptions) -> Result<GcStats, Error> {
         let started = Instant::now();
         let shared = &**self.shared();
@@ -80,6 +81,9 @@ impl Store {
         let _one_at_a_time = shared.collecting.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some((path, why)) = shared.unusable.first() {
             return Err(StoreError::UnusablePack { path: path.clone(), why: why.clone() }.into());
+        }
+        if !options.dry_run {
+            shared.log.clear_away(Vec::new())?;
         }
         let collecting = Collecting::begin(shared);
         let mut stats = match options.dry_run {
@@ -194,7 +198,7 @@ impl<'a> Collecting<'a> {
         self.shared.sync()?;
         self.shared.settle_all();
         let needed: HashSet<SnapshotId> = self.shared.catalog().all().map(|(id, _)| *id).collect();
-        let keep = KeepLive { shared: self.shared, needed };
+        let keep = KeepLive { shared: self.shared, condemned, needed };
         for (packs, _) in groups {
             options.progress.check()?;
             match compact(self.shared, &packs, &keep, false) {
@@ -251,7 +255,8 @@ impl<'a> Collecting<'a> {
         }
         // What is past the horizon is kept, whatever it is.
         if let Some(pack) = self.shared.log.pack(self.horizon.pack) {
-            *live_bytes.entry(pack.number).or_default() += pack.length_bytes() - self.horizon.offset_bytes;
+            *live_bytes.entry(pack.number).or_default() +=
+                pack.length_bytes().saturating_sub(self.horizon.offset_bytes);
         }
         Ok((live_bytes, stats))
     }
@@ -336,17 +341,19 @@ impl<'a> Collecting<'a> {
 /// Keeps what the index and the catalog speak of. To be used when what is dead is dropped from them.
 struct KeepLive<'a> {
     shared: &'a Shared,
+    condemned: &'a Condemned,
     /// The snapshots whose records were in a pack when gc began: so long their tombstones are needed.
     needed: HashSet<SnapshotId>,
 }
 
 impl Keep for KeepLive<'_> {
     fn object(&self, tree: Tree, hash: &Hash, at: Position) -> bool {
-        // When in doubt, keep.
-        self.shared
-            .index()
-            .get(tree, hash)
-            .map_or(true, |found| found.is_some_and(|found| Position::from(found) == at))
+        match self.shared.index().get(tree, hash) {
+            Ok(Some(found)) => Position::from(found) == at,
+            // It was there when it was marked. An index that has lost it is no reason to lose it here.
+            Ok(None) => !self.condemned.contains(tree, hash, at),
+            Err(_) => true,
+        }
     }
 
     fn fact(&self, kind: Kind, snapshot: SnapshotId, location: Location) -> bool {
@@ -400,10 +407,10 @@ impl<'a> Marking<'a> {
                 continue;
             }
             for attachment in &record.attachments {
-                self.objects.mark(&attachment.hash);
+                self.object(Kind::Attachment, &attachment.hash)?;
             }
-            self.objects.mark(&record.layout);
-            self.objects.mark(&record.root);
+            self.object(Kind::Layout, &record.layout)?;
+            self.object(Kind::Root, &record.root)?;
             if record.root.is_zero() || !self.walked.insert((Kind::Root, record.root)) {
                 continue;
             }
@@ -411,19 +418,39 @@ impl<'a> Marking<'a> {
             let count = table::count(&space, record.region_size);
             let root = reader.hashes(Kind::Root, &record.root, count)?;
             for (table, place) in root.iter().zip(table::places(&space, record.region_size)) {
-                self.objects.mark(table);
+                self.object(Kind::Table, table)?;
                 if table.is_zero() || !self.walked.insert((Kind::Table, *table)) {
                     continue;
                 }
                 for hash in reader.hashes(Kind::Table, table, place.regions)? {
                     if !hash.is_zero() {
-                        self.regions.mark(&hash);
+                        let marked = self.regions.mark(&hash);
+                        self.there(marked, Kind::Region, &hash)?;
                     }
                 }
                 self.meter.advance(place.length_bytes as u64)?;
             }
         }
         Ok(())
+    }
+}
+
+impl Marking<'_> {
+    fn object(&mut self, kind: Kind, hash: &Hash) -> Result<(), StoreError> {
+        if hash.is_zero() {
+            return Ok(());
+        }
+        let marked = self.objects.mark(hash);
+        self.there(marked, kind, hash)
+    }
+
+    /// An error where the index has lost what a snapshot needs. The packs may have it: dropping it there would lose it for
+    /// good. Where damage is known it is expected.
+    fn there(&self, marked: Marked, kind: Kind, hash: &Hash) -> Result<(), StoreError> {
+        match marked == Marked::Unknown && !self.shared.damage_known() {
+            true => Err(StoreError::Missing { kind, hash: *hash }),
+            false => Ok(()),
+        }
     }
 }
 

@@ -220,12 +220,13 @@ fn recall(shared: &Shared) -> Result<(), Error> {
 fn damage(pack: &Arc<Pack>) -> Result<Vec<String>, Error> {
     let bytes = pack.bytes(pack.length_bytes())?;
     let lines = pack.scan(&bytes, pack.header_bytes()).filter_map(|scanned| match scanned {
-        Scanned::Object { .. } => None,
-        Scanned::Damaged { offset_bytes, end_bytes, header, why } => {
+        Err(error) => Some(Err(error.into())),
+        Ok(Scanned::Object { .. }) => None,
+        Ok(Scanned::Damaged { offset_bytes, end_bytes, header, why }) => {
             let what =
                 header.map_or_else(String::new, |header| format!(" ({} {})", header.kind, header.hash));
-            Some(format!("{} bytes {offset_bytes}..{end_bytes}{what}: {why}", pack.path.display()))
+            Some(Ok(format!("{} bytes {offset_bytes}..{end_bytes}{what}: {why}", pack.path.display())))
         }
     });
-    Ok(lines.collect())
+    lines.collect()
 }

@@ -7,8 +7,6 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use memmap2::Mmap;
-
 use super::Shared;
 use super::error::StoreError;
 use super::id::StoreId;
@@ -20,7 +18,8 @@ use super::pack::{self, Pack, Scan, Scanned};
 use super::tree::{IndexEntry, Tree};
 use crate::hash::Hash;
 use crate::record::{self, Note, SnapshotId, Tombstone};
-use crate::sys::{file, map};
+use crate::sys::file;
+use crate::sys::map::{self, PackMap};
 
 /// Copied objects are written in pieces of this size.
 const WRITE_BYTES: usize = 1 << 20;
@@ -88,8 +87,10 @@ pub(crate) fn compact(
     let mut packs = Vec::new();
     for victim in victims {
         let bytes = victim.bytes(victim.length_bytes())?;
-        let damaged =
-            victim.scan(&bytes, victim.header_bytes()).any(|it| matches!(it, Scanned::Damaged { .. }));
+        let mut damaged = false;
+        for scanned in victim.scan(&bytes, victim.header_bytes()) {
+            damaged |= matches!(scanned?, Scanned::Damaged { .. });
+        }
         match damaged && !also_damaged {
             true => tracing::warn!("{} is damaged and stays as it is; see `verify`", victim.path.display()),
             false => packs.push(victim.clone()),
@@ -114,17 +115,13 @@ pub(crate) fn compact(
     let was_grounded = !index.may_have_ungrounded();
     index.set_may_have_ungrounded(true)?;
     let_go(shared, &packs)?;
-    let mut compacted = Compacted { removed: packs.len() as u64, written_bytes, removed_bytes: 0 };
-    for pack in packs {
-        shared.log.remove(pack.number);
-        file::remove(&pack.path).map_err(StoreError::io("remove", &pack.path))?;
-        compacted.removed_bytes += pack.length_bytes();
-    }
-    file::sync_dir(shared.log.dir()).map_err(StoreError::io("make durable", shared.log.dir()))?;
+    let removed_bytes = packs.iter().map(|pack| pack.length_bytes()).sum();
+    packs.iter().for_each(|pack| drop(shared.log.remove(pack.number)));
+    shared.log.clear_away(packs.iter().map(|pack| pack.path.clone()).collect())?;
     if was_grounded {
         index.set_may_have_ungrounded(false)?;
     }
-    Ok(compacted)
+    Ok(Compacted { removed: packs.len() as u64, written_bytes, removed_bytes })
 }
 
 /// Points the index and the catalog at the new pack.
@@ -146,7 +143,8 @@ fn repoint(shared: &Shared, mut written: Written) -> Result<(), StoreError> {
     if !is_rewritten {
         written.moves.sort_unstable_by_key(|it| it.new_bytes);
         let bytes = written.pack.bytes(written.pack.length_bytes())?;
-        for (tree, hash, new) in objects_of(&written.pack, &bytes) {
+        for object in objects_of(&written.pack, &bytes) {
+            let (tree, hash, new) = object?;
             if let Ok(at) = written.moves.binary_search_by_key(&new.offset_bytes, |it| it.new_bytes) {
                 let Position { pack, offset_bytes } = written.moves[at].old;
                 index.replace(tree, &hash, Location { pack, offset_bytes, ..new }, Some(new))?;
@@ -194,6 +192,7 @@ pub(crate) fn salvage(shared: &Shared, path: &Path) -> Result<Vec<IndexEntry>, S
         return Ok(Vec::new());
     }
     let bytes = Arc::new(map::map_pack(&file, length_bytes).map_err(failed())?);
+    pack::ready(&bytes, 0..pack::MAX_HEADER_BYTES)?;
     if pack::store_of(&bytes).is_some_and(|store| store != shared.format.id) {
         return Ok(Vec::new());
     }
@@ -205,7 +204,7 @@ pub(crate) fn salvage(shared: &Shared, path: &Path) -> Result<Vec<IndexEntry>, S
     shared.log.add(pack.clone());
     let index = shared.index();
     let bytes = pack.bytes(pack.length_bytes())?;
-    let other_deltas = index.insert_found(objects_of(&pack, &bytes).collect())?;
+    let other_deltas = index.insert_found(objects_of(&pack, &bytes).collect::<Result<_, _>>()?)?;
     // Records first: notes and tombstones are about them.
     let (records, others): (Vec<_>, Vec<_>) =
         written.facts.into_iter().partition(|it| it.header.kind == Kind::Record);
@@ -227,7 +226,7 @@ pub(crate) fn salvage(shared: &Shared, path: &Path) -> Result<Vec<IndexEntry>, S
 }
 
 /// A pack's number, its bytes, and where its objects begin.
-type Origin = (u32, Arc<Mmap>, u64);
+type Origin = (u32, Arc<PackMap>, u64);
 
 /// A new pack, complete and durable, and what came to be where in it.
 struct Written {
@@ -244,7 +243,7 @@ fn write(
     replaces: Vec<u32>,
     keep: &dyn Keep,
 ) -> Result<Option<Written>, StoreError> {
-    let wanted = wanted(shared.format.id, origins, keep);
+    let wanted = wanted(shared.format.id, origins, keep)?;
     let number = shared.log.reserve_number()?;
     let path = shared.log.dir().join(pack::file_name(number));
     let unfinished = Unfinished(path.with_extension(UNFINISHED));
@@ -252,8 +251,8 @@ fn write(
     let (mut moves, mut facts) = (Vec::new(), Vec::new());
     let mut buffer = Vec::with_capacity(WRITE_BYTES);
     for (old_number, bytes, first_bytes) in origins {
-        for scanned in Scan::new(bytes, *first_bytes, shared.format.id, *old_number) {
-            let Scanned::Object { offset_bytes, header, payload } = scanned else { continue };
+        for scanned in Scan::of_map(bytes, *first_bytes, shared.format.id, *old_number) {
+            let Scanned::Object { offset_bytes, header, payload } = scanned? else { continue };
             let old = Location::new(*old_number, offset_bytes, &header);
             let new_bytes = new.length_bytes() + buffer.len() as u64;
             match (indexed(&header), subject(&header, payload)) {
@@ -282,13 +281,19 @@ fn write(
     }
     new.append(&buffer)?;
     new.sync()?;
-    new.rename(path.clone()).map_err(StoreError::io("give its name to", path))?;
-    file::sync_dir(shared.log.dir()).map_err(StoreError::io("make durable", shared.log.dir()))?;
+    new.rename(path.clone()).map_err(StoreError::io("give its name to", &path))?;
+    if let Err(error) = file::sync_dir(shared.log.dir()) {
+        // It must not stay: what changes from now on it would not know, and the next opening would believe it.
+        if let Err(error) = shared.log.clear_away(vec![path]) {
+            tracing::warn!("{error}");
+        }
+        return Err(StoreError::io("make durable", shared.log.dir())(error));
+    }
     Ok(Some(Written { pack: Arc::new(new), moves, facts }))
 }
 
 /// Where the objects of the trees are that are to be kept, sorted.
-fn wanted(store: StoreId, origins: &[Origin], keep: &dyn Keep) -> Vec<Position> {
+fn wanted(store: StoreId, origins: &[Origin], keep: &dyn Keep) -> Result<Vec<Position>, StoreError> {
     let mut wanted = Vec::new();
     let mut objects: Vec<(Tree, Hash, Position)> = Vec::new();
     let mut choose = |objects: &mut Vec<(Tree, Hash, Position)>| {
@@ -297,8 +302,8 @@ fn wanted(store: StoreId, origins: &[Origin], keep: &dyn Keep) -> Vec<Position> 
         wanted.extend(kept.map(|(_, _, at)| at));
     };
     for (pack, bytes, first_bytes) in origins {
-        for scanned in Scan::new(bytes, *first_bytes, store, *pack) {
-            if let Scanned::Object { offset_bytes, header, .. } = scanned
+        for scanned in Scan::of_map(bytes, *first_bytes, store, *pack) {
+            if let Scanned::Object { offset_bytes, header, .. } = scanned?
                 && let Some((tree, hash)) = indexed(&header)
             {
                 objects.push((tree, hash, Position { pack: *pack, offset_bytes }));
@@ -310,15 +315,21 @@ fn wanted(store: StoreId, origins: &[Origin], keep: &dyn Keep) -> Vec<Position> 
     }
     choose(&mut objects);
     wanted.sort_unstable();
-    wanted
+    Ok(wanted)
 }
 
 /// The objects of the trees in a pack.
-fn objects_of<'a>(pack: &'a Pack, bytes: &'a [u8]) -> impl Iterator<Item = IndexEntry> + 'a {
-    pack.scan(bytes, pack.header_bytes()).filter_map(|scanned| {
-        let Scanned::Object { offset_bytes, header, .. } = scanned else { return None };
-        let (tree, hash) = indexed(&header)?;
-        Some((tree, hash, Location::new(pack.number, offset_bytes, &header)))
+fn objects_of<'a>(
+    pack: &'a Pack,
+    bytes: &'a PackMap,
+) -> impl Iterator<Item = Result<IndexEntry, StoreError>> + 'a {
+    pack.scan(bytes, pack.header_bytes()).filter_map(|scanned| match scanned {
+        Ok(Scanned::Object { offset_bytes, header, .. }) => {
+            let (tree, hash) = indexed(&header)?;
+            Some(Ok((tree, hash, Location::new(pack.number, offset_bytes, &header))))
+        }
+        Ok(Scanned::Damaged { .. }) => None,
+        Err(error) => Some(Err(error)),
     })
 }
 

@@ -94,7 +94,7 @@ fn not_in_order(what: &str) -> StoreError {
 }
 
 /// The buckets of a tree.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Buckets {
     count: u32,
     /// How many entries they hold together.
@@ -269,7 +269,9 @@ impl Database {
         }
         let key = buckets.bucket(hash).to_be_bytes();
         let value = self.tree(tree).get(key).map_err(failed("be read", &self.path))?;
-        Block::parse(value.as_deref().unwrap_or_default()).map(look).ok_or_else(|| not_in_order("a block"))
+        // Every bucket has a value. After an error of the disk sled was seen to open without some.
+        let value = value.ok_or_else(|| not_in_order("a bucket"))?;
+        Block::parse(&value).map(look).ok_or_else(|| not_in_order("a block"))
     }
 
     /// The place of an object, if it is in a bucket. Cost: 1 to 7 microseconds.

@@ -18,7 +18,7 @@
 use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
-use super::location::{Location, Position};
+use super::location::Position;
 use super::marks::Marks;
 use super::tree::Tree;
 use crate::hash::Hash;
@@ -56,12 +56,12 @@ pub(crate) struct Condemned {
 
 impl Condemned {
     /// Whether the object must not be referred to any more.
-    pub(crate) fn contains(&self, tree: Tree, hash: &Hash, location: Location) -> bool {
+    pub(crate) fn contains(&self, tree: Tree, hash: &Hash, at: impl Into<Position>) -> bool {
         let marks = match tree {
             Tree::Regions => &self.regions,
             Tree::Objects => &self.objects,
         };
-        Position::from(location) < self.horizon && !marks.is_marked(hash)
+        at.into() < self.horizon && !marks.is_marked(hash)
     }
 }
 

@@ -573,11 +573,23 @@ impl Index {
                 return failed(error);
             }
         }
+        let buckets = Tree::ALL.map(|tree| fresh.buckets(tree));
         drop(fresh);
         // Nobody else has it: whoever changes it holds the lock for that, and all others the state's.
         state.lower = Lower::Lost;
-        file::exchange_dirs(&new, &self.path).map_err(StoreError::io("replace", &self.path))?;
-        state.lower = Lower::Database(Arc::new(Database::open(&self.path, self.store)?));
+        let exchanged = file::exchange_dirs(&new, &self.path).map_err(StoreError::io("replace", &self.path));
+        let database = Database::open(&self.path, self.store)?;
+        if let Err(error) = exchanged {
+            state.lower = Lower::Database(Arc::new(database));
+            drop(state);
+            return failed(error);
+        }
+        // After an error of the disk sled was seen to open with nothing in it.
+        if Tree::ALL.map(|tree| database.buckets(tree)) != buckets {
+            let detail = "it was not what had been written when it was opened again".to_owned();
+            return Err(StoreError::Index { action: "be rewritten", detail });
+        }
+        state.lower = Lower::Database(Arc::new(database));
         state.overlays.iter_mut().for_each(|overlay| overlay.retain(|_, change| change.epoch > epoch));
         state.saved(epoch);
         drop(state);

@@ -5,7 +5,9 @@
 //! the index and calls [`Log::settled`]. A pending object is found by look-ups all the while.
 //!
 //! If making a pack durable fails, nobody can say what of it is on the disk. The pack is sealed, its
-//! unsynced objects are taken back, and captures that may refer to them fail.
+//! unsynced objects are taken back, and captures that may refer to them fail. They are cut off, too: the next
+//! opening would find them, among them records of which gc knows nothing. What cannot be cut off at once is *ragged*,
+//! and must be before another pack is begun and before gc drops anything.
 
 use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
@@ -38,6 +40,8 @@ pub(crate) struct Log {
     /// Held while a pack is made durable: those who come meanwhile share the next one.
     syncing: Mutex<()>,
     pending: RwLock<Pending>,
+    /// Files that gc has no more use for and could not yet remove, durably.
+    superfluous: Mutex<Vec<PathBuf>>,
 }
 
 #[derive(Default)]
@@ -46,6 +50,8 @@ struct Tail {
     next_number: u32,
     /// Sealed packs that are not yet durable.
     sealed: Vec<Arc<Pack>>,
+    /// Sealed packs with something past their end that could not be cut off.
+    ragged: Vec<Arc<Pack>>,
     /// Whether the directory has new entries that are not yet durable.
     directory_changed: bool,
     unsynced: Vec<Unsynced>,
@@ -88,6 +94,15 @@ impl Tail {
     /// Nothing is appended to the active pack any more.
     fn seal(&mut self) {
         self.sealed.extend(self.active.take());
+    }
+
+    /// Cuts off what failed writes have left behind.
+    fn trim(&mut self) -> Result<(), StoreError> {
+        while let Some(pack) = self.ragged.last() {
+            pack.cut_rest()?;
+            self.ragged.pop();
+        }
+        Ok(())
     }
 }
 
@@ -211,6 +226,7 @@ impl Log {
             tail: Mutex::new(Tail { active, next_number, ..Tail::default() }),
             syncing: Mutex::new(()),
             pending: RwLock::default(),
+            superfluous: Mutex::default(),
         }
     }
 
@@ -330,6 +346,7 @@ impl Log {
             return Ok(active.clone());
         }
         // A pack is durable before the next one is begun: only the last one can be torn.
+        tail.trim()?;
         if let Err(error) = tail.sealed.iter().try_for_each(|pack| pack.sync()) {
             self.take_back_unsynced(tail);
             return Err(error);
@@ -373,6 +390,26 @@ impl Log {
     /// Lets a pack go. Who still reads it may finish.
     pub(crate) fn remove(&self, number: u32) -> Option<Arc<Pack>> {
         self.packs.write().unwrap_or_else(PoisonError::into_inner).remove(&number)
+    }
+
+    /// Removes what should not be there and could not be removed before: what failed writes have left at the
+    /// end of packs, and these files with those for which it failed before. Durable when this returns.
+    ///
+    /// Otherwise the next opening would find there what nobody has kept anything for: snapshots whose tombstones are
+    /// gone, or which were never acknowledged.
+    pub(crate) fn clear_away(&self, files: Vec<PathBuf>) -> Result<(), StoreError> {
+        self.tail().trim()?;
+        let mut superfluous = self.superfluous.lock().unwrap_or_else(PoisonError::into_inner);
+        superfluous.extend(files);
+        if superfluous.is_empty() {
+            return Ok(());
+        }
+        for path in superfluous.iter() {
+            file::remove_if_there(path).map_err(StoreError::io("remove", path))?;
+        }
+        file::sync_dir(&self.dir).map_err(StoreError::io("make durable", &self.dir))?;
+        superfluous.clear();
+        Ok(())
     }
 
     /// Seals the active pack if it is the one of this number, so that nothing is appended to it
@@ -419,6 +456,7 @@ impl Log {
                 tail.unsynced_bytes -= bytes;
                 // Not before: whoever begins a pack meanwhile must still find them here.
                 tail.sealed.drain(..sealed);
+                packs.iter().zip(&ends).for_each(|(pack, (_, end))| pack.set_durable(end.end_bytes));
                 drop(tail);
                 settle(Durable { entries, ends });
                 Ok(())
@@ -432,8 +470,13 @@ impl Log {
 
     fn take_back_unsynced(&self, tail: &mut Tail) {
         tail.failures += 1;
-        tail.active = None;
-        tail.sealed.clear();
+        tail.seal();
+        for pack in std::mem::take(&mut tail.sealed) {
+            if let Err(error) = pack.take_back() {
+                tracing::warn!("{error}");
+                tail.ragged.push(pack);
+            }
+        }
         tail.unsynced_bytes = 0;
         let mut pending = self.pending.write().unwrap_or_else(PoisonError::into_inner);
         for unsynced in std::mem::take(&mut tail.unsynced) {
@@ -475,6 +518,7 @@ fn put_all<'a>(pack: &Pack, headers: impl Iterator<Item = &'a object::Header>, b
 fn append_to(tail: &mut Tail, pack: &Pack, bytes: &[u8]) -> Result<u64, StoreError> {
     let appended = pack.append(bytes);
     if pack.has_rest() {
+        tail.ragged.extend(tail.active.clone());
         tail.seal();
     }
     appended

@@ -425,6 +425,7 @@ impl Tail {
         // What came before this was durable.
         let mut durable_bytes = 0;
         for scanned in pack.scan(&bytes, from_bytes) {
+            let scanned = scanned?;
             let end_bytes = scanned.end_bytes();
             if end_bytes - told_bytes >= TELL_BYTES || end_bytes == pack.length_bytes() {
                 meter.advance(end_bytes - told_bytes).map_err(|_| StoreError::Interrupted)?;
@@ -460,8 +461,12 @@ impl Tail {
                     }
                 }
                 Scanned::Damaged { offset_bytes, end_bytes, why, .. } => {
+                    let hole = offset_bytes..end_bytes;
+                    let [start, end] =
+                        [hole.start, hole.end].map(|at| usize::try_from(at).unwrap_or(usize::MAX));
+                    pack::ready(&bytes, start..end)?;
                     let ends = end_bytes == pack.length_bytes() && why.starts_with("the pack ends");
-                    let looks_torn = ends || lacks_a_sector(&bytes, offset_bytes..end_bytes);
+                    let looks_torn = ends || lacks_a_sector(&bytes, hole);
                     let may_be_torn = torn_from.is_some_and(|from_bytes| offset_bytes >= from_bytes);
                     let is_torn = may_be_torn && looks_torn;
                     holes.push(Hole { range: offset_bytes..end_bytes, why, is_torn });

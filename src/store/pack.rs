@@ -17,11 +17,10 @@
 //! them. So an object never stays in two packs, and "it is in no pack any more" can be relied on.
 
 use std::io;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-
-use memmap2::Mmap;
 
 use super::error::StoreError;
 use super::format::{FORMAT_VERSION, Format};
@@ -32,7 +31,7 @@ use super::watermark::Watermark;
 use crate::codec::Codec;
 use crate::hash::Hash;
 use crate::sys::file::{self, File};
-use crate::sys::map;
+use crate::sys::map::{self, PackMap};
 
 /// A pack is sealed when it has grown to this: large enough that a terabyte is a few thousand
 /// files, small enough that gc rewrites one in about a second.
@@ -60,6 +59,9 @@ pub fn set_seal_bytes(bytes: u64) {
 
 const MAGIC: &[u8; 8] = b"STILLPAK";
 const FIXED_HEADER_BYTES: usize = 64;
+/// What is looked at of a file that may be a pack: a header of as many replaced packs as there are in a thousand
+/// gigabytes.
+pub(crate) const MAX_HEADER_BYTES: usize = 64 << 10;
 /// Where the check is in it.
 const CHECK: std::ops::Range<usize> = 56..60;
 
@@ -74,8 +76,10 @@ pub(crate) struct Pack {
     file: File,
     /// How many bytes are written and may be read.
     length_bytes: AtomicU64,
+    /// How many of them are known to be durable.
+    durable_bytes: AtomicU64,
     has_rest: AtomicBool,
-    map: Mutex<Option<Arc<Mmap>>>,
+    map: Mutex<Option<Arc<PackMap>>>,
 }
 
 /// The file name of pack `number`.
@@ -136,6 +140,7 @@ impl Pack {
             header_bytes: length_bytes,
             file,
             length_bytes: AtomicU64::new(length_bytes),
+            durable_bytes: AtomicU64::new(length_bytes),
             has_rest: AtomicBool::new(false),
             map: Mutex::new(None),
         })
@@ -164,6 +169,7 @@ impl Pack {
             store: format.id,
             file,
             length_bytes: AtomicU64::new(length_bytes),
+            durable_bytes: AtomicU64::new(length_bytes),
             has_rest: AtomicBool::new(false),
             map: Mutex::new(None),
         }))
@@ -216,9 +222,9 @@ impl Pack {
         Place::new(self.store, self.number, offset_bytes)
     }
 
-    /// Walks `bytes` of it from `from_bytes` on.
-    pub(crate) fn scan<'a>(&self, bytes: &'a [u8], from_bytes: u64) -> Scan<'a> {
-        Scan::new(bytes, from_bytes, self.store, self.number)
+    /// Walks the bytes of it from `from_bytes` on.
+    pub(crate) fn scan<'a>(&self, bytes: &'a PackMap, from_bytes: u64) -> Scan<'a> {
+        Scan::of_map(bytes, from_bytes, self.store, self.number)
     }
 
     /// Makes durable what is written.
@@ -226,17 +232,34 @@ impl Pack {
         self.file.sync().map_err(StoreError::io("make durable", &self.path))
     }
 
-    /// Cuts a torn tail off; a reader only takes no notice of it.
+    /// What was appended before this byte was made durable.
+    pub(crate) fn set_durable(&self, durable_bytes: u64) {
+        self.durable_bytes.fetch_max(durable_bytes, Ordering::AcqRel);
+    }
+
+    /// Takes back what is not known to be durable: it is in the pack no more, whether or not it can be cut off.
+    pub(crate) fn take_back(&self) -> Result<(), StoreError> {
+        self.cut(self.durable_bytes.load(Ordering::Acquire), Access::Owner)
+    }
+
+    /// Cuts off, durably, what is past its end.
+    pub(crate) fn cut_rest(&self) -> Result<(), StoreError> {
+        self.cut(self.length_bytes(), Access::Owner)
+    }
+
+    /// Cuts it, durably. From here on it has these bytes only, also if that fails. A reader only takes no notice of
+    /// the rest.
     pub(crate) fn cut(&self, length_bytes: u64, access: Access) -> Result<(), StoreError> {
         *self.map.lock().unwrap_or_else(PoisonError::into_inner) = None;
-        if access == Access::Owner {
-            self.file
+        self.length_bytes.store(length_bytes, Ordering::Release);
+        match access {
+            Access::Reader => Ok(()),
+            Access::Owner => self
+                .file
                 .set_length(length_bytes)
                 .and_then(|()| self.file.sync())
-                .map_err(StoreError::io("cut the torn tail of", &self.path))?;
+                .map_err(StoreError::io("cut off the end of", &self.path)),
         }
-        self.length_bytes.store(length_bytes, Ordering::Release);
-        Ok(())
     }
 
     /// Whether an object fits in there.
@@ -262,7 +285,7 @@ impl Pack {
     }
 
     /// The bytes of the pack up to `end_bytes` at least.
-    pub(crate) fn bytes(&self, end_bytes: u64) -> Result<Arc<Mmap>, StoreError> {
+    pub(crate) fn bytes(&self, end_bytes: u64) -> Result<Arc<PackMap>, StoreError> {
         let mut map = self.map.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(map) = map.as_ref().filter(|map| map.len() as u64 >= end_bytes) {
             return Ok(map.clone());
@@ -351,6 +374,9 @@ fn replaces_count(fixed: &[u8; FIXED_HEADER_BYTES]) -> u32 {
 pub(crate) fn store_of(bytes: &[u8]) -> Option<StoreId> {
     let fixed = bytes.first_chunk::<FIXED_HEADER_BYTES>()?;
     let whole_bytes = usize::try_from(header_bytes(replaces_count(fixed) as usize)).ok()?;
+    if whole_bytes > MAX_HEADER_BYTES {
+        return None;
+    }
     let mut whole = bytes.get(..whole_bytes)?.to_vec();
     whole[CHECK].fill(0);
     let is_whole = fixed.starts_with(MAGIC) && fixed[CHECK] == crc32c::crc32c(&whole).to_le_bytes();
@@ -391,10 +417,22 @@ impl Scanned<'_> {
 /// The header, where at least that is in order, and what is wrong.
 type Unreadable = (Option<Header>, &'static str);
 
+/// Makes bytes of a pack ready to be touched.
+pub(crate) fn ready(map: &PackMap, bytes: Range<usize>) -> Result<(), StoreError> {
+    map.ready(bytes).map_err(StoreError::io("read", map.path()))
+}
+
+/// A scan has so much read ahead of it. It takes a millisecond to check.
+const AHEAD_BYTES: usize = 1 << 20;
+
 /// Walks the objects of a pack from a byte on, checking each object's checksum. After damage it
-/// goes on at the next whole object there is.
+/// goes on at the next whole object there is. After an error it is at its end.
 pub(crate) struct Scan<'a> {
     bytes: &'a [u8],
+    /// What the bytes are mapped from, if they are not in memory anyhow.
+    map: Option<&'a PackMap>,
+    /// Up to where they may be touched.
+    ready: usize,
     at: usize,
     store: StoreId,
     pack: u32,
@@ -404,56 +442,89 @@ pub(crate) struct Scan<'a> {
 }
 
 impl<'a> Scan<'a> {
-    /// Scans `bytes` of pack number `pack` of a store from `from_bytes` on.
-    pub(crate) fn new(bytes: &'a [u8], from_bytes: u64, store: StoreId, pack: u32) -> Scan<'a> {
-        let at = usize::try_from(from_bytes).unwrap_or(usize::MAX).min(bytes.len());
-        Scan { bytes, at, store, pack, search_bytes: bytes.len().saturating_mul(16) }
+    /// Scans a map of pack number `pack` of a store from `from_bytes` on.
+    pub(crate) fn of_map(map: &'a PackMap, from_bytes: u64, store: StoreId, pack: u32) -> Scan<'a> {
+        let scan = Scan::of_bytes(map, from_bytes, store, pack);
+        Scan { map: Some(map), ready: scan.at, ..scan }
     }
 
-    fn read(&mut self, at: usize) -> Result<(Header, &'a [u8]), Unreadable> {
-        let rest = &self.bytes[at..];
-        let place = Place::new(self.store, self.pack, at as u64);
-        let header = Header::read(rest, place).map_err(|why| (None, why))?;
-        match header.payload(rest) {
-            Ok(payload) => Ok((header, payload)),
-            Err(why) => {
-                self.search_bytes = self.search_bytes.saturating_sub(header.object_bytes());
-                Err((Some(header), why))
+    fn of_bytes(bytes: &'a [u8], from_bytes: u64, store: StoreId, pack: u32) -> Scan<'a> {
+        let at = usize::try_from(from_bytes).unwrap_or(usize::MAX).min(bytes.len());
+        let search_bytes = bytes.len().saturating_mul(16);
+        Scan { bytes, map: None, ready: bytes.len(), at, store, pack, search_bytes }
+    }
+
+    /// Makes the bytes up to here ready.
+    fn ready(&mut self, end: usize) -> Result<(), StoreError> {
+        let end = end.min(self.bytes.len());
+        if let Some(map) = self.map.filter(|_| end > self.ready) {
+            let ahead = end.max(self.ready.saturating_add(AHEAD_BYTES)).min(self.bytes.len());
+            // Where not all that lies ahead can be read, perhaps what is needed now can.
+            match ready(map, self.ready..ahead) {
+                Ok(()) => self.ready = ahead,
+                Err(_) => {
+                    ready(map, self.ready..end)?;
+                    self.ready = end;
+                }
             }
         }
+        Ok(())
+    }
+
+    fn read(&mut self, at: usize) -> Result<Result<(Header, &'a [u8]), Unreadable>, StoreError> {
+        self.ready(at.saturating_add(HEADER_BYTES))?;
+        let rest = &self.bytes[at..];
+        let place = Place::new(self.store, self.pack, at as u64);
+        let header = match Header::read(rest, place) {
+            Ok(header) => header,
+            Err(why) => return Ok(Err((None, why))),
+        };
+        self.ready(at.saturating_add(header.object_bytes()))?;
+        Ok(header.payload(rest).map(|payload| (header, payload)).map_err(|why| {
+            self.search_bytes = self.search_bytes.saturating_sub(header.object_bytes());
+            (Some(header), why)
+        }))
     }
 
     /// Where the next whole object begins after `at`, or the end.
-    fn next_whole_object(&mut self, at: usize) -> usize {
+    fn next_whole_object(&mut self, at: usize) -> Result<usize, StoreError> {
         let mut next = at + ALIGNMENT_BYTES;
         while next + HEADER_BYTES <= self.bytes.len() && self.search_bytes > 0 {
-            if self.read(next).is_ok() {
-                return next;
+            if self.read(next)?.is_ok() {
+                return Ok(next);
             }
             next += ALIGNMENT_BYTES;
         }
-        self.bytes.len()
+        Ok(self.bytes.len())
     }
-}
 
-impl<'a> Iterator for Scan<'a> {
-    type Item = Scanned<'a>;
-
-    fn next(&mut self) -> Option<Scanned<'a>> {
-        if self.at >= self.bytes.len() {
-            return None;
-        }
+    fn scanned(&mut self) -> Result<Scanned<'a>, StoreError> {
         let offset_bytes = self.at as u64;
-        Some(match self.read(self.at) {
+        Ok(match self.read(self.at)? {
             Ok((header, payload)) => {
                 self.at += header.object_bytes();
                 Scanned::Object { offset_bytes, header, payload }
             }
             Err((header, why)) => {
-                self.at = self.next_whole_object(self.at);
+                self.at = self.next_whole_object(self.at)?;
                 Scanned::Damaged { offset_bytes, end_bytes: self.at as u64, header, why }
             }
         })
+    }
+}
+
+impl<'a> Iterator for Scan<'a> {
+    type Item = Result<Scanned<'a>, StoreError>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        if self.at >= self.bytes.len() {
+            return None;
+        }
+        let scanned = self.scanned();
+        if scanned.is_err() {
+            self.at = self.bytes.len();
+        }
+        Some(scanned)
     }
 }
 
@@ -507,7 +578,8 @@ mod tests {
         let open = Pack::open(path.clone(), &format, 7, Access::Owner).unwrap().unwrap();
         assert_eq!(open.replaces, [1, 2, 5]);
         let bytes = open.bytes(0).unwrap();
-        let whole = open.scan(&bytes, open.header_bytes()).filter(|it| matches!(it, Scanned::Object { .. }));
+        let whole =
+            open.scan(&bytes, open.header_bytes()).filter(|it| matches!(it, Ok(Scanned::Object { .. })));
         assert_eq!(whole.count(), 6);
         assert!(Pack::open(path.clone(), &format, 8, Access::Owner).unwrap().is_err());
         let other = Format { id: StoreId([0; 16]), ..format };
@@ -524,8 +596,8 @@ mod tests {
             let hit = starts.iter().rposition(|start| *start <= at).unwrap();
             let mut whole = Vec::new();
             let mut holes = Vec::new();
-            for scanned in Scan::new(&damaged, 0, store, 7) {
-                match scanned {
+            for scanned in Scan::of_bytes(&damaged, 0, store, 7) {
+                match scanned.unwrap() {
                     Scanned::Object { offset_bytes, .. } => whole.push(offset_bytes as usize),
                     Scanned::Damaged { offset_bytes, .. } => holes.push(offset_bytes as usize),
                 }

@@ -1,8 +1,8 @@
 //! Reading objects back, checked.
 
+use std::ops::Range;
 use std::sync::Arc;
 
-use memmap2::Mmap;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
@@ -10,11 +10,13 @@ use super::Shared;
 use super::error::StoreError;
 use super::location::{Location, Position};
 use super::object::{HEADER_BYTES, Header, Kind, Place};
+use super::pack;
 use super::tree::Tree;
 use crate::codec::{self, Encoding};
 use crate::delta;
 use crate::hash::Hash;
 use crate::record;
+use crate::sys::map::PackMap;
 use crate::table;
 
 /// How thoroughly regions are checked when they are read. The lengths and the checksum of the
@@ -37,7 +39,7 @@ pub(crate) const MAX_DELTAS: usize = 16;
 
 /// Where an object was found.
 struct Found {
-    map: Arc<Mmap>,
+    map: Arc<PackMap>,
     pack: u32,
     /// Where in the pack it begins.
     at: usize,
@@ -91,7 +93,7 @@ pub(crate) struct Reader<'a> {
 
 impl<'a> Reader<'a> {
     pub(crate) fn new(shared: &'a Shared, check: Check) -> Reader<'a> {
-        let cursor = || Cursor { shared, open: None, next_bytes: 0 };
+        let cursor = || Cursor { shared, open: None, next_bytes: 0, ready: 0..0 };
         Reader { check, objects: cursor(), bases: cursor() }
     }
 
@@ -271,27 +273,69 @@ impl<'a> Reader<'a> {
 /// A place in the packs, after the last object that was read there.
 struct Cursor<'a> {
     shared: &'a Shared,
-    open: Option<(u32, Arc<Mmap>)>,
+    open: Option<(u32, Arc<PackMap>)>,
     /// Where the object after the last one begins, in the open pack.
     next_bytes: usize,
+    /// What may be touched of the open pack.
+    ready: Range<usize>,
 }
 
+/// What is read one after the other is made ready ahead: twice as much each time, up to this.
+const MAX_AHEAD_BYTES: usize = 1 << 20;
+
 impl Cursor<'_> {
+    /// Goes on in this map.
+    fn open(&mut self, pack: u32, map: &Arc<PackMap>) {
+        self.open = Some((pack, map.clone()));
+        self.ready = 0..0;
+    }
+
+    /// Makes bytes of the open pack ready to be touched. Whoever goes on where the last bytes ended will
+    /// go on; whoever jumps gets what was asked for only.
+    fn ready(&mut self, bytes: Range<usize>) -> Result<(), StoreError> {
+        let Some((_, map)) = &self.open else { return Ok(()) };
+        let bytes = bytes.start..bytes.end.min(map.len());
+        if bytes.is_empty() || (self.ready.start <= bytes.start && bytes.end <= self.ready.end) {
+            return Ok(());
+        }
+        let goes_on = self.ready.contains(&bytes.start) || (bytes.start == self.ready.end && bytes.start > 0);
+        let ahead = match goes_on {
+            true => (2 * self.ready.len()).min(MAX_AHEAD_BYTES),
+            false => 0,
+        };
+        let start = if goes_on { self.ready.end } else { bytes.start };
+        let end = bytes.end.max(start.saturating_add(ahead)).min(map.len());
+        // Where not all that lies ahead can be read, perhaps what is needed now can.
+        let end = match pack::ready(map, start..end) {
+            Ok(()) => end,
+            Err(_) => {
+                pack::ready(map, start..bytes.end)?;
+                bytes.end
+            }
+        };
+        self.ready = bytes.start..end;
+        Ok(())
+    }
+
     fn place(&self, pack: u32, at: usize) -> Place {
         Place::new(self.shared.format.id, pack, at as u64)
     }
 
     /// The object after the last one, if it is this.
-    fn next_if_it_is(&self, kind: Kind, hash: &Hash) -> Option<Found> {
+    fn next_if_it_is(&mut self, kind: Kind, hash: &Hash) -> Option<Found> {
+        // What cannot be read is asked for again where it is looked up, and then it is an error.
+        self.ready(self.next_bytes..self.next_bytes.saturating_add(HEADER_BYTES)).ok()?;
         let (pack, map) = self.open.as_ref()?;
         let rest = map.get(self.next_bytes..)?;
         // The hash first: mostly that tells, and costs nothing.
         if rest.get(16..HEADER_BYTES) != Some(&hash.0) {
             return None;
         }
-        let place = self.place(*pack, self.next_bytes);
-        let header = Header::read(rest, place).ok().filter(|header| fits(header.kind, kind))?;
-        Some(Found { map: map.clone(), pack: *pack, at: self.next_bytes, header })
+        let (pack, map) = (*pack, map.clone());
+        let place = self.place(pack, self.next_bytes);
+        let header = Header::read(&map[self.next_bytes..], place).ok().filter(|it| fits(it.kind, kind))?;
+        self.ready(self.next_bytes..self.next_bytes.saturating_add(header.object_bytes())).ok()?;
+        Some(Found { map, pack, at: self.next_bytes, header })
     }
 
     /// The object after the last one if it is this and whole, else the one that the index knows.
@@ -328,12 +372,16 @@ impl Cursor<'_> {
             None => {
                 let Some(found) = self.shared.log.pack(pack) else { return Ok(None) };
                 let map = found.bytes(end_bytes)?;
-                self.open = Some((pack, map.clone()));
+                self.open(pack, &map);
                 map
             }
         };
         let Ok(at) = usize::try_from(offset_bytes) else { return Ok(None) };
+        self.ready(at..at.saturating_add(HEADER_BYTES))?;
         let header = Header::read(map.get(at..).unwrap_or_default(), self.place(pack, at)).ok();
+        if let Some(header) = &header {
+            self.ready(at..at.saturating_add(header.object_bytes()))?;
+        }
         Ok(header.map(|header| Found { map, pack, at, header }))
     }
 
@@ -356,16 +404,19 @@ impl Cursor<'_> {
                     return Err(damaged("the pack ends before it"));
                 }
                 let map = pack.bytes(location.end_bytes())?;
-                self.open = Some((location.pack, map.clone()));
+                self.open(location.pack, &map);
                 map
             }
         };
         let at = usize::try_from(location.offset_bytes).map_err(|_| damaged("it is out of reach"))?;
+        self.ready(at..usize::try_from(location.end_bytes()).unwrap_or(usize::MAX))?;
         let place = self.place(location.pack, at);
         let header = Header::read(map.get(at..).unwrap_or_default(), place).map_err(damaged)?;
         if header.hash != *hash || !fits(header.kind, kind) {
             return Err(damaged("another object is in its place"));
         }
+        // The index may be wrong about how long it is.
+        self.ready(at..at.saturating_add(header.object_bytes()))?;
         Ok(Some(Found { map, pack: location.pack, at, header }))
     }
 }

@@ -27,6 +27,11 @@ pub(crate) struct File {
 }
 
 impl File {
+    /// As what it was opened.
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+
     /// How long it is.
     pub(crate) fn length_bytes(&self) -> io::Result<u64> {
         Ok(self.file.metadata()?.len())

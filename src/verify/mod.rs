@@ -236,7 +236,7 @@ impl<'a> Verification<'a> {
         let mut scan = pack.scan(&bytes, pack.header_bytes());
         let mut at_bytes = pack.header_bytes();
         loop {
-            let batch: Vec<Scanned<'_>> = scan.by_ref().take(BATCH_OBJECTS).collect();
+            let batch: Vec<Scanned<'_>> = scan.by_ref().take(BATCH_OBJECTS).collect::<Result<_, _>>()?;
             if batch.is_empty() {
                 return Ok(());
             }
@@ -244,7 +244,7 @@ impl<'a> Verification<'a> {
             let good: Vec<Option<(Tree, Hash)>> = batch
                 .par_iter()
                 .map_init(reader, |reader, scanned| self.scanned(pack, scanned, reader))
-                .collect();
+                .collect::<Result<_, _>>()?;
             for (tree, hash) in good.into_iter().flatten() {
                 match tree {
                     Tree::Regions => intact.regions.mark(&hash),
@@ -262,7 +262,12 @@ impl<'a> Verification<'a> {
     }
 
     /// Checks one object. Returns its tree and hash if it is in order.
-    fn scanned(&self, pack: &Pack, scanned: &Scanned<'_>, reader: &mut Reader<'_>) -> Option<(Tree, Hash)> {
+    fn scanned(
+        &self,
+        pack: &Pack,
+        scanned: &Scanned<'_>,
+        reader: &mut Reader<'_>,
+    ) -> Result<Option<(Tree, Hash)>, StoreError> {
         let (offset_bytes, end_bytes, header, why) = match scanned {
             Scanned::Damaged { offset_bytes, end_bytes, header, why } => {
                 (*offset_bytes, *end_bytes, *header, (*why).to_owned())
@@ -272,16 +277,17 @@ impl<'a> Verification<'a> {
                 self.count(location);
                 let why = match header.encoding {
                     Encoding::Delta => match reader.check_at(header.kind, &header.hash, location) {
-                        Ok(_) => return indexed(header),
+                        Ok(_) => return Ok(indexed(header)),
+                        Err(error) if !error.is_damage() => return Err(error),
                         // Of this one nothing is wrong. Whether anything needs it is seen later.
-                        Err(StoreError::Base { .. }) => return None,
+                        Err(StoreError::Base { .. }) => return Ok(None),
                         Err(StoreError::Damaged { detail, .. }) => detail,
                         Err(error) => error.to_string(),
                     },
                     encoding => {
                         let mut plain = vec![0; header.plain_bytes as usize];
                         match codec::decode(encoding, payload, &mut plain) {
-                            Ok(()) if Hash::of(&plain) == header.hash => return indexed(header),
+                            Ok(()) if Hash::of(&plain) == header.hash => return Ok(indexed(header)),
                             Ok(()) => "its bytes do not match its hash".to_owned(),
                             Err(error) => error.to_string(),
                         }
@@ -301,7 +307,7 @@ impl<'a> Verification<'a> {
             header.filter(|header| header.kind == Kind::Record).map(|header| SnapshotId(header.hash));
         self.problem(subject, format!("in pack {} at byte {offset_bytes}: {why}", pack.number), record);
         lock(&self.damaged).push((Position { pack: pack.number, offset_bytes }, end_bytes));
-        None
+        Ok(None)
     }
 
     /// Takes what lies in damaged bytes out of the index.
