@@ -466,7 +466,7 @@ fn a_flipped_byte_is_found_named_and_healed() {
     assert_eq!(done.code, Some(5));
     assert!(done.text().contains(&hit[..12]), "{}", done.text());
 
-    vault.fails(5, "damaged", &["restore", &hit, "--to", vault.path("back").to_str().unwrap()]);
+    vault.fails(5, "is missing", &["restore", &hit, "--to", vault.path("back").to_str().unwrap()]);
     assert!(!vault.path("back").exists(), "half a restore is none");
     assert_eq!(vault.run(&["cat", &spared]).stdout, noise(10_000, 12), "others do not suffer");
 
