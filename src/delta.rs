@@ -485,13 +485,13 @@ mod tests {
     /// A program may have pointers to more mappings than there may be shifts.
     #[test]
     fn there_are_never_more_shifts_than_can_be_read_back() {
-        for mappings in [MAX_SHIFTS as u64 - 1, MAX_SHIFTS as u64, MAX_SHIFTS as u64 + 2] {
+        for mappings in [MAX_SHIFTS - 1, MAX_SHIFTS, MAX_SHIFTS + 2] {
             let pointers = |moved: u64| -> Vec<u8> {
                 let of_mapping = |mapping: u64| {
                     let start = 0x7f00_0000_0000 + (mapping << 32) + moved * (mapping + 1) * 0x1000;
                     (0..40).map(move |at| start + at * 24)
                 };
-                (0..mappings).flat_map(of_mapping).flat_map(u64::to_le_bytes).collect()
+                (0..mappings as u64).flat_map(of_mapping).flat_map(u64::to_le_bytes).collect()
             };
             let (base, plain) = (pointers(0), pointers(1));
             let hash = Hash::of(&base);
@@ -503,10 +503,7 @@ mod tests {
                 &mut payload
             ));
             let shifts = usize::from(payload[FORM_AT + 1]);
-            assert_eq!(
-                (payload[FORM_AT] & FORM_SHIFTS, shifts),
-                (FORM_SHIFTS, MAX_SHIFTS.min(mappings as usize))
-            );
+            assert_eq!((payload[FORM_AT] & FORM_SHIFTS, shifts), (FORM_SHIFTS, MAX_SHIFTS.min(mappings)));
             let mut back = base.clone();
             apply(&payload, &mut back).unwrap();
             assert!(back == plain);

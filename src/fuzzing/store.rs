@@ -24,7 +24,7 @@ use crate::table;
 use crate::units::{AddressRange, RegionSize};
 use crate::verify::VerifyOptions;
 
-const REGION_BYTES: usize = 512;
+const REGION_BYTES: usize = RegionSize::MIN_BYTES as usize;
 
 /// Images that claim to be longer are not restored: that is only memory and time.
 const MAX_IMAGE_BYTES: u64 = 64 << 20;
@@ -65,7 +65,7 @@ fn write_store(path: &Path, data: &[u8]) {
 }
 
 fn region_size() -> RegionSize {
-    RegionSize::new(REGION_BYTES as u32).unwrap_or_default()
+    RegionSize::new(RegionSize::MIN_BYTES).unwrap_or_default()
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -160,7 +160,7 @@ fn changed_pack(format: &Format, changes: &[Change<'_>]) -> Vec<u8> {
     let mut pack =
         Builder { bytes: pack::header(format, PACK, PackId([9; 16]), &[]), starts: Vec::new(), changes };
     let region = |seed: u32| -> Vec<u8> {
-        (0..REGION_BYTES as u32).flat_map(|at| (at / 16 * seed).to_le_bytes()).take(REGION_BYTES).collect()
+        (0..RegionSize::MIN_BYTES).flat_map(|at| (at / 16 * seed).to_le_bytes()).take(REGION_BYTES).collect()
     };
     let first = pack.put(Kind::Region, Codec::Lz4, None, &region(3));
     let second = pack.put(Kind::Region, Codec::Zstd, None, &region(5));
