@@ -488,8 +488,9 @@ mod tests {
         for mappings in [MAX_SHIFTS - 1, MAX_SHIFTS, MAX_SHIFTS + 2] {
             let pointers = |moved: u64| -> Vec<u8> {
                 let of_mapping = |mapping: u64| {
-                    let start = 0x7f00_0000_0000 + (mapping << 32) + moved * (mapping + 1) * 0x1000;
-                    (0..40).map(move |at| start + at * 24)
+                    let start = 0x7f00_0000_0000 + (mapping << 32) + moved * (mapping + 1) * 0x0123_4567_1000;
+                    // Nothing regular, of which LZ4 would make as little as shifts do.
+                    (0..40u64).map(move |at| start + at.wrapping_mul(0x9E37_79B9_7F4A_7C15) % (1 << 31))
                 };
                 (0..mappings as u64).flat_map(of_mapping).flat_map(u64::to_le_bytes).collect()
             };
