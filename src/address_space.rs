@@ -96,10 +96,27 @@ pub struct Mapping {
 
 /// The ordered mappings of a process, and the ranges whose bytes were left out.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "StoredAddressSpace")]
 pub struct AddressSpace {
     mappings: Vec<Mapping>,
     excluded: Vec<AddressRange>,
     unreadable: Vec<AddressRange>,
+}
+
+/// What may be an address space: stored bytes can say anything.
+#[derive(Deserialize)]
+struct StoredAddressSpace {
+    mappings: Vec<Mapping>,
+    excluded: Vec<AddressRange>,
+    unreadable: Vec<AddressRange>,
+}
+
+impl TryFrom<StoredAddressSpace> for AddressSpace {
+    type Error = AddressSpaceError;
+    fn try_from(stored: StoredAddressSpace) -> Result<Self, AddressSpaceError> {
+        let StoredAddressSpace { mappings, excluded, unreadable } = stored;
+        Ok(AddressSpace { excluded, unreadable, ..AddressSpace::new(mappings)? })
+    }
 }
 
 impl AddressSpace {
@@ -210,6 +227,22 @@ mod tests {
         let mut mappings = AddressSpace::image("a", 100).mappings;
         mappings.push(Mapping { range: range(99, 200), ..mappings[0].clone() });
         assert!(AddressSpace::new(mappings).is_err());
+    }
+
+    #[test]
+    fn mappings_that_overlap_in_stored_bytes_are_refused() {
+        let stored = |second: AddressRange| {
+            let mut space = AddressSpace::image("a", 1 << 63);
+            space.mappings.push(Mapping { range: second, ..space.mappings[0].clone() });
+            crate::record::encode(&space).unwrap()
+        };
+        let apart = stored(range(1 << 63, u64::MAX));
+        assert_eq!(crate::record::decode::<AddressSpace>(&apart).unwrap().image_bytes(), u64::MAX);
+        // Their lengths together are more than a number holds.
+        for overlapping in [range(0, u64::MAX), range((1 << 63) - 1, u64::MAX), range(0, 1)] {
+            let error = crate::record::decode::<AddressSpace>(&stored(overlapping)).unwrap_err();
+            assert!(error.to_string().contains("in address order and apart"), "{error}");
+        }
     }
 
     #[test]

@@ -74,6 +74,10 @@ impl Encoding {
 /// The most plain bytes one LZ4 byte can stand for (a run of 255 for each further length byte).
 const LZ4_MAX_EXPANSION: usize = 255;
 
+/// The most plain bytes in one Zstandard block, and the fewest stored ones that it takes.
+const ZSTD_BLOCK_PLAIN_BYTES: usize = 128 << 10;
+const ZSTD_BLOCK_STORED_BYTES: usize = 4;
+
 /// Higher levels take much longer and make little less of memory.
 const ZSTD_LEVEL: i32 = 1;
 
@@ -179,8 +183,11 @@ pub(crate) fn lengths_are_possible(encoding: Encoding, stored_bytes: usize, plai
     match encoding {
         Encoding::Raw => stored_bytes == plain_bytes,
         Encoding::Lz4 => plain_bytes / LZ4_MAX_EXPANSION <= stored_bytes && stored_bytes < plain_bytes,
-        // Both can stand for very much; the kind's own limit is what bounds them.
-        Encoding::Zstd => stored_bytes > 0 && stored_bytes < plain_bytes,
+        Encoding::Zstd => {
+            plain_bytes / ZSTD_BLOCK_PLAIN_BYTES <= stored_bytes / ZSTD_BLOCK_STORED_BYTES
+                && stored_bytes < plain_bytes
+        }
+        // It can stand for very much; the kind's own limit is what bounds it.
         Encoding::Delta => stored_bytes >= delta::MIN_BYTES && stored_bytes < plain_bytes,
     }
 }
@@ -251,6 +258,44 @@ mod tests {
         ) {
             let mut plain = vec![0; plain_bytes];
             let _ = decode(Encoding::from_byte(encoding).unwrap(), &stored, &mut plain);
+        }
+    }
+
+    /// Lengths are believed only so far as the stored bytes can stand for them.
+    #[test]
+    fn lengths_are_refused_that_no_encoding_leads_to() {
+        use Encoding::*;
+        let table = [
+            (Raw, 7, 7, true),
+            (Raw, 7, 8, false),
+            (Raw, 7, 6, false),
+            (Lz4, 7, 8, true),
+            (Lz4, 7, 7, false),
+            (Lz4, 7, 255 * 8 - 1, true),
+            (Lz4, 7, 255 * 8, false),
+            (Zstd, 7, 8, true),
+            (Zstd, 7, 7, false),
+            (Zstd, 7, (256 << 10) - 1, true),
+            (Zstd, 7, 256 << 10, false),
+            (Delta, delta::MIN_BYTES, 100, true),
+            (Delta, delta::MIN_BYTES - 1, 100, false),
+            (Delta, 100, 100, false),
+        ];
+        for (encoding, stored_bytes, plain_bytes, possible) in table {
+            let found = lengths_are_possible(encoding, stored_bytes, plain_bytes);
+            assert_eq!(found, possible, "{encoding:?}: {stored_bytes} for {plain_bytes}");
+        }
+    }
+
+    /// What compresses best comes closest to the limits.
+    #[test]
+    fn zeros_without_end_are_within_the_limits() {
+        for codec in [Codec::Lz4, Codec::Zstd] {
+            for plain_bytes in [1 << 10, 128 << 10, (128 << 10) + 1, 5 << 20] {
+                let mut stored = Vec::new();
+                let encoding = encode(codec, &vec![0; plain_bytes], &mut stored);
+                assert!(lengths_are_possible(encoding, stored.len(), plain_bytes), "{codec}, {plain_bytes}");
+            }
         }
     }
 

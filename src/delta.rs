@@ -481,4 +481,33 @@ mod tests {
         }
         assert_eq!((before, bases.iter().map(Vec::len).max()), (255, Some(8)));
     }
+
+    /// A program may have pointers to more mappings than there may be shifts.
+    #[test]
+    fn there_are_never_more_shifts_than_can_be_read_back() {
+        for mappings in [MAX_SHIFTS - 1, MAX_SHIFTS, MAX_SHIFTS + 2] {
+            let pointers = |moved: u64| -> Vec<u8> {
+                let of_mapping = |mapping: u64| {
+                    let start = 0x7f00_0000_0000 + (mapping << 32) + moved * (mapping + 1) * 0x0123_4567_1000;
+                    // Nothing regular, of which LZ4 would make as little as shifts do.
+                    (0..40u64).map(move |at| start + at.wrapping_mul(0x9E37_79B9_7F4A_7C15) % (1 << 31))
+                };
+                (0..mappings as u64).flat_map(of_mapping).flat_map(u64::to_le_bytes).collect()
+            };
+            let (base, plain) = (pointers(0), pointers(1));
+            let hash = Hash::of(&base);
+            let mut payload = Vec::new();
+            assert!(encode(
+                Base { hash, plain: &base, whole_bytes: 0, number: 1 },
+                &plain,
+                plain.len(),
+                &mut payload
+            ));
+            let shifts = usize::from(payload[FORM_AT + 1]);
+            assert_eq!((payload[FORM_AT] & FORM_SHIFTS, shifts), (FORM_SHIFTS, MAX_SHIFTS.min(mappings)));
+            let mut back = base.clone();
+            apply(&payload, &mut back).unwrap();
+            assert!(back == plain);
+        }
+    }
 }

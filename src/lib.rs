@@ -65,6 +65,8 @@
 //! library alone.
 //!
 //! `fault-injection`: for tests, of this crate and of yours; see the module of that name. Nobody ships it.
+//!
+//! `fuzzing`: what the fuzz targets of this crate call. Nobody ships it either.
 #![deny(missing_docs)]
 
 mod address_space;
@@ -73,6 +75,8 @@ mod codec;
 mod delta;
 mod error;
 mod forget;
+#[cfg(feature = "fuzzing")]
+pub mod fuzzing;
 mod gc;
 mod hash;
 mod ingest;

@@ -179,8 +179,15 @@ pub(crate) struct Tombstone {
 /// The version byte before every bincode value.
 const ENCODING_VERSION: u8 = 1;
 
-/// No decoded value may claim more than this: a damaged length must not become an allocation.
+/// No decoded value may claim more than this.
 const DECODE_LIMIT_BYTES: usize = 256 << 20;
+
+/// Nor more than this for each of its stored bytes: a number of 16 bytes takes one at least.
+const CLAIM_PER_BYTE: usize = 16;
+
+/// Up to so many stored bytes have a lower limit.
+const SMALL_BYTES: usize = 4 << 10;
+const MEDIUM_BYTES: usize = 256 << 10;
 
 /// The stored bytes of a record, layout, note, tombstone or attachment of this program's own.
 pub(crate) fn encode<T: Serialize>(value: &T) -> Result<Vec<u8>, RecordError> {
@@ -197,13 +204,25 @@ pub(crate) fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, RecordError
     if *version != ENCODING_VERSION {
         return Err(RecordError::Version { found: *version });
     }
-    let config = bincode::config::standard().with_limit::<DECODE_LIMIT_BYTES>();
-    let (value, used_bytes) =
-        bincode::serde::decode_from_slice(rest, config).map_err(|error| decode_error(error.to_string()))?;
+    // The decoder allocates what a length asks for, up to its limit, before it looks whether so much is there; and
+    // a limit is a constant.
+    let decoded = match rest.len() {
+        ..SMALL_BYTES => decode_within::<T, { SMALL_BYTES * CLAIM_PER_BYTE }>(rest),
+        SMALL_BYTES..MEDIUM_BYTES => decode_within::<T, { MEDIUM_BYTES * CLAIM_PER_BYTE }>(rest),
+        MEDIUM_BYTES.. => decode_within::<T, DECODE_LIMIT_BYTES>(rest),
+    };
+    let (value, used_bytes) = decoded.map_err(|error| decode_error(error.to_string()))?;
     if used_bytes != rest.len() {
         return Err(decode_error(format!("{} bytes are left over", rest.len() - used_bytes)));
     }
     Ok(value)
+}
+
+/// The value at the start of `bytes`, and how many of them it takes.
+fn decode_within<T: DeserializeOwned, const LIMIT_BYTES: usize>(
+    bytes: &[u8],
+) -> Result<(T, usize), bincode::error::DecodeError> {
+    bincode::serde::decode_from_slice(bytes, bincode::config::standard().with_limit::<LIMIT_BYTES>())
 }
 
 /// Paths as bytes: they need not be UTF-8.
@@ -309,6 +328,17 @@ mod tests {
     }
 
     #[test]
+    fn paths_come_back_whatever_bytes_they_have() {
+        use std::os::unix::ffi::OsStringExt;
+        let path = || PathBuf::from(std::ffi::OsString::from_vec(b"/a/\xff\xfe b".to_vec()));
+        let process = |path| Origin::Process { pid: 7, path, command: vec!["a".to_owned()] };
+        for origin in [Origin::File { path: path() }, process(Some(path())), process(None)] {
+            let record = Record { origin, ..record() };
+            assert_eq!(decode::<Record>(&encode(&record).unwrap()).unwrap(), record);
+        }
+    }
+
+    #[test]
     fn a_record_that_is_cut_lengthened_or_of_another_version_is_refused() {
         let bytes = encode(&record()).unwrap();
         for length in 0..bytes.len() {
@@ -318,6 +348,42 @@ mod tests {
         assert!(decode::<Record>(&longer).is_err());
         let newer = [&[ENCODING_VERSION + 1], &bytes[1..]].concat();
         assert_eq!(decode::<Record>(&newer), Err(RecordError::Version { found: ENCODING_VERSION + 1 }));
+    }
+
+    /// Its length is refused by the limit, before so much is allocated; it is not found out by what is missing.
+    #[test]
+    fn a_length_far_beyond_the_stored_bytes_is_refused_before_it_is_allocated() {
+        let limited = |bytes: &[u8]| match decode::<Record>(bytes) {
+            Err(RecordError::Decode { detail }) => detail.contains("LimitExceeded"),
+            _ => false,
+        };
+        let bytes = encode(&record()).unwrap();
+        let process_at = 2;
+        assert_eq!((bytes[1], &bytes[process_at..][..5]), (5, &b"web-1"[..]));
+        // 252: the length follows as a u32.
+        let with_length = |length: u32, padding: usize| {
+            let rest = [&bytes[process_at..], &vec![0; padding]].concat();
+            [&[ENCODING_VERSION, 252], &length.to_le_bytes()[..], &rest].concat()
+        };
+        assert!(limited(&with_length(70_000, 0)));
+        assert!(!limited(&with_length(60_000, 0)));
+        assert!(limited(&with_length(5_000_000, SMALL_BYTES)));
+        assert!(!limited(&with_length(4_000_000, SMALL_BYTES)));
+        assert!(limited(&with_length(300_000_000, MEDIUM_BYTES)));
+    }
+
+    /// Numbers that take one stored byte each are what comes closest to the limits.
+    #[test]
+    fn values_of_every_length_come_back() {
+        for count in [1, 100, 240, 250, 4_000, 20_000, 40_000] {
+            let range = |at: u64| crate::units::AddressRange::new(at, at + 1).unwrap();
+            let mut space = AddressSpace::default();
+            space.set_unreadable((0..count).map(|at| range(2 * at)).collect());
+            space.exclude(&(0..count).map(|at| range(2 * at)).collect::<Vec<_>>());
+            assert_eq!(decode::<AddressSpace>(&encode(&space).unwrap()).unwrap(), space);
+            let numbers = vec![0i128; usize::try_from(count).unwrap() * 10];
+            assert_eq!(decode::<Vec<i128>>(&encode(&numbers).unwrap()).unwrap(), numbers);
+        }
     }
 
     #[test]

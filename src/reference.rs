@@ -167,7 +167,8 @@ impl Reference {
     pub(crate) fn copied_bytes(&self) -> usize {
         match self.record.origin {
             Origin::Process { .. } => {
-                usize::try_from(self.record.memory_bytes - self.record.zero_bytes).unwrap_or(usize::MAX)
+                usize::try_from(self.record.memory_bytes.saturating_sub(self.record.zero_bytes))
+                    .unwrap_or(usize::MAX)
             }
             _ => 0,
         }

@@ -51,8 +51,9 @@ impl Store {
             let catalog = shared.catalog();
             for (_, entry) in catalog.all_live() {
                 snapshots += 1;
-                logical_bytes += entry.record.memory_bytes;
-                zero_bytes += entry.record.zero_bytes;
+                // What records claim may be anything.
+                logical_bytes = u64::saturating_add(logical_bytes, entry.record.memory_bytes);
+                zero_bytes = u64::saturating_add(zero_bytes, entry.record.zero_bytes);
             }
             catalog.processes().count() as u64
         };

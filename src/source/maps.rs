@@ -10,14 +10,14 @@ use crate::units::AddressRange;
 
 /// One line of `/proc/PID/maps`.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct MapsLine {
-    pub(super) mapping: Mapping,
+pub(crate) struct MapsLine {
+    pub(crate) mapping: Mapping,
     /// Whether a page that is not there is one of zeros: nothing else is behind this mapping.
-    pub(super) absent_is_zero: bool,
+    pub(crate) absent_is_zero: bool,
 }
 
 /// All lines; an error, which is the line, if one has an unknown form.
-pub(super) fn parse(maps: &[u8]) -> Result<Vec<MapsLine>, String> {
+pub(crate) fn parse(maps: &[u8]) -> Result<Vec<MapsLine>, String> {
     maps.split(|byte| *byte == b'\n')
         .filter(|line| !line.is_empty())
         .map(|line| parse_line(line).ok_or_else(|| String::from_utf8_lossy(line).into_owned()))

@@ -7,7 +7,7 @@ mod bytes;
 mod file;
 mod holes;
 mod live;
-mod maps;
+pub(crate) mod maps;
 mod proc_directory;
 mod process;
 mod stop;

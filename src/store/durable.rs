@@ -29,7 +29,11 @@ fn path_in(index: &Path) -> PathBuf {
 /// What the file in the directory of the index says; nothing if there is none in order.
 pub(crate) fn read(index: &Path) -> Durable {
     // 28 bytes a pack, of which there are fewer than a million.
-    let bytes = file::read_bounded(&path_in(index), 32 << 20).unwrap_or_default();
+    decode(&file::read_bounded(&path_in(index), 32 << 20).unwrap_or_default())
+}
+
+/// What these bytes say; nothing if they are not in order.
+pub(crate) fn decode(bytes: &[u8]) -> Durable {
     let Some((packs, check)) = bytes.split_last_chunk::<4>() else { return Durable::new() };
     let (packs, []) = packs.as_chunks::<{ 4 + Watermark::BYTES }>() else { return Durable::new() };
     if u32::from_le_bytes(*check) != crc32c::crc32c(packs.as_flattened()) {
@@ -41,13 +45,19 @@ pub(crate) fn read(index: &Path) -> Durable {
     packs.iter().map(pack).collect()
 }
 
-/// Writes the file. It is not made durable itself.
-pub(crate) fn write(index: &Path, durable: &Durable) -> Result<(), StoreError> {
+/// The bytes of the file.
+pub(crate) fn encode(durable: &Durable) -> Vec<u8> {
     let mut bytes: Vec<u8> = durable
         .iter()
         .flat_map(|(number, watermark)| [&number.to_le_bytes()[..], &watermark.to_bytes()[..]].concat())
         .collect();
     bytes.extend(crc32c::crc32c(&bytes).to_le_bytes());
+    bytes
+}
+
+/// Writes the file. It is not made durable itself.
+pub(crate) fn write(index: &Path, durable: &Durable) -> Result<(), StoreError> {
+    let bytes = encode(durable);
     let path = path_in(index);
     let write = || {
         let file = file::open_or_create(&path)?;

@@ -45,7 +45,7 @@ pub(crate) struct Format {
 
 impl Format {
     /// The text of the file.
-    fn text(&self) -> String {
+    pub(crate) fn text(&self) -> String {
         let lines = format!(
             "{FIRST_LINE}\nformat = {}\nregion_size = {}\ncodec = {}\nid = {}\n",
             self.version,
@@ -57,7 +57,7 @@ impl Format {
     }
 
     /// What the text says; what is wrong with it otherwise.
-    fn parse(text: &str) -> Result<Format, String> {
+    pub(crate) fn parse(text: &str) -> Result<Format, String> {
         let (lines, check) = text.rsplit_once("check = ").ok_or("it has no check line")?;
         let expected = format!("{:08x}\n", crc32c::crc32c(lines.as_bytes()));
         if check != expected {

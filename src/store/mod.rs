@@ -14,11 +14,11 @@
 //! what a running capture refers to.
 
 pub(crate) mod aside;
-mod block;
+pub(crate) mod block;
 pub(crate) mod catalog;
 pub(crate) mod compact;
 mod database;
-mod durable;
+pub(crate) mod durable;
 pub(crate) mod error;
 pub(crate) mod format;
 pub(crate) mod gate;
@@ -689,7 +689,24 @@ pub(crate) fn check_length(kind: Kind, plain_bytes: usize) -> Result<(), StoreEr
 pub(crate) fn later_than(before: Option<Timestamp>) -> Timestamp {
     let now = Timestamp::now();
     match before {
-        Some(before) if now <= before => before + jiff::SignedDuration::from_nanos(1),
+        // A record may claim the last moment there is: then nothing is later.
+        Some(before) if now <= before => {
+            before.checked_add(jiff::SignedDuration::from_nanos(1)).unwrap_or(before)
+        }
         _ => now,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_line_goes_on_after_whatever_moment_a_record_claims() {
+        let now = Timestamp::now();
+        assert!(later_than(None) >= now);
+        let later = Timestamp::MAX - jiff::SignedDuration::from_secs(1);
+        assert_eq!(later_than(Some(later)), later + jiff::SignedDuration::from_nanos(1));
+        assert_eq!(later_than(Some(Timestamp::MAX)), Timestamp::MAX);
     }
 }

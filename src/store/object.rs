@@ -36,6 +36,9 @@ pub(crate) const ALIGNMENT_BYTES: usize = 8;
 pub(crate) struct Place(u32);
 
 impl Place {
+    /// What an object has until it is [`put`] somewhere.
+    pub(crate) const NONE: Place = Place(0);
+
     /// The place at an offset of a pack of a store.
     pub(crate) fn new(store: StoreId, pack: u32, offset_bytes: u64) -> Place {
         let crc = crc32c::crc32c(&store.0);
@@ -207,11 +210,17 @@ fn finish(
     object[4..8].copy_from_slice(&plain_bytes.to_le_bytes());
     object[8..12].copy_from_slice(&stored_bytes.to_le_bytes());
     object[16..48].copy_from_slice(&hash.0);
-    let check = header_check(object.first_chunk().unwrap_or(&[0; HEADER_BYTES]), Place(0));
+    let checksum = write_checks(object);
+    Header { kind, encoding, plain_bytes, stored_bytes, hash, checksum }
+}
+
+/// Writes the checks of an object that has no place yet. Returns its checksum.
+pub(crate) fn write_checks(object: &mut [u8]) -> u32 {
+    let check = header_check(object.first_chunk().unwrap_or(&[0; HEADER_BYTES]), Place::NONE);
     object[2..4].copy_from_slice(&check.to_le_bytes());
     let checksum = checksum(object);
     object[12..16].copy_from_slice(&checksum.to_le_bytes());
-    Header { kind, encoding, plain_bytes, stored_bytes, hash, checksum }
+    checksum
 }
 
 /// Binds an object without a place to `place`.

@@ -97,7 +97,7 @@ pub(crate) fn header_bytes(replaced: usize) -> u64 {
     (FIXED_HEADER_BYTES + 4 * replaced).next_multiple_of(ALIGNMENT_BYTES) as u64
 }
 
-fn header(format: &Format, number: u32, id: PackId, replaces: &[u32]) -> Vec<u8> {
+pub(crate) fn header(format: &Format, number: u32, id: PackId, replaces: &[u32]) -> Vec<u8> {
     let mut bytes = Vec::with_capacity(FIXED_HEADER_BYTES);
     bytes.extend_from_slice(MAGIC);
     bytes.extend_from_slice(&format.version.to_le_bytes());
@@ -448,7 +448,8 @@ impl<'a> Scan<'a> {
         Scan { map: Some(map), ready: scan.at, ..scan }
     }
 
-    fn of_bytes(bytes: &'a [u8], from_bytes: u64, store: StoreId, pack: u32) -> Scan<'a> {
+    /// The same of bytes in memory.
+    pub(crate) fn of_bytes(bytes: &'a [u8], from_bytes: u64, store: StoreId, pack: u32) -> Scan<'a> {
         let at = usize::try_from(from_bytes).unwrap_or(usize::MAX).min(bytes.len());
         let search_bytes = bytes.len().saturating_mul(16);
         Scan { bytes, map: None, ready: bytes.len(), at, store, pack, search_bytes }

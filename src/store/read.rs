@@ -128,15 +128,20 @@ impl<'a> Reader<'a> {
         hash: &Hash,
         expected: usize,
     ) -> Result<Vec<Hash>, StoreError> {
+        let malformed = |detail| StoreError::Malformed { kind, hash: *hash, detail };
         if hash.is_zero() {
-            return Ok(vec![Hash::ZERO; expected]);
+            // A layout may claim any number of bytes, all of them zeros.
+            let most = Kind::MAX_PLAIN_BYTES / Hash::BYTES;
+            return match expected <= most {
+                true => Ok(vec![Hash::ZERO; expected]),
+                false => {
+                    Err(malformed(format!("expected {expected} hashes, there are never more than {most}")))
+                }
+            };
         }
         let bytes = self.object(kind, hash)?;
-        table::decode(&bytes, expected).ok_or_else(|| StoreError::Malformed {
-            kind,
-            hash: *hash,
-            detail: format!("expected {expected} hashes, found {} bytes", bytes.len()),
-        })
+        table::decode(&bytes, expected)
+            .ok_or_else(|| malformed(format!("expected {expected} hashes, found {} bytes", bytes.len())))
     }
 
     /// The value in an object.

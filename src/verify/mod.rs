@@ -337,15 +337,22 @@ impl<'a> Verification<'a> {
         let mut reader = Reader::new(self.shared, Check::Full);
         let mut second_reader = Reader::new(self.shared, Check::Full);
         // What the scan did not see whole may have been stored or moved since, so the index is asked.
+        // And a delta that was whole may have been so by a base which was taken out since: a run of the delta had
+        // covered what was wrong there.
+        let may_lack_its_base = |tree, hash: &Hash| {
+            let location = || self.shared.locate(tree, hash).ok().flatten();
+            !intact.others.is_empty() && location().is_some_and(|location| location.is_delta())
+        };
         let mut is_lost = |kind, hash: &Hash| {
             let tree = Tree::of(kind);
             !hash.is_zero()
-                && !intact.contains(tree, hash)
+                && (!intact.contains(tree, hash) || may_lack_its_base(tree, hash))
                 && self.object(kind, hash, &mut second_reader).is_some()
         };
         // What is wrong with the tables seen so far; most have nothing wrong.
-        let mut tables: HashMap<Hash, Vec<Hash>> = HashMap::new();
-        let mut fine: HashSet<Hash> = HashSet::new();
+        // A table that is right for so many regions is not for another number.
+        let mut tables: HashMap<(Hash, usize), Vec<Hash>> = HashMap::new();
+        let mut fine: HashSet<(Hash, usize)> = HashSet::new();
         for id in snapshots {
             let Ok((record, _pin)) = self.shared.pin(*id) else { continue };
             self.record(*id, &mut reader);
@@ -355,37 +362,39 @@ impl<'a> Verification<'a> {
                     missing(Kind::Attachment, attachment.hash);
                 }
             }
-            let (root, space) = match self.layout_and_root(&record, &mut reader, &mut |kind, hash| {
+            let both = self.layout_and_root((*id, &record), &mut reader, &mut |kind, hash| {
                 if is_lost(kind, &hash) {
                     missing(kind, hash);
                 }
-            })? {
-                Some(both) => both,
-                None => {
-                    meter.advance(referring_bytes(&record))?;
-                    continue;
-                }
+            })?;
+            let Some((root, space)) = both else {
+                meter.advance(referring_bytes(&record))?;
+                continue;
             };
             for (table, place) in root.iter().zip(table::places(&space, record.region_size)) {
                 meter.advance(place.regions as u64 * Hash::BYTES as u64)?;
-                if table.is_zero() || fine.contains(table) {
+                let as_placed = (*table, place.regions);
+                if table.is_zero() || fine.contains(&as_placed) {
                     continue;
                 }
                 if is_lost(Kind::Table, table) {
                     missing(Kind::Table, *table);
                     continue;
                 }
-                if !tables.contains_key(table) {
-                    let hashes = reader.hashes(Kind::Table, table, place.regions)?;
+                if !tables.contains_key(&as_placed) {
+                    let hashes = reader.hashes(Kind::Table, table, place.regions);
+                    let Some(hashes) = self.unless_malformed(*id, (Kind::Table, *table), hashes)? else {
+                        continue;
+                    };
                     let lost: Vec<Hash> =
                         hashes.into_iter().filter(|hash| is_lost(Kind::Region, hash)).collect();
                     if lost.is_empty() {
-                        fine.insert(*table);
+                        fine.insert(as_placed);
                         continue;
                     }
-                    tables.insert(*table, lost);
+                    tables.insert(as_placed, lost);
                 }
-                for hash in tables.get(table).into_iter().flatten() {
+                for hash in tables.get(&as_placed).into_iter().flatten() {
                     missing(Kind::Region, *hash);
                 }
             }
@@ -412,7 +421,7 @@ impl<'a> Verification<'a> {
     /// The layout and the root of a record, as far as they can be read; `None` if not.
     fn layout_and_root(
         &self,
-        record: &Record,
+        (id, record): (SnapshotId, &Record),
         reader: &mut Reader<'_>,
         look_at: &mut dyn FnMut(Kind, Hash),
     ) -> Result<Option<(Vec<Hash>, AddressSpace)>, Error> {
@@ -420,13 +429,28 @@ impl<'a> Verification<'a> {
         if !record.root.is_zero() {
             look_at(Kind::Root, record.root);
         }
-        let space: AddressSpace = match reader.value(Kind::Layout, &record.layout) {
-            Ok(space) => space,
-            Err(error) if error.is_damage() => return Ok(None),
-            Err(error) => return Err(error.into()),
-        };
-        match reader.hashes(Kind::Root, &record.root, table::count(&space, record.region_size)) {
-            Ok(root) => Ok(Some((root, space))),
+        let space = reader.value(Kind::Layout, &record.layout);
+        let space: Option<AddressSpace> = self.unless_malformed(id, (Kind::Layout, record.layout), space)?;
+        let Some(space) = space else { return Ok(None) };
+        let root = reader.hashes(Kind::Root, &record.root, table::count(&space, record.region_size));
+        let root = self.unless_malformed(id, (Kind::Root, record.root), root)?;
+        Ok(root.map(|root| (root, space)))
+    }
+
+    /// What was read of an object that a snapshot needs; `None` if it is damaged, which others report, or if it is
+    /// whole and yet not what it should be, which is reported here.
+    fn unless_malformed<T>(
+        &self,
+        id: SnapshotId,
+        (kind, hash): (Kind, Hash),
+        read: Result<T, StoreError>,
+    ) -> Result<Option<T>, Error> {
+        match read {
+            Ok(value) => Ok(Some(value)),
+            Err(error @ (StoreError::Malformed { .. } | StoreError::Record { .. })) => {
+                self.problem(Subject::Object(kind, hash), error.whole_story(), Some(id));
+                Ok(None)
+            }
             Err(error) if error.is_damage() => Ok(None),
             Err(error) => Err(error.into()),
         }
@@ -439,14 +463,14 @@ impl<'a> Verification<'a> {
 
     /// All that the named snapshots need, each object once.
     fn snapshots(&self, snapshots: &[SnapshotId], progress: &Progress) -> Result<(), Error> {
-        let mut total_bytes = 0;
+        let mut total_bytes = 0u64;
         for id in snapshots {
-            total_bytes += self.shared.record(*id)?.memory_bytes;
+            total_bytes = total_bytes.saturating_add(self.shared.record(*id)?.memory_bytes);
         }
         let meter = progress.begin(total_bytes);
         self.take_stock(&mut |_, _| Ok(()))?;
         // Every table that was checked, with what is wrong with it.
-        let mut seen: HashMap<Hash, Vec<(Kind, Hash)>> = HashMap::new();
+        let mut seen: HashMap<(Hash, usize), Vec<(Kind, Hash)>> = HashMap::new();
         for id in snapshots {
             let (record, pin) = self.shared.pin(*id)?;
             let mut reader = Reader::new(self.shared, Check::Full);
@@ -456,36 +480,42 @@ impl<'a> Verification<'a> {
                 wrong.extend(self.object(Kind::Attachment, &attachment.hash, &mut reader));
             }
             let mut first_reader = Reader::new(self.shared, Check::Full);
-            let both = self.layout_and_root(&record, &mut reader, &mut |kind, hash| {
+            let both = self.layout_and_root((*id, &record), &mut reader, &mut |kind, hash| {
                 wrong.extend(self.object(kind, &hash, &mut first_reader));
             })?;
             let (root, space) = both.unwrap_or_default();
             let places = table::places(&space, record.region_size);
-            let new: HashMap<Hash, table::Place> = root
-                .iter()
-                .copied()
+            let placed: Vec<((Hash, usize), u64)> = root
+                .into_iter()
                 .zip(places)
-                .filter(|(table, _)| !table.is_zero() && !seen.contains_key(table))
+                .filter(|(table, _)| !table.is_zero())
+                .map(|(table, place)| ((table, place.regions), place.length_bytes as u64))
                 .collect();
+            let new: HashMap<(Hash, usize), u64> =
+                placed.iter().copied().filter(|(table, _)| !seen.contains_key(table)).collect();
             let checked = new
                 .into_par_iter()
                 .map_init(
                     || Reader::new(self.shared, Check::Full),
-                    |reader, (table, place)| {
+                    |reader, ((table, regions), length_bytes)| {
                         let mut wrong: Vec<(Kind, Hash)> =
                             self.object(Kind::Table, &table, reader).into_iter().collect();
                         if wrong.is_empty() {
-                            for hash in reader.hashes(Kind::Table, &table, place.regions)? {
-                                wrong.extend(self.object(Kind::Region, &hash, reader));
+                            let hashes = reader.hashes(Kind::Table, &table, regions);
+                            match self.unless_malformed(*id, (Kind::Table, table), hashes)? {
+                                None => wrong.push((Kind::Table, table)),
+                                Some(hashes) => wrong.extend(
+                                    hashes.iter().filter_map(|hash| self.object(Kind::Region, hash, reader)),
+                                ),
                             }
                         }
-                        meter.advance(place.length_bytes as u64)?;
-                        Ok((table, wrong))
+                        meter.advance(length_bytes)?;
+                        Ok(((table, regions), wrong))
                     },
                 )
                 .collect::<Result<Vec<_>, Error>>()?;
             seen.extend(checked);
-            wrong.extend(root.iter().filter_map(|table| seen.get(table)).flatten());
+            wrong.extend(placed.iter().filter_map(|(table, _)| seen.get(table)).flatten());
             for (kind, hash) in wrong {
                 self.missing(kind, hash, *id);
             }

@@ -199,8 +199,8 @@ impl Verification<'_> {
             let Ok(record) = self.shared.record(id) else { continue };
             let mut needed: Vec<(Kind, Hash)> =
                 record.attachments.iter().map(|attachment| (Kind::Attachment, attachment.hash)).collect();
-            let both =
-                self.layout_and_root(&record, &mut reader, &mut |kind, hash| needed.push((kind, hash)))?;
+            let both = self
+                .layout_and_root((id, &record), &mut reader, &mut |kind, hash| needed.push((kind, hash)))?;
             let (root, space) = both.unwrap_or_default();
             needed.extend(root.iter().map(|table| (Kind::Table, *table)));
             for (table, place) in root.iter().zip(table::places(&space, record.region_size)) {
