@@ -447,9 +447,13 @@ impl Marking<'_> {
     /// An error where the index has lost what a snapshot needs. The packs may have it: dropping it there would lose it for
     /// good. Where damage is known it is expected.
     fn there(&self, marked: Marked, kind: Kind, hash: &Hash) -> Result<(), StoreError> {
-        match marked == Marked::Unknown && !self.shared.damage_known() {
-            true => Err(StoreError::Missing { kind, hash: *hash }),
-            false => Ok(()),
+        if marked != Marked::Unknown || self.shared.damage_known() {
+            return Ok(());
+        }
+        // It may have been appended since the index was read: then it lies past the horizon.
+        match self.shared.locate(Tree::of(kind), hash)? {
+            Some(_) => Ok(()),
+            None => Err(StoreError::Missing { kind, hash: *hash }),
         }
     }
 }

@@ -39,7 +39,7 @@ const SIBLINGS: [&str; 3] = ["source", "store", "sink"];
 
 /// The steps between formats, in a directory of their own: they work on stores, and only these
 /// reach them.
-const MIGRATIONS: (&str, [&str; 2]) = ("migrations", ["store", "migrate"]);
+const MIGRATIONS: (&str, [&str; 3]) = ("migrations", ["store", "migrate", "repair"]);
 
 /// Stands at the bottom, as every verb returns it, and yet wraps what can go wrong anywhere. So it
 /// may import from above, but error types only.

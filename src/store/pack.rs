@@ -358,7 +358,7 @@ pub(crate) struct Home {
 
 /// What the header of pack `number` says of the store; `None` if it is not in order.
 pub(crate) fn home(path: &Path, number: u32) -> io::Result<Option<Home>> {
-    let file = file::open_existing(path)?;
+    let file = file::open_to_read(path)?;
     let Ok((fixed, rest)) = read_header_bytes(&file, file.length_bytes()?, number)? else { return Ok(None) };
     let whole = [&fixed[..], &rest].concat();
     let u32_at = |at: usize| u32::from_le_bytes([fixed[at], fixed[at + 1], fixed[at + 2], fixed[at + 3]]);
