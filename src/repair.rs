@@ -30,6 +30,7 @@ use crate::store::read::{Check, Reader};
 use crate::store::tree::Tree;
 use crate::store::{Shared, Store, encode};
 use crate::sys::file;
+use crate::sys::heap;
 use crate::verify::{Problem, VerifyOptions};
 
 /// How to repair.
@@ -104,6 +105,7 @@ fn repair(path: &Path, options: &RepairOptions) -> Result<RepairReport, Error> {
     if !options.dry_run && !report.index_rebuilt {
         recall(store.shared())?;
         drop(store);
+        heap::give_back();
         store = open(true)?;
         report.index_rebuilt = true;
     }

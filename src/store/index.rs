@@ -40,6 +40,7 @@ use super::tree::{IndexEntry, Tree};
 use super::watermark::Watermark;
 use crate::hash::Hash;
 use crate::sys::file;
+use crate::sys::heap;
 
 /// When what is in memory goes to the database.
 #[derive(Clone, Copy, Debug)]
@@ -593,6 +594,8 @@ impl Index {
         state.overlays.iter_mut().for_each(|overlay| overlay.retain(|_, change| change.epoch > epoch));
         state.saved(epoch);
         drop(state);
+        // The cache of the old database, and what was in memory of the new one.
+        heap::give_back();
         remove(&new).map(|()| true)
     }
 }

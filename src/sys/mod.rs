@@ -3,6 +3,7 @@
 #[cfg_attr(not(feature = "fault-injection"), allow(dead_code, unreachable_pub))]
 pub(crate) mod call;
 pub(crate) mod file;
+pub(crate) mod heap;
 pub(crate) mod map;
 pub(crate) mod pagemap;
 pub(crate) mod process_memory;
