@@ -156,10 +156,6 @@ fn open_packs(dir: &Path, format: &Format, access: Access) -> Result<(Vec<Arc<Pa
     for (number, path) in pack::list(dir)? {
         match Pack::open(path.clone(), format, number, access)? {
             Ok(pack) => packs.push(pack),
-            // A power failure can leave the name of a pack that was just begun, and not its bytes.
-            Err(_) if file::is_zero(&path).map_err(StoreError::io("read", &path))? => {
-                remove(&path, "has nothing in it")?;
-            }
             Err(why) => unusable.push((path, why)),
         }
     }
@@ -327,11 +323,20 @@ fn catch_up(
         let may_be_torn = last_begun == Some(pack.number);
         let mut damaged = false;
         if pack.length_bytes() > indexed_bytes {
+            // Whoever wrote it may have been killed before it was durable, and from here on it is relied on.
+            if access == Access::Owner {
+                pack.sync()?;
+            }
             // What was durable once is no torn tail.
             let durable_bytes = durable_bytes.get(&pack.number).copied().unwrap_or(0);
             let durable_bytes = durable_bytes.max(index.durable_bytes(pack.number, pack.id));
             let torn_from = may_be_torn.then(|| indexed_bytes.max(durable_bytes));
-            let mut tail = Tail::scan(pack, indexed_bytes, torn_from, rebuilding, &meter)?;
+            // What is found goes into the index in chunks, and is saved: not all at once in memory.
+            let take_in = |found: Vec<IndexEntry>| -> Result<(), StoreError> {
+                other_deltas.append(&mut index.insert_found(found)?);
+                index.save_if_much()
+            };
+            let mut tail = Tail::scan(pack, indexed_bytes, torn_from, rebuilding, &meter, take_in)?;
             if access == Access::Owner {
                 for hole in &tail.torn_holes {
                     tracing::info!("filling {} bytes that a power failure took", hole.end - hole.start);
@@ -342,18 +347,11 @@ fn catch_up(
                 tracing::info!("cutting a torn tail of {} bytes", pack.length_bytes() - end_bytes);
                 pack.cut(end_bytes, access)?;
             }
-            // Whoever wrote it may have been killed before it was durable, and from here on it is relied on.
-            if access == Access::Owner {
-                pack.sync()?;
-            }
             for (offset_bytes, why) in &tail.damaged {
                 tracing::warn!("pack {} is damaged at byte {offset_bytes}: {why}", pack.number);
                 index.set_damage_known(true)?;
                 (damaged, damage_found) = (true, true);
             }
-            other_deltas.append(&mut index.insert_found(tail.objects)?);
-            // Of many packs, not all at once in memory.
-            index.save_if_much()?;
             facts.append(&mut tail.facts);
             ends.push((pack.number, pack.watermark(pack.length_bytes())));
         }
@@ -382,10 +380,12 @@ fn catch_up(
 /// How often progress is told.
 const TELL_BYTES: u64 = 1 << 20;
 
-/// What a pack holds past its watermark.
+/// So many objects go into the index at once: 4 MiB of them.
+const TAKE_IN_OBJECTS: usize = 64 << 10;
+
+/// What a pack holds past its watermark, but for the objects that the index is to know.
 #[derive(Default)]
 struct Tail {
-    objects: Vec<IndexEntry>,
     facts: Vec<Fact>,
     damaged: Vec<(u64, &'static str)>,
     /// Where to cut the pack.
@@ -410,16 +410,23 @@ impl Tail {
     ///
     /// Where several things were written and not yet durable, a power failure may also keep the later ones
     /// and lose earlier ones. That leaves a torn hole.
+    ///
+    /// Objects that are in no torn tail are given to `take_in`.
     fn scan(
         pack: &Pack,
         from_bytes: u64,
         torn_from: Option<u64>,
         rebuilding: bool,
         meter: &Meter,
+        mut take_in: impl FnMut(Vec<IndexEntry>) -> Result<(), StoreError>,
     ) -> Result<Tail, StoreError> {
         let bytes = pack.bytes(pack.length_bytes())?;
         let mut tail = Tail::default();
+        let offset_of_last =
+            |found: &[IndexEntry]| found.last().map(|(_, _, location)| location.offset_bytes);
         let (mut torn_at, mut holes) = (None, Vec::new());
+        // Those that were not taken in yet, and where the last one begins of all that stay.
+        let (mut objects, mut last_object) = (Vec::new(), 0);
         let mut told_bytes = from_bytes;
         let mut records = HashMap::new();
         // What came before this was durable.
@@ -435,7 +442,7 @@ impl Tail {
                 Scanned::Object { offset_bytes, header, payload } => {
                     let location = Location::new(pack.number, offset_bytes, &header);
                     match fact(&header, payload, location) {
-                        Ok(None) => tail.objects.push((Tree::of(header.kind), header.hash, location)),
+                        Ok(None) => objects.push((Tree::of(header.kind), header.hash, location)),
                         Ok(Some(fact)) => {
                             // A snapshot was acknowledged before another one followed it or it was forgotten.
                             let acknowledged = match &fact {
@@ -475,13 +482,18 @@ impl Tail {
                     }
                 }
             }
+            if torn_at.is_none() && objects.len() >= TAKE_IN_OBJECTS {
+                last_object = offset_of_last(&objects).unwrap_or(last_object);
+                take_in(std::mem::take(&mut objects))?;
+            }
         }
         if let Some(end_bytes) = torn_at {
-            tail.objects.retain(|(_, _, location)| location.offset_bytes < end_bytes);
+            objects.retain(|(_, _, location)| location.offset_bytes < end_bytes);
             holes.retain(|hole| hole.range.start < end_bytes);
         }
         // Without an index there is no telling a hole from damage, unless all that follows was written at once.
-        let last_object = tail.objects.last().map_or(0, |(_, _, location)| location.offset_bytes);
+        last_object = offset_of_last(&objects).unwrap_or(last_object);
+        take_in(objects)?;
         for Hole { range, why, is_torn } in holes {
             let is_torn = is_torn && (!rebuilding || range.start > last_object);
             match is_torn && range.start >= durable_bytes && Pack::can_fill(&range) {

@@ -236,21 +236,6 @@ pub(crate) fn write_whole(path: &Path, bytes: &[u8]) -> io::Result<()> {
     path.parent().map_or(Ok(()), sync_dir)
 }
 
-/// Whether a file has no bytes but zeros.
-pub(crate) fn is_zero(path: &Path) -> io::Result<bool> {
-    let mut buffer = vec![0; 1 << 20];
-    perform(Call::Read(path), || {
-        let mut file = std::fs::File::open(path)?;
-        loop {
-            match file.read(&mut buffer)? {
-                0 => return Ok(true),
-                length if buffer[..length].iter().any(|byte| *byte != 0) => return Ok(false),
-                _ => {}
-            }
-        }
-    })
-}
-
 /// Gives a file or directory another name; what has that name goes.
 pub(crate) fn rename(from: &Path, to: &Path) -> io::Result<()> {
     tell(Call::Rename(from, to), || std::fs::rename(from, to))

@@ -230,20 +230,6 @@ fn what_verify_took_out_of_the_index_is_healed_by_another_process() {
 }
 
 #[test]
-fn a_pack_that_was_just_begun_when_the_power_failed_is_in_nobodys_way() {
-    for content in [vec![], vec![0; 64], vec![0; 5000]] {
-        let vault = Vault::copy();
-        let begun = vault.pack().with_file_name("00000099.pack");
-        std::fs::write(&begun, content).unwrap();
-        let store = vault.open();
-        vault.assert_whole(&store);
-        heal(&store, &["b1"]);
-        assert_eq!(verify(&store).problems, []);
-        assert!(!begun.exists());
-    }
-}
-
-#[test]
 fn damage_in_a_pack_before_the_last_is_no_torn_tail_and_nothing_is_cut_there() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("store");

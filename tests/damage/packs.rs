@@ -34,6 +34,31 @@ fn a_pack_with_a_damaged_header_is_named_left_alone_and_brought_back_by_repair()
     }
 }
 
+#[test]
+fn a_pack_of_nothing_but_zeros_is_named_kept_and_set_aside_by_repair() {
+    // No crash leaves one: the header of a pack is durable before it has its name.
+    for content in [vec![], vec![0; 64], vec![0; 5000]] {
+        let vault = Vault::copy();
+        let zeros = vault.pack().with_file_name("00000099.pack");
+        std::fs::write(&zeros, &content).unwrap();
+        let store = vault.open();
+        vault.assert_whole(&store);
+        let report = verify(&store);
+        let [problem] = &report.problems[..] else { panic!("{report:?}") };
+        assert!(problem.kind == "pack" && problem.object.contains("00000099.pack"), "{problem:?}");
+        drop(store);
+        assert!(std::fs::read(&zeros).unwrap() == content);
+
+        let report = Store::repair(&vault.path, &RepairOptions::default()).unwrap();
+        assert_eq!((report.damaged.len(), report.lost_snapshots), (1, vec![]));
+        assert!(std::fs::read(vault.path.join("damaged/00000099.pack")).unwrap() == content);
+        assert!(!zeros.exists());
+        let store = vault.open();
+        vault.assert_whole(&store);
+        assert_eq!(verify(&store).problems, []);
+    }
+}
+
 /// A store of two packs: the records of `b1` and `c1` are in the second, the regions of `b1` in the first.
 fn two_packs() -> Vault {
     let vault = Vault::copy();
