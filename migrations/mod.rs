@@ -97,9 +97,14 @@ fn remove(dir: &Path) -> Result<(), StoreError> {
 }
 
 #[cfg(test)]
+#[path = "power_loss.rs"]
+mod power_loss;
+
+#[cfg(test)]
 mod tests {
     use super::*;
     use crate::fault_injection::{Call, Witness, watch};
+    use crate::store::pack;
     use crate::{CaptureOptions, Store};
     use std::io::{self, BufRead, BufReader};
     use std::path::PathBuf;
@@ -108,16 +113,26 @@ mod tests {
     use std::sync::atomic::{AtomicI64, Ordering};
     use std::time::{Duration, Instant};
 
-    /// A made-up step: copies the packs and writes a FORMAT of the next version.
+    /// A made-up step: copies the packs, with a file beside them by which they are known from those of other formats,
+    /// and writes a FORMAT of the next version.
     fn copy_and_raise(old: &Path, new: &Path) -> Result<(), StoreError> {
-        let packs = new.join(PACKS_DIR);
-        file::create_dir(&packs).map_err(StoreError::io("create", &packs))?;
-        for entry in std::fs::read_dir(old.join(PACKS_DIR)).unwrap() {
-            let entry = entry.unwrap();
-            std::fs::copy(entry.path(), packs.join(entry.file_name())).unwrap();
-        }
+        let (old_packs, packs) = (old.join(PACKS_DIR), new.join(PACKS_DIR));
         let mut format = format::Format::read_any(old)?;
         format.version += 1;
+        let write = |path: PathBuf, bytes: &[u8]| -> io::Result<()> {
+            let file = file::create_new(&path)?;
+            file.write_all_at(bytes, 0)?;
+            file.sync()
+        };
+        let copy = || -> io::Result<()> {
+            file::create_dir(&packs)?;
+            for (_, path) in pack::list(&old_packs).unwrap() {
+                write(packs.join(path.file_name().unwrap()), &std::fs::read(&path)?)?;
+            }
+            write(packs.join(OF_FORMAT), format.version.to_string().as_bytes())?;
+            file::sync_dir(&packs)
+        };
+        copy().map_err(StoreError::io("copy", old_packs))?;
         format.write(new)
     }
 
@@ -127,11 +142,14 @@ mod tests {
         Err(StoreError::WriteFailedMeanwhile)
     }
 
-    const MADE_UP: &[Step] =
+    /// The file that says to which format packs belong.
+    pub(super) const OF_FORMAT: &str = "of-format";
+
+    pub(super) const MADE_UP: &[Step] =
         &[Step { from: 1, apply: copy_and_raise }, Step { from: 2, apply: copy_and_raise }];
 
-    /// A store with a snapshot in it, and the bytes of its packs and FORMAT.
-    fn store(dir: &Path) -> (PathBuf, Vec<(PathBuf, Vec<u8>)>) {
+    /// A store with a snapshot in it, and the bytes of its FORMAT and its packs.
+    pub(super) fn store(dir: &Path) -> (PathBuf, Vec<(PathBuf, Vec<u8>)>) {
         let path = dir.join("store");
         let store = Store::options().create(&path).unwrap();
         store.process("p").capture(&[7u8; 100_000], &CaptureOptions::default()).unwrap();
@@ -142,8 +160,7 @@ mod tests {
 
     fn content(store: &Path) -> Vec<(PathBuf, Vec<u8>)> {
         let mut files = vec![store.join(FORMAT_FILE)];
-        files.extend(std::fs::read_dir(store.join(PACKS_DIR)).unwrap().map(|entry| entry.unwrap().path()));
-        files.sort();
+        files.extend(pack::list(&store.join(PACKS_DIR)).unwrap().into_iter().map(|(_, path)| path));
         files.into_iter().map(|path| (path.clone(), std::fs::read(&path).unwrap())).collect()
     }
 
