@@ -290,6 +290,33 @@ fn an_interrupted_watch_lets_a_running_process_run_on() {
 }
 
 #[test]
+fn an_interrupted_verify_or_repair_exits_with_130_and_harms_nothing() {
+    let vault = Vault::new();
+    let image = noise(40 << 20, 41);
+    let file = vault.file("image", &image);
+    vault.text(&["init", "--region-size", "512"]);
+    vault.capture_file(&file, "large");
+    for verb in ["verify", "repair"] {
+        // It may have been done before the signal came; then once more.
+        let was_interrupted = (0..100).any(|_| {
+            let mut running = vault.start(&[verb]);
+            if running.wait_until_it_reads_packs() {
+                running.signal(Signal::INT);
+            }
+            let done = running.wait();
+            assert!(matches!(done.code, Some(0 | 130)), "{verb}: {:?} {}", done.code, done.stderr);
+            done.code == Some(130)
+        });
+        assert!(was_interrupted, "{verb}");
+        assert_eq!(vault.run(&["cat", "latest"]).stdout, image, "{verb}");
+        assert!(vault.text(&["verify"]).contains("all in order"), "{verb}");
+        // `repair` sets the old index aside; nothing else is.
+        let damaged = fs::read_dir(vault.store().join("damaged")).into_iter().flatten().flatten();
+        assert!(damaged.map(|entry| entry.file_name()).all(|name| name == "index"), "{verb}");
+    }
+}
+
+#[test]
 fn a_command_that_cannot_be_started_is_told() {
     Vault::new().fails(6, "cannot start", &["watch", "--", "/no/such/program"]);
 }
@@ -475,6 +502,11 @@ fn a_flipped_byte_is_found_named_and_healed() {
     let report: Value = serde_json::from_slice(&done.stdout).unwrap();
     has_keys(&report, "index_rebuilt objects damaged lost_snapshots");
     assert_eq!(report["damaged"].as_array().unwrap().len(), 1, "{report}");
+    for path in everything_below(&vault.store().join("damaged")) {
+        let expected = if path.is_dir() { 0o700 } else { 0o600 };
+        assert_eq!(fs::metadata(&path).unwrap().mode() & 0o777, expected, "{}", path.display());
+    }
+    assert!(vault.store().join("damaged/REPORT.txt").is_file());
     vault.capture_file(&file, "again");
     assert_eq!(vault.json(&["verify"])["problems"], serde_json::json!([]));
     assert_eq!(vault.run(&["cat", &hit]).stdout, noise(1 << 20, 11), "capturing the same memory heals");

@@ -185,6 +185,18 @@ impl Running {
         }
     }
 
+    /// Waits until it reads packs. Says whether it did before it ended.
+    pub(crate) fn wait_until_it_reads_packs(&mut self) -> bool {
+        while self.child.try_wait().unwrap().is_none() {
+            let maps = fs::read_to_string(format!("/proc/{}/maps", self.pid())).unwrap_or_default();
+            if maps.contains(".pack") {
+                return true;
+            }
+            std::thread::sleep(Duration::from_micros(200));
+        }
+        false
+    }
+
     pub(crate) fn signal(&self, signal: Signal) {
         let pid = Pid::from_raw(i32::try_from(self.pid()).unwrap()).unwrap();
         kill_process(pid, signal).unwrap();
