@@ -6,19 +6,32 @@
 //! come, go, move, grow, shrink and split; some are not captured, and what is zero is often not
 //! shown as populated.
 //!
+//! In some histories the process is killed, or the power fails, in the middle of a step: what was acknowledged is
+//! there afterwards, what was under way is or is not, and nothing else is.
+//!
 //! `PROPTEST_CASES=1000 cargo test --test history` looks further.
 
 // A helper of a test may fail as the test itself may.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::cast_possible_truncation)]
 
+#[allow(dead_code)]
+#[path = "common/disk.rs"]
+mod disk;
+mod seam {
+    pub(crate) use stillframe::fault_injection::{Call, Witness};
+}
+
 use std::collections::{BTreeSet, HashMap};
 use std::ops::Range;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use disk::{Disk, Failure};
 use proptest::prelude::*;
 use proptest::sample::Index;
+use stillframe::fault_injection::{Watching, watch};
 use stillframe::{
     AddressRange, AddressSpace, Attachment, Capture, CaptureOptions, Codec, CopyOut, Error, Frozen,
     GcOptions, Hash, InPlace, Labels, Mapping, MappingKind, Memory, Origin, Protection, RegionSize,
@@ -243,7 +256,32 @@ enum Step {
     },
     Reopen,
     LoseTheIndex,
+    /// The process does not survive the step within.
+    Crash {
+        during: Box<Step>,
+        /// So many changes of files were still made.
+        changes: usize,
+        how: Crash,
+    },
     Check,
+}
+
+/// How a process ends.
+#[derive(Clone, Copy, Debug)]
+enum Crash {
+    /// Everything that was written stays.
+    Killed,
+    /// What was not durable is lost in the way of this number; of the index there is what [`disk::Model::crash_index`]
+    /// leaves.
+    PowerFailure { number: u64, seed: u64, index: u64 },
+}
+
+/// Lengths of areas that are so small that a step is soon over.
+fn small_lengths() -> impl Strategy<Value = usize> {
+    prop_oneof![
+        2 => prop_oneof![Just(512usize), Just(4096)].prop_flat_map(|bytes| bytes - 1..=bytes + 1),
+        4 => 1..60_000usize,
+    ]
 }
 
 fn lengths() -> impl Strategy<Value = usize> {
@@ -268,16 +306,10 @@ fn fills() -> impl Strategy<Value = Fill> {
     ]
 }
 
-fn steps() -> impl Strategy<Value = Step> {
+/// What changes the memory of the processes.
+fn changes<L: Strategy<Value = usize> + 'static>(lengths: fn() -> L) -> impl Strategy<Value = Step> {
     let process = || 0..PROCESSES.len();
     let odd = || prop_oneof![Just(0u64), 0..5000u64];
-    let access = prop_oneof![
-        Just(Access::InPlace),
-        Just(Access::Shared),
-        prop_oneof![Just(0usize), Just(64 << 20)]
-            .prop_map(|staging_bytes| Access::UntilRelease { staging_bytes }),
-    ];
-    let exclude = proptest::collection::vec((0..4u64, 0..100_000u64, 1..300_000u64), 0..3);
     prop_oneof![
         6 => (process(), 0..4u64, odd(), lengths(), fills(), proptest::bool::weighted(0.85)).prop_map(
             |(process, slot, odd, length, fill, captured)| Step::Map { process, slot, odd, length, fill, captured }
@@ -293,6 +325,20 @@ fn steps() -> impl Strategy<Value = Step> {
             |(process, area, at, length, fill)| Step::Write { process, area, at, length, fill }
         ),
         1 => (process(), any::<Index>()).prop_map(|(process, snapshot)| Step::RollBack { process, snapshot }),
+    ]
+}
+
+/// What is done with the store.
+fn operations() -> impl Strategy<Value = Step> {
+    let process = || 0..PROCESSES.len();
+    let access = prop_oneof![
+        Just(Access::InPlace),
+        Just(Access::Shared),
+        prop_oneof![Just(0usize), Just(64 << 20)]
+            .prop_map(|staging_bytes| Access::UntilRelease { staging_bytes }),
+    ];
+    let exclude = proptest::collection::vec((0..4u64, 0..100_000u64, 1..300_000u64), 0..3);
+    prop_oneof![
         10 => (process(), access, prop_oneof![Just(4096usize), Just(1000), Just(1 << 30)], exclude, any::<Option<u8>>())
             .prop_map(|(process, access, grain_bytes, exclude, label)| {
                 Step::Capture { process, access, grain_bytes, exclude, label }
@@ -304,8 +350,27 @@ fn steps() -> impl Strategy<Value = Step> {
             .prop_map(|max_unused_percent| Step::Gc { max_unused_percent }),
         1 => Just(Step::Reopen),
         1 => Just(Step::LoseTheIndex),
-        1 => Just(Step::Check),
     ]
+}
+
+fn steps() -> impl Strategy<Value = Step> {
+    prop_oneof![20 => changes(lengths), 18 => operations(), 1 => Just(Step::Check)]
+}
+
+/// Steps among which are some that the process does not survive.
+fn steps_and_crashes() -> impl Strategy<Value = Step> {
+    let how = prop_oneof![
+        1 => Just(Crash::Killed),
+        3 => (0..20u64, any::<u64>(), 0..3u64)
+            .prop_map(|(number, seed, index)| Crash::PowerFailure { number, seed, index }),
+    ];
+    // A capture makes some dozen changes, gc and opening fewer.
+    let crash = (operations(), 0..24usize, how).prop_map(|(during, changes, how)| Step::Crash {
+        during: Box::new(during),
+        changes,
+        how,
+    });
+    prop_oneof![8 => changes(small_lengths), 8 => operations(), 4 => crash, 1 => Just(Step::Check)]
 }
 
 /// Bytes of one sort. Equal noise is equal from its first byte on.
@@ -367,10 +432,32 @@ fn hash(bytes: &[u8]) -> Hash {
     if bytes.iter().all(|byte| *byte == 0) { Hash::ZERO } else { Hash::of(bytes) }
 }
 
+/// What failed, and may have come to pass all the same.
+struct UnderWay {
+    error: Error,
+    what: What,
+}
+
+enum What {
+    Capture(Box<Kept>),
+    Forget(Vec<SnapshotId>),
+    Label(SnapshotId, Labels),
+    /// Nothing that anybody would see.
+    Other,
+}
+
+impl std::fmt::Debug for UnderWay {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{:?}", self.error)
+    }
+}
+
 struct World {
     _dir: tempfile::TempDir,
     path: PathBuf,
     files: PathBuf,
+    /// What the store is on, where there are crashes.
+    disk: Option<(Arc<Disk>, Watching)>,
     store: Option<Store>,
     region_bytes: usize,
     memory: Vec<Vec<Area>>,
@@ -382,21 +469,44 @@ struct World {
 
 impl World {
     fn new(region_size: RegionSize) -> World {
-        let dir = tempfile::tempdir().unwrap();
-        let (path, files) = (dir.path().join("store"), dir.path().join("files"));
+        World::begin(region_size, false)
+    }
+
+    /// One on a disk that can crash.
+    fn that_can_crash(region_size: RegionSize) -> World {
+        World::begin(region_size, true)
+    }
+
+    fn begin(region_size: RegionSize, can_crash: bool) -> World {
+        let dir = disk::scratch();
+        let (path, files) = (dir.path().join("disk/store"), dir.path().join("files"));
         std::fs::create_dir(&files).unwrap();
-        let store = Store::options().region_size(region_size).create(&path).unwrap();
-        World {
+        std::fs::create_dir(path.parent().unwrap()).unwrap();
+        let mut world = World {
             _dir: dir,
             path,
             files,
-            store: Some(store),
+            disk: None,
+            store: None,
             region_bytes: region_size.bytes(),
             memory: vec![Vec::new(); PROCESSES.len()],
             kept: HashMap::new(),
             line: Vec::new(),
             forgotten: Vec::new(),
+        };
+        if can_crash {
+            world.put_in();
         }
+        world.store = Some(Store::options().region_size(region_size).create(&world.path).unwrap());
+        world
+    }
+
+    /// Watches the disk that the store is on.
+    fn put_in(&mut self) {
+        let root = self.path.parent().unwrap();
+        let disk = Disk::new(root);
+        disk.watch_index(self.path.join("index"));
+        self.disk = Some((disk.clone(), watch(root, disk)));
     }
 
     fn store(&self) -> &Store {
@@ -442,45 +552,137 @@ impl World {
                     self.memory[*process] = self.kept[snapshot.get(&self.line)].areas.clone();
                 }
             }
-            Step::Capture { process, access, grain_bytes, exclude, label } => {
-                self.capture(*process, *access, *grain_bytes, exclude, *label);
-            }
-            Step::Label { snapshot, key, value } => {
-                if !self.line.is_empty() {
-                    let id = *snapshot.get(&self.line);
-                    let (key, value) = (format!("key {key}"), value.map(|value| value.to_string()));
-                    let labelled = self.store().label(id, &[(key.clone(), value.clone())]).unwrap();
-                    let found = labelled.labels().clone();
-                    let labels = &mut self.kept.get_mut(&id).unwrap().labels;
-                    match value {
-                        Some(value) => drop(labels.insert(key, value)),
-                        None => drop(labels.remove(&key)),
-                    }
-                    assert_eq!(found, self.kept[&id].labels);
-                }
-            }
-            Step::Forget { snapshots } => {
-                if !self.line.is_empty() {
-                    let ids: BTreeSet<SnapshotId> = snapshots.iter().map(|at| *at.get(&self.line)).collect();
-                    let ids: Vec<SnapshotId> = ids.into_iter().collect();
-                    self.store().forget(&ids).unwrap();
-                    self.line.retain(|id| !ids.contains(id));
-                    ids.iter().for_each(|id| drop(self.kept.remove(id)));
-                    self.forgotten.extend(ids);
-                }
-            }
             Step::Gc { max_unused_percent } => self.gc(*max_unused_percent),
-            Step::Reopen => {
-                self.store = None;
-                self.store = Some(Store::open(&self.path).unwrap());
-            }
-            Step::LoseTheIndex => {
-                self.store = None;
-                std::fs::remove_dir_all(self.path.join("index")).unwrap();
-                self.store = Some(Store::open(&self.path).unwrap());
-            }
+            Step::Crash { during, changes, how } => self.crash(during, *changes, *how),
             Step::Check => self.check(),
+            operation => self.attempt(operation).unwrap(),
         }
+    }
+
+    /// Does something with the store and ends the process in the middle of it, or right after.
+    fn crash(&mut self, during: &Step, changes: usize, how: Crash) {
+        let disk = self.disk.as_ref().unwrap().0.clone();
+        disk.stop_after(changes);
+        let done = self.attempt(during);
+        disk.stop_after(0);
+        self.store = None;
+        let (model, index) = (disk.model(), self.path.join("index"));
+        match how {
+            Crash::Killed => {
+                // The index that there was then, and not the one that was closed in good order since.
+                let _ = std::fs::remove_dir_all(&index);
+                model.crash_index(1, 0, &index);
+                disk.go_on();
+            }
+            Crash::PowerFailure { number, seed, index: which } => {
+                self.disk = None;
+                let root = self.path.parent().unwrap();
+                std::fs::remove_dir_all(root).unwrap();
+                std::fs::create_dir(root).unwrap();
+                model.crash(Failure::numbered(number, seed), root);
+                model.crash_index(which, seed, &index);
+                self.put_in();
+            }
+        }
+        self.store = Some(Store::open(&self.path).unwrap());
+        if let Err(under_way) = done {
+            self.learn(under_way);
+        }
+        self.check();
+    }
+
+    /// Does something with the store that may fail.
+    fn attempt(&mut self, step: &Step) -> Result<(), UnderWay> {
+        let other = |error| UnderWay { error, what: What::Other };
+        let open = |path| Store::open(path).map_err(Error::from).map_err(other);
+        match step {
+            Step::Capture { process, access, grain_bytes, exclude, label } => {
+                self.capture(*process, *access, *grain_bytes, exclude, *label)
+            }
+            Step::Label { snapshot, key, value } => self.label(snapshot, *key, *value),
+            Step::Forget { snapshots } => self.forget(snapshots),
+            Step::Gc { max_unused_percent } => {
+                let options = GcOptions { max_unused_percent: *max_unused_percent, ..GcOptions::default() };
+                self.store().gc(&options).map(drop).map_err(other)
+            }
+            Step::LoseTheIndex | Step::Reopen => {
+                self.store = None;
+                if matches!(step, Step::LoseTheIndex) {
+                    std::fs::remove_dir_all(self.path.join("index")).unwrap();
+                }
+                self.store = Some(open(&self.path)?);
+                Ok(())
+            }
+            other => panic!("{other:?} is nothing that a store does"),
+        }
+    }
+
+    /// Asks the store whether what was under way has come to pass.
+    fn learn(&mut self, UnderWay { what, .. }: UnderWay) {
+        match what {
+            What::Capture(kept) => {
+                let snapshots = self.store().snapshots();
+                let mut new = snapshots.iter().filter(|snapshot| !self.kept.contains_key(&snapshot.id()));
+                if let Some(snapshot) = new.next() {
+                    let id = snapshot.id();
+                    assert!(new.next().is_none() && !self.forgotten.contains(&id));
+                    assert_eq!(snapshot.record().process, PROCESSES[kept.process]);
+                    // The record may be there without the labels, which are written behind it.
+                    let labels = snapshot.labels().clone();
+                    assert!(labels == kept.labels || labels.is_empty(), "{labels:?}");
+                    self.kept.insert(id, Kept { labels, ..*kept });
+                    self.line.push(id);
+                }
+            }
+            What::Forget(ids) => {
+                let gone = |id: &SnapshotId| self.store().snapshot(*id).is_err();
+                let gone = ids.into_iter().filter(gone).collect();
+                self.forgot(gone);
+            }
+            What::Label(id, labels) => {
+                let found = self.store().snapshot(id).unwrap().labels().clone();
+                let known = self.kept.get_mut(&id).unwrap();
+                assert!(found == known.labels || found == labels, "{found:?}");
+                known.labels = found;
+            }
+            What::Other => {}
+        }
+    }
+
+    fn label(&mut self, snapshot: &Index, key: u8, value: Option<u8>) -> Result<(), UnderWay> {
+        if self.line.is_empty() {
+            return Ok(());
+        }
+        let id = *snapshot.get(&self.line);
+        let (key, value) = (format!("key {key}"), value.map(|value| value.to_string()));
+        let mut labels = self.kept[&id].labels.clone();
+        match &value {
+            Some(value) => drop(labels.insert(key.clone(), value.clone())),
+            None => drop(labels.remove(&key)),
+        }
+        let labelled = self.store().label(id, &[(key, value)]);
+        let labelled = labelled.map_err(|error| UnderWay { error, what: What::Label(id, labels.clone()) })?;
+        assert_eq!(*labelled.labels(), labels);
+        self.kept.get_mut(&id).unwrap().labels = labels;
+        Ok(())
+    }
+
+    fn forget(&mut self, snapshots: &[Index]) -> Result<(), UnderWay> {
+        if self.line.is_empty() {
+            return Ok(());
+        }
+        let ids: BTreeSet<SnapshotId> = snapshots.iter().map(|at| *at.get(&self.line)).collect();
+        let ids: Vec<SnapshotId> = ids.into_iter().collect();
+        let forgotten = self.store().forget(&ids);
+        forgotten.map_err(|error| UnderWay { error, what: What::Forget(ids.clone()) })?;
+        self.forgot(ids);
+        Ok(())
+    }
+
+    fn forgot(&mut self, ids: Vec<SnapshotId>) {
+        self.line.retain(|id| !ids.contains(id));
+        ids.iter().for_each(|id| drop(self.kept.remove(id)));
+        self.forgotten.extend(ids);
     }
 
     /// Adds an area unless it is empty or another one is there.
@@ -505,7 +707,7 @@ impl World {
         grain_bytes: usize,
         exclude: &[(u64, u64, u64)],
         label: Option<u8>,
-    ) {
+    ) -> Result<(), UnderWay> {
         let exclude: Vec<AddressRange> = exclude
             .iter()
             .map(|(slot, odd, length)| {
@@ -525,9 +727,6 @@ impl World {
         if let Access::UntilRelease { staging_bytes } = access {
             options.staging_bytes = staging_bytes;
         }
-        let made = Made { areas: &self.memory[process], access, grain_bytes };
-        let capture = self.store().process(PROCESSES[process]).capture(&made, &options).unwrap();
-
         let mut areas = self.memory[process].clone();
         for area in &mut areas {
             let range = AddressRange::new(area.start, area.end()).unwrap();
@@ -538,9 +737,16 @@ impl World {
         }
         let parent = self.line.iter().rfind(|id| self.kept[*id].process == process).copied();
         let kept = Kept { process, parent, areas, labels };
+        let made = Made { areas: &self.memory[process], access, grain_bytes };
+        let captured = self.store().process(PROCESSES[process]).capture(&made, &options);
+        let capture = match captured {
+            Ok(capture) => capture,
+            Err(error) => return Err(UnderWay { error, what: What::Capture(Box::new(kept)) }),
+        };
         self.check_capture(&capture, &kept);
         assert!(self.kept.insert(capture.id, kept).is_none(), "every snapshot has an id of its own");
         self.line.push(capture.id);
+        Ok(())
     }
 
     /// What a capture says that it did.
@@ -622,7 +828,10 @@ impl World {
         }
         let report = store.verify(&VerifyOptions::default()).unwrap();
         assert_eq!(report.problems, []);
-        assert!(!self.path.join("damaged").exists());
+        // An index of before may be of no use.
+        let damaged = std::fs::read_dir(self.path.join("damaged")).into_iter().flatten().flatten();
+        let set_aside: Vec<_> = damaged.map(|entry| entry.file_name()).collect();
+        assert!(set_aside.iter().all(|name| self.disk.is_some() && name == "index"), "{set_aside:?}");
     }
 
     fn check_snapshot(&self, id: SnapshotId, kept: &Kept) {
@@ -663,15 +872,16 @@ impl World {
 
 // ---- The tests ----------------------------------------------------------------------------------
 
-/// As many as fit into half a minute, unless the environment asks for more.
-fn config() -> ProptestConfig {
+/// So many, unless the environment asks for more.
+fn config(cases: u32) -> ProptestConfig {
     let asked_for = std::env::var("PROPTEST_CASES").is_ok();
-    let cases = if asked_for { ProptestConfig::default().cases } else { 160 };
+    let cases = if asked_for { ProptestConfig::default().cases } else { cases };
     ProptestConfig { cases, failure_persistence: None, max_shrink_iters: 400, ..ProptestConfig::default() }
 }
 
 proptest! {
-    #![proptest_config(config())]
+    // They take half a minute.
+    #![proptest_config(config(160))]
 
     #[test]
     fn a_store_agrees_with_a_naive_model_after_any_history(
@@ -685,6 +895,22 @@ proptest! {
                 world.check();
             }
         }
+        world.check();
+        world.apply(&Step::LoseTheIndex);
+        world.check();
+    }
+}
+
+proptest! {
+    #![proptest_config(config(60))]
+
+    #[test]
+    fn a_store_agrees_with_a_naive_model_after_any_history_with_crashes(
+        region_size in prop_oneof![Just(512u32), Just(4096)],
+        steps in proptest::collection::vec(steps_and_crashes(), 1..40),
+    ) {
+        let mut world = World::that_can_crash(RegionSize::new(region_size).unwrap());
+        steps.iter().for_each(|step| world.apply(step));
         world.check();
         world.apply(&Step::LoseTheIndex);
         world.check();

@@ -13,6 +13,7 @@
 // A helper of a test may fail as the test itself may.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::cast_possible_truncation)]
 
+#[allow(dead_code)]
 #[path = "common/disk.rs"]
 mod disk;
 mod seam {
@@ -339,17 +340,20 @@ fn look_at(path: &Path, expected: &Expected, seed: u64) -> Result<()> {
             false => Store::options().open_or_create(path),
         };
         let store = open().context("it does not open")?;
+        let told = warnings.0.lock().unwrap().clone();
+        let index_is_lost = told.iter().any(|line| line.contains("rebuilt") || line.contains("rebuilding"));
+        let side_by_side = expected.side_by_side && index_is_lost;
+        let expected = &Expected { side_by_side, ..expected.clone() };
         expected.check(&store)?;
         let damaged = std::fs::read_dir(path.join("damaged")).into_iter().flatten().flatten();
         let set_aside = damaged.filter(|entry| entry.file_name() != "index").count();
         let least = expected.set_aside + usize::from(expected.broken);
         ensure!(set_aside >= least, "{set_aside} packs are set aside, not {least}");
         ensure!(least > 0 || set_aside == 0, "{set_aside} packs were taken for damaged");
-        let warnings = warnings.0.lock().unwrap().clone();
         let of_damage = |line: &&String| {
             line.contains("damaged") || line.contains("not usable") || line.contains("not in order")
         };
-        let of_damage = warnings.iter().find(of_damage);
+        let of_damage = told.iter().find(of_damage);
         ensure!(of_damage.is_none() || expected.broken || expected.side_by_side, "a warning: {of_damage:?}");
         // Work goes on.
         let mut now = expected.clone();
@@ -376,18 +380,7 @@ fn fail(model: &Model, failure: Failure, index: u64, expected: &Expected) -> Res
     let describe = || format!("{failure:?}, index {index}");
     model.crash(failure, dir.path());
     if path.is_dir() {
-        let indexes = &model.indexes;
-        let mut draw = Draw(failure.seed);
-        let any = |draw: &mut Draw| indexes[draw.below(indexes.len() as u64) as usize].clone();
-        match (index, indexes.last()) {
-            (1, Some(newest)) => disk::write_index(&path.join("index"), newest),
-            (2, Some(_)) => disk::write_index(&path.join("index"), &any(&mut draw)),
-            (3, Some(newest)) => {
-                let mixed = disk::mixed(&any(&mut draw), newest, draw.next());
-                disk::write_index(&path.join("index"), &mixed);
-            }
-            _ => {}
-        }
+        model.crash_index(index, failure.seed, &path.join("index"));
     }
     let _watching = watch(dir.path(), Arc::new(disk::NothingDurable));
     let looked = catch_unwind(AssertUnwindSafe(|| look_at(&path, expected, failure.seed)));

@@ -140,6 +140,24 @@ pub(crate) struct Model {
     pub(crate) indexes: Vec<Arc<IndexFiles>>,
 }
 
+impl Model {
+    /// Writes an index, if there ever was one: 0 for none, 1 for the newest, 2 for any, 3 for one mixed of two.
+    pub(crate) fn crash_index(&self, which: u64, seed: u64, into: &Path) {
+        let Some(newest) = self.indexes.last() else { return };
+        let mut draw = Draw(seed);
+        let any = |draw: &mut Draw| &self.indexes[draw.below(self.indexes.len() as u64) as usize];
+        match which {
+            1 => write_index(into, newest),
+            2 => write_index(into, any(&mut draw)),
+            3 => {
+                let mixed = mixed(any(&mut draw), newest, draw.next());
+                write_index(into, &mixed);
+            }
+            _ => {}
+        }
+    }
+}
+
 /// What survives of the changes of a sort.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Entry {
@@ -585,6 +603,11 @@ impl Disk {
         self.inner().changes_left.take() == Some(0)
     }
 
+    /// What there is, durable and not.
+    pub(crate) fn model(&self) -> Model {
+        self.inner().model.clone()
+    }
+
     pub(crate) fn history(&self) -> Vec<Event> {
         self.inner().history.clone()
     }
@@ -628,13 +651,14 @@ impl Witness for Disk {
         }
         let mut inner = self.inner();
         let inner = &mut *inner;
-        inner.copy_index();
         let is_read = matches!(call, Call::Open(_) | Call::Read(_) | Call::List(_) | Call::Map(..));
         match &mut inner.changes_left {
             Some(0) => return Err(io::Error::other("the process is as good as dead")),
             Some(left) if !is_read => *left -= 1,
             _ => {}
         }
+        // Whoever is dead changes no index either.
+        inner.copy_index();
         let below = |path: &Path| path.strip_prefix(&self.root).unwrap().to_owned();
         let node = |inner: &Inner, file: &fs::File| inner.inodes[&file.metadata().unwrap().ino()];
         act()?;
