@@ -103,9 +103,10 @@ mod power_loss;
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::fault_injection::{Call, Witness, watch};
+    use crate::CaptureOptions;
+    pub(super) use crate::Store;
+    pub(super) use crate::fault_injection::{Call, Witness, watch};
     use crate::store::pack;
-    use crate::{CaptureOptions, Store};
     use std::io::{self, BufRead, BufReader};
     use std::path::PathBuf;
     use std::process::{Command, Stdio};

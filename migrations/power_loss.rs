@@ -4,7 +4,7 @@
 #[path = "../tests/common/disk.rs"]
 mod disk;
 mod seam {
-    pub(super) use crate::fault_injection::{Call, Witness};
+    pub(super) use super::super::tests::{Call, Witness};
 }
 
 use std::ops::Range;
@@ -14,10 +14,8 @@ use std::sync::Arc;
 use anyhow::{Context, Result, ensure};
 use disk::{Disk, Event, Failure, IndexFiles, Model};
 
-use super::tests::{MADE_UP, OF_FORMAT, store};
+use super::tests::{MADE_UP, OF_FORMAT, Store, store, watch};
 use super::*;
-use crate::Store;
-use crate::fault_injection::watch;
 use crate::store::pack;
 
 /// A migration over two steps, call by call.
