@@ -82,7 +82,9 @@ fn a_base_that_cannot_be_read_is_an_error_and_no_damage() {
     store.forget(&[garbage]).unwrap();
     assert!(store.gc(&GcOptions::default()).unwrap().packs_rewritten > 0);
     let whole = path.join("packs/00000002.pack");
+    // Each region is another one, and it is longer: only the bases of its regions are elsewhere.
     memory.iter_mut().step_by(10_000).for_each(|byte| *byte ^= 1);
+    memory.extend(noise::noise(100_000, 5));
     let second = store.process("web").capture(&memory[..], &CaptureOptions::default()).unwrap();
     assert!(second.delta_regions > 0, "{second:?}");
     let bytes = std::fs::read(&whole).unwrap();
