@@ -30,7 +30,7 @@ const EIO: i32 = 5;
 
 const KIB: usize = 1024;
 
-/// All stores here have packs of about this size.
+/// All stores here are begun with packs of about this size.
 const SEAL_BYTES: u64 = 300 * KIB as u64;
 
 /// All tombstones of a store here take less.
@@ -160,6 +160,8 @@ struct Built {
 impl Built {
     /// Of sizes in KiB, and whether it is kept.
     fn new(sizes: &[(usize, bool)]) -> Built {
+        static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
+        let _one_at_a_time = ONE_AT_A_TIME.lock().unwrap();
         let dir = tempfile::tempdir().unwrap();
         let store = create(&dir.path().join("store"));
         let (mut live, mut dead) = (Snapshots::new(), Vec::new());
@@ -173,6 +175,8 @@ impl Built {
         }
         store.forget(&dead).unwrap();
         drop(store);
+        // gc would make one pack of them all.
+        set_seal_bytes(256 << 20);
         Built { dir, live }
     }
 
