@@ -44,7 +44,7 @@ fn create(path: &Path) -> Store {
 }
 
 fn capture(store: &Store, memory: &[u8], seed: u64) -> Result<SnapshotId, Error> {
-    store.process(&format!("p{seed}")).capture(memory, &CaptureOptions::default()).map(|done| done.id)
+    store.process(format!("p{seed}")).capture(memory, &CaptureOptions::default()).map(|done| done.id)
 }
 
 /// All of them are there and nothing else, byte by byte.

@@ -3,7 +3,7 @@
 
 mod sample;
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, hash_map};
 use std::sync::Mutex;
 
 use rayon::prelude::*;
@@ -382,7 +382,7 @@ impl<'a> Verification<'a> {
                     missing(Kind::Table, *table);
                     continue;
                 }
-                if !tables.contains_key(&as_placed) {
+                if let hash_map::Entry::Vacant(unseen) = tables.entry(as_placed) {
                     let hashes = reader.hashes(Kind::Table, table, place.regions);
                     let Some(hashes) = self.unless_malformed(*id, (Kind::Table, *table), hashes)? else {
                         continue;
@@ -397,7 +397,7 @@ impl<'a> Verification<'a> {
                         fine.insert(as_placed);
                         continue;
                     }
-                    tables.insert(as_placed, lost);
+                    unseen.insert(lost);
                 }
                 for hash in tables.get(&as_placed).into_iter().flatten() {
                     missing(Kind::Region, *hash);

@@ -1,6 +1,6 @@
 //! A sample of the store: some objects, spread over all packs, and what the store has in all.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{HashMap, HashSet, hash_map};
 
 use rayon::prelude::*;
 
@@ -214,14 +214,14 @@ impl Verification<'_> {
             let (root, space) = both.unwrap_or_default();
             needed.extend(root.iter().map(|table| (Kind::Table, *table)));
             for (table, place) in root.iter().zip(table::places(&space, record.region_size)) {
-                if !tables.contains_key(table) {
+                if let hash_map::Entry::Vacant(unseen) = tables.entry(*table) {
                     let hashes = match reader.hashes(Kind::Table, table, place.regions) {
                         Err(error) if error.is_damage() => Vec::new(),
                         other => other?,
                     };
                     let regions = hashes.into_iter().map(|hash| (Kind::Region, hash));
                     let wrong = regions.filter(|(_, hash)| damaged.contains_key(hash)).collect();
-                    tables.insert(*table, wrong);
+                    unseen.insert(wrong);
                 }
                 needed.extend(tables.get(table).into_iter().flatten().copied());
             }
