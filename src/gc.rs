@@ -3,7 +3,7 @@
 //! Mark, condemn, drop, compact; `store/gate.rs` says why captures can go on meanwhile. It needs 8
 //! bytes of memory for each region and object, beside what the index takes.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, HashSet, VecDeque};
 use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -23,6 +23,7 @@ use crate::store::pack::{self, Pack};
 use crate::store::read::{Check, Reader};
 use crate::store::tree::{IndexEntry, Tree};
 use crate::store::{Shared, Store, encode_tombstone};
+use crate::sys::file;
 use crate::table;
 
 /// How to collect.
@@ -69,7 +70,8 @@ impl Store {
     ///
     /// # Errors
     ///
-    /// When the store cannot be read or written. If a table is damaged, or a whole pack with records
+    /// When the store cannot be read or written. On a full disk what can be freed is, which is no error; if that is
+    /// nothing, the error says how much must be free besides. If a table is damaged, or a whole pack with records
     /// in it, nobody can know what it needed, and nothing is collected. If the index lacks what a snapshot needs and no damage is
     /// known, it refuses as well: [`repair`](Store::repair) builds the index anew.
     pub fn gc(&self, options: &GcOptions) -> Result<GcStats, Error> {
@@ -199,7 +201,9 @@ impl<'a> Collecting<'a> {
         self.shared.settle_all();
         let needed: HashSet<SnapshotId> = self.shared.catalog().all().map(|(id, _)| *id).collect();
         let keep = KeepLive { shared: self.shared, condemned, needed };
-        for (packs, _) in groups {
+        let mut waiting: VecDeque<Vec<Arc<Pack>>> = groups.into_iter().map(|(packs, _)| packs).collect();
+        let mut crowded = Crowded { live_bytes: &live_bytes, room_made: false, left: Vec::new(), why: None };
+        while let Some(packs) = waiting.pop_front() {
             options.progress.check()?;
             match compact(self.shared, &packs, &keep, false) {
                 Ok(Compacted { removed, removed_bytes, written_bytes }) => {
@@ -211,14 +215,13 @@ impl<'a> Collecting<'a> {
                     };
                     *count += removed;
                 }
-                // The packs with the least to copy come first. What they gave may be enough.
-                Err(error @ StoreError::DiskFull { .. }) if stats.freed_bytes > 0 => {
-                    tracing::warn!("{error}; what was freed so far stays free, run gc again");
-                    break;
+                Err(error @ StoreError::DiskFull { .. }) => {
+                    crowded.out_of_room(self.shared, packs, error, &mut waiting)?;
                 }
                 Err(error) => return Err(error.into()),
             }
         }
+        crowded.end(self.shared, &stats)?;
         Ok(stats)
     }
 
@@ -337,6 +340,73 @@ impl<'a> Collecting<'a> {
         Ok(index.take_out(dead.into_iter())?)
     }
 }
+
+/// A gc on a disk that is full: what it does about it, and what it had to leave.
+struct Crowded<'a> {
+    live_bytes: &'a BTreeMap<u32, u64>,
+    /// Whether the index was asked for its room.
+    room_made: bool,
+    /// Packs of which what is needed could not be copied.
+    left: Vec<Arc<Pack>>,
+    why: Option<StoreError>,
+}
+
+impl Crowded<'_> {
+    /// There was no room to copy what is needed of these. The index gives its room, once: it can be built anew.
+    /// Then they are tried one by one, those with the least to copy first, as each gives room for the next. One that is
+    /// alone is left.
+    fn out_of_room(
+        &mut self,
+        shared: &Shared,
+        packs: Vec<Arc<Pack>>,
+        error: StoreError,
+        waiting: &mut VecDeque<Vec<Arc<Pack>>>,
+    ) -> Result<(), StoreError> {
+        // Of what could not be finished nothing may stay before anything else is replaced.
+        shared.log.clear_away(Vec::new())?;
+        // Where there is damage the index may have what the packs have lost.
+        if !std::mem::replace(&mut self.room_made, true)
+            && !shared.damage_known()
+            && shared.index().make_room()?
+        {
+            waiting.push_front(packs);
+        } else if packs.len() > 1 {
+            packs.into_iter().rev().for_each(|pack| waiting.push_front(vec![pack]));
+        } else {
+            self.left.extend(packs);
+            self.why.get_or_insert(error);
+        }
+        Ok(())
+    }
+
+    /// An error if nothing could be freed, and a warning if not all.
+    fn end(self, shared: &Shared, stats: &GcStats) -> Result<(), StoreError> {
+        let Some(StoreError::DiskFull { path, source, .. }) = self.why else { return Ok(()) };
+        let live_bytes = |pack: &Arc<Pack>| self.live_bytes.get(&pack.number).copied().unwrap_or(0);
+        if stats.freed_bytes > 0 {
+            let unused_bytes: u64 = self
+                .left
+                .iter()
+                .map(|pack| (pack.length_bytes() - pack.header_bytes()).saturating_sub(live_bytes(pack)))
+                .sum();
+            tracing::warn!(
+                "the disk is too full to copy what is still needed of {} packs, in which {unused_bytes} bytes are \
+                 unused; what was freed so far stays free, run gc again",
+                self.left.len()
+            );
+            return Ok(());
+        }
+        let least_bytes = self.left.iter().map(live_bytes).min().unwrap_or(0);
+        let room_bytes = file::room_bytes(shared.log.dir()).unwrap_or(0);
+        let needed_bytes = (pack::header_bytes(1) + least_bytes).next_multiple_of(BLOCK_BYTES) + BLOCK_BYTES;
+        // However little it is, it was not enough.
+        let missing_bytes = needed_bytes.saturating_sub(room_bytes).max(BLOCK_BYTES);
+        Err(StoreError::DiskFull { path, missing_bytes: Some(missing_bytes), source })
+    }
+}
+
+/// What file systems give room by. A file may need one besides its bytes.
+const BLOCK_BYTES: u64 = 4096;
 
 /// Keeps what the index and the catalog speak of. To be used when what is dead is dropped from them.
 struct KeepLive<'a> {
@@ -573,5 +643,51 @@ mod tests {
         collecting.sweep(&condemned, &options).unwrap();
         drop(collecting);
         assert_whole(&store, child, &memory);
+    }
+
+    /// The index loses what it knows, as sled was seen to after it could not read a page.
+    fn lose(store: &Store, trees: &[Tree]) {
+        let index = store.shared().index();
+        for tree in trees.iter().copied() {
+            let entries: Vec<_> = index.entries(tree).collect::<Result<_, _>>().unwrap();
+            assert!(!entries.is_empty());
+            index.take_out(entries.into_iter().map(|(hash, location)| (tree, hash, location))).unwrap();
+        }
+    }
+
+    /// What the packs hold, whatever the index says.
+    fn rebuilt(store: Store) -> Store {
+        let path = store.info().path;
+        drop(store);
+        Store::repair(&path, &Default::default()).unwrap();
+        Store::open(&path).unwrap()
+    }
+
+    #[test]
+    fn what_the_index_loses_after_marking_is_copied_all_the_same() {
+        let (_dir, store, _) = store_with_garbage();
+        let memory: Vec<u8> = (0..400_000u32).map(|at| (at.wrapping_mul(at) >> 9).to_le_bytes()[0]).collect();
+        let id = capture(&store, "new", &memory);
+        let options = GcOptions::default();
+        let collecting = Collecting::begin(store.shared());
+        let condemned = collecting.condemn(collecting.mark(&options.progress).unwrap()).unwrap();
+        lose(&store, &Tree::ALL);
+        let stats = collecting.sweep(&condemned, &options).unwrap();
+        assert!(stats.packs_rewritten > 0 && stats.freed_bytes > 0, "{stats:?}");
+        drop(collecting);
+        assert_whole(&rebuilt(store), id, &memory);
+    }
+
+    #[test]
+    fn gc_refuses_to_run_when_the_index_has_lost_what_a_snapshot_needs() {
+        let (_dir, store, _) = store_with_garbage();
+        let memory = vec![7; 100_000];
+        let id = capture(&store, "new", &memory);
+        lose(&store, &[Tree::Regions]);
+        let refused = store.gc(&GcOptions::default()).unwrap_err();
+        assert!(matches!(refused, Error::Store(StoreError::Missing { .. })), "{refused}");
+        let store = rebuilt(store);
+        assert_whole(&store, id, &memory);
+        assert!(store.gc(&GcOptions::default()).unwrap().freed_bytes > 0);
     }
 }

@@ -8,6 +8,8 @@
 #[path = "command/helper.rs"]
 #[allow(dead_code)]
 mod helper;
+#[path = "common/mount.rs"]
+mod mount;
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -18,28 +20,12 @@ use std::process::{Command, Output};
 use std::sync::{Arc, Mutex};
 
 use helper::{Done, Running, Vault, everything_below, noise};
+use mount::mounting;
 use rustix::fs::Mode;
 use stillframe::fault_injection::{Call, Witness, watch};
 use stillframe::{CaptureOptions, GcOptions, RepairOptions, Store};
 
 const STILLFRAME: &str = env!("CARGO_BIN_EXE_stillframe");
-
-/// Runs a script of the shell where it may mount, with these arguments; `None` where nobody may.
-fn mounting(script: &str, arguments: &[&Path]) -> Option<Output> {
-    let root = rustix::process::geteuid().is_root();
-    let unshared = |script: &str| {
-        let mut command = Command::new("unshare");
-        command.args(if root { &["-m"][..] } else { &["-r", "-m"] });
-        command.args(["sh", "-ec", script]);
-        command
-    };
-    let may = unshared("mount -t tmpfs tmpfs /mnt").output().is_ok_and(|tried| tried.status.success());
-    if !may {
-        eprintln!("SKIPPED: mounting is not allowed here");
-        return None;
-    }
-    Some(unshared(script).args(arguments).output().unwrap())
-}
 
 fn done(output: Output) -> Done {
     let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();

@@ -8,8 +8,10 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::cast_possible_truncation)]
 
 use std::collections::BTreeMap;
+use std::os::unix::fs::PermissionsExt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::time::Duration;
 
 #[path = "common/noise.rs"]
@@ -18,24 +20,18 @@ mod noise;
 /// Nothing here takes as long. A command that does hangs.
 const TIMEOUT: Duration = Duration::from_secs(120);
 
-/// What fails, and in which way. A thread counts its own calls.
-const FAULTS: [(&str, &str); 12] = [
-    ("openat", "EMFILE"),
-    ("openat", "EIO"),
-    ("openat", "ENOSPC"),
-    ("pwrite64", "ENOSPC"),
-    ("pwrite64", "EIO"),
-    ("pread64", "EIO"),
-    ("fsync", "EIO"),
-    ("fdatasync", "EIO"),
-    ("ftruncate", "EIO"),
-    ("sync_file_range", "EIO"),
-    ("rename", "EIO"),
-    ("fallocate", "ENOSPC"),
+/// What fails, in which way, and which calls of a thread do, each in a run of its own. These are the calls that
+/// the database makes; a capture reads a thousand times, gc five thousand times, and writes seven times.
+const FAULTS: [(&str, &str, &[usize]); 8] = [
+    ("openat", "EMFILE", &[1, 3]),
+    ("openat", "EIO", &[2]),
+    ("openat", "ENOSPC", &[4]),
+    ("pread64", "EIO", &[1, 2, 3, 100]),
+    ("pwrite64", "EIO", &[1, 2]),
+    ("pwrite64", "ENOSPC", &[1, 3]),
+    ("fsync", "EIO", &[1, 2]),
+    ("sync_file_range", "EIO", &[1]),
 ];
-
-/// So many calls of each kind fail, each in a run of its own.
-const CALLS: usize = 4;
 
 struct Done {
     code: Option<i32>,
@@ -117,13 +113,12 @@ fn assert_ended(done: &Done, what: &str) {
     assert!(matches!(code, Some(0 | 1)), "{what} ended with {code:?}: {stderr}");
     let errors = stderr.lines().filter(|line| line.starts_with("stillframe: ")).count();
     assert_eq!(errors, usize::from(*code == Some(1)), "{what}: {stderr}");
-    // The database panics on what it read of itself; that is caught, and the index built anew.
-    let ours = stderr.lines().any(|line| line.contains("panicked at") && !line.contains("/sled-"));
-    assert!(!ours, "{what}: {stderr}");
+    assert!(!stderr.contains("panicked at"), "{what}: {stderr}");
 }
 
 fn copy(from: &Path, to: &Path) {
     std::fs::create_dir(to).unwrap();
+    std::fs::set_permissions(to, std::fs::Permissions::from_mode(0o700)).unwrap();
     for entry in std::fs::read_dir(from).unwrap() {
         let entry = entry.unwrap();
         let target = to.join(entry.file_name());
@@ -135,8 +130,13 @@ fn copy(from: &Path, to: &Path) {
 }
 
 #[test]
-#[ignore = "needs strace"]
+#[ignore = "it needs strace, and a minute"]
 fn whatever_fails_in_the_index_the_command_ends_and_nothing_acknowledged_is_lost() {
+    let may_trace = Command::new("strace").args(["-o", "/dev/null", "true"]).status();
+    if !may_trace.is_ok_and(|tried| tried.success()) {
+        eprintln!("SKIPPED: strace is not installed, or may not trace here");
+        return;
+    }
     let dir = tempfile::tempdir().unwrap();
     let store = dir.path().join("store");
     let memories: Vec<PathBuf> = (0..4).map(|step| dir.path().join(format!("memory-{step}"))).collect();
@@ -151,27 +151,25 @@ fn whatever_fails_in_the_index_the_command_ends_and_nothing_acknowledged_is_lost
     }
     let mut tally = Tally::default();
     let mut wrong = Vec::new();
-    for (call, errno) in FAULTS {
-        for number in 1..=CALLS {
+    for (call, errno, numbers) in FAULTS {
+        let mut was_hit = false;
+        for number in numbers {
             let name = format!("{call} {number} {errno}");
             let copied = dir.path().join("copied");
             copy(&store, &copied);
             let inject = format!("inject={call}:error={errno}:when={number}");
             let played = AssertUnwindSafe(|| play(&copied, &inject, model.clone(), &memories, &mut tally));
-            let was_hit = catch_unwind(played).unwrap_or_else(|_| {
-                wrong.push(name);
-                true
-            });
-            std::fs::remove_dir_all(&copied).unwrap();
-            if !was_hit {
-                break;
+            match catch_unwind(played) {
+                Ok(hit) => was_hit |= hit,
+                Err(_) => wrong.push(name),
             }
+            std::fs::remove_dir_all(&copied).unwrap();
         }
+        assert!(was_hit || !wrong.is_empty(), "no {call} is made any more");
     }
     let Tally { runs, hits, failed } = tally;
     println!("{runs} commands, {hits} of them met a fault, {failed} of them failed");
     assert_eq!(wrong, [""; 0]);
-    assert!(hits > 30, "are the faults still met?");
 }
 
 /// How many commands ran, met a fault, and failed.

@@ -19,19 +19,27 @@ fn capture(store: &Store, process: &str, seed: u64) -> (SnapshotId, Vec<u8>) {
     (done.id, memory)
 }
 
+fn only(snapshot: SnapshotId) -> VerifyOptions {
+    VerifyOptions { snapshots: vec![snapshot], ..VerifyOptions::default() }
+}
+
+fn sample() -> VerifyOptions {
+    VerifyOptions { sample_percent: Some(99), ..VerifyOptions::default() }
+}
+
 fn restore(store: &Store, id: SnapshotId) -> Result<Vec<u8>, Error> {
     Ok(store.restore(id)?.into_mapping()?.to_vec())
 }
 
 /// An error and all its causes.
-fn whole(error: &dyn std::error::Error) -> String {
-    error.source().map_or_else(|| error.to_string(), |source| format!("{error}: {}", whole(source)))
+fn whole_story(error: &dyn std::error::Error) -> String {
+    error.source().map_or_else(|| error.to_string(), |source| format!("{error}: {}", whole_story(source)))
 }
 
 /// Every verb says that the pack cannot be read.
 #[track_caller]
 fn assert_unreadable<T: std::fmt::Debug>(verb: &str, done: Result<T, Error>) {
-    let text = whole(&done.expect_err(verb));
+    let text = whole_story(&done.expect_err(verb));
     assert!(text.contains("00000001") && text.contains("read"), "{verb}: {text}");
 }
 
@@ -54,11 +62,43 @@ fn a_pack_that_is_cut_under_an_open_store_is_an_error() {
     let restored = store.restore(last).and_then(|restore| restore.into_file(&file, false));
     assert_unreadable("restore", restored);
     assert_unreadable("verify", store.verify(&VerifyOptions::default()));
+    assert_unreadable("verify", store.verify(&only(last)));
+    assert_unreadable("verify", store.verify(&sample()));
     assert_unreadable("gc", store.gc(&GcOptions::default()));
     drop(store);
     // The next opening says what is lost, and works.
     let store = Store::open(&path).unwrap();
     assert!(restore(&store, first).unwrap() == memory);
+}
+
+#[test]
+fn a_base_that_cannot_be_read_is_an_error_and_no_damage() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("store");
+    let store = Store::options().create(&path).unwrap();
+    let (_, mut memory) = capture(&store, "web", 3);
+    // The next capture begins a pack.
+    let (garbage, _) = capture(&store, "vm", 4);
+    store.forget(&[garbage]).unwrap();
+    assert!(store.gc(&GcOptions::default()).unwrap().packs_rewritten > 0);
+    let whole = path.join("packs/00000002.pack");
+    // Each region is another one, and it is longer: only the bases of its regions are elsewhere.
+    memory.iter_mut().step_by(10_000).for_each(|byte| *byte ^= 1);
+    memory.extend(noise::noise(100_000, 5));
+    let second = store.process("web").capture(&memory[..], &CaptureOptions::default()).unwrap();
+    assert!(second.delta_regions > 0, "{second:?}");
+    let bytes = std::fs::read(&whole).unwrap();
+    let pack = std::fs::OpenOptions::new().write(true).open(&whole).unwrap();
+    pack.set_len(4096).unwrap();
+    for (verb, options) in [("verify of one", only(second.id)), ("verify of a sample", sample())] {
+        let text = whole_story(&store.verify(&options).expect_err(verb));
+        assert!(text.contains("cannot read"), "{verb}: {text}");
+    }
+    // The disk is well again: nothing was taken for damage and dropped.
+    std::os::unix::fs::FileExt::write_all_at(&pack, &bytes, 0).unwrap();
+    assert!(restore(&store, second.id).unwrap() == memory);
+    assert_eq!(store.verify(&VerifyOptions::default()).unwrap().problems, []);
+    assert_eq!(store.verify(&only(second.id)).unwrap().problems, []);
 }
 
 /// A file system in a file, which root may mount.

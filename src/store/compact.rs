@@ -244,26 +244,33 @@ fn write(
     keep: &dyn Keep,
 ) -> Result<Option<Written>, StoreError> {
     let wanted = wanted(shared.format.id, origins, keep)?;
-    let number = shared.log.reserve_number()?;
-    let path = shared.log.dir().join(pack::file_name(number));
-    let unfinished = Unfinished(path.with_extension(UNFINISHED));
-    let mut new = Pack::create(unfinished.0.clone(), &shared.format, number, replaces)?;
+    let mut begun: Option<(Pack, Unfinished)> = None;
     let (mut moves, mut facts) = (Vec::new(), Vec::new());
     let mut buffer = Vec::with_capacity(WRITE_BYTES);
     for (old_number, bytes, first_bytes) in origins {
         for scanned in Scan::of_map(bytes, *first_bytes, shared.format.id, *old_number) {
             let Scanned::Object { offset_bytes, header, payload } = scanned? else { continue };
             let old = Location::new(*old_number, offset_bytes, &header);
+            let about = match indexed(&header) {
+                Some(_) if wanted.binary_search(&old.into()).is_ok() => None,
+                Some(_) => continue,
+                None => match subject(&header, payload) {
+                    Some(snapshot) if keep.fact(header.kind, snapshot, old) => Some(snapshot),
+                    _ => continue,
+                },
+            };
+            // Not before: on a full disk packs can still go of which nothing is kept.
+            let (new, _) = match &mut begun {
+                Some(begun) => begun,
+                None => begun.insert(begin(shared, replaces.clone())?),
+            };
             let new_bytes = new.length_bytes() + buffer.len() as u64;
-            match (indexed(&header), subject(&header, payload)) {
-                (Some(_), _) if wanted.binary_search(&old.into()).is_ok() => {
-                    moves.push(Move { old: old.into(), new_bytes });
-                }
-                (None, Some(snapshot)) if keep.fact(header.kind, snapshot, old) => {
-                    let new = Location::new(number, new_bytes, &header);
+            match about {
+                Some(snapshot) => {
+                    let new = Location::new(new.number, new_bytes, &header);
                     facts.push(FactMove { header, snapshot, old, new });
                 }
-                _ => continue,
+                None => moves.push(Move { old: old.into(), new_bytes }),
             }
             let start = usize::try_from(offset_bytes).unwrap_or(usize::MAX);
             let copied = buffer.len();
@@ -276,11 +283,10 @@ fn write(
             }
         }
     }
-    if moves.is_empty() && facts.is_empty() {
-        return Ok(None);
-    }
+    let Some((mut new, _unfinished)) = begun else { return Ok(None) };
     new.append(&buffer)?;
     new.sync()?;
+    let path = shared.log.dir().join(pack::file_name(new.number));
     new.rename(path.clone()).map_err(StoreError::io("give its name to", &path))?;
     if let Err(error) = file::sync_dir(shared.log.dir()) {
         // It must not stay: what changes from now on it would not know, and the next opening would believe it.
@@ -290,6 +296,13 @@ fn write(
         return Err(StoreError::io("make durable", shared.log.dir())(error));
     }
     Ok(Some(Written { pack: Arc::new(new), moves, facts }))
+}
+
+/// Begins the new pack, under the name of one that is not finished.
+fn begin(shared: &Shared, replaces: Vec<u32>) -> Result<(Pack, Unfinished), StoreError> {
+    let number = shared.log.reserve_number()?;
+    let unfinished = Unfinished(shared.log.dir().join(pack::file_name(number)).with_extension(UNFINISHED));
+    Ok((Pack::create(unfinished.0.clone(), &shared.format, number, replaces)?, unfinished))
 }
 
 /// Where the objects of the trees are that are to be kept, sorted.

@@ -73,6 +73,9 @@ const PAGE_BYTES: usize = 1250;
 /// have it, as the store has one owner.
 const MAX_LOCKED: Duration = Duration::from_secs(10);
 
+/// The thread that opens the index, and closes it. The command keeps quiet about its panics, which are errors to us.
+pub(crate) const INDEX_THREAD: &str = "stillframe-index";
+
 fn is_locked(error: &sled::Error) -> bool {
     matches!(error, sled::Error::Io(error) if error.to_string().starts_with("could not acquire lock"))
 }
@@ -127,14 +130,20 @@ impl Buckets {
 /// An open database.
 pub(crate) struct Database {
     path: PathBuf,
+    /// None when it is closed.
+    sled: Option<Sled>,
+    buckets: [Buckets; Tree::ALL.len()],
+    next_slot: AtomicU32,
+}
+
+/// What sled has open.
+struct Sled {
     db: sled::Db,
     regions: sled::Tree,
     objects: sled::Tree,
     runs: sled::Tree,
     snapshots: sled::Tree,
     meta: sled::Tree,
-    buckets: [Buckets; Tree::ALL.len()],
-    next_slot: AtomicU32,
 }
 
 impl Database {
@@ -158,7 +167,7 @@ impl Database {
         };
         file::make_private(path).map_err(StoreError::io("protect", path))?;
         let schema = [&[SCHEMA], &store.0[..]].concat();
-        match database.meta.get("schema").map_err(failed("be read", path))? {
+        match database.sled()?.meta.get("schema").map_err(failed("be read", path))? {
             Some(found) if *found == schema[..] => {}
             Some(found) if found.first() < schema.first() && found[1..] == schema[1..] => {
                 let detail = "an earlier stillframe wrote it".to_owned();
@@ -168,9 +177,14 @@ impl Database {
                 let detail = "it has another schema, or belongs to another store".to_owned();
                 return Err(StoreError::Index { action: "be used", detail });
             }
-            None => database.meta.insert("schema", schema).map(drop).map_err(failed("be written", path))?,
+            None => database
+                .sled()?
+                .meta
+                .insert("schema", schema)
+                .map(drop)
+                .map_err(failed("be written", path))?,
         }
-        if let Some(bytes) = database.meta.get("buckets").map_err(failed("be read", path))? {
+        if let Some(bytes) = database.sled()?.meta.get("buckets").map_err(failed("be read", path))? {
             let (of_trees, []) = bytes.as_chunks::<12>() else { return Err(not_in_order("a number")) };
             for (buckets, [a, b, c, d, entries @ ..]) in database.buckets.iter_mut().zip(of_trees) {
                 *buckets = Buckets {
@@ -195,7 +209,7 @@ impl Database {
         };
         for tree in Tree::ALL {
             let (mut found, expected) = (0, self.buckets(tree).entries);
-            for value in self.tree(tree).iter().values() {
+            for value in self.tree(tree)?.iter().values() {
                 let value = value.map_err(failed("be read", &self.path))?;
                 found += Block::parse(&value).ok_or_else(|| not_in_order("a block"))?.entry_count();
             }
@@ -203,8 +217,8 @@ impl Database {
                 return Err(lost("entries", found, expected));
             }
         }
-        for (name, tree) in [(PAGES, &self.snapshots), (FULL_SLOTS, &self.runs)] {
-            let expected = self.meta.get(name).map_err(failed("be read", &self.path))?;
+        for (name, tree) in [(PAGES, &self.sled()?.snapshots), (FULL_SLOTS, &self.sled()?.runs)] {
+            let expected = self.sled()?.meta.get(name).map_err(failed("be read", &self.path))?;
             let expected =
                 expected.and_then(|bytes| Some(u32::from_le_bytes(bytes.as_ref().try_into().ok()?)));
             let mut found = 0;
@@ -220,7 +234,11 @@ impl Database {
     }
 
     fn put_count(&self, name: &str, count: u32) -> Result<(), StoreError> {
-        self.meta.insert(name, &count.to_le_bytes()).map(drop).map_err(failed("be written", &self.path))
+        self.sled()?
+            .meta
+            .insert(name, &count.to_le_bytes())
+            .map(drop)
+            .map_err(failed("be written", &self.path))
     }
 
     fn open_sled(path: &Path) -> sled::Result<Database> {
@@ -231,24 +249,47 @@ impl Database {
             .flush_every_ms(None)
             .use_compression(false)
             .open()?;
-        Ok(Database {
-            path: path.to_owned(),
+        let sled = Sled {
             regions: db.open_tree("regions")?,
             objects: db.open_tree("objects")?,
             runs: db.open_tree("runs")?,
             snapshots: db.open_tree("snapshots")?,
             meta: db.open_tree("meta")?,
+            db,
+        };
+        Ok(Database {
+            path: path.to_owned(),
+            sled: Some(sled),
             buckets: [Buckets::default(); Tree::ALL.len()],
             next_slot: AtomicU32::new(0),
-            db,
         })
     }
 
-    fn tree(&self, tree: Tree) -> &sled::Tree {
-        match tree {
-            Tree::Regions => &self.regions,
-            Tree::Objects => &self.objects,
-        }
+    fn sled(&self) -> Result<&Sled, StoreError> {
+        let closed = || StoreError::Index { action: "be used", detail: "it is closed".to_owned() };
+        self.sled.as_ref().ok_or_else(closed)
+    }
+
+    /// Closes it, so that an error of the disk is told.
+    pub(crate) fn close(mut self) -> Result<(), StoreError> {
+        self.shut()
+    }
+
+    /// Lets sled go, in a thread of its own: it panics where it cannot make durable what it has written.
+    fn shut(&mut self) -> Result<(), StoreError> {
+        let Some(sled) = self.sled.take() else { return Ok(()) };
+        let failed = |detail: String| StoreError::Index { action: "be closed", detail };
+        let thread = std::thread::Builder::new().name(INDEX_THREAD.to_owned()).spawn(move || drop(sled));
+        let thread = thread.map_err(|error| failed(format!("no thread can be started for it: {error}")))?;
+        thread.join().map_err(|_| failed("it could not be made durable".to_owned()))
+    }
+
+    fn tree(&self, tree: Tree) -> Result<&sled::Tree, StoreError> {
+        let sled = self.sled()?;
+        Ok(match tree {
+            Tree::Regions => &sled.regions,
+            Tree::Objects => &sled.objects,
+        })
     }
 
     /// The buckets of a tree.
@@ -268,7 +309,7 @@ impl Database {
             return Ok(T::default());
         }
         let key = buckets.bucket(hash).to_be_bytes();
-        let value = self.tree(tree).get(key).map_err(failed("be read", &self.path))?;
+        let value = self.tree(tree)?.get(key).map_err(failed("be read", &self.path))?;
         // Every bucket has a value. After an error of the disk sled was seen to open without some.
         let value = value.ok_or_else(|| not_in_order("a bucket"))?;
         Block::parse(&value).map(look).ok_or_else(|| not_in_order("a block"))
@@ -293,12 +334,12 @@ impl Database {
     ) -> Result<(), StoreError> {
         let mut buckets = Buckets::of(about_entries);
         for bucket in 0..buckets.count {
-            self.tree(tree).insert(bucket.to_be_bytes(), &[]).map_err(failed("be written", &self.path))?;
+            self.tree(tree)?.insert(bucket.to_be_bytes(), &[]).map_err(failed("be written", &self.path))?;
         }
         let mut bytes = Vec::new();
         let mut put = |bucket: u32, entries: &[Stored]| {
             block::write(entries, &mut bytes);
-            self.tree(tree)
+            self.tree(tree)?
                 .insert(bucket.to_be_bytes(), &bytes[..])
                 .map(drop)
                 .map_err(failed("be written", &self.path))
@@ -324,13 +365,13 @@ impl Database {
             .iter()
             .flat_map(|it| [&it.count.to_le_bytes()[..], &it.entries.to_le_bytes()[..]].concat())
             .collect();
-        self.meta.insert("buckets", of_trees).map(drop).map_err(failed("be written", &self.path))
+        self.sled()?.meta.insert("buckets", of_trees).map(drop).map_err(failed("be written", &self.path))
     }
 
     /// How many slots there are up to the last one that is not empty.
     fn slots_in_use(&self) -> Result<u32, StoreError> {
         let mut in_use = 0;
-        for slot in self.runs.iter().rev() {
+        for slot in self.sled()?.runs.iter().rev() {
             let (key, value) = slot.map_err(failed("be read", &self.path))?;
             if !value.is_empty() {
                 let number = key.as_ref().try_into().map_err(|_| not_in_order("a run"))?;
@@ -345,11 +386,18 @@ impl Database {
         let slot = self.next_slot.fetch_add(1, Ordering::Relaxed);
         if slot.is_multiple_of(SLOTS) {
             for slot in slot..slot.saturating_add(SLOTS) {
-                self.runs.insert(slot.to_be_bytes(), &[]).map_err(failed("be written", &self.path))?;
+                self.sled()?
+                    .runs
+                    .insert(slot.to_be_bytes(), &[])
+                    .map_err(failed("be written", &self.path))?;
             }
         }
         let value = [&[letter], content].concat();
-        self.runs.insert(slot.to_be_bytes(), value).map(drop).map_err(failed("be written", &self.path))
+        self.sled()?
+            .runs
+            .insert(slot.to_be_bytes(), value)
+            .map(drop)
+            .map_err(failed("be written", &self.path))
     }
 
     /// Writes what is newer than all before: entries, of each tree in order, and catalog entries. An
@@ -372,7 +420,7 @@ impl Database {
 
     /// Hands the entries of all runs to `take`, the newest of each object last.
     pub(crate) fn read_runs(&self, mut take: impl FnMut(Tree, Stored)) -> Result<(), StoreError> {
-        for slot in self.runs.iter() {
+        for slot in self.sled()?.runs.iter() {
             let (_, value) = slot.map_err(failed("be read", &self.path))?;
             let Some((letter, block)) = value.split_first() else { continue };
             let Some(tree) = Tree::ALL.into_iter().find(|tree| LETTERS[*tree as usize] == *letter) else {
@@ -388,11 +436,11 @@ impl Database {
     pub(crate) fn snapshots(&self) -> Result<BTreeMap<Vec<u8>, Vec<u8>>, StoreError> {
         let mut snapshots = BTreeMap::new();
         let mut read = |page: &[u8]| read_page(page, &mut snapshots).ok_or_else(|| not_in_order("a page"));
-        for page in self.snapshots.iter() {
+        for page in self.sled()?.snapshots.iter() {
             let (_, page) = page.map_err(failed("be read", &self.path))?;
             read(&page)?;
         }
-        for slot in self.runs.iter() {
+        for slot in self.sled()?.runs.iter() {
             let (_, value) = slot.map_err(failed("be read", &self.path))?;
             if let Some((&SNAPSHOTS_LETTER, page)) = value.split_first() {
                 read(page)?;
@@ -405,7 +453,11 @@ impl Database {
     pub(crate) fn fill_snapshots(&self, snapshots: &BTreeMap<Vec<u8>, Vec<u8>>) -> Result<(), StoreError> {
         let pages = pages(snapshots);
         let put = |at: u32, page: &[u8]| {
-            self.snapshots.insert(at.to_be_bytes(), page).map(drop).map_err(failed("be written", &self.path))
+            self.sled()?
+                .snapshots
+                .insert(at.to_be_bytes(), page)
+                .map(drop)
+                .map_err(failed("be written", &self.path))
         };
         (0..).zip(&pages).try_for_each(|(at, _)| put(at, &[]))?;
         (0..).zip(&pages).try_for_each(|(at, page)| put(at, page))?;
@@ -415,7 +467,7 @@ impl Database {
     /// Up to which byte each pack is indexed.
     pub(crate) fn watermarks(&self) -> Result<BTreeMap<u32, Watermark>, StoreError> {
         let mut watermarks = BTreeMap::new();
-        for entry in self.meta.scan_prefix(b"p") {
+        for entry in self.sled()?.meta.scan_prefix(b"p") {
             let (key, value) = entry.map_err(failed("be read", &self.path))?;
             if let (Ok(number), Ok(bytes)) = (key[1..].try_into(), <&[u8; _]>::try_from(value.as_ref())) {
                 watermarks.insert(u32::from_be_bytes(number), Watermark::from_bytes(bytes));
@@ -429,12 +481,18 @@ impl Database {
     pub(crate) fn put_watermark(&self, pack: u32, indexed: Option<Watermark>) -> Result<(), StoreError> {
         let key = [b"p", &pack.to_be_bytes()[..]].concat();
         let value = indexed.map_or(Vec::new(), |watermark| watermark.to_bytes().to_vec());
-        self.meta.insert(key, value).map(drop).map_err(failed("be written", &self.path))
+        self.sled()?.meta.insert(key, value).map(drop).map_err(failed("be written", &self.path))
+    }
+
+    /// Whether this mark is set; where it cannot be read it may be.
+    fn says(&self, mark: &str) -> bool {
+        let is_set = |value: Option<sled::IVec>| value.is_some_and(|value| !value.is_empty());
+        self.sled().map_or(true, |sled| sled.meta.get(mark).map_or(true, is_set))
     }
 
     /// Whether there may be deltas whose base is in no tree.
     pub(crate) fn may_have_ungrounded(&self) -> bool {
-        self.meta.get("ungrounded").map_or(true, |value| value.is_some_and(|value| !value.is_empty()))
+        self.says("ungrounded")
     }
 
     /// Remembers, durably, whether there may be.
@@ -443,13 +501,13 @@ impl Database {
             return Ok(());
         }
         let value: &[u8] = if may { b"may" } else { b"" };
-        self.meta.insert("ungrounded", value).map_err(failed("be written", &self.path))?;
+        self.sled()?.meta.insert("ungrounded", value).map_err(failed("be written", &self.path))?;
         self.flush()
     }
 
     /// Whether it is being built from the packs.
     pub(crate) fn is_rebuilding(&self) -> bool {
-        self.meta.get("rebuilding").map_or(true, |value| value.is_some_and(|value| !value.is_empty()))
+        self.says("rebuilding")
     }
 
     /// Remembers, durably, whether it is.
@@ -458,25 +516,33 @@ impl Database {
             return Ok(());
         }
         let value: &[u8] = if rebuilding { b"rebuilding" } else { b"" };
-        self.meta.insert("rebuilding", value).map_err(failed("be written", &self.path))?;
+        self.sled()?.meta.insert("rebuilding", value).map_err(failed("be written", &self.path))?;
         self.flush()
     }
 
     /// Whether there is known damage.
     pub(crate) fn damage_known(&self) -> bool {
-        self.meta.get("damage").map_or(true, |value| value.is_some_and(|value| !value.is_empty()))
+        self.says("damage")
     }
 
     /// Remembers whether there is known damage.
     pub(crate) fn put_damage_known(&self, known: bool) -> Result<(), StoreError> {
         let value: &[u8] = if known { b"known" } else { b"" };
-        self.meta.insert("damage", value).map(drop).map_err(failed("be written", &self.path))
+        self.sled()?.meta.insert("damage", value).map(drop).map_err(failed("be written", &self.path))
     }
 
     /// Writes everything to disk.
     pub(crate) fn flush(&self) -> Result<(), StoreError> {
-        self.db.flush().map_err(failed("be flushed", &self.path))?;
+        self.sled()?.db.flush().map_err(failed("be flushed", &self.path))?;
         file::make_private(&self.path).map_err(StoreError::io("protect", &self.path))
+    }
+}
+
+impl Drop for Database {
+    fn drop(&mut self) {
+        if let Err(error) = self.shut() {
+            tracing::warn!("{error}");
+        }
     }
 }
 

@@ -24,13 +24,15 @@ pub enum StoreError {
     },
     /// The disk is full. What was stored before is intact; free space and try again.
     #[error(
-        "no space is left to write {}; every earlier snapshot is intact: free some space \
-         (`forget` and `gc` help) and try again",
-        path.display()
+        "no space is left to write {}; every earlier snapshot is intact: {}",
+        path.display(),
+        what_helps(*missing_bytes)
     )]
     DiskFull {
         /// The file that could not grow.
         path: PathBuf,
+        /// How much must be free besides, where gc itself lacks it.
+        missing_bytes: Option<u64>,
         /// What the operating system said.
         source: io::Error,
     },
@@ -248,6 +250,16 @@ pub enum StoreError {
     },
 }
 
+fn what_helps(missing_bytes: Option<u64>) -> String {
+    match missing_bytes {
+        Some(bytes) => format!(
+            "gc must copy what is still needed before it can free anything; free {bytes} bytes elsewhere on this \
+             file system and run gc again"
+        ),
+        None => "free some space (`forget` and `gc` help) and try again".to_owned(),
+    }
+}
+
 fn shown(candidates: &[SnapshotId]) -> String {
     let mut text: Vec<String> =
         candidates.iter().take(64).map(|id| id.to_string()[..16].to_owned()).collect();
@@ -263,7 +275,7 @@ impl StoreError {
         let path = path.into();
         move |source| match source.kind() {
             io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
-                StoreError::DiskFull { path, source }
+                StoreError::DiskFull { path, missing_bytes: None, source }
             }
             _ => StoreError::Io { action, path, source },
         }

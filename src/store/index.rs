@@ -29,7 +29,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, Rw
 use std::time::Duration;
 
 use super::block::Stored;
-use super::database::{BLOCK_ENTRIES, Database};
+use super::database::{BLOCK_ENTRIES, Database, INDEX_THREAD};
 use super::durable::{self, Durable};
 use super::error::StoreError;
 use super::id::{PackId, StoreId};
@@ -67,9 +67,6 @@ const OPEN_WITHIN: Duration = Duration::from_secs(30);
 
 /// ... another second for so many bytes.
 const OPEN_BYTES_A_SECOND: u64 = 4 << 20;
-
-/// The thread that opens the index. The command keeps quiet about its panics, which are errors to us.
-const OPENING_THREAD: &str = "stillframe-index";
 
 /// Of an index that is held in memory so many entries are looked at together.
 const HELD_ENTRIES: usize = 1024;
@@ -484,6 +481,11 @@ impl Index {
         }
     }
 
+    fn open_database(&self, path: &Path) -> Result<Database, StoreError> {
+        let (place, store) = (path.to_owned(), self.store);
+        guard(open_within(path), move || Database::open(&place, store))
+    }
+
     /// How much disk the index takes.
     pub(crate) fn disk_bytes(&self) -> u64 {
         file::disk_bytes(&self.path).unwrap_or(0)
@@ -534,7 +536,7 @@ impl Index {
             (state.end_epoch(), snapshots, state.watermarks.clone(), about, old)
         };
         let mut write = || -> Result<Database, StoreError> {
-            let mut fresh = Database::open(&new, self.store)?;
+            let mut fresh = self.open_database(&new)?;
             for (tree, about_entries) in Tree::ALL.into_iter().zip(about_entries) {
                 let entries = self.entries(tree).filter_map(|entry| match entry {
                     Ok((hash, location)) => {
@@ -575,11 +577,14 @@ impl Index {
             }
         }
         let buckets = Tree::ALL.map(|tree| fresh.buckets(tree));
-        drop(fresh);
+        if let Err(error) = fresh.close() {
+            drop(state);
+            return failed(error);
+        }
         // Nobody else has it: whoever changes it holds the lock for that, and all others the state's.
         state.lower = Lower::Lost;
         let exchanged = file::exchange_dirs(&new, &self.path).map_err(StoreError::io("replace", &self.path));
-        let database = Database::open(&self.path, self.store)?;
+        let database = self.open_database(&self.path)?;
         if let Err(error) = exchanged {
             state.lower = Lower::Database(Arc::new(database));
             drop(state);
@@ -687,7 +692,7 @@ fn guard<T: Send + 'static>(
         let _ = done.send(catch_unwind(AssertUnwindSafe(open)));
     };
     std::thread::Builder::new()
-        .name(OPENING_THREAD.to_owned())
+        .name(INDEX_THREAD.to_owned())
         .spawn(work)
         .map_err(|error| useless(format!("no thread can be started for it: {error}")))?;
     match opened.recv_timeout(within) {

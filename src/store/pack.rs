@@ -422,7 +422,7 @@ pub(crate) fn ready(map: &PackMap, bytes: Range<usize>) -> Result<(), StoreError
     map.ready(bytes).map_err(StoreError::io("read", map.path()))
 }
 
-/// A scan has so much read ahead of it. It takes a millisecond to check.
+/// A scan has so much read ahead of it.
 const AHEAD_BYTES: usize = 1 << 20;
 
 /// Walks the objects of a pack from a byte on, checking each object's checksum. After damage it

@@ -222,8 +222,8 @@ impl<'a> Reader<'a> {
     }
 
     /// What kind of object its header says is at a place.
-    pub(crate) fn kind_at(&mut self, at: Position) -> Option<Kind> {
-        self.objects.whatever_is_at(at).ok()?.map(|found| found.header.kind)
+    pub(crate) fn kind_at(&mut self, at: Position) -> Result<Option<Kind>, StoreError> {
+        Ok(self.objects.whatever_is_at(at)?.map(|found| found.header.kind))
     }
 
     fn decode(&mut self, found: &Found, plain: &mut [u8], check: Check) -> Result<(), StoreError> {

@@ -3,7 +3,7 @@
 
 mod sample;
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, hash_map};
 use std::sync::Mutex;
 
 use rayon::prelude::*;
@@ -339,15 +339,15 @@ impl<'a> Verification<'a> {
         // What the scan did not see whole may have been stored or moved since, so the index is asked.
         // And a delta that was whole may have been so by a base which was taken out since: a run of the delta had
         // covered what was wrong there.
-        let may_lack_its_base = |tree, hash: &Hash| {
-            let location = || self.shared.locate(tree, hash).ok().flatten();
-            !intact.others.is_empty() && location().is_some_and(|location| location.is_delta())
+        let may_lack_its_base = |tree, hash: &Hash| -> Result<bool, StoreError> {
+            Ok(!intact.others.is_empty()
+                && self.shared.locate(tree, hash)?.is_some_and(|location| location.is_delta()))
         };
-        let mut is_lost = |kind, hash: &Hash| {
+        let mut is_lost = |kind, hash: &Hash| -> Result<bool, StoreError> {
             let tree = Tree::of(kind);
-            !hash.is_zero()
-                && (!intact.contains(tree, hash) || may_lack_its_base(tree, hash))
-                && self.object(kind, hash, &mut second_reader).is_some()
+            Ok(!hash.is_zero()
+                && (!intact.contains(tree, hash) || may_lack_its_base(tree, hash)?)
+                && self.object(kind, hash, &mut second_reader)?.is_some())
         };
         // What is wrong with the tables seen so far; most have nothing wrong.
         // A table that is right for so many regions is not for another number.
@@ -355,17 +355,18 @@ impl<'a> Verification<'a> {
         let mut fine: HashSet<(Hash, usize)> = HashSet::new();
         for id in snapshots {
             let Ok((record, _pin)) = self.shared.pin(*id) else { continue };
-            self.record(*id, &mut reader);
+            self.record(*id, &mut reader)?;
             let missing = |kind, hash| self.missing(kind, hash, *id);
             for attachment in &record.attachments {
-                if is_lost(Kind::Attachment, &attachment.hash) {
+                if is_lost(Kind::Attachment, &attachment.hash)? {
                     missing(Kind::Attachment, attachment.hash);
                 }
             }
             let both = self.layout_and_root((*id, &record), &mut reader, &mut |kind, hash| {
-                if is_lost(kind, &hash) {
+                if is_lost(kind, &hash)? {
                     missing(kind, hash);
                 }
+                Ok(())
             })?;
             let Some((root, space)) = both else {
                 meter.advance(referring_bytes(&record))?;
@@ -377,22 +378,26 @@ impl<'a> Verification<'a> {
                 if table.is_zero() || fine.contains(&as_placed) {
                     continue;
                 }
-                if is_lost(Kind::Table, table) {
+                if is_lost(Kind::Table, table)? {
                     missing(Kind::Table, *table);
                     continue;
                 }
-                if !tables.contains_key(&as_placed) {
+                if let hash_map::Entry::Vacant(unseen) = tables.entry(as_placed) {
                     let hashes = reader.hashes(Kind::Table, table, place.regions);
                     let Some(hashes) = self.unless_malformed(*id, (Kind::Table, *table), hashes)? else {
                         continue;
                     };
-                    let lost: Vec<Hash> =
-                        hashes.into_iter().filter(|hash| is_lost(Kind::Region, hash)).collect();
+                    let mut lost = Vec::new();
+                    for hash in hashes {
+                        if is_lost(Kind::Region, &hash)? {
+                            lost.push(hash);
+                        }
+                    }
                     if lost.is_empty() {
                         fine.insert(as_placed);
                         continue;
                     }
-                    tables.insert(as_placed, lost);
+                    unseen.insert(lost);
                 }
                 for hash in tables.get(&as_placed).into_iter().flatten() {
                     missing(Kind::Region, *hash);
@@ -403,19 +408,21 @@ impl<'a> Verification<'a> {
     }
 
     /// Checks the record in its pack. The index has it too, but without the index it would be lost.
-    fn record(&self, id: SnapshotId, reader: &mut Reader<'_>) {
+    fn record(&self, id: SnapshotId, reader: &mut Reader<'_>) -> Result<(), StoreError> {
         for _ in 0..TRIES {
             let location = self.shared.catalog().live(&id).map(|entry| entry.location);
-            let Some(location) = location else { return };
+            let Some(location) = location else { return Ok(()) };
             match reader.check_at(Kind::Record, &id.0, location) {
                 Ok(false) => continue,
                 Ok(true) => {}
+                Err(error) if !error.is_damage() => return Err(error),
                 Err(error) => {
                     self.problem(Subject::Object(Kind::Record, id.0), error.to_string(), Some(id));
                 }
             }
-            return;
+            break;
         }
+        Ok(())
     }
 
     /// The layout and the root of a record, as far as they can be read; `None` if not.
@@ -423,11 +430,11 @@ impl<'a> Verification<'a> {
         &self,
         (id, record): (SnapshotId, &Record),
         reader: &mut Reader<'_>,
-        look_at: &mut dyn FnMut(Kind, Hash),
+        look_at: &mut dyn FnMut(Kind, Hash) -> Result<(), StoreError>,
     ) -> Result<Option<(Vec<Hash>, AddressSpace)>, Error> {
-        look_at(Kind::Layout, record.layout);
+        look_at(Kind::Layout, record.layout)?;
         if !record.root.is_zero() {
-            look_at(Kind::Root, record.root);
+            look_at(Kind::Root, record.root)?;
         }
         let space = reader.value(Kind::Layout, &record.layout);
         let space: Option<AddressSpace> = self.unless_malformed(id, (Kind::Layout, record.layout), space)?;
@@ -474,14 +481,15 @@ impl<'a> Verification<'a> {
         for id in snapshots {
             let (record, pin) = self.shared.pin(*id)?;
             let mut reader = Reader::new(self.shared, Check::Full);
-            self.record(*id, &mut reader);
+            self.record(*id, &mut reader)?;
             let mut wrong: Vec<(Kind, Hash)> = Vec::new();
             for attachment in record.attachments.iter().filter(|attachment| !attachment.hash.is_zero()) {
-                wrong.extend(self.object(Kind::Attachment, &attachment.hash, &mut reader));
+                wrong.extend(self.object(Kind::Attachment, &attachment.hash, &mut reader)?);
             }
             let mut first_reader = Reader::new(self.shared, Check::Full);
             let both = self.layout_and_root((*id, &record), &mut reader, &mut |kind, hash| {
-                wrong.extend(self.object(kind, &hash, &mut first_reader));
+                wrong.extend(self.object(kind, &hash, &mut first_reader)?);
+                Ok(())
             })?;
             let (root, space) = both.unwrap_or_default();
             let places = table::places(&space, record.region_size);
@@ -499,14 +507,16 @@ impl<'a> Verification<'a> {
                     || Reader::new(self.shared, Check::Full),
                     |reader, ((table, regions), length_bytes)| {
                         let mut wrong: Vec<(Kind, Hash)> =
-                            self.object(Kind::Table, &table, reader).into_iter().collect();
+                            self.object(Kind::Table, &table, reader)?.into_iter().collect();
                         if wrong.is_empty() {
                             let hashes = reader.hashes(Kind::Table, &table, regions);
                             match self.unless_malformed(*id, (Kind::Table, table), hashes)? {
                                 None => wrong.push((Kind::Table, table)),
-                                Some(hashes) => wrong.extend(
-                                    hashes.iter().filter_map(|hash| self.object(Kind::Region, hash, reader)),
-                                ),
+                                Some(hashes) => {
+                                    for hash in hashes {
+                                        wrong.extend(self.object(Kind::Region, &hash, reader)?);
+                                    }
+                                }
                             }
                         }
                         meter.advance(length_bytes)?;
@@ -524,38 +534,41 @@ impl<'a> Verification<'a> {
         Ok(())
     }
 
-    /// Checks one object wherever it is; what it is if it is not in order.
-    fn object(&self, kind: Kind, hash: &Hash, reader: &mut Reader<'_>) -> Option<(Kind, Hash)> {
+    /// Checks one object wherever it is; what it is if it is not in order. That it cannot be read is an error, and
+    /// says nothing of what is there.
+    fn object(
+        &self,
+        kind: Kind,
+        hash: &Hash,
+        reader: &mut Reader<'_>,
+    ) -> Result<Option<(Kind, Hash)>, StoreError> {
         if hash.is_zero() {
-            return None;
+            return Ok(None);
         }
         let tree = Tree::of(kind);
         for _ in 0..TRIES {
-            let error = match self.shared.locate(tree, hash) {
-                Ok(None) => return Some((kind, *hash)),
-                Err(error) => error,
-                Ok(Some(location)) => match reader.check_at(kind, hash, location) {
-                    Ok(false) => continue,
-                    Ok(true) => {
-                        self.count(location);
-                        return None;
+            let Some(location) = self.shared.locate(tree, hash)? else { break };
+            match reader.check_at(kind, hash, location) {
+                Ok(false) => continue,
+                Ok(true) => {
+                    self.count(location);
+                    return Ok(None);
+                }
+                Err(error) if !error.is_damage() => return Err(error),
+                Err(error) => {
+                    self.count(location);
+                    self.shared.forget_culprit(&error);
+                    self.problem(Subject::Object(kind, *hash), error.whole_story(), None);
+                    if let Some((kind, culprit, _)) =
+                        error.culprit().filter(|(_, culprit, _)| culprit != hash)
+                    {
+                        self.problem(Subject::Object(kind, culprit), error.whole_story(), None);
                     }
-                    Err(error) => {
-                        self.count(location);
-                        if error.is_damage() {
-                            self.shared.forget_culprit(&error);
-                        }
-                        error
-                    }
-                },
-            };
-            self.problem(Subject::Object(kind, *hash), error.whole_story(), None);
-            if let Some((kind, culprit, _)) = error.culprit().filter(|(_, culprit, _)| culprit != hash) {
-                self.problem(Subject::Object(kind, culprit), error.whole_story(), None);
+                    break;
+                }
             }
-            break;
         }
-        Some((kind, *hash))
+        Ok(Some((kind, *hash)))
     }
 }
 

@@ -1,6 +1,6 @@
 //! A sample of the store: some objects, spread over all packs, and what the store has in all.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{HashMap, HashSet, hash_map};
 
 use rayon::prelude::*;
 
@@ -9,6 +9,7 @@ use crate::error::Error;
 use crate::hash::Hash;
 use crate::progress::{Meter, Progress};
 use crate::record::SnapshotId;
+use crate::store::error::StoreError;
 use crate::store::location::Location;
 use crate::store::marks::Marks;
 use crate::store::object::Kind;
@@ -129,34 +130,38 @@ impl Verification<'_> {
 
     /// Checks objects of a sample.
     fn check(&self, batch: &[(Stock, Location)], meter: &Meter) -> Result<(), Error> {
-        batch.par_iter().for_each_init(
+        batch.par_iter().try_for_each_init(
             || Reader::new(self.shared, Check::Full),
             |reader, (stock, location)| match stock {
-                Stock::Object(Tree::Regions, hash) => drop(self.object(Kind::Region, hash, reader)),
+                Stock::Object(Tree::Regions, hash) => self.object(Kind::Region, hash, reader).map(drop),
                 Stock::Object(Tree::Objects, hash) => {
                     // The index does not say. Whatever is not even that is damaged.
-                    let kind = reader.kind_at((*location).into()).unwrap_or(Kind::Table);
-                    self.object(kind, hash, reader);
+                    let kind = reader.kind_at((*location).into())?.unwrap_or(Kind::Table);
+                    self.object(kind, hash, reader).map(drop)
                 }
                 Stock::Fact(kind, id) => self.fact(*kind, *id, *location, reader),
             },
-        );
+        )?;
         meter.advance(batch.iter().map(|(_, location)| location.object_bytes()).sum())
     }
 
     /// Checks a record, note or tombstone, unless gc has moved it meanwhile.
-    fn fact(&self, kind: Kind, id: SnapshotId, location: Location, reader: &mut Reader<'_>) {
-        let is_whole = reader.is_whole_at(location);
+    fn fact(
+        &self,
+        kind: Kind,
+        id: SnapshotId,
+        location: Location,
+        reader: &mut Reader<'_>,
+    ) -> Result<(), StoreError> {
+        let is_whole = reader.is_whole_at(location)?;
         if self.shared.log.pack(location.pack).is_none() {
-            return;
+            return Ok(());
         }
         self.count(location);
+        if is_whole {
+            return Ok(());
+        }
         let Location { pack, offset_bytes, .. } = location;
-        let why = match is_whole {
-            Ok(true) => return,
-            Ok(false) => "its bytes do not match its checks".to_owned(),
-            Err(error) => error.to_string(),
-        };
         let (subject, snapshot) = match kind {
             Kind::Record => {
                 let needs_it = self.shared.catalog().live(&id).map(|_| id);
@@ -165,8 +170,11 @@ impl Verification<'_> {
             // Their hashes are known to nobody.
             _ => (Subject::Bytes { pack: pack::file_name(pack), offset_bytes }, None),
         };
-        let detail = format!("a {kind} about the snapshot {id} in pack {pack} at byte {offset_bytes}: {why}");
+        let detail = format!(
+            "a {kind} about the snapshot {id} in pack {pack} at byte {offset_bytes}: its bytes do not match its checks"
+        );
         self.problem(subject, detail, snapshot);
+        Ok(())
     }
 
     /// What the snapshots refer to and the index does not have.
@@ -199,17 +207,23 @@ impl Verification<'_> {
             let Ok(record) = self.shared.record(id) else { continue };
             let mut needed: Vec<(Kind, Hash)> =
                 record.attachments.iter().map(|attachment| (Kind::Attachment, attachment.hash)).collect();
-            let both = self
-                .layout_and_root((id, &record), &mut reader, &mut |kind, hash| needed.push((kind, hash)))?;
+            let both = self.layout_and_root((id, &record), &mut reader, &mut |kind, hash| {
+                needed.push((kind, hash));
+                Ok(())
+            })?;
             let (root, space) = both.unwrap_or_default();
             needed.extend(root.iter().map(|table| (Kind::Table, *table)));
             for (table, place) in root.iter().zip(table::places(&space, record.region_size)) {
-                let wrong = tables.entry(*table).or_insert_with(|| {
-                    let hashes = reader.hashes(Kind::Table, table, place.regions).unwrap_or_default();
-                    let region = hashes.into_iter().map(|hash| (Kind::Region, hash));
-                    region.filter(|(_, hash)| damaged.contains_key(hash)).collect()
-                });
-                needed.extend(wrong.iter().copied());
+                if let hash_map::Entry::Vacant(unseen) = tables.entry(*table) {
+                    let hashes = match reader.hashes(Kind::Table, table, place.regions) {
+                        Err(error) if error.is_damage() => Vec::new(),
+                        other => other?,
+                    };
+                    let regions = hashes.into_iter().map(|hash| (Kind::Region, hash));
+                    let wrong = regions.filter(|(_, hash)| damaged.contains_key(hash)).collect();
+                    unseen.insert(wrong);
+                }
+                needed.extend(tables.get(table).into_iter().flatten().copied());
             }
             for (kind, hash) in needed {
                 let Some(guessed) = damaged.get(&hash) else { continue };
