@@ -145,8 +145,8 @@ impl Work {
 
     fn label(&self, store: &Store, id: SnapshotId, text: &str) {
         let changes = [("note".to_owned(), Some(text.to_owned()))];
-        let label = || Ok(drop(store.label(id, &changes)?));
-        self.does(Operation::Label(id, text.to_owned()), label, |()| Said::default());
+        let label = || Ok(store.label(id, &changes)?);
+        self.does(Operation::Label(id, text.to_owned()), label, |_| Said::default());
     }
 
     fn gc(&self, store: &Store) {
@@ -155,7 +155,11 @@ impl Work {
     }
 
     fn close(&self, store: Store) {
-        self.does(Operation::Other, || Ok(drop(store)), |()| Said::default());
+        let close = || {
+            drop(store);
+            Ok(())
+        };
+        self.does(Operation::Other, close, |()| Said::default());
     }
 
     fn repair(&self) {
@@ -672,13 +676,15 @@ fn found_by(work: &Work, sites: &str, most: u64) -> Option<String> {
     looked.err().map(|error| format!("{error:#}"))
 }
 
+type History = fn() -> Work;
+
 /// All places where something is made durable, by the history that comes by there. Some are there twice in a history,
 /// one right after the other, and are left out together: what a creation makes durable the opening after it does
 /// again, as it may be that of another process that was killed.
 ///
 /// Not among them is the last sync of gc, after it removed packs, as none of these histories shows what it is for:
 /// should the packs with some tombstones be gone for good, the packs with the records must be as well.
-const SYNCS: [(fn() -> Work, &[&str]); 3] = [
+const SYNCS: [(History, &[&str]); 3] = [
     (
         one_after_the_other,
         &[

@@ -47,6 +47,11 @@ impl Draw {
     pub(crate) fn below(&mut self, end: u64) -> u64 {
         self.next() % end
     }
+
+    /// The index of one of so many.
+    fn index(&mut self, count: usize) -> usize {
+        usize::try_from(self.below(count as u64)).unwrap()
+    }
 }
 
 // ---- What happened ------------------------------------------------------------------------------
@@ -145,7 +150,7 @@ impl Model {
     pub(crate) fn crash_index(&self, which: u64, seed: u64, into: &Path) {
         let Some(newest) = self.indexes.last() else { return };
         let mut draw = Draw(seed);
-        let any = |draw: &mut Draw| &self.indexes[draw.below(self.indexes.len() as u64) as usize];
+        let any = |draw: &mut Draw| &self.indexes[draw.index(self.indexes.len())];
         match which {
             1 => write_index(into, newest),
             2 => write_index(into, any(&mut draw)),
@@ -194,7 +199,7 @@ impl Failure {
     pub(crate) fn numbered(number: u64, seed: u64) -> Failure {
         let mut draw = Draw(seed ^ number.wrapping_mul(0xA076_1D64_78BD_642F));
         let shares = [10, 50, 90];
-        let some = |draw: &mut Draw| shares[draw.below(3) as usize];
+        let some = |draw: &mut Draw| shares[draw.index(3)];
         let (entries, data) = match number {
             0 => (Entry::None, Data::None),
             1 => (Entry::All, Data::None),
@@ -525,12 +530,15 @@ pub(crate) struct Disk {
     inner: Mutex<Inner>,
 }
 
+/// A file, how long it is, and when it was changed.
+type Stamp = (PathBuf, u64, i64);
+
 #[derive(Default)]
 struct Inner {
     model: Model,
     history: Vec<Event>,
     inodes: HashMap<u64, Node>,
-    index: Option<(PathBuf, Vec<(PathBuf, u64, i64)>)>,
+    index: Option<(PathBuf, Vec<Stamp>)>,
     /// What the program is at, for the names of the sites.
     at_work: String,
     syncs: HashMap<String, usize>,
