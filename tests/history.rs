@@ -12,7 +12,12 @@
 //! `PROPTEST_CASES=1000 cargo test --test history` looks further.
 
 // A helper of a test may fail as the test itself may.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::cast_possible_truncation)]
+#![allow(
+    clippy::result_large_err,
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::cast_possible_truncation
+)]
 
 #[allow(dead_code)]
 #[path = "common/disk.rs"]
