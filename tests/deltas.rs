@@ -364,9 +364,9 @@ fn a_pack_that_gc_did_not_come_to_remove_brings_no_delta_back_whose_base_is_gone
     seal(&store);
     let second = capture(&store, "p", &changed);
     assert_eq!(second.delta_regions, 1);
-    // Removes a pack, so that what follows is in another one.
     store.forget(&[big]).unwrap();
     gc(&store, 50);
+    seal(&store);
     let other = noise(30 * REGION_BYTES, 3);
     let kept = capture(&store, "other", &other).id;
     store.forget(&[first, second.id]).unwrap();

@@ -542,6 +542,7 @@ struct Inner {
     /// What the program is at, for the names of the sites.
     at_work: String,
     syncs: HashMap<String, usize>,
+    renamed: HashMap<PathBuf, PathBuf>,
     /// How many changes are still made; then every call fails.
     changes_left: Option<usize>,
 }
@@ -672,7 +673,10 @@ impl Witness for Disk {
         act()?;
         let path = below(call.path());
         let event = match call {
-            Call::Create(_) => Event::Create(path.clone()),
+            Call::Create(_) => {
+                inner.renamed.remove(&path);
+                Event::Create(path.clone())
+            }
             Call::CreateDir(_) => Event::CreateDir(path.clone()),
             Call::Write { file, at_bytes, bytes, .. } => {
                 Event::Write { file: node(inner, file), at_bytes: *at_bytes, bytes: Arc::from(*bytes) }
@@ -681,6 +685,8 @@ impl Witness for Disk {
                 Event::SetLength { file: node(inner, file), length_bytes: *length_bytes }
             }
             Call::Sync(_, file) => {
+                // A file is known by the name as which it was opened.
+                let path = inner.renamed.get(&path).unwrap_or(&path);
                 let kind = path.extension().map_or(path.as_os_str(), |extension| extension);
                 let site = inner.site(format!("file of kind {}", kind.to_string_lossy()));
                 Event::Sync { file: node(inner, file), site }
@@ -693,7 +699,10 @@ impl Witness for Disk {
                 let site = inner.site(format!("directory {name} with [{pending}]"));
                 Event::SyncDir { dir: path.clone(), site }
             }
-            Call::Rename(_, to) => Event::Rename(path.clone(), below(to)),
+            Call::Rename(_, to) => {
+                inner.renamed.insert(path.clone(), below(to));
+                Event::Rename(path.clone(), below(to))
+            }
             Call::Link(_, second) => Event::Link(path.clone(), below(second)),
             Call::Remove(_) => Event::Remove(path.clone()),
             Call::RemoveDir(_) => Event::RemoveDir(path.clone()),
