@@ -24,7 +24,10 @@ fn main() {
     let memory = image::image();
     println!("memory image: {} MiB, medians of {ROUNDS} rounds", memory.len() >> 20);
     beside_the_limit(memory);
-    beside_a_journal(memory);
+    println!("\nthe last of {SNAPSHOTS} snapshots, a replay of the journal beside a restore");
+    for (percent, written_bytes) in [(1, 64), (1, PAGE_BYTES), (5, PAGE_BYTES)] {
+        beside_a_journal(memory, percent, written_bytes);
+    }
 }
 
 fn beside_the_limit(memory: &[u8]) {
@@ -75,21 +78,26 @@ fn beside_the_limit(memory: &[u8]) {
     println!("BLAKE3 takes {cost:.0} % of a restore (under 33 %, it stays on by default)");
 }
 
-/// The last of a hundred snapshots, one page in a hundred written between each two.
-fn beside_a_journal(memory: &[u8]) {
+/// The last of a hundred snapshots, with so many bytes written in so many pages of a hundred between each two.
+fn beside_a_journal(memory: &[u8], percent: usize, written_bytes: usize) {
     let (dir, store) = image::new_store();
     let path = dir.path().join("journal");
     let mut memory = memory.to_vec();
     let mut log = journal::Journal::create(&path, journal::CELL_BYTES).unwrap();
     let mut random = 0x2545_F491_4F6C_DD1Du64;
+    let mut next = move |below: usize| {
+        random ^= random << 13;
+        random ^= random >> 7;
+        random ^= random << 17;
+        usize::try_from(random >> 1).unwrap() % below
+    };
     let mut last = None;
     for _ in 0..SNAPSHOTS {
-        for _ in 0..memory.len() / PAGE_BYTES / 100 {
-            random ^= random << 13;
-            random ^= random >> 7;
-            random ^= random << 17;
-            let at = usize::try_from(random % (memory.len() as u64 - 64)).unwrap();
-            memory[at..at + 64].fill(random.to_le_bytes()[0]);
+        let pages = memory.len() / PAGE_BYTES;
+        for _ in 0..pages * percent / 100 {
+            // What is written comes from elsewhere in the memory, so that it is as compressible.
+            let (from, to) = (next(pages) * PAGE_BYTES, next(pages) * PAGE_BYTES);
+            memory.copy_within(from..from + written_bytes, to);
         }
         log.snapshot([(0, &memory[..])]).unwrap();
         last = Some(store.process("p").capture(&memory, &CaptureOptions::default()).unwrap().id);
@@ -112,7 +120,7 @@ fn beside_a_journal(memory: &[u8]) {
     let [replay, restored] = &seconds;
     let times = median(replay.iter().zip(restored).map(|(replay, restore)| replay / restore));
     println!(
-        "\nthe last of {SNAPSHOTS} snapshots: replay of the journal {:.0} ms, restore {:.0} ms: {times:.1} times (target 5)",
+        "{written_bytes:>4} bytes in {percent} % of the pages: replay {:.0} ms, restore {:.0} ms: {times:.1} times (target 5)",
         1e3 * median(replay.iter().copied()),
         1e3 * median(restored.iter().copied()),
     );
