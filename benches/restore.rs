@@ -62,7 +62,9 @@ fn beside_the_limit(memory: &[u8]) {
     }
     assert!(target == memory);
     let limit = &seconds[0];
-    println!("\nrestore                                        GB/s   of the limit   target");
+    println!(
+        "\nrestore                                        GB/s   of the limit   (best of each)   target"
+    );
     for (what, at, bound) in [
         ("the limit: blocks in memory, pages populated", 0, ""),
         ("into populated memory", 1, "70 %"),
@@ -72,9 +74,11 @@ fn beside_the_limit(memory: &[u8]) {
     ] {
         let share = median(limit.iter().zip(&seconds[at]).map(|(limit, it)| 100.0 * limit / it));
         let speed = memory.len() as f64 / median(seconds[at].iter().copied()) / 1e9;
-        println!("{what:<46} {speed:>5.2} {share:>12.0} % {bound:>8}");
+        // Other programs only add: the best of each are what the machine alone would have taken.
+        let best = 100.0 * least(limit) / least(&seconds[at]);
+        println!("{what:<46} {speed:>5.2} {share:>12.0} % {best:>14.0} % {bound:>8}");
     }
-    let cost = median(seconds[1].iter().zip(&seconds[2]).map(|(full, sums)| 100.0 * (full - sums) / full));
+    let cost = 100.0 * (1.0 - least(&seconds[2]) / least(&seconds[1]));
     println!("BLAKE3 takes {cost:.0} % of a restore (under 33 %, it stays on by default)");
 }
 
@@ -134,6 +138,10 @@ fn timed(work: impl FnOnce()) -> f64 {
     let started = Instant::now();
     work();
     started.elapsed().as_secs_f64()
+}
+
+fn least(values: &[f64]) -> f64 {
+    values.iter().copied().fold(f64::INFINITY, f64::min)
 }
 
 fn median(values: impl Iterator<Item = f64>) -> f64 {
