@@ -242,7 +242,7 @@ fn write_runs(base: &[u8], plain: &[u8], limit_bytes: usize, out: &mut Vec<u8>) 
 }
 
 /// How many bytes from `at` on are the same in both.
-fn equal_bytes(base: &[u8], plain: &[u8], at: usize) -> usize {
+pub(crate) fn equal_bytes(base: &[u8], plain: &[u8], at: usize) -> usize {
     let rest = &plain[at..];
     let same = base.get(at..).unwrap_or_default();
     let both = rest.len().min(same.len());

@@ -78,7 +78,9 @@ pub(crate) fn many(regions: &[&[u8]]) -> Vec<Hash> {
     let mut hashes = Vec::with_capacity(regions.len());
     for alike in regions.chunk_by(|one, other| one.len() == other.len()) {
         for group in alike.chunks(LANES) {
-            if group.len() > 1 && is_whole_tree(group[0].len()) {
+            // Fewer regions than one of them has chunks would leave lanes empty that the one fills.
+            let is_wider = group.len() > (group[0].len() / CHUNK_BYTES).min(LANES - 1);
+            if is_wider && is_whole_tree(group[0].len()) {
                 lanes.hash(platform, group, &mut hashes);
             } else {
                 hashes.extend(group.iter().map(|region| Hash::of(region)));

@@ -73,12 +73,14 @@ mod address_space;
 mod capture;
 mod codec;
 mod delta;
+mod diff;
 mod error;
 mod forget;
 #[cfg(feature = "fuzzing")]
 pub mod fuzzing;
 mod gc;
 mod hash;
+mod history;
 mod ingest;
 mod migrate;
 #[path = "../migrations/mod.rs"]
@@ -138,10 +140,12 @@ pub mod fault_injection {
 pub use address_space::{AddressSpace, AddressSpaceError, Mapping, MappingKind, Protection};
 pub use capture::{Capture, CaptureOptions, PendingCapture, Process};
 pub use codec::{Codec, CodecError};
+pub use diff::{Diff, DiffOptions};
 pub use error::Error;
 pub use forget::{ForgetPlan, KeepPolicy};
 pub use gc::{GcOptions, GcStats};
 pub use hash::Hash;
+pub use history::{History, Moment};
 pub use migrate::Migration;
 pub use progress::Progress;
 pub use record::{AttachmentRef, Origin, Record, RecordError, SnapshotId, Trigger};

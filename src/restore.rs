@@ -151,9 +151,7 @@ impl Restore<'_> {
                         continue;
                     }
                     let run_of_bytes = &mut buffer[..run_bytes];
-                    for (hash, plain) in run.iter().zip(run_of_bytes.chunks_mut(region_bytes)) {
-                        reader.region(hash, plain)?;
-                    }
+                    reader.regions(run, run_of_bytes, region_bytes, true)?;
                     file.write_at(run_of_bytes, place.image_bytes + first_bytes as u64)?;
                     written_bytes.fetch_add(run_bytes as u64, Ordering::Relaxed);
                 }
@@ -199,13 +197,7 @@ impl Restore<'_> {
         meter: &Meter,
     ) -> Result<(), Error> {
         let hashes = reader.hashes(Kind::Table, hash, regions)?;
-        for (hash, plain) in hashes.iter().zip(target.chunks_mut(self.record.region_size.bytes())) {
-            if !hash.is_zero() {
-                reader.region(hash, plain)?;
-            } else if clear_zeros {
-                plain.fill(0);
-            }
-        }
+        reader.regions(&hashes, target, self.record.region_size.bytes(), clear_zeros)?;
         meter.advance(target.len() as u64)
     }
 }

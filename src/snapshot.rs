@@ -59,6 +59,14 @@ impl Store {
         snapshots
     }
 
+    /// The snapshots of one process, oldest first.
+    pub(crate) fn snapshots_of(&self, process: &str) -> Vec<Snapshot<'_>> {
+        let shared = &**self.shared();
+        let catalog = shared.catalog();
+        let snapshot = |id| Some(Snapshot::new(shared, id, catalog.live(&id)?));
+        catalog.of_process(process).filter_map(snapshot).collect()
+    }
+
     /// One snapshot.
     ///
     /// # Errors
@@ -220,7 +228,8 @@ impl<'a> Snapshot<'a> {
         }))
     }
 
-    fn tables(&self, space: &AddressSpace) -> Result<Vec<(Hash, Place)>, Error> {
+    /// The tables of it, whose layout is `space`.
+    pub(crate) fn tables(&self, space: &AddressSpace) -> Result<Vec<(Hash, Place)>, Error> {
         let count = table::count(space, self.record.region_size);
         let root = Reader::new(self.shared, Check::Full).hashes(Kind::Root, &self.record.root, count)?;
         Ok(root.into_iter().zip(table::places(space, self.record.region_size)).collect())
@@ -255,10 +264,9 @@ impl<'a> Snapshot<'a> {
             return Err(SinkError::NotCaptured { missing: AddressRange::new(next, range.end())? }.into());
         }
         let tables = self.tables(&space)?.into_iter().filter_map(|(table, place)| {
-            let start = space.mappings()[place.mapping_index].range.start() + place.offset_bytes;
-            let whole = AddressRange::with_length(start, place.length_bytes as u64).ok()?;
+            let whole = place.addresses(&space).ok()?;
             let part = whole.intersection(range)?;
-            Some((table, place, part.start() - start..part.end() - start))
+            Some((table, place, part.start() - whole.start()..part.end() - whole.start()))
         });
         self.write_tables(tables.collect(), out)
     }

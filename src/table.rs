@@ -15,7 +15,7 @@
 
 use crate::address_space::AddressSpace;
 use crate::hash::Hash;
-use crate::units::RegionSize;
+use crate::units::{AddressRange, RegionSize, UnitError};
 
 /// How many regions one table covers. A power of two: at 16 KiB a table stands for 8 MiB.
 pub const REGIONS_PER_TABLE: usize = 512;
@@ -43,6 +43,14 @@ pub(crate) struct Place {
     pub(crate) length_bytes: usize,
     /// How many regions.
     pub(crate) regions: usize,
+}
+
+impl Place {
+    /// The addresses it covers in `space`.
+    pub(crate) fn addresses(&self, space: &AddressSpace) -> Result<AddressRange, UnitError> {
+        let mapping = space.mappings()[self.mapping_index].range;
+        AddressRange::with_length(mapping.start() + self.offset_bytes, self.length_bytes as u64)
+    }
 }
 
 /// The tables of an address space, in the order of its root.

@@ -171,6 +171,16 @@ pub enum UnitError {
         /// The end given.
         end: u64,
     },
+    /// Longer than what can be worked on at once.
+    #[error(
+        "an address range of {found_bytes} bytes is too long here, at most {most_bytes} are possible; take a part of it"
+    )]
+    RangeTooLong {
+        /// How long it is.
+        found_bytes: u64,
+        /// How long it may be.
+        most_bytes: u64,
+    },
     /// Start and length together pass the last 64-bit address.
     #[error("an address range of {length_bytes} bytes from {start:#x} passes the last 64-bit address")]
     RangeOverflow {

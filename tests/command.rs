@@ -779,3 +779,127 @@ fn a_disk_that_is_full_in_the_middle_of_a_capture_costs_that_capture_alone() {
     vault.capture_file(&large, "q");
     assert_eq!(vault.run(&["verify"]).code, Some(0));
 }
+
+// The past
+
+#[test]
+fn a_diff_tells_the_ranges_and_a_history_the_bytes() {
+    let vault = Vault::new();
+    let mut image = noise(200_000, 3);
+    image[70_000..70_004].copy_from_slice(b"zero");
+    let file = vault.file("vm.img", &image);
+    let first = vault.capture_file(&file, "vm");
+    image[70_000..70_004].copy_from_slice(b"tiny");
+    image[150_000] ^= 1;
+    vault.file("vm.img", &image);
+    let second = vault.capture_file(&file, "vm");
+    vault.file("vm.img", &image[..70_002]);
+    let third = vault.capture_file(&file, "vm");
+
+    assert_eq!(
+        vault.json(&["diff", &first, &second]),
+        json!({
+            "ranges": [{"start": 70_000, "end": 70_004}, {"start": 150_000, "end": 150_001}],
+            "differing_bytes": 5,
+            "differing_regions": 2,
+        })
+    );
+    assert_eq!(vault.json(&["diff", "vm~1", "vm~2"])["differing_bytes"], 5);
+    let gone = vault.json(&["diff", &second, &third]);
+    assert_eq!(gone["ranges"], json!([{"start": 70_002, "end": 200_000}]));
+    let text = vault.text(&["diff", &first, &second]);
+    assert!(
+        text.contains("0x11170..0x11174") && text.contains("both") && text.contains("5 B in 2 ranges"),
+        "{text}"
+    );
+    let text = vault.text(&["diff", &second, &third]);
+    assert!(text.lines().nth(1).is_some_and(|line| line.contains(" A ")), "{text}");
+    let same = vault.run(&["diff", &first, &first]);
+    assert_eq!((same.code, same.text().as_str()), (Some(0), ""));
+    assert!(same.stderr.contains("the same"), "{}", same.stderr);
+
+    let history = vault.json(&["history", "--range", "70000..70004"]);
+    history.as_array().unwrap().iter().for_each(|moment| has_keys(moment, "id time bytes"));
+    let found: Vec<_> = history.as_array().unwrap().iter().map(|it| (&it["id"], &it["bytes"])).collect();
+    let (hex_zero, hex_tiny) = (json!("7a65726f"), json!("74696e79"));
+    let expected = [(json!(first), hex_zero), (json!(second), hex_tiny), (json!(third), Value::Null)];
+    assert_eq!(found, expected.each_ref().map(|(id, bytes)| (id, bytes)));
+    let text = vault.text(&["history", "--range", "70000..70004", "--process", "vm"]);
+    assert!(text.contains("7a 65 72 6f   |zero|") && text.contains("not captured"), "{text}");
+
+    vault.fails(6, "0x61a80..0x61a81 is not captured", &["history", "--range", "400000..400001"]);
+    vault.fails(3, "no snapshots of a process \"vn\"", &["history", "--range", "0..1", "--process", "vn"]);
+    vault.fails(2, "at most 1048576", &["history", "--range", "0..1048577"]);
+    vault.fails(3, "deadbeef", &["diff", &first, "deadbeef"]);
+    vault.capture_file(&file, "other");
+    vault.fails(2, "there are other, vm", &["history", "--range", "0..1"]);
+}
+
+#[test]
+fn the_history_of_a_counter_in_a_running_python_is_told() {
+    let vault = Vault::new();
+    let mut python = Running::python(
+        "import ctypes, signal\n\
+         counter = ctypes.c_uint64(41)\n\
+         def count(*_):\n    counter.value += 1\n    print(counter.value, flush=True)\n\
+         signal.signal(signal.SIGUSR1, count)\n\
+         print(ctypes.addressof(counter), flush=True)\n\
+         while True: signal.pause()",
+    );
+    let address: u64 = python.line().parse().unwrap();
+    let pid = python.pid_text();
+    let mut ids = Vec::new();
+    for step in [0, 1, 0, 1] {
+        if step == 1 {
+            python.signal(Signal::USR1);
+            python.line();
+        }
+        let capture = vault.json(&["capture", "--pid", &pid, "--process", "web-1"]);
+        ids.push(capture["id"].as_str().unwrap().to_owned());
+    }
+    python.kill();
+    let range = format!("{address:#x}..{:#x}", address + 8);
+    let history = vault.json(&["history", "--range", &range]);
+    let moment = |at: usize, count: u64| (json!(ids[at]), json!(hex(&count.to_le_bytes())));
+    let found = history.as_array().unwrap().iter().map(|it| (it["id"].clone(), it["bytes"].clone()));
+    assert_eq!(found.collect::<Vec<_>>(), [moment(0, 41), moment(1, 42), moment(3, 43)]);
+    let diff = vault.json(&["diff", "web-1~1", "latest"]);
+    let ranges = diff["ranges"].as_array().unwrap();
+    let covers = |it: &Value| it["start"].as_u64() <= Some(address) && it["end"].as_u64() > Some(address);
+    assert!(ranges.iter().any(covers), "{ranges:?}");
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+#[test]
+fn damage_that_a_look_into_the_past_meets_is_named() {
+    let vault = Vault::new();
+    let mut image = noise(100_000, 5);
+    let file = vault.file("vm.img", &image);
+    vault.json(&["capture", "--file", &file, "--process", "vm", "--no-deltas"]);
+    image[50_000] ^= 1;
+    vault.file("vm.img", &image);
+    vault.json(&["capture", "--file", &file, "--process", "vm", "--no-deltas"]);
+    // The region that changed is the only one of which both versions are stored, and begin alike.
+    let part = &image[49_152..49_200];
+    let mut flipped = 0;
+    for pack in vault.packs() {
+        let mut bytes = fs::read(&pack).unwrap();
+        for at in 0..bytes.len() - part.len() {
+            if bytes[at..at + part.len()] == *part {
+                bytes[at + 40] ^= 1;
+                flipped += 1;
+            }
+        }
+        fs::write(pack, bytes).unwrap();
+    }
+    assert_eq!(flipped, 2, "noise is stored as it is");
+    for arguments in [&["diff", "vm~1", "vm~0"][..], &["history", "--range", "50000..50001"]] {
+        let done = vault.run(arguments);
+        assert_eq!((done.code, done.text().as_str()), (Some(5), ""), "{}", done.stderr);
+        assert!(done.stderr.contains("stillframe: the region "), "{}", done.stderr);
+    }
+    assert_eq!(vault.json(&["history", "--range", "0..9"]).as_array().unwrap().len(), 1);
+}

@@ -38,9 +38,9 @@ use proptest::prelude::*;
 use proptest::sample::Index;
 use stillframe::fault_injection::{Watching, watch};
 use stillframe::{
-    AddressRange, AddressSpace, Attachment, Capture, CaptureOptions, Codec, CopyOut, Error, Frozen,
-    GcOptions, Hash, InPlace, Labels, Mapping, MappingKind, Memory, Origin, Protection, RegionSize,
-    SnapshotId, Source, SourceError, Store, StoreError, Trigger, VerifyOptions,
+    AddressRange, AddressSpace, Attachment, Capture, CaptureOptions, Codec, CopyOut, DiffOptions, Error,
+    Frozen, GcOptions, Hash, InPlace, Labels, Mapping, MappingKind, Memory, Origin, Protection, RegionSize,
+    SinkError, SnapshotId, Source, SourceError, Store, StoreError, Trigger, VerifyOptions,
 };
 
 // ---- The processes ------------------------------------------------------------------------------
@@ -831,6 +831,7 @@ impl World {
         for (id, kept) in &self.kept {
             self.check_snapshot(*id, kept);
         }
+        self.check_past();
         let report = store.verify(&VerifyOptions::default()).unwrap();
         assert_eq!(report.problems, []);
         // An index of before may be of no use.
@@ -871,6 +872,110 @@ impl World {
             let mut part = Vec::new();
             snapshot.read_range(range, &mut part).unwrap();
             assert!(part == area.bytes[from..to], "a range of it");
+        }
+    }
+}
+
+// ---- The past -----------------------------------------------------------------------------------
+
+/// Where two snapshots differ, in how many bytes, and in how many regions.
+type Differing = (Vec<AddressRange>, u64, u64);
+
+impl Kept {
+    /// The captured area that has this address.
+    fn at(&self, address: u64) -> Option<&Area> {
+        self.captured().find(|area| area.start <= address && address < area.end())
+    }
+
+    /// The bytes of a range, if all of it is captured.
+    fn bytes(&self, range: AddressRange) -> Option<Vec<u8>> {
+        let mut bytes = Vec::new();
+        while bytes.len() < range.length_bytes() as usize {
+            let next = range.start() + bytes.len() as u64;
+            let area = self.at(next)?;
+            let end = area.end().min(range.end());
+            bytes.extend_from_slice(&area.bytes[(next - area.start) as usize..(end - area.start) as usize]);
+        }
+        Some(bytes)
+    }
+
+    /// Byte by byte.
+    fn diff(&self, other: &Kept, region_bytes: u64) -> Differing {
+        let areas = || self.captured().chain(other.captured());
+        let mut ends: BTreeSet<u64> = areas().flat_map(|area| [area.start, area.end()]).collect();
+        let (mut ranges, mut regions) = (Vec::<Range<u64>>::new(), BTreeSet::new());
+        let mut last_region = None;
+        while let Some(start) = ends.pop_first()
+            && let Some(end) = ends.first()
+        {
+            let (a, b) = (self.at(start), other.at(start));
+            if a.is_none() && b.is_none() {
+                continue;
+            }
+            for address in start..*end {
+                let byte = |area: &Area| area.bytes[(address - area.start) as usize];
+                if a.map(byte) == b.map(byte) {
+                    continue;
+                }
+                match ranges.last_mut() {
+                    Some(last) if last.end == address => last.end += 1,
+                    _ => ranges.push(address..address + 1),
+                }
+                let area = a.or(b).unwrap();
+                let region = Some((a.is_some(), area.start, (address - area.start) / region_bytes));
+                if last_region != region {
+                    regions.extend(region);
+                    last_region = region;
+                }
+            }
+        }
+        let bytes = ranges.iter().map(|range| range.end - range.start).sum();
+        let range = |range: Range<u64>| AddressRange::new(range.start, range.end).unwrap();
+        (ranges.into_iter().map(range).collect(), bytes, regions.len() as u64)
+    }
+}
+
+impl World {
+    /// What is said of the past without restoring it.
+    fn check_past(&self) {
+        let Some((first, last)) = self.line.first().zip(self.line.last()) else { return };
+        let neighbours = self.line.windows(2).rev().take(2).map(|pair| (&pair[0], &pair[1]));
+        for (a, b) in neighbours.chain([(first, last), (last, first), (last, last)]) {
+            let found = self.store().diff(*a, *b, &DiffOptions::default()).unwrap();
+            let found = (found.ranges, found.differing_bytes, found.differing_regions);
+            assert_eq!(found, self.kept[a].diff(&self.kept[b], self.region_bytes as u64));
+        }
+        for (process, name) in PROCESSES.into_iter().enumerate() {
+            let line: Vec<_> = self.line.iter().filter(|id| self.kept[*id].process == process).collect();
+            let Some(middle) = line.get(line.len() / 2) else { continue };
+            for area in self.kept[*middle].captured() {
+                let most = area.bytes.len().min(1 << 20) as u64;
+                // The whole of it, a few bytes in it, and from it into what may come after.
+                for (from, to) in [(0, most), (most / 2, most / 2 + 9), (most - 1, most + 1)] {
+                    let range = AddressRange::new(area.start + from, area.start + to).unwrap();
+                    self.check_history(name, &line, range);
+                }
+            }
+        }
+    }
+
+    fn check_history(&self, process: &str, line: &[&SnapshotId], range: AddressRange) {
+        let mut expected: Vec<(SnapshotId, Option<Vec<u8>>)> = Vec::new();
+        for id in line {
+            let bytes = self.kept[*id].bytes(range);
+            if expected.last().map_or(bytes.is_some(), |(_, last)| *last != bytes) {
+                expected.push((**id, bytes));
+            }
+        }
+        match self.store().history(process, range) {
+            Ok(moments) => {
+                let moments = moments.map(Result::unwrap).map(|moment| (moment.id, moment.bytes));
+                assert!(moments.collect::<Vec<_>>() == expected, "the history of {range}");
+            }
+            Err(Error::Sink(SinkError::NotCaptured { .. })) => {
+                assert!(expected.is_empty(), "the history of {range}");
+            }
+            Err(error) => panic!("the history of {range}: {error}"),
         }
     }
 }

@@ -28,6 +28,8 @@ const LAYERS: [(&str, &[&str]); 6] = [
             "verify",
             "repair",
             "snapshot",
+            "diff",
+            "history",
             "stats",
             "migrate",
         ],

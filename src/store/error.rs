@@ -210,6 +210,12 @@ pub enum StoreError {
         /// What was looked for.
         text: String,
     },
+    /// No snapshot is of a process of this name.
+    #[error("there are no snapshots of a process {process:?}; `stillframe processes` lists those there are")]
+    NoSuchProcess {
+        /// The name given.
+        process: String,
+    },
     /// Several snapshots have ids that begin like this.
     #[error("{prefix} is the beginning of {} snapshot ids: {}", candidates.len(), shown(candidates))]
     AmbiguousPrefix {

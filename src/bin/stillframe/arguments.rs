@@ -86,6 +86,10 @@ pub(crate) enum Verb {
     Restore(Restore),
     /// Print the memory of a snapshot
     Cat(Cat),
+    /// Show where the memory of two snapshots differs
+    Diff(Diff),
+    /// Show every snapshot at which some bytes changed, and to what
+    History(History),
     /// Give a snapshot labels, or take them away
     Label(Label),
     /// Remove snapshots; gc gives their space back
@@ -240,6 +244,35 @@ pub(crate) struct Cat {
     /// Print a hex dump with addresses instead of raw bytes
     #[arg(long)]
     pub(crate) hex: bool,
+}
+
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Compares by address; the snapshots may be of different processes. Memory that only one of them has \
+    differs. What was excluded counts as zeros."
+)]
+pub(crate) struct Diff {
+    /// The one snapshot
+    #[arg(value_name = "A")]
+    pub(crate) a: String,
+    /// The other
+    #[arg(value_name = "B")]
+    pub(crate) b: String,
+}
+
+#[derive(Debug, Args)]
+#[command(
+    after_help = "The first line is the first snapshot that has these bytes. With --json bytes are hex digits, and null \
+    from when they are not all captured memory any more. A range has 1 MiB at the most.\n\nFor example:\n  \
+    stillframe history --process web-1 --range 0x7f12a0..0x7f12a8"
+)]
+pub(crate) struct History {
+    /// The addresses: decimal, or hex after 0x
+    #[arg(long, value_name = "START..END")]
+    pub(crate) range: AddressRange,
+    /// The process; needed if there are snapshots of several
+    #[arg(long, value_name = "NAME")]
+    pub(crate) process: Option<String>,
 }
 
 #[derive(Debug, Args)]

@@ -147,7 +147,9 @@ fn exit_of(error: &(dyn std::error::Error + 'static)) -> Option<Exit> {
 
 fn exit_of_store(error: &StoreError) -> Exit {
     match error {
-        StoreError::NoSuchSnapshot { .. } | StoreError::AmbiguousPrefix { .. } => Exit::NoSuchSnapshot,
+        StoreError::NoSuchSnapshot { .. }
+        | StoreError::NoSuchProcess { .. }
+        | StoreError::AmbiguousPrefix { .. } => Exit::NoSuchSnapshot,
         StoreError::BadSnapshotName { .. }
         | StoreError::BadProcessName { .. }
         | StoreError::BadLabel { .. } => Exit::WrongUsage,

@@ -100,10 +100,17 @@ struct MappingObject {
     offset: u64,
 }
 
+/// A range of addresses.
 #[derive(Debug, Serialize)]
-struct RangeObject {
+pub(crate) struct RangeObject {
     start: u64,
     end: u64,
+}
+
+impl From<&AddressRange> for RangeObject {
+    fn from(range: &AddressRange) -> RangeObject {
+        RangeObject { start: range.start(), end: range.end() }
+    }
 }
 
 impl From<&Snapshot<'_>> for SnapshotObject {
@@ -138,9 +145,7 @@ impl SnapshotObject {
             captured: mapping.captured,
             offset: mapping.file_offset_bytes,
         };
-        let ranges = |ranges: &[AddressRange]| {
-            Some(ranges.iter().map(|range| RangeObject { start: range.start(), end: range.end() }).collect())
-        };
+        let ranges = |ranges: &[AddressRange]| Some(ranges.iter().map(RangeObject::from).collect());
         SnapshotObject {
             mappings: Some(space.mappings().iter().map(mapping).collect()),
             excluded: ranges(space.excluded()),

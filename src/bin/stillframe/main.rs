@@ -8,7 +8,7 @@
 //! human.rs       sizes, ages, durations       tidy.rs      forget gc
 //! hexdump.rs     `cat --hex`                  care.rs      init verify repair stats migrate
 //! progress.rs    bars on a terminal           manual.rs    completions man
-//! errors.rs      exit codes, `stillframe: …`
+//! errors.rs      exit codes, `stillframe: …`  past.rs      diff history
 //! ```
 
 mod arguments;
@@ -22,6 +22,7 @@ mod json;
 mod look;
 mod manual;
 mod output;
+mod past;
 mod progress;
 mod restore;
 mod tidy;
@@ -57,6 +58,8 @@ fn run(Arguments { global, verb }: Arguments) -> anyhow::Result<Exit> {
         Verb::Processes => look::processes(&context),
         Verb::Restore(arguments) => restore::restore(&context, &arguments),
         Verb::Cat(arguments) => look::cat(&context, &arguments),
+        Verb::Diff(arguments) => past::diff(&context, &arguments),
+        Verb::History(arguments) => past::history(&context, &arguments),
         Verb::Label(arguments) => look::label(&context, &arguments),
         Verb::Forget(arguments) => tidy::forget(&context, &arguments),
         Verb::Gc(arguments) => tidy::gc(&context, &arguments),

@@ -1,0 +1,341 @@
+//! Diff: where the memory of two snapshots differs, without restoring either.
+//!
+//! Both are laid over one another by address. Tables that are equal by hash are not read, of tables that
+//! differ only the regions that differ by hash are decoded, and those are compared byte by byte:
+//!
+//! ```text
+//! a   |== table ==|== table ==|== table ==|        |== table ==|
+//! b   |== table ==|== table ==|== table ==|= more =|
+//!        equal     other hash    equal      b alone   a alone
+//!                  |=|=|=|=|=|
+//!                     other hash: these two regions are decoded
+//! ```
+//!
+//! Where mappings begin elsewhere, regions of both do not lie at the same addresses; then each is compared
+//! with the two it overlaps.
+
+use std::sync::{Mutex, PoisonError};
+
+use crate::delta;
+use crate::error::Error;
+use crate::hash::Hash;
+use crate::progress::{Meter, Progress};
+use crate::record::SnapshotId;
+use crate::snapshot::Snapshot;
+use crate::store::object::Kind;
+use crate::store::read::{Check, Reader};
+use crate::store::{Shared, Store};
+use crate::units::AddressRange;
+use crate::workers;
+
+/// How to compare.
+#[derive(Clone, Debug, Default)]
+pub struct DiffOptions {
+    /// Watches it.
+    pub progress: Progress,
+}
+
+/// Where two snapshots differ.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Diff {
+    /// The addresses at which the bytes differ, or are captured in one of the two only: in order, apart,
+    /// and exact to the byte.
+    pub ranges: Vec<AddressRange>,
+    /// How many bytes that are.
+    pub differing_bytes: u64,
+    /// In how many regions they lie. Those of the first snapshot are counted, and where it has no memory those of
+    /// the second.
+    pub differing_regions: u64,
+}
+
+impl Store {
+    /// Where the memory of two snapshots differs, by address. They may be of different processes.
+    ///
+    /// Memory that only one of them has (a mapping that came, went, or grew) differs. What was excluded or
+    /// unreadable counts as the zeros that it is restored as. Memory that was not captured counts as none.
+    ///
+    /// Cost: the layouts and roots; for each pair of tables that differ both; for each pair of regions that
+    /// differ both, on all cores. Two snapshots of 4 GiB that differ in one page: under a millisecond. Memory: 16
+    /// bytes for each range found.
+    ///
+    /// ```
+    /// use stillframe::{CaptureOptions, DiffOptions, Store};
+    /// # let dir = tempfile::tempdir()?;
+    /// # let store = Store::options().create(dir.path().join("vault"))?;
+    /// let process = store.process("web-1");
+    /// let mut memory = vec![7u8; 1 << 20];
+    /// let before = process.capture(&memory, &CaptureOptions::default())?;
+    /// memory[5000..5003].fill(8);
+    /// let after = process.capture(&memory, &CaptureOptions::default())?;
+    ///
+    /// let diff = store.diff(before.id, after.id, &DiffOptions::default())?;
+    /// assert_eq!(diff.ranges, ["5000..5003".parse()?]);
+    /// assert_eq!((diff.differing_bytes, diff.differing_regions), (3, 1));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// [`NoSuchSnapshot`](crate::StoreError::NoSuchSnapshot); damage of what is needed to tell;
+    /// [`Error::Interrupted`].
+    pub fn diff(&self, a: SnapshotId, b: SnapshotId, options: &DiffOptions) -> Result<Diff, Error> {
+        let (a, b) = (Side::new(self.snapshot(a)?)?, Side::new(self.snapshot(b)?)?);
+        let pieces = overlay(&a, &b)?;
+        let to_compare = |piece: &&Piece| matches!(piece.of, Of::Both { .. });
+        let total_bytes = pieces.iter().filter(to_compare).map(|piece| piece.range.length_bytes()).sum();
+        let meter = options.progress.begin(total_bytes);
+        let work = pieces.iter().enumerate().filter(|(_, piece)| to_compare(piece)).collect();
+        let found = Mutex::new(Vec::new());
+        let shared = &**self.shared();
+        let start = || (Looker::new(shared, &a), Looker::new(shared, &b));
+        workers::for_each(work, start, |(in_a, in_b), (at, piece): (usize, &Piece)| {
+            let differing = compare(in_a, in_b, piece, &meter)?;
+            found.lock().unwrap_or_else(PoisonError::into_inner).push((at, differing));
+            Ok::<_, Error>(())
+        })?;
+        let mut found = found.into_inner().unwrap_or_else(PoisonError::into_inner);
+        found.sort_unstable_by_key(|(at, _)| *at);
+        let mut compared = found.into_iter();
+        let mut sum = Sum::default();
+        for piece in &pieces {
+            match piece.of {
+                Of::Both { .. } => {
+                    compared.next().into_iter().for_each(|(_, differing)| sum.add(0, differing))
+                }
+                Of::OnlyA { a: table } => sum.add(0, a.whole(table, piece.range)),
+                Of::OnlyB { b: table } => sum.add(1, b.whole(table, piece.range)),
+            }
+        }
+        Ok(sum.diff)
+    }
+}
+
+/// One of the two snapshots.
+struct Side<'a> {
+    _snapshot: Snapshot<'a>,
+    region_bytes: u64,
+    /// In the order of the addresses, and apart.
+    tables: Vec<Table>,
+}
+
+struct Table {
+    range: AddressRange,
+    hash: Hash,
+    regions: usize,
+}
+
+impl<'a> Side<'a> {
+    fn new(snapshot: Snapshot<'a>) -> Result<Side<'a>, Error> {
+        let space = snapshot.address_space()?;
+        let table = |(hash, place): (Hash, crate::table::Place)| {
+            Ok(Table { range: place.addresses(&space)?, hash, regions: place.regions })
+        };
+        let tables = snapshot.tables(&space)?.into_iter().map(table).collect::<Result<_, Error>>()?;
+        Ok(Side { region_bytes: snapshot.record().region_size.bytes() as u64, tables, _snapshot: snapshot })
+    }
+
+    /// A part of a table that differs as a whole.
+    fn whole(&self, table: usize, range: AddressRange) -> Differing {
+        let start = self.tables[table].range.start();
+        let region = |address: u64| start + (address - start) / self.region_bytes * self.region_bytes;
+        let (first, last) = (region(range.start()), region(range.end() - 1));
+        Differing {
+            ranges: vec![range],
+            regions: (last - first) / self.region_bytes + 1,
+            ends: Some((first, last)),
+        }
+    }
+}
+
+/// A stretch of addresses in one table of each at the most.
+struct Piece {
+    range: AddressRange,
+    of: Of,
+}
+
+enum Of {
+    Both { a: usize, b: usize },
+    OnlyA { a: usize },
+    OnlyB { b: usize },
+}
+
+/// Lays one over the other: all stretches of which the hashes of the tables do not say that they are equal.
+fn overlay(a: &Side<'_>, b: &Side<'_>) -> Result<Vec<Piece>, Error> {
+    let mut pieces = Vec::new();
+    let (mut at_a, mut at_b, mut from) = (0, 0, 0);
+    loop {
+        let rest = |side: &Side<'_>, at: usize| {
+            side.tables.get(at).map(|table| (table.range.start().max(from), table.range.end()))
+        };
+        let (start, end, of) = match (rest(a, at_a), rest(b, at_b)) {
+            (None, None) => return Ok(pieces),
+            (Some((start_a, end_a)), Some((start_b, end_b))) if start_a == start_b => {
+                (start_a, end_a.min(end_b), Of::Both { a: at_a, b: at_b })
+            }
+            (Some((start_a, end_a)), other) if other.is_none_or(|(start_b, _)| start_a < start_b) => {
+                (start_a, end_a.min(other.map_or(u64::MAX, |(start_b, _)| start_b)), Of::OnlyA { a: at_a })
+            }
+            (other, Some((start_b, end_b))) => {
+                (start_b, end_b.min(other.map_or(u64::MAX, |(start_a, _)| start_a)), Of::OnlyB { b: at_b })
+            }
+            (Some(_), None) => return Ok(pieces),
+        };
+        let is_equal = match of {
+            Of::Both { a: at_a, b: at_b } => {
+                let (a, b) = (&a.tables[at_a], &b.tables[at_b]);
+                // Zeros are zeros wherever they begin.
+                a.hash == b.hash && (a.hash.is_zero() || a.range.start() == b.range.start())
+            }
+            _ => false,
+        };
+        if !is_equal {
+            pieces.push(Piece { range: AddressRange::new(start, end)?, of });
+        }
+        from = end;
+        at_a += usize::from(a.tables.get(at_a).is_some_and(|table| table.range.end() <= end));
+        at_b += usize::from(b.tables.get(at_b).is_some_and(|table| table.range.end() <= end));
+    }
+}
+
+/// What differs in a piece.
+#[derive(Default)]
+struct Differing {
+    ranges: Vec<AddressRange>,
+    regions: u64,
+    /// Where the first and the last of these regions begin: the next piece may begin in the same one.
+    ends: Option<(u64, u64)>,
+}
+
+fn compare(
+    in_a: &mut Looker<'_>,
+    in_b: &mut Looker<'_>,
+    piece: &Piece,
+    meter: &Meter,
+) -> Result<Differing, Error> {
+    let mut differing = Differing::default();
+    let Of::Both { a, b } = piece.of else { return Ok(differing) };
+    let mut at = piece.range.start();
+    while at < piece.range.end() {
+        let (cell_a, cell_b) = (in_a.cell(a, at)?, in_b.cell(b, at)?);
+        let end = cell_a.end.min(cell_b.end).min(piece.range.end());
+        let is_equal = cell_a.hash == cell_b.hash && (cell_a.hash.is_zero() || cell_a.start == cell_b.start);
+        if !is_equal {
+            let bytes_a = in_a.bytes(&cell_a, at, end)?;
+            let bytes_b = in_b.bytes(&cell_b, at, end)?;
+            let before = differing.ranges.len();
+            push_runs(bytes_a, bytes_b, at, &mut differing.ranges)?;
+            let last = differing.ends.map(|(_, last)| last);
+            if differing.ranges.len() > before && last != Some(cell_a.start) {
+                differing.regions += 1;
+                differing.ends =
+                    Some((differing.ends.map_or(cell_a.start, |(first, _)| first), cell_a.start));
+            }
+        }
+        at = end;
+    }
+    meter.advance(piece.range.length_bytes())?;
+    Ok(differing)
+}
+
+/// The ranges in which two stretches of the same length, both from `address` on, differ.
+fn push_runs(a: &[u8], b: &[u8], address: u64, ranges: &mut Vec<AddressRange>) -> Result<(), Error> {
+    let mut at = delta::equal_bytes(a, b, 0);
+    while at < a.len() {
+        let run = a[at..].iter().zip(&b[at..]).take_while(|(a, b)| a != b).count();
+        ranges.push(AddressRange::with_length(address + at as u64, run as u64)?);
+        at += run;
+        at += delta::equal_bytes(a, b, at);
+    }
+    Ok(())
+}
+
+/// A region of a side.
+struct Cell {
+    hash: Hash,
+    start: u64,
+    end: u64,
+}
+
+/// Looks into a side, and keeps the table and the region that it looked at last.
+struct Looker<'a> {
+    side: &'a Side<'a>,
+    tables: Reader<'a>,
+    regions: Reader<'a>,
+    table: Option<(usize, Vec<Hash>)>,
+    region_start: Option<u64>,
+    plain: Vec<u8>,
+}
+
+impl<'a> Looker<'a> {
+    fn new(shared: &'a Shared, side: &'a Side<'a>) -> Looker<'a> {
+        let reader = || Reader::new(shared, Check::Full);
+        Looker {
+            side,
+            tables: reader(),
+            regions: reader(),
+            table: None,
+            region_start: None,
+            plain: Vec::new(),
+        }
+    }
+
+    /// The region in which an address of a table lies.
+    fn cell(&mut self, at: usize, address: u64) -> Result<Cell, Error> {
+        let table = &self.side.tables[at];
+        if self.table.as_ref().is_none_or(|(seen, _)| *seen != at) {
+            self.table = Some((at, self.tables.hashes(Kind::Table, &table.hash, table.regions)?));
+        }
+        let region = (address - table.range.start()) / self.side.region_bytes;
+        let start = table.range.start() + region * self.side.region_bytes;
+        let hashes = self.table.as_ref().map_or(&[][..], |(_, hashes)| hashes);
+        let hash = usize::try_from(region).ok().and_then(|region| hashes.get(region));
+        Ok(Cell {
+            hash: hash.copied().unwrap_or(Hash::ZERO),
+            start,
+            end: table.range.end().min(start.saturating_add(self.side.region_bytes)),
+        })
+    }
+
+    /// The bytes of a region from one address to another.
+    fn bytes(&mut self, cell: &Cell, from: u64, to: u64) -> Result<&[u8], Error> {
+        let place = |address: u64| usize::try_from(address - cell.start).unwrap_or(usize::MAX);
+        if self.region_start != Some(cell.start) {
+            // What a reading that fails leaves behind is no region.
+            self.region_start = None;
+            self.plain.resize(place(cell.end), 0);
+            match cell.hash.is_zero() {
+                true => self.plain.fill(0),
+                false => self.regions.region(&cell.hash, &mut self.plain)?,
+            }
+            self.region_start = Some(cell.start);
+        }
+        Ok(&self.plain[place(from)..place(to)])
+    }
+}
+
+/// Puts together what was found, in the order of the addresses.
+#[derive(Default)]
+struct Sum {
+    diff: Diff,
+    /// Of each side the region that was counted last.
+    last_regions: [Option<u64>; 2],
+}
+
+impl Sum {
+    fn add(&mut self, side: usize, differing: Differing) {
+        let ranges = &mut self.diff.ranges;
+        for range in differing.ranges {
+            self.diff.differing_bytes += range.length_bytes();
+            let joined = ranges.last().filter(|last| last.end() == range.start());
+            match joined.and_then(|last| AddressRange::new(last.start(), range.end()).ok()) {
+                Some(joined) => drop(ranges.pop().map(|_| ranges.push(joined))),
+                None => ranges.push(range),
+            }
+        }
+        let Some((first, last)) = differing.ends else { return };
+        let is_counted = self.last_regions[side] == Some(first);
+        self.diff.differing_regions += differing.regions - u64::from(is_counted);
+        self.last_regions[side] = Some(last);
+    }
+}

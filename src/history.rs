@@ -1,0 +1,274 @@
+//! History: what stood in a range of addresses, snapshot by snapshot, without restoring any.
+//!
+//! A snapshot is held against the one before it, and looked into only as far as they differ: the layout tells where
+//! the range lies, the root which tables, a table which regions; the bytes of a region are decoded only if its
+//! hash is another one.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use jiff::Timestamp;
+
+use crate::address_space::AddressSpace;
+use crate::error::Error;
+use crate::hash::Hash;
+use crate::record::{Record, SnapshotId};
+use crate::sink::SinkError;
+use crate::snapshot::Snapshot;
+use crate::store::Store;
+use crate::store::error::StoreError;
+use crate::store::object::Kind;
+use crate::store::read::{Check, Reader};
+use crate::table;
+use crate::units::{AddressRange, UnitError};
+
+/// The longest range whose history can be asked for, in bytes: each change is held in memory.
+const MAX_RANGE_BYTES: u64 = 1 << 20;
+
+/// A snapshot at which bytes changed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Moment {
+    /// The snapshot.
+    pub id: SnapshotId,
+    /// When it was taken.
+    pub time: Timestamp,
+    /// What the bytes are from then on; `None` if not all of the range is captured memory from then on.
+    pub bytes: Option<Vec<u8>>,
+}
+
+/// The moments at which bytes changed, oldest first. Reads as it goes; gc leaves its snapshots alone.
+pub struct History<'a> {
+    steps: std::vec::IntoIter<Step<'a>>,
+    roots: Reader<'a>,
+    tables: Reader<'a>,
+    regions: Reader<'a>,
+    seen: Seen,
+}
+
+/// One snapshot.
+struct Step<'a> {
+    snapshot: Snapshot<'a>,
+    place: Arc<RangePlace>,
+}
+
+/// Where a layout has the range.
+struct RangePlace {
+    /// How many tables the root lists.
+    tables: usize,
+    /// The parts of the range, a region each; none if not all of it is captured.
+    parts: Result<Vec<Part>, AddressRange>,
+}
+
+/// A part of the range that lies in one region.
+#[derive(Clone, Copy)]
+struct Part {
+    /// Which of the root's tables has the region, and how many regions that has.
+    table: usize,
+    table_regions: usize,
+    /// Which of the table's regions it is, and how many bytes that has.
+    region: usize,
+    region_bytes: usize,
+    /// The part in the region.
+    start: usize,
+    end: usize,
+}
+
+/// What was seen in the last snapshot that could be looked at.
+#[derive(Default)]
+struct Seen {
+    root: Option<(Hash, Arc<RangePlace>)>,
+    tables: HashMap<Hash, Vec<Hash>>,
+    /// For each part the region's hash, and where in it the part lies.
+    regions: Vec<(Hash, usize, usize)>,
+    bytes: Option<Vec<u8>>,
+}
+
+impl Store {
+    /// Each snapshot of a process at which the bytes at these addresses changed, and to what: the first one that has them,
+    /// then each in which they are others, or in which not all of the range is captured memory any more.
+    /// What was excluded or unreadable counts as the zeros that it is restored as.
+    ///
+    /// Cost: half a microsecond for each snapshot whose memory is that of the one before; else its root, a few
+    /// microseconds; of the tables and regions of the range those that changed. Layouts are read once each.
+    ///
+    /// ```
+    /// use stillframe::{CaptureOptions, Store};
+    /// # let dir = tempfile::tempdir()?;
+    /// # let store = Store::options().create(dir.path().join("vault"))?;
+    /// let mut memory = vec![0u8; 1 << 20];
+    /// for count in [1, 1, 2] {
+    ///     memory[5000] = count;
+    ///     store.process("web-1").capture(&memory, &CaptureOptions::default())?;
+    /// }
+    /// let moments: Vec<_> = store.history("web-1", "5000..5002".parse()?)?.collect::<Result<_, _>>()?;
+    /// assert_eq!(moments.len(), 2);
+    /// assert_eq!(moments[1].bytes.as_deref(), Some(&[2, 0][..]));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// [`UnitError::RangeTooLong`] for more than a MiB; [`StoreError::NoSuchProcess`];
+    /// [`SinkError::NotCaptured`] if no snapshot has all of the range; damage of a layout. Other
+    /// damage is an item, and the history goes on after it.
+    pub fn history(&self, process: &str, range: AddressRange) -> Result<History<'_>, Error> {
+        if range.length_bytes() > MAX_RANGE_BYTES {
+            let found_bytes = range.length_bytes();
+            return Err(UnitError::RangeTooLong { found_bytes, most_bytes: MAX_RANGE_BYTES }.into());
+        }
+        let shared = &**self.shared();
+        let reader = || Reader::new(shared, Check::Full);
+        let mut layouts = reader();
+        let mut places: HashMap<Hash, Arc<RangePlace>> = HashMap::new();
+        let mut steps = Vec::new();
+        for snapshot in self.snapshots_of(process) {
+            let layout = snapshot.record().layout;
+            let place = match places.get(&layout) {
+                Some(place) => place.clone(),
+                None => {
+                    let space: AddressSpace = layouts.value(Kind::Layout, &layout)?;
+                    let place = Arc::new(RangePlace::new(&space, snapshot.record(), range)?);
+                    places.insert(layout, place.clone());
+                    place
+                }
+            };
+            steps.push(Step { snapshot, place });
+        }
+        let Some(newest) = steps.last() else {
+            return Err(StoreError::NoSuchProcess { process: process.to_owned() }.into());
+        };
+        if let Err(missing) = newest.place.parts
+            && steps.iter().all(|step| step.place.parts.is_err())
+        {
+            return Err(SinkError::NotCaptured { missing }.into());
+        }
+        let steps = steps.into_iter();
+        let (roots, tables, regions) = (reader(), reader(), reader());
+        Ok(History { steps, roots, tables, regions, seen: Seen::default() })
+    }
+}
+
+impl RangePlace {
+    fn new(space: &AddressSpace, record: &Record, range: AddressRange) -> Result<RangePlace, Error> {
+        let region_bytes = record.region_size.bytes();
+        let mut next = range.start();
+        let mut parts = Vec::new();
+        for (table, place) in table::places(space, record.region_size).enumerate() {
+            let addresses = place.addresses(space)?;
+            let Some(shared) = addresses.intersection(range) else { continue };
+            if shared.start() != next {
+                break;
+            }
+            next = shared.end();
+            let offset = |address: u64| usize::try_from(address - addresses.start()).unwrap_or(usize::MAX);
+            let (from, to) = (offset(shared.start()), offset(shared.end()));
+            parts.extend((from / region_bytes..to.div_ceil(region_bytes)).map(|region| {
+                let first = region * region_bytes;
+                Part {
+                    table,
+                    table_regions: place.regions,
+                    region,
+                    region_bytes: region_bytes.min(place.length_bytes - first),
+                    start: from.max(first) - first,
+                    end: to.min(first + region_bytes) - first,
+                }
+            }));
+        }
+        let parts = match next == range.end() {
+            true => Ok(parts),
+            false => Err(AddressRange::new(next, range.end())?),
+        };
+        Ok(RangePlace { tables: table::count(space, record.region_size), parts })
+    }
+}
+
+impl History<'_> {
+    /// Looks at the next snapshot, and says whether the bytes are others than those seen last.
+    fn look(&mut self, record: &Record, place: &Arc<RangePlace>) -> Result<bool, Error> {
+        let Ok(parts) = &place.parts else {
+            let is_gone = self.seen.bytes.is_some();
+            self.seen = Seen::default();
+            return Ok(is_gone);
+        };
+        if let Some((root, before)) = &self.seen.root
+            && *root == record.root
+            && Arc::ptr_eq(before, place)
+        {
+            return Ok(false);
+        }
+        let root = self.roots.hashes(Kind::Root, &record.root, place.tables)?;
+        let mut tables = HashMap::new();
+        let mut regions = Vec::with_capacity(parts.len());
+        for part in parts {
+            let table = root[part.table];
+            let hashes = match tables.entry(table) {
+                std::collections::hash_map::Entry::Occupied(entry) => entry.into_mut(),
+                std::collections::hash_map::Entry::Vacant(entry) => {
+                    entry.insert(match self.seen.tables.get(&table) {
+                        Some(hashes) if hashes.len() == part.table_regions => hashes.clone(),
+                        _ => self.tables.hashes(Kind::Table, &table, part.table_regions)?,
+                    })
+                }
+            };
+            let hash: Option<&Hash> = hashes.get(part.region);
+            regions.push((hash.copied().unwrap_or(Hash::ZERO), part.start, part.end));
+        }
+        let bytes = match regions == self.seen.regions {
+            true => None,
+            false => Some(self.bytes(parts, &regions)?),
+        };
+        let is_new = bytes.is_some() && bytes != self.seen.bytes;
+        let bytes = bytes.or_else(|| self.seen.bytes.take());
+        self.seen = Seen { root: Some((record.root, place.clone())), tables, regions, bytes };
+        Ok(is_new)
+    }
+
+    /// The bytes of the range. Those of regions that are the same as before are taken from there.
+    fn bytes(&mut self, parts: &[Part], regions: &[(Hash, usize, usize)]) -> Result<Vec<u8>, Error> {
+        let mut bytes = Vec::new();
+        let mut plain = Vec::new();
+        for (at, (part, region)) in parts.iter().zip(regions).enumerate() {
+            let length = part.end - part.start;
+            let before = self.seen.regions.get(at).filter(|before| *before == region);
+            let before = before.and(self.seen.bytes.as_ref());
+            // All before it has the same length as before, or it would lie elsewhere in its region.
+            if let Some(same) = before.and_then(|before| before.get(bytes.len()..bytes.len() + length)) {
+                bytes.extend_from_slice(same);
+                continue;
+            }
+            plain.clear();
+            plain.resize(part.region_bytes, 0);
+            if !region.0.is_zero() {
+                self.regions.region(&region.0, &mut plain)?;
+            }
+            bytes.extend_from_slice(&plain[part.start..part.end]);
+        }
+        Ok(bytes)
+    }
+}
+
+impl Iterator for History<'_> {
+    type Item = Result<Moment, Error>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        loop {
+            let step = self.steps.next()?;
+            let record = step.snapshot.record();
+            match self.look(record, &step.place) {
+                Ok(false) => {}
+                Ok(true) => {
+                    let (id, time) = (step.snapshot.id(), record.time);
+                    return Some(Ok(Moment { id, time, bytes: self.seen.bytes.clone() }));
+                }
+                Err(error) => return Some(Err(error)),
+            }
+        }
+    }
+}
+
+impl std::fmt::Debug for History<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("History").field("snapshots_left", &self.steps.len()).finish_non_exhaustive()
+    }
+}
