@@ -98,6 +98,7 @@ mod stats;
 mod store;
 mod sys;
 mod table;
+mod threads;
 mod track;
 mod units;
 mod verify;
@@ -150,8 +151,8 @@ pub use restore::{Restore, RestoreStats};
 pub use sink::SinkError;
 pub use snapshot::{ProcessSummary, Snapshot};
 pub use source::{
-    Attachment, CopyOut, FileSource, Frozen, InPlace, LiveMemory, Memory, ProcessSource, RegisterSet, Source,
-    SourceError, SourceExt, Thread, Threads, Tracked,
+    Attachment, CopyOut, FileSource, Frozen, InPlace, LiveMemory, Memory, ProcessSource, Source, SourceError,
+    SourceExt, Tracked,
 };
 pub use stats::Stats;
 pub use store::catalog::Labels;
@@ -161,6 +162,7 @@ pub use store::object::Kind;
 pub use store::read::Check;
 pub use store::{Store, StoreInfo, StoreOptions};
 pub use table::REGIONS_PER_TABLE;
+pub use threads::{RegisterSet, Thread, Threads};
 pub use track::{HostRanges, Means, Taken, TrackError, Tracker, Tracking, Untracked};
 pub use units::{AddressRange, RegionSize, UnitError};
 pub use verify::{Problem, VerifyOptions, VerifyReport};

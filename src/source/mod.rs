@@ -11,7 +11,6 @@ pub(crate) mod maps;
 mod proc_directory;
 mod process;
 mod stop;
-mod threads;
 mod tracked;
 
 use std::io;
@@ -29,7 +28,6 @@ pub use file::FileSource;
 pub use live::LiveMemory;
 pub use process::ProcessSource;
 use process::refusal;
-pub use threads::{RegisterSet, Thread, Threads};
 pub use tracked::{SourceExt, Tracked};
 
 /// Something whose memory can be captured.
