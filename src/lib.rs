@@ -73,6 +73,7 @@ mod address_space;
 mod capture;
 mod codec;
 mod delta;
+mod elf;
 mod error;
 mod forget;
 #[cfg(feature = "fuzzing")]
@@ -147,12 +148,12 @@ pub use migrate::Migration;
 pub use progress::Progress;
 pub use record::{AttachmentRef, Origin, Record, RecordError, SnapshotId, Trigger};
 pub use repair::{RepairOptions, RepairReport};
-pub use restore::{Restore, RestoreStats};
+pub use restore::{CoreStats, Restore, RestoreStats};
 pub use sink::SinkError;
 pub use snapshot::{ProcessSummary, Snapshot};
 pub use source::{
-    Attachment, CopyOut, FileSource, Frozen, InPlace, LiveMemory, Memory, ProcessSource, Source, SourceError,
-    SourceExt, Tracked,
+    Attachment, CopyOut, CoreSource, FileSource, Frozen, InPlace, LiveMemory, Memory, ProcessSource, Source,
+    SourceError, SourceExt, Tracked,
 };
 pub use stats::Stats;
 pub use store::catalog::Labels;

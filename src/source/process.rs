@@ -20,7 +20,7 @@ use super::{Attachment, CopyOut, Frozen, Memory, Source, SourceError};
 use crate::address_space::{AddressSpace, Mapping};
 use crate::record::Origin;
 use crate::sys::{pagemap, process_memory};
-use crate::threads::Threads;
+use crate::threads::{AUXV, Threads};
 use crate::track::{SoftDirty, TrackError, Tracker, Untracked};
 use crate::units::AddressRange;
 
@@ -352,7 +352,7 @@ impl Frozen for FrozenProcess {
             .ok()
             .map(|bytes| named(Threads::ATTACHMENT, bytes))
             .into_iter()
-            .chain([named("auxv", self.auxv.clone())])
+            .chain([named(AUXV, self.auxv.clone())])
             .collect()
     }
 
