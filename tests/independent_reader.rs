@@ -81,6 +81,10 @@ fn described(snapshot: &Snapshot<'_>) -> Value {
             let path = path.as_deref().map(path_hex);
             json!({ "kind": "process", "pid": pid, "path": path, "command": command })
         }
+        Origin::Core { path, pid, executable, command } => {
+            let executable = executable.as_deref().map(path_hex);
+            json!({ "kind": "core", "path": path_hex(path), "pid": pid, "executable": executable, "command": command })
+        }
         other => panic!("{other:?} is not described in docs/format.md"),
     };
     json!({

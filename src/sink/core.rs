@@ -1,9 +1,10 @@
 //! An ELF core file: what stands before the memory in it.
 //!
 //! The memory itself is the image, byte for byte, from a page boundary on. Each captured mapping is a
-//! segment of it. What was excluded or could not be read is no part of a segment, and neither is a
-//! mapping that was not captured: a debugger then says that it cannot read it, where zeros would be a
-//! lie.
+//! segment of it. What was excluded from it or could not be read is no part of any segment: a debugger then
+//! says that it cannot read it. (gdb takes a segment without bytes for zeros, unless a file is mapped there.) A
+//! mapping that was not captured is a segment without bytes, as in the kernel's cores: else nobody would
+//! know that it was there.
 
 use super::SinkError;
 use crate::address_space::{AddressSpace, Mapping, Protection};
@@ -34,7 +35,7 @@ impl Head {
         let machine = threads.as_ref().map_or(threads::MACHINE, |threads| threads.machine);
         let files = space.mappings().iter().filter_map(mapped_file).collect();
         let notes = Notes { threads, command, auxv, files }.write();
-        let mut segments = vec![Segment {
+        let of_notes = Segment {
             kind: elf::NOTE,
             flags: 0,
             at_bytes: 0,
@@ -42,8 +43,10 @@ impl Head {
             file_bytes: notes.len() as u64,
             memory_bytes: 0,
             align_bytes: 4,
-        }];
-        segments.extend(memory(space));
+        };
+        // readelf takes a segment without any note for damage.
+        let of_notes = (!notes.is_empty()).then_some(of_notes);
+        let mut segments: Vec<Segment> = of_notes.into_iter().chain(memory(space)).collect();
 
         let notes_at_bytes = elf::headers_bytes(segments.len()) as u64;
         let image_at_bytes = (notes_at_bytes + notes.len() as u64).next_multiple_of(PAGE_BYTES);
@@ -92,39 +95,38 @@ fn memory(space: &AddressSpace) -> Vec<Segment> {
     let mut segments = Vec::new();
     let mut image_bytes = 0;
     for mapping in space.mappings() {
-        let segment = |range: AddressRange, is_there: bool| Segment {
+        let whole = mapping.range;
+        let segment = |range: AddressRange| Segment {
             kind: elf::LOAD,
             flags: flags(mapping.protection),
-            at_bytes: image_bytes + if mapping.captured { range.start() - mapping.range.start() } else { 0 },
+            at_bytes: image_bytes + (range.start() - whole.start()),
             address: range.start(),
-            file_bytes: if is_there { range.length_bytes() } else { 0 },
+            file_bytes: range.length_bytes(),
             memory_bytes: range.length_bytes(),
             align_bytes: PAGE_BYTES,
         };
-        if !mapping.captured {
-            segments.push(segment(mapping.range, false));
-            continue;
+        if mapping.captured {
+            segments.extend(what_is_there(whole, space).into_iter().map(segment));
+            image_bytes += whole.length_bytes();
+        } else {
+            segments.push(Segment { file_bytes: 0, ..segment(whole) });
         }
-        segments
-            .extend(parts(mapping.range, space).into_iter().map(|(part, is_there)| segment(part, is_there)));
-        image_bytes += mapping.range.length_bytes();
     }
     segments
 }
 
-/// A mapping in parts, each of which is there or was left out.
-fn parts(whole: AddressRange, space: &AddressSpace) -> Vec<(AddressRange, bool)> {
+/// The parts of a captured mapping that were neither excluded nor unreadable.
+fn what_is_there(whole: AddressRange, space: &AddressSpace) -> Vec<AddressRange> {
     let left_out = space.excluded().iter().chain(space.unreadable());
     let mut left_out: Vec<_> = left_out.filter_map(|range| range.intersection(whole)).collect();
     left_out.sort_unstable();
     let mut parts = Vec::new();
     let mut at = whole.start();
     for range in left_out {
-        parts.extend(AddressRange::new(at, range.start()).map(|part| (part, true)));
-        parts.extend(AddressRange::new(at.max(range.start()), range.end()).map(|part| (part, false)));
+        parts.extend(AddressRange::new(at, range.start()));
         at = at.max(range.end());
     }
-    parts.extend(AddressRange::new(at, whole.end()).map(|part| (part, true)));
+    parts.extend(AddressRange::new(at, whole.end()));
     parts
 }
 
@@ -168,7 +170,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_left_out_is_memory_without_bytes() {
+    fn what_was_left_out_is_in_no_segment() {
         let mappings = vec![
             mapping(0x1000, 0x5000, true),
             mapping(0x5000, 0x6000, false),
@@ -183,12 +185,9 @@ mod tests {
             .collect();
         let expected = [
             (0x1000, 0x1000, 0x1000, 0),
-            (0x2000, 0x1000, 0, 0x1000),
-            (0x3000, 0x800, 0, 0x2000),
             (0x3800, 0x1800, 0x1800, 0x2800),
             (0x5000, 0x1000, 0, 0x4000),
             (0x8000, 0x1000, 0x1000, 0x4000),
-            (0x9000, 0x800, 0, 0x5000),
         ];
         assert_eq!(found, expected);
         assert!(memory(&space).iter().all(|segment| segment.flags == elf::READ | elf::EXECUTE));

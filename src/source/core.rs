@@ -77,7 +77,7 @@ impl Source for CoreSource {
         let (mappings, at_bytes): (Vec<_>, Vec<_>) =
             mappings(&loaded, &notes).map_err(bad)?.into_iter().unzip();
         let space = AddressSpace::new(mappings)?;
-        let origin = origin(&file, &space, &notes);
+        let origin = origin(&file, &notes);
         let attachments = attachments(notes);
         Ok(Box::new(FrozenCore { file, space, at_bytes, origin, attachments }))
     }
@@ -308,7 +308,7 @@ fn mapping(
     Ok(Mapping { range, protection, kind, name, file_offset_bytes, captured })
 }
 
-fn origin(file: &RegularFile, space: &AddressSpace, notes: &Notes) -> Origin {
+fn origin(file: &RegularFile, notes: &Notes) -> Origin {
     let entry = notes.entry_address();
     let of_entry = |file: &&MappedFile| entry.is_some_and(|entry| (file.start..file.end).contains(&entry));
     let executable = notes.files.iter().find(of_entry).map(|file| file.name.clone());
@@ -383,5 +383,240 @@ impl CopyOut for FrozenCore {
         _unreadable: &mut Vec<AddressRange>,
     ) -> Result<(), SourceError> {
         self.file.read(self.at_bytes[mapping_index].saturating_add(offset_bytes), buffer)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::threads::{RegisterSet, Thread};
+
+    /// A segment of memory: its first address, how many bytes it has, and those of them in the file.
+    type Load<'a> = (u64, u64, &'a [u8]);
+
+    /// A core as it should be.
+    fn core(loads: &[Load<'_>], notes: &Notes) -> Vec<u8> {
+        let notes = notes.write();
+        let mut at_bytes = elf::headers_bytes(loads.len() + 1) as u64;
+        let mut segment = |kind, address, memory_bytes, file_bytes: usize| {
+            let segment = Segment {
+                kind,
+                flags: elf::READ,
+                at_bytes,
+                address,
+                file_bytes: file_bytes as u64,
+                memory_bytes,
+                align_bytes: 1,
+            };
+            at_bytes += file_bytes as u64;
+            segment
+        };
+        let mut segments = vec![segment(elf::NOTE, 0, 0, notes.len())];
+        segments.extend(
+            loads.iter().map(|(address, bytes, file)| segment(elf::LOAD, *address, *bytes, file.len())),
+        );
+        let mut bytes = elf::headers(62, &segments).unwrap();
+        bytes.extend(notes);
+        loads.iter().for_each(|(_, _, file)| bytes.extend(*file));
+        bytes
+    }
+
+    fn file(start: u64, end: u64, offset_bytes: u64, name: &str) -> MappedFile {
+        MappedFile { start, end, offset_bytes, name: name.as_bytes().to_vec() }
+    }
+
+    fn threads() -> Threads {
+        let thread = |tid| Thread {
+            tid,
+            name: Vec::new(),
+            signal_mask: 1,
+            pending_signal: 11,
+            signal_information: vec![3; 128],
+            registers: vec![
+                RegisterSet { note_type: 1, bytes: vec![1; 27 * 8] },
+                RegisterSet { note_type: 2, bytes: vec![2; 512] },
+            ],
+        };
+        let threads = vec![thread(9), thread(7)];
+        Threads { machine: 62, pid: 7, parent_pid: 1, process_group: 7, session: 7, threads }
+    }
+
+    /// Opens these bytes as a core, reads all it has, and gives its mappings, its memory, its attachments.
+    fn open(bytes: &[u8]) -> Result<(Vec<Mapping>, Vec<u8>, Vec<Attachment>), SourceError> {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("core");
+        std::fs::write(&path, bytes).unwrap();
+        let source = CoreSource::new(&path);
+        let frozen = source.open()?;
+        let Memory::Shared(copy) = frozen.memory() else { panic!("a file can be read by many threads") };
+        let mappings = frozen.address_space().mappings();
+        let mut memory = Vec::new();
+        for (index, mapping) in mappings.iter().enumerate().filter(|(_, mapping)| mapping.captured) {
+            let length = usize::try_from(mapping.range.length_bytes()).unwrap();
+            let mut plain = vec![0; length];
+            for range in frozen.populated(index)? {
+                let place = usize::try_from(range.start).unwrap()..usize::try_from(range.end).unwrap();
+                copy.copy_out(index, range.start, &mut plain[place], &mut Vec::new())?;
+            }
+            memory.extend(plain);
+        }
+        Ok((mappings.to_vec(), memory, frozen.attachments()))
+    }
+
+    fn why(bytes: &[u8]) -> String {
+        match open(bytes) {
+            Err(SourceError::NotACore { why, .. }) => why,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn what_a_core_has_is_captured_and_what_it_lacks_is_not() {
+        let auxv: Vec<u8> =
+            [25u64, 0x9100, 33, 0x8000, 9, 0x1000, 0, 0].iter().flat_map(|it| it.to_le_bytes()).collect();
+        let notes = Notes {
+            threads: Some(threads()),
+            auxv: auxv.clone(),
+            // One that begins before a segment, one that ends a segment early, one without any segment.
+            files: vec![
+                file(0x800, 0x1400, 0x5000, "/bin/a"),
+                file(0x1400, 0x1600, 0, "/lib/b"),
+                file(0x3000, 0x5000, 0x7000, "/lib/c"),
+            ],
+            command: "a b".to_owned(),
+        };
+        let loads: &[Load<'_>] = &[
+            (0x1000, 0x1000, &[1; 0x1000]),
+            (0x4000, 0x1000, &[2; 0x100]),
+            (0x8000, 0x1000, &[]),
+            (0x9000, 0x1000, &[3; 0x1000]),
+        ];
+        let (mappings, memory, attachments) = open(&core(loads, &notes)).unwrap();
+        let found: Vec<_> = mappings
+            .iter()
+            .map(|it| (it.range.start(), it.range.end(), it.captured, &*it.name, it.file_offset_bytes))
+            .collect();
+        let expected = [
+            (0x800, 0x1000, false, "/bin/a", 0x5000),
+            (0x1000, 0x1400, true, "/bin/a", 0x5800),
+            (0x1400, 0x1600, true, "/lib/b", 0),
+            (0x1600, 0x2000, true, "", 0),
+            (0x3000, 0x4000, false, "/lib/c", 0x7000),
+            (0x4000, 0x4100, true, "/lib/c", 0x8000),
+            (0x4100, 0x5000, false, "/lib/c", 0x8100),
+            (0x8000, 0x9000, false, "[vdso]", 0),
+            (0x9000, 0xa000, true, "[stack]", 0),
+        ];
+        assert_eq!(found, expected);
+        assert_eq!(memory, [&[1; 0x1000][..], &[2; 0x100], &[3; 0x1000]].concat());
+        assert_eq!(Threads::from_attachment(&attachments[0].bytes).unwrap(), threads());
+        assert_eq!(attachments[1], Attachment { name: "auxv".to_owned(), bytes: auxv });
+    }
+
+    #[test]
+    fn a_core_may_have_more_segments_than_its_header_can_count() {
+        let loads: Vec<Load<'_>> = (0..70_000).map(|number| (number * 16, 16, &[5u8; 3][..])).collect();
+        let (mappings, memory, _) = open(&core(&loads, &Notes::default())).unwrap();
+        assert_eq!(mappings.iter().filter(|mapping| mapping.captured).count(), 70_000);
+        assert_eq!(memory, vec![5; 3 * 70_000]);
+    }
+
+    #[test]
+    fn a_core_without_notes_is_memory_alone() {
+        let (mappings, memory, attachments) = open(&core(&[(0, 5, &[1; 5])], &Notes::default())).unwrap();
+        assert_eq!((mappings.len(), memory, attachments), (1, vec![1; 5], Vec::new()));
+    }
+
+    #[test]
+    fn a_core_that_is_cut_short_is_refused_wherever_it_is_cut() {
+        let notes = Notes { threads: Some(threads()), ..Notes::default() };
+        let whole = core(&[(0x1000, 0x400, &[1; 0x400])], &notes);
+        assert!(open(&whole).is_ok());
+        for length in (4..whole.len()).step_by(13).chain([whole.len() - 1]) {
+            let why = why(&whole[..length]);
+            assert!(why.contains("cut short") || length < 64, "{length}: {why}");
+        }
+        assert!(why(b"\x7fEL").contains("no ELF file"));
+        assert!(why(&[b'x'; 5000]).contains("no ELF file"));
+    }
+
+    #[test]
+    fn what_is_wrong_with_a_damaged_core_is_told() {
+        let notes = Notes {
+            files: vec![file(0x1000, 0x2000, 0, "/a"), file(0x3000, 0x4000, 0, "/b")],
+            ..Notes::default()
+        };
+        let good = core(&[(0x1000, 0x400, &[1; 0x400]), (0x2000, 0x400, &[2; 0x400])], &notes);
+        let (first, second) = (64 + 56, 64 + 2 * 56);
+        let table = 64 + 3 * 56 + 12 + 8 + 16;
+        // Where a number of 64 bits is, what becomes of it, and what is said.
+        for (at, number, word) in [
+            (second + 16, 0x1100, "overlap"),
+            (second + 16, u64::MAX - 5, "is damaged"),
+            (second + 40, 0x3ff, "1024 of them in the file"),
+            (second + 40, u64::MAX, "is damaged"),
+            (second + 32, 0x500, "cut short"),
+            (second + 32, u64::MAX, "is damaged"),
+            (second + 8, 64, "is damaged"),
+            (first + 8, u64::MAX, "is damaged"),
+            (64 + 32, 19, "beyond their end"),
+            (32, u64::MAX, "is damaged"),
+            (32, 1 << 40, "cut short"),
+            (table, 0x2000, "mapped files"),
+            (table + 8, 0x3001, "mapped files"),
+            (table + 24, 0x9000, "mapped files"),
+        ] {
+            let mut bytes = good.clone();
+            bytes[at..at + 8].copy_from_slice(&u64::to_le_bytes(number));
+            // Not where in the file, but how much of it: both segments have the same bytes now.
+            if (at, number) == (second + 8, 64) {
+                bytes[first + 32..first + 40].copy_from_slice(&(good.len() as u64 - 0x400).to_le_bytes());
+                bytes[first + 40..first + 48].copy_from_slice(&(good.len() as u64 - 0x400).to_le_bytes());
+                bytes[first + 8..first + 16].copy_from_slice(&[0; 8]);
+            }
+            let why = why(&bytes);
+            assert!(why.contains(word), "{at}, {number:#x}: {why}");
+        }
+        // A count of segments in a section that is not there, and one that nobody has.
+        let mut bytes = good.clone();
+        bytes[56..58].copy_from_slice(&[0xff; 2]);
+        bytes[40..48].copy_from_slice(&u64::MAX.to_le_bytes());
+        assert!(why(&bytes).contains("is damaged"));
+        bytes[40..48].copy_from_slice(&(good.len() as u64).to_le_bytes());
+        bytes.extend([0xff; 64]);
+        assert!(why(&bytes).contains("4294967295 segments"));
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(256))]
+
+        #[test]
+        fn whatever_the_bytes_are_they_are_refused_or_read(
+            flips in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 0..8),
+            words in prop::collection::vec((0usize..40, prop_oneof![any::<u64>(), 0u64..0x3000]), 0..4),
+            keep in prop_oneof![4 => Just(usize::MAX), 1 => 0usize..3000],
+        ) {
+            let notes = Notes {
+                threads: Some(threads()),
+                files: vec![file(0x1000, 0x2000, 0, "/a"), file(0x3000, 0x4000, 0, "/b")],
+                auxv: vec![9; 64],
+                command: "a".to_owned(),
+            };
+            let mut bytes = core(&[(0x1000, 0x400, &[1; 0x400]), (0x2000, 0x900, &[2; 0x400])], &notes);
+            for (word, number) in words {
+                bytes[word * 8..word * 8 + 8].copy_from_slice(&number.to_le_bytes());
+            }
+            for (at, byte) in flips {
+                let at = at.index(bytes.len());
+                bytes[at] = byte;
+            }
+            bytes.truncate(keep);
+            if let Ok((mappings, memory, _)) = open(&bytes) {
+                prop_assert!(memory.len() <= bytes.len());
+                prop_assert!(mappings.len() <= bytes.len());
+            }
+        }
     }
 }
