@@ -14,7 +14,7 @@
 //! let memory = vec![7u8; 1 << 20];                            // or FileSource, ProcessSource
 //! let taken = store.process("web-1").capture(&memory, &CaptureOptions::default())?;
 //!
-//! let map = store.restore(taken.id)?.into_mapping()?;         // or into_slice, into_file
+//! let map = store.restore(taken.id)?.into_mapping()?;         // or into_slice, into_file, into_core
 //! assert_eq!(map[..], memory[..]);
 //!
 //! for region in store.snapshot(taken.id)?.regions()? {

@@ -89,24 +89,8 @@ impl FileHeader {
         if version != CURRENT_VERSION {
             return Err(format!("expected version {CURRENT_VERSION} of ELF, found {version}"));
         }
-        let mut numbers = Numbers::new(&bytes[16..]);
-        let parsed = || -> Option<(u16, FileHeader, u16)> {
-            let file_type = numbers.u16()?;
-            let machine = numbers.u16()?;
-            // The version again, and the entry point.
-            numbers.skip(4 + 8)?;
-            let (segments_at_bytes, section_at_bytes) = (numbers.u64()?, numbers.u64()?);
-            // Flags, and the size of this header.
-            numbers.skip(4 + 2)?;
-            let (each_bytes, count) = (numbers.u16()?, numbers.u16()?);
-            let segment_count = match count {
-                COUNT_ELSEWHERE => SegmentCount::InSection { at_bytes: section_at_bytes },
-                count => SegmentCount::Here(count),
-            };
-            Some((file_type, FileHeader { machine, segments_at_bytes, segment_count }, each_bytes))
-        };
-        // The array is long enough.
-        let Some((file_type, header, each_bytes)) = { parsed }() else { return Err(String::new()) };
+        let fields = Self::fields(Numbers::new(&bytes[16..]));
+        let (file_type, header, each_bytes) = fields.ok_or("it ends within its header")?;
         match file_type {
             TYPE_CORE => {}
             1 => return Err("it is an object file, not a core".to_owned()),
@@ -119,6 +103,22 @@ impl FileHeader {
             ));
         }
         Ok(header)
+    }
+
+    /// The type of the file, what is kept, and the size of a segment header: what follows the first 16 bytes.
+    fn fields(mut numbers: Numbers<'_>) -> Option<(u16, FileHeader, u16)> {
+        let (file_type, machine) = (numbers.u16()?, numbers.u16()?);
+        // The version again, and the entry point.
+        numbers.skip(4 + 8)?;
+        let (segments_at_bytes, section_at_bytes) = (numbers.u64()?, numbers.u64()?);
+        // Flags, and the size of this header.
+        numbers.skip(4 + 2)?;
+        let (each_bytes, count) = (numbers.u16()?, numbers.u16()?);
+        let segment_count = match count {
+            COUNT_ELSEWHERE => SegmentCount::InSection { at_bytes: section_at_bytes },
+            count => SegmentCount::Here(count),
+        };
+        Some((file_type, FileHeader { machine, segments_at_bytes, segment_count }, each_bytes))
     }
 
     /// Its bytes, and the section header if `segment_count` needs one.
@@ -138,11 +138,11 @@ impl FileHeader {
         bytes.extend((FILE_HEADER_BYTES as u64).to_le_bytes());
         bytes.extend(if is_elsewhere { section_at_bytes } else { 0 }.to_le_bytes());
         bytes.extend(0u32.to_le_bytes());
-        for number in [FILE_HEADER_BYTES as u16, SEGMENT_HEADER_BYTES as u16, here] {
-            bytes.extend(number.to_le_bytes());
-        }
-        let (section_bytes, sections) = if is_elsewhere { (SECTION_HEADER_BYTES as u16, 1) } else { (0, 0) };
-        for number in [section_bytes, sections, 0] {
+        // The sizes of this header and of a segment's, their count, the same of sections, and no names.
+        let (section_bytes, sections) = if is_elsewhere { (SECTION_HEADER_BYTES, 1) } else { (0, 0) };
+        let size = |bytes: usize| u16::try_from(bytes).unwrap_or(u16::MAX);
+        let sizes = [size(FILE_HEADER_BYTES), size(SEGMENT_HEADER_BYTES), here];
+        for number in sizes.into_iter().chain([size(section_bytes), sections, 0]) {
             bytes.extend(number.to_le_bytes());
         }
         let section = is_elsewhere.then(|| {
