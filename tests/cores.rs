@@ -280,7 +280,7 @@ impl Place {
 
 fn assert_that_readelf_takes(core: &Path) {
     let command = |name: &str| {
-        let output = Command::new(name).args(["-l", "-n"]).arg(core).output()?;
+        let output = Command::new(name).args(["-h", "-l", "-n"]).arg(core).output()?;
         let told = told(&output);
         assert!(output.status.success(), "{told}");
         for complaint in ["Error", "error:", "Warning", "corrupt"] {
