@@ -385,6 +385,8 @@ fn a_core_of_the_kernel_comes_back_with_the_signal_and_the_thread_that_got_it() 
     assert_eq!(threads.threads.len(), 4);
     assert_eq!(threads.threads[0].pending_signal, 11);
     assert_ne!(threads.threads[0].tid, threads.pid);
+    let first = threads.threads.iter().find(|thread| thread.tid == threads.pid).unwrap();
+    assert_eq!(first.name, b"workers");
     // The kernel leaves out the code of libraries, and nobody invents it.
     let space = snapshot.address_space().unwrap();
     let libc = space.mappings().iter().filter(|mapping| mapping.name.contains("libc"));

@@ -52,6 +52,8 @@ const AT_SYSINFO_EHDR: u64 = 33;
 pub(crate) struct Notes {
     /// The threads and the process, if there is a note about either.
     pub(crate) threads: Option<Threads>,
+    /// The name of the process, which is that of the thread with its id; up to 15 bytes.
+    pub(crate) name: Vec<u8>,
     /// The command line, its words joined by spaces, up to 79 bytes of it.
     pub(crate) command: String,
     /// The auxiliary vector.
@@ -86,6 +88,12 @@ impl Notes {
                 )
             })?;
         }
+        // The thread may come long after the note about the process.
+        if let Some(threads) = &mut self.threads {
+            let pid = threads.pid;
+            let first = threads.threads.iter_mut().find(|thread| thread.tid == pid);
+            first.into_iter().for_each(|first| first.name.clone_from(&self.name));
+        }
         Ok(())
     }
 
@@ -109,13 +117,10 @@ impl Notes {
             }
             (CORE, NT_PRPSINFO) => {
                 let information = ProcessInformation::read(note.bytes)?;
-                self.command = information.command;
+                (self.name, self.command) = (information.name, information.command);
                 let process = self.process(machine);
                 (process.pid, process.parent_pid) = (information.pid, information.parent_pid);
                 (process.process_group, process.session) = (information.process_group, information.session);
-                if let Some(first) = process.threads.iter_mut().find(|it| it.tid == information.pid) {
-                    first.name = information.name;
-                }
             }
             (CORE, NT_AUXV) => self.auxv = note.bytes.to_vec(),
             (CORE, NT_FILE) => self.files.extend(read_files(note.bytes)?),
@@ -165,7 +170,7 @@ impl Notes {
             put_note(&mut out, CORE, NT_PRSTATUS, &Status::of(threads, first).write());
         }
         if let Some(threads) = threads {
-            let information = ProcessInformation::of(threads, &self.command);
+            let information = ProcessInformation::of(threads, &self.name, &self.command);
             put_note(&mut out, CORE, NT_PRPSINFO, &information.write());
         }
         put_signal_information(&mut out, first);
@@ -357,11 +362,10 @@ impl ProcessInformation {
         Some(ProcessInformation { pid, parent_pid, process_group, session, name, command })
     }
 
-    fn of(threads: &Threads, command: &str) -> ProcessInformation {
+    fn of(threads: &Threads, name: &[u8], command: &str) -> ProcessInformation {
         let Threads { pid, parent_pid, process_group, session, .. } = *threads;
-        let first = threads.threads.iter().find(|thread| thread.tid == pid);
-        let name = first.map(|thread| thread.name.clone()).unwrap_or_default();
-        ProcessInformation { pid, parent_pid, process_group, session, name, command: command.to_owned() }
+        let (name, command) = (name.to_owned(), command.to_owned());
+        ProcessInformation { pid, parent_pid, process_group, session, name, command }
     }
 
     fn write(&self) -> Vec<u8> {
@@ -423,18 +427,17 @@ mod tests {
     use super::*;
 
     prop_compose! {
+        /// The process may have the id of any of its threads, or of none.
         fn threads()(
             ids in any::<[u32; 4]>(),
             threads in prop::collection::vec(thread(), 0..4),
+            first in any::<prop::sample::Index>(),
         ) -> Threads {
-            let [pid, parent_pid, process_group, session] = ids;
-            let mut threads = Threads { machine: 62, pid, parent_pid, process_group, session, threads };
-            for thread in &mut threads.threads {
-                // Only the name of the first thread is in a core.
-                if thread.tid != pid {
-                    thread.name.clear();
-                }
+            let [mut pid, parent_pid, process_group, session] = ids;
+            if !threads.is_empty() && ids[1] % 4 > 0 {
+                pid = first.get(&threads).tid;
             }
+            let mut threads = Threads { machine: 62, pid, parent_pid, process_group, session, threads };
             threads.threads.sort_by_key(|thread| thread.pending_signal == 0);
             threads
         }
@@ -443,7 +446,6 @@ mod tests {
     prop_compose! {
         fn thread()(
             tid in any::<u32>(),
-            name in prop::collection::vec(1u8.., 0..=15),
             signal_mask in any::<u64>(),
             pending_signal in 0i32..65,
             signal_information in prop::collection::vec(any::<u8>(), 0..130),
@@ -456,7 +458,7 @@ mod tests {
             let general = general.iter().flat_map(|word| word.to_le_bytes()).collect();
             let registers = std::iter::once((NT_PRSTATUS, general)).chain(further);
             let registers = registers.map(|(note_type, bytes)| RegisterSet { note_type, bytes }).collect();
-            Thread { tid, name, signal_mask, pending_signal, signal_information, registers }
+            Thread { tid, name: Vec::new(), signal_mask, pending_signal, signal_information, registers }
         }
     }
 
@@ -472,13 +474,19 @@ mod tests {
 
         #[test]
         fn notes_come_back_as_they_were(
-            threads in prop::option::of(threads()),
+            mut threads in prop::option::of(threads()),
+            name in prop::collection::vec(1u8.., 0..=15),
             command in "[a-z /]{0,78}[a-z]",
             auxv in prop::collection::vec(any::<u8>(), 0..64),
             files in files(),
         ) {
-            let command = if threads.is_some() { command } else { String::new() };
-            let notes = Notes { threads, command, auxv, files };
+            let (name, command) = if threads.is_some() { (name, command) } else { Default::default() };
+            if let Some(threads) = &mut threads {
+                let pid = threads.pid;
+                let first = threads.threads.iter_mut().find(|thread| thread.tid == pid);
+                first.into_iter().for_each(|first| first.name.clone_from(&name));
+            }
+            let notes = Notes { threads, name, command, auxv, files };
             let mut read = Notes::default();
             read.read(62, &notes.write()).unwrap();
             prop_assert_eq!(read, notes);
@@ -491,7 +499,8 @@ mod tests {
             flips in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 0..6),
             keep in any::<prop::sample::Index>(),
         ) {
-            let notes = Notes { threads: Some(threads), files, auxv: vec![1; 32], command: "a b".to_owned() };
+            let command = "a b".to_owned();
+            let notes = Notes { threads: Some(threads), name: Vec::new(), files, auxv: vec![1; 32], command };
             let mut bytes = notes.write();
             for (at, byte) in flips {
                 let at = at.index(bytes.len());

@@ -34,7 +34,10 @@ impl Head {
         threads.iter().try_for_each(check)?;
         let machine = threads.as_ref().map_or(threads::MACHINE, |threads| threads.machine);
         let files = space.mappings().iter().filter_map(mapped_file).collect();
-        let notes = Notes { threads, command, auxv, files }.write();
+        let first =
+            threads.iter().flat_map(|it| it.threads.iter().find(|thread| thread.tid == it.pid)).next();
+        let name = first.map(|thread| thread.name.clone()).unwrap_or_default();
+        let notes = Notes { threads, name, command, auxv, files }.write();
         let of_notes = Segment {
             kind: elf::NOTE,
             flags: 0,

@@ -489,6 +489,7 @@ mod tests {
                 file(0x3000, 0x5000, 0x7000, "/lib/c"),
             ],
             command: "a b".to_owned(),
+            name: b"a".to_vec(),
         };
         let loads: &[Load<'_>] = &[
             (0x1000, 0x1000, &[1; 0x1000]),
@@ -514,7 +515,10 @@ mod tests {
         ];
         assert_eq!(found, expected);
         assert_eq!(memory, [&[1; 0x1000][..], &[2; 0x100], &[3; 0x1000]].concat());
-        assert_eq!(Threads::from_attachment(&attachments[0].bytes).unwrap(), threads());
+        let mut expected = threads();
+        // The second one has the id of the process, whose note stands before it.
+        expected.threads[1].name = b"a".to_vec();
+        assert_eq!(Threads::from_attachment(&attachments[0].bytes).unwrap(), expected);
         assert_eq!(attachments[1], Attachment { name: "auxv".to_owned(), bytes: auxv });
     }
 
@@ -605,6 +609,7 @@ mod tests {
                 files: vec![file(0x1000, 0x2000, 0, "/a"), file(0x3000, 0x4000, 0, "/b")],
                 auxv: vec![9; 64],
                 command: "a".to_owned(),
+                name: Vec::new(),
             };
             let mut bytes = core(&[(0x1000, 0x400, &[1; 0x400]), (0x2000, 0x900, &[2; 0x400])], &notes);
             for (word, number) in words {
