@@ -286,6 +286,9 @@ impl Process<'_> {
         let time = later_than(parent.as_ref().map(|parent| parent.record.time));
         let mut space = frozen.address_space().clone();
         space.exclude(&options.exclude);
+        // Looked at before anything is planned for so many tables: a sparse file may be of any length.
+        let tables = table::count(&space, shared.format.region_size);
+        check_length(Kind::Root, tables.saturating_mul(Hash::BYTES))?;
         let mut known = Known::new(tracker, &space, parent.as_ref(), &shared)?;
         let changes = known.changes.take();
         let is_tracked = changes.is_some();

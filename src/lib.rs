@@ -14,7 +14,7 @@
 //! let memory = vec![7u8; 1 << 20];                            // or FileSource, ProcessSource
 //! let taken = store.process("web-1").capture(&memory, &CaptureOptions::default())?;
 //!
-//! let map = store.restore(taken.id)?.into_mapping()?;         // or into_slice, into_file
+//! let map = store.restore(taken.id)?.into_mapping()?;         // or into_slice, into_file, into_core
 //! assert_eq!(map[..], memory[..]);
 //!
 //! for region in store.snapshot(taken.id)?.regions()? {
@@ -74,6 +74,7 @@ mod capture;
 mod codec;
 mod delta;
 mod diff;
+mod elf;
 mod error;
 mod forget;
 #[cfg(feature = "fuzzing")]
@@ -100,6 +101,7 @@ mod stats;
 mod store;
 mod sys;
 mod table;
+mod threads;
 mod track;
 mod units;
 mod verify;
@@ -150,12 +152,12 @@ pub use migrate::Migration;
 pub use progress::Progress;
 pub use record::{AttachmentRef, Origin, Record, RecordError, SnapshotId, Trigger};
 pub use repair::{RepairOptions, RepairReport};
-pub use restore::{Restore, RestoreStats};
+pub use restore::{CoreStats, Restore, RestoreStats};
 pub use sink::SinkError;
 pub use snapshot::{ProcessSummary, Snapshot};
 pub use source::{
-    Attachment, CopyOut, FileSource, Frozen, InPlace, LiveMemory, Memory, ProcessSource, RegisterSet, Source,
-    SourceError, SourceExt, Thread, Threads, Tracked,
+    Attachment, CopyOut, CoreSource, FileSource, Frozen, InPlace, LiveMemory, Memory, ProcessSource, Source,
+    SourceError, SourceExt, Tracked,
 };
 pub use stats::Stats;
 pub use store::catalog::Labels;
@@ -165,6 +167,7 @@ pub use store::object::Kind;
 pub use store::read::Check;
 pub use store::{Store, StoreInfo, StoreOptions};
 pub use table::REGIONS_PER_TABLE;
+pub use threads::{RegisterSet, Thread, Threads};
 pub use track::{HostRanges, Means, Taken, TrackError, Tracker, Tracking, Untracked};
 pub use units::{AddressRange, RegionSize, UnitError};
 pub use verify::{Problem, VerifyOptions, VerifyReport};

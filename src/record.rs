@@ -116,6 +116,19 @@ pub enum Origin {
         /// Its command line, if it could be read.
         command: Vec<String>,
     },
+    /// An ELF core file.
+    Core {
+        /// Its path, absolute where that could be found out.
+        #[serde(with = "path_bytes")]
+        path: PathBuf,
+        /// The id of the process that it is of, if it says so.
+        pid: Option<u32>,
+        /// The executable of that process, if it says so.
+        #[serde(with = "optional_path_bytes")]
+        executable: Option<PathBuf>,
+        /// The command line of that process as far as the core has it: its words in one text, or nothing.
+        command: Vec<String>,
+    },
 }
 
 /// Something kept beside the memory: registers, the auxiliary vector, wasm globals.

@@ -5,6 +5,7 @@
 //! the difference, if that is short.
 
 use std::collections::HashMap;
+use std::path::Path;
 use std::sync::Arc;
 
 use crate::address_space::{AddressSpace, Mapping, MappingKind, Protection};
@@ -185,8 +186,14 @@ fn traits(mapping: &Mapping) -> Traits<'_> {
 /// Whether memory of one origin is likely to be like that of the other.
 fn are_alike(a: &Origin, b: &Origin) -> bool {
     match (a, b) {
-        (Origin::Process { path: Some(a), .. }, Origin::Process { path: Some(b), .. }) => a == b,
         (Origin::File { path: a }, Origin::File { path: b }) => a.file_name() == b.file_name(),
-        _ => false,
+        _ => executable(a).is_some_and(|path| executable(b) == Some(path)),
+    }
+}
+
+fn executable(origin: &Origin) -> Option<&Path> {
+    match origin {
+        Origin::Process { path: executable, .. } | Origin::Core { executable, .. } => executable.as_deref(),
+        _ => None,
     }
 }

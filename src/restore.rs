@@ -13,14 +13,17 @@ use crate::address_space::AddressSpace;
 use crate::error::Error;
 use crate::hash::Hash;
 use crate::progress::{Meter, Progress};
-use crate::record::{Record, SnapshotId};
+use crate::record::{Origin, Record, SnapshotId};
+use crate::sink::core::Head;
 use crate::sink::{SinkError, SparseFile};
+use crate::store::error::StoreError;
 use crate::store::gate::SnapshotGuard;
 use crate::store::object::Kind;
 use crate::store::read::{Check, Reader};
 use crate::store::{Shared, Store};
 use crate::sys::map;
 use crate::table::{self, Place};
+use crate::threads::{self, Threads};
 use crate::workers;
 
 /// What is decoded before it is written to a file: little enough to stay in the cache.
@@ -49,6 +52,18 @@ pub struct RestoreStats {
     pub bytes: u64,
     /// How much of it was written; the rest are holes.
     pub written_bytes: u64,
+}
+
+/// What a restore into a core file did.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct CoreStats {
+    /// The length of the file.
+    pub bytes: u64,
+    /// How much of it was written; the rest are holes.
+    pub written_bytes: u64,
+    /// How many threads it has.
+    pub threads: usize,
 }
 
 impl Store {
@@ -134,7 +149,74 @@ impl Restore<'_> {
     pub fn into_file(self, path: impl AsRef<Path>, overwrite: bool) -> Result<RestoreStats, Error> {
         let bytes = self.image_bytes();
         let file = SparseFile::create(path.as_ref(), bytes, overwrite)?;
-        let meter = self.progress.begin(bytes);
+        let written_bytes = self.write_image(&file, 0)?;
+        file.finish()?;
+        Ok(RestoreStats { bytes, written_bytes })
+    }
+
+    /// Writes an ELF core file, which debuggers open: the memory, and if the snapshot has them the
+    /// registers of each thread, the auxiliary vector and which files were mapped where. Only
+    /// the owner may read the file, and it is there only when it is complete. Where memory is zeros it
+    /// has holes.
+    ///
+    /// A snapshot without threads, of a file or of bytes, becomes a core without threads: a debugger shows
+    /// its memory and nothing else. What was excluded or could not be read is not in the core, so that
+    /// nobody takes it for zeros.
+    ///
+    /// Cost: as [`into_file`](Self::into_file).
+    ///
+    /// ```
+    /// use stillframe::{CaptureOptions, ProcessSource, Store};
+    /// # let dir = tempfile::tempdir()?;
+    /// # let store = Store::options().create(dir.path().join("vault"))?;
+    /// # let mut child = std::process::Command::new("sleep").arg("60").spawn()?;
+    /// # let pid = child.id();
+    /// let taken = store.process("web-1").capture(&ProcessSource::new(pid), &CaptureOptions::default())?;
+    /// let core = dir.path().join("web-1.core");
+    /// let stats = store.restore(taken.id)?.into_core(&core, false)?;
+    /// assert_eq!(stats.threads, 1);
+    /// // gdb /path/to/program web-1.core
+    /// # child.kill()?;
+    /// # child.wait()?;
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// As [`into_file`](Self::into_file); [`SinkError::Core`] if the registers are not those of a
+    /// 64-bit program.
+    pub fn into_core(self, path: impl AsRef<Path>, overwrite: bool) -> Result<CoreStats, Error> {
+        let threads = match self.attachment(Threads::ATTACHMENT)? {
+            None => None,
+            Some(bytes) => Some(
+                Threads::from_attachment(&bytes)
+                    .map_err(|source| StoreError::Record { kind: Kind::Attachment, source })?,
+            ),
+        };
+        let auxv = self.attachment(threads::AUXV)?.unwrap_or_default();
+        let thread_count = threads.as_ref().map_or(0, |threads| threads.threads.len());
+        let command = match &self.record.origin {
+            Origin::Process { command, .. } | Origin::Core { command, .. } => command.join(" "),
+            _ => String::new(),
+        };
+        let head = Head::new(&self.space, threads, auxv, command)?;
+        let bytes = head.image_at_bytes.saturating_add(self.image_bytes());
+        let file = SparseFile::create(path.as_ref(), bytes, overwrite)?;
+        file.write_at(&head.bytes, 0)?;
+        let written_bytes = head.bytes.len() as u64 + self.write_image(&file, head.image_at_bytes)?;
+        file.finish()?;
+        Ok(CoreStats { bytes, written_bytes, threads: thread_count })
+    }
+
+    fn attachment(&self, name: &str) -> Result<Option<Vec<u8>>, Error> {
+        let found = self.record.attachments.iter().find(|attachment| attachment.name == name);
+        let read = |hash| Reader::new(self.shared, Check::Full).object(Kind::Attachment, hash);
+        Ok(found.map(|attachment| read(&attachment.hash)).transpose()?)
+    }
+
+    /// Writes the image to a file of zeros, from a byte on; returns how much of it was written.
+    fn write_image(&self, file: &SparseFile, at_bytes: u64) -> Result<u64, Error> {
+        let meter = self.progress.begin(self.image_bytes());
         let region_bytes = self.record.region_size.bytes();
         let written_bytes = AtomicU64::new(0);
         let start = || (Reader::new(self.shared, self.check), vec![0; WRITE_BYTES.max(region_bytes)]);
@@ -152,7 +234,7 @@ impl Restore<'_> {
                     }
                     let run_of_bytes = &mut buffer[..run_bytes];
                     reader.regions(run, run_of_bytes, region_bytes, true)?;
-                    file.write_at(run_of_bytes, place.image_bytes + first_bytes as u64)?;
+                    file.write_at(run_of_bytes, at_bytes + place.image_bytes + first_bytes as u64)?;
                     written_bytes.fetch_add(run_bytes as u64, Ordering::Relaxed);
                 }
             }
@@ -160,9 +242,7 @@ impl Restore<'_> {
         };
         let work = self.work().into_iter().filter(|(hash, _)| !hash.is_zero()).collect();
         workers::for_each(work, start, write)?;
-        let written_bytes = written_bytes.into_inner();
-        file.finish()?;
-        Ok(RestoreStats { bytes, written_bytes })
+        Ok(written_bytes.into_inner())
     }
 
     fn work(&self) -> Vec<(Hash, Place)> {

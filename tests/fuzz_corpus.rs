@@ -10,9 +10,10 @@ use stillframe::fuzzing;
 
 type Target = fn(&[u8]);
 
-const TARGETS: [(&str, Target); 8] = [
+const TARGETS: [(&str, Target); 9] = [
     ("codec", fuzzing::codec),
     ("delta", fuzzing::delta),
+    ("elf", |data| fuzzing::elf(data, tempfile::tempdir().unwrap().path())),
     ("index", fuzzing::index),
     ("maps", fuzzing::maps),
     ("pack", fuzzing::pack),

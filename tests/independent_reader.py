@@ -258,7 +258,8 @@ NAMES = ["explicit", "periodic", "idle", "first-listen", "first-stdin", "first-e
 TRIGGERS = choice(*((name, fields()) for name in NAMES), ("signal", fields(text=text)), ("bootstrap", fields()),
                   ("other", fields(text=text)))
 ORIGINS = choice(("bytes", fields()), ("file", fields(path=octets)),
-                 ("process", fields(pid=unsigned, path=optional(octets), command=many(text))))
+                 ("process", fields(pid=unsigned, path=optional(octets), command=many(text))),
+                 ("core", fields(path=octets, pid=optional(unsigned), executable=optional(octets), command=many(text))))
 RECORD_FIELDS = fields(
     process=text, parent=optional(digest), time=signed, trigger=TRIGGERS, source=ORIGINS, region_size=unsigned,
     memory_bytes=unsigned, zero_bytes=unsigned, regions=unsigned,

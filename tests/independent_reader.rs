@@ -15,8 +15,8 @@ use std::process::{Child, Command};
 
 use serde_json::{Value, json};
 use stillframe::{
-    AddressRange, Attachment, Capture, CaptureOptions, FileSource, GcOptions, Hash, Origin, ProcessSource,
-    RegionSize, Snapshot, SnapshotId, Source, Store, Threads, Trigger,
+    AddressRange, Attachment, Capture, CaptureOptions, CoreSource, FileSource, GcOptions, Hash, Origin,
+    ProcessSource, RegionSize, Snapshot, SnapshotId, Source, Store, Threads, Trigger,
 };
 
 /// Runs the script. It must end well.
@@ -80,6 +80,10 @@ fn described(snapshot: &Snapshot<'_>) -> Value {
         Origin::Process { pid, path, command } => {
             let path = path.as_deref().map(path_hex);
             json!({ "kind": "process", "pid": pid, "path": path, "command": command })
+        }
+        Origin::Core { path, pid, executable, command } => {
+            let executable = executable.as_deref().map(path_hex);
+            json!({ "kind": "core", "path": path_hex(path), "pid": pid, "executable": executable, "command": command })
         }
         other => panic!("{other:?} is not described in docs/format.md"),
     };
@@ -251,7 +255,10 @@ fn a_store_is_read_without_the_library_to_the_last_byte() {
 
     let sleep = Killed(Command::new("sleep").arg("1000").spawn().unwrap());
     let source = ProcessSource::new(sleep.0.id());
-    capture(&store, "sleep", &source, &plain);
+    let slept = capture(&store, "sleep", &source, &plain);
+    let core = dir.path().join("sleep.core");
+    store.restore(slept.id).unwrap().into_core(&core, false).unwrap();
+    capture(&store, "core", &CoreSource::new(&core), &plain);
 
     // The first gc drops the record of what is forgotten, the second its tombstone.
     store.forget(&[first.id]).unwrap();
@@ -290,7 +297,7 @@ fn a_store_is_read_without_the_library_to_the_last_byte() {
     assert_eq!((moved.new_regions, moved.delta_regions), (0, 10));
 
     let expected = contents(&store);
-    assert_eq!(expected.len(), 16);
+    assert_eq!(expected.len(), 17);
     drop(store);
     assert_the_script_agrees(&path, &expected);
 

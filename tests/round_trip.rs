@@ -1,7 +1,13 @@
 //! Captured memory comes back as it was.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::cast_possible_truncation)]
 
-use stillframe::{AddressRange, Capture, CaptureOptions, RegionSize, Store};
+use std::ops::Range;
+use std::time::Duration;
+
+use stillframe::{
+    AddressRange, AddressSpace, Attachment, Capture, CaptureOptions, CopyOut, Error, Frozen, Kind, Memory,
+    Origin, RegionSize, Source, SourceError, Store, StoreError,
+};
 
 /// Bytes that look like memory: runs of zeros, text, small integers, noise.
 fn memory(length: usize, seed: u64) -> Vec<u8> {
@@ -137,5 +143,70 @@ fn many_threads_capture_at_once_and_one_process_never_forks() {
     for thread in 0..8u64 {
         let id = store.process(format!("own-{thread}")).latest().unwrap();
         assert!(store.restore(id).unwrap().into_mapping().unwrap()[..] == memory(1 << 20, thread)[..]);
+    }
+}
+
+/// So many bytes of nothing, as a sparse file may have them.
+struct Sparse(AddressSpace);
+
+impl Source for Sparse {
+    fn open(&self) -> Result<Box<dyn Frozen + '_>, SourceError> {
+        Ok(Box::new(Sparse(self.0.clone())))
+    }
+}
+
+impl Frozen for Sparse {
+    fn address_space(&self) -> &AddressSpace {
+        &self.0
+    }
+
+    fn origin(&self) -> Origin {
+        Origin::Bytes
+    }
+
+    fn attachments(&self) -> Vec<Attachment> {
+        Vec::new()
+    }
+
+    fn populated(&self, _mapping_index: usize) -> Result<Vec<Range<u64>>, SourceError> {
+        Ok(Vec::new())
+    }
+
+    fn memory(&self) -> Memory<'_> {
+        Memory::Shared(self)
+    }
+
+    fn release(&self) -> Duration {
+        Duration::ZERO
+    }
+}
+
+impl CopyOut for Sparse {
+    fn copy_out(
+        &self,
+        _mapping_index: usize,
+        _offset_bytes: u64,
+        buffer: &mut [u8],
+        _unreadable: &mut Vec<AddressRange>,
+    ) -> Result<(), SourceError> {
+        buffer.fill(0);
+        Ok(())
+    }
+}
+
+#[test]
+fn memory_of_more_tables_than_a_root_can_have_is_refused_before_anything_is_allocated_for_them() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = Store::options().create(dir.path().join("store")).unwrap();
+    let capture = |length_bytes| {
+        let sparse = Sparse(AddressSpace::image("sparse", length_bytes));
+        store.process("sparse").capture(&sparse, &CaptureOptions::default())
+    };
+    assert_eq!(capture(1 << 40).unwrap().zero_bytes, 1 << 40);
+    for length_bytes in [1 << 62, u64::MAX] {
+        match capture(length_bytes) {
+            Err(Error::Store(StoreError::TooLarge { kind: Kind::Root, .. })) => {}
+            other => panic!("{other:?}"),
+        }
     }
 }

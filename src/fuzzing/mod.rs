@@ -6,8 +6,10 @@
 //!
 //! For the tests of this crate only; nobody ships it.
 
+mod elf;
 mod store;
 
+pub use elf::elf;
 pub use store::store;
 
 use std::collections::BTreeMap;
@@ -17,7 +19,7 @@ use crate::codec::{self, Codec, Encoding};
 use crate::delta::{self, Base};
 use crate::hash::Hash;
 use crate::record::{self, Note, Record, Tombstone};
-use crate::source::{Threads, maps};
+use crate::source::maps;
 use crate::store::block::{self, Block};
 use crate::store::catalog::{Catalog, Entry};
 use crate::store::durable;
@@ -28,6 +30,7 @@ use crate::store::object::{self, Header, Place};
 use crate::store::open;
 use crate::store::pack::{Scan, Scanned};
 use crate::table;
+use crate::threads::Threads;
 use crate::units::RegionSize;
 
 /// Longer plain bytes are not decoded: what is looked for has no need of them.

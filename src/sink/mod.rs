@@ -1,5 +1,6 @@
 //! Sinks: where memory goes back to.
 
+pub(crate) mod core;
 mod file;
 
 use std::io;
@@ -52,6 +53,12 @@ pub enum SinkError {
         action: &'static str,
         /// What the operating system said.
         source: io::Error,
+    },
+    /// The snapshot cannot be written as a core file.
+    #[error("the snapshot cannot be written as a core file: {why}")]
+    Core {
+        /// Why not.
+        why: String,
     },
     /// A range is not, or not wholly, part of the snapshot.
     #[error("{missing} is not captured in this snapshot; `stillframe show` lists what is")]

@@ -1,18 +1,10 @@
 //! A raw memory file as a source: what a hypervisor or a restore wrote, of any length.
-//!
-//! It is read by positioned reads and never mapped, because touching a mapping of a file that was
-//! truncated meanwhile kills the program with SIGBUS, where a read merely ends early.
 
-use std::fs::{File, FileType};
-use std::io;
 use std::ops::Range;
-use std::os::unix::fs::{FileExt, FileTypeExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use rustix::fs::{Mode, OFlags};
-
-use super::holes::data_ranges;
+use super::regular_file::RegularFile;
 use super::{Attachment, CopyOut, Frozen, Memory, Source, SourceError};
 use crate::address_space::AddressSpace;
 use crate::record::Origin;
@@ -47,78 +39,21 @@ impl FileSource {
     pub fn path(&self) -> &Path {
         &self.path
     }
-
-    fn error(&self, action: &'static str) -> impl FnOnce(io::Error) -> SourceError {
-        let path = self.path.clone();
-        move |source| SourceError::File { path, action, source }
-    }
-
-    fn check_type(&self, found: FileType) -> Result<(), SourceError> {
-        match why_not_a_memory_file(found) {
-            None => Ok(()),
-            Some(why) => Err(SourceError::NotAMemoryFile { path: self.path.clone(), why }),
-        }
-    }
 }
 
 impl Source for FileSource {
     fn open(&self) -> Result<Box<dyn Frozen + '_>, SourceError> {
-        // Looked at before it is opened, since opening a device can do things; and afterwards
-        // again, since the path may lead elsewhere by then.
-        let seen = std::fs::metadata(&self.path).map_err(self.error("find"))?;
-        self.check_type(seen.file_type())?;
-        // NONBLOCK: opening a pipe must not wait for somebody to write into it.
-        let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK | OFlags::NOCTTY;
-        let file = rustix::fs::open(&self.path, flags, Mode::empty())
-            .map_err(|errno| self.error("open")(errno.into()))?;
-        let file = File::from(file);
-        let metadata = file.metadata().map_err(self.error("look at"))?;
-        self.check_type(metadata.file_type())?;
-        let length_bytes = metadata.len();
-        if length_bytes == 0 {
-            return Err(SourceError::NotAMemoryFile { path: self.path.clone(), why: "it is empty" });
-        }
+        let file = RegularFile::open(&self.path)?;
         let name = self.path.file_name().unwrap_or_default().to_string_lossy();
-        let space = AddressSpace::image(name, length_bytes);
-        let path = std::path::absolute(&self.path).unwrap_or_else(|_| self.path.clone());
-        Ok(Box::new(FrozenFile { file, path, length_bytes, space }))
+        let space = AddressSpace::image(name, file.length_bytes());
+        Ok(Box::new(FrozenFile { file, space }))
     }
 }
 
-/// Why a file of this type cannot be captured, or `None` for a regular one.
-fn why_not_a_memory_file(found: FileType) -> Option<&'static str> {
-    if found.is_file() {
-        None
-    } else if found.is_dir() {
-        Some("it is a directory; name the memory file in it")
-    } else if found.is_fifo() {
-        Some("it is a pipe; write its contents to a file first")
-    } else if found.is_socket() {
-        Some("it is a socket, not a file")
-    } else if found.is_block_device() || found.is_char_device() {
-        Some("it is a device; copy its contents to a file first")
-    } else {
-        Some("it is not a regular file")
-    }
-}
-
-/// An open memory file, with the length it had when it was opened.
+/// An open memory file.
 struct FrozenFile {
-    file: File,
-    path: PathBuf,
-    length_bytes: u64,
+    file: RegularFile,
     space: AddressSpace,
-}
-
-impl FrozenFile {
-    fn error(&self, action: &'static str) -> impl FnOnce(io::Error) -> SourceError {
-        let path = self.path.clone();
-        move |source| SourceError::File { path, action, source }
-    }
-
-    fn cut_short(&self, found_bytes: u64) -> SourceError {
-        SourceError::CutShort { path: self.path.clone(), expected_bytes: self.length_bytes, found_bytes }
-    }
 }
 
 impl Frozen for FrozenFile {
@@ -127,7 +62,7 @@ impl Frozen for FrozenFile {
     }
 
     fn origin(&self) -> Origin {
-        Origin::File { path: self.path.clone() }
+        Origin::File { path: self.file.path().to_owned() }
     }
 
     fn attachments(&self) -> Vec<Attachment> {
@@ -135,12 +70,7 @@ impl Frozen for FrozenFile {
     }
 
     fn populated(&self, _mapping_index: usize) -> Result<Vec<Range<u64>>, SourceError> {
-        // Where the file system cannot tell, all of it may be data.
-        let whole = 0..self.length_bytes;
-        let ranges = data_ranges(&self.file, whole.clone()).unwrap_or_else(|_| vec![whole]);
-        // A tail that was cut off looks like a hole. It is not zeros.
-        let now_bytes = self.file.metadata().map_err(self.error("look at"))?.len();
-        if now_bytes < self.length_bytes { Err(self.cut_short(now_bytes)) } else { Ok(ranges) }
+        self.file.data(0..self.file.length_bytes())
     }
 
     fn memory(&self) -> Memory<'_> {
@@ -160,22 +90,18 @@ impl CopyOut for FrozenFile {
         buffer: &mut [u8],
         _unreadable: &mut Vec<AddressRange>,
     ) -> Result<(), SourceError> {
-        let mut copied_bytes = 0;
-        while copied_bytes < buffer.len() {
-            let at = offset_bytes.saturating_add(copied_bytes as u64);
-            match self.file.read_at(&mut buffer[copied_bytes..], at) {
-                Ok(0) => return Err(self.cut_short(at)),
-                Ok(read_bytes) => copied_bytes += read_bytes,
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) => return Err(self.error("read")(error)),
-            }
-        }
-        Ok(())
+        self.file.read(offset_bytes, buffer)
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::fs::File;
+    use std::io;
+    use std::os::unix::fs::FileExt;
+
+    use rustix::fs::Mode;
+
     use super::*;
 
     /// All of a file as a capture reads it: zeros but for what is populated.

@@ -73,7 +73,7 @@ fn hexadecimal(digits: &str) -> Option<u64> {
     digits.bytes().all(|byte| byte.is_ascii_hexdigit()).then(|| u64::from_str_radix(digits, 16).ok())?
 }
 
-fn kind_of(name: &[u8]) -> MappingKind {
+pub(super) fn kind_of(name: &[u8]) -> MappingKind {
     // The kernel marks a file that has no name any more.
     let path = name.strip_suffix(b" (deleted)").unwrap_or(name);
     match path {

@@ -4,14 +4,15 @@
 //! open is [`Frozen`]: it knows its mappings and how its bytes may be had.
 
 mod bytes;
+mod core;
 mod file;
 mod holes;
 mod live;
 pub(crate) mod maps;
 mod proc_directory;
 mod process;
+mod regular_file;
 mod stop;
-mod threads;
 mod tracked;
 
 use std::io;
@@ -25,17 +26,17 @@ use crate::record::Origin;
 use crate::track::{TrackError, Tracker, Untracked};
 use crate::units::AddressRange;
 
+pub use core::CoreSource;
 pub use file::FileSource;
 pub use live::LiveMemory;
 pub use process::ProcessSource;
 use process::refusal;
-pub use threads::{RegisterSet, Thread, Threads};
 pub use tracked::{SourceExt, Tracked};
 
 /// Something whose memory can be captured.
 ///
 /// Implemented by `[u8]` and `Vec<u8>` (bytes of this process), [`LiveMemory`] (bytes that others
-/// write), [`FileSource`] and [`ProcessSource`].
+/// write), [`FileSource`], [`CoreSource`] and [`ProcessSource`].
 pub trait Source {
     /// Opens the source for one capture. A live process stands still from here until
     /// [`Frozen::release`].
@@ -213,6 +214,14 @@ pub enum SourceError {
         path: PathBuf,
         /// Why not.
         why: &'static str,
+    },
+    /// The file is no core, or a damaged one, or one that cannot be read.
+    #[error("{} cannot be captured as a core file: {why}", path.display())]
+    NotACore {
+        /// The file.
+        path: PathBuf,
+        /// Why not.
+        why: String,
     },
     /// The memory file became shorter while it was read.
     #[error(

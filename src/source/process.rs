@@ -16,11 +16,11 @@ use super::holes::data_ranges;
 use super::maps;
 use super::proc_directory::{ProcDirectory, says_gone};
 use super::stop::StoppedProcess;
-use super::threads::Threads;
 use super::{Attachment, CopyOut, Frozen, Memory, Source, SourceError};
 use crate::address_space::{AddressSpace, Mapping};
 use crate::record::Origin;
 use crate::sys::{pagemap, process_memory};
+use crate::threads::{AUXV, Threads};
 use crate::track::{SoftDirty, TrackError, Tracker, Untracked};
 use crate::units::AddressRange;
 
@@ -352,7 +352,7 @@ impl Frozen for FrozenProcess {
             .ok()
             .map(|bytes| named(Threads::ATTACHMENT, bytes))
             .into_iter()
-            .chain([named("auxv", self.auxv.clone())])
+            .chain([named(AUXV, self.auxv.clone())])
             .collect()
     }
 

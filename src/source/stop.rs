@@ -25,9 +25,9 @@ use std::time::{Duration, Instant};
 use rustix::process::{Pid, WaitId, WaitIdOptions};
 
 use super::proc_directory::{ProcDirectory, says_gone};
-use super::threads::{self, RegisterSet, Thread, Threads};
 use super::{SourceError, refusal};
 use crate::sys::ptrace::{self, Stop};
+use crate::threads::{self, RegisterSet, Thread, Threads};
 
 /// How long the threads may take to stop. Those that run need microseconds. One that waits in the
 /// kernel where no signal reaches it (for a disk or a network file system that went away) may

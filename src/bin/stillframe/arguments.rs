@@ -72,7 +72,7 @@ pub(crate) struct Global {
 pub(crate) enum Verb {
     /// Create a store; the first capture does so too
     Init(Init),
-    /// Take one snapshot of a process or of a memory file
+    /// Take one snapshot of a process, of a memory file or of a core
     Capture(Capture),
     /// Take snapshots at intervals, of a running process or of a command it starts
     Watch(Watch),
@@ -82,7 +82,7 @@ pub(crate) enum Verb {
     Show(Show),
     /// List the processes there are snapshots of
     Processes,
-    /// Write the memory of a snapshot to a file
+    /// Write the memory of a snapshot to a file, or a core for a debugger
     Restore(Restore),
     /// Print the memory of a snapshot
     Cat(Cat),
@@ -139,6 +139,10 @@ pub(crate) struct Capture {
     /// Capture this raw memory file, of a virtual machine for example
     #[arg(long, group = "source", value_name = "IMAGE", value_hint = ValueHint::FilePath)]
     pub(crate) file: Option<PathBuf>,
+    /// Capture this ELF core file, of the kernel, of gcore or of a restore: its memory as far as it is in
+    /// the core, and its threads. It must be of a 64-bit little-endian program
+    #[arg(long, group = "source", value_name = "CORE", value_hint = ValueHint::FilePath)]
+    pub(crate) core: Option<PathBuf>,
     /// The name under which its snapshots belong together [default: pid:PID, or the name of the file]
     #[arg(long, value_name = "NAME")]
     pub(crate) process: Option<String>,
@@ -222,13 +226,22 @@ pub(crate) struct Show {
 }
 
 #[derive(Debug, Args)]
+#[command(group = ArgGroup::new("target").required(true))]
+#[command(after_help = "\
+For example, to look at the snapshot before the last one with a debugger:
+  stillframe restore web~1 --core web.core
+  gdb /path/to/web web.core")]
 pub(crate) struct Restore {
     /// The snapshot
     pub(crate) snapshot: String,
     /// Write the image to this file: the captured mappings one after the other, zeros as holes; the
     /// same bytes if a file was captured
-    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
-    pub(crate) to: PathBuf,
+    #[arg(long, group = "target", value_name = "FILE", value_hint = ValueHint::FilePath)]
+    pub(crate) to: Option<PathBuf>,
+    /// Write an ELF core to this file, for gdb and other debuggers: memory, threads and their registers,
+    /// which files were mapped. Of a snapshot without threads, of a file say, it shows the memory alone
+    #[arg(long, group = "target", value_name = "FILE", value_hint = ValueHint::FilePath)]
+    pub(crate) core: Option<PathBuf>,
     /// Replace the file if there is one
     #[arg(long)]
     pub(crate) force: bool,

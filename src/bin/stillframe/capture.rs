@@ -2,7 +2,9 @@
 
 use std::path::{Path, PathBuf};
 
-use stillframe::{Capture, CaptureOptions, FileSource, ProcessSource, Source, SourceError, Store};
+use stillframe::{
+    Capture, CaptureOptions, CoreSource, FileSource, ProcessSource, Source, SourceError, Store,
+};
 
 use crate::context::Context;
 use crate::errors::Exit;
@@ -15,18 +17,21 @@ use crate::{arguments, output::Output};
 
 /// Takes one snapshot.
 pub(crate) fn capture(context: &Context, arguments: arguments::Capture) -> anyhow::Result<Exit> {
-    let (source, default_name): (Box<dyn Source>, String) = match (arguments.pid, &arguments.file) {
-        (Some(pid), _) => {
+    let (source, default_name): (Box<dyn Source>, String) = match arguments.pid {
+        Some(pid) => {
             check_running(pid)?;
             (Box::new(ProcessSource::new(pid)), format!("pid:{pid}"))
         }
-        (None, file) => {
-            let path = file.clone().unwrap_or_default();
+        None => {
+            let path = arguments.core.as_ref().or(arguments.file.as_ref()).cloned().unwrap_or_default();
             let name = file_name(&path);
-            let source = FileSource::new(path);
+            let source: Box<dyn Source> = match arguments.core.is_some() {
+                true => Box::new(CoreSource::new(path)),
+                false => Box::new(FileSource::new(path)),
+            };
             // A file that cannot be captured must not leave an empty store behind.
             drop(source.open()?);
-            (Box::new(source), name)
+            (source, name)
         }
     };
     let store = context.open_or_create()?;

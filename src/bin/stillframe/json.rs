@@ -168,6 +168,12 @@ impl From<&Origin> for SourceObject {
                 command: (!command.is_empty()).then(|| command.clone()),
                 path: path.as_ref().map(|path| path.to_string_lossy().into_owned()),
             },
+            Origin::Core { path, pid, command, .. } => SourceObject {
+                kind: "core",
+                pid: *pid,
+                command: (!command.is_empty()).then(|| command.clone()),
+                path: Some(path.to_string_lossy().into_owned()),
+            },
             _ => none,
         }
     }

@@ -136,6 +136,11 @@ pub(crate) fn source_text(origin: &Origin) -> String {
             };
             format!("process {pid}{what}")
         }
+        Origin::Core { path, pid, command, .. } => {
+            let of = pid.map(|pid| format!(" of process {pid}")).unwrap_or_default();
+            let what = command.iter().map(|command| format!(", {command}")).collect::<String>();
+            format!("the core {}{of}{what}", path.display())
+        }
         _ => "bytes of the program that took it".to_owned(),
     }
 }

@@ -33,7 +33,8 @@ pub struct Threads {
     pub process_group: u32,
     /// Its session.
     pub session: u32,
-    /// Every thread that had not ended: the one with the process's own id first, then by id.
+    /// Every thread that had not ended: the one with the process's own id first, then by id. Of a core:
+    /// in its order, the one that got the signal first.
     pub threads: Vec<Thread>,
 }
 
@@ -42,11 +43,12 @@ pub struct Threads {
 pub struct Thread {
     /// Its id.
     pub tid: u32,
-    /// Its name, up to 15 bytes of any kind.
+    /// Its name, up to 15 bytes of any kind. A core has that of the first thread only.
     pub name: Vec<u8>,
     /// The signals it blocks: bit `n - 1` for signal `n`.
     pub signal_mask: u64,
-    /// The signal it was about to receive, or 0. It did receive it when it was let go.
+    /// The signal it was about to receive, or 0. It did receive it when it was let go. Of a core: the
+    /// signal that ended the process.
     pub pending_signal: i32,
     /// The raw `siginfo_t` of that signal; empty if there is none.
     pub signal_information: Vec<u8>,
@@ -94,23 +96,31 @@ impl Thread {
     }
 }
 
+/// The name of the attachment with the auxiliary vector, as in `/proc/PID/auxv`.
+pub(crate) const AUXV: &str = "auxv";
+
+/// x86-64, as in an ELF header.
+pub(crate) const X86_64: u16 = 62;
+/// AArch64, as in an ELF header.
+pub(crate) const AARCH64: u16 = 183;
+
 /// The machine this program runs on, as in an ELF header; 0 if its registers are not known here.
-pub(super) const MACHINE: u16 = if cfg!(target_arch = "x86_64") {
-    62
+pub(crate) const MACHINE: u16 = if cfg!(target_arch = "x86_64") {
+    X86_64
 } else if cfg!(target_arch = "aarch64") {
-    183
+    AARCH64
 } else {
     0
 };
 
 /// The general registers; every machine has them.
-pub(super) const NT_PRSTATUS: u32 = 1;
-const NT_PRFPREG: u32 = 2;
+pub(crate) const NT_PRSTATUS: u32 = 1;
+pub(crate) const NT_PRFPREG: u32 = 2;
 const NT_X86_XSTATE: u32 = 0x202;
 const NT_ARM_TLS: u32 = 0x401;
 
 /// The ELF note types of the register sets that are taken of each thread.
-pub(super) fn register_set_types() -> &'static [u32] {
+pub(crate) fn register_set_types() -> &'static [u32] {
     if cfg!(target_arch = "x86_64") {
         &[NT_PRSTATUS, NT_PRFPREG, NT_X86_XSTATE]
     } else if cfg!(target_arch = "aarch64") {

@@ -1,0 +1,45 @@
+//! Core files: the file as a whole, and its notes.
+
+use std::path::Path;
+
+use super::layout_in_order;
+use crate::elf::Notes;
+use crate::source::{CoreSource, Memory, Source};
+
+/// A core, which is written to `dir`. What is accepted can be read whole and is no more than the file has. The
+/// bytes are also taken for notes: those that are accepted are the same once more written and read.
+pub fn elf(data: &[u8], dir: &Path) {
+    notes(data);
+    let path = dir.join("core");
+    let Ok(()) = std::fs::write(&path, data) else { panic!("{} can be written", path.display()) };
+    let source = CoreSource::new(&path);
+    let Ok(frozen) = source.open() else { return };
+    let space = frozen.address_space();
+    layout_in_order(space);
+    assert!(space.image_bytes() <= data.len() as u64, "no byte of the file is memory twice");
+    let Memory::Shared(copy) = frozen.memory() else { panic!("a file can be read by many threads") };
+    for (at, mapping) in space.mappings().iter().enumerate() {
+        let Ok(populated) = frozen.populated(at) else { panic!("nobody cuts the file") };
+        for range in populated {
+            assert!(mapping.captured && range.start < range.end && range.end <= mapping.range.length_bytes());
+            let Ok(length) = usize::try_from(range.end - range.start) else { panic!("the file is small") };
+            let copied = copy.copy_out(at, range.start, &mut vec![0; length], &mut Vec::new());
+            assert!(copied.is_ok(), "what is in the file can be read");
+        }
+    }
+    assert!(frozen.attachments().iter().all(|attachment| attachment.bytes.len() <= 2 * data.len()));
+}
+
+fn notes(data: &[u8]) {
+    let again = |notes: &Notes| {
+        let mut again = Notes::default();
+        assert_eq!(again.read(62, &notes.write()), Ok(()), "what is written can be read");
+        again
+    };
+    let mut found = Notes::default();
+    if found.read(62, data).is_ok() {
+        // The first time threads are put in order, and names are cut.
+        let once = again(&found);
+        assert_eq!(again(&once), once);
+    }
+}

@@ -1,0 +1,110 @@
+//! A regular file that is read by positioned reads: a memory file, a core.
+//!
+//! It is never mapped, because touching a mapping of a file that was truncated meanwhile kills the
+//! program with SIGBUS, where a read merely ends early.
+
+use std::fs::{File, FileType};
+use std::io;
+use std::ops::Range;
+use std::os::unix::fs::{FileExt, FileTypeExt};
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{Mode, OFlags};
+
+use super::SourceError;
+use super::holes::data_ranges;
+
+/// An open file, with the length it had when it was opened.
+pub(super) struct RegularFile {
+    file: File,
+    /// Absolute where that could be found out.
+    path: PathBuf,
+    length_bytes: u64,
+}
+
+impl RegularFile {
+    /// Opens a file that has any bytes.
+    pub(super) fn open(path: &Path) -> Result<RegularFile, SourceError> {
+        let failed = |action| {
+            let path = path.to_owned();
+            move |source: io::Error| SourceError::File { path, action, source }
+        };
+        let refused = |why| SourceError::NotAMemoryFile { path: path.to_owned(), why };
+        let check_type = |found| why_not_a_memory_file(found).map_or(Ok(()), |why| Err(refused(why)));
+        // Looked at before it is opened, since opening a device can do things; and afterwards
+        // again, since the path may lead elsewhere by then.
+        let seen = std::fs::metadata(path).map_err(failed("find"))?;
+        check_type(seen.file_type())?;
+        // NONBLOCK: opening a pipe must not wait for somebody to write into it.
+        let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK | OFlags::NOCTTY;
+        let file =
+            rustix::fs::open(path, flags, Mode::empty()).map_err(|errno| failed("open")(errno.into()))?;
+        let file = File::from(file);
+        let metadata = file.metadata().map_err(failed("look at"))?;
+        check_type(metadata.file_type())?;
+        let length_bytes = metadata.len();
+        if length_bytes == 0 {
+            return Err(refused("it is empty"));
+        }
+        let path = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
+        Ok(RegularFile { file, path, length_bytes })
+    }
+
+    pub(super) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    pub(super) fn length_bytes(&self) -> u64 {
+        self.length_bytes
+    }
+
+    /// The parts of `within` that may be anything but zeros, from the file's start: sorted and apart.
+    pub(super) fn data(&self, within: Range<u64>) -> Result<Vec<Range<u64>>, SourceError> {
+        // Where the file system cannot tell, all of it may be data.
+        let ranges = data_ranges(&self.file, within.clone()).unwrap_or_else(|_| vec![within]);
+        // A tail that was cut off looks like a hole. It is not zeros.
+        let now_bytes = self.file.metadata().map_err(self.error("look at"))?.len();
+        if now_bytes < self.length_bytes { Err(self.cut_short(now_bytes)) } else { Ok(ranges) }
+    }
+
+    /// Fills `buffer` from a byte on.
+    pub(super) fn read(&self, at_bytes: u64, buffer: &mut [u8]) -> Result<(), SourceError> {
+        let mut copied_bytes = 0;
+        while copied_bytes < buffer.len() {
+            let at = at_bytes.saturating_add(copied_bytes as u64);
+            match self.file.read_at(&mut buffer[copied_bytes..], at) {
+                Ok(0) => return Err(self.cut_short(at)),
+                Ok(read_bytes) => copied_bytes += read_bytes,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(self.error("read")(error)),
+            }
+        }
+        Ok(())
+    }
+
+    fn error(&self, action: &'static str) -> impl FnOnce(io::Error) -> SourceError {
+        let path = self.path.clone();
+        move |source| SourceError::File { path, action, source }
+    }
+
+    fn cut_short(&self, found_bytes: u64) -> SourceError {
+        SourceError::CutShort { path: self.path.clone(), expected_bytes: self.length_bytes, found_bytes }
+    }
+}
+
+/// Why a file of this type cannot be captured, or `None` for a regular one.
+fn why_not_a_memory_file(found: FileType) -> Option<&'static str> {
+    if found.is_file() {
+        None
+    } else if found.is_dir() {
+        Some("it is a directory; name the file in it")
+    } else if found.is_fifo() {
+        Some("it is a pipe; write its contents to a file first")
+    } else if found.is_socket() {
+        Some("it is a socket, not a file")
+    } else if found.is_block_device() || found.is_char_device() {
+        Some("it is a device; copy its contents to a file first")
+    } else {
+        Some("it is not a regular file")
+    }
+}
