@@ -32,13 +32,14 @@ const WRITE_BYTES: usize = 256 << 10;
 /// address order. [`AddressSpace::captured`] tells where in it each mapping lies. What was excluded
 /// or could not be read is zeros.
 pub struct Restore<'a> {
-    shared: &'a Shared,
-    record: Arc<Record>,
-    space: AddressSpace,
-    tables: Vec<Hash>,
-    check: Check,
-    progress: Progress,
-    _pin: SnapshotGuard,
+    pub(crate) shared: &'a Arc<Shared>,
+    pub(crate) id: SnapshotId,
+    pub(crate) record: Arc<Record>,
+    pub(crate) space: AddressSpace,
+    pub(crate) tables: Vec<Hash>,
+    pub(crate) check: Check,
+    pub(crate) progress: Progress,
+    pub(crate) pin: SnapshotGuard,
 }
 
 /// What a restore into a file did.
@@ -60,14 +61,14 @@ impl Store {
     /// [`Missing`](crate::StoreError::Missing) if the
     /// layout or the root cannot be read.
     pub fn restore(&self, id: SnapshotId) -> Result<Restore<'_>, Error> {
-        let shared = &**self.shared();
+        let shared = self.shared();
         let (record, pin) = shared.pin(id)?;
         let mut reader = Reader::new(shared, Check::Full);
         let space: AddressSpace = reader.value(Kind::Layout, &record.layout)?;
         let count = table::count(&space, record.region_size);
         let tables = reader.hashes(Kind::Root, &record.root, count)?;
         let (check, progress) = (Check::default(), Progress::default());
-        Ok(Restore { shared, record, space, tables, check, progress, _pin: pin })
+        Ok(Restore { shared, id, record, space, tables, check, progress, pin })
     }
 }
 
@@ -134,7 +135,18 @@ impl Restore<'_> {
     pub fn into_file(self, path: impl AsRef<Path>, overwrite: bool) -> Result<RestoreStats, Error> {
         let bytes = self.image_bytes();
         let file = SparseFile::create(path.as_ref(), bytes, overwrite)?;
-        let meter = self.progress.begin(bytes);
+        let written_bytes = self.write_to(&|bytes, offset_bytes| Ok(file.write_at(bytes, offset_bytes)?))?;
+        file.finish()?;
+        Ok(RestoreStats { bytes, written_bytes })
+    }
+
+    /// Hands all that is not zeros to `write_at`, with its offset in the image, from many threads. Answers how
+    /// many bytes that were.
+    pub(crate) fn write_to(
+        &self,
+        write_at: &(dyn Fn(&[u8], u64) -> Result<(), Error> + Sync),
+    ) -> Result<u64, Error> {
+        let meter = self.progress.begin(self.image_bytes());
         let region_bytes = self.record.region_size.bytes();
         let written_bytes = AtomicU64::new(0);
         let start = || (Reader::new(self.shared, self.check), vec![0; WRITE_BYTES.max(region_bytes)]);
@@ -154,7 +166,7 @@ impl Restore<'_> {
                     for (hash, plain) in run.iter().zip(run_of_bytes.chunks_mut(region_bytes)) {
                         reader.region(hash, plain)?;
                     }
-                    file.write_at(run_of_bytes, place.image_bytes + first_bytes as u64)?;
+                    write_at(run_of_bytes, place.image_bytes + first_bytes as u64)?;
                     written_bytes.fetch_add(run_bytes as u64, Ordering::Relaxed);
                 }
             }
@@ -162,9 +174,7 @@ impl Restore<'_> {
         };
         let work = self.work().into_iter().filter(|(hash, _)| !hash.is_zero()).collect();
         workers::for_each(work, start, write)?;
-        let written_bytes = written_bytes.into_inner();
-        file.finish()?;
-        Ok(RestoreStats { bytes, written_bytes })
+        Ok(written_bytes.into_inner())
     }
 
     fn work(&self) -> Vec<(Hash, Place)> {
