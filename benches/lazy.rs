@@ -106,15 +106,15 @@ fn touches(store: &Store, id: SnapshotId) {
         // Of those that had to wait at all: others were filled with their neighbours.
         times.retain(|time| *time > Duration::from_micros(2));
         times.sort_unstable();
-        let at = |part: f64| microseconds(times[((times.len() - 1) as f64 * part) as usize]);
+        let at = |percent: usize| microseconds(times[(times.len() - 1) * percent / 100]);
         println!(
             "  touches {what}: {:.1} us each; {} of {TOUCHES} waited, the median {:.1} us (target: 50 us), 9 of \
              10 {:.1} us, 99 of 100 {:.1} us",
             microseconds(all) / TOUCHES as f64,
             times.len(),
-            at(0.5),
-            at(0.9),
-            at(0.99),
+            at(50),
+            at(90),
+            at(99),
         );
     }
 }

@@ -135,7 +135,7 @@ impl Restore<'_> {
     pub fn into_file(self, path: impl AsRef<Path>, overwrite: bool) -> Result<RestoreStats, Error> {
         let bytes = self.image_bytes();
         let file = SparseFile::create(path.as_ref(), bytes, overwrite)?;
-        let written_bytes = self.write_to(&|bytes, offset_bytes| Ok(file.write_at(bytes, offset_bytes)?))?;
+        let written_bytes = self.write_to(|bytes, offset_bytes| Ok(file.write_at(bytes, offset_bytes)?))?;
         file.finish()?;
         Ok(RestoreStats { bytes, written_bytes })
     }
@@ -144,7 +144,7 @@ impl Restore<'_> {
     /// many bytes that were.
     pub(crate) fn write_to(
         &self,
-        write_at: &(dyn Fn(&[u8], u64) -> Result<(), Error> + Sync),
+        write_at: impl Fn(&[u8], u64) -> Result<(), Error> + Sync,
     ) -> Result<u64, Error> {
         let meter = self.progress.begin(self.image_bytes());
         let region_bytes = self.record.region_size.bytes();

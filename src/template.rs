@@ -115,7 +115,7 @@ impl Restore<'_> {
         let file = File::from(file.map_err(|error| failed(error.into()))?);
         file.set_len(bytes).map_err(failed)?;
         // Written and not mapped: where memory runs out that is an error, and not a signal.
-        self.write_to(&|bytes, offset_bytes| Ok(file.write_all_at(bytes, offset_bytes).map_err(failed)?))?;
+        self.write_to(|bytes, offset_bytes| Ok(file.write_all_at(bytes, offset_bytes).map_err(failed)?))?;
         let seals = SealFlags::WRITE | SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL;
         rustix::fs::fcntl_add_seals(&file, seals).map_err(|error| failed(error.into()))?;
         let content = Content { id: self.id, space: self.space, file, length };

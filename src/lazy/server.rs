@@ -69,6 +69,8 @@ pub(super) struct Server {
     error: Mutex<Option<Arc<Error>>>,
     /// Nobody wants it any more.
     stopping: AtomicBool,
+    /// A block that nobody touched is missing still, as the kernel did not take it.
+    is_refused: AtomicBool,
     /// Everything is there, and the memory unregistered or about to be.
     finished: AtomicBool,
     phase: Mutex<Phase>,
@@ -180,6 +182,7 @@ impl Server {
             touches: Mutex::default(),
             error: Mutex::default(),
             stopping: AtomicBool::new(false),
+            is_refused: AtomicBool::new(false),
             finished: AtomicBool::new(false),
             phase: Mutex::new(Phase::Unfilled),
             phase_changed: Condvar::new(),
@@ -277,15 +280,15 @@ impl Server {
             let answered = self.missing.next_fault().and_then(|fault| match fault {
                 Some(offset_bytes) => {
                     self.answer_touch(&mut worker, offset_bytes);
-                    Ok(Woken::ByFault)
+                    Ok(Woken::Fault)
                 }
                 None => self.missing.wait(IDLE_SECONDS),
             });
             match answered {
-                Ok(Woken::ByFault) => {}
+                Ok(Woken::Fault) => {}
                 // gc may have replaced the packs that the reader keeps from going away.
-                Ok(Woken::ByTime) => worker = Worker::new(held, self),
-                Ok(Woken::ByEnd) => return,
+                Ok(Woken::Time) => worker = Worker::new(held, self),
+                Ok(Woken::End) => return,
                 Err(source) => {
                     self.note(SinkError::Fill { offset_bytes: 0, source }.into());
                     return self.spoil_all();
@@ -317,8 +320,7 @@ impl Server {
         self.serve(worker, block, Because::Touched);
         for block in ahead {
             // Who waits comes first.
-            if self.stopping.load(Ordering::Relaxed)
-                || self.missing.wait(0).is_ok_and(|it| it != Woken::ByTime)
+            if self.stopping.load(Ordering::Relaxed) || self.missing.wait(0).is_ok_and(|it| it != Woken::Time)
             {
                 return;
             }
@@ -331,16 +333,13 @@ impl Server {
     /// Fills everything.
     fn fill(&self, held: &Held, order: Fill) {
         let phase = match self.fill_in_order(held, order) {
-            Ok(true) => Phase::Filled,
-            Ok(false) => Phase::GivenUp,
+            Ok(true) if self.finish() => Phase::Filled,
+            Ok(_) => Phase::GivenUp,
             Err(error) => {
                 self.note(error);
                 Phase::GivenUp
             }
         };
-        if phase == Phase::Filled {
-            self.finish();
-        }
         self.set_phase(phase);
     }
 
@@ -358,6 +357,11 @@ impl Server {
             for block in blocks {
                 if self.stopping.load(Ordering::Relaxed) {
                     return Ok(false);
+                }
+                // Who waits comes first, and this thread runs already, which the handlers may not. (Reading fails
+                // for them as well, and they deal with that.)
+                while let Ok(Some(offset_bytes)) = self.missing.next_fault() {
+                    self.answer_touch(&mut worker, offset_bytes);
                 }
                 // A table that cannot be read is met again when the block is served.
                 if self.states[block].load(Ordering::Acquire) == MISSING
@@ -395,21 +399,26 @@ impl Server {
         Ok(true)
     }
 
-    /// All that is not zeros is there, or somebody is just about it.
-    fn finish(&self) {
+    /// All that is not zeros is there, or somebody is just about it. Whether all came to a good end.
+    fn finish(&self) -> bool {
         for state in &self.states {
             while state.load(Ordering::Acquire) == BUSY {
                 std::thread::sleep(Duration::from_micros(50));
             }
         }
-        self.finished.store(true, Ordering::SeqCst);
-        if let Err(error) = self.missing.unregister() {
-            // The handlers go on then, and answer with zeros as they would be.
-            tracing::warn!("a lazy mapping that is filled cannot be unregistered: {error}");
-            return;
+        if self.is_refused.load(Ordering::SeqCst) {
+            return false;
         }
-        self.missing.end();
-        *lock(&self.held) = None;
+        self.finished.store(true, Ordering::SeqCst);
+        match self.missing.unregister() {
+            Ok(()) => {
+                self.missing.end();
+                *lock(&self.held) = None;
+            }
+            // The handlers go on then, and answer with zeros as they would be.
+            Err(error) => tracing::warn!("a lazy mapping that is filled cannot be unregistered: {error}"),
+        }
+        true
     }
 
     // ---- Blocks ---------------------------------------------------------------------------------
@@ -575,7 +584,11 @@ impl Server {
         };
         match answered {
             Ok(()) => (SERVED, Ok(())),
+            // It is zeros then, as all else was there: of memory that is not registered any more the kernel takes
+            // no answer, and needs none.
+            Err(_) if self.finished.load(Ordering::SeqCst) => (SERVED, Ok(())),
             Err(source) if because == Because::Filling => {
+                self.is_refused.store(true, Ordering::SeqCst);
                 (MISSING, Err(SinkError::Fill { offset_bytes: pages.start, source }.into()))
             }
             Err(error) => {
@@ -587,7 +600,6 @@ impl Server {
 
     /// The kernel does not take the answer to a touch.
     fn refused(&self, pages: &Range<u64>, source: io::Error) {
-        // Of memory that is not registered any more it takes none, and needs none.
         if !self.finished.load(Ordering::SeqCst) {
             self.note(SinkError::Fill { offset_bytes: pages.start, source }.into());
             self.spoil(pages);

@@ -69,11 +69,11 @@ pub(crate) struct Missing {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Woken {
     /// There may be a fault.
-    ByFault,
+    Fault,
     /// Nothing came.
-    ByTime,
+    Time,
     /// There is nothing to wait for any more.
-    ByEnd,
+    End,
 }
 
 /// Fresh private memory in which every page is missing; a child that is forked does not get it.
@@ -139,10 +139,10 @@ impl Missing {
             [PollFd::new(&self.ended, PollFlags::IN), PollFd::new(&self.descriptor, PollFlags::IN)];
         let timeout = Timespec { tv_sec: i64::from(seconds), tv_nsec: 0 };
         match rustix::event::poll(&mut descriptors, Some(&timeout)) {
-            Ok(0) => Ok(Woken::ByTime),
-            Ok(_) if descriptors[0].revents().is_empty() => Ok(Woken::ByFault),
-            Ok(_) => Ok(Woken::ByEnd),
-            Err(rustix::io::Errno::INTR) => Ok(Woken::ByFault),
+            Ok(0) => Ok(Woken::Time),
+            Ok(_) if descriptors[0].revents().is_empty() => Ok(Woken::Fault),
+            Ok(_) => Ok(Woken::End),
+            Err(rustix::io::Errno::INTR) => Ok(Woken::Fault),
             Err(error) => Err(error.into()),
         }
     }
@@ -273,7 +273,7 @@ mod tests {
         std::thread::scope(|scope| {
             scope.spawn(|| {
                 while missing.next_fault().unwrap() != Some(2 * page_bytes as u64) {
-                    assert_eq!(missing.wait(60).unwrap(), Woken::ByFault);
+                    assert_eq!(missing.wait(60).unwrap(), Woken::Fault);
                 }
                 // The second of these pages is there.
                 missing.copy(0, &vec![9; 3 * page_bytes]).unwrap();
@@ -286,7 +286,7 @@ mod tests {
         assert_eq!((map[0], map[3 * page_bytes]), (9, 0));
         assert!(missing.zero(0..5 * page_bytes as u64).is_err(), "outside");
         missing.end();
-        assert_eq!(missing.wait(60).unwrap(), Woken::ByEnd);
+        assert_eq!(missing.wait(60).unwrap(), Woken::End);
         missing.unregister().unwrap();
     }
 }
