@@ -42,7 +42,7 @@ impl Reference {
         loop {
             let id = shared.catalog().of_process(process).next_back()?;
             // Forgotten before it was pinned? Then there is another newest one.
-            if let Some(reference) = Reference::pin(shared, id) {
+            if let Ok(reference) = Reference::of(shared, id) {
                 return Some(reference);
             }
         }
@@ -55,11 +55,12 @@ impl Reference {
             let like = catalog.all_live().filter(|(_, entry)| are_alike(&entry.record.origin, origin));
             like.max_by_key(|(_, entry)| entry.record.time).map(|(id, _)| *id)
         };
-        Reference::pin(shared, like?)
+        Reference::of(shared, like?).ok()
     }
 
-    fn pin(shared: &Shared, id: SnapshotId) -> Option<Reference> {
-        let (record, pin) = shared.pin(id).ok()?;
+    /// A certain snapshot; [`StoreError::NoSuchSnapshot`].
+    pub(crate) fn of(shared: &Shared, id: SnapshotId) -> Result<Reference, StoreError> {
+        let (record, pin) = shared.pin(id)?;
         let content = match Reference::content(shared, &record) {
             Ok(content) => content,
             Err(error) => {
@@ -67,7 +68,7 @@ impl Reference {
                 None
             }
         };
-        Some(Reference { id, record, content, _pin: pin })
+        Ok(Reference { id, record, content, _pin: pin })
     }
 
     fn content(shared: &Shared, record: &Record) -> Result<Option<(AddressSpace, Vec<Hash>)>, StoreError> {

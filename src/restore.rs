@@ -35,13 +35,14 @@ const WRITE_BYTES: usize = 256 << 10;
 /// address order. [`AddressSpace::captured`] tells where in it each mapping lies. What was excluded
 /// or could not be read is zeros.
 pub struct Restore<'a> {
-    shared: &'a Shared,
-    record: Arc<Record>,
-    space: AddressSpace,
-    tables: Vec<Hash>,
-    check: Check,
-    progress: Progress,
-    _pin: SnapshotGuard,
+    pub(crate) shared: &'a Arc<Shared>,
+    pub(crate) id: SnapshotId,
+    pub(crate) record: Arc<Record>,
+    pub(crate) space: AddressSpace,
+    pub(crate) tables: Vec<Hash>,
+    pub(crate) check: Check,
+    pub(crate) progress: Progress,
+    pub(crate) pin: SnapshotGuard,
 }
 
 /// What a restore into a file did.
@@ -75,14 +76,14 @@ impl Store {
     /// [`Missing`](crate::StoreError::Missing) if the
     /// layout or the root cannot be read.
     pub fn restore(&self, id: SnapshotId) -> Result<Restore<'_>, Error> {
-        let shared = &**self.shared();
+        let shared = self.shared();
         let (record, pin) = shared.pin(id)?;
         let mut reader = Reader::new(shared, Check::Full);
         let space: AddressSpace = reader.value(Kind::Layout, &record.layout)?;
         let count = table::count(&space, record.region_size);
         let tables = reader.hashes(Kind::Root, &record.root, count)?;
         let (check, progress) = (Check::default(), Progress::default());
-        Ok(Restore { shared, record, space, tables, check, progress, _pin: pin })
+        Ok(Restore { shared, id, record, space, tables, check, progress, pin })
     }
 }
 
@@ -149,7 +150,7 @@ impl Restore<'_> {
     pub fn into_file(self, path: impl AsRef<Path>, overwrite: bool) -> Result<RestoreStats, Error> {
         let bytes = self.image_bytes();
         let file = SparseFile::create(path.as_ref(), bytes, overwrite)?;
-        let written_bytes = self.write_image(&file, 0)?;
+        let written_bytes = self.write_to(|bytes, offset_bytes| Ok(file.write_at(bytes, offset_bytes)?))?;
         file.finish()?;
         Ok(RestoreStats { bytes, written_bytes })
     }
@@ -203,7 +204,9 @@ impl Restore<'_> {
         let bytes = head.image_at_bytes.saturating_add(self.image_bytes());
         let file = SparseFile::create(path.as_ref(), bytes, overwrite)?;
         file.write_at(&head.bytes, 0)?;
-        let written_bytes = head.bytes.len() as u64 + self.write_image(&file, head.image_at_bytes)?;
+        let written_bytes = head.bytes.len() as u64 + self.write_to(|bytes, offset_bytes| {
+            Ok(file.write_at(bytes, head.image_at_bytes + offset_bytes)?)
+        })?;
         file.finish()?;
         Ok(CoreStats { bytes, written_bytes, threads: thread_count })
     }
@@ -214,8 +217,12 @@ impl Restore<'_> {
         Ok(found.map(|attachment| read(&attachment.hash)).transpose()?)
     }
 
-    /// Writes the image to a file of zeros, from a byte on; returns how much of it was written.
-    fn write_image(&self, file: &SparseFile, at_bytes: u64) -> Result<u64, Error> {
+    /// Hands all that is not zeros to `write_at`, with its offset in the image, from many threads. Answers how
+    /// many bytes that were.
+    pub(crate) fn write_to(
+        &self,
+        write_at: impl Fn(&[u8], u64) -> Result<(), Error> + Sync,
+    ) -> Result<u64, Error> {
         let meter = self.progress.begin(self.image_bytes());
         let region_bytes = self.record.region_size.bytes();
         let written_bytes = AtomicU64::new(0);
@@ -234,7 +241,7 @@ impl Restore<'_> {
                     }
                     let run_of_bytes = &mut buffer[..run_bytes];
                     reader.regions(run, run_of_bytes, region_bytes, true)?;
-                    file.write_at(run_of_bytes, at_bytes + place.image_bytes + first_bytes as u64)?;
+                    write_at(run_of_bytes, place.image_bytes + first_bytes as u64)?;
                     written_bytes.fetch_add(run_bytes as u64, Ordering::Relaxed);
                 }
             }

@@ -23,6 +23,8 @@ const LAYERS: [(&str, &[&str]); 6] = [
             "put",
             "reference",
             "restore",
+            "lazy",
+            "template",
             "forget",
             "gc",
             "verify",

@@ -32,6 +32,17 @@ pub enum SinkError {
         /// What the operating system said.
         source: io::Error,
     },
+    /// The kernel does not take the bytes of a lazy mapping: it has no memory left, or part of the
+    /// mapping was unmapped.
+    #[error(
+        "the lazy mapping cannot be filled at byte {offset_bytes}; is there memory left, and is it mapped?"
+    )]
+    Fill {
+        /// Where in the image.
+        offset_bytes: u64,
+        /// What the operating system said.
+        source: io::Error,
+    },
     /// There is a file already.
     #[error("{} exists; choose another name, or overwrite it with --force", path.display())]
     Exists {

@@ -72,6 +72,14 @@ pub(crate) fn map_pack(file: &File, length_bytes: usize) -> io::Result<PackMap> 
     Ok(PackMap { map, path: file.path().to_owned() })
 }
 
+/// The first `length_bytes` of a file of memory, copy-on-write: what is written is private to the mapping.
+/// The file must be sealed against changes (`F_SEAL_WRITE`, `F_SEAL_SHRINK`), or this process's alone.
+pub(crate) fn map_copy(file: &std::fs::File, length_bytes: usize) -> io::Result<MmapMut> {
+    // SAFETY: the bytes must not change under the mapping, nor the file become shorter: the caller has sealed
+    // it. Without a reservation: only what is written takes memory.
+    unsafe { MmapOptions::new().len(length_bytes).no_reserve_swap().map_copy(file) }
+}
+
 /// A fresh private mapping of zeros, in huge pages where the kernel has them to give.
 pub(crate) fn map_zeros(length_bytes: usize) -> io::Result<MmapMut> {
     let map = MmapOptions::new().len(length_bytes).map_anon()?;

@@ -5,6 +5,7 @@ pub(crate) mod call;
 pub(crate) mod file;
 pub(crate) mod heap;
 pub(crate) mod map;
+pub(crate) mod missing;
 pub(crate) mod pagemap;
 pub(crate) mod process_memory;
 pub(crate) mod ptrace;

@@ -14,6 +14,7 @@ use std::os::unix::fs::FileExt;
 const PAGEMAP_SCAN: u32 = 0xc060_6610;
 const _: () = assert!(size_of::<ScanArgument>() == 0x60);
 const PAGE_IS_WRITTEN: u64 = 1 << 1;
+const PAGE_IS_FILE: u64 = 1 << 2;
 const PAGE_IS_PRESENT: u64 = 1 << 3;
 const PAGE_IS_SWAPPED: u64 = 1 << 4;
 const PAGE_IS_PFNZERO: u64 = 1 << 5;
@@ -26,6 +27,8 @@ const PROTECT_MATCHING: u64 = 1 | 2;
 const WORD_PRESENT_OR_SWAPPED: u64 = 1 << 63 | 1 << 62;
 /// A pagemap word's bit: the page was written since somebody wrote 4 to `clear_refs`.
 const WORD_SOFT_DIRTY: u64 = 1 << 55;
+/// A pagemap word's bit: the page is one of a file.
+const WORD_FILE: u64 = 1 << 61;
 
 /// How many ranges one scan may answer: 24 KiB of them.
 const RANGES_PER_SCAN: usize = 1024;
@@ -148,10 +151,37 @@ pub(crate) fn soft_dirty(pagemap: &File, range: Range<u64>) -> io::Result<Vec<Ra
     match walk(pagemap, range.clone(), query, |pages, _| add(&mut found, pages)) {
         Err(error) if matches!(error.raw_os_error(), Some(libc::ENOTTY | libc::EINVAL)) => {
             found.clear();
-            words(pagemap, range, WORD_SOFT_DIRTY, |page| add(&mut found, page))?;
+            words(pagemap, range, |word| word & WORD_SOFT_DIRTY != 0, |page| add(&mut found, page))?;
         }
         answer => answer?,
     }
+    Ok(found)
+}
+
+/// The pages of a private mapping of a file that are not the file's any more: they were written. In swap or
+/// not; what is thrown away is the file's again.
+pub(crate) fn copied(pagemap: &File, range: Range<u64>) -> io::Result<Vec<Range<u64>>> {
+    let mut found = Vec::new();
+    let query = Query {
+        inverted: PAGE_IS_FILE,
+        all_of: PAGE_IS_FILE,
+        any_of: PAGE_IS_PRESENT | PAGE_IS_SWAPPED,
+        told: PAGE_IS_PRESENT,
+        ..Query::default()
+    };
+    match walk(pagemap, range.clone(), query, |pages, _| add(&mut found, pages)) {
+        Err(error) if matches!(error.raw_os_error(), Some(libc::ENOTTY | libc::EINVAL)) => {
+            found.clear();
+            copied_by_words(pagemap, range)
+        }
+        answer => answer.map(|()| found),
+    }
+}
+
+fn copied_by_words(pagemap: &File, range: Range<u64>) -> io::Result<Vec<Range<u64>>> {
+    let mut found = Vec::new();
+    let is_copied = |word| word & WORD_PRESENT_OR_SWAPPED != 0 && word & WORD_FILE == 0;
+    words(pagemap, range, is_copied, |page| add(&mut found, page))?;
     Ok(found)
 }
 
@@ -201,12 +231,17 @@ fn walk(
 /// Word by word.
 fn read(pagemap: &File, range: Range<u64>) -> io::Result<Vec<Range<u64>>> {
     let mut found = Vec::new();
-    words(pagemap, range, WORD_PRESENT_OR_SWAPPED, |page| add(&mut found, page))?;
+    words(pagemap, range, |word| word & WORD_PRESENT_OR_SWAPPED != 0, |page| add(&mut found, page))?;
     Ok(found)
 }
 
-/// Calls `found` with every page in whose word one of the bits of `mask` is set.
-fn words(pagemap: &File, range: Range<u64>, mask: u64, mut found: impl FnMut(Range<u64>)) -> io::Result<()> {
+/// Calls `found` with every page whose word is wanted.
+fn words(
+    pagemap: &File,
+    range: Range<u64>,
+    is_wanted: impl Fn(u64) -> bool,
+    mut found: impl FnMut(Range<u64>),
+) -> io::Result<()> {
     let page_bytes = rustix::param::page_size() as u64;
     let mut words = vec![0u8; WORDS_PER_READ * 8];
     let mut page = range.start / page_bytes;
@@ -216,7 +251,7 @@ fn words(pagemap: &File, range: Range<u64>, mask: u64, mut found: impl FnMut(Ran
         let words = &mut words[..wanted * 8];
         pagemap.read_exact_at(words, page * 8)?;
         for word in words.as_chunks::<8>().0 {
-            if u64::from_ne_bytes(*word) & mask != 0 {
+            if is_wanted(u64::from_ne_bytes(*word)) {
                 found(page * page_bytes..(page + 1) * page_bytes);
             }
             page += 1;
@@ -263,6 +298,24 @@ mod tests {
         // A page that was only read is the shared page of zeros.
         assert_eq!(std::hint::black_box(memory[4999 * page_bytes]), 0);
         assert!(populated(&pagemap, whole).unwrap() == expected);
+    }
+
+    #[test]
+    fn both_ways_find_the_pages_of_a_file_that_were_written() {
+        let page_bytes = rustix::param::page_size();
+        let file = tempfile::tempfile().unwrap();
+        file.set_len(64 * page_bytes as u64).unwrap();
+        let mut memory = super::super::map::map_copy(&file, 64 * page_bytes).unwrap();
+        assert_eq!(memory[..8 * page_bytes], vec![0; 8 * page_bytes]);
+        for page in [3, 4, 20, 63] {
+            memory[page * page_bytes] = 1;
+        }
+        let base = memory.as_ptr().addr() as u64;
+        let pages = |from: u64, to: u64| base + from * page_bytes as u64..base + to * page_bytes as u64;
+        let expected = [pages(3, 5), pages(20, 21), pages(63, 64)];
+        let pagemap = File::open("/proc/self/pagemap").unwrap();
+        assert_eq!(copied(&pagemap, pages(0, 64)).unwrap(), expected);
+        assert_eq!(copied_by_words(&pagemap, pages(0, 64)).unwrap(), expected);
     }
 
     #[test]

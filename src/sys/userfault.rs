@@ -1,4 +1,6 @@
-//! Asynchronous write protection by `userfaultfd`: the kernel notes a first write to a page and lets
+//! `userfaultfd`, and asynchronous write protection by it. (What is filled on first touch is in `missing.rs`.)
+//!
+//! Write protection: the kernel notes a first write to a page and lets
 //! it go on at once; nobody has to answer. What was written is asked by `PAGEMAP_SCAN`
 //! (`pagemap.rs`).
 //!
@@ -53,40 +55,71 @@ impl Userfault {
     /// Nothing is registered yet. `EINVAL` where the kernel has no asynchronous write protection
     /// (before Linux 6.7), `ENOSYS` where it has no `userfaultfd`, `EPERM` where a sandbox forbids it.
     pub(crate) fn new() -> io::Result<Userfault> {
-        let flags = OFlags::CLOEXEC.bits() | OFlags::NONBLOCK.bits() | USER_MODE_ONLY;
-        // SAFETY: the call takes flags only.
-        let descriptor = unsafe { libc::syscall(libc::SYS_userfaultfd, flags) };
-        let descriptor = i32::try_from(descriptor).ok().filter(|descriptor| *descriptor >= 0);
-        let descriptor = descriptor.ok_or_else(io::Error::last_os_error)?;
-        // SAFETY: the kernel has just made this descriptor, and nobody else knows it.
-        let descriptor = unsafe { OwnedFd::from_raw_fd(descriptor) };
-        let features = FEATURE_WP_ASYNC | FEATURE_WP_UNPOPULATED;
-        let mut argument = ApiArgument { api: API_VERSION, features, ioctls: 0 };
-        // SAFETY: the ioctl reads and writes one `uffdio_api`, whose layout and size `ApiArgument` has.
-        let answer = unsafe { libc::ioctl(descriptor.as_raw_fd(), API as _, &raw mut argument) };
-        if answer < 0 { Err(io::Error::last_os_error()) } else { Ok(Userfault { descriptor }) }
+        let descriptor = open(Faults::OfUserMode)?;
+        agree(&descriptor, FEATURE_WP_ASYNC | FEATURE_WP_UNPOPULATED)?;
+        Ok(Userfault { descriptor })
     }
 
     /// Registers whole pages at these addresses. Registering them again does nothing. `EBUSY` where
     /// another `userfaultfd` has some of them.
     pub(crate) fn register(&self, range: Range<u64>) -> io::Result<()> {
-        let (start, length_bytes) = (range.start, range.end - range.start);
-        let mut argument = RegisterArgument { start, length_bytes, mode: REGISTER_MODE_WP, ioctls: 0 };
-        // SAFETY: the ioctl reads and writes one `uffdio_register`, whose layout and size
-        // `RegisterArgument` has. It changes nothing about the bytes at the addresses.
-        let answer = unsafe { libc::ioctl(self.descriptor.as_raw_fd(), REGISTER as _, &raw mut argument) };
-        if answer < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+        register_mode(&self.descriptor, range, REGISTER_MODE_WP)
     }
 
     /// Takes the registration and all protection away. To be called although dropping does the same: a child
     /// that was forked meanwhile holds the descriptor too.
     pub(crate) fn unregister(&self, range: Range<u64>) -> io::Result<()> {
-        let mut argument = [range.start, range.end - range.start];
-        // SAFETY: the ioctl reads one `uffdio_range`, which is two 64-bit numbers: start and length.
-        let answer =
-            unsafe { libc::ioctl(self.descriptor.as_raw_fd(), UNREGISTER as _, argument.as_mut_ptr()) };
-        if answer < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+        unregister(&self.descriptor, range)
     }
+}
+
+/// Whose faults a descriptor is about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Faults {
+    /// Also those of the kernel, as in a `read` into the memory. Needs a privilege (`CAP_SYS_PTRACE`), or
+    /// that `vm.unprivileged_userfaultfd` is 1; else `EPERM`.
+    All,
+    /// Only those of programs.
+    OfUserMode,
+}
+
+/// A descriptor with which nothing is registered. `ENOSYS` where the kernel has no `userfaultfd`, `EPERM`
+/// where a sandbox forbids it.
+pub(super) fn open(faults: Faults) -> io::Result<OwnedFd> {
+    let user_mode_only = if faults == Faults::OfUserMode { USER_MODE_ONLY } else { 0 };
+    let flags = OFlags::CLOEXEC.bits() | OFlags::NONBLOCK.bits() | user_mode_only;
+    // SAFETY: the call takes flags only.
+    let descriptor = unsafe { libc::syscall(libc::SYS_userfaultfd, flags) };
+    let descriptor = i32::try_from(descriptor).ok().filter(|descriptor| *descriptor >= 0);
+    let descriptor = descriptor.ok_or_else(io::Error::last_os_error)?;
+    // SAFETY: the kernel has just made this descriptor, and nobody else knows it.
+    Ok(unsafe { OwnedFd::from_raw_fd(descriptor) })
+}
+
+/// Agrees on the interface and on these features; `EINVAL` where the kernel lacks one.
+pub(super) fn agree(descriptor: &OwnedFd, features: u64) -> io::Result<()> {
+    let mut argument = ApiArgument { api: API_VERSION, features, ioctls: 0 };
+    // SAFETY: the ioctl reads and writes one `uffdio_api`, whose layout and size `ApiArgument` has.
+    let answer = unsafe { libc::ioctl(descriptor.as_raw_fd(), API as _, &raw mut argument) };
+    if answer < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+/// Registers whole pages at these addresses.
+pub(super) fn register_mode(descriptor: &OwnedFd, range: Range<u64>, mode: u64) -> io::Result<()> {
+    let (start, length_bytes) = (range.start, range.end - range.start);
+    let mut argument = RegisterArgument { start, length_bytes, mode, ioctls: 0 };
+    // SAFETY: the ioctl reads and writes one `uffdio_register`, whose layout and size
+    // `RegisterArgument` has. It changes nothing about the bytes at the addresses.
+    let answer = unsafe { libc::ioctl(descriptor.as_raw_fd(), REGISTER as _, &raw mut argument) };
+    if answer < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+/// Takes the registration of these pages away, and wakes who waits for them.
+pub(super) fn unregister(descriptor: &OwnedFd, range: Range<u64>) -> io::Result<()> {
+    let mut argument = [range.start, range.end - range.start];
+    // SAFETY: the ioctl reads one `uffdio_range`, which is two 64-bit numbers: start and length.
+    let answer = unsafe { libc::ioctl(descriptor.as_raw_fd(), UNREGISTER as _, argument.as_mut_ptr()) };
+    if answer < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
 /// An error (`ENOMEM`) unless something is mapped at each of these addresses, which begin at a page.

@@ -10,6 +10,7 @@
 //! A [`Tracker`] never decides what a snapshot holds, only what need not be read again. Whenever its
 //! knowledge does not fit the parent, all is read: [`Untracked`] says why.
 
+mod copy_on_write;
 mod host;
 mod ledger;
 mod soft_dirty;
@@ -23,6 +24,7 @@ use crate::address_space::AddressSpace;
 use crate::record::SnapshotId;
 use crate::units::AddressRange;
 
+pub(crate) use copy_on_write::CopyOnWrite;
 pub use host::HostRanges;
 pub(crate) use soft_dirty::SoftDirty;
 pub(crate) use write_protection::WriteProtection;
@@ -51,6 +53,12 @@ pub trait Tracker: Send + Sync {
 
     /// Learns that the snapshot for which [`Taken::number`] was taken is durable.
     fn committed(&self, number: u64, id: SnapshotId);
+
+    /// The snapshot that its knowledge refers to: the memory was as in there, but for what it finds. `None`
+    /// while it has no such knowledge; a rollback then compares everything.
+    fn basis(&self) -> Option<SnapshotId> {
+        None
+    }
 
     /// About how many bytes the next [`take`](Self::take) will find, so that memory for them is made
     /// ready before the source stands still. Changes nothing.
@@ -86,6 +94,8 @@ pub enum Means {
     WriteProtection,
     /// The kernel's soft-dirty bits.
     SoftDirty,
+    /// Which pages of a [template](crate::Template)'s instance are its own.
+    CopyOnWrite,
 }
 
 /// Why everything had to be read.
@@ -112,18 +122,19 @@ pub enum Untracked {
 }
 
 impl Means {
-    /// Its name: `host-ranges`, `write-protection`, `soft-dirty`.
+    /// Its name: `host-ranges`, `write-protection`, `soft-dirty`, `copy-on-write`.
     pub fn name(self) -> &'static str {
         match self {
             Means::HostRanges => "host-ranges",
             Means::WriteProtection => "write-protection",
             Means::SoftDirty => "soft-dirty",
+            Means::CopyOnWrite => "copy-on-write",
         }
     }
 }
 
 impl Tracking {
-    /// The name of the means: `host-ranges`, `write-protection`, `soft-dirty`, or `rescan`.
+    /// The name of the means: `host-ranges`, `write-protection`, `soft-dirty`, `copy-on-write`, or `rescan`.
     pub fn name(&self) -> &'static str {
         match self {
             Tracking::By(means) => means.name(),

@@ -1,0 +1,147 @@
+//! Copy-on-write: which pages of a private mapping of a sealed file are not the file's any more.
+//!
+//! The kernel keeps that for its own sake, so writers pay nothing for it. It is never taken back by a
+//! capture, however: each take finds all that was written since the template. What a page was when a
+//! snapshot was taken, if not the template's, an earlier take has found; so what may have changed since that
+//! snapshot are the pages found by now or then, and knowledge refers to all snapshots of the instance alike.
+//!
+//! | what happens to a page | what the scan says |
+//! |---|---|
+//! | written, by the program or by the kernel for it | copied |
+//! | swapped out | copied |
+//! | thrown away (MADV_DONTNEED) | the file's again, and among what earlier takes found |
+//! | read only | the file's |
+//!
+//! What is mapped elsewhere in the mapping's place is not noticed: the owner of an instance cannot do that.
+
+use std::fs::File;
+use std::io;
+use std::ops::Range;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use super::{Means, Taken, TrackError, Tracker, Untracked, merge};
+use crate::address_space::AddressSpace;
+use crate::record::SnapshotId;
+use crate::sys::pagemap;
+
+/// Of how many snapshots of one instance it is known that they are.
+const MAX_KNOWN: usize = 64;
+
+/// What is written of one instance of a template.
+#[derive(Debug)]
+pub(crate) struct CopyOnWrite {
+    addresses: Range<u64>,
+    state: Mutex<State>,
+}
+
+#[derive(Debug)]
+struct State {
+    template: SnapshotId,
+    /// Snapshots that were taken of it, the newest last.
+    snapshots: Vec<SnapshotId>,
+    next_number: u64,
+    /// All that was ever found, from the start of the image.
+    found: Vec<Range<u64>>,
+}
+
+impl CopyOnWrite {
+    /// For a mapping at these addresses of the image of a snapshot.
+    pub(crate) fn new(template: SnapshotId, addresses: Range<u64>) -> CopyOnWrite {
+        let state = State { template, snapshots: Vec::new(), next_number: 0, found: Vec::new() };
+        CopyOnWrite { addresses, state: Mutex::new(state) }
+    }
+
+    /// The newest snapshot taken of it, or the template.
+    pub(crate) fn newest(&self) -> SnapshotId {
+        let state = self.state();
+        state.snapshots.last().copied().unwrap_or(state.template)
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What is the instance's own by now, from the start of the image.
+    fn copied(&self) -> io::Result<Vec<Range<u64>>> {
+        let page_bytes = rustix::param::page_size() as u64;
+        let Range { start, end } = self.addresses;
+        // Opened each time: a thousand instances would need as many descriptors, and a child that was forked
+        // with one has its own page tables.
+        let pagemap = File::open("/proc/self/pagemap")?;
+        let copied = pagemap::copied(&pagemap, start..end.next_multiple_of(page_bytes))?;
+        Ok(copied.into_iter().map(|pages| pages.start - start..pages.end.min(end) - start).collect())
+    }
+}
+
+impl Tracker for CopyOnWrite {
+    fn means(&self) -> Means {
+        Means::CopyOnWrite
+    }
+
+    fn take(&self, space: &AddressSpace, since: Option<SnapshotId>) -> Result<Taken, TrackError> {
+        let (expected_bytes, found_bytes) = (self.addresses.end - self.addresses.start, space.image_bytes());
+        if expected_bytes != found_bytes {
+            return Err(TrackError::OtherMemory {
+                expected: format!("an instance of {expected_bytes} bytes"),
+                found: format!("memory of {found_bytes} bytes"),
+            });
+        }
+        let copied = self.copied();
+        let mut state = self.state();
+        let number = state.next_number;
+        state.next_number += 1;
+        let known = match copied {
+            Ok(copied) => {
+                state.found.extend(copied);
+                Ok(())
+            }
+            Err(error) => {
+                // What is in the snapshot that is being taken is not known, so later it may be anything.
+                state.found = std::iter::once(0..expected_bytes).collect();
+                Err(Untracked::Unavailable(format!("/proc/self/pagemap cannot be read: {error}")))
+            }
+        };
+        merge(&mut state.found);
+        let changes = known.and_then(|()| match since {
+            None => Err(Untracked::NoParent),
+            Some(since) if since == state.template || state.snapshots.contains(&since) => {
+                Ok(by_mapping(&state.found, space))
+            }
+            Some(_) => Err(Untracked::OtherParent),
+        });
+        Ok(Taken { number, changes })
+    }
+
+    fn committed(&self, _number: u64, id: SnapshotId) {
+        let mut state = self.state();
+        if state.snapshots.len() == MAX_KNOWN {
+            state.snapshots.remove(0);
+        }
+        state.snapshots.push(id);
+    }
+
+    fn basis(&self) -> Option<SnapshotId> {
+        Some(self.newest())
+    }
+
+    fn estimate_bytes(&self) -> u64 {
+        self.copied().map_or(0, |copied| copied.iter().map(|range| range.end - range.start).sum())
+    }
+}
+
+/// From ranges of the image to ranges of each mapping.
+fn by_mapping(ranges: &[Range<u64>], space: &AddressSpace) -> Vec<Vec<Range<u64>>> {
+    let mut image_bytes = 0;
+    let mapping_ranges = space.mappings().iter().map(|mapping| {
+        if !mapping.captured {
+            return Vec::new();
+        }
+        let (start, length_bytes) = (image_bytes, mapping.range.length_bytes());
+        let end = start + length_bytes;
+        image_bytes = end;
+        let first = ranges.partition_point(|range| range.end <= start);
+        let inside = ranges[first..].iter().take_while(|range| range.start < end);
+        inside.map(|range| range.start.max(start) - start..range.end.min(end) - start).collect()
+    });
+    mapping_ranges.collect()
+}
