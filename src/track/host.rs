@@ -164,6 +164,10 @@ impl Tracker for HostRanges {
         self.state().ledger.committed(number, id);
     }
 
+    fn basis(&self) -> Option<SnapshotId> {
+        self.state().ledger.basis()
+    }
+
     fn estimate_bytes(&self) -> u64 {
         self.state().marked.iter().map(|range| range.end - range.start).sum()
     }

@@ -60,6 +60,11 @@ impl Ledger {
         (number, changes)
     }
 
+    /// The snapshot that the knowledge refers to.
+    pub(super) fn basis(&self) -> Option<SnapshotId> {
+        self.basis
+    }
+
     /// Learns that a take is in a durable snapshot. One that is older than another acknowledged take
     /// comes too late: what was found between the two is forgotten already.
     pub(super) fn committed(&mut self, number: u64, id: SnapshotId) {

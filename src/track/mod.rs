@@ -52,6 +52,12 @@ pub trait Tracker: Send + Sync {
     /// Learns that the snapshot for which [`Taken::number`] was taken is durable.
     fn committed(&self, number: u64, id: SnapshotId);
 
+    /// The snapshot that its knowledge refers to: the memory was as in there, but for what it finds. `None`
+    /// while it has no such knowledge; a rollback then compares everything.
+    fn basis(&self) -> Option<SnapshotId> {
+        None
+    }
+
     /// About how many bytes the next [`take`](Self::take) will find, so that memory for them is made
     /// ready before the source stands still. Changes nothing.
     fn estimate_bytes(&self) -> u64;

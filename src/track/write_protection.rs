@@ -189,6 +189,10 @@ impl Tracker for WriteProtection {
         self.state().ledger.committed(number, id);
     }
 
+    fn basis(&self) -> Option<SnapshotId> {
+        self.state().ledger.basis()
+    }
+
     fn estimate_bytes(&self) -> u64 {
         let pages = self.pages(self.state().memory_bytes);
         pagemap::count_written(&self.pagemap, pages).unwrap_or(0)
