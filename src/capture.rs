@@ -48,6 +48,10 @@ pub struct CaptureOptions {
     pub labels: Labels,
     /// Address ranges to leave out (scratch buffers, secrets): they are restored as zeros.
     pub exclude: Vec<AddressRange>,
+    /// The snapshot that the memory comes from; the newest one of the process if `None`. To be named after
+    /// a [rollback](crate::RollBack), so that history branches where the memory did and only
+    /// what changed since is looked at, and where the memory began as that of another process.
+    pub parent: Option<SnapshotId>,
     /// For the first snapshot of a process: the process whose newest snapshot is most like it, so that
     /// what both have is compared and what differs a little is stored as a difference. By itself it
     /// is the newest snapshot of the same executable or of a file of the same name.
@@ -73,6 +77,7 @@ impl Default for CaptureOptions {
             trigger: Trigger::default(),
             labels: Labels::new(),
             exclude: Vec::new(),
+            parent: None,
             like: None,
             codec: None,
             deltas: true,
@@ -193,7 +198,7 @@ impl Process<'_> {
 
     /// Takes one snapshot. When this returns it is durable.
     ///
-    /// Its parent is the newest snapshot of the process. Two captures of the same process queue;
+    /// Its parent is the newest snapshot of the process unless [`CaptureOptions::parent`] names another. Two captures of the same process queue;
     /// captures of different processes run at the same time.
     ///
     /// Cost: every region that may hold anything, and may have changed if that is tracked, is hashed
@@ -268,7 +273,12 @@ impl Process<'_> {
         let lane = shared.lane(&self.name);
         let failures_before = shared.log.failures();
         let guard = shared.gate.begin_capture();
-        let parent = Reference::newest_of(&shared, &self.name);
+        let newest = Reference::newest_of(&shared, &self.name);
+        let newest_time = newest.as_ref().map(|newest| newest.record.time);
+        let parent = match options.parent {
+            Some(id) => Some(Reference::of(&shared, id)?),
+            None => newest,
+        };
         let like = match (&parent, &options.like) {
             (None, Some(name)) => Some(Reference::newest_of(&shared, name).ok_or_else(|| {
                 StoreError::NoSuchSnapshot { text: format!("of the process {:?}", shorten(name)) }
@@ -283,7 +293,7 @@ impl Process<'_> {
         };
         let staging = Staging::new(options.staging_bytes, ready_bytes)?;
         let frozen = source.open()?;
-        let time = later_than(parent.as_ref().map(|parent| parent.record.time));
+        let time = later_than(parent.as_ref().map(|parent| parent.record.time).max(newest_time));
         let mut space = frozen.address_space().clone();
         space.exclude(&options.exclude);
         let mut known = Known::new(tracker, &space, parent.as_ref(), &shared)?;

@@ -41,7 +41,7 @@ impl Reference {
         loop {
             let id = shared.catalog().of_process(process).next_back()?;
             // Forgotten before it was pinned? Then there is another newest one.
-            if let Some(reference) = Reference::pin(shared, id) {
+            if let Ok(reference) = Reference::of(shared, id) {
                 return Some(reference);
             }
         }
@@ -54,22 +54,23 @@ impl Reference {
             let like = catalog.all_live().filter(|(_, entry)| are_alike(&entry.record.origin, origin));
             like.max_by_key(|(_, entry)| entry.record.time).map(|(id, _)| *id)
         };
-        Reference::pin(shared, like?)
+        Reference::of(shared, like?).ok()
     }
 
-    fn pin(shared: &Shared, id: SnapshotId) -> Option<Reference> {
-        let (record, pin) = shared.pin(id).ok()?;
-        let content = match Reference::content(shared, &record) {
+    /// A certain snapshot; [`StoreError::NoSuchSnapshot`].
+    pub(crate) fn of(shared: &Shared, id: SnapshotId) -> Result<Reference, StoreError> {
+        let (record, pin) = shared.pin(id)?;
+        let content = match Reference::read(shared, &record) {
             Ok(content) => content,
             Err(error) => {
                 tracing::warn!("{id} cannot be compared with, all is looked up: {}", error.whole_story());
                 None
             }
         };
-        Some(Reference { id, record, content, _pin: pin })
+        Ok(Reference { id, record, content, _pin: pin })
     }
 
-    fn content(shared: &Shared, record: &Record) -> Result<Option<(AddressSpace, Vec<Hash>)>, StoreError> {
+    fn read(shared: &Shared, record: &Record) -> Result<Option<(AddressSpace, Vec<Hash>)>, StoreError> {
         if record.region_size != shared.format.region_size || shared.damage_known() {
             return Ok(None);
         }
@@ -78,6 +79,11 @@ impl Reference {
         let tables = table::count(&space, record.region_size);
         let root = reader.hashes(Kind::Root, &record.root, tables)?;
         Ok(Some((space, root)))
+    }
+
+    /// Its mappings and the hashes of their tables, if they can be read and compared.
+    pub(crate) fn content(&self) -> Option<(&AddressSpace, &[Hash])> {
+        self.content.as_ref().map(|(space, tables)| (space, &tables[..]))
     }
 
     /// For each mapping of `space` the reference's mapping in its place.
