@@ -56,6 +56,11 @@ impl ProcDirectory {
         Ok(File::from(rustix::fs::openat(&self.directory, name, flags, Mode::empty())?))
     }
 
+    pub(super) fn open_for_writing(&self, name: &str) -> io::Result<File> {
+        let flags = OFlags::RDWR | OFlags::CLOEXEC;
+        Ok(File::from(rustix::fs::openat(&self.directory, name, flags, Mode::empty())?))
+    }
+
     pub(super) fn read(&self, name: &str) -> io::Result<Vec<u8>> {
         // Room for most of what is read here, so that one call gets it.
         let mut bytes = Vec::with_capacity(16 * 1024);

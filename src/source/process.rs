@@ -16,7 +16,7 @@ use super::holes::data_ranges;
 use super::maps;
 use super::proc_directory::{ProcDirectory, says_gone};
 use super::stop::StoppedProcess;
-use super::threads::Threads;
+use super::threads::{Thread, Threads};
 use super::{Attachment, CopyOut, Frozen, Memory, Source, SourceError};
 use crate::address_space::{AddressSpace, Mapping};
 use crate::record::Origin;
@@ -94,8 +94,9 @@ impl ProcessSource {
     }
 }
 
-impl Source for ProcessSource {
-    fn open(&self) -> Result<Box<dyn Frozen + '_>, SourceError> {
+impl ProcessSource {
+    /// Stops the process.
+    pub(crate) fn hold(&self) -> Result<FrozenProcess, SourceError> {
         let pid = self.pid;
         let process = Arc::new(find(pid)?);
         // Whatever takes time and does not change is read before the process stands still.
@@ -124,9 +125,8 @@ impl Source for ProcessSource {
         let absent_is_zero = lines.iter().map(|line| line.absent_is_zero).collect();
         let space = AddressSpace::new(lines.into_iter().map(|line| line.mapping).collect())?;
         let frozen = FrozenProcess {
-            pid,
             process,
-            tid,
+            memory: ProcessMemory { pid, tid },
             space,
             absent_is_zero,
             origin,
@@ -136,7 +136,13 @@ impl Source for ProcessSource {
             stopped: RefCell::new(stopped),
         };
         frozen.check_it_stands_still()?;
-        Ok(Box::new(frozen))
+        Ok(frozen)
+    }
+}
+
+impl Source for ProcessSource {
+    fn open(&self) -> Result<Box<dyn Frozen + '_>, SourceError> {
+        Ok(Box::new(self.hold()?))
     }
 
     fn tracker(&self) -> Result<Arc<dyn Tracker>, Untracked> {
@@ -165,12 +171,11 @@ fn find(pid: u32) -> Result<ProcDirectory, SourceError> {
     let thread_group = process.status_number("status", "Tgid").map_err(look_error)?;
     if thread_group == std::process::id() {
         return Err(uncapturable(
-            "it is the capturing process itself; capture it from another process, or its bytes as a slice"
-                .to_owned(),
+            "it is this process itself; name it in another process, or use its bytes as a slice".to_owned(),
         ));
     }
     if thread_group != pid {
-        return Err(uncapturable(format!("it is a thread of process {thread_group}; capture that one")));
+        return Err(uncapturable(format!("it is a thread of process {thread_group}; name that one")));
     }
     let stat = process.stat().map_err(look_error)?;
     if stat.is_kernel_thread {
@@ -234,11 +239,9 @@ fn process_error(pid: u32, action: &'static str, source: io::Error) -> SourceErr
 const TMPFS_MAGIC: rustix::fs::FsWord = 0x0102_1994;
 
 /// A process that stands still.
-struct FrozenProcess {
-    pid: u32,
+pub(crate) struct FrozenProcess {
     process: Arc<ProcDirectory>,
-    /// A thread of it that is alive.
-    tid: u32,
+    memory: ProcessMemory,
     space: AddressSpace,
     /// For each mapping whether a page that is not there is one of zeros.
     absent_is_zero: Vec<bool>,
@@ -250,24 +253,77 @@ struct FrozenProcess {
     stopped: RefCell<StoppedProcess>,
 }
 
+/// The memory of a process, by a thread of it that is alive.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct ProcessMemory {
+    pid: u32,
+    tid: u32,
+}
+
 impl FrozenProcess {
+    /// Its memory, which any thread may read, but which counts only if it
+    /// [stands still](Self::check_it_stands_still) afterwards.
+    pub(crate) fn process_memory(&self) -> ProcessMemory {
+        self.memory
+    }
+
+    /// The same for writing, whatever the protection of a private mapping.
+    pub(crate) fn open_memory(&self) -> Result<File, SourceError> {
+        let name = format!("task/{}/mem", self.memory.tid);
+        let pid = self.process.pid();
+        self.process
+            .open_for_writing(&name)
+            .map_err(|source| process_error(pid, "open the memory of", source))
+    }
+
+    /// Its threads as they stand.
+    pub(crate) fn threads(&self) -> Threads {
+        self.stopped.borrow().threads().clone()
+    }
+
+    /// Whether the process stood still before, by SIGSTOP say, and will when it is let go.
+    pub(crate) fn was_stopped(&self) -> bool {
+        self.stopped.borrow().process_was_stopped()
+    }
+
+    /// Where the kernel writes for the threads by itself: their areas for restartable sequences.
+    pub(crate) fn rseq_areas(&self) -> Vec<Range<u64>> {
+        self.stopped.borrow().rseq_areas().to_vec()
+    }
+
+    /// Gives these threads, all of which are its own, their registers and signal masks.
+    pub(crate) fn set_registers(&self, threads: Vec<Thread>) -> Result<(), SourceError> {
+        self.stopped.borrow().set_registers(threads)
+    }
+
+    /// Its auxiliary vector.
+    pub(crate) fn auxv(&self) -> &[u8] {
+        &self.auxv
+    }
+
     fn check_it_is_held(&self) -> Result<(), SourceError> {
-        if self.stopped.borrow().is_held() { Ok(()) } else { Err(SourceError::Released { pid: self.pid }) }
+        if self.stopped.borrow().is_held() {
+            Ok(())
+        } else {
+            Err(SourceError::Released { pid: self.memory.pid })
+        }
     }
 
     /// A killed process leaves its stop at once, while its memory can be read a little longer and
     /// may be in the course of being taken apart (the kernel does so when memory is short). So
     /// what was read counts only if the process stands still afterwards.
-    fn check_it_stands_still(&self) -> Result<(), SourceError> {
+    pub(crate) fn check_it_stands_still(&self) -> Result<(), SourceError> {
         // "PID (NAME) STATE": a name has at most 64 bytes.
         let mut line = [0; 128];
-        let length =
-            self.state.read_at(&mut line, 0).map_err(|error| process_error(self.pid, "look at", error))?;
+        let length = self
+            .state
+            .read_at(&mut line, 0)
+            .map_err(|error| process_error(self.memory.pid, "look at", error))?;
         let line = &line[..length];
         let name_end = line.iter().rposition(|byte| *byte == b')');
         match name_end.and_then(|at| line.get(at + 2)) {
             Some(b't') => Ok(()),
-            _ => Err(SourceError::ProcessEnded { pid: self.pid }),
+            _ => Err(SourceError::ProcessEnded { pid: self.memory.pid }),
         }
     }
 
@@ -301,9 +357,11 @@ impl FrozenProcess {
         }
         Some(found.into_iter().map(|found| found.start - first..found.end - first).collect())
     }
+}
 
+impl ProcessMemory {
     /// Fills `buffer` from `address` on, with zeros where nothing can be read.
-    fn copy(
+    pub(crate) fn copy(
         &self,
         mut address: u64,
         mut buffer: &mut [u8],
@@ -391,7 +449,7 @@ impl CopyOut for FrozenProcess {
     ) -> Result<(), SourceError> {
         self.check_it_is_held()?;
         let address = self.space.mappings()[mapping_index].range.start().saturating_add(offset_bytes);
-        self.copy(address, buffer, unreadable)?;
+        self.memory.copy(address, buffer, unreadable)?;
         self.check_it_stands_still()
     }
 }

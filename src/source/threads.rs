@@ -95,7 +95,7 @@ impl Thread {
 }
 
 /// The machine this program runs on, as in an ELF header; 0 if its registers are not known here.
-pub(super) const MACHINE: u16 = if cfg!(target_arch = "x86_64") {
+pub(crate) const MACHINE: u16 = if cfg!(target_arch = "x86_64") {
     62
 } else if cfg!(target_arch = "aarch64") {
     183
@@ -104,7 +104,7 @@ pub(super) const MACHINE: u16 = if cfg!(target_arch = "x86_64") {
 };
 
 /// The general registers; every machine has them.
-pub(super) const NT_PRSTATUS: u32 = 1;
+pub(crate) const NT_PRSTATUS: u32 = 1;
 const NT_PRFPREG: u32 = 2;
 const NT_X86_XSTATE: u32 = 0x202;
 const NT_ARM_TLS: u32 = 0x401;
