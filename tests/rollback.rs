@@ -238,6 +238,37 @@ fn with_a_tracker_only_what_changed_or_differs_between_the_two_snapshots_is_look
 }
 
 #[test]
+fn what_a_rollback_writes_itself_is_not_looked_at_again_where_nobody_else_can_have_written() {
+    if !has_write_protection() {
+        return;
+    }
+    let (_dir, store) = new_store(4096);
+    for (by, compared_again) in [(By::WriteProtection, 0), (By::SharedWriteProtection, 2)] {
+        let mut subject = Subject::new(by);
+        let id = subject.capture(&store, &CaptureOptions::default()).id;
+        subject.write(9 * PAGE..11 * PAGE, 2);
+        let stats = subject.roll_back(&store, id).unwrap();
+        assert_eq!((stats.compared_regions, stats.written_regions), (2, 2), "{by:?}");
+        let stats = subject.roll_back(&store, id).unwrap();
+        assert_eq!((stats.compared_regions, stats.written_regions), (compared_again, 0), "{by:?}");
+    }
+}
+
+#[test]
+fn memory_that_cannot_be_written_is_an_error() {
+    let (_dir, store) = new_store(4096);
+    let mut memory = MmapMut::map_anon(10 * PAGE).unwrap();
+    let id = store.process("p").capture(&memory[..], &CaptureOptions::default()).unwrap().id;
+    memory[5000] = 1;
+    let memory = memory.make_read_only().unwrap();
+    let live = LiveMemory::new(memory.as_ptr(), memory.len());
+    // SAFETY: the bytes live as long, are only read, and nobody writes to them: that is what is refused.
+    let cells: &[AtomicU8] = unsafe { std::slice::from_raw_parts(memory.as_ptr().cast(), memory.len()) };
+    let error = store.roll_back(id).unwrap().live_shared(&live, cells).unwrap_err();
+    assert!(matches!(error, Error::Sink(SinkError::Memory { .. })), "{error}");
+}
+
+#[test]
 fn the_owner_of_live_memory_stands_still_meanwhile() {
     let (_dir, store) = new_store(4096);
     let mut memory = vec![1u8; 10 * PAGE];

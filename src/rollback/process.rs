@@ -23,7 +23,7 @@ use crate::source::{
 };
 use crate::store::object::Kind;
 use crate::store::read::{Check, Reader};
-use crate::track::{Tracking, Untracked, merge};
+use crate::track::{Tracking, Untracked, complement, merge};
 use crate::units::AddressRange;
 
 /// What the kernel alone writes of a thread's area for restartable sequences, beside a pointer (bytes 8
@@ -298,10 +298,13 @@ impl HeldMemory {
 impl Target for HeldMemory {
     fn bytes<'b>(&'b self, at: u64, length: usize, buffer: &'b mut Vec<u8>) -> Result<&'b [u8], Error> {
         let window = at..at + length as u64;
-        buffer.clear();
         buffer.resize(length, 0);
+        let there: Vec<_> = overlapping(&self.populated, window.clone()).collect();
+        for range in complement(&there, window.clone()) {
+            self.part(at, buffer, &range).fill(0);
+        }
         let mut unreadable = Vec::new();
-        for range in overlapping(&self.populated, window.clone()) {
+        for range in there {
             self.memory.copy(range.start, self.part(at, buffer, &range), &mut unreadable)?;
         }
         for range in overlapping(&self.left_out, window) {
