@@ -361,6 +361,24 @@ fn a_second_rollback_of_a_process_that_stood_still_writes_nothing_and_it_stays_s
 }
 
 #[test]
+fn a_process_that_is_about_to_stop_does_so_afterwards() {
+    let (_dir, store) = new_store();
+    let mut program = Program::c("threads");
+    program.ask("g");
+    let id = capture(&store, &program);
+    for _ in 0..20 {
+        // It may have stopped, or be on its way, or not know of it yet.
+        program.signal(Signal::STOP);
+        assert!(roll_back(&store, id, &program).is_stopped);
+        assert_eq!(program.wait_for_state(&['T']), 'T');
+        program.signal(Signal::CONT);
+        assert_eq!(program.ask("?"), "1 whole");
+        assert!(!roll_back(&store, id, &program).is_stopped);
+        assert_eq!(program.ask("?"), "1 whole");
+    }
+}
+
+#[test]
 fn a_process_that_does_not_fit_is_left_as_it_was_and_says_what_differs() {
     let (_dir, store) = new_store();
     for (command, expected) in

@@ -111,8 +111,9 @@ impl RollBack<'_> {
         held.check_it_stands_still().map_err(|error| refused(pid, error))?;
         self.progress.check()?;
 
-        let is_stopped = held.was_stopped();
-        if !is_stopped {
+        let was_stopped = held.was_stopped();
+        let is_stopped = was_stopped || held.is_about_to_stop();
+        if !was_stopped {
             sink.stands_still()?;
         }
         let write = || -> Result<plan::Done, Error> {
@@ -190,6 +191,10 @@ impl RollBack<'_> {
         }
         if !differences.is_empty() {
             return does_not_fit(differences);
+        }
+        if held.has_shadow_stacks() {
+            let why = "it runs with shadow stacks, which cannot be set back".to_owned();
+            return Err(SinkError::NoRollBack { pid, why });
         }
         let form = |thread: &Thread| -> Vec<(u32, usize)> {
             thread.registers.iter().map(|set| (set.note_type, set.bytes.len())).collect()

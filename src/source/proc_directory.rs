@@ -94,6 +94,11 @@ impl ProcDirectory {
         status_number(&status, key).ok_or_else(|| unreadable("status", &status))
     }
 
+    /// A text of `status`, or of a thread's; `None` if the kernel does not say such a thing.
+    pub(super) fn status_text(&self, file: &str, key: &str) -> io::Result<Option<String>> {
+        Ok(status_text(&self.read(file)?, key).map(str::to_owned))
+    }
+
     /// The executable, if we may know it.
     pub(super) fn executable(&self) -> Option<PathBuf> {
         let path = rustix::fs::readlinkat(&self.directory, "exe", Vec::new()).ok()?;
@@ -138,10 +143,14 @@ fn parse_stat(line: &[u8]) -> io::Result<Stat> {
 }
 
 fn status_number(status: &[u8], key: &str) -> Option<u32> {
+    status_text(status, key)?.parse().ok()
+}
+
+fn status_text<'s>(status: &'s [u8], key: &str) -> Option<&'s str> {
     let value = status
         .split(|byte| *byte == b'\n')
         .find_map(|line| line.strip_prefix(key.as_bytes())?.strip_prefix(b":"))?;
-    str::from_utf8(value).ok()?.trim().parse().ok()
+    str::from_utf8(value).ok().map(str::trim)
 }
 
 fn unreadable(what: &str, found: &[u8]) -> io::Error {

@@ -286,6 +286,23 @@ impl FrozenProcess {
         self.stopped.borrow().process_was_stopped()
     }
 
+    /// Whether it is about to stand still, because of a SIGSTOP that it has not taken yet.
+    pub(crate) fn is_about_to_stop(&self) -> bool {
+        let bit = 1 << (libc::SIGSTOP - 1);
+        let pending = self.status("ShdPnd").and_then(|mask| u64::from_str_radix(&mask, 16).ok());
+        let on_their_way = self.stopped.borrow().signals_on_their_way();
+        (pending.unwrap_or(0) | on_their_way) & bit != 0
+    }
+
+    /// Whether it runs with shadow stacks, where return addresses stand a second time.
+    pub(crate) fn has_shadow_stacks(&self) -> bool {
+        self.status("x86_Thread_features").is_some_and(|features| features.contains("shstk"))
+    }
+
+    fn status(&self, key: &str) -> Option<String> {
+        self.process.status_text(&format!("task/{}/status", self.memory.tid), key).ok().flatten()
+    }
+
     /// Where the kernel writes for the threads by itself: their areas for restartable sequences.
     pub(crate) fn rseq_areas(&self) -> Vec<Range<u64>> {
         self.stopped.borrow().rseq_areas().to_vec()

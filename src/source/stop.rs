@@ -105,6 +105,13 @@ impl StoppedProcess {
         self.found.process_was_stopped
     }
 
+    /// The signals that threads are on their way into, and get when they are let go: bit `n - 1` for
+    /// signal `n`.
+    pub(super) fn signals_on_their_way(&self) -> u64 {
+        let signals = self.found.threads.threads.iter().map(|thread| thread.pending_signal);
+        signals.filter(|signal| (1..=64).contains(signal)).fold(0, |mask, signal| mask | 1 << (signal - 1))
+    }
+
     /// Where the kernel writes for the threads by itself: their areas for restartable sequences.
     pub(super) fn rseq_areas(&self) -> &[Range<u64>] {
         &self.found.rseq_areas
