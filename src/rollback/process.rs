@@ -57,7 +57,17 @@ impl RollBack<'_> {
     /// T): then roll it back once more, and `kill -CONT PID` lets it go on. A process that stood still before
     /// does so afterwards ([`RollBackStats::is_stopped`]). One that handles SIGCONT gets one.
     ///
-    /// Cost: comparing takes 5 GB/s a core; what differs is decoded and its pages are written.
+    /// Cost: copying its memory out and comparing it takes 3 GB/s a core, while it stands still; what differs is
+    /// decoded and its pages are written.
+    ///
+    /// ```no_run
+    /// # let store = stillframe::Store::open("vault")?;
+    /// let pid = 4711;
+    /// let before = store.find("web-1~3")?;
+    /// let stats = store.roll_back(before)?.process(pid)?;
+    /// println!("{} bytes written, still for {:?}", stats.written_bytes, stats.paused);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     ///
     /// # Errors
     ///
