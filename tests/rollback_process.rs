@@ -469,6 +469,24 @@ fn what_can_never_be_rolled_back_is_refused_with_the_reason() {
 }
 
 #[test]
+fn a_thread_that_was_just_starting_when_it_was_captured_is_refused() {
+    let (_dir, store) = new_store();
+    let mut command = Command::new(compiled());
+    // The C library leaves it to the program, which does it late.
+    command.env("GLIBC_TUNABLES", "glibc.pthread.rseq=0");
+    let mut program = Program::start(command);
+    let id = capture(&store, &program);
+    if program.ask("r") != "0" {
+        return eprintln!("not tested: this kernel or C library has no restartable sequences");
+    }
+    let later = capture(&store, &program);
+    let error = store.roll_back(id).unwrap().process(program.pid()).unwrap_err();
+    assert!(error.to_string().contains("just starting"), "{error}");
+    roll_back(&store, later, &program);
+    assert_eq!(program.ask("?"), "0 whole");
+}
+
+#[test]
 fn damage_leaves_the_process_as_it_was() {
     let (dir, store) = new_store();
     let mut program = Program::c("");

@@ -18,8 +18,8 @@ use crate::piece::{PIECE_BYTES, overlapping};
 use crate::record::Origin;
 use crate::sink::{ProcessSink, SinkError};
 use crate::source::{
-    Frozen as _, FrozenProcess, MACHINE, NT_PRSTATUS, ProcessMemory, ProcessSource, SourceError, Thread,
-    Threads,
+    Frozen as _, FrozenProcess, MACHINE, NT_PRSTATUS, ProcessMemory, ProcessSource, RSEQ_ATTACHMENT,
+    SourceError, Thread, Threads,
 };
 use crate::store::object::Kind;
 use crate::store::read::{Check, Reader};
@@ -76,9 +76,14 @@ impl RollBack<'_> {
     /// the process is as it was. [`SinkError::InPart`] when writing failed.
     pub fn process(self, pid: u32) -> Result<RollBackStats, Error> {
         let begun = Instant::now();
-        let (threads, auxv) = self.captured_process(pid)?;
+        let (threads, auxv, rseq) = self.captured_process(pid)?;
         let held = ProcessSource::new(pid).hold().map_err(|error| refused(pid, error))?;
         self.check_it_fits(pid, &held, &threads, &auxv)?;
+        if rseq.is_some_and(|rseq| rseq != held.rseq_attachment()) {
+            // Its C library would tell the kernel a second time, which ends the program.
+            let why = "a thread was just starting when it was captured".to_owned();
+            return Err(SinkError::NoRollBack { pid, why }.into());
+        }
         let grown_heap = self.check_layout(pid, &held)?;
 
         let mappings = held.address_space().mappings();
@@ -147,8 +152,9 @@ impl RollBack<'_> {
         Ok(RollBackStats { paused, is_stopped, left_shared, ..stats })
     }
 
-    /// The threads and the auxiliary vector in the snapshot.
-    fn captured_process(&self, pid: u32) -> Result<(Threads, Vec<u8>), Error> {
+    /// The threads and the auxiliary vector in the snapshot, and which threads the kernel knew the areas of
+    /// (snapshots of older versions do not say).
+    fn captured_process(&self, pid: u32) -> Result<(Threads, Vec<u8>, Option<Vec<u8>>), Error> {
         let none = |why: &str| SinkError::NoRollBack { pid, why: why.to_owned() };
         let read = |name: &str| -> Result<Option<Vec<u8>>, Error> {
             let found = self.record.attachments.iter().find(|attachment| attachment.name == name);
@@ -165,7 +171,7 @@ impl RollBack<'_> {
         if threads.machine != MACHINE {
             return Err(none("the snapshot was taken on a machine of another kind").into());
         }
-        Ok((threads, read("auxv")?.unwrap_or_default()))
+        Ok((threads, read("auxv")?.unwrap_or_default(), read(RSEQ_ATTACHMENT)?))
     }
 
     /// An error unless this is the run that was captured, with the threads it had.
@@ -284,7 +290,7 @@ impl HeldMemory {
         let mut left_out: Vec<_> = left_out.map(|range| range.start()..range.end()).collect();
         merge(&mut left_out);
         let mut left_alone = left_out.clone();
-        for area in held.rseq_areas() {
+        for (_, area) in held.rseq_areas() {
             let pointer = area.start + RSEQ_POINTER.start..area.start + RSEQ_POINTER.end;
             left_alone.extend([area.start..pointer.start, pointer.end..area.end]);
         }

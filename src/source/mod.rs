@@ -29,7 +29,7 @@ pub use file::FileSource;
 pub use live::LiveMemory;
 pub use process::ProcessSource;
 use process::refusal;
-pub(crate) use process::{FrozenProcess, ProcessMemory};
+pub(crate) use process::{FrozenProcess, ProcessMemory, RSEQ_ATTACHMENT};
 pub(crate) use threads::{MACHINE, NT_PRSTATUS};
 pub use threads::{RegisterSet, Thread, Threads};
 pub use tracked::{SourceExt, Tracked};

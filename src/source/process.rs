@@ -31,7 +31,8 @@ use crate::units::AddressRange;
 /// meanwhile, the kernel lets the process go. A system call that a signal handler would interrupt may
 /// return early with `EINTR`, as it may after SIGSTOP and SIGCONT.
 ///
-/// Attachments: `threads` (see [`Threads`]) and `auxv`, the raw auxiliary vector.
+/// Attachments: `threads` (see [`Threads`]); `auxv`, the raw auxiliary vector; `rseq`, where threads have their
+/// areas for restartable sequences.
 ///
 /// The kernel allows it for processes of the same user, subject to
 /// `/proc/sys/kernel/yama/ptrace_scope`, or with the capability `CAP_SYS_PTRACE`.
@@ -235,6 +236,9 @@ fn process_error(pid: u32, action: &'static str, source: io::Error) -> SourceErr
     }
 }
 
+/// The attachment that says which threads had told the kernel where their area for restartable sequences is.
+pub(crate) const RSEQ_ATTACHMENT: &str = "rseq";
+
 /// The kernel's number for files in memory: shared memory, memfd, /dev/shm.
 const TMPFS_MAGIC: rustix::fs::FsWord = 0x0102_1994;
 
@@ -304,13 +308,19 @@ impl FrozenProcess {
     }
 
     /// Where the kernel writes for the threads by itself: their areas for restartable sequences.
-    pub(crate) fn rseq_areas(&self) -> Vec<Range<u64>> {
+    pub(crate) fn rseq_areas(&self) -> Vec<(u32, Range<u64>)> {
         self.stopped.borrow().rseq_areas().to_vec()
     }
 
     /// Gives these threads, all of which are its own, their registers and signal masks.
     pub(crate) fn set_registers(&self, threads: Vec<Thread>) -> Result<(), SourceError> {
         self.stopped.borrow().set_registers(threads)
+    }
+
+    /// The same as it is attached: thread and address of each, 4 and 8 bytes, little-endian.
+    pub(crate) fn rseq_attachment(&self) -> Vec<u8> {
+        let areas = self.rseq_areas().into_iter();
+        areas.flat_map(|(tid, area)| tid.to_le_bytes().into_iter().chain(area.start.to_le_bytes())).collect()
     }
 
     /// Its auxiliary vector.
@@ -427,7 +437,7 @@ impl Frozen for FrozenProcess {
             .ok()
             .map(|bytes| named(Threads::ATTACHMENT, bytes))
             .into_iter()
-            .chain([named("auxv", self.auxv.clone())])
+            .chain([named("auxv", self.auxv.clone()), named(RSEQ_ATTACHMENT, self.rseq_attachment())])
             .collect()
     }
 

@@ -60,7 +60,8 @@ pub(super) struct StoppedProcess {
 struct Found {
     threads: Threads,
     process_was_stopped: bool,
-    rseq_areas: Vec<Range<u64>>,
+    /// By thread.
+    rseq_areas: Vec<(u32, Range<u64>)>,
 }
 
 /// Threads to be set back, and where to answer.
@@ -113,7 +114,7 @@ impl StoppedProcess {
     }
 
     /// Where the kernel writes for the threads by itself: their areas for restartable sequences.
-    pub(super) fn rseq_areas(&self) -> &[Range<u64>] {
+    pub(super) fn rseq_areas(&self) -> &[(u32, Range<u64>)] {
         &self.found.rseq_areas
     }
 
@@ -308,12 +309,14 @@ impl<'a> Tracer<'a> {
     }
 
     fn found(&self) -> Result<Found, SourceError> {
-        let area = |tid: &u32| ptrace::rseq_area(*tid);
+        let area = |tid: &u32| Some((*tid, ptrace::rseq_area(*tid)?));
         let rseq_areas = self.held.keys().filter_map(area);
         Ok(Found {
             threads: self.registers()?,
             process_was_stopped: self.held.values().any(|stop| *stop == Stop::WithProcess),
-            rseq_areas: rseq_areas.map(|(at, length)| at..at.saturating_add(length.into())).collect(),
+            rseq_areas: rseq_areas
+                .map(|(tid, (at, length))| (tid, at..at.saturating_add(length.into())))
+                .collect(),
         })
     }
 

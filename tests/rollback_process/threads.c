@@ -10,6 +10,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/syscall.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -17,6 +18,7 @@
 static unsigned char big[BIG_BYTES];
 static int generation;
 
+static pthread_barrier_t begun;
 static atomic_long busy, slept, polled, timed, errors;
 static pthread_mutex_t mutex = PTHREAD_MUTEX_INITIALIZER;
 static pthread_cond_t condition = PTHREAD_COND_INITIALIZER, never = PTHREAD_COND_INITIALIZER;
@@ -25,6 +27,7 @@ static int pipe_ends[2];
 static atomic_long piped;
 
 static void *run_busy(void *unused) {
+    pthread_barrier_wait(&begun);
     volatile double x = 1.5;
     for (;;) {
         /* Floating point and vector registers are in use all the time. */
@@ -35,6 +38,7 @@ static void *run_busy(void *unused) {
     return unused;
 }
 static void *run_sleep(void *unused) {
+    pthread_barrier_wait(&begun);
     for (;;) {
         struct timespec nap = {0, 3000000};
         if (nanosleep(&nap, &nap) && errno != EINTR) atomic_fetch_add(&errors, 1);
@@ -43,6 +47,7 @@ static void *run_sleep(void *unused) {
     return unused;
 }
 static void *run_poll(void *unused) {
+    pthread_barrier_wait(&begun);
     for (;;) {
         if (poll(NULL, 0, 4) && errno != EINTR) atomic_fetch_add(&errors, 1);
         atomic_fetch_add(&polled, 1);
@@ -50,6 +55,7 @@ static void *run_poll(void *unused) {
     return unused;
 }
 static void *run_timed_wait(void *unused) {
+    pthread_barrier_wait(&begun);
     pthread_mutex_lock(&mutex);
     for (;;) {
         struct timespec until;
@@ -63,6 +69,7 @@ static void *run_timed_wait(void *unused) {
     return unused;
 }
 static void *run_server(void *unused) {
+    pthread_barrier_wait(&begun);
     pthread_mutex_lock(&mutex);
     for (;;) {
         while (served == tickets) pthread_cond_wait(&condition, &mutex);
@@ -71,6 +78,7 @@ static void *run_server(void *unused) {
     return unused;
 }
 static void *run_reader(void *unused) {
+    pthread_barrier_wait(&begun);
     char byte;
     for (;;) {
         if (read(pipe_ends[0], &byte, 1) == 1) atomic_fetch_add(&piped, 1);
@@ -91,7 +99,10 @@ int main(int count, char **arguments) {
         pthread_t thread;
         void *(*all[])(void *) = {run_busy, run_sleep, run_poll, run_timed_wait, run_server, run_reader};
         if (pipe(pipe_ends)) return 1;
+        pthread_barrier_init(&begun, NULL, 1 + sizeof all / sizeof *all);
         for (unsigned at = 0; at < sizeof all / sizeof *all; at++) pthread_create(&thread, NULL, all[at], NULL);
+        /* Only then can all of them be rolled back to. */
+        pthread_barrier_wait(&begun);
     }
     setvbuf(stdout, NULL, _IOLBF, 0);
     printf("ready\n");
@@ -166,6 +177,11 @@ int main(int count, char **arguments) {
                 for (int byte = 0; byte < 110000; byte++) dirty += fresh[byte] != 0;
             }
             printf("%ld\n", dirty);
+            break;
+        }
+        case 'r': { /* tells the kernel of an area for restartable sequences */
+            static char area[32] __attribute__((aligned(32)));
+            printf("%ld\n", syscall(SYS_rseq, area, sizeof area, 0, 0x53053053));
             break;
         }
         case 'l': { /* a loop in user mode */
