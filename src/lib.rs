@@ -95,6 +95,7 @@ mod reference;
 mod region;
 mod repair;
 mod restore;
+mod rollback;
 mod sink;
 mod snapshot;
 mod source;
@@ -156,6 +157,7 @@ pub use progress::Progress;
 pub use record::{AttachmentRef, Origin, Record, RecordError, SnapshotId, Trigger};
 pub use repair::{RepairOptions, RepairReport};
 pub use restore::{CoreStats, Restore, RestoreStats};
+pub use rollback::{RollBack, RollBackStats};
 pub use sink::SinkError;
 pub use snapshot::{ProcessSummary, Snapshot};
 pub use source::{

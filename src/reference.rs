@@ -61,7 +61,7 @@ impl Reference {
     /// A certain snapshot; [`StoreError::NoSuchSnapshot`].
     pub(crate) fn of(shared: &Shared, id: SnapshotId) -> Result<Reference, StoreError> {
         let (record, pin) = shared.pin(id)?;
-        let content = match Reference::content(shared, &record) {
+        let content = match Reference::read(shared, &record) {
             Ok(content) => content,
             Err(error) => {
                 tracing::warn!("{id} cannot be compared with, all is looked up: {}", error.whole_story());
@@ -71,7 +71,7 @@ impl Reference {
         Ok(Reference { id, record, content, _pin: pin })
     }
 
-    fn content(shared: &Shared, record: &Record) -> Result<Option<(AddressSpace, Vec<Hash>)>, StoreError> {
+    fn read(shared: &Shared, record: &Record) -> Result<Option<(AddressSpace, Vec<Hash>)>, StoreError> {
         if record.region_size != shared.format.region_size || shared.damage_known() {
             return Ok(None);
         }
@@ -80,6 +80,11 @@ impl Reference {
         let tables = table::count(&space, record.region_size);
         let root = reader.hashes(Kind::Root, &record.root, tables)?;
         Ok(Some((space, root)))
+    }
+
+    /// Its mappings and the hashes of their tables, if they can be read and compared.
+    pub(crate) fn content(&self) -> Option<(&AddressSpace, &[Hash])> {
+        self.content.as_ref().map(|(space, tables)| (space, &tables[..]))
     }
 
     /// For each mapping of `space` the reference's mapping in its place.

@@ -204,9 +204,10 @@ impl Restore<'_> {
         let bytes = head.image_at_bytes.saturating_add(self.image_bytes());
         let file = SparseFile::create(path.as_ref(), bytes, overwrite)?;
         file.write_at(&head.bytes, 0)?;
-        let written_bytes = head.bytes.len() as u64 + self.write_to(|bytes, offset_bytes| {
-            Ok(file.write_at(bytes, head.image_at_bytes + offset_bytes)?)
-        })?;
+        let written_bytes = head.bytes.len() as u64
+            + self.write_to(|bytes, offset_bytes| {
+                Ok(file.write_at(bytes, head.image_at_bytes + offset_bytes)?)
+            })?;
         file.finish()?;
         Ok(CoreStats { bytes, written_bytes, threads: thread_count })
     }

@@ -608,17 +608,20 @@ fn a_store_that_cannot_be_written_is_told() {
 }
 
 #[test]
-fn a_process_of_somebody_else_cannot_be_captured() {
+fn a_process_of_somebody_else_cannot_be_captured_or_rolled_back() {
     let vault = Vault::new();
-    fs::create_dir(vault.store()).unwrap();
+    let sleep = Running::sleep();
+    vault.json(&["capture", "--pid", &sleep.pid_text(), "--process", "p"]);
     // The first process of a machine or a container is root's.
-    let output = run_unprivileged(&vault, &["capture", "--pid", "1"]);
-    let stderr = String::from_utf8(output.stderr).unwrap();
-    assert_eq!(output.status.code(), Some(6), "{stderr}");
-    assert!(
-        stderr.contains("CAP_SYS_PTRACE") || stderr.contains("same user"),
-        "it says what to do: {stderr}"
-    );
+    for arguments in [&["capture", "--pid", "1"][..], &["restore", "p@latest", "--into-pid", "1"]] {
+        let output = run_unprivileged(&vault, arguments);
+        let stderr = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(6), "{stderr}");
+        assert!(
+            stderr.contains("CAP_SYS_PTRACE") || stderr.contains("same user"),
+            "it says what to do: {stderr}"
+        );
+    }
 }
 
 #[test]

@@ -25,6 +25,7 @@ const LAYERS: [(&str, &[&str]); 6] = [
             "restore",
             "lazy",
             "template",
+            "rollback",
             "forget",
             "gc",
             "verify",

@@ -647,9 +647,9 @@ fn what_is_no_process_or_cannot_be_captured_is_refused_with_the_reason() {
     for pid in [0, u32::MAX, (1 << 22) + 1] {
         assert!(matches!(refusal(pid), SourceError::NoSuchProcess { .. }), "{pid}");
     }
-    assert_uncapturable(&refusal(std::process::id()), "the capturing process itself");
+    assert_uncapturable(&refusal(std::process::id()), "this process itself");
     let own_tid = rustix::thread::gettid().as_raw_nonzero().get().cast_unsigned();
-    assert_uncapturable(&refusal(own_tid), "the capturing process itself");
+    assert_uncapturable(&refusal(own_tid), "this process itself");
 
     let mut zombie = Command::new("true").spawn().unwrap();
     wait_until("it has ended", || threads(zombie.id()).values().all(|(state, _)| *state == 'Z'));

@@ -2,6 +2,7 @@
 
 pub(crate) mod core;
 mod file;
+mod process;
 
 use std::io;
 use std::path::PathBuf;
@@ -9,6 +10,7 @@ use std::path::PathBuf;
 use crate::units::AddressRange;
 
 pub(crate) use file::SparseFile;
+pub(crate) use process::ProcessSink;
 
 /// A place that memory cannot be restored to.
 #[derive(Debug, thiserror::Error)]
@@ -23,6 +25,68 @@ pub enum SinkError {
         expected_bytes: u64,
         /// The size of the slice.
         found_bytes: u64,
+    },
+    /// The bytes to roll back are not those of the [`LiveMemory`](crate::LiveMemory) they are said to be.
+    #[error(
+        "expected the {expected_bytes} bytes at {expected_address:#x}, which the live memory is made for, \
+         found {found_bytes} at {found_address:#x}"
+    )]
+    OtherMemory {
+        /// Where the live memory begins.
+        expected_address: u64,
+        /// Its length.
+        expected_bytes: u64,
+        /// Where the bytes given begin.
+        found_address: u64,
+        /// Their length.
+        found_bytes: u64,
+    },
+    /// Memory of this process cannot be written.
+    #[error("the memory at {address:#x} cannot be written; is it still mapped, and writable?")]
+    Memory {
+        /// Where it begins.
+        address: u64,
+        /// What the operating system said.
+        source: io::Error,
+    },
+    /// Nothing can be rolled back in this process, or not to this snapshot. It is as it was.
+    #[error("process {pid} cannot be rolled back: {why}")]
+    NoRollBack {
+        /// Its pid.
+        pid: u32,
+        /// Why not.
+        why: String,
+    },
+    /// The process is not what it was in the snapshot, and was left as it is.
+    #[error("process {pid} does not fit the snapshot and was left as it is: {}{}", shown(differences), advice(*only_new))]
+    DoesNotFit {
+        /// Its pid.
+        pid: u32,
+        /// What differs.
+        differences: Vec<String>,
+        /// Whether all of this is memory that it got since.
+        only_new: bool,
+    },
+    /// Writing was begun and failed. The process stands still, as it must not go on like this.
+    #[error(
+        "process {pid} is rolled back in part and stands still (state T); roll it back once more, then \
+         `kill -CONT {pid}` lets it go on"
+    )]
+    InPart {
+        /// Its pid.
+        pid: u32,
+        /// What failed.
+        source: Box<crate::error::Error>,
+    },
+    /// The operating system refused something about a process.
+    #[error("cannot {action} process {pid}")]
+    Process {
+        /// Its pid.
+        pid: u32,
+        /// What was tried.
+        action: &'static str,
+        /// What it said.
+        source: io::Error,
     },
     /// The image does not fit into this machine's address space.
     #[error("an image of {bytes} bytes cannot be mapped")]
@@ -80,4 +144,20 @@ pub enum SinkError {
     /// The writer refused.
     #[error("cannot write the memory out")]
     Write(#[source] io::Error),
+}
+
+/// How many differences an error shows.
+const SHOWN: usize = 6;
+
+fn shown(differences: &[String]) -> String {
+    let more = differences.len().saturating_sub(SHOWN);
+    let shown = differences[..differences.len() - more].join("; ");
+    if more == 0 { shown } else { format!("{shown}; and {more} more") }
+}
+
+fn advice(only_new: bool) -> &'static str {
+    match only_new {
+        true => "; it can be rolled back around what is new, which then stays (--leave-new-memory)",
+        false => "",
+    }
 }

@@ -119,6 +119,19 @@ impl LiveMemory {
         Ok(())
     }
 
+    /// Where it begins.
+    pub(crate) fn address(&self) -> u64 {
+        self.address
+    }
+
+    /// Copies the bytes in these ranges, counted from its start, into `buffer`, one range after the other.
+    pub(crate) fn copy(&self, ranges: &[Range<u64>], buffer: &mut [u8]) -> Result<(), SourceError> {
+        let address = |offset_bytes: u64| self.address.saturating_add(offset_bytes);
+        let addresses: Vec<_> = ranges.iter().map(|range| address(range.start)..address(range.end)).collect();
+        process_memory::copy_own(&addresses, buffer)
+            .map_err(|source| SourceError::Memory { address: self.address, source })
+    }
+
     /// Its length, in bytes.
     pub fn length_bytes(&self) -> u64 {
         self.memory_bytes.load(Ordering::Relaxed)
@@ -225,9 +238,6 @@ impl CopyOut for FrozenMemory<'_> {
         buffer: &mut [u8],
         _unreadable: &mut Vec<AddressRange>,
     ) -> Result<(), SourceError> {
-        let address = |offset_bytes: u64| self.memory.address.saturating_add(offset_bytes);
-        let addresses: Vec<_> = ranges.iter().map(|range| address(range.start)..address(range.end)).collect();
-        process_memory::copy_own(&addresses, buffer)
-            .map_err(|source| SourceError::Memory { address: self.memory.address, source })
+        self.memory.copy(ranges, buffer)
     }
 }

@@ -31,6 +31,7 @@ pub use file::FileSource;
 pub use live::LiveMemory;
 pub use process::ProcessSource;
 use process::refusal;
+pub(crate) use process::{FrozenProcess, ProcessMemory, RSEQ_ATTACHMENT};
 pub use tracked::{SourceExt, Tracked};
 
 /// Something whose memory can be captured.

@@ -56,6 +56,11 @@ impl ProcDirectory {
         Ok(File::from(rustix::fs::openat(&self.directory, name, flags, Mode::empty())?))
     }
 
+    pub(super) fn open_for_writing(&self, name: &str) -> io::Result<File> {
+        let flags = OFlags::RDWR | OFlags::CLOEXEC;
+        Ok(File::from(rustix::fs::openat(&self.directory, name, flags, Mode::empty())?))
+    }
+
     pub(super) fn read(&self, name: &str) -> io::Result<Vec<u8>> {
         // Room for most of what is read here, so that one call gets it.
         let mut bytes = Vec::with_capacity(16 * 1024);
@@ -87,6 +92,11 @@ impl ProcDirectory {
     pub(super) fn status_number(&self, file: &str, key: &str) -> io::Result<u32> {
         let status = self.read(file)?;
         status_number(&status, key).ok_or_else(|| unreadable("status", &status))
+    }
+
+    /// A text of `status`, or of a thread's; `None` if the kernel does not say such a thing.
+    pub(super) fn status_text(&self, file: &str, key: &str) -> io::Result<Option<String>> {
+        Ok(status_text(&self.read(file)?, key).map(str::to_owned))
     }
 
     /// The executable, if we may know it.
@@ -133,10 +143,14 @@ fn parse_stat(line: &[u8]) -> io::Result<Stat> {
 }
 
 fn status_number(status: &[u8], key: &str) -> Option<u32> {
+    status_text(status, key)?.parse().ok()
+}
+
+fn status_text<'s>(status: &'s [u8], key: &str) -> Option<&'s str> {
     let value = status
         .split(|byte| *byte == b'\n')
         .find_map(|line| line.strip_prefix(key.as_bytes())?.strip_prefix(b":"))?;
-    str::from_utf8(value).ok()?.trim().parse().ok()
+    str::from_utf8(value).ok().map(str::trim)
 }
 
 fn unreadable(what: &str, found: &[u8]) -> io::Error {

@@ -20,7 +20,7 @@ use super::{Attachment, CopyOut, Frozen, Memory, Source, SourceError};
 use crate::address_space::{AddressSpace, Mapping};
 use crate::record::Origin;
 use crate::sys::{pagemap, process_memory};
-use crate::threads::{AUXV, Threads};
+use crate::threads::{AUXV, Thread, Threads};
 use crate::track::{SoftDirty, TrackError, Tracker, Untracked};
 use crate::units::AddressRange;
 
@@ -31,7 +31,8 @@ use crate::units::AddressRange;
 /// meanwhile, the kernel lets the process go. A system call that a signal handler would interrupt may
 /// return early with `EINTR`, as it may after SIGSTOP and SIGCONT.
 ///
-/// Attachments: `threads` (see [`Threads`]) and `auxv`, the raw auxiliary vector.
+/// Attachments: `threads` (see [`Threads`]); `auxv`, the raw auxiliary vector; `rseq`, where threads have their
+/// areas for restartable sequences.
 ///
 /// The kernel allows it for processes of the same user, subject to
 /// `/proc/sys/kernel/yama/ptrace_scope`, or with the capability `CAP_SYS_PTRACE`.
@@ -94,8 +95,9 @@ impl ProcessSource {
     }
 }
 
-impl Source for ProcessSource {
-    fn open(&self) -> Result<Box<dyn Frozen + '_>, SourceError> {
+impl ProcessSource {
+    /// Stops the process.
+    pub(crate) fn hold(&self) -> Result<FrozenProcess, SourceError> {
         let pid = self.pid;
         let process = Arc::new(find(pid)?);
         // Whatever takes time and does not change is read before the process stands still.
@@ -124,9 +126,8 @@ impl Source for ProcessSource {
         let absent_is_zero = lines.iter().map(|line| line.absent_is_zero).collect();
         let space = AddressSpace::new(lines.into_iter().map(|line| line.mapping).collect())?;
         let frozen = FrozenProcess {
-            pid,
             process,
-            tid,
+            memory: ProcessMemory { pid, tid },
             space,
             absent_is_zero,
             origin,
@@ -136,7 +137,13 @@ impl Source for ProcessSource {
             stopped: RefCell::new(stopped),
         };
         frozen.check_it_stands_still()?;
-        Ok(Box::new(frozen))
+        Ok(frozen)
+    }
+}
+
+impl Source for ProcessSource {
+    fn open(&self) -> Result<Box<dyn Frozen + '_>, SourceError> {
+        Ok(Box::new(self.hold()?))
     }
 
     fn tracker(&self) -> Result<Arc<dyn Tracker>, Untracked> {
@@ -165,12 +172,11 @@ fn find(pid: u32) -> Result<ProcDirectory, SourceError> {
     let thread_group = process.status_number("status", "Tgid").map_err(look_error)?;
     if thread_group == std::process::id() {
         return Err(uncapturable(
-            "it is the capturing process itself; capture it from another process, or its bytes as a slice"
-                .to_owned(),
+            "it is this process itself; name it in another process, or use its bytes as a slice".to_owned(),
         ));
     }
     if thread_group != pid {
-        return Err(uncapturable(format!("it is a thread of process {thread_group}; capture that one")));
+        return Err(uncapturable(format!("it is a thread of process {thread_group}; name that one")));
     }
     let stat = process.stat().map_err(look_error)?;
     if stat.is_kernel_thread {
@@ -230,15 +236,16 @@ fn process_error(pid: u32, action: &'static str, source: io::Error) -> SourceErr
     }
 }
 
+/// The attachment that says which threads had told the kernel where their area for restartable sequences is.
+pub(crate) const RSEQ_ATTACHMENT: &str = "rseq";
+
 /// The kernel's number for files in memory: shared memory, memfd, /dev/shm.
 const TMPFS_MAGIC: rustix::fs::FsWord = 0x0102_1994;
 
 /// A process that stands still.
-struct FrozenProcess {
-    pid: u32,
+pub(crate) struct FrozenProcess {
     process: Arc<ProcDirectory>,
-    /// A thread of it that is alive.
-    tid: u32,
+    memory: ProcessMemory,
     space: AddressSpace,
     /// For each mapping whether a page that is not there is one of zeros.
     absent_is_zero: Vec<bool>,
@@ -250,24 +257,100 @@ struct FrozenProcess {
     stopped: RefCell<StoppedProcess>,
 }
 
+/// The memory of a process, by a thread of it that is alive.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct ProcessMemory {
+    pid: u32,
+    tid: u32,
+}
+
 impl FrozenProcess {
+    /// Its memory, which any thread may read, but which counts only if it
+    /// [stands still](Self::check_it_stands_still) afterwards.
+    pub(crate) fn process_memory(&self) -> ProcessMemory {
+        self.memory
+    }
+
+    /// The same for writing, whatever the protection of a private mapping.
+    pub(crate) fn open_memory(&self) -> Result<File, SourceError> {
+        let name = format!("task/{}/mem", self.memory.tid);
+        let pid = self.process.pid();
+        self.process
+            .open_for_writing(&name)
+            .map_err(|source| process_error(pid, "open the memory of", source))
+    }
+
+    /// Its threads as they stand.
+    pub(crate) fn threads(&self) -> Threads {
+        self.stopped.borrow().threads().clone()
+    }
+
+    /// Whether the process stood still before, by SIGSTOP say, and will when it is let go.
+    pub(crate) fn was_stopped(&self) -> bool {
+        self.stopped.borrow().process_was_stopped()
+    }
+
+    /// Whether it is about to stand still, because of a SIGSTOP that it has not taken yet.
+    pub(crate) fn is_about_to_stop(&self) -> bool {
+        let bit = 1 << (libc::SIGSTOP - 1);
+        let pending = self.status("ShdPnd").and_then(|mask| u64::from_str_radix(&mask, 16).ok());
+        let on_their_way = self.stopped.borrow().signals_on_their_way();
+        (pending.unwrap_or(0) | on_their_way) & bit != 0
+    }
+
+    /// Whether it runs with shadow stacks, where return addresses stand a second time.
+    pub(crate) fn has_shadow_stacks(&self) -> bool {
+        self.status("x86_Thread_features").is_some_and(|features| features.contains("shstk"))
+    }
+
+    fn status(&self, key: &str) -> Option<String> {
+        self.process.status_text(&format!("task/{}/status", self.memory.tid), key).ok().flatten()
+    }
+
+    /// Where the kernel writes for the threads by itself: their areas for restartable sequences.
+    pub(crate) fn rseq_areas(&self) -> Vec<(u32, Range<u64>)> {
+        self.stopped.borrow().rseq_areas().to_vec()
+    }
+
+    /// Gives these threads, all of which are its own, their registers and signal masks.
+    pub(crate) fn set_registers(&self, threads: Vec<Thread>) -> Result<(), SourceError> {
+        self.stopped.borrow().set_registers(threads)
+    }
+
+    /// The same as it is attached: thread and address of each, 4 and 8 bytes, little-endian.
+    pub(crate) fn rseq_attachment(&self) -> Vec<u8> {
+        let areas = self.rseq_areas().into_iter();
+        areas.flat_map(|(tid, area)| tid.to_le_bytes().into_iter().chain(area.start.to_le_bytes())).collect()
+    }
+
+    /// Its auxiliary vector.
+    pub(crate) fn auxv(&self) -> &[u8] {
+        &self.auxv
+    }
+
     fn check_it_is_held(&self) -> Result<(), SourceError> {
-        if self.stopped.borrow().is_held() { Ok(()) } else { Err(SourceError::Released { pid: self.pid }) }
+        if self.stopped.borrow().is_held() {
+            Ok(())
+        } else {
+            Err(SourceError::Released { pid: self.memory.pid })
+        }
     }
 
     /// A killed process leaves its stop at once, while its memory can be read a little longer and
     /// may be in the course of being taken apart (the kernel does so when memory is short). So
     /// what was read counts only if the process stands still afterwards.
-    fn check_it_stands_still(&self) -> Result<(), SourceError> {
+    pub(crate) fn check_it_stands_still(&self) -> Result<(), SourceError> {
         // "PID (NAME) STATE": a name has at most 64 bytes.
         let mut line = [0; 128];
-        let length =
-            self.state.read_at(&mut line, 0).map_err(|error| process_error(self.pid, "look at", error))?;
+        let length = self
+            .state
+            .read_at(&mut line, 0)
+            .map_err(|error| process_error(self.memory.pid, "look at", error))?;
         let line = &line[..length];
         let name_end = line.iter().rposition(|byte| *byte == b')');
         match name_end.and_then(|at| line.get(at + 2)) {
             Some(b't') => Ok(()),
-            _ => Err(SourceError::ProcessEnded { pid: self.pid }),
+            _ => Err(SourceError::ProcessEnded { pid: self.memory.pid }),
         }
     }
 
@@ -301,9 +384,11 @@ impl FrozenProcess {
         }
         Some(found.into_iter().map(|found| found.start - first..found.end - first).collect())
     }
+}
 
+impl ProcessMemory {
     /// Fills `buffer` from `address` on, with zeros where nothing can be read.
-    fn copy(
+    pub(crate) fn copy(
         &self,
         mut address: u64,
         mut buffer: &mut [u8],
@@ -352,7 +437,7 @@ impl Frozen for FrozenProcess {
             .ok()
             .map(|bytes| named(Threads::ATTACHMENT, bytes))
             .into_iter()
-            .chain([named(AUXV, self.auxv.clone())])
+            .chain([named(AUXV, self.auxv.clone()), named(RSEQ_ATTACHMENT, self.rseq_attachment())])
             .collect()
     }
 
@@ -391,7 +476,7 @@ impl CopyOut for FrozenProcess {
     ) -> Result<(), SourceError> {
         self.check_it_is_held()?;
         let address = self.space.mappings()[mapping_index].range.start().saturating_add(offset_bytes);
-        self.copy(address, buffer, unreadable)?;
+        self.memory.copy(address, buffer, unreadable)?;
         self.check_it_stands_still()
     }
 }

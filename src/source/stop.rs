@@ -5,6 +5,8 @@
 //!  stop() ------ starts ---------> seizes and interrupts every thread, reads the registers
 //!         <----- reports ---------
 //!  copies the memory               waits
+//!  set_registers() -- asks ------> sets them, in a rollback only
+//!         <----- answers ---------
 //!  let_go() ---- hangs up -------> detaches every thread and ends
 //!         <----- joins -----------
 //! ```
@@ -17,6 +19,7 @@
 
 use std::collections::BTreeMap;
 use std::io;
+use std::ops::Range;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::thread::JoinHandle;
@@ -47,11 +50,22 @@ const REFUSALS_BELIEVED: u32 = 3;
 
 /// A process whose threads all stand still. Dropping it lets them go.
 pub(super) struct StoppedProcess {
-    threads: Threads,
+    found: Found,
     /// Hanging up tells the tracer to let go.
-    hold: Option<(Sender<()>, JoinHandle<Duration>)>,
+    hold: Option<(Sender<Order>, JoinHandle<Duration>)>,
     stood_still: Duration,
 }
+
+/// What the tracer found when all stood still.
+struct Found {
+    threads: Threads,
+    process_was_stopped: bool,
+    /// By thread.
+    rseq_areas: Vec<(u32, Range<u64>)>,
+}
+
+/// Threads to be set back, and where to answer.
+type Order = (Vec<Thread>, Sender<Result<(), SourceError>>);
 
 impl StoppedProcess {
     /// Stops every thread of the process.
@@ -59,20 +73,20 @@ impl StoppedProcess {
         let pid = process.pid();
         let traced = Arc::clone(process);
         let (report_to, report) = channel();
-        let (hold, until_hung_up) = channel();
+        let (hold, orders) = channel();
         let tracer = std::thread::Builder::new()
             .name("stillframe-stop".to_owned())
-            .spawn(move || Tracer::new(&traced).run(&report_to, &until_hung_up))
+            .spawn(move || Tracer::new(&traced).run(&report_to, &orders))
             .map_err(|source| SourceError::Process { pid, action: "start a thread that stops", source })?;
         let mut stopped = StoppedProcess {
-            threads: no_threads(pid),
+            found: Found { threads: no_threads(pid), process_was_stopped: false, rseq_areas: Vec::new() },
             hold: Some((hold, tracer)),
             stood_still: Duration::ZERO,
         };
         // An error drops `stopped`, so that all is let go before the caller hears of it.
-        stopped.threads = loop {
+        stopped.found = loop {
             match report.recv_timeout(PAUSE_BETWEEN_REAPS) {
-                Ok(threads) => break threads?,
+                Ok(found) => break found?,
                 Err(RecvTimeoutError::Timeout) => reap(process),
                 Err(RecvTimeoutError::Disconnected) => {
                     let source = io::Error::other("the thread that stops it ended early");
@@ -84,7 +98,35 @@ impl StoppedProcess {
     }
 
     pub(super) fn threads(&self) -> &Threads {
-        &self.threads
+        &self.found.threads
+    }
+
+    /// Whether the process stood still before, by SIGSTOP say, and will when it is let go.
+    pub(super) fn process_was_stopped(&self) -> bool {
+        self.found.process_was_stopped
+    }
+
+    /// The signals that threads are on their way into, and get when they are let go: bit `n - 1` for
+    /// signal `n`.
+    pub(super) fn signals_on_their_way(&self) -> u64 {
+        let signals = self.found.threads.threads.iter().map(|thread| thread.pending_signal);
+        signals.filter(|signal| (1..=64).contains(signal)).fold(0, |mask, signal| mask | 1 << (signal - 1))
+    }
+
+    /// Where the kernel writes for the threads by itself: their areas for restartable sequences.
+    pub(super) fn rseq_areas(&self) -> &[(u32, Range<u64>)] {
+        &self.found.rseq_areas
+    }
+
+    /// Gives these threads, all of which stand still, their registers and signal masks.
+    pub(super) fn set_registers(&self, threads: Vec<Thread>) -> Result<(), SourceError> {
+        let pid = self.found.threads.pid;
+        let (answer_to, answer) = channel();
+        let is_asked = self.hold.as_ref().is_some_and(|(hold, _)| hold.send((threads, answer_to)).is_ok());
+        match answer.recv() {
+            Ok(done) if is_asked => done,
+            _ => Err(SourceError::Released { pid }),
+        }
     }
 
     pub(super) fn is_held(&self) -> bool {
@@ -133,16 +175,14 @@ impl<'a> Tracer<'a> {
         Tracer { process, first_interrupt: None, held: BTreeMap::new() }
     }
 
-    fn run(
-        mut self,
-        report_to: &Sender<Result<Threads, SourceError>>,
-        until_hung_up: &Receiver<()>,
-    ) -> Duration {
-        let report = self.stop_all().and_then(|()| self.registers());
+    fn run(mut self, report_to: &Sender<Result<Found, SourceError>>, orders: &Receiver<Order>) -> Duration {
+        let report = self.stop_all().and_then(|()| self.found());
         let is_stopped = report.is_ok();
         if report_to.send(report).is_ok() && is_stopped {
-            // Nothing is ever sent: this ends when the opener hangs up.
-            let _ = until_hung_up.recv();
+            // This ends when the opener hangs up.
+            for (threads, answer_to) in orders {
+                let _ = answer_to.send(self.set_registers(&threads));
+            }
         }
         for (tid, stop) in &self.held {
             let signal = if let Stop::Signal { signal, .. } = stop { *signal } else { 0 };
@@ -268,6 +308,31 @@ impl<'a> Tracer<'a> {
         ptrace::stop(tid).map_err(|error| self.error("look at a thread of", error))
     }
 
+    fn found(&self) -> Result<Found, SourceError> {
+        let area = |tid: &u32| Some((*tid, ptrace::rseq_area(*tid)?));
+        let rseq_areas = self.held.keys().filter_map(area);
+        Ok(Found {
+            threads: self.registers()?,
+            process_was_stopped: self.held.values().any(|stop| *stop == Stop::WithProcess),
+            rseq_areas: rseq_areas
+                .map(|(tid, (at, length))| (tid, at..at.saturating_add(length.into())))
+                .collect(),
+        })
+    }
+
+    fn set_registers(&self, threads: &[Thread]) -> Result<(), SourceError> {
+        for thread in threads {
+            let set = || -> io::Result<()> {
+                for set in &thread.registers {
+                    ptrace::set_register_set(thread.tid, set.note_type, &set.bytes)?;
+                }
+                ptrace::set_signal_mask(thread.tid, thread.signal_mask)
+            };
+            set().map_err(|error| self.error("set the registers of", error))?;
+        }
+        Ok(())
+    }
+
     /// The registers of all threads, which stand still.
     fn registers(&self) -> Result<Threads, SourceError> {
         let stat = self.process.stat().map_err(|error| self.error("look at", error))?;
@@ -301,7 +366,7 @@ impl<'a> Tracer<'a> {
             return Err(io::Error::other("the kernel gives no general registers"));
         }
         let (pending_signal, signal_information) = match stop {
-            Stop::Interrupted => (0, Vec::new()),
+            Stop::Interrupted | Stop::WithProcess => (0, Vec::new()),
             Stop::Signal { signal, information } => (signal, information.to_vec()),
         };
         let signal_mask = ptrace::signal_mask(tid)?;

@@ -1,8 +1,9 @@
-//! Reading memory by way of the kernel: that of another process, or that of this one which others
-//! may write meanwhile and no reference may point to.
+//! Memory by way of the kernel: that of another process is read, and that of this one read and written which
+//! others may write meanwhile and no plain reference may point to.
 
 use std::io;
 use std::ops::Range;
+use std::sync::atomic::AtomicU8;
 
 use libc::c_void;
 
@@ -61,8 +62,32 @@ pub(crate) fn copy_own(ranges: &[Range<u64>], mut buffer: &mut [u8]) -> io::Resu
     Ok(())
 }
 
+/// Copies `bytes` to the memory of this process at `address`. `EFAULT` if any of it cannot be written;
+/// what comes before may be written then.
+///
+/// `target` says that the memory may be written by whoever has it: others may do so at the same time.
+pub(crate) fn write_own(target: &[AtomicU8], bytes: &[u8]) -> io::Result<()> {
+    let own_pid = std::process::id().cast_signed();
+    let Some(target) = target.get(..bytes.len()) else {
+        return Err(io::Error::from_raw_os_error(libc::EFAULT));
+    };
+    let from = libc::iovec { iov_base: bytes.as_ptr().cast_mut().cast(), iov_len: bytes.len() };
+    let to = libc::iovec { iov_base: target.as_ptr().cast_mut().cast(), iov_len: target.len() };
+    // SAFETY: the kernel reads `iov_len` bytes at `from`, which are those of `bytes`, and writes at most as
+    // many to `to`: the place of `target`, which is as long, lives for the call, and being atomic
+    // may be written through a shared reference.
+    let copied = unsafe { libc::process_vm_readv(own_pid, &raw const to, 1, &raw const from, 1, 0) };
+    match usize::try_from(copied) {
+        Err(_) => Err(io::Error::last_os_error()),
+        Ok(copied) if copied == bytes.len() => Ok(()),
+        Ok(_) => Err(io::Error::from_raw_os_error(libc::EFAULT)),
+    }
+}
+
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::Ordering;
+
     use super::*;
 
     #[test]
@@ -75,6 +100,15 @@ mod tests {
         assert_eq!(copy, memory);
         assert_eq!(read(me, 16, &mut copy).unwrap_err().raw_os_error(), Some(libc::EFAULT));
         assert_eq!(read(me, u64::MAX, &mut copy).unwrap_err().raw_os_error(), Some(libc::EFAULT));
+    }
+
+    #[test]
+    fn own_memory_is_written_while_others_may_see_it() {
+        let memory: Vec<AtomicU8> = (0..10_000).map(|_| AtomicU8::new(1)).collect();
+        write_own(&memory[5000..], &[7; 5000]).unwrap();
+        let sum: usize = memory.iter().map(|byte| usize::from(byte.load(Ordering::Relaxed))).sum();
+        assert_eq!(sum, 5000 + 7 * 5000);
+        assert!(write_own(&memory[5001..], &[7; 5000]).is_err());
     }
 
     #[test]

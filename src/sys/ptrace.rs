@@ -1,4 +1,4 @@
-//! ptrace: stopping a thread of another process, reading its registers, letting it go.
+//! ptrace: stopping a thread of another process, reading and setting its registers, letting it go.
 //!
 //! Every call must come from the thread that seized; from any other the kernel answers `ESRCH`.
 //! When that thread ends, the kernel lets go of all that it holds.
@@ -11,9 +11,12 @@ use libc::{c_long, c_void};
 const DETACH: u32 = 17;
 const GETSIGINFO: u32 = 0x4202;
 const GETREGSET: u32 = 0x4204;
+const SETREGSET: u32 = 0x4205;
 const SEIZE: u32 = 0x4206;
 const INTERRUPT: u32 = 0x4207;
 const GETSIGMASK: u32 = 0x420a;
+const SETSIGMASK: u32 = 0x420b;
+const GET_RSEQ_CONFIGURATION: u32 = 0x420f;
 const EVENT_STOP: i32 = 128;
 
 /// How long the kernel's `siginfo_t` is.
@@ -25,8 +28,10 @@ const FIRST_REGISTER_SET_BYTES: usize = 16 * 1024;
 /// How a thread stands still.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Stop {
-    /// By [`interrupt`], or because its process was stopped anyhow.
+    /// By [`interrupt`].
     Interrupted,
+    /// Its whole process was stopped anyhow, by SIGSTOP say.
+    WithProcess,
     /// On its way into a signal, which must be given back to it by [`detach`].
     Signal {
         /// The signal's number.
@@ -68,7 +73,7 @@ pub(crate) fn stop(tid: u32) -> io::Result<Option<Stop>> {
         Ok(()) => {}
         Err(error) if error.raw_os_error() == Some(libc::ESRCH) => return Ok(None),
         // A stop without a signal's particulars: the whole process was stopped.
-        Err(error) if error.raw_os_error() == Some(libc::EINVAL) => return Ok(Some(Stop::Interrupted)),
+        Err(error) if error.raw_os_error() == Some(libc::EINVAL) => return Ok(Some(Stop::WithProcess)),
         Err(error) => return Err(error),
     }
     let SignalInfo(information) = information;
@@ -76,7 +81,11 @@ pub(crate) fn stop(tid: u32) -> io::Result<Option<Stop>> {
         let bytes = [0, 1, 2, 3].map(|byte| information[at + byte]);
         i32::from_ne_bytes(bytes)
     });
-    Ok(Some(if code >> 8 == EVENT_STOP { Stop::Interrupted } else { Stop::Signal { signal, information } }))
+    Ok(Some(match (code >> 8 == EVENT_STOP, signal) {
+        (true, libc::SIGTRAP) => Stop::Interrupted,
+        (true, _) => Stop::WithProcess,
+        (false, _) => Stop::Signal { signal, information },
+    }))
 }
 
 /// One register set of a stopped thread, named by its ELF note type; `None` if the machine has no
@@ -101,6 +110,46 @@ pub(crate) fn register_set(tid: u32, note_type: u32) -> io::Result<Option<Vec<u8
             Err(error) => return Err(error),
         }
     }
+}
+
+/// Sets one register set of a stopped thread to bytes that [`register_set`] gave. `EINVAL` where they
+/// are not what the machine can take, or not as many.
+pub(crate) fn set_register_set(tid: u32, note_type: u32, bytes: &[u8]) -> io::Result<()> {
+    let mut place = libc::iovec { iov_base: bytes.as_ptr().cast_mut().cast(), iov_len: bytes.len() };
+    // SAFETY: SETREGSET reads at most `iov_len` bytes from `iov_base`, which are the length and place of
+    // `bytes`, and writes nothing but how many it took, to `place`; both live until after the call.
+    unsafe { request_at(SETREGSET, tid, note_type as usize, (&raw mut place).cast()) }?;
+    let taken_bytes = place.iov_len;
+    if taken_bytes == bytes.len() { Ok(()) } else { Err(io::Error::from_raw_os_error(libc::EINVAL)) }
+}
+
+/// Sets the signals that a stopped thread blocks.
+pub(crate) fn set_signal_mask(tid: u32, mut mask: u64) -> io::Result<()> {
+    // SAFETY: SETSIGMASK reads as many bytes as its address argument says, the size of `mask`, from
+    // `mask`, which lives until after the call.
+    unsafe { request_at(SETSIGMASK, tid, size_of::<u64>(), (&raw mut mask).cast()) }
+}
+
+/// Where a stopped thread has its area for restartable sequences, and how long that is; `None` if it
+/// has none, or the kernel does not tell (before Linux 5.13).
+pub(crate) fn rseq_area(tid: u32) -> Option<(u64, u32)> {
+    /// The kernel's `struct ptrace_rseq_configuration`.
+    #[repr(C)]
+    #[derive(Default)]
+    struct Configuration {
+        address: u64,
+        length_bytes: u32,
+        signature: u32,
+        flags: u32,
+        padding: u32,
+    }
+    let mut found = Configuration::default();
+    // SAFETY: GET_RSEQ_CONFIGURATION writes at most as many bytes as its address argument says, the size of
+    // `found`, to `found`, which is laid out for them and borrowed mutably for the call.
+    unsafe {
+        request_at(GET_RSEQ_CONFIGURATION, tid, size_of::<Configuration>(), (&raw mut found).cast()).ok()?;
+    }
+    (found.address != 0).then_some((found.address, found.length_bytes))
 }
 
 /// The signals that a stopped thread blocks: bit `n - 1` for signal `n`.

@@ -15,6 +15,8 @@ First steps:
   stillframe list                       all snapshots
   stillframe show latest                one snapshot and its mappings
   stillframe restore latest --to image  its memory as a file
+  stillframe restore web-1~3 --into-pid 4711
+                                        roll what runs back in place
   stillframe forget --keep-last 10      drop all but the newest ten, then
   stillframe gc                         give their space back
 
@@ -29,7 +31,7 @@ Exit codes:
   4    another process owns the store (--wait waits for it)
   5    damage was found
   6    the source or the target cannot be used: no such process,
-       no permission, the file exists
+       no permission, the file exists, the process does not fit
   130  interrupted by ctrl-C or SIGTERM";
 
 /// Keeps snapshots of process memory, stores every distinct piece once, and gives any moment back
@@ -82,7 +84,7 @@ pub(crate) enum Verb {
     Show(Show),
     /// List the processes there are snapshots of
     Processes,
-    /// Write the memory of a snapshot to a file, or a core for a debugger
+    /// Write the memory of a snapshot to a file or a core, or roll a running process back to it
     Restore(Restore),
     /// Print the memory of a snapshot
     Cat(Cat),
@@ -130,7 +132,7 @@ pub(crate) struct Init {
 #[command(group = ArgGroup::new("source").required(true))]
 #[command(
     after_help = "The process stands still only while its memory is copied, and runs on whatever happens. \
-    Its latest snapshot becomes the new one's parent."
+    Its latest snapshot becomes the new one's parent, or the one that --parent names."
 )]
 pub(crate) struct Capture {
     /// Capture the running process with this pid
@@ -149,6 +151,9 @@ pub(crate) struct Capture {
     /// Give the snapshot a label; may be repeated
     #[arg(long = "label", value_name = "KEY=VALUE", value_parser = label)]
     pub(crate) labels: Vec<(String, String)>,
+    /// The snapshot that it follows, after a rollback for example [default: the latest of the process]
+    #[arg(long, value_name = "SNAPSHOT")]
+    pub(crate) parent: Option<String>,
     /// Why it is taken: explicit, periodic, idle, first-listen, first-stdin, first-environ,
     /// signal:NAME, bootstrap, or a word of your own
     #[arg(long, value_name = "TRIGGER", default_value_t = Trigger::Explicit)]
@@ -230,7 +235,19 @@ pub(crate) struct Show {
 #[command(after_help = "\
 For example, to look at the snapshot before the last one with a debugger:
   stillframe restore web~1 --core web.core
-  gdb /path/to/web web.core")]
+  gdb /path/to/web web.core
+
+With --into-pid a running process, of which the snapshot is, goes on from the captured moment: its private
+memory, the registers of its threads and their signal masks become what they were, and a system
+call in which a thread waited begins again. It must be the same run of the program, with the same
+threads, and have its mappings where they were; else nothing is changed and the exit code is 6.
+
+Not rolled back is what the kernel keeps and what others see: open files and their offsets, what was
+written to files, sockets and pipes, child processes, timers, pending signals and signal handlers,
+and memory shared with other processes.
+
+If stillframe is killed in the middle of it, the process is as it was, or rolled back, or stopped
+(state T). If it is stopped, run the same command again, and then: kill -CONT PID")]
 pub(crate) struct Restore {
     /// The snapshot
     pub(crate) snapshot: String,
@@ -242,9 +259,15 @@ pub(crate) struct Restore {
     /// which files were mapped. Of a snapshot without threads, of a file say, it shows the memory alone
     #[arg(long, group = "target", value_name = "FILE", value_hint = ValueHint::FilePath)]
     pub(crate) core: Option<PathBuf>,
+    /// Roll the running process with this pid back in place
+    #[arg(long, group = "target", value_name = "PID")]
+    pub(crate) into_pid: Option<u32>,
     /// Replace the file if there is one
-    #[arg(long)]
+    #[arg(long, conflicts_with = "into_pid")]
     pub(crate) force: bool,
+    /// Roll the process back although it has mapped more memory since; that then stays, unused
+    #[arg(long, requires = "into_pid")]
+    pub(crate) leave_new_memory: bool,
 }
 
 #[derive(Debug, Args)]

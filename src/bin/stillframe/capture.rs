@@ -39,6 +39,7 @@ pub(crate) fn capture(context: &Context, arguments: arguments::Capture) -> anyho
         trigger: arguments.trigger,
         labels: arguments.labels.into_iter().collect(),
         exclude: arguments.exclude,
+        parent: arguments.parent.map(|parent| store.find(&parent)).transpose()?,
         like: arguments.store_as.like,
         codec: arguments.store_as.codec,
         deltas: !arguments.store_as.no_deltas,

@@ -1,0 +1,179 @@
+//! Roll back: memory that is there already becomes what it was in a snapshot, in place.
+//!
+//! ```text
+//! tables ─> equal to those of the snapshot that the memory is known to be? nothing changed since? ─> skipped
+//!        └> read, compare ─> what differs: decode, check, keep   │  write what was kept
+//!            nothing is written before all of this is done       │
+//! ```
+//!
+//! Finding out and writing are two steps (`plan.rs`), so that damage, a process that does not fit or ctrl-C leave
+//! the memory as it was. `memory.rs` has memory of this process, `process.rs` another process.
+
+mod fit;
+mod memory;
+mod plan;
+mod process;
+mod restart;
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use crate::address_space::{AddressSpace, Mapping};
+use crate::error::Error;
+use crate::hash::Hash;
+use crate::progress::Progress;
+use crate::record::{Record, SnapshotId};
+use crate::store::gate::SnapshotGuard;
+use crate::store::object::Kind;
+use crate::store::read::{Check, Reader};
+use crate::store::{Shared, Store};
+use crate::table::{self, Place};
+use crate::track::{Tracker, Tracking};
+
+/// A snapshot that memory is about to be rolled back to.
+///
+/// Only what differs is written. What differs is found first: damage, a target that does not fit
+/// and an interruption leave everything as it was. Up to 128 MiB of it are kept decoded in
+/// between; what there is more is decoded a second time when it is written.
+///
+/// ```
+/// use stillframe::{AddressRange, CaptureOptions, HostRanges, SourceExt, Store};
+/// # let dir = tempfile::tempdir()?;
+/// # let store = Store::options().create(dir.path().join("vault"))?;
+/// let mut memory = vec![7u8; 1 << 20];
+/// let changes = HostRanges::new(memory.len() as u64);
+/// let vm = store.process("vm-7");
+/// let before = vm.capture(&memory.tracked_by(&changes), &CaptureOptions::default())?.id;
+///
+/// memory[5000] = 8;
+/// changes.mark(AddressRange::new(5000, 5001)?)?;
+/// let stats = store.roll_back(before)?.tracked_by(&changes).slice(&mut memory)?;
+/// assert_eq!((memory[5000], stats.compared_regions, stats.written_regions), (7, 1, 1));
+///
+/// // What follows is a branch that begins there.
+/// let options = CaptureOptions { parent: Some(before), ..CaptureOptions::default() };
+/// let branch = vm.capture(&memory.tracked_by(&changes), &options)?;
+/// assert_eq!((branch.parent, branch.changed_regions), (Some(before), 0));
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+pub struct RollBack<'a> {
+    shared: &'a Shared,
+    id: SnapshotId,
+    record: Arc<Record>,
+    space: AddressSpace,
+    tables: Vec<Hash>,
+    check: Check,
+    progress: Progress,
+    tracker: Option<&'a dyn Tracker>,
+    leave_new_memory: bool,
+    _pin: SnapshotGuard,
+}
+
+/// What a rollback did.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct RollBackStats {
+    /// The length of all memory that was to be as in the snapshot.
+    pub bytes: u64,
+    /// Regions that were read and compared; the rest were known to be equal.
+    pub compared_regions: u64,
+    /// Regions in which anything was written.
+    pub written_regions: u64,
+    /// What was written, in whole pages.
+    pub written_bytes: u64,
+    /// How long it took.
+    pub elapsed: Duration,
+    /// How long a process or the owner of live memory stood still.
+    pub paused: Duration,
+    /// Whether the process stands still now, as it did before: `kill -CONT PID` lets it go on.
+    pub is_stopped: bool,
+    /// Mappings of a process that it shares with others, and that differ: they are left as they are.
+    pub left_shared: Vec<Mapping>,
+    /// How it was known what had changed.
+    pub tracking: Tracking,
+}
+
+impl Store {
+    /// Prepares to roll memory back to a snapshot, reading its layout and root.
+    ///
+    /// # Errors
+    ///
+    /// [`NoSuchSnapshot`](crate::StoreError::NoSuchSnapshot); [`Damaged`](crate::StoreError::Damaged) or
+    /// [`Missing`](crate::StoreError::Missing) if the layout or the root cannot be read.
+    pub fn roll_back(&self, id: SnapshotId) -> Result<RollBack<'_>, Error> {
+        let shared = &**self.shared();
+        let (record, pin) = shared.pin(id)?;
+        let mut reader = Reader::new(shared, Check::Full);
+        let space: AddressSpace = reader.value(Kind::Layout, &record.layout)?;
+        let count = table::count(&space, record.region_size);
+        let tables = reader.hashes(Kind::Root, &record.root, count)?;
+        let (check, progress) = (Check::default(), Progress::default());
+        Ok(RollBack {
+            shared,
+            id,
+            record,
+            space,
+            tables,
+            check,
+            progress,
+            tracker: None,
+            leave_new_memory: false,
+            _pin: pin,
+        })
+    }
+}
+
+impl<'a> RollBack<'a> {
+    /// How thoroughly to check what is read from the store.
+    pub fn check(mut self, check: Check) -> Self {
+        self.check = check;
+        self
+    }
+
+    /// Watches the rollback. It can be cancelled until the first byte is written, and not after that.
+    pub fn progress(mut self, progress: Progress) -> Self {
+        self.progress = progress;
+        self
+    }
+
+    /// Lets `tracker` say what changed in the memory since a snapshot: only that is read, and what
+    /// is different between that snapshot and this one. For [`slice`](Self::slice).
+    ///
+    /// Afterwards its knowledge refers to this snapshot. Name it as the parent of the next capture
+    /// ([`CaptureOptions::parent`](crate::CaptureOptions::parent)), which then costs what
+    /// changed since.
+    pub fn tracked_by(mut self, tracker: &'a dyn Tracker) -> Self {
+        self.tracker = Some(tracker);
+        self
+    }
+
+    /// The mappings.
+    pub fn address_space(&self) -> &AddressSpace {
+        &self.space
+    }
+
+    /// The tables with the hash of each.
+    fn work(&self) -> impl Iterator<Item = (Hash, Place)> {
+        self.tables.iter().copied().zip(table::places(&self.space, self.record.region_size))
+    }
+
+    fn stats(&self, begun: Instant, bytes: u64, tracking: Tracking, done: plan::Done) -> RollBackStats {
+        RollBackStats {
+            bytes,
+            compared_regions: done.compared_regions,
+            written_regions: done.written_regions,
+            written_bytes: done.written_bytes,
+            elapsed: begun.elapsed(),
+            paused: Duration::ZERO,
+            is_stopped: false,
+            left_shared: Vec::new(),
+            tracking,
+        }
+    }
+}
+
+impl std::fmt::Debug for RollBack<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("RollBack").field("id", &self.id).finish_non_exhaustive()
+    }
+}

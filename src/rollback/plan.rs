@@ -1,0 +1,313 @@
+//! The plan of a rollback: what differs from the snapshot, found and checked before anything is written.
+
+use std::ops::Range;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Mutex, PoisonError};
+
+use crate::error::Error;
+use crate::hash::{self, Hash};
+use crate::piece::{PIECE_BYTES, overlapping};
+use crate::progress::Progress;
+use crate::region;
+use crate::store::Shared;
+use crate::store::object::Kind;
+use crate::store::read::{Check, Reader};
+use crate::table::Place;
+use crate::track::complement;
+use crate::workers;
+
+/// How much of what is to be written is kept decoded. What there is more is decoded a second time.
+const KEPT_BYTES: usize = 128 << 20;
+
+/// What is written is counted in these, from the start of a region: the unit in which trackers know what
+/// was written, and in which memory that forks share is copied.
+const PAGE_BYTES: usize = 4096;
+
+/// Memory to be rolled back.
+pub(super) trait Target: Sync {
+    /// The bytes that are at `at` now, in place or in `buffer`. What is not to be compared is as in the
+    /// snapshot: zeros.
+    fn bytes<'b>(&'b self, at: u64, length: usize, buffer: &'b mut Vec<u8>) -> Result<&'b [u8], Error>;
+
+    /// Whether there is nothing but zeros in this range, without looking.
+    fn is_absent(&self, _range: Range<u64>) -> bool {
+        false
+    }
+
+    /// The ranges that are left as they are: sorted and apart.
+    fn left_alone(&self) -> &[Range<u64>] {
+        &[]
+    }
+}
+
+/// The memory that one table stands for.
+pub(super) struct Part {
+    pub(super) table: Hash,
+    pub(super) place: Place,
+    /// Where it begins in the target.
+    pub(super) at: u64,
+    pub(super) look: Look,
+}
+
+/// What of a part is looked at.
+pub(super) enum Look {
+    /// All of it.
+    Everything,
+    /// What is in these ranges, from the part's start, and what is different in this table: that of the
+    /// snapshot which the rest is known to be as in.
+    Since(Hash, Vec<Range<u64>>),
+}
+
+/// A region in which something is to be written.
+#[derive(Debug)]
+pub(super) struct Patch {
+    /// Where the region begins in the target.
+    pub(super) at: u64,
+    pub(super) length: usize,
+    hash: Hash,
+    /// What of it is to be written.
+    pieces: Vec<Range<usize>>,
+    /// The bytes of the pieces, one after the other; `None` where they must be decoded again.
+    kept: Option<Vec<u8>>,
+}
+
+/// What is to be written.
+pub(super) struct Plan<'a> {
+    shared: &'a Shared,
+    check: Check,
+    compared_regions: u64,
+    /// In the order of their addresses.
+    pub(super) patches: Vec<Patch>,
+}
+
+/// What came of a plan.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Done {
+    pub(super) compared_regions: u64,
+    pub(super) written_regions: u64,
+    pub(super) written_bytes: u64,
+}
+
+/// Finds what differs in `parts` and decodes it. Writes nothing.
+pub(super) fn plan<'a>(
+    shared: &'a Shared,
+    region_bytes: usize,
+    check: Check,
+    progress: &Progress,
+    parts: Vec<Part>,
+    target: &dyn Target,
+) -> Result<Plan<'a>, Error> {
+    let finder = Finder {
+        target,
+        region_bytes,
+        compared_regions: AtomicU64::new(0),
+        room_bytes: AtomicUsize::new(KEPT_BYTES),
+        patches: Mutex::default(),
+    };
+    let meter = progress.begin(parts.iter().map(|part| part.place.length_bytes as u64).sum());
+    progress.check()?;
+    let start =
+        || State { reader: Reader::new(shared, check), now: Vec::new(), plain: vec![0; region_bytes] };
+    workers::for_each(parts, start, |state, part| {
+        let found = finder.part(state, &part)?;
+        finder.patches.lock().unwrap_or_else(PoisonError::into_inner).extend(found);
+        meter.advance(part.place.length_bytes as u64)
+    })?;
+    let mut patches = finder.patches.into_inner().unwrap_or_else(PoisonError::into_inner);
+    patches.sort_unstable_by_key(|patch| patch.at);
+    Ok(Plan { shared, check, compared_regions: finder.compared_regions.into_inner(), patches })
+}
+
+struct Finder<'a> {
+    target: &'a dyn Target,
+    region_bytes: usize,
+    compared_regions: AtomicU64,
+    room_bytes: AtomicUsize,
+    patches: Mutex<Vec<Patch>>,
+}
+
+/// What a worker has to itself.
+struct State<'a> {
+    reader: Reader<'a>,
+    now: Vec<u8>,
+    plain: Vec<u8>,
+}
+
+impl Finder<'_> {
+    fn part(&self, state: &mut State<'_>, part: &Part) -> Result<Vec<Patch>, Error> {
+        let length_bytes = part.place.length_bytes;
+        let mut patches = Vec::new();
+        match &part.look {
+            Look::Since(known, changed) if *known == part.table && changed.is_empty() => {}
+            Look::Since(known, changed) => {
+                let wanted = state.reader.hashes(Kind::Table, &part.table, part.place.regions)?;
+                // Without a table that is damaged nothing is known.
+                let known = match *known == part.table {
+                    true => Some(wanted.clone()),
+                    false => state.reader.hashes(Kind::Table, known, part.place.regions).ok(),
+                };
+                for (region, wanted) in wanted.iter().enumerate() {
+                    let start = region * self.region_bytes;
+                    let end = length_bytes.min(start + self.region_bytes);
+                    let is_known = known.as_ref().is_some_and(|known| known[region] == *wanted);
+                    if !is_known || overlapping(changed, start as u64..end as u64).next().is_some() {
+                        let mut now = std::mem::take(&mut state.now);
+                        let at = part.at + start as u64;
+                        let bytes = self.target.bytes(at, end - start, &mut now)?;
+                        patches.extend(self.compare(state, at, bytes, wanted)?);
+                        state.now = now;
+                        self.compared_regions.fetch_add(1, Ordering::Relaxed);
+                    }
+                }
+            }
+            Look::Everything => {
+                if part.table.is_zero() && self.is_absent(part.at, length_bytes) {
+                    return Ok(patches);
+                }
+                let wanted = state.reader.hashes(Kind::Table, &part.table, part.place.regions)?;
+                let piece_regions = (PIECE_BYTES / self.region_bytes).max(1);
+                for (piece, wanted) in wanted.chunks(piece_regions).enumerate() {
+                    let start = piece * piece_regions * self.region_bytes;
+                    let length = (wanted.len() * self.region_bytes).min(length_bytes - start);
+                    let at = part.at + start as u64;
+                    if wanted.iter().all(Hash::is_zero) && self.is_absent(at, length) {
+                        continue;
+                    }
+                    let mut now = std::mem::take(&mut state.now);
+                    let bytes = self.target.bytes(at, length, &mut now)?;
+                    self.piece(state, at, bytes, wanted, &mut patches)?;
+                    state.now = now;
+                }
+            }
+        }
+        Ok(patches)
+    }
+
+    fn is_absent(&self, at: u64, length: usize) -> bool {
+        self.target.is_absent(at..at + length as u64)
+    }
+
+    /// Compares regions by their hashes.
+    fn piece(
+        &self,
+        state: &mut State<'_>,
+        at: u64,
+        now: &[u8],
+        wanted: &[Hash],
+        patches: &mut Vec<Patch>,
+    ) -> Result<(), Error> {
+        self.compared_regions.fetch_add(wanted.len() as u64, Ordering::Relaxed);
+        let regions: Vec<&[u8]> = now.chunks(self.region_bytes).collect();
+        // Where zeros are wanted no hash tells more than a look.
+        let hashed: Vec<usize> = (0..wanted.len()).filter(|region| !wanted[*region].is_zero()).collect();
+        let hashes = hash::many(&hashed.iter().map(|region| regions[*region]).collect::<Vec<_>>());
+        let mut differs: Vec<bool> = regions.iter().map(|_| false).collect();
+        for (region, hash) in hashed.iter().zip(hashes) {
+            differs[*region] = hash != wanted[*region];
+        }
+        for (region, wanted) in wanted.iter().enumerate() {
+            if differs[region] || wanted.is_zero() && !region::is_zero(regions[region]) {
+                let at = at + (region * self.region_bytes) as u64;
+                patches.extend(self.compare(state, at, regions[region], wanted)?);
+            }
+        }
+        Ok(())
+    }
+
+    /// Compares one region, byte by byte.
+    fn compare(
+        &self,
+        state: &mut State<'_>,
+        at: u64,
+        now: &[u8],
+        hash: &Hash,
+    ) -> Result<Option<Patch>, Error> {
+        let length = now.len();
+        let plain = &mut state.plain[..length];
+        decode(&mut state.reader, hash, plain)?;
+        let differs = |range: &Range<usize>| now[range.clone()] != plain[range.clone()];
+        let pages = (0..length).step_by(PAGE_BYTES).map(|start| start..length.min(start + PAGE_BYTES));
+        let mut pieces: Vec<Range<usize>> = Vec::new();
+        for page in pages.filter(differs) {
+            match pieces.last_mut() {
+                Some(last) if last.end == page.start => last.end = page.end,
+                _ => pieces.push(page),
+            }
+        }
+        let left: Vec<_> = overlapping(self.target.left_alone(), at..at + length as u64).collect();
+        if !left.is_empty() {
+            let around = |piece: Range<usize>| {
+                let whole = at + piece.start as u64..at + piece.end as u64;
+                complement(&left, whole).into_iter().map(|rest| {
+                    let offset = |there: u64| usize::try_from(there - at).unwrap_or(length);
+                    offset(rest.start)..offset(rest.end)
+                })
+            };
+            pieces = pieces.into_iter().flat_map(around).filter(differs).collect();
+        }
+        if pieces.is_empty() {
+            return Ok(None);
+        }
+        let bytes: usize = pieces.iter().map(Range::len).sum();
+        let take = |room: usize| room.checked_sub(bytes);
+        let has_room = !hash.is_zero()
+            && self.room_bytes.fetch_update(Ordering::Relaxed, Ordering::Relaxed, take).is_ok();
+        let kept = has_room.then(|| pieces.iter().flat_map(|piece| &plain[piece.clone()]).copied().collect());
+        Ok(Some(Patch { at, length, hash: *hash, pieces, kept }))
+    }
+}
+
+fn decode(reader: &mut Reader<'_>, hash: &Hash, plain: &mut [u8]) -> Result<(), Error> {
+    match hash.is_zero() {
+        true => plain.fill(0),
+        false => reader.region(hash, plain)?,
+    }
+    Ok(())
+}
+
+impl Patch {
+    /// One that fills all of a range with zeros.
+    pub(super) fn of_zeros(at: u64, length: usize) -> Patch {
+        Patch { at, length, hash: Hash::ZERO, pieces: std::iter::once(0..length).collect(), kept: None }
+    }
+}
+
+impl Plan<'_> {
+    /// Writes everything, in parallel. `part` gives for each patch what `write` needs to write it: bytes go to an
+    /// offset in the patch's region.
+    pub(super) fn write<'p, T: Send>(
+        &'p self,
+        mut part: impl FnMut(&'p Patch) -> T,
+        write: impl Fn(&mut T, usize, &[u8]) -> Result<(), Error> + Sync,
+    ) -> Result<Done, Error> {
+        let work: Vec<(&Patch, T)> = self.patches.iter().map(|patch| (patch, part(patch))).collect();
+        let start = || (Reader::new(self.shared, self.check), Vec::new());
+        workers::for_each(
+            work,
+            start,
+            |(reader, plain): &mut (Reader<'_>, Vec<u8>), (patch, mut target)| {
+                if let Some(kept) = &patch.kept {
+                    let mut rest = &kept[..];
+                    for piece in &patch.pieces {
+                        let (bytes, after) = rest.split_at(piece.len());
+                        rest = after;
+                        write(&mut target, piece.start, bytes)?;
+                    }
+                    return Ok(());
+                }
+                plain.resize(patch.length, 0);
+                decode(reader, &patch.hash, plain)?;
+                patch
+                    .pieces
+                    .iter()
+                    .try_for_each(|piece| write(&mut target, piece.start, &plain[piece.clone()]))
+            },
+        )?;
+        let written: usize = self.patches.iter().flat_map(|patch| &patch.pieces).map(Range::len).sum();
+        Ok(Done {
+            compared_regions: self.compared_regions,
+            written_regions: self.patches.len() as u64,
+            written_bytes: written as u64,
+        })
+    }
+}
