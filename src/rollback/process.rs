@@ -20,9 +20,17 @@ use crate::sink::{ProcessSink, SinkError};
 use crate::source::{Frozen as _, FrozenProcess, ProcessMemory, ProcessSource, RSEQ_ATTACHMENT, SourceError};
 use crate::store::object::Kind;
 use crate::store::read::{Check, Reader};
-use crate::threads::{MACHINE, NT_PRSTATUS, Thread, Threads};
+use crate::threads::{AUXV, MACHINE, NT_PRSTATUS, Thread, Threads};
 use crate::track::{Tracking, Untracked, complement, merge};
 use crate::units::AddressRange;
+
+/// What a snapshot says about its process.
+struct CapturedProcess {
+    threads: Threads,
+    auxv: Vec<u8>,
+    /// Of which threads the kernel knew the areas for restartable sequences; older snapshots do not say.
+    rseq: Option<Vec<u8>>,
+}
 
 /// What the kernel alone writes of a thread's area for restartable sequences, beside a pointer (bytes 8
 /// to 16): on which processor the thread runs.
@@ -74,7 +82,7 @@ impl RollBack<'_> {
     /// the process is as it was. [`SinkError::InPart`] when writing failed.
     pub fn process(self, pid: u32) -> Result<RollBackStats, Error> {
         let begun = Instant::now();
-        let (threads, auxv, rseq) = self.captured_process(pid)?;
+        let CapturedProcess { threads, auxv, rseq } = self.captured_process(pid)?;
         let held = ProcessSource::new(pid).hold().map_err(|error| refused(pid, error))?;
         self.check_it_fits(pid, &held, &threads, &auxv)?;
         if rseq.is_some_and(|rseq| rseq != held.rseq_attachment()) {
@@ -150,9 +158,8 @@ impl RollBack<'_> {
         Ok(RollBackStats { paused, is_stopped, left_shared, ..stats })
     }
 
-    /// The threads and the auxiliary vector in the snapshot, and which threads the kernel knew the areas of
-    /// (snapshots of older versions do not say).
-    fn captured_process(&self, pid: u32) -> Result<(Threads, Vec<u8>, Option<Vec<u8>>), Error> {
+    /// What the snapshot says about the process.
+    fn captured_process(&self, pid: u32) -> Result<CapturedProcess, Error> {
         let none = |why: &str| SinkError::NoRollBack { pid, why: why.to_owned() };
         let read = |name: &str| -> Result<Option<Vec<u8>>, Error> {
             let found = self.record.attachments.iter().find(|attachment| attachment.name == name);
@@ -169,7 +176,8 @@ impl RollBack<'_> {
         if threads.machine != MACHINE {
             return Err(none("the snapshot was taken on a machine of another kind").into());
         }
-        Ok((threads, read("auxv")?.unwrap_or_default(), read(RSEQ_ATTACHMENT)?))
+        let auxv = read(AUXV)?.unwrap_or_default();
+        Ok(CapturedProcess { threads, auxv, rseq: read(RSEQ_ATTACHMENT)? })
     }
 
     /// An error unless this is the run that was captured, with the threads it had.
