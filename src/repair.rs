@@ -169,6 +169,7 @@ fn mend_packs(
             aside.put(&pack.path, &found)?;
             shared.log.seal(pack.number);
             compact(shared, &[pack], &KeepAll, true)?;
+            heap::give_back();
         }
         report.damaged.extend(found);
     }

@@ -483,7 +483,7 @@ impl Index {
 
     fn open_database(&self, path: &Path) -> Result<Database, StoreError> {
         let (place, store) = (path.to_owned(), self.store);
-        guard(open_within(path), move || Database::open(&place, store))
+        guard(open_within(path), move || Database::open_again(&place, store))
     }
 
     /// How much disk the index takes.
