@@ -204,7 +204,11 @@ impl Missing {
 
     /// What is still missing becomes ordinary memory, which is zeros; threads that wait are woken.
     pub(crate) fn unregister(&self) -> io::Result<()> {
-        userfault::unregister(&self.descriptor, self.start..self.start + self.length_bytes)
+        userfault::unregister(&self.descriptor, self.start..self.start + self.length_bytes)?;
+        // The kernel wakes before it locks the mapping, so a thread that begins to wait between the two
+        // was not woken (seen on Linux 6.18). From here on none can begin.
+        self.wake(0..self.length_bytes);
+        Ok(())
     }
 
     fn answer_range(&self, request: u32, pages: Range<u64>) -> io::Result<()> {
@@ -259,7 +263,43 @@ impl Missing {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::mpsc;
+    use std::time::Duration;
+
     use super::*;
+
+    #[test]
+    fn nobody_waits_for_memory_that_is_let_go_in_the_moment_of_the_touch() {
+        let (page_bytes, pages) = (rustix::param::page_size(), 64);
+        for _ in 0..300 {
+            let (map, missing) = match map_missing(pages * page_bytes) {
+                Ok(both) => both,
+                Err(error) => return eprintln!("not tested: {error}"),
+            };
+            let (touched, all_touched) = mpsc::channel();
+            let toucher = std::thread::spawn(move || {
+                let sum: u64 = (0..pages).map(|page| u64::from(map[page * page_bytes])).sum();
+                touched.send(sum).unwrap();
+            });
+            std::thread::scope(|scope| {
+                scope.spawn(|| {
+                    while missing.wait(60).unwrap() == Woken::Fault {
+                        if let Some(at) = missing.next_fault().unwrap() {
+                            // An error when it has been let go meanwhile.
+                            let _ = missing.zero(at..at + page_bytes as u64);
+                            missing.wake(at..at + page_bytes as u64);
+                        }
+                    }
+                });
+                // Each takes some microseconds; it is somewhere in the middle.
+                std::thread::sleep(Duration::from_micros(100));
+                missing.unregister().unwrap();
+                missing.end();
+            });
+            assert_eq!(all_touched.recv_timeout(Duration::from_secs(60)), Ok(0), "a thread waits for ever");
+            toucher.join().unwrap();
+        }
+    }
 
     #[test]
     fn a_touch_waits_for_its_answer_and_what_is_there_stays_as_it_is() {
