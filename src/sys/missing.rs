@@ -279,7 +279,8 @@ mod tests {
             let (touched, all_touched) = mpsc::channel();
             let toucher = std::thread::spawn(move || {
                 let sum: u64 = (0..pages).map(|page| u64::from(map[page * page_bytes])).sum();
-                touched.send(sum).unwrap();
+                // With the memory, which must not be unmapped before.
+                touched.send((sum, map)).unwrap();
             });
             std::thread::scope(|scope| {
                 scope.spawn(|| {
@@ -296,7 +297,8 @@ mod tests {
                 missing.unregister().unwrap();
                 missing.end();
             });
-            assert_eq!(all_touched.recv_timeout(Duration::from_secs(60)), Ok(0), "a thread waits for ever");
+            let sum = all_touched.recv_timeout(Duration::from_secs(60)).map(|(sum, _)| sum);
+            assert_eq!(sum, Ok(0), "a thread waits for ever");
             toucher.join().unwrap();
         }
     }
