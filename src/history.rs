@@ -228,12 +228,15 @@ impl History<'_> {
     fn bytes(&mut self, parts: &[Part], regions: &[(Hash, usize, usize)]) -> Result<Vec<u8>, Error> {
         let mut bytes = Vec::new();
         let mut plain = Vec::new();
+        // Where the part with the same number began before: elsewhere if the mapping has moved.
+        let mut before_at = 0;
         for (at, (part, region)) in parts.iter().zip(regions).enumerate() {
-            let length = part.end - part.start;
-            let before = self.seen.regions.get(at).filter(|before| *before == region);
-            let before = before.and(self.seen.bytes.as_ref());
-            // All before it has the same length as before, or it would lie elsewhere in its region.
-            if let Some(same) = before.and_then(|before| before.get(bytes.len()..bytes.len() + length)) {
+            let before = self.seen.regions.get(at).copied();
+            let before_bytes = before.map_or(0, |(_, start, end)| end - start);
+            let range = before_at..before_at + before_bytes;
+            before_at = range.end;
+            let seen = self.seen.bytes.as_ref().filter(|_| before == Some(*region));
+            if let Some(same) = seen.and_then(|seen| seen.get(range)) {
                 bytes.extend_from_slice(same);
                 continue;
             }

@@ -36,6 +36,8 @@ use std::time::Duration;
 use disk::{Disk, Failure};
 use proptest::prelude::*;
 use proptest::sample::Index;
+use proptest::strategy::ValueTree;
+use proptest::test_runner::TestRunner;
 use stillframe::fault_injection::{Watching, watch};
 use stillframe::{
     AddressRange, AddressSpace, Attachment, Capture, CaptureOptions, Codec, CopyOut, DiffOptions, Error,
@@ -1025,6 +1027,25 @@ proptest! {
         world.apply(&Step::LoseTheIndex);
         world.check();
     }
+}
+
+#[test]
+fn the_history_of_a_mapping_that_moves_by_a_byte_is_that_of_its_bytes() {
+    let mut world = World::new(RegionSize::new(4096).unwrap());
+    let any_area = any::<Index>().new_tree(&mut TestRunner::deterministic()).unwrap().current();
+    let length = (1 << 20) + 5000;
+    let capture = || Step::Capture {
+        process: 1,
+        access: Access::InPlace,
+        grain_bytes: 4096,
+        exclude: Vec::new(),
+        label: None,
+    };
+    world.apply(&Step::Map { process: 1, slot: 3, odd: 0, length, fill: Fill::Text, captured: true });
+    world.apply(&capture());
+    world.apply(&Step::Move { process: 1, area: any_area, slot: 3, odd: 1 });
+    world.apply(&capture());
+    world.check();
 }
 
 #[test]
