@@ -4,6 +4,8 @@
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 use std::io::Write;
+use std::os::unix::process::ExitStatusExt;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
@@ -11,7 +13,7 @@ use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
 use stillframe::{
     AddressRange, CaptureOptions, Error, FileSource, GcOptions, Instance, Means, ProcessSource, RegionSize,
-    SinkError, SnapshotId, Store, StoreError, Tracking, Untracked,
+    SinkError, SnapshotId, Store, StoreError, Tracking, Untracked, VerifyOptions,
 };
 
 #[path = "common/noise.rs"]
@@ -360,4 +362,109 @@ fn too_little_room_for_a_template_or_an_instance_is_an_error() {
     // Files of 2 MiB at most, in blocks of 512 bytes; the signal that comes with it is ignored.
     let said = child_says("trap '' XFSZ; ulimit -f 4096", &store, dense);
     assert!(said.contains("no template") && said.contains("4194304 bytes"), "{said}");
+}
+
+// ---- Under memory pressure ----------------------------------------------------------------------
+
+const CHILD_GROUP: &str = "STILLFRAME_TEMPLATE_GROUP";
+const CHILD_PAGES: &str = "STILLFRAME_TEMPLATE_PAGES";
+const IMAGE_BYTES: usize = 24 * MIB;
+const GROUP_BYTES: usize = 128 * MIB;
+const INSTANCES: usize = 500;
+const PAGE_BYTES: usize = 4096;
+
+/// A control group whose processes get so much memory together. None where this process may not make one.
+fn control_group() -> Option<PathBuf> {
+    let own = std::fs::read_to_string("/proc/self/cgroup").unwrap();
+    // `number:controllers:path`; the unified hierarchy, version 2, has no controllers.
+    let candidates = own.lines().filter_map(|line| {
+        let mut fields = line.splitn(3, ':').skip(1);
+        let (controllers, path) = (fields.next()?, fields.next()?);
+        let (root, limit) = match controllers {
+            "memory" => ("/sys/fs/cgroup/memory", "memory.limit_in_bytes"),
+            "" => ("/sys/fs/cgroup", "memory.max"),
+            _ => return None,
+        };
+        Some([format!("{root}{path}"), root.to_owned()].map(|parent| (PathBuf::from(parent), limit)))
+    });
+    candidates.flatten().find_map(|(parent, limit)| {
+        let group = parent.join(format!("stillframe-templates-{}", std::process::id()));
+        std::fs::create_dir(&group).ok()?;
+        match std::fs::write(group.join(limit), GROUP_BYTES.to_string()) {
+            Ok(()) => {
+                // Where there is swap, none of it: not every kernel counts it.
+                for (file, bytes) in [("memory.memsw.limit_in_bytes", GROUP_BYTES), ("memory.swap.max", 0)] {
+                    let _ = std::fs::write(group.join(file), bytes.to_string());
+                }
+                Some(group)
+            }
+            Err(_) => std::fs::remove_dir(&group).ok().and(None),
+        }
+    })
+}
+
+/// Makes instances and writes in each, within the group; nothing among the other tests.
+#[test]
+fn child_in_a_group() {
+    let Ok(group) = std::env::var(CHILD_GROUP) else { return };
+    std::fs::write(Path::new(&group).join("cgroup.procs"), std::process::id().to_string()).unwrap();
+    let pages: usize = std::env::var(CHILD_PAGES).unwrap().parse().unwrap();
+    let store =
+        Store::options().wait(Duration::from_secs(60)).open(std::env::var(CHILD_STORE).unwrap()).unwrap();
+    let id = store.find("latest").unwrap();
+    let template = store.template(id).unwrap();
+    let mut instances: Vec<Instance> = (0..INSTANCES).map(|_| template.instance().unwrap()).collect();
+    // More than may be in memory is read through meanwhile, and pushed out again.
+    let other = store.process("other").latest().unwrap();
+    let place = |instance: usize, page: usize| (instance * 7 + page * 13) * PAGE_BYTES % IMAGE_BYTES;
+    for (number, instance) in instances.iter_mut().enumerate() {
+        for page in 0..pages {
+            instance[place(number, page)] = u8::try_from(number % 251).unwrap();
+        }
+        if number % 100 == 0 {
+            store.snapshot(other).unwrap().read_image(&mut std::io::sink()).unwrap();
+        }
+    }
+    let memory = memory(IMAGE_BYTES);
+    for (number, instance) in instances.iter().enumerate().step_by(97) {
+        let mut expected = memory.clone();
+        (0..pages).for_each(|page| expected[place(number, page)] = u8::try_from(number % 251).unwrap());
+        assert!(instance[..] == expected[..], "instance {number}");
+        store.process("p").capture(instance, &child_of(instance)).unwrap();
+    }
+    println!("all instances are right");
+}
+
+#[test]
+fn instances_work_under_memory_pressure_and_where_there_is_too_little_only_their_process_is_lost() {
+    let Some(group) = control_group() else {
+        return eprintln!("not tested: no control group can be made here");
+    };
+    let (_dir, store) = new_store(16 * 1024);
+    // More than all memory of the group, so that reading it takes away what can be taken.
+    store.process("other").capture(&noise(GROUP_BYTES + 32 * MIB, 1), &CaptureOptions::default()).unwrap();
+    store.process("p").capture(&memory(IMAGE_BYTES), &CaptureOptions::default()).unwrap();
+    let path = store.info().path;
+    drop(store);
+    let run = |pages: usize| {
+        let output = Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", "child_in_a_group", "--nocapture"])
+            .env(CHILD_GROUP, &group)
+            .env(CHILD_PAGES, pages.to_string())
+            .env(CHILD_STORE, &path)
+            .output()
+            .unwrap();
+        let said = String::from_utf8_lossy(&output.stdout).into_owned();
+        (output.status, format!("{said}\n{}", String::from_utf8_lossy(&output.stderr)))
+    };
+    let (within, said) = run(4);
+    // 800 MB of pages of their own.
+    let (beyond, also_said) = run(400);
+    std::fs::remove_dir(&group).unwrap();
+    assert!(within.success() && said.contains("all instances are right"), "{within}: {said}");
+    assert_eq!(beyond.signal(), Some(libc::SIGKILL), "{beyond}: {also_said}");
+    let store = Store::options().wait(Duration::from_secs(60)).open(&path).unwrap();
+    assert_eq!(store.process("p").snapshots().len(), 1 + INSTANCES.div_ceil(97));
+    let report = store.verify(&VerifyOptions::default()).unwrap();
+    assert!(report.problems.is_empty(), "{report:?}");
 }
