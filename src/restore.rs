@@ -187,14 +187,15 @@ impl Restore<'_> {
     /// As [`into_file`](Self::into_file); [`SinkError::Core`] if the registers are not those of a
     /// 64-bit program.
     pub fn into_core(self, path: impl AsRef<Path>, overwrite: bool) -> Result<CoreStats, Error> {
-        let threads = match self.attachment(Threads::ATTACHMENT)? {
+        let mut reader = Reader::new(self.shared, Check::Full);
+        let threads = match reader.attachment(&self.record, Threads::ATTACHMENT)? {
             None => None,
             Some(bytes) => Some(
                 Threads::from_attachment(&bytes)
                     .map_err(|source| StoreError::Record { kind: Kind::Attachment, source })?,
             ),
         };
-        let auxv = self.attachment(threads::AUXV)?.unwrap_or_default();
+        let auxv = reader.attachment(&self.record, threads::AUXV)?.unwrap_or_default();
         let thread_count = threads.as_ref().map_or(0, |threads| threads.threads.len());
         let command = match &self.record.origin {
             Origin::Process { command, .. } | Origin::Core { command, .. } => command.join(" "),
@@ -210,12 +211,6 @@ impl Restore<'_> {
             })?;
         file.finish()?;
         Ok(CoreStats { bytes, written_bytes, threads: thread_count })
-    }
-
-    fn attachment(&self, name: &str) -> Result<Option<Vec<u8>>, Error> {
-        let found = self.record.attachments.iter().find(|attachment| attachment.name == name);
-        let read = |hash| Reader::new(self.shared, Check::Full).object(Kind::Attachment, hash);
-        Ok(found.map(|attachment| read(&attachment.hash)).transpose()?)
     }
 
     /// Hands all that is not zeros to `write_at`, with its offset in the image, from many threads. Answers how

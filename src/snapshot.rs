@@ -241,9 +241,7 @@ impl<'a> Snapshot<'a> {
     ///
     /// Damage.
     pub fn attachment(&self, name: &str) -> Result<Option<Vec<u8>>, Error> {
-        let found = self.record.attachments.iter().find(|attachment| attachment.name == name);
-        let read = |hash| Reader::new(self.shared, Check::Full).object(Kind::Attachment, hash);
-        Ok(found.map(|attachment| read(&attachment.hash)).transpose()?)
+        Ok(Reader::new(self.shared, Check::Full).attachment(&self.record, name)?)
     }
 
     /// Writes the bytes at these addresses to `out`, reading only the regions concerned.

@@ -84,9 +84,8 @@ impl HotSet {
         let Some(id) = newest else { return Ok(None) };
         // It may be forgotten by now.
         let Ok((record, _pin)) = shared.pin(id) else { return Ok(None) };
-        let found = record.attachments.iter().find(|attachment| attachment.name == HotSet::ATTACHMENT);
-        let Some(attachment) = found else { return Ok(None) };
-        let bytes = Reader::new(shared, Check::Full).object(Kind::Attachment, &attachment.hash)?;
+        let found = Reader::new(shared, Check::Full).attachment(&record, HotSet::ATTACHMENT)?;
+        let Some(bytes) = found else { return Ok(None) };
         let hot_set = HotSet::from_attachment(&bytes)
             .map_err(|source| StoreError::Record { kind: Kind::Attachment, source })?;
         Ok(Some(hot_set))

@@ -23,9 +23,9 @@ use crate::error::Error;
 use crate::hash::Hash;
 use crate::progress::Progress;
 use crate::record::{Record, SnapshotId};
+use crate::restore::Restore;
 use crate::store::gate::SnapshotGuard;
-use crate::store::object::Kind;
-use crate::store::read::{Check, Reader};
+use crate::store::read::Check;
 use crate::store::{Shared, Store};
 use crate::table::{self, Place};
 use crate::track::{Tracker, Tracking};
@@ -101,13 +101,7 @@ impl Store {
     /// [`NoSuchSnapshot`](crate::StoreError::NoSuchSnapshot); [`Damaged`](crate::StoreError::Damaged) or
     /// [`Missing`](crate::StoreError::Missing) if the layout or the root cannot be read.
     pub fn roll_back(&self, id: SnapshotId) -> Result<RollBack<'_>, Error> {
-        let shared = &**self.shared();
-        let (record, pin) = shared.pin(id)?;
-        let mut reader = Reader::new(shared, Check::Full);
-        let space: AddressSpace = reader.value(Kind::Layout, &record.layout)?;
-        let count = table::count(&space, record.region_size);
-        let tables = reader.hashes(Kind::Root, &record.root, count)?;
-        let (check, progress) = (Check::default(), Progress::default());
+        let Restore { shared, id, record, space, tables, check, progress, pin } = self.restore(id)?;
         Ok(RollBack {
             shared,
             id,

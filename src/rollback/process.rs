@@ -18,7 +18,6 @@ use crate::piece::{PIECE_BYTES, overlapping};
 use crate::record::Origin;
 use crate::sink::{ProcessSink, SinkError};
 use crate::source::{Frozen as _, FrozenProcess, ProcessMemory, ProcessSource, RSEQ_ATTACHMENT, SourceError};
-use crate::store::object::Kind;
 use crate::store::read::{Check, Reader};
 use crate::threads::{AUXV, MACHINE, NT_PRSTATUS, Thread, Threads};
 use crate::track::{Tracking, Untracked, complement, merge};
@@ -161,11 +160,8 @@ impl RollBack<'_> {
     /// What the snapshot says about the process.
     fn captured_process(&self, pid: u32) -> Result<CapturedProcess, Error> {
         let none = |why: &str| SinkError::NoRollBack { pid, why: why.to_owned() };
-        let read = |name: &str| -> Result<Option<Vec<u8>>, Error> {
-            let found = self.record.attachments.iter().find(|attachment| attachment.name == name);
-            let read = |hash| Reader::new(self.shared, Check::Full).object(Kind::Attachment, hash);
-            Ok(found.map(|attachment| read(&attachment.hash)).transpose()?)
-        };
+        let mut reader = Reader::new(self.shared, Check::Full);
+        let mut read = |name: &str| reader.attachment(&self.record, name);
         let is_process = matches!(self.record.origin, Origin::Process { .. });
         let threads = read(Threads::ATTACHMENT)?.filter(|_| is_process);
         let threads = threads.ok_or_else(|| {

@@ -31,7 +31,7 @@ use super::watermark::Watermark;
 use crate::codec::Codec;
 use crate::hash::Hash;
 use crate::sys::file::{self, File};
-use crate::sys::map::{self, PackMap};
+use crate::sys::map::{self, PackMap, Since};
 
 /// A pack is sealed when it has grown to this: large enough that a terabyte is a few thousand
 /// files, small enough that gc rewrites one in about a second.
@@ -420,6 +420,11 @@ type Unreadable = (Option<Header>, &'static str);
 /// Makes bytes of a pack ready to be touched.
 pub(crate) fn ready(map: &PackMap, bytes: Range<usize>) -> Result<(), StoreError> {
     map.ready(bytes).map_err(StoreError::io("read", map.path()))
+}
+
+/// The same for who reads many objects: [`PackMap::ready_since`].
+pub(crate) fn ready_since(map: &PackMap, bytes: Range<usize>, since: Since) -> Result<(), StoreError> {
+    map.ready_since(bytes, since).map_err(StoreError::io("read", map.path()))
 }
 
 /// A scan has so much read ahead of it.

@@ -1,5 +1,6 @@
 //! Reading objects back, checked.
 
+use std::cell::Cell;
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -15,8 +16,8 @@ use super::tree::Tree;
 use crate::codec::{self, Encoding};
 use crate::delta;
 use crate::hash::{self, Hash};
-use crate::record;
-use crate::sys::map::PackMap;
+use crate::record::{self, Record};
+use crate::sys::map::{PackMap, Since};
 use crate::table;
 
 /// How thoroughly regions are checked when they are read. The lengths and the checksum of the
@@ -48,6 +49,8 @@ struct Found {
     /// Where in the pack it begins.
     at: usize,
     header: Header,
+    /// Whether its checksum has been.
+    is_checked: Cell<bool>,
 }
 
 impl Found {
@@ -70,7 +73,12 @@ impl Found {
 
     /// Its payload, still encoded, its checksum checked.
     fn payload(&self) -> Result<&[u8], StoreError> {
-        self.header.payload(&self.map[self.at..]).map_err(|why| self.damaged(why))
+        if !self.is_checked.get() {
+            self.header.payload(&self.map[self.at..]).map_err(|why| self.damaged(why))?;
+            self.is_checked.set(true);
+        }
+        let start = self.at + HEADER_BYTES;
+        Ok(&self.map[start..start + self.header.stored_bytes as usize])
     }
 
     fn damaged(&self, detail: impl ToString) -> StoreError {
@@ -97,7 +105,8 @@ pub(crate) struct Reader<'a> {
 
 impl<'a> Reader<'a> {
     pub(crate) fn new(shared: &'a Shared, check: Check) -> Reader<'a> {
-        let cursor = || Cursor { shared, open: None, next_bytes: 0, ready: 0..0 };
+        let since = Since::now();
+        let cursor = || Cursor { shared, open: None, next_bytes: 0, since };
         Reader { check, objects: cursor(), bases: cursor() }
     }
 
@@ -117,8 +126,7 @@ impl<'a> Reader<'a> {
     /// Decodes regions that lie one after the other into `plain`, `region_bytes` each and the last one perhaps
     /// shorter. Zeros are written only if `clear_zeros`: else the target has them already.
     ///
-    /// They are decoded a batch at a time and hashed side by side while they are in the cache, which takes a
-    /// sixth less than hashing them one by one.
+    /// They are decoded a batch at a time and hashed side by side while they are in the cache.
     pub(crate) fn regions(
         &mut self,
         hashes: &[Hash],
@@ -170,6 +178,12 @@ impl<'a> Reader<'a> {
         let mut plain = vec![0; found.header.plain_bytes as usize];
         self.decode(&found, &mut plain, Check::Full)?;
         Ok(plain)
+    }
+
+    /// What is kept beside the memory of a snapshot under this name.
+    pub(crate) fn attachment(&mut self, record: &Record, name: &str) -> Result<Option<Vec<u8>>, StoreError> {
+        let found = record.attachments.iter().find(|attachment| attachment.name == name);
+        found.map(|attachment| self.object(Kind::Attachment, &attachment.hash)).transpose()
     }
 
     /// The hashes in a table or root, of which there must be `expected`.
@@ -332,45 +346,14 @@ struct Cursor<'a> {
     open: Option<(u32, Arc<PackMap>)>,
     /// Where the object after the last one begins, in the open pack.
     next_bytes: usize,
-    /// What may be touched of the open pack.
-    ready: Range<usize>,
+    /// What was made ready earlier may not be so any more.
+    since: Since,
 }
 
-/// What is read one after the other is made ready ahead: twice as much each time, up to this.
-const MAX_AHEAD_BYTES: usize = 1 << 20;
-
 impl Cursor<'_> {
-    /// Goes on in this map.
-    fn open(&mut self, pack: u32, map: &Arc<PackMap>) {
-        self.open = Some((pack, map.clone()));
-        self.ready = 0..0;
-    }
-
-    /// Makes bytes of the open pack ready to be touched. Whoever goes on where the last bytes ended will
-    /// go on; whoever jumps gets what was asked for only.
-    fn ready(&mut self, bytes: Range<usize>) -> Result<(), StoreError> {
-        let Some((_, map)) = &self.open else { return Ok(()) };
-        let bytes = bytes.start..bytes.end.min(map.len());
-        if bytes.is_empty() || (self.ready.start <= bytes.start && bytes.end <= self.ready.end) {
-            return Ok(());
-        }
-        let goes_on = self.ready.contains(&bytes.start) || (bytes.start == self.ready.end && bytes.start > 0);
-        let ahead = match goes_on {
-            true => (2 * self.ready.len()).min(MAX_AHEAD_BYTES),
-            false => 0,
-        };
-        let start = if goes_on { self.ready.end } else { bytes.start };
-        let end = bytes.end.max(start.saturating_add(ahead)).min(map.len());
-        // Where not all that lies ahead can be read, perhaps what is needed now can.
-        let end = match pack::ready(map, start..end) {
-            Ok(()) => end,
-            Err(_) => {
-                pack::ready(map, start..bytes.end)?;
-                bytes.end
-            }
-        };
-        self.ready = bytes.start..end;
-        Ok(())
+    /// Makes bytes of the open pack ready to be touched.
+    fn ready(&self, bytes: Range<usize>) -> Result<(), StoreError> {
+        self.open.as_ref().map_or(Ok(()), |(_, map)| pack::ready_since(map, bytes, self.since))
     }
 
     fn place(&self, pack: u32, at: usize) -> Place {
@@ -391,7 +374,7 @@ impl Cursor<'_> {
         let place = self.place(pack, self.next_bytes);
         let header = Header::read(&map[self.next_bytes..], place).ok().filter(|it| fits(it.kind, kind))?;
         self.ready(self.next_bytes..self.next_bytes.saturating_add(header.object_bytes())).ok()?;
-        Some(Found { map, pack, at: self.next_bytes, header })
+        Some(Found { map, pack, at: self.next_bytes, header, is_checked: Cell::new(false) })
     }
 
     /// The object after the last one if it is this and whole, else the one that the index knows.
@@ -428,7 +411,7 @@ impl Cursor<'_> {
             None => {
                 let Some(found) = self.shared.log.pack(pack) else { return Ok(None) };
                 let map = found.bytes(end_bytes)?;
-                self.open(pack, &map);
+                self.open = Some((pack, map.clone()));
                 map
             }
         };
@@ -438,7 +421,7 @@ impl Cursor<'_> {
         if let Some(header) = &header {
             self.ready(at..at.saturating_add(header.object_bytes()))?;
         }
-        Ok(header.map(|header| Found { map, pack, at, header }))
+        Ok(header.map(|header| Found { map, pack, at, header, is_checked: Cell::new(false) }))
     }
 
     /// The object at a place; none if gc has removed the pack.
@@ -460,7 +443,7 @@ impl Cursor<'_> {
                     return Err(damaged("the pack ends before it"));
                 }
                 let map = pack.bytes(location.end_bytes())?;
-                self.open(location.pack, &map);
+                self.open = Some((location.pack, map.clone()));
                 map
             }
         };
@@ -473,7 +456,7 @@ impl Cursor<'_> {
         }
         // The index may be wrong about how long it is.
         self.ready(at..at.saturating_add(header.object_bytes()))?;
-        Ok(Some(Found { map, pack: location.pack, at, header }))
+        Ok(Some(Found { map, pack: location.pack, at, header, is_checked: Cell::new(false) }))
     }
 }
 

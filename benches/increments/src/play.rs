@@ -9,6 +9,9 @@ use crate::state::Tape;
 /// A contender that has an index comes to rest, and is measured whole, after so many snapshots.
 const SNAPSHOTS_PER_REST: usize = 10;
 
+/// The last moment is restored so often; the middle time counts.
+const RESTORES: usize = 5;
+
 /// What one contender did with one tape.
 pub struct Run {
     pub name: String,
@@ -83,10 +86,14 @@ pub fn play(mut contender: Box<dyn Contender>, tape: &Tape) -> Run {
     let cpu = stopwatch.spent().cpu.saturating_sub(not_its_own);
     assert!(state == *tape.last(), "the tape does not hold what was recorded");
     let last = size_of(contender);
-    let restore = contender.restore().map(|(took, found)| {
-        assert!(found == state, "{} gave back other memory than it was given", contender.name());
-        took
-    });
+    let restores: Vec<Duration> = (0..RESTORES)
+        .filter_map(|_| {
+            let (took, found) = contender.restore()?;
+            assert!(found == state, "{} gave back other memory than it was given", contender.name());
+            Some(took)
+        })
+        .collect();
+    let restore = (!restores.is_empty()).then(|| median(restores));
     let per = |total: u64| total as f64 / further as f64;
     Run {
         name: contender.name(),

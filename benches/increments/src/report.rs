@@ -9,6 +9,8 @@ use crate::play::Run;
 /// and that borg does.
 const WANTED_OF_JOURNAL: f64 = 0.75;
 const WANTED_OF_BORG: f64 = 1.0 / 6.0;
+/// How many times faster the last moment is to be restored than the journal is replayed.
+const WANTED_RESTORE: f64 = 5.0;
 
 /// What each further snapshot costs, beside the journal at 512 bytes and borg.
 pub fn print_increments(runs: &[Run]) {
@@ -24,8 +26,9 @@ pub fn print_increments(runs: &[Run]) {
         "changed",
         "deltas",
         "the first snapshot",
+        "restore of the last",
     ]);
-    println!("|---|{}", "---:|".repeat(10));
+    println!("|---|{}", "---:|".repeat(11));
     for run in runs {
         row(&[
             &run.name,
@@ -39,6 +42,7 @@ pub fn print_increments(runs: &[Run]) {
             &if_any(run.changed),
             &if_any(run.deltas),
             &count(run.first.disk_bytes as f64),
+            &run.restore.map(milliseconds).unwrap_or_default(),
         ]);
     }
     println!();
@@ -53,6 +57,13 @@ pub fn print_verdict(runs: &[Run]) {
         ratio(ours, peer(runs, "journal 512 B"))
     );
     println!("{} of borg (wanted: {WANTED_OF_BORG:.3}).", ratio(ours, peer(runs, "borg")));
+    let journal = peer(runs, "journal 512 B").and_then(|run| run.restore);
+    if let (Some(restore), Some(replay)) = (ours.restore, journal) {
+        let times = replay.as_secs_f64() / restore.as_secs_f64();
+        println!(
+            "Restoring the last moment is {times:.1} times as fast as replaying the journal (wanted: {WANTED_RESTORE})."
+        );
+    }
 }
 
 fn peer<'a>(runs: &'a [Run], name: &str) -> Option<&'a Run> {
