@@ -1,0 +1,99 @@
+//! Files that a guest made and has open: what is replayed is compared with a replay of the whole log by Wasmer's own
+//! journal, and with what the guest itself saw in the life that went on.
+
+// A helper of a test may fail as the test itself may.
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
+mod common;
+
+use std::path::Path;
+use std::sync::Arc;
+
+use common::{Guest, Life, Spy, Vault, up_to_mark, write_log};
+use stillframe_wasmer::Resume;
+use wasmer_wasix::journal::{DynJournal, JournalEntry, LogFileJournal};
+
+/// Names all files, with sums of their contents, and says where each descriptor stands.
+const LOOK: &str = "list /data";
+
+struct Random(u64);
+
+impl Random {
+    fn pick(&mut self, below: usize) -> usize {
+        self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        usize::try_from(self.0 >> 33).unwrap() % below
+    }
+}
+
+/// One thing to do to files. Names and descriptors are few, so that they meet.
+fn command(random: &mut Random) -> String {
+    let name = |random: &mut Random| {
+        let folder = ["", "", "sub/"][random.pick(3)];
+        format!("/data/{folder}{}", ["a", "b", "c"][random.pick(3)])
+    };
+    let descriptor = |random: &mut Random| 4 + random.pick(8);
+    match random.pick(16) {
+        0..3 => format!("open {} {}", name(random), ["r", "w", "wc", "wct", "wca"][random.pick(5)]),
+        3..5 => format!("close {}", descriptor(random)),
+        5..9 => {
+            let text = ["x", "some-text", "a-somewhat-longer-text-than-the-others"][random.pick(3)];
+            format!("write {} {text}{}", descriptor(random), random.pick(1000))
+        }
+        9..11 => format!("seek {} {}", descriptor(random), random.pick(60)),
+        11 => format!("cut {} {}", descriptor(random), random.pick(40)),
+        12 => format!("unlink {}", name(random)),
+        13 => format!("rename {} {}", name(random), name(random)),
+        14 => ["mkdir /data/sub", "rmdir /data/sub"][random.pick(2)].to_owned(),
+        _ => format!("renumber {} {}", descriptor(random), descriptor(random)),
+    }
+}
+
+fn resume(guest: &Guest, journal: Arc<DynJournal>) -> anyhow::Result<Vec<String>> {
+    let mut life = Life::start(guest, journal, &[])?;
+    let mut said = vec![life.line()?];
+    for line in [LOOK, "write 4 more", "open /data/new wc", LOOK] {
+        said.push(life.ask(line)?);
+    }
+    life.end()?;
+    Ok(said)
+}
+
+fn whole_log(guest: &Guest, path: &Path, entries: &[JournalEntry<'static>]) -> anyhow::Result<Vec<String>> {
+    write_log(path, entries);
+    resume(guest, Arc::new(LogFileJournal::new(path)?))
+}
+
+#[test]
+fn files_are_as_after_a_replay_of_the_whole_log() {
+    let guest = Guest::build("files").unwrap();
+    for seed in 0..6 {
+        let vault = Vault::new();
+        let spy = Spy::on(vault.journal("files", Resume::Latest));
+        let mut life = Life::start(&guest, spy.clone(), &[]).unwrap();
+        let mut random = Random(seed);
+        life.ask("mkdir /data").unwrap();
+        let mut saw = Vec::new();
+        for _ in 0..8 {
+            for _ in 0..12 {
+                life.ask(&command(&mut random)).unwrap();
+            }
+            life.snapshot("s").unwrap();
+            saw.push(life.ask(LOOK).unwrap());
+        }
+        life.end().unwrap();
+        let (entries, taken) = (spy.written(), vault.snapshots("files"));
+        for at in [0, 2, 5, 7] {
+            let ours = resume(&guest, vault.journal("branch", Resume::At(taken[at])));
+            let log = vault.dir.path().join(format!("{at}.journal"));
+            match (whole_log(&guest, &log, &up_to_mark(&entries, at + 1)), ours) {
+                (Ok(expected), Ok(found)) => {
+                    assert_eq!(found, expected, "seed {seed}, snapshot {at}");
+                    println!("seed {seed}, snapshot {at}: as the log; as the guest saw it: {}", found[1] == saw[at]);
+                }
+                // There is what Wasmer's journal cannot replay.
+                (Err(expected), Err(found)) => println!("seed {seed}, snapshot {at}: neither: {expected}; {found}"),
+                (expected, found) => panic!("seed {seed}, snapshot {at}: {expected:?}, but {found:?}"),
+            }
+        }
+    }
+}
