@@ -121,10 +121,11 @@ impl<R: Read> Decoder<R> {
         self.peek(length_bytes)?;
         let wrong = |why: String| Damage::Record { kind, length_bytes, why };
         let length = usize::try_from(length_bytes).map_err(|error| wrong(error.to_string()))?;
-        // It stands in the buffer as it stood in the file, or its parts would not be aligned.
+        // It stands in the buffer as it stood in the file, or its parts would not be aligned; an empty one needs
+        // a buffer for that, too.
         let start_bytes = self.at_bytes;
         let padding = usize::try_from(start_bytes % ALIGN_BYTES as u64).unwrap_or_default();
-        let mut buffer: AlignedVec<ALIGN_BYTES> = AlignedVec::with_capacity(padding + length);
+        let mut buffer: AlignedVec<ALIGN_BYTES> = AlignedVec::with_capacity(ALIGN_BYTES + length);
         buffer.resize(padding + length, 0);
         self.fill(&mut buffer[padding..])?;
         let entry = decode(record_type, &buffer[padding..]).map_err(wrong);
@@ -209,7 +210,7 @@ mod tests {
     fn what_is_encoded_is_decoded_again() {
         let entries = samples::one_of_each();
         let (found, damage) = decoded(&encoded(&entries));
-        assert!(damage.is_none());
+        assert!(damage.is_none(), "{damage:?}");
         assert_eq!(found, entries);
     }
 
@@ -217,7 +218,7 @@ mod tests {
     fn journals_one_behind_the_other_are_one() {
         let entries = samples::one_of_each();
         let (found, damage) = decoded(&[encoded(&entries), encoded(&entries)].concat());
-        assert!(damage.is_none());
+        assert!(damage.is_none(), "{damage:?}");
         assert_eq!(found, [entries.clone(), entries].concat());
     }
 

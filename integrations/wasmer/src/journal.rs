@@ -71,7 +71,7 @@ impl StoreJournal {
             Some(id) => Line::resume(store, process, id)?,
             None => Line::begin(store, process),
         };
-        let written = Written { line, resumed, written_bytes: 0 };
+        let written = Written { line, resumed, written_bytes: 0, error: None };
         Ok(StoreJournal {
             writer: Writer { written: Arc::new(Mutex::new(written)) },
             reader: Reader::new(store.clone(), resumed),
@@ -81,6 +81,12 @@ impl StoreJournal {
     /// The snapshot that the next one will follow: the last one taken, or the one that was resumed.
     pub fn tip(&self) -> Option<SnapshotId> {
         self.writer.written().line.tip()
+    }
+
+    /// Why the journal could last not be written, once. To the guest and its host the runtime only says `error 79`, and
+    /// ends the guest: what is not on the disk is not gone on from.
+    pub fn take_error(&self) -> Option<Error> {
+        self.writer.written().error.take()
     }
 }
 
@@ -122,6 +128,7 @@ struct Written {
     /// The snapshot that the runtime is to resume, until the process that does so ends.
     resumed: Option<SnapshotId>,
     written_bytes: u64,
+    error: Option<Error>,
 }
 
 impl Writer {
@@ -130,20 +137,30 @@ impl Writer {
     }
 }
 
+impl Written {
+    fn take(&mut self, entry: JournalEntry<'_>) -> Result<(), Error> {
+        match (&entry, self.resumed) {
+            (JournalEntry::InitModuleV1 { wasm_hash }, Some(resumed)) => {
+                let expected = self.line.module().unwrap_or_default();
+                return Err(Error::BeganAnew { resumed, expected, found: hex(wasm_hash) });
+            }
+            (JournalEntry::ProcessExitV1 { .. }, _) => self.resumed = None,
+            _ => {}
+        }
+        self.line.take(entry).map(drop)
+    }
+}
+
 impl WritableJournal for Writer {
     fn write<'a>(&'a self, entry: JournalEntry<'a>) -> Result<LogWriteResult, anyhow::Error> {
         let mut written = self.written();
-        match (&entry, written.resumed) {
-            (JournalEntry::InitModuleV1 { wasm_hash }, Some(resumed)) => {
-                let expected = written.line.module().unwrap_or_default();
-                return Err(Error::BeganAnew { resumed, expected, found: hex(wasm_hash) }.into());
-            }
-            (JournalEntry::ProcessExitV1 { .. }, _) => written.resumed = None,
-            _ => {}
-        }
         let record_start = written.written_bytes;
         written.written_bytes += entry.estimate_size() as u64;
-        written.line.take(entry)?;
+        if let Err(error) = written.take(entry) {
+            let text = anyhow::Error::msg(error.to_string());
+            written.error = Some(error);
+            return Err(text);
+        }
         Ok(LogWriteResult { record_start, record_end: written.written_bytes })
     }
 

@@ -26,7 +26,7 @@ pub(crate) fn thread(id: u32, start: ThreadStartType) -> JournalEntry<'static> {
             stack_lower: 1024,
             guard_size: 0,
             stack_size: 64512,
-            tls_base: Some(5),
+            tls_base: None,
         },
         is_64bit: false,
     }

@@ -124,9 +124,12 @@ fn a_runtime_that_would_begin_anew_is_told_why_instead() {
     let (counter, files) = (Guest::build("counter").unwrap(), Guest::build("files").unwrap());
     live(&vault, &counter, "web-1", 1);
     let taken = vault.snapshots("web-1");
-    let mut life = Life::start(&files, vault.journal("web-1", Resume::Latest), &[]).unwrap();
-    let ended = life.line().unwrap_err().to_string();
-    assert!(ended.contains("set_module_hash"), "{ended}");
+    let journal = vault.journal("web-1", Resume::Latest);
+    let mut life = Life::start(&files, journal.clone(), &[]).unwrap();
+    assert!(life.line().unwrap_err().to_string().contains("journal failed"));
+    let error = journal.take_error().unwrap();
+    assert!(matches!(error, stillframe_wasmer::Error::BeganAnew { resumed, .. } if resumed == taken[0]), "{error}");
+    assert!(error.to_string().contains("set_module_hash"), "{error}");
     assert_eq!(vault.snapshots("web-1"), taken);
 
     // On purpose it may.

@@ -1,9 +1,9 @@
 //! A host that runs a guest with a journal, as a program would: one life at a time, each with a runtime of its own.
 
 // Each program that has this module uses a part of it.
-#![allow(dead_code)]
+#![allow(dead_code, unreachable_pub)]
 
-use std::io::{Read, Write};
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
@@ -21,7 +21,7 @@ use wasmer_wasix::{Pipe, Runtime, WasiEnv, WasiEnvBuilder};
 use wasmer_types::ModuleHash;
 
 /// No guest here thinks for longer.
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_secs(30);
 
 /// A compiled guest.
 #[derive(Clone)]
@@ -138,7 +138,9 @@ impl Life {
                 Some(length) if length > 0 => self.read.extend_from_slice(&buffer[..length]),
                 _ => match self.task.status() {
                     TaskStatus::Finished(ended) => bail!("the guest ended: {ended:?}"),
-                    _ if Instant::now() > deadline => bail!("the guest is silent"),
+                    _ if Instant::now() > deadline => {
+                        bail!("the guest is silent, after {:?}", String::from_utf8_lossy(&self.read))
+                    }
                     _ => std::thread::sleep(Duration::from_micros(100)),
                 },
             }

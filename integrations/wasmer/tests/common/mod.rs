@@ -1,7 +1,7 @@
 //! What the tests with a real engine have in common.
 
 // Each test binary uses a part of it.
-#![allow(dead_code, clippy::unwrap_used, clippy::expect_used)]
+#![allow(dead_code, unreachable_pub, clippy::unwrap_used, clippy::expect_used)]
 
 #[path = "../../examples/host/mod.rs"]
 pub mod host;
