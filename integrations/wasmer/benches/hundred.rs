@@ -131,7 +131,14 @@ fn log_file(guest: &Guest, dir: &Path) -> Result<Row> {
     }
     let (first, further) = spent.split_first().context("no snapshots")?;
     let bytes = (first_bytes, bytes);
-    Ok(Row { name: "Wasmer's log file", first: *first, further: further.to_vec(), bytes, latest, fiftieth: vec![] })
+    Ok(Row {
+        name: "Wasmer's log file",
+        first: *first,
+        further: further.to_vec(),
+        bytes,
+        latest,
+        fiftieth: vec![],
+    })
 }
 
 fn store(guest: &Guest, dir: &Path) -> Result<Row> {
@@ -159,7 +166,9 @@ fn median(times: &[Duration]) -> f64 {
 
 fn main() -> Result<()> {
     let guest = Guest::build("counter")?;
-    println!("| | first, MB | all {SNAPSHOTS}, MB | first, ms | further, ms | resume latest, ms | resume the 50th, ms |");
+    println!(
+        "| | first, MB | all {SNAPSHOTS}, MB | first, ms | further, ms | resume latest, ms | resume the 50th, ms |"
+    );
     println!("|---|---:|---:|---:|---:|---:|---:|");
     let mut rows = Vec::new();
     for run in [log_file, store] {

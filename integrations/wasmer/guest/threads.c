@@ -1,5 +1,8 @@
 // Three threads that each count, beside the one that reads lines: 's' asks for a snapshot, anything else for the
 // counts. No C library: its threads would need one that was built for them.
+//
+// Each thread allows a snapshot where it calls proc_snapshot. In thread_sleep it could be taken too, but the thread
+// would not survive it.
 #include <stdatomic.h>
 #include <stddef.h>
 #include <stdint.h>
@@ -11,7 +14,6 @@ struct buffer { void *bytes; uint32_t length; };
 WASI(fd_read) int fd_read(int fd, const struct buffer *buffers, uint32_t count, uint32_t *read);
 WASI(fd_write) int fd_write(int fd, const struct buffer *buffers, uint32_t count, uint32_t *written);
 WASIX(proc_snapshot) int proc_snapshot(void);
-WASIX(thread_sleep) int thread_sleep(uint64_t nanoseconds);
 
 struct thread_start {
     uint32_t stack_upper, tls_base, function, argument, reserved[10], stack_size, guard_size;
@@ -24,6 +26,11 @@ static _Alignas(16) char stacks[THREADS][STACK];
 static struct thread_start starts[THREADS];
 static _Atomic uint32_t counts[THREADS];
 static _Atomic uint32_t wanted;
+static int32_t never;
+
+static void doze(void) {
+    __builtin_wasm_memory_atomic_wait32(&never, 0, 1000000);
+}
 
 __asm__(
     ".globaltype __stack_pointer, i32\n"
@@ -48,7 +55,8 @@ __attribute__((used, noinline)) void count_for_ever(struct thread_start *start) 
             mine = mine + 1;
             atomic_store(&counts[start->argument], mine);
         }
-        thread_sleep(1000000);
+        doze();
+        proc_snapshot();
     }
 }
 
@@ -63,7 +71,10 @@ static uint32_t write_number(char *to, uint32_t number) {
 // Until all have taken every step that is wanted.
 static void __attribute__((noinline)) tell(void) {
     for (uint32_t at = 0; at < THREADS; at++)
-        while (atomic_load(&counts[at]) != atomic_load(&wanted)) thread_sleep(1000000);
+        while (atomic_load(&counts[at]) != atomic_load(&wanted)) {
+            doze();
+            proc_snapshot();
+        }
     char line[64];
     uint32_t length = 0;
     for (uint32_t at = 0; at < THREADS; at++) {

@@ -18,7 +18,9 @@ use rkyv::ser::allocator::Arena;
 use rkyv::ser::sharing::Share;
 use rkyv::ser::writer::IoWriter;
 use rkyv::util::AlignedVec;
-use wasmer_journal::{ArchivedJournalEntry, JOURNAL_MAGIC_NUMBER_BYTES, JournalEntry, JournalEntryRecordType};
+use wasmer_journal::{
+    ArchivedJournalEntry, JOURNAL_MAGIC_NUMBER_BYTES, JournalEntry, JournalEntryRecordType,
+};
 
 use crate::error::{Damage, Error};
 

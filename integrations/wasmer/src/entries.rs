@@ -107,24 +107,22 @@ impl Entries {
                 self.create(State::default(), &[*one, *other]);
             }
             E::DuplicateFileDescriptorV1 { original_fd: from, copied_fd: to }
-            | E::DuplicateFileDescriptorV2 { original_fd: from, copied_fd: to, .. } => {
-                if from != to {
-                    self.stand_for(*from, *to);
-                }
+            | E::DuplicateFileDescriptorV2 { original_fd: from, copied_fd: to, .. }
+                if from != to =>
+            {
+                self.stand_for(*from, *to);
             }
-            E::RenumberFileDescriptorV1 { old_fd: from, new_fd: to } => {
-                if from != to {
-                    self.stand_for(*from, *to);
-                    self.stdio.remove(from);
-                    if let Some(object) = self.open.remove(from)
-                        && let Some(state) = self.objects.get_mut(&object)
-                    {
-                        state.descriptors.remove(from);
-                        state.entries.push(at);
-                    }
-                    self.list.push(Some(entry));
-                    return;
+            E::RenumberFileDescriptorV1 { old_fd: from, new_fd: to } if from != to => {
+                self.stand_for(*from, *to);
+                self.stdio.remove(from);
+                if let Some(object) = self.open.remove(from)
+                    && let Some(state) = self.objects.get_mut(&object)
+                {
+                    state.descriptors.remove(from);
+                    state.entries.push(at);
                 }
+                self.list.push(Some(entry));
+                return;
             }
             E::CloseFileDescriptorV1 { fd } => {
                 self.stdio.remove(fd);
@@ -169,7 +167,8 @@ impl Entries {
                 }
                 self.supersede_last(*fd, &entry);
             }
-            E::FileDescriptorSeekV1 { fd, whence: Whence::Set, .. } | E::FileDescriptorSetFdFlagsV1 { fd, .. } => {
+            E::FileDescriptorSeekV1 { fd, whence: Whence::Set, .. }
+            | E::FileDescriptorSetFdFlagsV1 { fd, .. } => {
                 self.supersede_last(*fd, &entry);
             }
             E::TtySetV1 { .. } => {
@@ -203,13 +202,19 @@ impl Entries {
                 if !self.may_be_open(&path) {
                     self.drop_contents(&path);
                 }
-                self.objects.values_mut().filter(|it| it.path.as_ref() == Some(&path)).for_each(|it| it.path = None);
+                self.objects
+                    .values_mut()
+                    .filter(|it| it.path.as_ref() == Some(&path))
+                    .for_each(|it| it.path = None);
             }
             E::ChangeDirectoryV1 { .. } => self.forget_paths(),
             E::PathSetTimesV1 { fd, path, .. } => {
                 self.others_build_on(*fd);
                 let path = (*fd, path.to_string());
-                self.objects.values_mut().filter(|it| it.path.as_ref() == Some(&path)).for_each(|it| it.path = None);
+                self.objects
+                    .values_mut()
+                    .filter(|it| it.path.as_ref() == Some(&path))
+                    .for_each(|it| it.path = None);
             }
             E::CreateDirectoryV1 { fd, .. } | E::RemoveDirectoryV1 { fd, .. } => self.others_build_on(*fd),
             _ => {}
@@ -388,7 +393,10 @@ impl Entries {
     }
 
     fn rename(&mut self, from: (Fd, String), to: (Fd, String)) {
-        let is_file = self.objects.values().any(|state| state.path.as_ref() == Some(&from) && !state.contents.is_empty());
+        let is_file = self
+            .objects
+            .values()
+            .any(|state| state.path.as_ref() == Some(&from) && !state.contents.is_empty());
         if !is_file {
             // It may be a directory, and then what lies below has other paths now.
             self.forget_paths();
@@ -431,7 +439,8 @@ impl Entries {
         for state in self.objects.values_mut() {
             state.entries = state.entries.iter().filter_map(moved).collect();
             state.contents = state.contents.iter().filter_map(moved).collect();
-            state.written = state.written.drain().filter_map(|(at, entry)| Some((at, moved(&entry)?))).collect();
+            state.written =
+                state.written.drain().filter_map(|(at, entry)| Some((at, moved(&entry)?))).collect();
         }
         // What is closed and can lose nothing more need not be known any longer.
         self.objects.retain(|_, state| !state.descriptors.is_empty() || state.path.is_some());
@@ -537,7 +546,8 @@ mod tests {
         entries.into_iter().for_each(|entry| kept.push(entry));
         let found: Vec<_> = kept.iter().cloned().collect();
         kept.mark(mark());
-        let marked: Vec<_> = kept.iter().filter(|it| !matches!(it, JournalEntry::SnapshotV1 { .. })).cloned().collect();
+        let marked: Vec<_> =
+            kept.iter().filter(|it| !matches!(it, JournalEntry::SnapshotV1 { .. })).cloned().collect();
         assert_eq!(marked, found, "closing the holes changes nothing");
         let mut again = Entries::default();
         found.iter().cloned().for_each(|entry| again.push(entry));
@@ -585,106 +595,205 @@ mod tests {
         let truncate = Oflags::CREATE | Oflags::TRUNC;
         let cases: Vec<(&str, Vec<JournalEntry<'static>>, Vec<usize>)> = vec![
             ("a file that is open", vec![open(4, "a", READ), seek(4, 5, Whence::Set)], vec![]),
-            ("one that was only read", vec![open(4, "a", READ), seek(4, 5, Whence::Set), close(4)], vec![0, 1, 2]),
+            (
+                "one that was only read",
+                vec![open(4, "a", READ), seek(4, 5, Whence::Set), close(4)],
+                vec![0, 1, 2],
+            ),
             ("one that was made", vec![open(4, "a", MAKE), close(4)], vec![]),
             ("one that was written", vec![open(4, "a", READ), write(4, 0, "x"), close(4)], vec![]),
             ("a copy holds it", vec![open(4, "a", READ), dup(4, 5), close(4)], vec![]),
-            ("the copy is closed too", vec![open(4, "a", READ), dup(4, 5), close(4), close(5)], vec![0, 1, 2, 3]),
-            ("a directory others were opened in", vec![
-                open(4, "a", READ),
-                JournalEntry::CreateDirectoryV1 { fd: 4, path: "b".into() },
-                close(4),
-            ], vec![]),
-            ("a number used again", vec![
-                open(4, "a", READ),
-                close(4),
-                open(4, "b", READ),
-                seek(4, 1, Whence::Set),
-            ], vec![0, 1]),
-            ("a copy over another one", vec![open(4, "a", READ), open(5, "b", READ), dup(4, 5), close(5), close(4)], vec![]),
+            (
+                "the copy is closed too",
+                vec![open(4, "a", READ), dup(4, 5), close(4), close(5)],
+                vec![0, 1, 2, 3],
+            ),
+            (
+                "a directory others were opened in",
+                vec![
+                    open(4, "a", READ),
+                    JournalEntry::CreateDirectoryV1 { fd: 4, path: "b".into() },
+                    close(4),
+                ],
+                vec![],
+            ),
+            (
+                "a number used again",
+                vec![open(4, "a", READ), close(4), open(4, "b", READ), seek(4, 1, Whence::Set)],
+                vec![0, 1],
+            ),
+            (
+                "a copy over another one",
+                vec![open(4, "a", READ), open(5, "b", READ), dup(4, 5), close(5), close(4)],
+                vec![],
+            ),
             ("stdout", vec![write(1, 0, "x"), write(2, 0, "x"), dup(1, 7), write(7, 1, "y")], vec![0, 1, 3]),
             ("stdout that is a file now", vec![open(4, "a", MAKE), dup(4, 1), write(1, 0, "x")], vec![]),
-            ("a place written twice", vec![open(4, "a", MAKE), write(4, 0, "xy"), write(4, 1, "z"), write(4, 0, "uv")], vec![1]),
-            ("… but for what is cut off", vec![
-                open(4, "a", MAKE),
-                write(4, 0, "xy"),
-                JournalEntry::FileDescriptorSetSizeV1 { fd: 4, st_size: 1 },
-                write(4, 0, "uv"),
-            ], vec![]),
-            ("a pipe is no file", vec![
-                JournalEntry::CreatePipeV1 { read_fd: 4, write_fd: 5 },
-                write(5, 0, "x"),
-                write(5, 0, "y"),
-            ], vec![]),
-            ("a pipe of which one end is closed", vec![
-                JournalEntry::CreatePipeV1 { read_fd: 4, write_fd: 5 },
-                close(5),
-            ], vec![]),
-            ("a pipe that is closed", vec![
-                JournalEntry::CreatePipeV1 { read_fd: 4, write_fd: 5 },
-                write(5, 0, "x"),
-                close(4),
-                close(5),
-            ], vec![0, 1, 2, 3]),
-            ("seeks", vec![open(4, "a", READ), seek(4, 1, Whence::Set), seek(4, 2, Whence::Set), seek(4, 0, Whence::Cur)], vec![1, 3]),
-            ("a seek from where it is", vec![open(4, "a", READ), seek(4, 1, Whence::Set), seek(4, 2, Whence::Cur)], vec![]),
-            ("a file that is gone", vec![open(4, "a", MAKE), write(4, 0, "x"), close(4), unlink("a")], vec![1]),
-            ("… but for a link", vec![open(4, "a", MAKE), write(4, 0, "x"), close(4), link("a", "b"), unlink("a")], vec![]),
-            ("… that is open still", vec![open(4, "a", MAKE), write(4, 0, "x"), close(4), open(4, "./a", READ), unlink("a")], vec![]),
-            ("… under another name", vec![open(4, "a", MAKE), write(4, 0, "x"), close(4), rename("a", "b"), unlink("a")], vec![]),
-            ("a file written anew", vec![open(4, "a", MAKE), write(4, 0, "x"), close(4), open(4, "a", truncate), write(4, 0, "y")], vec![0, 1, 2]),
-            ("… that was in another one's way", vec![
-                open(5, "b", READ),
-                open(4, "a", MAKE),
-                dup(4, 5),
-                close(4),
-                close(5),
-                open(4, "a", truncate),
-            ], vec![]),
-            ("… that was opened by another way and written", vec![
-                open(4, "a", MAKE),
-                close(4),
-                open(4, "./a", READ),
-                write(4, 0, "x"),
-                close(4),
-                open(4, "a", truncate),
-            ], vec![]),
-            ("… that has another name", vec![open(4, "new", MAKE), close(4), rename("new", "a"), open(4, "a", truncate)], vec![]),
-            ("… that is read still", vec![
-                open(4, "a", MAKE),
-                write(4, 0, "x"),
-                close(4),
-                open(5, "a", READ),
-                open(4, "a", truncate),
-            ], vec![1]),
-            ("a file replaced", vec![
-                open(4, "a", MAKE),
-                write(4, 0, "x"),
-                close(4),
-                open(4, "new", MAKE),
-                write(4, 0, "y"),
-                close(4),
-                rename("new", "a"),
-            ], vec![1]),
-            ("a path that is another one now", vec![
-                open(4, "a", MAKE),
-                write(4, 0, "x"),
-                close(4),
-                JournalEntry::ChangeDirectoryV1 { path: "/other".into() },
-                unlink("a"),
-            ], vec![]),
-            ("what an epoll watches", vec![
-                JournalEntry::EpollCreateV1 { fd: 4 },
-                JournalEntry::CreatePipeV1 { read_fd: 5, write_fd: 6 },
-                JournalEntry::EpollCtlV1 {
-                    epfd: 4,
-                    op: wasmer_wasix_types::wasi::EpollCtl::Add,
-                    fd: 5,
-                    event: None,
-                },
-                close(5),
-                close(6),
-            ], vec![1, 2, 3, 4]),
+            (
+                "a place written twice",
+                vec![open(4, "a", MAKE), write(4, 0, "xy"), write(4, 1, "z"), write(4, 0, "uv")],
+                vec![1],
+            ),
+            (
+                "… but for what is cut off",
+                vec![
+                    open(4, "a", MAKE),
+                    write(4, 0, "xy"),
+                    JournalEntry::FileDescriptorSetSizeV1 { fd: 4, st_size: 1 },
+                    write(4, 0, "uv"),
+                ],
+                vec![],
+            ),
+            (
+                "a pipe is no file",
+                vec![
+                    JournalEntry::CreatePipeV1 { read_fd: 4, write_fd: 5 },
+                    write(5, 0, "x"),
+                    write(5, 0, "y"),
+                ],
+                vec![],
+            ),
+            (
+                "a pipe of which one end is closed",
+                vec![JournalEntry::CreatePipeV1 { read_fd: 4, write_fd: 5 }, close(5)],
+                vec![],
+            ),
+            (
+                "a pipe that is closed",
+                vec![
+                    JournalEntry::CreatePipeV1 { read_fd: 4, write_fd: 5 },
+                    write(5, 0, "x"),
+                    close(4),
+                    close(5),
+                ],
+                vec![0, 1, 2, 3],
+            ),
+            (
+                "seeks",
+                vec![
+                    open(4, "a", READ),
+                    seek(4, 1, Whence::Set),
+                    seek(4, 2, Whence::Set),
+                    seek(4, 0, Whence::Cur),
+                ],
+                vec![1, 3],
+            ),
+            (
+                "a seek from where it is",
+                vec![open(4, "a", READ), seek(4, 1, Whence::Set), seek(4, 2, Whence::Cur)],
+                vec![],
+            ),
+            (
+                "a file that is gone",
+                vec![open(4, "a", MAKE), write(4, 0, "x"), close(4), unlink("a")],
+                vec![1],
+            ),
+            (
+                "… but for a link",
+                vec![open(4, "a", MAKE), write(4, 0, "x"), close(4), link("a", "b"), unlink("a")],
+                vec![],
+            ),
+            (
+                "… that is open still",
+                vec![open(4, "a", MAKE), write(4, 0, "x"), close(4), open(4, "./a", READ), unlink("a")],
+                vec![],
+            ),
+            (
+                "… under another name",
+                vec![open(4, "a", MAKE), write(4, 0, "x"), close(4), rename("a", "b"), unlink("a")],
+                vec![],
+            ),
+            (
+                "a file written anew",
+                vec![
+                    open(4, "a", MAKE),
+                    write(4, 0, "x"),
+                    close(4),
+                    open(4, "a", truncate),
+                    write(4, 0, "y"),
+                ],
+                vec![0, 1, 2],
+            ),
+            (
+                "… that was in another one's way",
+                vec![
+                    open(5, "b", READ),
+                    open(4, "a", MAKE),
+                    dup(4, 5),
+                    close(4),
+                    close(5),
+                    open(4, "a", truncate),
+                ],
+                vec![],
+            ),
+            (
+                "… that was opened by another way and written",
+                vec![
+                    open(4, "a", MAKE),
+                    close(4),
+                    open(4, "./a", READ),
+                    write(4, 0, "x"),
+                    close(4),
+                    open(4, "a", truncate),
+                ],
+                vec![],
+            ),
+            (
+                "… that has another name",
+                vec![open(4, "new", MAKE), close(4), rename("new", "a"), open(4, "a", truncate)],
+                vec![],
+            ),
+            (
+                "… that is read still",
+                vec![
+                    open(4, "a", MAKE),
+                    write(4, 0, "x"),
+                    close(4),
+                    open(5, "a", READ),
+                    open(4, "a", truncate),
+                ],
+                vec![1],
+            ),
+            (
+                "a file replaced",
+                vec![
+                    open(4, "a", MAKE),
+                    write(4, 0, "x"),
+                    close(4),
+                    open(4, "new", MAKE),
+                    write(4, 0, "y"),
+                    close(4),
+                    rename("new", "a"),
+                ],
+                vec![1],
+            ),
+            (
+                "a path that is another one now",
+                vec![
+                    open(4, "a", MAKE),
+                    write(4, 0, "x"),
+                    close(4),
+                    JournalEntry::ChangeDirectoryV1 { path: "/other".into() },
+                    unlink("a"),
+                ],
+                vec![],
+            ),
+            (
+                "what an epoll watches",
+                vec![
+                    JournalEntry::EpollCreateV1 { fd: 4 },
+                    JournalEntry::CreatePipeV1 { read_fd: 5, write_fd: 6 },
+                    JournalEntry::EpollCtlV1 {
+                        epfd: 4,
+                        op: wasmer_wasix_types::wasi::EpollCtl::Add,
+                        fd: 5,
+                        event: None,
+                    },
+                    close(5),
+                    close(6),
+                ],
+                vec![1, 2, 3, 4],
+            ),
         ];
         for (what, entries, expected) in cases {
             assert_eq!(superseded(entries), expected, "{what}");

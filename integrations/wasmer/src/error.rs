@@ -107,7 +107,9 @@ pub enum Damage {
         found_bytes: u64,
     },
     /// A record whose writer was killed.
-    #[error("a record was begun and never finished: its writer was killed, and what follows was never read by anyone")]
+    #[error(
+        "a record was begun and never finished: its writer was killed, and what follows was never read by anyone"
+    )]
     Unfinished,
     /// A record of no known kind.
     #[error("a record is of kind {kind}, which this version of Wasmer's journal does not have")]

@@ -5,8 +5,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use stillframe::{SnapshotId, Store};
 use wasmer_journal::{
-    DynReadableJournal, DynWritableJournal, Journal, JournalEntry, LogReadResult, LogWriteResult, ReadableJournal,
-    WritableJournal,
+    DynReadableJournal, DynWritableJournal, Journal, JournalEntry, LogReadResult, LogWriteResult,
+    ReadableJournal, WritableJournal,
 };
 
 use crate::error::Error;

@@ -91,7 +91,9 @@ impl Line {
             JournalEntry::SetThreadV1 { id, .. } => drop(self.threads.insert(id, entry.into_owned())),
             JournalEntry::CloseThreadV1 { id, .. } => drop(self.threads.remove(&id)),
             JournalEntry::ProcessExitV1 { .. } => self.threads.clear(),
-            JournalEntry::SnapshotV1 { trigger, .. } => return self.snapshot(entry.into_owned(), trigger).map(Some),
+            JournalEntry::SnapshotV1 { trigger, .. } => {
+                return self.snapshot(entry.into_owned(), trigger).map(Some);
+            }
             entry => self.entries.push(entry.into_owned()),
         }
         Ok(None)
@@ -104,7 +106,11 @@ impl Line {
         self.entries.abandon();
     }
 
-    fn snapshot(&mut self, mark: JournalEntry<'static>, trigger: SnapshotTrigger) -> Result<SnapshotId, Error> {
+    fn snapshot(
+        &mut self,
+        mark: JournalEntry<'static>,
+        trigger: SnapshotTrigger,
+    ) -> Result<SnapshotId, Error> {
         let Some(module) = &self.module else {
             return Err(Error::Incomplete { missing: "the module was named" });
         };
@@ -145,7 +151,8 @@ impl Line {
         if self.tip.is_some() || self.store.process(&self.process).latest().is_some() {
             return None;
         }
-        let same = |it: &stillframe::Snapshot<'_>| it.labels().get(MODULE_LABEL).is_some_and(|it| it == module);
+        let same =
+            |it: &stillframe::Snapshot<'_>| it.labels().get(MODULE_LABEL).is_some_and(|it| it == module);
         self.store.snapshots().iter().rfind(|it| same(it)).map(|it| it.record().process.clone())
     }
 }

@@ -102,10 +102,16 @@ fn files_are_as_after_a_replay_of_the_whole_log() {
             match (whole_log(&guest, &log, &up_to_mark(&entries, at + 1)), ours) {
                 (Ok(expected), Ok(found)) => {
                     assert_eq!(found, expected, "seed {seed}, snapshot {at}");
-                    println!("seed {seed}, snapshot {at}: as the guest saw it: {}; {}", found[1] == saw[at], saw[at]);
+                    println!(
+                        "seed {seed}, snapshot {at}: as the guest saw it: {}; {}",
+                        found[1] == saw[at],
+                        saw[at]
+                    );
                 }
                 // There is what Wasmer's journal cannot replay.
-                (Err(expected), Err(found)) => println!("seed {seed}, snapshot {at}: neither: {expected}; {found}"),
+                (Err(expected), Err(found)) => {
+                    println!("seed {seed}, snapshot {at}: neither: {expected}; {found}")
+                }
                 (expected, found) => panic!("seed {seed}, snapshot {at}: {expected:?}, but {found:?}"),
             }
         }

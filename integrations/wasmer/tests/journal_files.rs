@@ -49,7 +49,8 @@ fn a_log_file_becomes_a_line_of_snapshots_and_a_snapshot_a_log_file() {
         export(&vault.store, *id, &path).unwrap();
         let again = import(&vault.store, &format!("again-{at}"), &path).unwrap();
         assert_eq!(again.snapshots.len(), 1);
-        let regions = |id| vault.store.snapshot(id).unwrap().regions().unwrap().map(Result::unwrap).collect::<Vec<_>>();
+        let regions =
+            |id| vault.store.snapshot(id).unwrap().regions().unwrap().map(Result::unwrap).collect::<Vec<_>>();
         assert_eq!(regions(again.snapshots[0]), regions(*id));
         // It is there already, and stays.
         assert!(matches!(export(&vault.store, *id, &path), Err(Error::File { .. })));
@@ -86,7 +87,8 @@ fn a_damaged_log_file_gives_what_could_be_read_and_says_where_and_why() {
     // Where each record begins.
     let mut starts = vec![8];
     while let Some(start) = starts.last().copied().filter(|start| *start < whole.len()) {
-        let length = whole[start + 2..start + 8].iter().fold(0, |length, byte| length << 8 | usize::from(*byte));
+        let length =
+            whole[start + 2..start + 8].iter().fold(0, |length, byte| length << 8 | usize::from(*byte));
         starts.push(start + 8 + length);
     }
     assert_eq!(starts.len(), entries.len() + 1);
@@ -108,9 +110,13 @@ fn a_damaged_log_file_gives_what_could_be_read_and_says_where_and_why() {
         assert_eq!(vault.snapshots("small"), snapshots, "{what}");
         assert!(vault.store.verify(&VerifyOptions::default()).unwrap().problems.is_empty());
     };
-    let extent = entries.iter().position(|it| matches!(it, JournalEntry::UpdateMemoryRegionV1 { .. })).unwrap();
-    let last_extent = entries.iter().rposition(|it| matches!(it, JournalEntry::UpdateMemoryRegionV1 { .. })).unwrap();
-    for (at, name) in [(1, "early"), (extent, "in the first extent"), (marks[0], "in a mark"), (last_extent, "late")] {
+    let extent =
+        entries.iter().position(|it| matches!(it, JournalEntry::UpdateMemoryRegionV1 { .. })).unwrap();
+    let last_extent =
+        entries.iter().rposition(|it| matches!(it, JournalEntry::UpdateMemoryRegionV1 { .. })).unwrap();
+    for (at, name) in
+        [(1, "early"), (extent, "in the first extent"), (marks[0], "in a mark"), (last_extent, "late")]
+    {
         check(&format!("cut {name}"), &whole[..starts[at + 1] - 1], at, "it was cut");
         check(&format!("cut {name}, in the header"), &whole[..starts[at] + 5], at, "it was cut");
         let changed = |place: usize, bytes: &[u8]| {

@@ -103,7 +103,9 @@ fn ten_instances_of_a_guest_share_their_memory_in_the_store() {
         }
     }
     let stored_bytes = vault.stored_bytes();
-    println!("ten instances, three snapshots each: {memory_bytes} bytes of memory in {stored_bytes} of the store;");
+    println!(
+        "ten instances, three snapshots each: {memory_bytes} bytes of memory in {stored_bytes} of the store;"
+    );
     println!("the first takes {first_bytes}, each further one {}", (stored_bytes - first_bytes) / 9);
     assert!(stored_bytes < 3 * first_bytes, "{stored_bytes} for ten, {first_bytes} for one");
 
@@ -128,7 +130,10 @@ fn a_runtime_that_would_begin_anew_is_told_why_instead() {
     let mut life = Life::start(&files, journal.clone(), &[]).unwrap();
     assert!(life.line().unwrap_err().to_string().contains("journal failed"));
     let error = journal.take_error().unwrap();
-    assert!(matches!(error, stillframe_wasmer::Error::BeganAnew { resumed, .. } if resumed == taken[0]), "{error}");
+    assert!(
+        matches!(error, stillframe_wasmer::Error::BeganAnew { resumed, .. } if resumed == taken[0]),
+        "{error}"
+    );
     assert!(error.to_string().contains("set_module_hash"), "{error}");
     assert_eq!(vault.snapshots("web-1"), taken);
 

@@ -16,14 +16,13 @@ use stillframe_wasmer::Resume;
 fn threads_go_on_where_they_were() {
     let (vault, guest) = (Vault::new(), Guest::build("threads").unwrap());
     let mut life = Life::start(&guest, vault.journal("threads", Resume::Latest), &[]).unwrap();
-    assert_eq!(life.ask("x").unwrap(), "1 1 1");
-    for round in 2..=6 {
+    for round in 1..=5 {
         assert_eq!(life.snapshot("s").unwrap(), format!("{round} {round} {round}"));
     }
     life.end().unwrap();
     let taken = vault.snapshots("threads");
     assert_eq!(taken.len(), 5);
-    for (at, round) in [(4, 6), (1, 3)] {
+    for (at, round) in [(4, 5), (1, 2)] {
         let mut life = Life::start(&guest, vault.journal("branch", Resume::At(taken[at])), &[]).unwrap();
         assert_eq!(life.line().unwrap(), format!("{round} {round} {round}"));
         for round in round + 1..round + 3 {

@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use wasmer::{Engine, Module};
+use wasmer_types::ModuleHash;
 use wasmer_wasix::bin_factory::spawn_exec_module;
 use wasmer_wasix::journal::{DynJournal, SnapshotTrigger};
 use wasmer_wasix::os::task::process::WasiProcess;
@@ -18,7 +19,6 @@ use wasmer_wasix::os::task::{TaskJoinHandle, TaskStatus};
 use wasmer_wasix::runtime::PluggableRuntime;
 use wasmer_wasix::runtime::task_manager::tokio::TokioTaskManager;
 use wasmer_wasix::{Pipe, Runtime, WasiEnv, WasiEnvBuilder};
-use wasmer_types::ModuleHash;
 
 /// No guest here thinks for longer.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -38,7 +38,10 @@ impl Guest {
         let here = Path::new(env!("CARGO_MANIFEST_DIR"));
         let folder = here.join("../../target/wasmer-guest");
         let built = Command::new(here.join("guest/setup")).arg(&folder).status().context("guest/setup")?;
-        ensure!(built.success(), "guest/setup failed: it needs python3 with pip, node with npm, and the network");
+        ensure!(
+            built.success(),
+            "guest/setup failed: it needs python3 with pip, node with npm, and the network"
+        );
         Guest::load(name, &folder.join(format!("{name}.wasm")))
     }
 
