@@ -4,6 +4,7 @@
 #[path = "../examples/host/mod.rs"]
 mod host;
 
+use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -24,6 +25,8 @@ const RESUMES: usize = 5;
 #[derive(Debug)]
 struct Timed {
     inner: Arc<DynJournal>,
+    /// A file to be synced at each flush.
+    sync: Option<File>,
     spent: Mutex<Duration>,
 }
 
@@ -48,7 +51,11 @@ impl WritableJournal for Timed {
     }
 
     fn flush(&self) -> Result<()> {
-        self.time(|journal| journal.flush())
+        self.time(|journal| {
+            journal.flush()?;
+            self.sync.as_ref().map_or(Ok(()), File::sync_data)?;
+            Ok(())
+        })
     }
 }
 
@@ -87,8 +94,13 @@ fn size(path: &Path) -> Result<u64> {
 }
 
 /// A life of a hundred snapshots, and how long the journal took for each.
-fn live(guest: &Guest, journal: Arc<DynJournal>, path: &Path) -> Result<(Vec<Duration>, u64, Vec<String>)> {
-    let timed = Arc::new(Timed { inner: journal, spent: Mutex::default() });
+fn live(
+    guest: &Guest,
+    journal: Arc<DynJournal>,
+    path: &Path,
+    sync: Option<File>,
+) -> Result<(Vec<Duration>, u64, Vec<String>)> {
+    let timed = Arc::new(Timed { inner: journal, sync, spent: Mutex::default() });
     let mut life = Life::start(guest, timed.clone(), &[])?;
     let (mut spent, mut said, mut first_bytes) = (Vec::new(), Vec::new(), 0);
     for at in 0..SNAPSHOTS {
@@ -116,8 +128,18 @@ fn resume(guest: &Guest, expected: &str, open: impl Fn() -> Result<Arc<DynJourna
 }
 
 fn log_file(guest: &Guest, dir: &Path) -> Result<Row> {
+    log_file_of(guest, dir, "Wasmer's log file", false)
+}
+
+fn synced_log_file(guest: &Guest, dir: &Path) -> Result<Row> {
+    log_file_of(guest, dir, "the same, synced at each mark", true)
+}
+
+fn log_file_of(guest: &Guest, dir: &Path, name: &'static str, synced: bool) -> Result<Row> {
     let path = dir.join("counter.journal");
-    let (spent, first_bytes, said) = live(guest, Arc::new(LogFileJournal::new(&path)?), &path)?;
+    let journal = Arc::new(LogFileJournal::new(&path)?);
+    let sync = synced.then(|| File::open(&path)).transpose()?;
+    let (spent, first_bytes, said) = live(guest, journal, &path, sync)?;
     let bytes = size(&path)?;
     let mut latest = Vec::new();
     for at in 0..RESUMES {
@@ -131,23 +153,16 @@ fn log_file(guest: &Guest, dir: &Path) -> Result<Row> {
     }
     let (first, further) = spent.split_first().context("no snapshots")?;
     let bytes = (first_bytes, bytes);
-    Ok(Row {
-        name: "Wasmer's log file",
-        first: *first,
-        further: further.to_vec(),
-        bytes,
-        latest,
-        fiftieth: vec![],
-    })
+    Ok(Row { name, first: *first, further: further.to_vec(), bytes, latest, fiftieth: vec![] })
 }
 
 fn store(guest: &Guest, dir: &Path) -> Result<Row> {
     let path = dir.join("vault");
     let store = Arc::new(Store::options().create(&path)?);
     let journal = Arc::new(StoreJournal::open(&store, "counter", Resume::Latest)?);
-    let (spent, first_bytes, said) = live(guest, journal, &path)?;
+    let (spent, first_bytes, said) = live(guest, journal, &path, None)?;
     let taken = store.process("counter").snapshots();
-    let mut resumes = |at: usize| -> Result<Vec<Duration>> {
+    let resumes = |at: usize| -> Result<Vec<Duration>> {
         let open = || Ok(Arc::new(StoreJournal::open(&store, "again", Resume::At(taken[at]))?) as _);
         (0..RESUMES).map(|_| resume(guest, &said[at], open)).collect()
     };
@@ -171,7 +186,7 @@ fn main() -> Result<()> {
     );
     println!("|---|---:|---:|---:|---:|---:|---:|");
     let mut rows = Vec::new();
-    for run in [log_file, store] {
+    for run in [log_file, synced_log_file, store] {
         let dir = tempfile::tempdir()?;
         let row = run(&guest, dir.path())?;
         let megabytes = |bytes: u64| bytes as f64 / 1e6;
@@ -190,12 +205,13 @@ fn main() -> Result<()> {
         );
         rows.push(row);
     }
-    if let [log, store] = &rows[..] {
+    if let [log, synced, store] = &rows[..] {
         println!();
         println!(
-            "The store takes one {:.0}th of the log's bytes; a further snapshot is written in {:.1} of its time, and durable, \
-             which the log is not; the latest is resumed in {:.2} of it.",
+            "The log takes {:.1} times the bytes of the store. A further snapshot is written in {:.1} times as long as to a log \
+             that is synced, in {:.0} times as long as to one that is not; the latest is resumed in {:.2} of the time.",
             log.bytes.1 as f64 / store.bytes.1 as f64,
+            median(&store.further) / median(&synced.further),
             median(&store.further) / median(&log.further),
             median(&store.latest) / median(&log.latest),
         );

@@ -16,6 +16,7 @@ use wasmer_wasix::journal::{
     LogWriteResult, ReadableJournal, WritableJournal,
 };
 
+#[allow(unused_imports)]
 pub use host::{Guest, Life};
 
 /// A store in a directory of its own.
@@ -112,7 +113,9 @@ impl Journal for Spy {
 /// Writes entries to a log file of Wasmer's own.
 pub fn write_log<'a>(path: &Path, entries: impl IntoIterator<Item = &'a JournalEntry<'static>>) {
     let log = LogFileJournal::new(path).unwrap();
-    entries.into_iter().for_each(|entry| drop(log.write(entry.clone()).unwrap()));
+    for entry in entries {
+        log.write(entry.clone()).unwrap();
+    }
     log.flush().unwrap();
 }
 
