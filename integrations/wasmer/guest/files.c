@@ -1,4 +1,4 @@
-// Does to files what it is told, and tells what it finds. One command a line; 's' asks for a snapshot.
+// Does to files what it is told, and tells what it finds. One command a line; an 's' alone asks for a snapshot.
 #include "wasix.h"
 
 #include <dirent.h>
@@ -56,7 +56,8 @@ int main(void) {
     while (fgets(line, sizeof line, stdin)) {
         int result = 0;
         errno = 0;
-        if (line[0] == 's') {
+        int take = !strcmp(line, "s\n");
+        if (take) {
             proc_snapshot();
         } else if (sscanf(line, "open %1023s %1023s", one, other) == 2) {
             int flags = strchr(other, 'w') ? O_RDWR : O_RDONLY;
@@ -95,7 +96,7 @@ int main(void) {
             list(one);
             printf(" ");
         }
-        printf("%s%d %d\n", line[0] == 's' ? "taken " : "", result, result < 0 ? errno : 0);
+        printf("%s%d %d\n", take ? "taken " : "", result, result < 0 ? errno : 0);
         fflush(stdout);
     }
     return 0;

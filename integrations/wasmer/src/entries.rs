@@ -1,8 +1,7 @@
 //! Entries: what a replay needs beside memory and threads, and no more of it than that.
 //!
 //! A journal is a log; a snapshot stands alone. So each snapshot keeps all entries of its line up to its mark, less
-//! those that are superseded. What is left is replayed in its order and between the same marks, for
-//! the runtime puts some entries off until a mark. It is as if the whole log were replayed:
+//! those that are superseded:
 //!
 //! | superseded | by |
 //! |---|---|
@@ -41,6 +40,9 @@ pub(crate) struct Entries {
     terminal: Option<usize>,
     /// Whether there may be files with several names.
     linked: bool,
+    /// Whether anything was renamed. After that Wasmer may find a file that was open before only because another one was
+    /// opened since, so from then on that is not superseded.
+    renamed: bool,
 }
 
 /// Something that descriptors stand for.
@@ -73,6 +75,7 @@ impl Default for Entries {
             stdio: HashSet::from([1, 2]),
             terminal: None,
             linked: false,
+            renamed: false,
         }
     }
 }
@@ -97,6 +100,10 @@ impl Entries {
                     appends: fs_flags.contains(Fdflags::APPEND),
                     ..State::default()
                 };
+                // It stands at the end of the file.
+                if state.appends {
+                    self.objects.values_mut().for_each(|state| state.written.clear());
+                }
                 self.create(state, &[*fd]);
             }
             E::SocketOpenV1 { fd, .. }
@@ -167,8 +174,13 @@ impl Entries {
                 }
                 self.supersede_last(*fd, &entry);
             }
-            E::FileDescriptorSeekV1 { fd, whence: Whence::Set, .. }
-            | E::FileDescriptorSetFdFlagsV1 { fd, .. } => {
+            // From where it stands, or from the end of the file: both depend on what was written.
+            E::FileDescriptorSeekV1 { fd, whence, .. } if *whence != Whence::Set => {
+                if let Some(state) = self.object(*fd) {
+                    state.written.clear();
+                }
+            }
+            E::FileDescriptorSeekV1 { fd, .. } | E::FileDescriptorSetFdFlagsV1 { fd, .. } => {
                 self.supersede_last(*fd, &entry);
             }
             E::TtySetV1 { .. } => {
@@ -185,6 +197,7 @@ impl Entries {
             E::PathRenameV1 { old_fd, old_path, new_fd, new_path } => {
                 self.others_build_on(*old_fd);
                 self.others_build_on(*new_fd);
+                self.renamed = true;
                 self.rename((*old_fd, old_path.to_string()), (*new_fd, new_path.to_string()));
             }
             E::CreateHardLinkV1 { old_fd, new_fd, .. } => {
@@ -199,9 +212,7 @@ impl Entries {
             E::UnlinkFileV1 { fd, path } => {
                 self.others_build_on(*fd);
                 let path = (*fd, path.to_string());
-                if !self.may_be_open(&path) {
-                    self.drop_contents(&path);
-                }
+                self.drop_contents(&path);
                 self.objects
                     .values_mut()
                     .filter(|it| it.path.as_ref() == Some(&path))
@@ -226,30 +237,25 @@ impl Entries {
     }
 
     /// Takes in a mark: what came before is in the snapshot.
-    pub(crate) fn mark(&mut self, mark: JournalEntry<'static>) {
-        // Nothing between two marks: the later one does.
-        if self.list[..].last().is_some_and(|last| matches!(last, Some(JournalEntry::SnapshotV1 { .. }))) {
-            self.list.pop();
-        }
-        self.list.push(Some(mark));
+    pub(crate) fn mark(&mut self) {
         self.close_up();
+        self.marked = self.list.len();
     }
 
     /// A life ended without a mark after these entries. What the runtime puts off until a mark never happened
     /// to the next life; the rest did, since it was replayed to it.
     pub(crate) fn abandon(&mut self) {
+        self.close_up();
         let marked = self.marked;
         let all: Vec<JournalEntry<'static>> = std::mem::take(self).list.into_iter().flatten().collect();
         let mut real = HashSet::new();
         for (at, entry) in all.into_iter().enumerate() {
             let is_put_off = is_put_off(&entry, &mut real);
-            match entry {
-                mark @ JournalEntry::SnapshotV1 { .. } => self.mark(mark),
-                entry if at < marked || !is_put_off => self.push(entry),
-                _ => {}
+            if at < marked || !is_put_off {
+                self.push(entry);
             }
         }
-        self.marked = self.list.len();
+        self.mark();
     }
 
     /// All of them, in order.
@@ -330,7 +336,8 @@ impl Entries {
     fn close(&mut self, object: Object, fd: Fd) {
         let Some(state) = self.objects.get_mut(&object) else { return };
         state.descriptors.remove(&fd);
-        if state.descriptors.is_empty() && !state.lasting {
+        let has_effect = state.lasting || state.is_file && self.renamed;
+        if state.descriptors.is_empty() && !has_effect {
             for entry in std::mem::take(&mut state.entries) {
                 self.list[entry] = None;
             }
@@ -363,7 +370,8 @@ impl Entries {
 
     /// What was written to a file that is closed and was opened by this path is nowhere any more.
     fn drop_contents(&mut self, path: &(Fd, String)) {
-        if self.linked {
+        // Where a descriptor stands may depend on how long the file was.
+        if self.linked || self.may_be_open(path) {
             return;
         }
         for state in self.objects.values_mut() {
@@ -402,9 +410,7 @@ impl Entries {
             self.forget_paths();
             return;
         }
-        if !self.may_be_open(&to) {
-            self.drop_contents(&to);
-        }
+        self.drop_contents(&to);
         for state in self.objects.values_mut() {
             if state.path.as_ref() == Some(&to) {
                 state.path = None;
@@ -417,23 +423,11 @@ impl Entries {
 
     /// Closes the holes, and renumbers what refers to entries.
     fn close_up(&mut self) {
-        let mut places = Vec::with_capacity(self.list.len());
-        let mut kept = 0;
-        let mut last_is_mark = false;
-        for entry in &mut self.list {
-            let is_mark = matches!(entry, Some(JournalEntry::SnapshotV1 { .. }));
-            // A mark behind which all holes were closed is not needed, nor is one at the beginning.
-            if entry.is_some() && is_mark && (last_is_mark || kept == 0) {
-                *entry = None;
-            }
-            places.push(entry.is_some().then_some(kept));
-            if entry.is_some() {
-                kept += 1;
-                last_is_mark = is_mark;
-            }
-        }
+        let mut kept = 0..;
+        let places: Vec<Option<usize>> =
+            self.list.iter().map(|entry| entry.as_ref().and_then(|_| kept.next())).collect();
+        self.marked = places[..self.marked.min(places.len())].iter().flatten().count();
         self.list.retain(Option::is_some);
-        self.marked = self.list.len();
         let moved = |at: &usize| places.get(*at).copied().flatten();
         self.terminal = self.terminal.as_ref().and_then(moved);
         for state in self.objects.values_mut() {
@@ -449,8 +443,12 @@ impl Entries {
 
 /// Whether a file may be the one of a path, as its own path ends with the same name.
 fn may_be(state: &State, (_, path): &(Fd, String)) -> bool {
-    let name = |path: &str| path.rsplit('/').next().map(str::to_owned);
     state.path.as_ref().is_some_and(|(_, other)| name(other) == name(path))
+}
+
+/// The last part of a path.
+fn name(path: &str) -> &str {
+    path.rsplit('/').next().unwrap_or(path)
 }
 
 /// The descriptor whose object an entry is about, if it is about one that is open already.
@@ -489,7 +487,7 @@ fn owner(entry: &JournalEntry<'_>) -> Option<Fd> {
 
 /// Whether the runtime puts an entry off until the next mark when it replays. It does at once what
 /// concerns the file system, and descriptors that it opened itself: those in `real`.
-fn is_put_off(entry: &JournalEntry<'_>, real: &mut HashSet<Fd>) -> bool {
+fn is_put_off(entry: &JournalEntry<'_>, real: &mut HashSet<u32>) -> bool {
     use JournalEntry as E;
     match entry {
         E::OpenFileDescriptorV1 { fd, .. } | E::OpenFileDescriptorV2 { fd, .. } => {
@@ -539,15 +537,14 @@ fn is_put_off(entry: &JournalEntry<'_>, real: &mut HashSet<Fd>) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::samples::{close, mark, open, seek, write};
+    use crate::samples::{close, open, seek, write};
 
     fn left(entries: impl IntoIterator<Item = JournalEntry<'static>>) -> Vec<JournalEntry<'static>> {
         let mut kept = Entries::default();
         entries.into_iter().for_each(|entry| kept.push(entry));
         let found: Vec<_> = kept.iter().cloned().collect();
-        kept.mark(mark());
-        let marked: Vec<_> =
-            kept.iter().filter(|it| !matches!(it, JournalEntry::SnapshotV1 { .. })).cloned().collect();
+        kept.mark();
+        let marked: Vec<_> = kept.iter().cloned().collect();
         assert_eq!(marked, found, "closing the holes changes nothing");
         let mut again = Entries::default();
         found.iter().cloned().for_each(|entry| again.push(entry));
@@ -557,6 +554,14 @@ mod tests {
 
     fn dup(from: Fd, to: Fd) -> JournalEntry<'static> {
         JournalEntry::DuplicateFileDescriptorV1 { original_fd: from, copied_fd: to }
+    }
+
+    fn append(fd: Fd, path: &'static str) -> JournalEntry<'static> {
+        let mut entry = open(fd, path, READ);
+        if let JournalEntry::OpenFileDescriptorV2 { fs_flags, .. } = &mut entry {
+            *fs_flags = Fdflags::APPEND;
+        }
+        entry
     }
 
     fn unlink(path: &'static str) -> JournalEntry<'static> {
@@ -643,6 +648,21 @@ mod tests {
                     write(4, 0, "uv"),
                 ],
                 vec![],
+            ),
+            (
+                "… but for what goes from there",
+                vec![open(4, "a", MAKE), write(4, 0, "xy"), seek(4, -2, Whence::Cur), write(4, 0, "uv")],
+                vec![],
+            ),
+            (
+                "… and for what stands at the end",
+                vec![open(4, "a", MAKE), write(4, 0, "xy"), append(5, "a"), write(4, 0, "uv")],
+                vec![],
+            ),
+            (
+                "a file that was only read, but after something was renamed",
+                vec![open(4, "a", READ), close(4), rename("b", "a"), open(4, "c", READ), close(4)],
+                vec![0, 1],
             ),
             (
                 "a pipe is no file",
@@ -752,7 +772,7 @@ mod tests {
                     open(5, "a", READ),
                     open(4, "a", truncate),
                 ],
-                vec![1],
+                vec![],
             ),
             (
                 "a file replaced",
@@ -812,7 +832,7 @@ mod tests {
             entries.push(seek(5, 100, Whence::Set));
             entries.push(close(5));
             entries.push(write(1, 0, "a line"));
-            entries.mark(mark());
+            entries.mark();
             lengths.push(entries.list.len());
         }
         assert_eq!(lengths[99], lengths[1], "{lengths:?}");
@@ -822,12 +842,12 @@ mod tests {
     fn of_a_life_that_ended_without_a_mark_what_was_put_off_is_left_out() {
         let mut entries = Entries::default();
         entries.push(open(4, "a", MAKE));
-        entries.mark(mark());
+        entries.mark();
         entries.push(write(4, 0, "x"));
         entries.push(JournalEntry::CreatePipeV1 { read_fd: 5, write_fd: 6 });
         entries.push(open(7, "b", MAKE));
         entries.abandon();
         let found: Vec<_> = entries.iter().cloned().collect();
-        assert_eq!(found, [open(4, "a", MAKE), mark(), write(4, 0, "x"), open(7, "b", MAKE)]);
+        assert_eq!(found, [open(4, "a", MAKE), write(4, 0, "x"), open(7, "b", MAKE)]);
     }
 }

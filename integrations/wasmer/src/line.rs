@@ -61,7 +61,7 @@ impl Line {
         match entry {
             JournalEntry::InitModuleV1 { wasm_hash } => self.module = Some(wasm_hash),
             JournalEntry::SetThreadV1 { id, .. } => drop(self.threads.insert(id, entry)),
-            JournalEntry::SnapshotV1 { .. } => self.entries.mark(entry),
+            JournalEntry::SnapshotV1 { .. } => self.entries.mark(),
             entry => self.entries.push(entry),
         }
     }
@@ -140,7 +140,7 @@ impl Line {
             ..CaptureOptions::default()
         };
         let taken = self.store.process(&self.process).capture(&self.memory, &options)?;
-        self.entries.mark(mark);
+        self.entries.mark();
         self.memory = Extents::over(&self.store, taken.id, taken.memory_bytes);
         self.tip = Some(taken.id);
         Ok(taken.id)

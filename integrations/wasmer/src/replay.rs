@@ -1,8 +1,12 @@
 //! Replay: a snapshot as the entries that bring it back, each needed one once and in order.
 //!
 //! ```text
-//! module ─> entries, with the marks between them ─> threads ─> memory, in pieces ─> the mark
+//! module ─> entries, with marks between them ─> threads ─> memory, in pieces ─> the mark
 //! ```
+//!
+//! **Marks keep the order.** The runtime does at once what concerns files that it opened, and puts the rest off until a mark:
+//! a descriptor is closed too late, and the next file does not get its number. So there is a mark behind each entry.
+//! They are made here and not stored.
 //!
 //! **Pieces never reach far.** Wasmer's reader makes memory as large as the end of a piece *and its length*: a log as it
 //! stands doubles the memory each time. It also notes the hash of each cell within the piece's range, so
@@ -42,6 +46,9 @@ impl Replay {
     pub(crate) fn of(store: &Store, id: SnapshotId) -> Result<Replay, Error> {
         let mut entries = line::beside(store, id)?;
         let mark = entries.pop();
+        if let Some(mark) = &mark {
+            entries = in_order(entries.into_iter(), mark).collect();
+        }
         let memory = Box::new(store.restore(id)?.into_mapping()?);
         Ok(Replay { entries: entries.into_iter(), memory, at: 0, mark })
     }
@@ -75,6 +82,17 @@ impl Iterator for Replay {
     }
 }
 
+/// Puts a mark behind each entry but those of module and threads.
+fn in_order(
+    entries: impl Iterator<Item = JournalEntry<'static>>,
+    mark: &JournalEntry<'static>,
+) -> impl Iterator<Item = JournalEntry<'static>> {
+    entries.flat_map(|entry| {
+        let is_state = matches!(entry, JournalEntry::InitModuleV1 { .. } | JournalEntry::SetThreadV1 { .. });
+        [Some(entry), (!is_state).then(|| mark.clone())].into_iter().flatten()
+    })
+}
+
 /// How long the next piece is, with so much left; nothing if all that is left is the last piece.
 fn piece_bytes(left_bytes: usize) -> Option<usize> {
     let half = (left_bytes / 2).min(PIECE_BYTES);
@@ -83,7 +101,20 @@ fn piece_bytes(left_bytes: usize) -> Option<usize> {
 
 #[cfg(test)]
 mod tests {
+    use wasmer_wasix_types::wasi::Oflags;
+    use wasmer_wasix_types::wasix::ThreadStartType;
+
     use super::*;
+    use crate::samples::{close, mark, open, thread};
+
+    #[test]
+    fn there_is_a_mark_behind_each_entry_but_those_of_module_and_threads() {
+        let module = JournalEntry::InitModuleV1 { wasm_hash: vec![7; 32].into() };
+        let (open, thread) = (open(4, "a", Oflags::CREATE), thread(1, ThreadStartType::MainThread));
+        let entries = [module.clone(), open.clone(), close(4), thread.clone()];
+        let found: Vec<_> = in_order(entries.into_iter(), &mark()).collect();
+        assert_eq!(found, [module, open, mark(), close(4), mark(), thread]);
+    }
 
     #[test]
     fn pieces_cover_memory_in_whole_cells_and_never_reach_beyond_it() {
