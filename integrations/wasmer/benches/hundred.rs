@@ -80,6 +80,7 @@ struct Row {
     name: &'static str,
     first: Duration,
     further: Vec<Duration>,
+    steps: Vec<Duration>,
     bytes: (u64, u64),
     latest: Vec<Duration>,
     fiftieth: Vec<Duration>,
@@ -93,13 +94,16 @@ fn size(path: &Path) -> Result<u64> {
     std::fs::read_dir(path)?.map(|entry| size(&entry?.path())).sum()
 }
 
+/// For each snapshot how long the journal took, and how long the guest for its step and all of the snapshot.
+type Lives = Vec<(Duration, Duration)>;
+
 /// A life of a hundred snapshots, and how long the journal took for each.
 fn live(
     guest: &Guest,
     journal: Arc<DynJournal>,
     path: &Path,
     sync: Option<File>,
-) -> Result<(Vec<Duration>, u64, Vec<String>)> {
+) -> Result<(Lives, u64, Vec<String>)> {
     let timed = Arc::new(Timed { inner: journal, sync, spent: Mutex::default() });
     let mut life = Life::start(guest, timed.clone(), &[])?;
     let (mut spent, mut said, mut first_bytes) = (Vec::new(), Vec::new(), 0);
@@ -107,8 +111,9 @@ fn live(
         // Wasmer's own journal would begin anew after an exit.
         life.process().lock().disable_journaling_after_checkpoint = at == SNAPSHOTS - 1;
         timed.take();
+        let started = Instant::now();
         said.push(life.snapshot("s")?);
-        spent.push(timed.take());
+        spent.push((timed.take(), started.elapsed()));
         if at == 0 {
             first_bytes = size(path)?;
         }
@@ -153,7 +158,15 @@ fn log_file_of(guest: &Guest, dir: &Path, name: &'static str, synced: bool) -> R
     }
     let (first, further) = spent.split_first().context("no snapshots")?;
     let bytes = (first_bytes, bytes);
-    Ok(Row { name, first: *first, further: further.to_vec(), bytes, latest, fiftieth: vec![] })
+    Ok(Row {
+        name,
+        first: first.0,
+        further: further.iter().map(|it| it.0).collect(),
+        steps: further.iter().map(|it| it.1).collect(),
+        bytes,
+        latest,
+        fiftieth: vec![],
+    })
 }
 
 fn store(guest: &Guest, dir: &Path) -> Result<Row> {
@@ -170,7 +183,15 @@ fn store(guest: &Guest, dir: &Path) -> Result<Row> {
     drop(store);
     let (first, further) = spent.split_first().context("no snapshots")?;
     let bytes = (first_bytes, size(&path)?);
-    Ok(Row { name: "stillframe", first: *first, further: further.to_vec(), bytes, latest, fiftieth })
+    Ok(Row {
+        name: "stillframe",
+        first: first.0,
+        further: further.iter().map(|it| it.0).collect(),
+        steps: further.iter().map(|it| it.1).collect(),
+        bytes,
+        latest,
+        fiftieth,
+    })
 }
 
 fn median(times: &[Duration]) -> f64 {
@@ -182,9 +203,9 @@ fn median(times: &[Duration]) -> f64 {
 fn main() -> Result<()> {
     let guest = Guest::build("counter")?;
     println!(
-        "| | first, MB | all {SNAPSHOTS}, MB | first, ms | further, ms | resume latest, ms | resume the 50th, ms |"
+        "| | first, MB | all {SNAPSHOTS}, MB | first, ms | further, ms | step and snapshot, ms | resume latest, ms | resume the 50th, ms |"
     );
-    println!("|---|---:|---:|---:|---:|---:|---:|");
+    println!("|---|---:|---:|---:|---:|---:|---:|---:|");
     let mut rows = Vec::new();
     for run in [log_file, synced_log_file, store] {
         let dir = tempfile::tempdir()?;
@@ -195,12 +216,13 @@ fn main() -> Result<()> {
             false => format!("{:.0}", median(&row.fiftieth)),
         };
         println!(
-            "| {} | {:.1} | {:.1} | {:.0} | {:.1} | {:.0} | {fiftieth} |",
+            "| {} | {:.1} | {:.1} | {:.0} | {:.1} | {:.0} | {:.0} | {fiftieth} |",
             row.name,
             megabytes(row.bytes.0),
             megabytes(row.bytes.1),
             row.first.as_secs_f64() * 1000.0,
             median(&row.further),
+            median(&row.steps),
             median(&row.latest),
         );
         rows.push(row);
