@@ -252,8 +252,8 @@ impl Restore<'_> {
         self.tables.iter().copied().zip(table::places(&self.space, self.record.region_size)).collect()
     }
 
-    /// Decodes everything into `target`, whose length is that of the image.
-    fn fill(&self, target: &mut [u8], clear_zeros: bool) -> Result<(), Error> {
+    /// Decodes everything into `target`, whose length is that of the image. Without `clear_zeros` it is zeros already.
+    pub(crate) fn fill(&self, target: &mut [u8], clear_zeros: bool) -> Result<(), Error> {
         let meter = self.progress.begin(target.len() as u64);
         let mut rest = target;
         let mut work = Vec::new();

@@ -39,6 +39,7 @@ pub struct Template {
 struct Content {
     id: SnapshotId,
     space: AddressSpace,
+    /// Sealed.
     file: File,
     length: usize,
 }
@@ -137,6 +138,11 @@ impl Template {
     /// How many bytes an instance has.
     pub fn image_bytes(&self) -> u64 {
         self.content.length as u64
+    }
+
+    /// The image: sealed, so that it can be mapped.
+    pub(crate) fn sealed_file(&self) -> &File {
+        &self.content.file
     }
 
     /// Maps the snapshot once more. Cost: some microseconds, whatever its size, and a page for each that is

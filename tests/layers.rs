@@ -26,6 +26,7 @@ const LAYERS: [(&str, &[&str]); 6] = [
             "lazy",
             "template",
             "rollback",
+            "reservation",
             "forget",
             "gc",
             "verify",

@@ -12,6 +12,7 @@ mod hot_set;
 mod server;
 
 use std::fmt;
+use std::io;
 use std::ops::{Deref, DerefMut};
 use std::sync::Arc;
 use std::thread::JoinHandle;
@@ -22,7 +23,7 @@ use crate::address_space::AddressSpace;
 use crate::error::Error;
 use crate::restore::Restore;
 use crate::sink::SinkError;
-use crate::sys::missing;
+use crate::sys::missing::{self, Missing};
 
 pub use hot_set::HotSet;
 use server::Server;
@@ -78,14 +79,15 @@ pub enum Filled {
 /// When it is filled it is memory like any other, and the threads, the snapshot and the store are let go.
 /// Dropping it ends the threads first, within the time that one region takes.
 pub struct LazyMapping {
-    /// None if nothing is missing.
+    /// None if nothing is missing. Dropped before the memory is unmapped.
     serving: Option<Serving>,
     filled: Filled,
     space: Arc<AddressSpace>,
     memory: MmapMut,
 }
 
-struct Serving {
+/// The threads that fill a memory. Dropping it ends them; what they have not filled by then nobody may touch.
+pub(crate) struct Serving {
     server: Arc<Server>,
     threads: Vec<JoinHandle<()>>,
     /// A child has a copy of all this and none of the threads.
@@ -134,29 +136,79 @@ impl Restore<'_> {
         let (memory, missing) = match missing::map_missing(length) {
             Ok(both) => both,
             Err(error) => {
-                let why = match error.raw_os_error() {
-                    _ if bytes == 0 => "there is nothing to fill",
-                    Some(libc::ENOSYS) => "the kernel was built without userfaultfd",
-                    Some(libc::EPERM | libc::EACCES) => {
-                        "userfaultfd is forbidden here; allow it in the sandbox (seccomp, container profile)"
-                    }
-                    // Should there be too little memory a full restore says so too.
-                    _ => "the kernel gives no userfaultfd",
-                };
-                let why = format!("{why}: {error}");
-                tracing::warn!("restored at once and not lazily: {why}");
+                let why = why_at_once(bytes, &error);
                 let memory = self.into_mapping()?;
                 return Ok(LazyMapping { serving: None, filled: Filled::AtOnce(why), space, memory });
             }
         };
-        let server = Arc::new(Server::new(self, missing, space.clone()));
+        let serving = Serving::start(self, missing, space.clone(), fill).map_err(failed)?;
+        Ok(LazyMapping { serving: Some(serving), filled: Filled::Lazily, space, memory })
+    }
+}
+
+/// Why nothing can be filled on first touch here; says so in the log as well.
+pub(crate) fn why_at_once(bytes: u64, error: &io::Error) -> String {
+    let why = match error.raw_os_error() {
+        _ if bytes == 0 => "there is nothing to fill",
+        Some(libc::ENOSYS) => "the kernel was built without userfaultfd",
+        Some(libc::EPERM | libc::EACCES) => {
+            "userfaultfd is forbidden here; allow it in the sandbox (seccomp, container profile)"
+        }
+        // Should there be too little memory a full restore says so too.
+        _ => "the kernel gives no userfaultfd",
+    };
+    let why = format!("{why}: {error}");
+    tracing::warn!("restored at once and not lazily: {why}");
+    why
+}
+
+impl Serving {
+    /// Begins to fill the memory of `missing` with the image, on first touch and as `fill` says.
+    pub(crate) fn start(
+        restore: Restore<'_>,
+        missing: Missing,
+        space: Arc<AddressSpace>,
+        fill: Fill,
+    ) -> io::Result<Serving> {
+        let server = Arc::new(Server::new(restore, missing, space));
         let mut threads = Vec::new();
         let started = server.start(fill, &mut threads);
         // From here on dropping it, also for an error, ends the threads.
         let serving = Serving { server, threads, made_by: std::process::id() };
-        let mapping = LazyMapping { serving: Some(serving), filled: Filled::Lazily, space, memory };
-        started.map_err(failed)?;
-        Ok(mapping)
+        started.map(|()| serving)
+    }
+
+    pub(crate) fn is_filled(&self) -> bool {
+        self.server.is_filled()
+    }
+
+    /// Waits until all is there, or the first error.
+    pub(crate) fn wait_until_filled(&self) -> Result<(), Arc<Error>> {
+        self.server.wait_until_filled();
+        self.server.error().map_or(Ok(()), Err)
+    }
+
+    pub(crate) fn error(&self) -> Option<Arc<Error>> {
+        self.server.error()
+    }
+
+    pub(crate) fn touched(&self) -> HotSet {
+        self.server.touched()
+    }
+}
+
+impl Drop for Serving {
+    fn drop(&mut self) {
+        if self.made_by != std::process::id() {
+            // For ever, and so what it holds: that is the parent's to close.
+            std::mem::forget((self.server.clone(), std::mem::take(&mut self.threads)));
+            return;
+        }
+        self.server.stop();
+        for thread in self.threads.drain(..) {
+            // It has said what went wrong.
+            let _ = thread.join();
+        }
     }
 }
 
@@ -173,7 +225,7 @@ impl LazyMapping {
 
     /// Whether all of it is there: it is memory like any other then.
     pub fn is_filled(&self) -> bool {
-        self.serving.as_ref().is_none_or(|serving| serving.server.is_filled())
+        self.serving.as_ref().is_none_or(Serving::is_filled)
     }
 
     /// Waits until all of it is there. With [`Fill::OnTouch`], where nobody fills it, this thread does.
@@ -184,21 +236,19 @@ impl LazyMapping {
     /// had no memory to give, or the restore's [`Progress`](crate::Progress) has cancelled it: then
     /// what is not there yet is still served when it is touched.
     pub fn wait_until_filled(&self) -> Result<(), Arc<Error>> {
-        let Some(serving) = &self.serving else { return Ok(()) };
-        serving.server.wait_until_filled();
-        self.error().map_or(Ok(()), Err)
+        self.serving.as_ref().map_or(Ok(()), Serving::wait_until_filled)
     }
 
     /// The first thing that could not be served, if there was one.
     pub fn error(&self) -> Option<Arc<Error>> {
-        self.serving.as_ref().and_then(|serving| serving.server.error())
+        self.serving.as_ref().and_then(Serving::error)
     }
 
     /// What was touched before it was filled, in this order, after the hot set with which it was filled. As an
     /// attachment of the next snapshot ([`HotSet::to_attachment`]) it is filled first when that is
     /// restored.
     pub fn touched(&self) -> HotSet {
-        self.serving.as_ref().map(|serving| serving.server.touched()).unwrap_or_default()
+        self.serving.as_ref().map(Serving::touched).unwrap_or_default()
     }
 
     /// The mappings. [`AddressSpace::captured`] tells where in the image each of them lies.
@@ -228,20 +278,5 @@ impl fmt::Debug for LazyMapping {
             .field("filled", &self.filled)
             .field("is_filled", &self.is_filled())
             .finish_non_exhaustive()
-    }
-}
-
-impl Drop for LazyMapping {
-    fn drop(&mut self) {
-        // The memory is unmapped after this, when nobody serves it any more.
-        let Some(serving) = self.serving.take() else { return };
-        if serving.made_by != std::process::id() {
-            return std::mem::forget(serving);
-        }
-        serving.server.stop();
-        for thread in serving.threads {
-            // It has said what went wrong.
-            let _ = thread.join();
-        }
     }
 }

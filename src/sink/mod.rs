@@ -6,6 +6,7 @@ mod process;
 
 use std::io;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use crate::units::AddressRange;
 
@@ -107,6 +108,21 @@ pub enum SinkError {
         /// What the operating system said.
         source: io::Error,
     },
+    /// A memory cannot become so long.
+    #[error(
+        "the memory cannot have {wanted_bytes} bytes: {reserved_bytes} are set aside for it; set aside more"
+    )]
+    Reserved {
+        /// The length asked for.
+        wanted_bytes: u64,
+        /// How long it can become.
+        reserved_bytes: u64,
+    },
+    /// A memory that is filled on first touch could not be filled.
+    #[error(
+        "the memory is not filled, as not all of its snapshot could be read; restore another one into it"
+    )]
+    NotFilled(#[source] Arc<crate::error::Error>),
     /// There is a file already.
     #[error("{} exists; choose another name, or overwrite it with --force", path.display())]
     Exists {

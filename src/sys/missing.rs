@@ -81,32 +81,39 @@ pub(crate) enum Woken {
 /// `ENOSYS` where the kernel has no `userfaultfd`, `EPERM` where a sandbox forbids it, `ENOMEM` if there are
 /// not so many addresses.
 pub(crate) fn map_missing(length_bytes: usize) -> io::Result<(MmapMut, Missing)> {
-    let (descriptor, kernel_waits) = match userfault::open(Faults::All) {
-        Ok(descriptor) => (descriptor, true),
-        // What an unprivileged user gets.
-        Err(error) if error.raw_os_error() == Some(libc::EPERM) => {
-            (userfault::open(Faults::OfUserMode)?, false)
-        }
-        Err(error) => return Err(error),
-    };
-    userfault::agree(&descriptor, 0)?;
+    let missing = Missing::open()?;
     // Without a reservation: what is never touched need not find room.
     let map = MmapOptions::new().len(length_bytes).no_reserve_swap().map_anon()?;
     map.advise(Advice::DontFork)?;
-    let page_bytes = rustix::param::page_size() as u64;
-    let missing = Missing {
-        descriptor,
-        ended: rustix::event::eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?,
-        start: map.as_ptr().addr() as u64,
-        length_bytes: (map.len() as u64).next_multiple_of(page_bytes),
-        kernel_waits,
-    };
-    let all = missing.start..missing.start + missing.length_bytes;
-    userfault::register_mode(&missing.descriptor, all, REGISTER_MODE_MISSING)?;
+    let missing = missing.register(map.as_ptr().addr() as u64, map.len() as u64)?;
     Ok((map, missing))
 }
 
 impl Missing {
+    /// Of no memory yet. `ENOSYS` where the kernel has no `userfaultfd`, `EPERM` where a sandbox forbids it.
+    pub(crate) fn open() -> io::Result<Missing> {
+        let (descriptor, kernel_waits) = match userfault::open(Faults::All) {
+            Ok(descriptor) => (descriptor, true),
+            // What an unprivileged user gets.
+            Err(error) if error.raw_os_error() == Some(libc::EPERM) => {
+                (userfault::open(Faults::OfUserMode)?, false)
+            }
+            Err(error) => return Err(error),
+        };
+        userfault::agree(&descriptor, 0)?;
+        let ended = rustix::event::eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
+        Ok(Missing { descriptor, ended, start: 0, length_bytes: 0, kernel_waits })
+    }
+
+    /// Of the memory at these addresses: private, fresh, and not touched by anybody yet. Its owner keeps it
+    /// mapped until it is filled, or nobody touches it any more.
+    pub(crate) fn register(mut self, start: u64, length_bytes: u64) -> io::Result<Missing> {
+        let length_bytes = length_bytes.next_multiple_of(rustix::param::page_size() as u64);
+        userfault::register_mode(&self.descriptor, start..start + length_bytes, REGISTER_MODE_MISSING)?;
+        (self.start, self.length_bytes) = (start, length_bytes);
+        Ok(self)
+    }
+
     /// Whether the kernel waits for an answer too, when a system call is given memory of a missing page.
     /// Else such a call fails with `EFAULT`.
     pub(crate) fn kernel_waits(&self) -> bool {

@@ -9,4 +9,5 @@ pub(crate) mod missing;
 pub(crate) mod pagemap;
 pub(crate) mod process_memory;
 pub(crate) mod ptrace;
+pub(crate) mod reserve;
 pub(crate) mod userfault;

@@ -30,13 +30,14 @@ const MAX_KNOWN: usize = 64;
 /// What is written of one instance of a template.
 #[derive(Debug)]
 pub(crate) struct CopyOnWrite {
-    addresses: Range<u64>,
+    start: u64,
     state: Mutex<State>,
 }
 
 #[derive(Debug)]
 struct State {
     template: SnapshotId,
+    length_bytes: u64,
     /// Snapshots that were taken of it, the newest last.
     snapshots: Vec<SnapshotId>,
     next_number: u64,
@@ -47,8 +48,23 @@ struct State {
 impl CopyOnWrite {
     /// For a mapping at these addresses of the image of a snapshot.
     pub(crate) fn new(template: SnapshotId, addresses: Range<u64>) -> CopyOnWrite {
-        let state = State { template, snapshots: Vec::new(), next_number: 0, found: Vec::new() };
-        CopyOnWrite { addresses, state: Mutex::new(state) }
+        let length_bytes = addresses.end - addresses.start;
+        let state =
+            State { template, length_bytes, snapshots: Vec::new(), next_number: 0, found: Vec::new() };
+        CopyOnWrite { start: addresses.start, state: Mutex::new(state) }
+    }
+
+    /// Says that the memory has another length now, and what it grew by is private memory without a file,
+    /// also where the file had been.
+    pub(crate) fn set_length_bytes(&self, length_bytes: u64) {
+        let mut state = self.state();
+        if length_bytes > state.length_bytes {
+            // A snapshot may have bytes there too, from before it was shorter.
+            let grown = state.length_bytes..length_bytes;
+            state.found.push(grown);
+            merge(&mut state.found);
+        }
+        state.length_bytes = length_bytes;
     }
 
     /// The newest snapshot taken of it, or the template.
@@ -64,7 +80,7 @@ impl CopyOnWrite {
     /// What is the instance's own by now, from the start of the image.
     fn copied(&self) -> io::Result<Vec<Range<u64>>> {
         let page_bytes = rustix::param::page_size() as u64;
-        let Range { start, end } = self.addresses;
+        let (start, end) = (self.start, self.start + self.state().length_bytes);
         // Opened each time: a thousand instances would need as many descriptors, and a child that was forked
         // with one has its own page tables.
         let pagemap = File::open("/proc/self/pagemap")?;
@@ -79,7 +95,7 @@ impl Tracker for CopyOnWrite {
     }
 
     fn take(&self, space: &AddressSpace, since: Option<SnapshotId>) -> Result<Taken, TrackError> {
-        let (expected_bytes, found_bytes) = (self.addresses.end - self.addresses.start, space.image_bytes());
+        let (expected_bytes, found_bytes) = (self.state().length_bytes, space.image_bytes());
         if expected_bytes != found_bytes {
             return Err(TrackError::OtherMemory {
                 expected: format!("an instance of {expected_bytes} bytes"),

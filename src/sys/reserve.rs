@@ -1,0 +1,192 @@
+//! Addresses set aside for one memory, which can grow, shrink and get another content where it is.
+//!
+//! ```text
+//! | guard | length: readable, writable | up to the capacity | guard |
+//!         ^ start                      not accessible ─────────────
+//! ```
+//!
+//! Nobody but this file makes references to these bytes, and it does so only while it has the addresses by
+//! `&mut`. Whoever uses the pointer it hands out does that by unsafe code of his own, whose duty is that
+//! nothing is accessed while a method runs, nor a reference kept across one.
+
+use std::fs::File;
+use std::io;
+use std::ops::Range;
+use std::ptr;
+
+use rustix::mm::{self, Advice, MapFlags, ProtFlags};
+
+/// Addresses of this process, set aside until it is dropped.
+#[derive(Debug)]
+pub(crate) struct Addresses {
+    /// Where the first guard begins.
+    mapped: *mut u8,
+    mapped_bytes: usize,
+    guard_bytes: usize,
+    capacity_bytes: usize,
+    length_bytes: usize,
+}
+
+// SAFETY: the pointer is to memory that these addresses own, whichever thread uses them.
+unsafe impl Send for Addresses {}
+// SAFETY: by a shared reference nothing can be changed, and the bytes cannot be had.
+unsafe impl Sync for Addresses {}
+
+impl Addresses {
+    /// Sets aside `capacity_bytes` with guards before and behind, none of it accessible. All are rounded up to
+    /// whole pages. `ENOMEM` if there are not so many addresses.
+    pub(crate) fn new(capacity_bytes: usize, guard_bytes: usize) -> io::Result<Addresses> {
+        let too_many = || io::Error::from_raw_os_error(libc::ENOMEM);
+        let pages = |bytes: usize| bytes.checked_next_multiple_of(rustix::param::page_size());
+        let (capacity_bytes, guard_bytes) =
+            pages(capacity_bytes.max(1)).zip(pages(guard_bytes)).ok_or_else(too_many)?;
+        let mapped_bytes = guard_bytes
+            .checked_mul(2)
+            .and_then(|guards| guards.checked_add(capacity_bytes))
+            .ok_or_else(too_many)?;
+        let flags = MapFlags::PRIVATE | MapFlags::NORESERVE;
+        // SAFETY: a fresh mapping where the kernel chooses disturbs no other memory.
+        let mapped = unsafe { mm::mmap_anonymous(ptr::null_mut(), mapped_bytes, ProtFlags::empty(), flags)? };
+        Ok(Addresses { mapped: mapped.cast(), mapped_bytes, guard_bytes, capacity_bytes, length_bytes: 0 })
+    }
+
+    /// Where the memory begins, whatever its length.
+    pub(crate) fn start(&self) -> *mut u8 {
+        self.mapped.wrapping_add(self.guard_bytes)
+    }
+
+    pub(crate) fn length_bytes(&self) -> usize {
+        self.length_bytes
+    }
+
+    pub(crate) fn capacity_bytes(&self) -> usize {
+        self.capacity_bytes
+    }
+
+    /// Grows by zeros, or becomes shorter, and what it is shorter by is lost. `ENOMEM` beyond the capacity.
+    pub(crate) fn set_length_bytes(&mut self, length_bytes: usize) -> io::Result<()> {
+        let page_bytes = rustix::param::page_size();
+        let before = self.length_bytes.next_multiple_of(page_bytes);
+        let after = length_bytes.checked_next_multiple_of(page_bytes).unwrap_or(usize::MAX);
+        if after > before {
+            self.map_fresh(before..after, ProtFlags::READ | ProtFlags::WRITE)?;
+        } else if after < before {
+            self.map_fresh(after..before, ProtFlags::empty())?;
+        }
+        // What of its last page is left, so that it may grow by zeros.
+        let rest_bytes = self.length_bytes.min(after);
+        self.length_bytes = rest_bytes;
+        self.bytes_mut().get_mut(length_bytes..).unwrap_or_default().fill(0);
+        self.length_bytes = length_bytes;
+        Ok(())
+    }
+
+    /// All of it becomes zeros.
+    pub(crate) fn clear(&mut self) -> io::Result<()> {
+        let pages = 0..self.length_bytes.next_multiple_of(rustix::param::page_size());
+        self.map_fresh(pages, ProtFlags::READ | ProtFlags::WRITE)
+    }
+
+    /// Becomes the first `length_bytes` of a file of memory, copy-on-write. The file must be sealed against
+    /// changes (`F_SEAL_WRITE`, `F_SEAL_SHRINK`).
+    pub(crate) fn map_copy(&mut self, file: &File, length_bytes: usize) -> io::Result<()> {
+        self.set_length_bytes(length_bytes)?;
+        if length_bytes == 0 {
+            return Ok(());
+        }
+        let flags = MapFlags::PRIVATE | MapFlags::FIXED | MapFlags::NORESERVE;
+        let protection = ProtFlags::READ | ProtFlags::WRITE;
+        // SAFETY: what is replaced is this memory (it has just been given this length), to which no reference
+        // exists: see the head of this file. The file's bytes do not change, as the caller has sealed it.
+        unsafe { mm::mmap(self.start().cast(), length_bytes, protection, flags, file, 0)? };
+        Ok(())
+    }
+
+    /// Asks for huge pages where the memory is about to be written as a whole.
+    pub(crate) fn prefer_huge_pages(&mut self) {
+        let length_bytes = self.length_bytes.next_multiple_of(rustix::param::page_size());
+        // SAFETY: this changes no byte. Advice only: without huge pages it is the same, populated more slowly.
+        let _ = unsafe { mm::madvise(self.start().cast(), length_bytes, Advice::LinuxHugepage) };
+    }
+
+    /// A child that is forked does not get the memory as it is now mapped.
+    pub(crate) fn keep_from_children(&mut self) -> io::Result<()> {
+        if self.length_bytes == 0 {
+            return Ok(());
+        }
+        let length_bytes = self.length_bytes.next_multiple_of(rustix::param::page_size());
+        // SAFETY: this changes nothing for this process.
+        unsafe { mm::madvise(self.start().cast(), length_bytes, Advice::LinuxDontFork)? };
+        Ok(())
+    }
+
+    /// The bytes.
+    pub(crate) fn bytes_mut(&mut self) -> &mut [u8] {
+        // SAFETY: so many bytes from there on are mapped readable and writable, until `self`, which is borrowed,
+        // is changed or dropped. Nobody else uses them meanwhile: see the head of this file.
+        unsafe { std::slice::from_raw_parts_mut(self.start(), self.length_bytes) }
+    }
+
+    /// Fresh zeros in place of whole pages of the memory.
+    fn map_fresh(&mut self, pages: Range<usize>, protection: ProtFlags) -> io::Result<()> {
+        if pages.is_empty() {
+            return Ok(());
+        }
+        if pages.end > self.capacity_bytes {
+            return Err(io::Error::from_raw_os_error(libc::ENOMEM));
+        }
+        let flags = MapFlags::PRIVATE | MapFlags::FIXED | MapFlags::NORESERVE;
+        let start = self.start().wrapping_add(pages.start);
+        // SAFETY: what is replaced lies inside these addresses (checked), and no reference to it exists: see the
+        // head of this file.
+        unsafe { mm::mmap_anonymous(start.cast(), pages.len(), protection, flags)? };
+        Ok(())
+    }
+}
+
+impl Drop for Addresses {
+    fn drop(&mut self) {
+        // SAFETY: they are these addresses' own, and no reference to them exists: see the head of this file.
+        let unmapped = unsafe { mm::munmap(self.mapped.cast(), self.mapped_bytes) };
+        debug_assert!(unmapped.is_ok(), "{unmapped:?}");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::sys::process_memory;
+
+    #[test]
+    fn what_it_grows_by_is_zeros_also_after_it_was_shorter() {
+        let page_bytes = rustix::param::page_size();
+        let mut addresses = Addresses::new(8 * page_bytes, page_bytes).unwrap();
+        let start = addresses.start();
+        addresses.set_length_bytes(3 * page_bytes).unwrap();
+        addresses.bytes_mut().fill(7);
+        addresses.set_length_bytes(page_bytes).unwrap();
+        addresses.set_length_bytes(4 * page_bytes).unwrap();
+        assert_eq!(addresses.start(), start);
+        assert!(addresses.bytes_mut()[..page_bytes].iter().all(|byte| *byte == 7));
+        assert!(addresses.bytes_mut()[page_bytes..].iter().all(|byte| *byte == 0));
+        addresses.set_length_bytes(page_bytes - 5).unwrap();
+        addresses.set_length_bytes(4 * page_bytes).unwrap();
+        assert_eq!(addresses.bytes_mut()[page_bytes - 6..page_bytes], [7, 0, 0, 0, 0, 0]);
+        assert!(addresses.set_length_bytes(9 * page_bytes).is_err());
+        assert_eq!(addresses.length_bytes(), 4 * page_bytes);
+    }
+
+    #[test]
+    fn nothing_before_it_and_nothing_behind_it_can_be_touched() {
+        let page_bytes = rustix::param::page_size();
+        let mut addresses = Addresses::new(4 * page_bytes, page_bytes).unwrap();
+        addresses.set_length_bytes(page_bytes).unwrap();
+        let start = addresses.start().addr() as u64;
+        let can_be_read =
+            |at: u64| process_memory::copy_own(std::slice::from_ref(&(at..at + 1)), &mut [0]).is_ok();
+        assert!(can_be_read(start) && can_be_read(start + page_bytes as u64 - 1));
+        for outside in [start - 1, start + page_bytes as u64, start + 4 * page_bytes as u64] {
+            assert!(!can_be_read(outside), "{outside:#x} of {start:#x}");
+        }
+    }
+}
