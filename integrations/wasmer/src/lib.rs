@@ -1,4 +1,4 @@
-//! Wasmer's journal on a [stillframe](stillframe) store.
+//! Wasmer's journal on a [stillframe] store.
 //!
 //! Wasmer's WASIX runtime writes what a process does to a journal, and resumes from it. With
 //! [`StoreJournal`] in the place of its log file each mark in the journal is a snapshot with an id of its own: a
