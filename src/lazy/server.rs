@@ -369,6 +369,8 @@ impl Server {
                 {
                     self.try_serve(&mut worker, block, Because::Filling)?;
                     meter.advance(self.bytes(block).len() as u64)?;
+                    // Who was woken may have been put behind this thread, on its core.
+                    std::thread::yield_now();
                 }
             }
             Ok(true)
