@@ -5,7 +5,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::record::{RecordError, decode, encode};
+use crate::record::{RecordError, decode};
 use crate::units::AddressRange;
 
 /// Some addresses of a captured mapping whose bytes are not in the snapshot.
@@ -17,7 +17,7 @@ pub struct LeftOut {
     pub why: WhyLeftOut,
 }
 
-/// Why memory is not in a snapshot.
+/// Why memory is not in a snapshot. (Stored by number: new ones come at the end.)
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[non_exhaustive]
 pub enum WhyLeftOut {
@@ -89,11 +89,6 @@ impl LeftOut {
     /// When the bytes are something else.
     pub fn from_attachment(bytes: &[u8]) -> Result<Vec<LeftOut>, RecordError> {
         decode(bytes)
-    }
-
-    /// The list as an attachment.
-    pub(crate) fn to_attachment(all: &[LeftOut]) -> Result<Vec<u8>, RecordError> {
-        encode(&all)
     }
 
     /// How many bytes each reason is the reason for, in the order of the reasons.

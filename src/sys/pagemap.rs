@@ -274,10 +274,21 @@ pub(crate) fn guards(pagemap: &File, range: Range<u64>) -> io::Result<Vec<Range<
 
 /// How many bytes of pages [`take_touched`] would call written. Changes nothing.
 pub(crate) fn count_written(pagemap: &File, range: Range<u64>) -> io::Result<u64> {
-    let query = Query { all_of: PAGE_IS_WRITTEN, told: PAGE_IS_WRITTEN, ..Query::default() };
-    let mut written_bytes = 0;
-    walk(pagemap, range, query, |pages, _| written_bytes += pages.end - pages.start)?;
-    Ok(written_bytes)
+    let count = |guard: u64| {
+        let query = Query {
+            inverted: guard,
+            all_of: PAGE_IS_WRITTEN | guard,
+            told: PAGE_IS_WRITTEN,
+            ..Query::default()
+        };
+        let mut written_bytes = 0;
+        walk(pagemap, range.clone(), query, |pages, _| written_bytes += pages.end - pages.start)?;
+        Ok(written_bytes)
+    };
+    match count(PAGE_IS_GUARD) {
+        Err(error) if io::Error::raw_os_error(&error) == Some(libc::EINVAL) => count(0),
+        answer => answer,
+    }
 }
 
 /// The pages of `range` that the kernel has marked soft-dirty.

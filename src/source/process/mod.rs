@@ -306,7 +306,6 @@ impl Frozen for FrozenProcess {
             .map(|bytes| named(Threads::ATTACHMENT, bytes))
             .into_iter()
             .chain([named(AUXV, self.auxv.clone()), named(RSEQ_ATTACHMENT, self.rseq_attachment())])
-            .chain(LeftOut::to_attachment(&self.left_out()).ok().map(|bytes| named(LeftOut::ATTACHMENT, bytes)))
             .collect()
     }
 
