@@ -16,7 +16,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use stillframe::{
-    AddressSpace, Attachment, Capture, CaptureOptions, Error, Frozen, Hash, Mapping, MappingKind, Memory,
+    AddressSpace, Attachment, Capture, CaptureOptions, Error, Frozen, Hash, LeftOut, Mapping, MappingKind, Memory,
     Origin, ProcessSource, Progress, SnapshotId, Source, SourceError, Store, Threads, VerifyOptions,
 };
 
@@ -141,6 +141,10 @@ impl Frozen for WatchedFrozen<'_> {
 
     fn attachments(&self) -> Vec<Attachment> {
         self.frozen.attachments()
+    }
+
+    fn left_out(&self) -> Vec<LeftOut> {
+        self.frozen.left_out()
     }
 
     fn populated(&self, mapping_index: usize) -> Result<Vec<Range<u64>>, SourceError> {
