@@ -23,7 +23,7 @@ pub struct LeftOut {
 pub enum WhyLeftOut {
     /// A userfaultfd is to fill these pages at the first touch: somebody else has the bytes.
     Userfault,
-    /// They are not in the process's memory, and the file behind them cannot be opened here: whether it has a
+    /// They are not in the process's memory, and the file behind them cannot be read here: whether it has a
     /// hole there is unknown. Reading them through the process would fill the hole.
     FileClosed,
     /// They are not in the process's memory, and the file system behind them asks a server (FUSE, NFS), which may
@@ -66,7 +66,7 @@ impl std::fmt::Display for WhyLeftOut {
         f.write_str(match self {
             WhyLeftOut::Userfault => "that a userfaultfd still has to fill",
             WhyLeftOut::FileClosed => {
-                "of files that cannot be opened here (CAP_SYS_ADMIN or CAP_CHECKPOINT_RESTORE helps)"
+                "of files that cannot be read here (CAP_SYS_ADMIN or CAP_CHECKPOINT_RESTORE may help)"
             }
             WhyLeftOut::FileServer => "of files whose file system asks a server (FUSE, NFS)",
             WhyLeftOut::BehindFile => "behind the end of a file",

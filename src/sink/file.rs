@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use super::SinkError;
 use crate::sys::file::{self, File};
+use crate::sys::map;
 
 /// A file being written, under a temporary name beside its final one.
 pub(crate) struct SparseFile {
@@ -39,7 +40,18 @@ impl SparseFile {
 
     /// Writes `bytes` at an offset. Threads may write different parts at once.
     pub(crate) fn write_at(&self, bytes: &[u8], offset_bytes: u64) -> Result<(), SinkError> {
-        self.file.write_all_at(bytes, offset_bytes).map_err(self.failed("write"))
+        let written = match self.file.write_all_at(bytes, offset_bytes) {
+            // So answer files of huge pages.
+            Err(error) if error.raw_os_error() == Some(libc::EINVAL) => {
+                let write = |file: &_| map::write_to_huge_pages(file, bytes, offset_bytes);
+                self.file.map(write).map_err(|instead| match instead.raw_os_error() {
+                    Some(libc::EINVAL) => error,
+                    _ => instead,
+                })
+            }
+            written => written,
+        };
+        written.map_err(self.failed("write"))
     }
 
     /// Gives the complete file its name.

@@ -87,6 +87,18 @@ impl ProcDirectory {
         parse_stat(&self.read(&format!("task/{tid}/stat"))?)
     }
 
+    /// When it was started, in seconds of the machine's clock as it goes now.
+    pub(super) fn started(&self) -> io::Result<i64> {
+        let stat = self.read("stat")?;
+        // Field 22, counted in ticks from when the machine was started; the name, in parentheses, may hold anything.
+        let fields = stat.rsplit(|byte| *byte == b')').next().unwrap_or_default();
+        let ticks = str::from_utf8(fields).ok().and_then(|fields| fields.split_ascii_whitespace().nth(19));
+        let ticks: u64 = ticks.and_then(|ticks| ticks.parse().ok()).ok_or_else(|| unreadable("stat", &stat))?;
+        let seconds = i64::try_from(ticks / rustix::param::clock_ticks_per_second().max(1)).unwrap_or(0);
+        let since_boot = rustix::time::clock_gettime(rustix::time::ClockId::Boottime).tv_sec;
+        Ok(rustix::time::clock_gettime(rustix::time::ClockId::Realtime).tv_sec - since_boot + seconds)
+    }
+
     /// The threads there are. The kernel may leave some out while others end.
     pub(super) fn thread_ids(&self) -> io::Result<Vec<u32>> {
         self.numbers("task")

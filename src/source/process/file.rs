@@ -81,7 +81,8 @@ impl OpenFile {
 /// What is behind the mappings of one process.
 pub(super) struct Backings<'a> {
     process: &'a ProcDirectory,
-    known: HashMap<((u32, u32), u64, Vec<u8>), Backing>,
+    /// By device, number, name, and whether it may be written through the mapping.
+    known: HashMap<((u32, u32), u64, Vec<u8>, bool), Backing>,
     /// Of the process, of this program.
     mounts: Option<(Mounts, Mounts)>,
     /// The file system of memfds and of shared memory without a name.
@@ -120,7 +121,8 @@ impl<'a> Backings<'a> {
                 true => self.file(line),
             };
         }
-        let key = (line.device, line.inode, name.to_owned());
+        let is_written = is_shared && line.mapping.protection.write;
+        let key = (line.device, line.inode, name.to_owned(), is_written);
         if let Some(backing) = self.known.get(&key) {
             return backing.clone();
         }
@@ -139,11 +141,22 @@ impl<'a> Backings<'a> {
         match self.find(line) {
             Some(Found::Zeros(_)) if !line.mapping.protection.shared => Backing::Nothing,
             Some(Found::File(file)) => match open_file(file, file_system) {
-                Some(file) => Backing::File(Arc::new(file)),
-                None => Backing::Unknown(WhyLeftOut::FileClosed),
+                Some(file) if self.is_as_it_was_mapped(&file, line) => Backing::File(Arc::new(file)),
+                _ => Backing::Unknown(WhyLeftOut::FileClosed),
             },
             _ => Backing::Unknown(WhyLeftOut::FileClosed),
         }
+    }
+
+    /// Whether a mapping of this file shows what is in it now. On layers it may show the lower one's file, as it was
+    /// before somebody wrote to it, unless the process opened it for writing.
+    fn is_as_it_was_mapped(&self, file: &OpenFile, line: &MapsLine) -> bool {
+        let protection = line.mapping.protection;
+        if file.file_system != FileSystem::Overlay || protection.shared && protection.write {
+            return true;
+        }
+        let changed = file.file.metadata().map(|metadata| metadata.ctime());
+        matches!((changed, self.process.started()), (Ok(changed), Ok(started)) if changed < started)
     }
 
     fn mounts(&mut self) -> &(Mounts, Mounts) {
