@@ -6,3 +6,7 @@ mod cores;
 mod processes;
 mod rollback;
 mod sources;
+
+#[allow(dead_code)]
+#[path = "../common/needs.rs"]
+mod needs;
