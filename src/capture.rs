@@ -426,6 +426,8 @@ impl Begun {
         let mut added_bytes = done.added_bytes;
         let put = Put { shared: &shared, guard: &guard, store_as: self.store_as };
         let mut reader = Reader::new(&shared, Check::Full);
+        let (root, root_bytes) = put.root(&mut reader, &done.root, reference)?;
+        added_bytes += root_bytes;
         let mut put = |kind, bytes: &[u8], like| -> Result<Hash, Error> {
             let hash = Hash::of(bytes);
             added_bytes += put.object(&mut reader, kind, hash, bytes, like)?;
@@ -433,10 +435,6 @@ impl Begun {
         };
         let like = reference.and_then(Reference::layout);
         let layout = put(Kind::Layout, &encode(Kind::Layout, &space)?, like)?;
-        let root = match done.tables.iter().all(Hash::is_zero) {
-            true => Hash::ZERO,
-            false => put(Kind::Root, &table::encode(&done.tables), reference.and_then(Reference::root))?,
-        };
         check_attachment_names(&self.attachments)?;
         let attachments = self
             .attachments

@@ -24,7 +24,7 @@ use crate::store::read::{Check, Reader};
 use crate::store::tree::{IndexEntry, Tree};
 use crate::store::{Shared, Store, encode_tombstone};
 use crate::sys::file;
-use crate::table;
+use crate::table::Places;
 
 /// How to collect.
 #[derive(Clone, Debug)]
@@ -485,14 +485,14 @@ impl<'a> Marking<'a> {
                 continue;
             }
             let space: AddressSpace = reader.value(Kind::Layout, &record.layout)?;
-            let count = table::count(&space, record.region_size);
-            let root = reader.hashes(Kind::Root, &record.root, count)?;
-            for (table, place) in root.iter().zip(table::places(&space, record.region_size)) {
-                self.object(Kind::Table, table)?;
-                if table.is_zero() || !self.walked.insert((Kind::Table, *table)) {
+            let places = Places::new(&space, record.region_size);
+            let root = reader.root(&record.root, places.count())?;
+            for (table, place) in root.places(&places) {
+                self.object(Kind::Table, &table)?;
+                if !self.walked.insert((Kind::Table, table)) {
                     continue;
                 }
-                for hash in reader.hashes(Kind::Table, table, place.regions)? {
+                for hash in reader.hashes(Kind::Table, &table, place.regions)? {
                     if !hash.is_zero() {
                         let marked = self.regions.mark(&hash);
                         self.there(marked, Kind::Region, &hash)?;

@@ -18,6 +18,8 @@ use crate::delta;
 use crate::hash::{self, Hash};
 use crate::record::{self, Record};
 use crate::sys::map::{PackMap, Since};
+use crate::region;
+use crate::root::Root;
 use crate::table;
 
 /// How thoroughly regions are checked when they are read. The lengths and the checksum of the
@@ -186,7 +188,26 @@ impl<'a> Reader<'a> {
         found.map(|attachment| self.object(Kind::Attachment, &attachment.hash)).transpose()
     }
 
-    /// The hashes in a table or root, of which there must be `expected`.
+    /// The root of a snapshot of `expected` tables.
+    pub(crate) fn root(&mut self, hash: &Hash, expected: usize) -> Result<Root, StoreError> {
+        let kind = Kind::Root;
+        let malformed = |detail| StoreError::Malformed { kind, hash: *hash, detail };
+        if hash.is_zero() {
+            // A layout may claim any number of bytes, all of them zeros.
+            let most = Kind::MAX_PLAIN_BYTES / Hash::BYTES;
+            return match expected <= most {
+                true => Ok(Root::zeros(expected)),
+                false => {
+                    Err(malformed(format!("expected {expected} hashes, there are never more than {most}")))
+                }
+            };
+        }
+        let bytes = self.object(kind, hash)?;
+        Root::decode(&bytes, expected)
+            .ok_or_else(|| malformed(format!("expected {expected} hashes, found {} bytes", bytes.len())))
+    }
+
+    /// The hashes in a table, of which there must be `expected`.
     pub(crate) fn hashes(
         &mut self,
         kind: Kind,
@@ -195,8 +216,8 @@ impl<'a> Reader<'a> {
     ) -> Result<Vec<Hash>, StoreError> {
         let malformed = |detail| StoreError::Malformed { kind, hash: *hash, detail };
         if hash.is_zero() {
-            // A layout may claim any number of bytes, all of them zeros.
-            let most = Kind::MAX_PLAIN_BYTES / Hash::BYTES;
+            // A place has never more.
+            let most = table::REGIONS_PER_TABLE;
             return match expected <= most {
                 true => Ok(vec![Hash::ZERO; expected]),
                 false => {
@@ -330,7 +351,7 @@ impl<'a> Reader<'a> {
         let base_bytes = found.header.plain_bytes as usize;
         if base_bytes <= plain.len() {
             let (same, rest) = plain.split_at_mut(base_bytes);
-            rest.fill(0);
+            clear(rest);
             return self.fill(&found, same, deltas);
         }
         let mut whole = vec![0; base_bytes];
@@ -338,6 +359,11 @@ impl<'a> Reader<'a> {
         plain.copy_from_slice(&whole[..plain.len()]);
         Ok(whole_bytes)
     }
+}
+
+/// Makes zeros of bytes, without touching memory that is zeros already.
+fn clear(bytes: &mut [u8]) {
+    bytes.chunks_mut(4096).filter(|page| !region::is_zero(page)).for_each(|page| page.fill(0));
 }
 
 /// A place in the packs, after the last object that was read there.
