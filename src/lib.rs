@@ -75,6 +75,7 @@ mod codec;
 mod delta;
 mod diff;
 mod elf;
+mod erase;
 mod error;
 mod forget;
 #[cfg(feature = "fuzzing")]

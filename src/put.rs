@@ -4,6 +4,7 @@ use crate::codec::{self, Codec};
 use crate::delta::Base;
 use crate::hash::Hash;
 use crate::reference::Reference;
+use crate::region;
 use crate::root::Root;
 use crate::store::error::StoreError;
 use crate::store::gate::CaptureGuard;
@@ -74,8 +75,7 @@ impl Put<'_> {
         }
         let bytes = root.encode();
         let hash = Hash::of(&bytes);
-        let is_sparse = bytes.len() >= codec::LARGE_BYTES && root.stored().len() < root.tables() / 4;
-        let codec = if is_sparse { Codec::Zstd } else { self.store_as.codec };
+        let codec = codec_for(self.store_as.codec, &bytes);
         let put = Put { store_as: StoreAs { codec, ..self.store_as }, ..*self };
         Ok((hash, put.object(reader, Kind::Root, hash, &bytes, like)?))
     }
@@ -103,6 +103,16 @@ impl Put<'_> {
             hashes.iter().map(is_known).collect()
         })
     }
+}
+
+/// How to encode an object: as is wanted, unless it is large and mostly zeros.
+pub(crate) fn codec_for(wanted: Codec, plain: &[u8]) -> Codec {
+    const PAGE_BYTES: usize = 4096;
+    let is_sparse = || {
+        let pages = plain.chunks(PAGE_BYTES);
+        4 * pages.filter(|page| !region::is_zero(page)).count() < plain.len() / PAGE_BYTES
+    };
+    if plain.len() >= codec::LARGE_BYTES && is_sparse() { Codec::Zstd } else { wanted }
 }
 
 /// What an object that replaces `like` may be stored as a difference from, if that can be read. Its

@@ -12,6 +12,7 @@ use crate::address_space::{AddressSpace, Mapping, MappingKind, Protection};
 use crate::hash::Hash;
 use crate::record::{Origin, Record, SnapshotId};
 use crate::root::{Root, RootPart};
+use crate::source::{Attachment, OWNER_ATTACHMENT};
 use crate::store::Shared;
 use crate::store::error::StoreError;
 use crate::store::gate::SnapshotGuard;
@@ -49,11 +50,26 @@ impl Reference {
         }
     }
 
-    /// The newest snapshot whose memory came from the same executable or from a file of the same name.
-    pub(crate) fn newest_like(shared: &Shared, origin: &Origin) -> Option<Reference> {
+    /// The newest snapshot whose memory came from the same executable or from a file of the same name, and has the same
+    /// owner: what one user forgets must not stay as the base of what is another's.
+    pub(crate) fn newest_like(
+        shared: &Shared,
+        origin: &Origin,
+        attachments: &[Attachment],
+    ) -> Option<Reference> {
+        let owner = attachments.iter().find(|it| it.name == OWNER_ATTACHMENT).map(|it| Hash::of(&it.bytes));
+        if owner.is_none() && matches!(origin, Origin::Core { .. }) {
+            return None;
+        }
+        let has_same_owner = |record: &Record| {
+            let theirs = record.attachments.iter().find(|it| it.name == OWNER_ATTACHMENT);
+            theirs.map(|it| it.hash) == owner
+        };
         let like = {
             let catalog = shared.catalog();
-            let like = catalog.all_live().filter(|(_, entry)| are_alike(&entry.record.origin, origin));
+            let like = catalog.all_live().filter(|(_, entry)| {
+                are_alike(&entry.record.origin, origin) && has_same_owner(&entry.record)
+            });
             like.max_by_key(|(_, entry)| entry.record.time).map(|(id, _)| *id)
         };
         Reference::of(shared, like?).ok()

@@ -59,6 +59,7 @@ impl Root {
     }
 
     /// How many tables there are.
+    #[cfg(any(test, feature = "fuzzing"))]
     pub(crate) fn tables(&self) -> usize {
         self.tables
     }

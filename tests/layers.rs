@@ -29,6 +29,7 @@ const LAYERS: [(&str, &[&str]); 6] = [
             "reservation",
             "forget",
             "gc",
+            "erase",
             "verify",
             "repair",
             "snapshot",

@@ -36,7 +36,7 @@ use crate::store::gate::CaptureGuard;
 use crate::store::log::Batch;
 use crate::store::read::{Check, Reader};
 use crate::root::Root;
-use crate::table::{self, MappingTables, Places};
+use crate::table::{self, MappingTables, Place, Places};
 use crate::units::{AddressRange, RegionSize};
 use crate::workers::cores;
 
@@ -180,13 +180,11 @@ impl Ingest {
         };
         for at in wanted {
             let place = places.place(mapping, at);
-            let reference_bytes = reference.length_bytes.saturating_sub(place.offset_bytes);
             let mut table = TableJob {
                 at: in_mapping.start + usize::try_from(at).unwrap_or(usize::MAX),
                 place,
                 reference: usize::try_from(at).map_or(Hash::ZERO, |at| reference.tables.get(at)),
-                reference_bytes: usize::try_from(reference_bytes)
-                    .map_or(place.length_bytes, |bytes| bytes.min(place.length_bytes)),
+                reference_bytes: covered_of(reference, &place),
                 state: Mutex::default(),
             };
             zero_bytes -= match self.changed {
@@ -198,6 +196,22 @@ impl Ingest {
             self.tables.push(table);
         }
         self.zero_bytes.fetch_add(zero_bytes, Ordering::Relaxed);
+    }
+
+    /// Has what is not worked on yet compared with a snapshot like it, which is not the parent.
+    pub(crate) fn compare_with(&mut self, reference: &[ReferenceMapping<'_>]) {
+        let covered_bytes = table::covered_bytes(self.region_size);
+        for table in &mut self.tables {
+            let reference = reference.get(table.place.mapping_index).copied().unwrap_or_default();
+            let at = usize::try_from(table.place.offset_bytes / covered_bytes);
+            table.reference = at.map_or(Hash::ZERO, |at| reference.tables.get(at));
+            table.reference_bytes = covered_of(reference, &table.place);
+        }
+    }
+
+    /// How much is to be read.
+    pub(crate) fn wanted_bytes(&self) -> u64 {
+        self.wanted.iter().flatten().map(|range| range.end - range.start).sum()
     }
 
     /// What decides which regions of a table are worked on.
@@ -495,6 +509,12 @@ fn on_all_cores(work: impl Fn() + Sync) {
         (1..cores()).for_each(|_| drop(scope.spawn(&work)));
         work();
     });
+}
+
+/// How many bytes the reference's table in a place covers.
+fn covered_of(reference: ReferenceMapping<'_>, place: &Place) -> usize {
+    let bytes = reference.length_bytes.saturating_sub(place.offset_bytes);
+    usize::try_from(bytes).map_or(place.length_bytes, |bytes| bytes.min(place.length_bytes))
 }
 
 /// The tables of a mapping in which anything of `ranges` (sorted and apart) lies: in order, perhaps twice.

@@ -121,8 +121,31 @@ impl<'a> Reader<'a> {
         {
             return Ok(());
         }
-        let found = self.objects.find(Kind::Region, hash)?;
-        self.decode(&found, plain, check)
+        self.find_and(Kind::Region, hash, |reader, found| reader.decode(found, plain, check))
+    }
+
+    /// Finds an object and reads it. Should that fail it is tried again where the index has it elsewhere by then: gc
+    /// stores what stood on a base whole before it drops the base.
+    fn find_and<T>(
+        &mut self,
+        kind: Kind,
+        hash: &Hash,
+        mut read: impl FnMut(&mut Self, &Found) -> Result<T, StoreError>,
+    ) -> Result<T, StoreError> {
+        let mut tries = 0;
+        loop {
+            let found = self.objects.find(kind, hash)?;
+            let error = match read(self, &found) {
+                Err(error) if error.is_damage() && found.is_delta() => error,
+                other => return other,
+            };
+            let now = self.objects.shared.locate(Tree::of(kind), hash)?.map(Position::from);
+            let seen = Position { pack: found.pack, offset_bytes: found.at as u64 };
+            tries += 1;
+            if now.is_none() || now == Some(seen) || tries == TRIES {
+                return Err(error);
+            }
+        }
     }
 
     /// Decodes regions that lie one after the other into `plain`, `region_bytes` each and the last one perhaps
@@ -176,10 +199,11 @@ impl<'a> Reader<'a> {
         if hash.is_zero() {
             return Ok(Vec::new());
         }
-        let found = self.objects.find(kind, hash)?;
-        let mut plain = vec![0; found.header.plain_bytes as usize];
-        self.decode(&found, &mut plain, Check::Full)?;
-        Ok(plain)
+        self.find_and(kind, hash, |reader, found| {
+            let mut plain = vec![0; found.header.plain_bytes as usize];
+            reader.decode(found, &mut plain, Check::Full)?;
+            Ok(plain)
+        })
     }
 
     /// What is kept beside the memory of a snapshot under this name.
@@ -255,8 +279,13 @@ impl<'a> Reader<'a> {
             let base = found.base()?;
             found = self.bases.next_or_find(kind, &base)?;
         }
+        let plain_bytes = found.header.plain_bytes as usize;
         plain.clear();
-        plain.resize(found.header.plain_bytes as usize, 0);
+        match plain_bytes <= plain.capacity() {
+            true => plain.resize(plain_bytes, 0),
+            // Fresh zeros, which are no memory until they are touched.
+            false => *plain = vec![0; plain_bytes],
+        }
         let whole_bytes = self.fill(&found, plain, 0)?;
         Ok(Some((found.header.hash, number, whole_bytes)))
     }
