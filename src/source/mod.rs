@@ -148,6 +148,15 @@ pub struct Attachment {
     pub bytes: Vec<u8>,
 }
 
+/// The attachment that says who owns what was captured: of a process its real and its effective user, of a file its owner
+/// twice; 4 bytes each, little-endian.
+pub(crate) const OWNER_ATTACHMENT: &str = "owner";
+
+fn owner_attachment((real, effective): (u32, u32)) -> Attachment {
+    let bytes = [real.to_le_bytes(), effective.to_le_bytes()].concat();
+    Attachment { name: OWNER_ATTACHMENT.to_owned(), bytes }
+}
+
 /// A source that cannot be used.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]

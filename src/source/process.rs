@@ -16,7 +16,7 @@ use super::holes::data_ranges;
 use super::maps;
 use super::proc_directory::{ProcDirectory, says_gone};
 use super::stop::StoppedProcess;
-use super::{Attachment, CopyOut, Frozen, Memory, Source, SourceError};
+use super::{Attachment, CopyOut, Frozen, Memory, Source, SourceError, owner_attachment};
 use crate::address_space::{AddressSpace, Mapping};
 use crate::record::Origin;
 use crate::sys::{pagemap, process_memory};
@@ -32,7 +32,7 @@ use crate::units::AddressRange;
 /// return early with `EINTR`, as it may after SIGSTOP and SIGCONT.
 ///
 /// Attachments: `threads` (see [`Threads`]); `auxv`, the raw auxiliary vector; `rseq`, where threads have their
-/// areas for restartable sequences.
+/// areas for restartable sequences; `owner`, its real and effective user.
 ///
 /// The kernel allows it for processes of the same user, subject to
 /// `/proc/sys/kernel/yama/ptrace_scope`, or with the capability `CAP_SYS_PTRACE`.
@@ -102,6 +102,7 @@ impl ProcessSource {
         let process = Arc::new(find(pid)?);
         // Whatever takes time and does not change is read before the process stands still.
         let origin = Origin::Process { pid, path: process.executable(), command: process.command_line() };
+        let users = process.users();
         let stopped = StoppedProcess::stop(&process)?;
 
         // The first thread may have ended before the others, and then has no memory any more.
@@ -131,6 +132,7 @@ impl ProcessSource {
             space,
             absent_is_zero,
             origin,
+            users,
             auxv,
             pagemap,
             state,
@@ -250,6 +252,7 @@ pub(crate) struct FrozenProcess {
     /// For each mapping whether a page that is not there is one of zeros.
     absent_is_zero: Vec<bool>,
     origin: Origin,
+    users: Option<(u32, u32)>,
     auxv: Vec<u8>,
     pagemap: Option<File>,
     /// `/proc/PID/task/TID/stat`, which is made anew for every read.
@@ -438,6 +441,7 @@ impl Frozen for FrozenProcess {
             .map(|bytes| named(Threads::ATTACHMENT, bytes))
             .into_iter()
             .chain([named(AUXV, self.auxv.clone()), named(RSEQ_ATTACHMENT, self.rseq_attachment())])
+            .chain(self.users.map(owner_attachment))
             .collect()
     }
 
