@@ -2,9 +2,27 @@
 
 use std::ops::Range;
 
+use super::attempt::Attempt;
 use crate::address_space::{AddressSpace, Mapping, MappingKind};
+use crate::sink::SinkError;
+use crate::source::Frozen as _;
 use crate::track::complement;
 use crate::units::AddressRange;
+
+/// An error unless the mappings are there. Answers by what the heap has grown.
+pub(super) fn check(attempt: &Attempt<'_>) -> Result<Vec<Range<u64>>, SinkError> {
+    let roll_back = attempt.roll_back;
+    let Fit { missing: mut differences, new, grown_heap } =
+        compare(&roll_back.space, attempt.held.address_space());
+    let only_new = differences.is_empty();
+    if !roll_back.leave_new_memory {
+        differences.extend(new);
+    }
+    match differences.is_empty() {
+        true => Ok(grown_heap),
+        false => Err(SinkError::DoesNotFit { pid: attempt.pid, differences, only_new }),
+    }
+}
 
 /// What came of comparing two layouts.
 #[derive(Debug, Default, PartialEq, Eq)]

@@ -7,13 +7,22 @@
 //! ```
 //!
 //! Finding out and writing are two steps (`plan.rs`), so that damage, a process that does not fit or ctrl-C leave
-//! the memory as it was. `memory.rs` has memory of this process, `process.rs` another process.
+//! the memory as it was. `memory.rs` has memory of this process, `process.rs` another process: a list of steps, of
+//! which each has a file.
 
+mod attempt;
+mod captured;
 mod fit;
+mod held_memory;
+mod identity;
 mod memory;
 mod plan;
 mod process;
+mod registers;
 mod restart;
+mod same_threads;
+mod shared;
+mod write;
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -29,6 +38,8 @@ use crate::store::read::Check;
 use crate::store::{Shared, Store};
 use crate::table::{self, Place};
 use crate::track::{Tracker, Tracking};
+
+use process::refused;
 
 /// A snapshot that memory is about to be rolled back to.
 ///
