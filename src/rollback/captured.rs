@@ -3,6 +3,7 @@
 use super::RollBack;
 use crate::error::Error;
 use crate::record::Origin;
+use crate::run::Run;
 use crate::sink::SinkError;
 use crate::source::RSEQ_ATTACHMENT;
 use crate::store::read::{Check, Reader};
@@ -14,6 +15,8 @@ pub(super) struct CapturedProcess {
     pub(super) auxv: Vec<u8>,
     /// Of which threads the kernel knew the areas for restartable sequences; older snapshots do not say.
     pub(super) rseq: Option<Vec<u8>>,
+    /// Which run of which process it was; older snapshots do not say.
+    pub(super) run: Option<Run>,
 }
 
 impl CapturedProcess {
@@ -33,6 +36,9 @@ impl CapturedProcess {
             return Err(none("the snapshot was taken on a machine of another kind").into());
         }
         let auxv = read(AUXV)?.unwrap_or_default();
-        Ok(CapturedProcess { threads, auxv, rseq: read(RSEQ_ATTACHMENT)? })
+        let run = read(Run::ATTACHMENT)?.map(|bytes| Run::from_attachment(&bytes)).transpose();
+        let run =
+            run.map_err(|error| none(&format!("its start times in the snapshot cannot be read: {error}")))?;
+        Ok(CapturedProcess { threads, auxv, rseq: read(RSEQ_ATTACHMENT)?, run })
     }
 }

@@ -1,4 +1,8 @@
 //! Whether a process is the one that was captured: the same program in the same run.
+//!
+//! The auxiliary vector tells runs apart, as it has random bytes; but all processes that were forked after one
+//! `execve` have the same. So the start times of process and threads are compared too, which count from the start of
+//! the machine, and the machine's boot id.
 
 use std::path::Path;
 
@@ -20,7 +24,16 @@ pub(super) fn check(attempt: &Attempt<'_>) -> Result<(), SinkError> {
     if attempt.captured.auxv != attempt.held.auxv() {
         return Err(attempt.misfit(vec!["it is another run of the program".to_owned()]));
     }
-    Ok(())
+    let Some(then) = &attempt.captured.run else { return Ok(()) };
+    let now = attempt.held.run();
+    let difference = if then.boot_id != now.boot_id {
+        "it was captured before this machine was started the last time"
+    } else if then.process_start != now.process_start {
+        "it is another process than the one that was captured, and has got that one's pid"
+    } else {
+        return Ok(());
+    };
+    Err(attempt.misfit(vec![difference.to_owned()]))
 }
 
 /// The executable may have been removed since.

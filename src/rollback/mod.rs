@@ -12,6 +12,7 @@
 
 mod attempt;
 mod captured;
+mod content;
 mod fit;
 mod held_memory;
 mod identity;
@@ -20,6 +21,7 @@ mod plan;
 mod process;
 mod registers;
 mod restart;
+mod runtime_threads;
 mod same_threads;
 mod shared;
 mod write;

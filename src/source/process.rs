@@ -19,6 +19,7 @@ use super::stop::StoppedProcess;
 use super::{Attachment, CopyOut, Frozen, Memory, Source, SourceError};
 use crate::address_space::{AddressSpace, Mapping};
 use crate::record::Origin;
+use crate::run::Run;
 use crate::sys::{pagemap, process_memory};
 use crate::threads::{AUXV, Thread, Threads};
 use crate::track::{SoftDirty, TrackError, Tracker, Untracked};
@@ -32,7 +33,7 @@ use crate::units::AddressRange;
 /// return early with `EINTR`, as it may after SIGSTOP and SIGCONT.
 ///
 /// Attachments: `threads` (see [`Threads`]); `auxv`, the raw auxiliary vector; `rseq`, where threads have their
-/// areas for restartable sequences.
+/// areas for restartable sequences; `run`, when process and threads were started.
 ///
 /// The kernel allows it for processes of the same user, subject to
 /// `/proc/sys/kernel/yama/ptrace_scope`, or with the capability `CAP_SYS_PTRACE`.
@@ -323,6 +324,14 @@ impl FrozenProcess {
         areas.flat_map(|(tid, area)| tid.to_le_bytes().into_iter().chain(area.start.to_le_bytes())).collect()
     }
 
+    /// Which process it is, among all that have had its pid.
+    pub(crate) fn run(&self) -> Run {
+        let boot_id = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
+        let stopped = self.stopped.borrow();
+        let (process_start, starts) = stopped.starts();
+        Run { boot_id: boot_id.trim().to_owned(), process_start, thread_starts: starts.to_vec() }
+    }
+
     /// Its auxiliary vector.
     pub(crate) fn auxv(&self) -> &[u8] {
         &self.auxv
@@ -431,12 +440,14 @@ impl Frozen for FrozenProcess {
 
     fn attachments(&self) -> Vec<Attachment> {
         let threads = self.stopped.borrow().threads().to_attachment();
+        let run = self.run().to_attachment();
         let named = |name: &str, bytes| Attachment { name: name.to_owned(), bytes };
         // Integers and lists can always be encoded.
+        let threads = threads.ok().map(|bytes| named(Threads::ATTACHMENT, bytes));
+        let run = run.ok().map(|bytes| named(Run::ATTACHMENT, bytes));
         threads
-            .ok()
-            .map(|bytes| named(Threads::ATTACHMENT, bytes))
             .into_iter()
+            .chain(run)
             .chain([named(AUXV, self.auxv.clone()), named(RSEQ_ATTACHMENT, self.rseq_attachment())])
             .collect()
     }
