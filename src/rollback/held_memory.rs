@@ -3,6 +3,7 @@
 use std::ops::Range;
 
 use super::attempt::Attempt;
+use super::page_state::PageStates;
 use super::plan::{Patch, Target};
 use crate::error::Error;
 use crate::piece::{PIECE_BYTES, overlapping};
@@ -16,7 +17,8 @@ use crate::units::AddressRange;
 const RSEQ_POINTER: Range<u64> = 8..16;
 
 /// The memory of a process that stands still.
-pub(super) struct HeldMemory {
+pub(super) struct HeldMemory<'a> {
+    states: &'a PageStates,
     pid: u32,
     memory: ProcessMemory,
     /// Where there may be anything but zeros.
@@ -27,8 +29,8 @@ pub(super) struct HeldMemory {
     left_alone: Vec<Range<u64>>,
 }
 
-impl HeldMemory {
-    pub(super) fn new(attempt: &Attempt<'_>) -> Result<HeldMemory, Error> {
+impl<'a> HeldMemory<'a> {
+    pub(super) fn new(attempt: &Attempt<'_>, states: &'a PageStates) -> Result<HeldMemory<'a>, Error> {
         let Attempt { pid, roll_back, held, .. } = *attempt;
         let mut populated = Vec::new();
         for (index, mapping) in held.address_space().mappings().iter().enumerate() {
@@ -50,7 +52,26 @@ impl HeldMemory {
             left_alone.extend([area.start..pointer.start, pointer.end..area.end]);
         }
         merge(&mut left_alone);
-        Ok(HeldMemory { pid, memory: held.process_memory(), populated, left_out, left_alone })
+        Ok(HeldMemory { states, pid, memory: held.process_memory(), populated, left_out, left_alone })
+    }
+
+    /// Where there may be anything but zeros: sorted and apart.
+    pub(super) fn populated(&self) -> &[Range<u64>] {
+        &self.populated
+    }
+
+    /// Whether any byte of a range can be read.
+    pub(super) fn is_readable(&self, range: &Range<u64>) -> Result<bool, Error> {
+        let mut buffer = vec![0; PIECE_BYTES];
+        for at in range.clone().step_by(PIECE_BYTES) {
+            let length = usize::try_from(range.end - at).map_or(PIECE_BYTES, |left| left.min(PIECE_BYTES));
+            let mut unreadable = Vec::new();
+            self.memory.copy(at, &mut buffer[..length], &mut unreadable)?;
+            if unreadable.iter().map(|it| it.length_bytes()).sum::<u64>() < length as u64 {
+                return Ok(true);
+            }
+        }
+        Ok(false)
     }
 
     /// Patches that empty what is there of these ranges.
@@ -71,7 +92,7 @@ impl HeldMemory {
     }
 }
 
-impl Target for HeldMemory {
+impl Target for HeldMemory<'_> {
     fn bytes<'b>(&'b self, at: u64, length: usize, buffer: &'b mut Vec<u8>) -> Result<&'b [u8], Error> {
         let window = at..at + length as u64;
         buffer.resize(length, 0);
@@ -103,6 +124,10 @@ impl Target for HeldMemory {
 
     fn is_absent(&self, range: Range<u64>) -> bool {
         overlapping(&self.populated, range).next().is_none()
+    }
+
+    fn written_anyhow(&self) -> &[Range<u64>] {
+        self.states.lazily_free()
     }
 
     fn left_alone(&self) -> &[Range<u64>] {

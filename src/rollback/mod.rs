@@ -13,10 +13,12 @@
 mod attempt;
 mod captured;
 mod content;
+mod file;
 mod fit;
 mod held_memory;
 mod identity;
 mod memory;
+mod page_state;
 mod plan;
 mod process;
 mod registers;
@@ -79,6 +81,7 @@ pub struct RollBack<'a> {
     progress: Progress,
     tracker: Option<&'a dyn Tracker>,
     leave_new_memory: bool,
+    leave_shared_memory: bool,
     _pin: SnapshotGuard,
 }
 
@@ -125,6 +128,7 @@ impl Store {
             progress,
             tracker: None,
             leave_new_memory: false,
+            leave_shared_memory: false,
             _pin: pin,
         })
     }

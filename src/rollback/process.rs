@@ -13,6 +13,7 @@ use std::time::Instant;
 use super::attempt::Attempt;
 use super::captured::CapturedProcess;
 use super::held_memory::HeldMemory;
+use super::page_state::{self, PageStates};
 use super::plan::{self, Look, Part};
 use super::{RollBack, RollBackStats, fit, identity, registers, same_threads, shared, write};
 use crate::address_space::MappingKind;
@@ -26,6 +27,13 @@ impl RollBack<'_> {
     /// process does not know of it. Only the heap's new part is emptied, as the C library relies on that.
     pub fn leave_new_memory(mut self, leave: bool) -> Self {
         self.leave_new_memory = leave;
+        self
+    }
+
+    /// Rolls a process back although memory that it shares with others differs: that stays as it is.
+    /// Memory that no other process has is rolled back in any case.
+    pub fn leave_shared_memory(mut self, leave: bool) -> Self {
+        self.leave_shared_memory = leave;
         self
     }
 
@@ -76,7 +84,10 @@ impl RollBack<'_> {
         registers::check(&attempt)?;
         let grown = fit::check(&attempt)?;
 
-        let memory = HeldMemory::new(&attempt)?;
+        let states = PageStates::look(&attempt)?;
+        page_state::check_reads(&attempt, &states)?;
+        let memory = HeldMemory::new(&attempt, &states)?;
+        page_state::check_left_out(&attempt, &memory)?;
         let mut plan = plan::plan(
             self.shared,
             self.record.region_size.bytes(),
@@ -85,8 +96,9 @@ impl RollBack<'_> {
             self.parts().collect(),
             &memory,
         )?;
-        let left_shared = shared::leave(&mut plan, held.address_space().mappings());
+        let left_shared = shared::settle(&attempt, &states, &mut plan)?;
         plan.patches.extend(memory.zeros_for(&grown));
+        page_state::check_writes(&attempt, &states, &plan)?;
 
         let write::Written { done, is_stopped } = write::write(&attempt, &plan)?;
         let paused = held.release();

@@ -15,6 +15,7 @@ use std::time::Duration;
 use super::holes::data_ranges;
 use super::maps;
 use super::proc_directory::{ProcDirectory, says_gone};
+use super::smaps::{self, MappingState};
 use super::stop::StoppedProcess;
 use super::{Attachment, CopyOut, Frozen, Memory, Source, SourceError};
 use crate::address_space::{AddressSpace, Mapping};
@@ -279,6 +280,23 @@ impl FrozenProcess {
         self.process
             .open_for_writing(&name)
             .map_err(|source| process_error(pid, "open the memory of", source))
+    }
+
+    /// What the kernel knows of each mapping beyond its layout.
+    pub(crate) fn mapping_states(&self) -> Result<Vec<MappingState>, SourceError> {
+        let pid = self.process.pid();
+        let smaps = self.process.read(&format!("task/{}/smaps", self.memory.tid));
+        let smaps = smaps.map_err(|error| process_error(pid, "read the state of the mappings of", error))?;
+        smaps::parse(&smaps).map_err(|line| SourceError::Uncapturable {
+            pid,
+            why: format!("a line of /proc/{pid}/smaps has an unknown form: {line:?}"),
+        })
+    }
+
+    /// The file that is mapped in all of a range. The kernel shows it only to those with `CAP_SYS_ADMIN` or
+    /// `CAP_CHECKPOINT_RESTORE`.
+    pub(crate) fn mapped_file(&self, range: AddressRange) -> io::Result<File> {
+        self.process.open_file(&format!("map_files/{:x}-{:x}", range.start(), range.end()))
     }
 
     /// Its threads as they stand.
