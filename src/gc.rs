@@ -154,7 +154,9 @@ fn erase_all(shared: &Shared, options: &GcOptions) -> Result<GcStats, Error> {
     stats.freed_bytes = stats.erased_bytes.saturating_sub(lifted_bytes);
     erase::renew_index(shared)?;
     match Collecting::begin(shared).first_left(options)? {
-        Some(path) => Err(StoreError::NotErased { path, why: "it is damaged; see `stillframe verify`" }.into()),
+        Some(path) => {
+            Err(StoreError::NotErased { path, why: "it is damaged; see `stillframe verify`" }.into())
+        }
         None => Ok(stats),
     }
 }
@@ -203,7 +205,8 @@ impl<'a> Collecting<'a> {
             true => Marking::without_bases(self.shared, &options.progress)?,
             false => Marking::begin(self.shared, &options.progress)?,
         };
-        marking.mark_all(live_snapshots(self.shared).into_iter().filter(|(id, _)| !forgotten.contains(id)))?;
+        marking
+            .mark_all(live_snapshots(self.shared).into_iter().filter(|(id, _)| !forgotten.contains(id)))?;
         let Marking { regions, objects, .. } = marking;
         let condemned = Condemned { horizon: self.horizon, regions, objects };
         let (live_bytes, mut stats) = self.weigh(&condemned, forgotten)?;

@@ -99,6 +99,7 @@ mod reservation;
 mod restore;
 mod rollback;
 mod root;
+mod run;
 mod sink;
 mod snapshot;
 mod source;

@@ -12,6 +12,7 @@ pub(crate) mod maps;
 mod proc_directory;
 mod process;
 mod regular_file;
+mod smaps;
 mod stop;
 mod tracked;
 
@@ -28,10 +29,12 @@ use crate::units::AddressRange;
 
 pub use core::CoreSource;
 pub use file::FileSource;
+pub(crate) use holes::data_in_memory_file;
 pub use live::LiveMemory;
 pub use process::ProcessSource;
 use process::refusal;
 pub(crate) use process::{FrozenProcess, ProcessMemory, RSEQ_ATTACHMENT};
+pub(crate) use smaps::MappingState;
 pub use tracked::{SourceExt, Tracked};
 
 /// Something whose memory can be captured.
