@@ -183,31 +183,6 @@ pub(crate) fn map_copy(file: &std::fs::File, length_bytes: usize) -> io::Result<
     unsafe { MmapOptions::new().len(length_bytes).no_reserve_swap().map_copy(file) }
 }
 
-/// The kernel's number for file systems of huge pages.
-const HUGETLBFS_MAGIC: rustix::fs::FsWord = 0x9584_58f6;
-
-/// Writes to a file of huge pages, which takes no `write`: through a mapping. `EINVAL` for any other file, `ENOMEM` where
-/// the pool has no such pages left. Threads may write different bytes at once.
-pub(crate) fn write_to_huge_pages(file: &std::fs::File, bytes: &[u8], at_bytes: u64) -> io::Result<()> {
-    let invalid = || io::Error::from_raw_os_error(libc::EINVAL);
-    let kind = rustix::fs::fstatfs(file)?;
-    let page_bytes = u64::try_from(kind.f_bsize).ok().filter(|bytes| *bytes > 0).ok_or_else(invalid)?;
-    let end_bytes = at_bytes.checked_add(bytes.len() as u64).ok_or_else(invalid)?;
-    if kind.f_type != HUGETLBFS_MAGIC || end_bytes > file.metadata()?.len() {
-        return Err(invalid());
-    }
-    let start_bytes = at_bytes / page_bytes * page_bytes;
-    let length_bytes = usize::try_from(end_bytes - start_bytes).map_err(|_| invalid())?;
-    let mut options = MmapOptions::new();
-    // SAFETY: the mapping lives for this call and is inside the file; the pages are reserved for it when it is made,
-    // so that a write finds them. The caller's file has no other name yet, so that nobody cuts it. Others may
-    // map the same pages, and write other bytes of them only: no reference to any byte but those written is made.
-    let mut map = unsafe { options.offset(start_bytes).len(length_bytes).map_mut(file) }?;
-    let offset = usize::try_from(at_bytes - start_bytes).map_err(|_| invalid())?;
-    map[offset..].copy_from_slice(bytes);
-    Ok(())
-}
-
 /// A fresh private mapping of zeros, in huge pages where the kernel has them to give.
 pub(crate) fn map_zeros(length_bytes: usize) -> io::Result<MmapMut> {
     let map = MmapOptions::new().len(length_bytes).map_anon()?;

@@ -442,7 +442,7 @@ mod tests {
         assert!(scanned.held == expected && scanned.own == expected);
         // A page that was only read is the shared page of zeros.
         assert_eq!(std::hint::black_box(memory[4999 * page_bytes]), 0);
-        let found = pages(&pagemap, whole).unwrap();
+        let found = super::pages(&pagemap, whole).unwrap();
         assert!(found.held == expected && found.guards.is_empty());
         let last = base + 4999 * page_bytes as u64;
         assert_eq!(found.zeros, [last..last + page_bytes as u64][..]);
