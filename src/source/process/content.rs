@@ -152,12 +152,12 @@ fn parted(line: &MapsLine, pages: &Pages, backing: &Backing) -> Vec<(Mapping, Co
             content.populated = clipped(in_memory, &range);
             content.is_forbidden = true;
             content.leave_out(&pages.guards, WhyLeftOut::Guard);
-            if line.flags.is_filled || line.flags.is_continued {
-                let known = joined([&pages.held, &pages.zeros, &pages.guards]);
-                content.leave_out(&complement(&known, range), WhyLeftOut::Userfault);
-            }
-            content.left_out.sort_unstable_by_key(|left_out| left_out.range);
         }
+        if line.flags.is_filled || line.flags.is_continued {
+            let known = joined([&pages.held, &pages.zeros, &pages.guards]);
+            content.leave_out(&complement(&known, range), WhyLeftOut::Userfault);
+        }
+        content.left_out.sort_unstable_by_key(|left_out| left_out.range);
         Some((mapping, content))
     };
     parts.into_iter().filter_map(part).collect()

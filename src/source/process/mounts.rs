@@ -37,7 +37,8 @@ const DISKS: [&[u8]; 20] = [
 impl FileSystem {
     fn of_type(name: &[u8]) -> FileSystem {
         match name {
-            b"tmpfs" | b"devtmpfs" => FileSystem::Memory,
+            // The last two may be of the kind that fills holes when they are read, which its number tells.
+            b"tmpfs" | b"devtmpfs" | b"rootfs" | b"ramfs" => FileSystem::Memory,
             b"hugetlbfs" => FileSystem::HugePages,
             b"overlay" => FileSystem::Overlay,
             _ if SERVERS.contains(&name) || name.starts_with(b"fuse.") => FileSystem::Server,
