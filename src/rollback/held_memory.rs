@@ -60,6 +60,11 @@ impl<'a> HeldMemory<'a> {
         &self.populated
     }
 
+    /// Fills `buffer` from an address on; what cannot be read is zeros.
+    pub(super) fn copy(&self, address: u64, buffer: &mut [u8]) -> Result<(), Error> {
+        Ok(self.memory.copy(address, buffer, &mut Vec::new())?)
+    }
+
     /// Whether any byte of a range can be read.
     pub(super) fn is_readable(&self, range: &Range<u64>) -> Result<bool, Error> {
         let mut buffer = vec![0; PIECE_BYTES];

@@ -7,6 +7,7 @@ mod bytes;
 mod core;
 mod file;
 mod holes;
+pub(crate) mod injection;
 mod live;
 pub(crate) mod maps;
 mod proc_directory;
