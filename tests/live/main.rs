@@ -3,6 +3,9 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::cast_possible_truncation)]
 
 mod cores;
+mod in_place;
 mod processes;
 mod rollback;
+mod rollback_limits;
+mod rollback_states;
 mod sources;
