@@ -12,6 +12,7 @@ pub(crate) mod maps;
 mod proc_directory;
 mod process;
 mod regular_file;
+mod sharers;
 mod stop;
 mod tracked;
 
@@ -32,6 +33,8 @@ pub use live::LiveMemory;
 pub use process::ProcessSource;
 use process::refusal;
 pub(crate) use process::{FrozenProcess, ProcessMemory, RSEQ_ATTACHMENT};
+#[allow(unused_imports)] // For rolling back.
+pub(crate) use sharers::others_sharing_memory;
 pub use tracked::{SourceExt, Tracked};
 
 /// Something whose memory can be captured.
