@@ -64,6 +64,9 @@ pub(crate) const SIGRETURN_CODES: [&[u8]; 2] =
 /// How long one call may take. Those that are made here wait for nobody.
 const PATIENCE: Duration = Duration::from_secs(10);
 
+/// How many SIGSTOPs a thread may have on its way: its own, and one of its process.
+const MAX_STOPS: usize = 4;
+
 /// Where the kernel's `user_regs_struct` of x86-64 has its registers, and how many there are.
 mod register {
     pub(super) const COUNT: usize = 27;
@@ -190,11 +193,16 @@ impl Caller<'_> {
     }
 
     fn resume_to_call(&self) -> io::Result<()> {
-        ptrace::resume_to_call(self.tid)?;
-        match self.next_stop()? {
-            Stop::Call => Ok(()),
-            other => Err(unexpected(other)),
+        // The process may have had a SIGSTOP on its way: `end` sends another one.
+        for _ in 0..MAX_STOPS {
+            ptrace::resume_to_call(self.tid)?;
+            match self.next_stop()? {
+                Stop::Call => return Ok(()),
+                Stop::Signal { signal: libc::SIGSTOP, .. } => {}
+                other => return Err(unexpected(other)),
+            }
         }
+        Err(io::Error::other("a thread that was to make a call is stopped over and over"))
     }
 
     /// Holds the thread as it was held before, where the kernel begins calls again, and empties the page.

@@ -14,6 +14,7 @@ mod proc_directory;
 mod process;
 mod regular_file;
 mod smaps;
+mod sharers;
 mod stop;
 mod tracked;
 
@@ -36,6 +37,7 @@ pub use process::ProcessSource;
 use process::refusal;
 pub(crate) use process::{FrozenProcess, ProcessMemory, RSEQ_ATTACHMENT};
 pub(crate) use smaps::MappingState;
+pub(crate) use sharers::others_sharing_memory;
 pub use tracked::{SourceExt, Tracked};
 
 /// Something whose memory can be captured.

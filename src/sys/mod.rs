@@ -4,6 +4,7 @@
 pub(crate) mod call;
 pub(crate) mod file;
 pub(crate) mod heap;
+pub(crate) mod kcmp;
 pub(crate) mod map;
 pub(crate) mod mapped;
 pub(crate) mod memory_limit;

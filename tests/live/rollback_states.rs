@@ -199,6 +199,7 @@ fn a_mapped_file_is_left_and_that_is_told_to_scripts_too() {
     assert!(left.len() == 1 && left[0].as_str().unwrap().ends_with("/mapped"), "{done}");
     // Another process has it too.
     let mut other = states(&[&file], true);
+    program.ask("set");
     let output = vault.run(&["rollback", "p@latest", "--pid", &pid]);
     let stderr = String::from_utf8(output.stderr).unwrap();
     assert!(output.status.code() == Some(6) && stderr.contains(&format!("process {}", other.pid())), "{stderr}");
@@ -208,6 +209,21 @@ fn a_mapped_file_is_left_and_that_is_told_to_scripts_too() {
 }
 
 // ---- The same process ---------------------------------------------------------------------------
+
+#[test]
+fn a_process_that_shares_its_memory_with_another_one_is_refused() {
+    let (_dir, store) = new_store();
+    let mut program = states(&[], true);
+    let id = capture(&store, &program);
+    if program.ask("clone") != "done" {
+        return passed_over("needs clone with CLONE_VM");
+    }
+    let why = refusal(&store, id, &program);
+    assert!(why.contains("shares its memory without being one of its threads"), "{why}");
+    program.ask("reap");
+    roll_back(&store, id, &program);
+    assert_eq!(program.ask("count"), "1048576");
+}
 
 #[test]
 fn a_sibling_that_has_got_the_pid_is_not_taken_for_the_process() {

@@ -5,6 +5,7 @@
 #include <fcntl.h>
 #include <linux/userfaultfd.h>
 #include <pthread.h>
+#include <sched.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -54,6 +55,11 @@ static void *run(void *unused) {
     return unused;
 }
 static void *idle(void *unused) { for (;;) pause(); return unused; }
+
+static int wait_for_ever(void *unused) {
+    prctl(PR_SET_PDEATHSIG, SIGKILL);
+    for (;;) pause();
+}
 
 int main(int argc, char **argv) {
     char line[64];
@@ -121,6 +127,10 @@ int main(int argc, char **argv) {
         } else if (!strcmp(line, "fork")) {
             child = fork();
             if (!child) { prctl(PR_SET_PDEATHSIG, SIGKILL); for (;;) pause(); }
+        } else if (!strcmp(line, "clone")) {
+            static char stack[64 * KIB] __attribute__((aligned(16)));
+            child = clone(wait_for_ever, stack + sizeof stack, CLONE_VM | SIGCHLD, 0);
+            if (child < 0) answer = "none here";
         } else if (!strcmp(line, "reap")) {
             kill(child, SIGKILL);
             waitpid(child, 0, 0);
