@@ -13,14 +13,16 @@ pub(super) fn filled(roll_back: &RollBack<'_>, ranges: &[Range<u64>]) -> Result<
     let region_bytes = roll_back.record.region_size.bytes() as u64;
     let mut reader = Reader::new(roll_back.shared, Check::Full);
     let mut filled = Vec::new();
-    for (table, place) in roll_back.work().filter(|(table, _)| !table.is_zero()) {
+    let places = roll_back.places();
+    for (at, table) in roll_back.root.stored() {
+        let Some(place) = places.get(*at) else { continue };
         let mapping = &roll_back.space.mappings()[place.mapping_index];
         let start = mapping.range.start() + place.offset_bytes;
         let end = start + place.length_bytes as u64;
         if overlapping(ranges, start..end).next().is_none() {
             continue;
         }
-        let hashes = reader.hashes(Kind::Table, &table, place.regions)?;
+        let hashes = reader.hashes(Kind::Table, table, place.regions)?;
         for (region, _) in hashes.iter().enumerate().filter(|(_, hash)| !hash.is_zero()) {
             let at = start + region as u64 * region_bytes;
             filled.extend(overlapping(ranges, at..end.min(at + region_bytes)));

@@ -46,8 +46,10 @@ impl RollBack<'_> {
         let file = FileInPlace::open(path.as_ref(), self.space.image_bytes())?;
         let data = data_in_memory_file(file.file(), self.space.image_bytes());
         let target = FileTarget { file: &file, data };
-        let parts = self.work().map(|(table, place)| Part {
-            table,
+        let places = self.places();
+        // Those of zeros too: something may be there now.
+        let parts = places.iter().enumerate().map(|(at, place)| Part {
+            table: self.root.get(at),
             place,
             at: place.image_bytes,
             look: Look::Everything,

@@ -35,14 +35,14 @@ use std::time::{Duration, Instant};
 
 use crate::address_space::{AddressSpace, Mapping};
 use crate::error::Error;
-use crate::hash::Hash;
 use crate::progress::Progress;
 use crate::record::{Record, SnapshotId};
 use crate::restore::Restore;
+use crate::root::Root;
 use crate::store::gate::SnapshotGuard;
 use crate::store::read::Check;
 use crate::store::{Shared, Store};
-use crate::table::{self, Place};
+use crate::table::Places;
 use crate::track::{Tracker, Tracking};
 
 use process::refused;
@@ -78,7 +78,7 @@ pub struct RollBack<'a> {
     id: SnapshotId,
     record: Arc<Record>,
     space: AddressSpace,
-    tables: Vec<Hash>,
+    root: Root,
     check: Check,
     progress: Progress,
     tracker: Option<&'a dyn Tracker>,
@@ -119,13 +119,13 @@ impl Store {
     /// [`NoSuchSnapshot`](crate::StoreError::NoSuchSnapshot); [`Damaged`](crate::StoreError::Damaged) or
     /// [`Missing`](crate::StoreError::Missing) if the layout or the root cannot be read.
     pub fn roll_back(&self, id: SnapshotId) -> Result<RollBack<'_>, Error> {
-        let Restore { shared, id, record, space, tables, check, progress, pin } = self.restore(id)?;
+        let Restore { shared, id, record, space, root, check, progress, pin } = self.restore(id)?;
         Ok(RollBack {
             shared,
             id,
             record,
             space,
-            tables,
+            root,
             check,
             progress,
             tracker: None,
@@ -165,9 +165,9 @@ impl<'a> RollBack<'a> {
         &self.space
     }
 
-    /// The tables with the hash of each.
-    fn work(&self) -> impl Iterator<Item = (Hash, Place)> {
-        self.tables.iter().copied().zip(table::places(&self.space, self.record.region_size))
+    /// Where its tables are.
+    fn places(&self) -> Places {
+        Places::new(&self.space, self.record.region_size)
     }
 
     fn stats(&self, begun: Instant, bytes: u64, tracking: Tracking, done: plan::Done) -> RollBackStats {

@@ -8,6 +8,7 @@
 //! To the left of the SIGSTOP everything can fail, and the process goes on as if nothing had been. A check is
 //! a file with one function `check`, which gets the [`Attempt`] and answers with a refusal.
 
+use std::ops::Range;
 use std::time::Instant;
 
 use super::attempt::Attempt;
@@ -21,6 +22,7 @@ use crate::error::Error;
 use crate::sink::SinkError;
 use crate::source::{Frozen as _, ProcessSource, SourceError};
 use crate::track::{Tracking, Untracked};
+use crate::units::AddressRange;
 
 impl RollBack<'_> {
     /// Rolls a process back that has mapped more memory since, too: what is new stays as it is, and the
@@ -93,7 +95,7 @@ impl RollBack<'_> {
             self.record.region_size.bytes(),
             self.check,
             &self.progress,
-            self.parts().collect(),
+            self.parts(memory.populated()),
             &memory,
         )?;
         let left_shared = shared::settle(&attempt, &states, &mut plan)?;
@@ -109,13 +111,29 @@ impl RollBack<'_> {
         Ok(RollBackStats { paused, is_stopped, left_shared, ..stats })
     }
 
-    /// All but what the kernel provides.
-    fn parts(&self) -> impl Iterator<Item = Part> {
-        self.work().filter_map(|(table, place)| {
+    /// All but what the kernel provides: the tables that are stored, and of those of zeros the ones where anything is
+    /// now. The others are equal already.
+    fn parts(&self, populated: &[Range<u64>]) -> Vec<Part> {
+        let places = self.places();
+        let mut tables: Vec<usize> = self.root.stored().iter().map(|(at, _)| *at).collect();
+        for range in populated {
+            let addresses = AddressRange::new(range.start, range.end).ok();
+            tables.extend(addresses.into_iter().flat_map(|addresses| places.overlapping(addresses)));
+        }
+        tables.sort_unstable();
+        tables.dedup();
+        let part = |at: usize| {
+            let place = places.get(at)?;
             let mapping = &self.space.mappings()[place.mapping_index];
-            let at = mapping.range.start() + place.offset_bytes;
-            (mapping.kind != MappingKind::Kernel).then_some(Part { table, place, at, look: Look::Everything })
-        })
+            let (table, start) = (self.root.get(at), mapping.range.start() + place.offset_bytes);
+            (mapping.kind != MappingKind::Kernel).then_some(Part {
+                table,
+                place,
+                at: start,
+                look: Look::Everything,
+            })
+        };
+        tables.into_iter().filter_map(part).collect()
     }
 }
 

@@ -13,8 +13,8 @@ pub(crate) mod maps;
 mod proc_directory;
 mod process;
 mod regular_file;
-mod smaps;
 mod sharers;
+mod smaps;
 mod stop;
 mod tracked;
 
@@ -36,8 +36,8 @@ pub use live::LiveMemory;
 pub use process::ProcessSource;
 use process::refusal;
 pub(crate) use process::{FrozenProcess, ProcessMemory, RSEQ_ATTACHMENT};
-pub(crate) use smaps::MappingState;
 pub(crate) use sharers::others_sharing_memory;
+pub(crate) use smaps::MappingState;
 pub use tracked::{SourceExt, Tracked};
 
 /// Something whose memory can be captured.
@@ -152,6 +152,15 @@ pub struct Attachment {
     pub name: String,
     /// Its bytes; at most 256 MiB.
     pub bytes: Vec<u8>,
+}
+
+/// The attachment that says who owns what was captured: of a process its real and its effective user, of a file its owner
+/// twice; 4 bytes each, little-endian.
+pub(crate) const OWNER_ATTACHMENT: &str = "owner";
+
+fn owner_attachment((real, effective): (u32, u32)) -> Attachment {
+    let bytes = [real.to_le_bytes(), effective.to_le_bytes()].concat();
+    Attachment { name: OWNER_ATTACHMENT.to_owned(), bytes }
 }
 
 /// A source that cannot be used.

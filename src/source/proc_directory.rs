@@ -110,6 +110,13 @@ impl ProcDirectory {
         Ok(status_text(&self.read(file)?, key).map(str::to_owned))
     }
 
+    /// Its real and its effective user.
+    pub(super) fn users(&self) -> Option<(u32, u32)> {
+        let text = self.status_text("status", "Uid").ok()??;
+        let mut numbers = text.split_ascii_whitespace().map(str::parse);
+        Some((numbers.next()?.ok()?, numbers.next()?.ok()?))
+    }
+
     /// The executable, if we may know it.
     pub(super) fn executable(&self) -> Option<PathBuf> {
         let path = rustix::fs::readlinkat(&self.directory, "exe", Vec::new()).ok()?;

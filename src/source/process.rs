@@ -18,7 +18,7 @@ use super::maps;
 use super::proc_directory::{ProcDirectory, says_gone};
 use super::smaps::{self, MappingState};
 use super::stop::{Calls, StoppedProcess};
-use super::{Attachment, CopyOut, Frozen, Memory, Source, SourceError};
+use super::{Attachment, CopyOut, Frozen, Memory, Source, SourceError, owner_attachment};
 use crate::address_space::{AddressSpace, Mapping};
 use crate::record::Origin;
 use crate::run::Run;
@@ -35,7 +35,7 @@ use crate::units::AddressRange;
 /// return early with `EINTR`, as it may after SIGSTOP and SIGCONT.
 ///
 /// Attachments: `threads` (see [`Threads`]); `auxv`, the raw auxiliary vector; `rseq`, where threads have their
-/// areas for restartable sequences; `run`, when process and threads were started.
+/// areas for restartable sequences; `run`, when process and threads were started; `owner`, its real and effective user.
 ///
 /// The kernel allows it for processes of the same user, subject to
 /// `/proc/sys/kernel/yama/ptrace_scope`, or with the capability `CAP_SYS_PTRACE`.
@@ -105,6 +105,7 @@ impl ProcessSource {
         let process = Arc::new(find(pid)?);
         // Whatever takes time and does not change is read before the process stands still.
         let origin = Origin::Process { pid, path: process.executable(), command: process.command_line() };
+        let users = process.users();
         let stopped = StoppedProcess::stop(&process)?;
 
         // The first thread may have ended before the others, and then has no memory any more.
@@ -134,6 +135,7 @@ impl ProcessSource {
             space,
             absent_is_zero,
             origin,
+            users,
             auxv,
             pagemap,
             state,
@@ -253,6 +255,7 @@ pub(crate) struct FrozenProcess {
     /// For each mapping whether a page that is not there is one of zeros.
     absent_is_zero: Vec<bool>,
     origin: Origin,
+    users: Option<(u32, u32)>,
     auxv: Vec<u8>,
     pagemap: Option<File>,
     /// `/proc/PID/task/TID/stat`, which is made anew for every read.
@@ -489,6 +492,7 @@ impl Frozen for FrozenProcess {
             .into_iter()
             .chain(run)
             .chain([named(AUXV, self.auxv.clone()), named(RSEQ_ATTACHMENT, self.rseq_attachment())])
+            .chain(self.users.map(owner_attachment))
             .collect()
     }
 

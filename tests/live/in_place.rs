@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use memmap2::MmapMut;
 
 use super::rollback::Vault;
-use super::rollback_states::passed_over;
+use crate::needs::passed_over;
 
 const BYTES: usize = 4 << 20;
 
@@ -81,6 +81,23 @@ fn who_has_a_file_mapped_is_back_at_the_snapshot() {
 }
 
 #[test]
+fn what_was_zeros_is_zeros_again_however_much_it_was() {
+    let vault = Vault::new();
+    let ram = vault.directory.path().join("ram");
+    let file = File::options().read(true).write(true).create_new(true).open(&ram).unwrap();
+    file.set_len(100 << 20).unwrap();
+    vault.json(&["capture", "--file", text(&ram), "--process", "vm"]);
+    let places = [0, (33 << 20) + 4096, (100 << 20) - 5000];
+    places.iter().for_each(|at| file.write_all_at(&[7; 5000], *at).unwrap());
+    vault.json(&["restore", "vm@latest", "--to", text(&ram), "--in-place"]);
+    for at in places {
+        let mut there = vec![1; 5000];
+        file.read_exact_at(&mut there, at).unwrap();
+        assert!(there == [0; 5000], "at {at}");
+    }
+}
+
+#[test]
 fn a_memfd_of_another_process_is_restored_by_its_descriptor() {
     let vault = Vault::new();
     let memfd = rustix::fs::memfd_create("ram", rustix::fs::MemfdFlags::CLOEXEC).unwrap();
@@ -113,7 +130,10 @@ fn what_does_not_fit_is_refused_and_left() {
     // It would get another file, and this process would keep this one.
     scribble(&mut memory, 3, 9);
     refused(&ram, &["--force"], "--in-place writes into it");
-    assert_eq!(vault.run(&["restore", "vm@latest", "--to", text(&ram), "--in-place", "--force"]).status.code(), Some(2));
+    assert_eq!(
+        vault.run(&["restore", "vm@latest", "--to", text(&ram), "--in-place", "--force"]).status.code(),
+        Some(2)
+    );
     drop(memory);
     assert_eq!(vault.run(&["restore", "vm@latest", "--to", text(&ram), "--force"]).status.code(), Some(0));
 }
@@ -125,7 +145,8 @@ fn the_same_command_completes_what_was_killed() {
     let file = File::options().read(true).write(true).create_new(true).open(&ram).unwrap();
     file.set_len(64 << 20).unwrap();
     let mut memory = mapped(&file);
-    let fill = |memory: &mut [u8], seed: u8| (0..16_000).step_by(4).for_each(|page| scribble(memory, page, seed));
+    let fill =
+        |memory: &mut [u8], seed: u8| (0..16_000).step_by(4).for_each(|page| scribble(memory, page, seed));
     fill(&mut memory, 1);
     let then = memory.to_vec();
     vault.json(&["capture", "--file", text(&ram), "--process", "vm"]);
@@ -152,14 +173,14 @@ fn files_of_huge_pages_are_restored_in_place_and_new() {
     let before = fs::read_to_string(pages).unwrap_or_default();
     let mounted = Command::new("mount").args(["-t", "hugetlbfs", "none"]).arg(mount_at.path()).output();
     if !mounted.is_ok_and(|mounted| mounted.status.success()) {
-        return passed_over("needs root, mount (Debian package mount) and huge pages, for hugetlbfs");
+        return passed_over("it needs root, mount (Debian package mount) and huge pages, for hugetlbfs");
     }
     let wanted = before.trim().parse::<u64>().unwrap_or(0) + 12;
     fs::write(pages, wanted.to_string()).unwrap();
     let result = std::panic::catch_unwind(|| {
         let got: u64 = fs::read_to_string(pages).unwrap().trim().parse().unwrap();
         if got < wanted {
-            return passed_over("needs 12 huge pages that are free");
+            return passed_over("it needs 12 huge pages that are free");
         }
         let vault = Vault::new();
         let ram = mount_at.path().join("ram");

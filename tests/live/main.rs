@@ -9,3 +9,7 @@ mod rollback;
 mod rollback_limits;
 mod rollback_states;
 mod sources;
+
+#[allow(dead_code)]
+#[path = "../common/needs.rs"]
+mod needs;

@@ -8,7 +8,8 @@ use std::process::{Command, Stdio};
 use rustix::process::Signal;
 
 use super::rollback::{Program, Vault};
-use super::rollback_states::{passed_over, states};
+use super::rollback_states::states;
+use crate::needs::{needs, passed_over};
 
 /// A control group that limits memory, of version 1 or 2. It is removed when the program in it has ended.
 struct Group {
@@ -30,7 +31,7 @@ impl Group {
             }
             let _ = fs::remove_dir(directory);
         }
-        passed_over("needs control groups that limit memory, and root");
+        passed_over("it needs control groups that limit memory, and root");
         None
     }
 
@@ -58,6 +59,9 @@ const MIB: u64 = 1 << 20;
 
 #[test]
 fn what_is_not_needed_is_thrown_away_where_both_moments_would_not_fit() {
+    if !needs(&["cc"]) {
+        return;
+    }
     let Some(group) = Group::new() else { return };
     for one_thread in [true, false] {
         let vault = Vault::new();
@@ -95,8 +99,8 @@ const KILLED_AT: [(&str, usize, usize); 4] =
 
 #[test]
 fn a_command_that_is_killed_at_any_step_leaves_the_process_as_it_was_or_to_be_rolled_back_again() {
-    if !Command::new("strace").arg("-V").stdout(Stdio::null()).status().is_ok_and(|status| status.success()) {
-        return passed_over("needs strace (Debian package strace)");
+    if !needs(&["cc", "strace"]) {
+        return;
     }
     let Some(group) = Group::new() else { return };
     for one_thread in [true, false] {

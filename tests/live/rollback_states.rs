@@ -9,6 +9,7 @@ use std::sync::OnceLock;
 use stillframe::{Error, SinkError, SnapshotId, Store};
 
 use super::rollback::{Program, Vault, capture, misfit, new_store, roll_back};
+use crate::needs::{needs, passed_over};
 
 /// Compiles a C program of this directory once.
 pub(super) fn compiled(name: &str) -> PathBuf {
@@ -32,16 +33,12 @@ pub(super) fn states(arguments: &[&Path], one_thread: bool) -> Program {
     Program::start(command)
 }
 
-pub(super) fn passed_over(what: &str) {
-    eprintln!("passed over: {what}");
-}
-
 /// Whether it can be known here which processes share memory.
 fn sees_all_processes() -> bool {
     let namespace = fs::read_link("/proc/self/ns/pid").unwrap();
     let sees = rustix::process::geteuid().is_root() && namespace.as_os_str() == "pid:[4026531836]";
     if !sees {
-        passed_over("needs root in the first pid namespace, to see all processes");
+        passed_over("it needs root in the first pid namespace, to see all processes");
     }
     sees
 }
@@ -59,6 +56,9 @@ fn refusal(store: &Store, id: SnapshotId, program: &Program) -> String {
 
 #[test]
 fn an_arena_that_has_grown_is_new_memory_and_is_emptied() {
+    if !needs(&["cc"]) {
+        return;
+    }
     let (_dir, store) = new_store();
     let mut program = states(&[], false);
     program.ask("grow");
@@ -77,6 +77,9 @@ fn an_arena_that_has_grown_is_new_memory_and_is_emptied() {
 
 #[test]
 fn pages_that_the_kernel_may_take_are_written_even_if_they_are_equal() {
+    if !needs(&["cc"]) {
+        return;
+    }
     let (_dir, store) = new_store();
     let mut program = states(&[], true);
     let id = capture(&store, &program);
@@ -94,11 +97,14 @@ fn pages_that_the_kernel_may_take_are_written_even_if_they_are_equal() {
 
 #[test]
 fn guard_pages_then_or_now_are_refused() {
+    if !needs(&["cc"]) {
+        return;
+    }
     let (_dir, store) = new_store();
     let mut program = states(&[], true);
     let without = capture(&store, &program);
     if program.ask("guard") != "done" {
-        return passed_over("needs guard pages (Linux 6.13)");
+        return passed_over("it needs guard pages (Linux 6.13)");
     }
     let with = capture(&store, &program);
     let found = misfit(&store, without, program.pid()).join("; ");
@@ -113,12 +119,15 @@ fn guard_pages_then_or_now_are_refused() {
 
 #[test]
 fn memory_that_a_userfaultfd_serves_is_refused_by_name_before_anything_is_written() {
+    if !needs(&["cc"]) {
+        return;
+    }
     let (_dir, store) = new_store();
     let mut program = states(&[], true);
     program.ask("write");
     let id = capture(&store, &program);
     if program.ask("serve") != "done" {
-        return passed_over("needs userfaultfd for write protection");
+        return passed_over("it needs userfaultfd for write protection");
     }
     // Equal memory may stay as it is.
     roll_back(&store, id, &program);
@@ -139,6 +148,9 @@ fn memory_that_a_userfaultfd_serves_is_refused_by_name_before_anything_is_writte
 
 #[test]
 fn shared_memory_that_nobody_else_has_is_rolled_back_once_however_often_it_is_mapped() {
+    if !needs(&["cc"]) {
+        return;
+    }
     if !sees_all_processes() {
         return;
     }
@@ -156,6 +168,9 @@ fn shared_memory_that_nobody_else_has_is_rolled_back_once_however_often_it_is_ma
 
 #[test]
 fn shared_memory_that_others_have_is_refused_unless_it_may_be_left() {
+    if !needs(&["cc"]) {
+        return;
+    }
     let (_dir, store) = new_store();
     let mut program = states(&[], true);
     program.ask("fork");
@@ -180,6 +195,9 @@ fn shared_memory_that_others_have_is_refused_unless_it_may_be_left() {
 
 #[test]
 fn a_mapped_file_is_left_and_that_is_told_to_scripts_too() {
+    if !needs(&["cc"]) {
+        return;
+    }
     if !sees_all_processes() {
         return;
     }
@@ -202,7 +220,10 @@ fn a_mapped_file_is_left_and_that_is_told_to_scripts_too() {
     program.ask("set");
     let output = vault.run(&["rollback", "p@latest", "--pid", &pid]);
     let stderr = String::from_utf8(output.stderr).unwrap();
-    assert!(output.status.code() == Some(6) && stderr.contains(&format!("process {}", other.pid())), "{stderr}");
+    assert!(
+        output.status.code() == Some(6) && stderr.contains(&format!("process {}", other.pid())),
+        "{stderr}"
+    );
     let output = vault.run(&["rollback", "p@latest", "--pid", &pid, "--leave-shared-memory"]);
     assert_eq!(output.status.code(), Some(0));
     assert_eq!(other.ask("which"), "0 0");
@@ -212,11 +233,14 @@ fn a_mapped_file_is_left_and_that_is_told_to_scripts_too() {
 
 #[test]
 fn a_process_that_shares_its_memory_with_another_one_is_refused() {
+    if !needs(&["cc"]) {
+        return;
+    }
     let (_dir, store) = new_store();
     let mut program = states(&[], true);
     let id = capture(&store, &program);
     if program.ask("clone") != "done" {
-        return passed_over("needs clone with CLONE_VM");
+        return passed_over("it needs clone with CLONE_VM");
     }
     let why = refusal(&store, id, &program);
     assert!(why.contains("shares its memory without being one of its threads"), "{why}");
@@ -227,8 +251,11 @@ fn a_process_that_shares_its_memory_with_another_one_is_refused() {
 
 #[test]
 fn a_sibling_that_has_got_the_pid_is_not_taken_for_the_process() {
+    if !needs(&["cc"]) {
+        return;
+    }
     if fs::OpenOptions::new().write(true).open("/proc/sys/kernel/ns_last_pid").is_err() {
-        return passed_over("needs root, to have a process get a certain pid");
+        return passed_over("it needs root, to have a process get a certain pid");
     }
     let (_dir, store) = new_store();
     let mut command = Command::new(compiled("siblings"));

@@ -171,8 +171,10 @@ pub(crate) struct Capture {
 /// How what is new is stored.
 #[derive(Debug, Args)]
 pub(crate) struct StoreAs {
-    /// For the first snapshot of a process: store it as the difference from the latest one of this
-    /// process [default: the latest of the same executable, or of a file of the same name]
+    /// For the first snapshot of a process: store it as the difference from the latest one of this process, whoever owns
+    /// that. Its bytes then stay in the store as long as what is a difference from them, also when all of its own
+    /// snapshots are forgotten; `gc --erase` parts them [default: the latest of the same executable, or of a file of
+    /// the same name, with the same owner]
     #[arg(long, value_name = "NAME")]
     pub(crate) like: Option<String>,
     /// How to compress what is new: lz4, zstd or none [default: the store's]
@@ -365,6 +367,10 @@ pub(crate) struct Label {
 Name snapshots, or say which to keep and the others are forgotten. What several --keep options
 name is all kept; each process is looked at by itself.
 
+What is forgotten cannot be had back, but its bytes are not erased. They stay until gc, and a plain gc leaves some of
+them: what snapshots that are kept are stored as the difference from, and up to a tenth of each file. If memory
+with a secret in it is forgotten: stillframe gc --erase
+
 For example:
   stillframe forget web-1~3 3f9a0c1b
   stillframe forget --keep-last 10 --keep-daily 7 --dry-run")]
@@ -405,10 +411,18 @@ pub(crate) struct Forget {
 }
 
 #[derive(Debug, Args)]
+#[command(after_help = "\
+Without --erase some bytes of forgotten snapshots stay: those that a kept snapshot is stored as the difference from, and
+up to --max-unused percent of each file. With it none are left in the store's files. Not in its hands are copies
+of the store, snapshots of the file system, and blocks that the file system or an SSD has let go and not yet overwritten.")]
 pub(crate) struct Gc {
     /// Only say how much space would be given back
     #[arg(long)]
     pub(crate) dry_run: bool,
+    /// Leave nothing of what is forgotten: store whole what is a difference from it, rewrite every file that has any of
+    /// it, and the index. Refused before anything is changed where that cannot be done wholly
+    #[arg(long)]
+    pub(crate) erase: bool,
     /// How much of a pack may be unused before it is rewritten, in percent: less means a smaller
     /// store, more means a faster gc
     #[arg(long, value_name = "PERCENT", default_value = "10", value_parser = percent(0))]
