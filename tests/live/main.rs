@@ -4,8 +4,11 @@
 
 mod absent;
 mod cores;
+mod in_place;
 mod processes;
 mod rollback;
+mod rollback_limits;
+mod rollback_states;
 mod sources;
 
 #[allow(dead_code)]
