@@ -33,8 +33,14 @@ impl SparseFile {
         };
         let file = file::create_new(&temporary).map_err(failed("create"))?;
         let sparse = SparseFile { file, temporary, path: path.to_owned(), overwrite, finished: false };
-        sparse.file.set_length(length_bytes).map_err(failed("set the length of"))?;
-        Ok(sparse)
+        match sparse.file.set_length(length_bytes) {
+            Ok(()) => Ok(sparse),
+            // EFBIG, or EINVAL for what no file system of Linux takes.
+            Err(source) if matches!(source.raw_os_error(), Some(libc::EFBIG | libc::EINVAL)) => {
+                Err(SinkError::TooLong { path: path.to_owned(), bytes: length_bytes, source })
+            }
+            Err(source) => Err(failed("set the length of")(source)),
+        }
     }
 
     /// Writes `bytes` at an offset. Threads may write different parts at once.
