@@ -10,6 +10,7 @@ mod rollback;
 mod rollback_limits;
 mod rollback_states;
 mod sources;
+mod sparse;
 
 #[allow(dead_code)]
 #[path = "../common/needs.rs"]

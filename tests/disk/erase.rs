@@ -3,21 +3,13 @@
 //! The stores here do not compress, so that forgotten bytes are found wherever they are: every file of the store is
 //! searched for them, for the hashes of forgotten regions, and for names and labels. Each test sees them there first.
 
-// A helper of a test may fail as the test itself may.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::cast_possible_truncation)]
-
-#[path = "common/mount.rs"]
-mod mount;
-#[path = "common/noise.rs"]
-mod noise;
-
 use std::os::unix::fs::chown;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command};
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use noise::noise;
+use crate::noise::noise;
 use stillframe::{
     CaptureOptions, Codec, Error, FileSource, GcOptions, GcStats, Hash, ProcessSource, SnapshotId, Store,
     StoreError, VerifyOptions,
@@ -112,7 +104,10 @@ fn what_a_process_has_wiped_and_forgotten_is_in_no_file() {
 
     let would = vault.store.gc(&GcOptions { erase: true, dry_run: true, ..GcOptions::default() }).unwrap();
     let stats = vault.gc(true).unwrap();
-    assert!(stats.erased_bytes > REGION_BYTES as u64 && would.erased_bytes > REGION_BYTES as u64, "{stats:?}");
+    assert!(
+        stats.erased_bytes > REGION_BYTES as u64 && would.erased_bytes > REGION_BYTES as u64,
+        "{stats:?}"
+    );
     assert_eq!(vault.find(SECRET), [] as [PathBuf; 0]);
     assert_eq!(vault.find(&secret_hash(&memory).0), [] as [PathBuf; 0]);
     vault.assert_whole(second, &wiped);
@@ -187,7 +182,13 @@ fn what_may_hold_forgotten_bytes_and_is_no_part_of_the_store_is_refused_by_name(
     let first = vault.capture("p", &memory);
     let second = vault.capture("p", &noise(100_000, 6));
     vault.store.forget(&[first]).unwrap();
-    for left in ["damaged/00000001.pack", "migration/packs", "packs/00000007.unfinished", "packs/x", "index.unfinished"] {
+    for left in [
+        "damaged/00000001.pack",
+        "migration/packs",
+        "packs/00000007.unfinished",
+        "packs/x",
+        "index.unfinished",
+    ] {
         let before = listing(&vault.path());
         let path = vault.path().join(left);
         let dir = path.parent().unwrap();
@@ -377,10 +378,10 @@ fn without_room_for_all_of_it_nothing_is_changed_and_the_error_says_how_much_is_
     let dir = tempfile::tempdir().unwrap();
     let mount = dir.path().to_str().unwrap().to_owned();
     let (mounted, program) = (format!("{MOUNTED}={mount}"), std::env::current_exe().unwrap());
-    let test = ["--ignored", "--nocapture", "--exact", "inside_a_small_file_system"];
+    let test = ["--ignored", "--nocapture", "--exact", "erase::inside_a_small_file_system"];
     let arguments = [&[&*mount, "env", &mounted, program.to_str().unwrap()][..], &test].concat();
     let script = r#"mount -t tmpfs -o size=12m,mode=700 tmpfs "$0"; exec "$@""#;
-    let Some(output) = mount::mounting(script, &arguments) else { return };
+    let Some(output) = crate::mount::mounting(script, &arguments) else { return };
     let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
     let (stdout, stderr) = (text(&output.stdout), text(&output.stderr));
     assert!(output.status.success() && stdout.contains("1 passed"), "{stdout}\n{stderr}");
@@ -393,8 +394,7 @@ fn inside_a_small_file_system() {
     let path = mount.join("store");
     let store = Store::options().codec(Codec::None).create(&path).unwrap();
     let mut memory = noise(3 << 20, 1);
-    let capture =
-        |memory: &[u8]| store.process("p").capture(memory, &CaptureOptions::default()).unwrap().id;
+    let capture = |memory: &[u8]| store.process("p").capture(memory, &CaptureOptions::default()).unwrap().id;
     let first = capture(&memory);
     (0..memory.len()).step_by(REGION_BYTES).for_each(|at| memory[at] ^= 1);
     let second = capture(&memory);
