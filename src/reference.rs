@@ -158,8 +158,7 @@ impl Reference {
             return Err(Untracked::ParentUnusable);
         };
         // What could not be read is zeros there, whatever it was.
-        let unchanged =
-            before.excluded() == space.excluded() && before.unreadable() == space.unreadable();
+        let unchanged = before.excluded() == space.excluded() && before.unreadable() == space.unreadable();
         // A mapping that became shorter may have cut a region; one that is gone is not missed.
         let lengths: HashMap<u64, u64> =
             space.captured().map(|(_, it)| (it.range.start(), it.range.length_bytes())).collect();

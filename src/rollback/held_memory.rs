@@ -65,12 +65,25 @@ impl<'a> HeldMemory<'a> {
             left_alone.extend([area.start..pointer.start, pointer.end..area.end]);
         }
         merge(&mut left_alone);
-        Ok(HeldMemory { states, pid, memory: held.process_memory(), populated, out_of_reach, left_out, left_alone })
+        Ok(HeldMemory {
+            states,
+            pid,
+            memory: held.process_memory(),
+            populated,
+            out_of_reach,
+            left_out,
+            left_alone,
+        })
     }
 
     /// Where there may be anything but zeros: sorted and apart.
     pub(super) fn populated(&self) -> &[Range<u64>] {
         &self.populated
+    }
+
+    /// Fills `buffer` from an address on; what cannot be read is zeros.
+    pub(super) fn copy(&self, address: u64, buffer: &mut [u8]) -> Result<(), Error> {
+        Ok(self.memory.copy(address, buffer, &mut Vec::new())?)
     }
 
     /// Whether any byte of a range can be read.

@@ -271,7 +271,8 @@ impl CopyOut for FrozenMemory<'_> {
             part.fill(0);
             for there in complement(&guards, range.clone()) {
                 let place = |at: u64| usize::try_from(at - range.start).unwrap_or(usize::MAX);
-                self.memory.copy(std::slice::from_ref(&there), &mut part[place(there.start)..place(there.end)])?;
+                self.memory
+                    .copy(std::slice::from_ref(&there), &mut part[place(there.start)..place(there.end)])?;
             }
             let guards = overlapping(&guards, range.clone());
             unreadable.extend(guards.filter_map(|guard| AddressRange::new(guard.start, guard.end).ok()));
@@ -291,9 +292,11 @@ impl FrozenMemory<'_> {
             let from = start.saturating_add(range.start) / page_bytes * page_bytes;
             let to = start.saturating_add(range.end).checked_next_multiple_of(page_bytes).unwrap_or(u64::MAX);
             let found = pagemap::guards(&pagemap, from..to).unwrap_or_default().into_iter();
-            guards.extend(found.map(|guard| {
-                guard.start.saturating_sub(start)..(guard.end - start).min(self.memory_bytes)
-            }));
+            guards.extend(
+                found.map(|guard| {
+                    guard.start.saturating_sub(start)..(guard.end - start).min(self.memory_bytes)
+                }),
+            );
         }
         merge(&mut guards);
         guards

@@ -99,7 +99,9 @@ pub(crate) fn pages(pagemap: &File, range: Range<u64>) -> io::Result<Pages> {
     if !KNOWS_NO_GUARDS.load(Ordering::Relaxed) {
         match scan_pages(pagemap, range.clone(), PAGE_IS_GUARD) {
             Err(error) if error.raw_os_error() == Some(libc::EINVAL) => {}
-            Err(error) if error.raw_os_error() == Some(libc::ENOTTY) => return pages_by_words(pagemap, range),
+            Err(error) if error.raw_os_error() == Some(libc::ENOTTY) => {
+                return pages_by_words(pagemap, range);
+            }
             answer => return answer,
         }
     }

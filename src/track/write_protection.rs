@@ -66,7 +66,8 @@ impl WriteProtection {
         let pagemap = File::open("/proc/self/pagemap").map_err(unavailable)?;
         // Kernels before 6.7 say here that they have no such scan.
         pagemap::count_written(&pagemap, start..start + page_bytes).map_err(unavailable)?;
-        let state = State { ledger: Ledger::default(), memory_bytes: 0, absent: Vec::new(), guards: Vec::new() };
+        let state =
+            State { ledger: Ledger::default(), memory_bytes: 0, absent: Vec::new(), guards: Vec::new() };
         let protection = WriteProtection {
             userfault,
             pagemap,

@@ -11,7 +11,8 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 use stillframe::{
-    AddressRange, Capture, CaptureOptions, LeftOut, LiveMemory, Memory, ProcessSource, Source, Store, WhyLeftOut,
+    AddressRange, Capture, CaptureOptions, LeftOut, LiveMemory, Memory, ProcessSource, Source, Store,
+    WhyLeftOut,
 };
 use tempfile::TempDir;
 
@@ -314,8 +315,11 @@ fn holes_of_files_stay_holes() {
 #[test]
 fn huge_pages_are_not_taken_out_of_the_pool() {
     let pool = "/proc/sys/vm/nr_hugepages";
-    let number = |path: &str| std::fs::read_to_string(path).ok().and_then(|text| text.trim().parse::<u64>().ok());
-    let Some(before) = number(pool).filter(|_| is_root()) else { return needs::passed_over("it needs root, huge pages") };
+    let number =
+        |path: &str| std::fs::read_to_string(path).ok().and_then(|text| text.trim().parse::<u64>().ok());
+    let Some(before) = number(pool).filter(|_| is_root()) else {
+        return needs::passed_over("it needs root, huge pages");
+    };
     struct PutBack(u64);
     impl Drop for PutBack {
         fn drop(&mut self) {
@@ -330,7 +334,10 @@ fn huge_pages_are_not_taken_out_of_the_pool() {
         let taken = capture(&program);
         assert_eq!(program.resident_kib(), resident, "{what}");
         assert_eq!(taken.left_out(&program), [], "{what}");
-        assert_eq!((taken.bytes(program.at, 2), taken.bytes(program.at + 4 * MIB, 2)), (vec![1; 2], vec![0; 2]));
+        assert_eq!(
+            (taken.bytes(program.at, 2), taken.bytes(program.at + 4 * MIB, 2)),
+            (vec![1; 2], vec![0; 2])
+        );
     }
 }
 
@@ -340,7 +347,10 @@ fn what_lies_behind_the_end_of_a_file_is_left_out_and_not_asked_for() {
     let taken = capture(&program);
     assert_eq!(taken.left_out(&program), [(WhyLeftOut::BehindFile, program.length - 4 * PAGE)]);
     // The last page of the file was written behind its end, which no file has.
-    assert_eq!((taken.bytes(program.at, 2), taken.bytes(program.at + 4 * PAGE - 1, 1)), (vec![1; 2], vec![9]));
+    assert_eq!(
+        (taken.bytes(program.at, 2), taken.bytes(program.at + 4 * PAGE - 1, 1)),
+        (vec![1; 2], vec![9])
+    );
 }
 
 #[test]
@@ -353,10 +363,14 @@ fn a_file_that_is_cut_while_it_is_copied_is_left_out_from_there() {
     let length = 3 * PAGE + 100;
     assert_eq!(frozen.populated(index).unwrap(), [0..length][..]);
     File::options().write(true).open(program.directory.path().join("cut")).unwrap().set_len(PAGE).unwrap();
-    let Memory::UntilRelease(memory) = frozen.memory() else { panic!("a process is copied until it is let go") };
+    let Memory::UntilRelease(memory) = frozen.memory() else {
+        panic!("a process is copied until it is let go")
+    };
     let (mut bytes, mut unreadable) = (vec![7; length as usize], Vec::new());
     memory.copy_out(index, 0, &mut bytes, &mut unreadable).unwrap();
-    assert!(bytes[..PAGE as usize] == [1; PAGE as usize] && bytes[PAGE as usize..].iter().all(|byte| *byte == 0));
+    assert!(
+        bytes[..PAGE as usize] == [1; PAGE as usize] && bytes[PAGE as usize..].iter().all(|byte| *byte == 0)
+    );
     assert_eq!(unreadable, [AddressRange::new(program.at + PAGE, program.at + length).unwrap()]);
 }
 
@@ -435,7 +449,9 @@ fn a_guard_inside_live_memory_does_not_make_captures_fail() {
     let store = Store::options().create(directory.path().join("store")).unwrap();
     let plain = LiveMemory::new(memory.as_ptr(), memory.len());
     let tracked = LiveMemory::new(memory.as_ptr(), memory.len()).track_writes_if_possible();
-    let take = |name: &str, live: &LiveMemory| store.process(name).capture(live, &CaptureOptions::default()).unwrap();
+    let take = |name: &str, live: &LiveMemory| {
+        store.process(name).capture(live, &CaptureOptions::default()).unwrap()
+    };
     let bytes = |capture: &Capture| store.restore(capture.id).unwrap().into_mapping().unwrap();
     take("tracked", &tracked);
 

@@ -4,9 +4,13 @@
 
 mod absent;
 mod cores;
+mod in_place;
 mod processes;
 mod rollback;
+mod rollback_limits;
+mod rollback_states;
 mod sources;
+mod sparse;
 
 #[allow(dead_code)]
 #[path = "../common/needs.rs"]

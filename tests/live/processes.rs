@@ -14,8 +14,8 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use stillframe::{
-    AddressSpace, Attachment, Capture, CaptureOptions, Error, Frozen, Hash, LeftOut, Mapping, MappingKind, Memory,
-    Origin, ProcessSource, Progress, SnapshotId, Source, SourceError, Store, Threads, VerifyOptions,
+    AddressSpace, Attachment, Capture, CaptureOptions, Error, Frozen, Hash, LeftOut, Mapping, MappingKind,
+    Memory, Origin, ProcessSource, Progress, SnapshotId, Source, SourceError, Store, Threads, VerifyOptions,
 };
 
 // ---- A program that works -----------------------------------------------------------------------

@@ -217,7 +217,8 @@ impl Content {
             .map(|range| address(range.start)..address(range.end))
             .collect();
         let end_of_file = address(file.length_bytes);
-        let end_of_pages = address(file.length_bytes.checked_next_multiple_of(page_bytes).unwrap_or(u64::MAX));
+        let end_of_pages =
+            address(file.length_bytes.checked_next_multiple_of(page_bytes).unwrap_or(u64::MAX));
         let through_mapping = match is_shared {
             // What stands behind the end of the file in its last page is in no file.
             _ if file.may_be_newer() => pages.held.clone(),

@@ -109,7 +109,11 @@ impl<'a> Backings<'a> {
     pub(super) fn of(&mut self, line: &MapsLine) -> Backing {
         if line.inode == 0 {
             // Without a file, or something of the kernel's.
-            return if line.absent_is_zero { Backing::Nothing } else { Backing::Unknown(WhyLeftOut::Refused) };
+            return if line.absent_is_zero {
+                Backing::Nothing
+            } else {
+                Backing::Unknown(WhyLeftOut::Refused)
+            };
         }
         let is_shared = line.mapping.protection.shared;
         let name = line.mapping.name.as_bytes();
@@ -242,7 +246,8 @@ impl<'a> Backings<'a> {
             true => rustix::fs::open("/", OFlags::PATH | OFlags::CLOEXEC, Mode::empty()).ok()?,
             false => self.process.open_path("root").ok()?,
         };
-        let (flags, resolve) = (OFlags::PATH | OFlags::CLOEXEC, ResolveFlags::IN_ROOT | ResolveFlags::NO_SYMLINKS);
+        let (flags, resolve) =
+            (OFlags::PATH | OFlags::CLOEXEC, ResolveFlags::IN_ROOT | ResolveFlags::NO_SYMLINKS);
         rustix::fs::openat2(root, OsStr::from_bytes(path), flags, Mode::empty(), resolve).ok()
     }
 
@@ -295,7 +300,8 @@ fn reopen(path: &OwnedFd) -> Option<Found> {
     let name = format!("/proc/self/fd/{}", path.as_raw_fd());
     let metadata = std::fs::metadata(&name).ok()?;
     if metadata.file_type().is_char_device() {
-        return (device(metadata.rdev()) == ZERO_DEVICE).then(|| Found::Zeros((device(metadata.dev()), metadata.ino())));
+        return (device(metadata.rdev()) == ZERO_DEVICE)
+            .then(|| Found::Zeros((device(metadata.dev()), metadata.ino())));
     }
     if !metadata.is_file() {
         return None;

@@ -80,7 +80,8 @@ impl ProcessMemory {
                 None => read(here.end, Way::Mapping)?,
                 Some((file, first)) => {
                     let place = first.wrapping_sub(content.range.start);
-                    let mapped: Vec<Range<u64>> = overlapping(&content.through_mapping, here.clone()).collect();
+                    let mapped: Vec<Range<u64>> =
+                        overlapping(&content.through_mapping, here.clone()).collect();
                     for (range, is_mapped) in alternating(&mapped, here) {
                         let way = if is_mapped { Way::Mapping } else { Way::File(&file.file, place) };
                         read(range.end, way)?;

@@ -25,10 +25,11 @@ pub(crate) use memory::ProcessMemory;
 pub(super) use refusal::refusal;
 use refusal::{find, process_error};
 
+use super::injection::{Call, Foothold, InjectionError};
 use super::maps::{self, MapsLine};
 use super::proc_directory::ProcDirectory;
 use super::smaps::{self, MappingState};
-use super::stop::StoppedProcess;
+use super::stop::{Calls, StoppedProcess};
 use super::{Attachment, CopyOut, Frozen, Memory, Source, SourceError, owner_attachment};
 use crate::address_space::AddressSpace;
 use crate::left_out::LeftOut;
@@ -253,6 +254,27 @@ impl FrozenProcess {
         let pending = self.status("ShdPnd").and_then(|mask| u64::from_str_radix(&mask, 16).ok());
         let on_their_way = self.stopped.borrow().signals_on_their_way();
         (pending.unwrap_or(0) | on_their_way) & bit != 0
+    }
+
+    /// Has a thread of it make these system calls, and answers with what each returned. The registers of that
+    /// thread are others afterwards, and the process stands still when it is let go, until it gets a SIGCONT.
+    pub(crate) fn make_calls(
+        &self,
+        foothold: Foothold,
+        calls: Vec<Call>,
+    ) -> Result<Vec<i64>, InjectionError> {
+        let impossible = |why: String| InjectionError::Impossible(why);
+        let memory = self.open_memory().map_err(|error| impossible(error.to_string()))?;
+        // The last number is that in the innermost namespace.
+        let own_pid =
+            self.status("NSpid").and_then(|pids| pids.split_ascii_whitespace().last()?.parse().ok());
+        let own_pid = own_pid.unwrap_or(self.process.pid());
+        self.stopped.borrow().make_calls(Calls { own_pid, foothold, memory, calls })
+    }
+
+    /// Whether the kernel may end it for a system call (seccomp).
+    pub(crate) fn is_confined(&self) -> bool {
+        self.status("Seccomp").is_some_and(|mode| mode != "0")
     }
 
     /// Whether it runs with shadow stacks, where return addresses stand a second time.

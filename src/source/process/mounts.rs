@@ -25,13 +25,48 @@ pub(super) enum FileSystem {
 }
 
 const SERVERS: [&[u8]; 19] = [
-    b"fuse", b"fuseblk", b"virtiofs", b"9p", b"nfs", b"nfs4", b"cifs", b"smb3", b"smbfs", b"ncpfs", b"ceph", b"afs",
-    b"coda", b"lustre", b"orangefs", b"pvfs2", b"gpfs", b"vboxsf", b"autofs",
+    b"fuse",
+    b"fuseblk",
+    b"virtiofs",
+    b"9p",
+    b"nfs",
+    b"nfs4",
+    b"cifs",
+    b"smb3",
+    b"smbfs",
+    b"ncpfs",
+    b"ceph",
+    b"afs",
+    b"coda",
+    b"lustre",
+    b"orangefs",
+    b"pvfs2",
+    b"gpfs",
+    b"vboxsf",
+    b"autofs",
 ];
 const DISKS_WITH_HOLES: [&[u8]; 7] = [b"ext2", b"ext3", b"ext4", b"xfs", b"btrfs", b"f2fs", b"bcachefs"];
 const DISKS: [&[u8]; 20] = [
-    b"squashfs", b"erofs", b"iso9660", b"udf", b"vfat", b"msdos", b"exfat", b"ntfs3", b"ntfs", b"hfs", b"hfsplus", b"zfs",
-    b"jfs", b"reiserfs", b"nilfs2", b"minix", b"cramfs", b"romfs", b"ubifs", b"jffs2",
+    b"squashfs",
+    b"erofs",
+    b"iso9660",
+    b"udf",
+    b"vfat",
+    b"msdos",
+    b"exfat",
+    b"ntfs3",
+    b"ntfs",
+    b"hfs",
+    b"hfsplus",
+    b"zfs",
+    b"jfs",
+    b"reiserfs",
+    b"nilfs2",
+    b"minix",
+    b"cramfs",
+    b"romfs",
+    b"ubifs",
+    b"jffs2",
 ];
 
 impl FileSystem {
@@ -80,7 +115,9 @@ impl Mounts {
             path.strip_prefix(point).is_some_and(|rest| rest.first() == Some(&b'/'))
         };
         let on_the_way = self.mounts.iter().filter(|mount| is_on_the_way(&mount.point));
-        on_the_way.into_iter().all(|mount| !matches!(mount.file_system, FileSystem::Server | FileSystem::Other))
+        on_the_way
+            .into_iter()
+            .all(|mount| !matches!(mount.file_system, FileSystem::Server | FileSystem::Other))
     }
 }
 
@@ -103,7 +140,8 @@ fn unescape(name: &[u8]) -> Vec<u8> {
     let mut plain = Vec::with_capacity(name.len());
     let mut rest = name;
     while let Some((first, after)) = rest.split_first() {
-        let digits = after.get(..3).filter(|_| *first == b'\\').and_then(|digits| str::from_utf8(digits).ok());
+        let digits =
+            after.get(..3).filter(|_| *first == b'\\').and_then(|digits| str::from_utf8(digits).ok());
         match digits.and_then(|digits| u8::from_str_radix(digits, 8).ok()) {
             Some(byte) => {
                 plain.push(byte);
