@@ -333,6 +333,9 @@ mod tests {
         let of_closed = of(&closed, Backing::Unknown(WhyLeftOut::FileClosed));
         assert_eq!(left_out(&of_closed)[0].2, WhyLeftOut::FileClosed);
         let secret = of(&closed, Backing::Unknown(WhyLeftOut::Secret));
-        assert_eq!((left_out(&secret), secret.populated), (vec![(0x10000, 0x20000, WhyLeftOut::Secret)], vec![]));
+        assert_eq!(
+            (left_out(&secret), secret.populated),
+            (vec![(0x10000, 0x20000, WhyLeftOut::Secret)], vec![])
+        );
     }
 }
