@@ -7,6 +7,7 @@ pub(crate) mod heap;
 pub(crate) mod map;
 pub(crate) mod missing;
 pub(crate) mod pagemap;
+pub(crate) mod pages;
 pub(crate) mod process_memory;
 pub(crate) mod ptrace;
 pub(crate) mod reserve;
