@@ -19,8 +19,8 @@ use super::stop::StoppedProcess;
 use super::{Attachment, CopyOut, Frozen, Memory, Source, SourceError};
 use crate::address_space::{AddressSpace, Mapping};
 use crate::record::Origin;
-use crate::sys::{pagemap, process_memory};
-use crate::threads::{AUXV, Thread, Threads};
+use crate::sys::{cpu, pagemap, process_memory};
+use crate::threads::{AUXV, REGISTER_LAYOUT, Thread, Threads};
 use crate::track::{SoftDirty, TrackError, Tracker, Untracked};
 use crate::units::AddressRange;
 
@@ -430,7 +430,10 @@ impl Frozen for FrozenProcess {
     }
 
     fn attachments(&self) -> Vec<Attachment> {
-        let threads = self.stopped.borrow().threads().to_attachment();
+        let stopped = self.stopped.borrow();
+        let threads = stopped.threads().to_attachment();
+        // Of this machine: a core may be written on another.
+        let layout = stopped.threads().extended_features().map(cpu::register_layout).unwrap_or_default();
         let named = |name: &str, bytes| Attachment { name: name.to_owned(), bytes };
         // Integers and lists can always be encoded.
         threads
@@ -438,6 +441,7 @@ impl Frozen for FrozenProcess {
             .map(|bytes| named(Threads::ATTACHMENT, bytes))
             .into_iter()
             .chain([named(AUXV, self.auxv.clone()), named(RSEQ_ATTACHMENT, self.rseq_attachment())])
+            .chain((!layout.is_empty()).then(|| named(REGISTER_LAYOUT, layout)))
             .collect()
     }
 

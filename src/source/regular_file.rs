@@ -50,6 +50,11 @@ impl RegularFile {
         Ok(RegularFile { file, path, length_bytes })
     }
 
+    /// The same file with another content, of so many bytes: what it was decompressed to.
+    pub(super) fn with_content(&self, content: File, length_bytes: u64) -> RegularFile {
+        RegularFile { file: content, path: self.path.clone(), length_bytes }
+    }
+
     pub(super) fn path(&self) -> &Path {
         &self.path
     }

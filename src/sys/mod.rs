@@ -2,6 +2,7 @@
 
 #[cfg_attr(not(feature = "fault-injection"), allow(dead_code, unreachable_pub))]
 pub(crate) mod call;
+pub(crate) mod cpu;
 pub(crate) mod file;
 pub(crate) mod heap;
 pub(crate) mod map;

@@ -3,13 +3,13 @@
 use std::path::{Path, PathBuf};
 
 use stillframe::{
-    Capture, CaptureOptions, CoreSource, FileSource, ProcessSource, Source, SourceError, Store,
+    Capture, CaptureOptions, CoreSource, FileSource, OpenCore, ProcessSource, Source, SourceError, Store,
 };
 
 use crate::context::Context;
 use crate::errors::Exit;
 use crate::human;
-use crate::json::CaptureObject;
+use crate::json::{CaptureObject, CoreObject};
 use crate::look::source_text;
 use crate::output::{Style, print};
 use crate::progress::progress;
@@ -17,21 +17,24 @@ use crate::{arguments, output::Output};
 
 /// Takes one snapshot.
 pub(crate) fn capture(context: &Context, arguments: arguments::Capture) -> anyhow::Result<Exit> {
-    let (source, default_name): (Box<dyn Source>, String) = match arguments.pid {
-        Some(pid) => {
+    let mut core = None;
+    // A file that cannot be captured must not leave an empty store behind.
+    let (source, default_name): (Box<dyn Source>, String) = match (arguments.pid, &arguments.core) {
+        (Some(pid), _) => {
             check_running(pid)?;
             (Box::new(ProcessSource::new(pid)), format!("pid:{pid}"))
         }
-        None => {
-            let path = arguments.core.as_ref().or(arguments.file.as_ref()).cloned().unwrap_or_default();
-            let name = file_name(&path);
-            let source: Box<dyn Source> = match arguments.core.is_some() {
-                true => Box::new(CoreSource::new(path)),
-                false => Box::new(FileSource::new(path)),
-            };
-            // A file that cannot be captured must not leave an empty store behind.
+        (None, Some(path)) => {
+            let progress = progress(context, "decompressing");
+            let source = CoreSource::new(path).partial(arguments.partial).progress(progress).read()?;
+            core = Some(source.clone());
+            (Box::new(source), file_name(path))
+        }
+        (None, None) => {
+            let path = arguments.file.clone().unwrap_or_default();
+            let source = FileSource::new(&path);
             drop(source.open()?);
-            (source, name)
+            (Box::new(source), file_name(&path))
         }
     };
     let store = context.open_or_create()?;
@@ -49,14 +52,21 @@ pub(crate) fn capture(context: &Context, arguments: arguments::Capture) -> anyho
     let process = arguments.process.unwrap_or(default_name);
     let capture = store.process(&process).capture(&*source, &options)?;
     drop(options);
-    print_capture(&context.output, &store, &capture)?;
+    print_capture(&context.output, &store, &capture, core.as_ref())?;
     context.output.hint(&format!("look at it: stillframe show {}", human::short(capture.id)));
     Ok(Exit::Done)
 }
 
-fn print_capture(output: &Output, store: &Store, capture: &Capture) -> anyhow::Result<()> {
+fn print_capture(
+    output: &Output,
+    store: &Store,
+    capture: &Capture,
+    core: Option<&OpenCore>,
+) -> anyhow::Result<()> {
     if output.json {
-        return output.json(&CaptureObject::from(capture));
+        let mut object = CaptureObject::from(capture);
+        object.core = core.map(CoreObject::from);
+        return output.json(&object);
     }
     if output.quiet {
         return Ok(print(&format!("{}\n", capture.id))?);
@@ -76,7 +86,7 @@ fn print_capture(output: &Output, store: &Store, capture: &Capture) -> anyhow::R
             if capture.staging_full { ", longer as it did not fit into the staging buffer" } else { "" }
         ),
     };
-    output.text(&output.lines(&[
+    let mut lines = vec![
         ("snapshot", output.styled(Style::Id, &human::short(capture.id))),
         ("process", human::plain(&capture.process)),
         ("source", human::plain(&source_text(&store.snapshot(capture.id)?.record().origin))),
@@ -87,7 +97,21 @@ fn print_capture(output: &Output, store: &Store, capture: &Capture) -> anyhow::R
         ("changed", changed),
         ("stored", stored_text(capture)),
         ("took", took),
-    ]))
+    ];
+    if let Some(core) = core {
+        lines.extend(about_core(core).map(|text| ("core", text)));
+    }
+    output.text(&output.lines(&lines))
+}
+
+/// What is unusual about a core.
+fn about_core(core: &OpenCore) -> Option<String> {
+    let missing = (core.missing_bytes() > 0)
+        .then(|| format!("cut short: {} are missing, and unreadable here", human::size(core.missing_bytes())));
+    let compression = core.compression().map(|by| format!("compressed by {}", by.name()));
+    let physical = core.has_physical_addresses().then(|| "physical addresses".to_owned());
+    let all: Vec<String> = [missing, compression, physical].into_iter().flatten().collect();
+    (!all.is_empty()).then(|| all.join("; "))
 }
 
 /// What was added to the store, and by which kinds of regions.

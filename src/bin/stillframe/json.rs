@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use serde::Serialize;
-use stillframe::{AddressRange, AddressSpace, Capture, Origin, Snapshot, SnapshotId};
+use stillframe::{AddressRange, AddressSpace, Capture, Compression, OpenCore, Origin, Snapshot, SnapshotId};
 
 /// A duration in milliseconds, to the microsecond.
 pub(crate) fn milliseconds(duration: Duration) -> f64 {
@@ -34,6 +34,26 @@ pub(crate) struct CaptureObject {
     paused_ms: f64,
     staging_full: bool,
     tracking: &'static str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) core: Option<CoreObject>,
+}
+
+/// A core that was captured.
+#[derive(Debug, Serialize)]
+pub(crate) struct CoreObject {
+    compression: Option<&'static str>,
+    missing_bytes: u64,
+    physical_addresses: bool,
+}
+
+impl From<&OpenCore> for CoreObject {
+    fn from(core: &OpenCore) -> CoreObject {
+        CoreObject {
+            compression: core.compression().map(Compression::name),
+            missing_bytes: core.missing_bytes(),
+            physical_addresses: core.has_physical_addresses(),
+        }
+    }
 }
 
 impl From<&Capture> for CaptureObject {
@@ -54,6 +74,7 @@ impl From<&Capture> for CaptureObject {
             paused_ms: milliseconds(capture.paused),
             staging_full: capture.staging_full,
             tracking: capture.tracking.name(),
+            core: None,
         }
     }
 }
