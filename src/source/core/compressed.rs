@@ -106,7 +106,7 @@ pub(super) fn decompressed(
     let (mut at_bytes, mut looked_at_bytes, mut end_bytes) = (0u64, 0, None);
     loop {
         let (length, end) = fill(&mut *decoder, &mut chunk);
-        if at_bytes == 0 {
+        if at_bytes == 0 && end_bytes.is_none() {
             check_begins_like_a_core(&chunk[..length]).map_err(&failed)?;
         }
         room.write(&chunk[..length], at_bytes)?;
@@ -115,6 +115,8 @@ pub(super) fn decompressed(
         told_bytes += by_bytes;
         meter.advance(by_bytes).map_err(|_| SourceError::Interrupted)?;
         match end {
+            // The decoder of lz4 stops after each frame.
+            Some(Ok(())) if length > 0 && consumed_bytes.get() < file.length_bytes() => {}
             Some(Ok(())) => break,
             Some(Err(error)) if error.kind() == io::ErrorKind::UnexpectedEof => {
                 if cut_short == CutShort::Take {

@@ -303,6 +303,8 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::address_space::Mapping;
+    use crate::elf::{self, Segment};
     use crate::threads::{RegisterSet, Thread};
 
     /// A segment of memory: its first address, how many bytes it has, and those of them in the file.
@@ -318,6 +320,7 @@ mod tests {
                 flags: elf::READ,
                 at_bytes,
                 address,
+                physical_address: 0,
                 file_bytes: file_bytes as u64,
                 memory_bytes,
                 align_bytes: 1,
