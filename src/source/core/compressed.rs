@@ -103,10 +103,10 @@ pub(super) fn decompressed(
     let meter = progress.begin(file.length_bytes());
     let mut told_bytes = 0;
     let mut chunk = vec![0; CHUNK_BYTES];
-    let (mut at_bytes, mut looked_at_bytes, mut end_bytes) = (0u64, 0, None);
+    let (mut at_bytes, mut looked_at_bytes, mut stopped_at_bytes, mut end_bytes) = (0u64, 0, 0, None);
     loop {
         let (length, end) = fill(&mut *decoder, &mut chunk);
-        if at_bytes == 0 && end_bytes.is_none() {
+        if at_bytes == 0 {
             check_begins_like_a_core(&chunk[..length]).map_err(&failed)?;
         }
         room.write(&chunk[..length], at_bytes)?;
@@ -115,8 +115,10 @@ pub(super) fn decompressed(
         told_bytes += by_bytes;
         meter.advance(by_bytes).map_err(|_| SourceError::Interrupted)?;
         match end {
-            // The decoder of lz4 stops after each frame.
-            Some(Ok(())) if length > 0 && consumed_bytes.get() < file.length_bytes() => {}
+            // The decoder of lz4 stops after each frame. It goes on as long as there is anything to go on with.
+            Some(Ok(())) if (stopped_at_bytes..file.length_bytes()).contains(&consumed_bytes.get()) => {
+                stopped_at_bytes = consumed_bytes.get() + 1;
+            }
             Some(Ok(())) => break,
             Some(Err(error)) if error.kind() == io::ErrorKind::UnexpectedEof => {
                 if cut_short == CutShort::Take {
@@ -134,9 +136,14 @@ pub(super) fn decompressed(
         if end_bytes.is_none() {
             end_bytes = segments::end_by_headers(&room.as_core(file, at_bytes)?);
         }
-        // What follows is no part of the core.
         if end_bytes.is_some_and(|end_bytes| end_bytes <= at_bytes) {
-            break;
+            // What follows is no part of the core. But a checksum may.
+            match fill(&mut *decoder, &mut chunk).1 {
+                Some(Err(error)) if cut_short == CutShort::Refuse || error.kind() != io::ErrorKind::UnexpectedEof => {
+                    return Err(failed(format!("is damaged after {at_bytes} bytes: {error}")));
+                }
+                _ => break,
+            }
         }
         if at_bytes - looked_at_bytes >= LOOK_BYTES {
             looked_at_bytes = at_bytes;
