@@ -122,7 +122,11 @@ fn a_compressed_core_is_what_it_decompresses_to() {
         let path = place.path(&format!("core.{}", by.name()));
         let compressed = filtered(command, &plain);
         // In two parts, as tools that work in parallel or append write them; and something behind the core.
-        let parts = [filtered(command, &plain[..MIB]), filtered(command, &plain[MIB..]), filtered(command, &[7; 9000])];
+        let parts = [
+            filtered(command, &plain[..MIB]),
+            filtered(command, &plain[MIB..]),
+            filtered(command, &[7; 9000]),
+        ];
         for bytes in [&compressed, &parts.concat()] {
             std::fs::write(&path, bytes).unwrap();
             let open = CoreSource::new(&path).read().unwrap();
@@ -148,7 +152,9 @@ fn a_compressed_core_is_what_it_decompresses_to() {
         for source in [CoreSource::new(&path), CoreSource::new(&path).partial(true)] {
             // zstd and gzip notice it by their check at the end, which may come after the core's.
             match place.capture(&source) {
-                Err(error) => assert!(why(&error).contains("damaged") || why(&error).contains("cut short"), "{error}"),
+                Err(error) => {
+                    assert!(why(&error).contains("damaged") || why(&error).contains("cut short"), "{error}")
+                }
                 Ok(_) => panic!("{command}: a damaged core is taken"),
             }
         }
@@ -158,7 +164,10 @@ fn a_compressed_core_is_what_it_decompresses_to() {
 #[test]
 fn what_is_compressed_otherwise_or_is_no_core_is_refused_by_name() {
     let place = Place::new();
-    let (zstd, gzip) = (zstd::encode_all(&[7u8; 100_000][..], 1).unwrap(), b"\x1f\x8b\x08\0\0\0\0\0\0\x03\x03\0\0\0\0\0\0\0\0\0");
+    let (zstd, gzip) = (
+        zstd::encode_all(&[7u8; 100_000][..], 1).unwrap(),
+        b"\x1f\x8b\x08\0\0\0\0\0\0\x03\x03\0\0\0\0\0\0\0\0\0",
+    );
     for (bytes, words) in [
         (&b"\xfd7zXZ\0\0\x04"[..], ["xz", "xz -dk"]),
         (b"BZh91AY&SY", ["bzip2", "bzip2 -dk"]),
@@ -193,7 +202,12 @@ fn a_small_file_that_becomes_large_is_stopped_before_the_disk_is_full_and_costs_
     let small = place.path("small");
     std::fs::create_dir(&small).unwrap();
     let mut mount = Command::new("mount");
-    if !mount.args(["-t", "tmpfs", "-o", "size=64m", "tmpfs"]).arg(&small).output().is_ok_and(|it| it.status.success()) {
+    if !mount
+        .args(["-t", "tmpfs", "-o", "size=64m", "tmpfs"])
+        .arg(&small)
+        .output()
+        .is_ok_and(|it| it.status.success())
+    {
         return eprintln!("passed over: needs to mount (root)");
     }
     let mut bytes = zstd::encode_all(&head[..], 1).unwrap();
@@ -276,7 +290,10 @@ fn a_dump_of_a_machine_with_physical_addresses_only_is_read_by_those() {
         place.store.restore(id).unwrap().into_core(&back, true).unwrap();
         let bytes = std::fs::read(&back).unwrap();
         let number = |at: usize| u64::from_le_bytes(bytes[at..at + 8].try_into().unwrap());
-        assert_eq!([number(64 + 16), number(64 + 24), number(64 + 56 + 16), number(64 + 56 + 24)], [0, 0, 0x10_0000, 0x10_0000]);
+        assert_eq!(
+            [number(64 + 16), number(64 + 24), number(64 + 56 + 16), number(64 + 56 + 24)],
+            [0, 0, 0x10_0000, 0x10_0000]
+        );
     }
 }
 
@@ -318,7 +335,9 @@ fn gdb(program: &Path, core: &Path, commands: &[&str]) -> String {
 
 /// The bytes of the first note of this type.
 fn note(core: &[u8], wanted: u32) -> Option<Vec<u8>> {
-    let number = |at: usize, bytes: usize| core[at..at + bytes].iter().rev().fold(0u64, |n, byte| n << 8 | u64::from(*byte));
+    let number = |at: usize, bytes: usize| {
+        core[at..at + bytes].iter().rev().fold(0u64, |n, byte| n << 8 | u64::from(*byte))
+    };
     let at = |number: u64| usize::try_from(number).unwrap();
     for header in 0..number(56, 2) {
         let header = at(number(32, 8) + header * 56);
@@ -365,7 +384,8 @@ fn a_core_of_terabytes_that_are_hardly_used_is_as_long_as_what_is_used() {
         return eprintln!("passed over: 1 TiB of addresses are not given here (vm.overcommit_memory)");
     }
     let large = u64::from_str_radix(line.trim_start_matches("0x"), 16).unwrap();
-    let taken = place.store.process("large").capture(&ProcessSource::new(child.id()), &CaptureOptions::default());
+    let taken =
+        place.store.process("large").capture(&ProcessSource::new(child.id()), &CaptureOptions::default());
     end(child);
     let taken = taken.unwrap();
     assert!(taken.memory_bytes > 1 << 40);
@@ -392,7 +412,8 @@ fn a_core_of_terabytes_that_are_hardly_used_is_as_long_as_what_is_used() {
     let [first, second] = [taken.id, again].map(|id| place.store.snapshot(id).unwrap());
     let of_large = |snapshot: &stillframe::Snapshot<'_>| {
         let space = snapshot.address_space().unwrap();
-        let it = space.captured().find(|(_, it)| it.range.start() <= large && large < it.range.end()).unwrap().1;
+        let it =
+            space.captured().find(|(_, it)| it.range.start() <= large && large < it.range.end()).unwrap().1;
         it.range
     };
     assert_eq!(of_large(&second), of_large(&first));
@@ -444,7 +465,13 @@ fn a_debugger_does_not_see_todays_file_where_something_was_left_out() {
     let said = gdb(
         &program,
         &core,
-        &["print file[0]", "print file[10000]", "print file[17000]", "print (int)file[2000000]", "print file[5000000]"],
+        &[
+            "print file[0]",
+            "print file[10000]",
+            "print file[17000]",
+            "print (int)file[2000000]",
+            "print file[5000000]",
+        ],
     );
     for expected in ["$1 = 98 'b'", "$2 = 98 'b'", "$3 = 0", "$4 = 98 'b'"] {
         assert!(said.contains(expected), "{expected}: {said}");
@@ -480,7 +507,10 @@ fn the_layout_of_the_registers_is_what_the_kernel_writes_and_comes_back() {
     let directory = place.path("crash");
     std::fs::create_dir(&directory).unwrap();
     let mut shell = Command::new("sh");
-    shell.args(["-c", "ulimit -c unlimited 2>/dev/null; echo | \"$0\""]).arg(&program).current_dir(&directory);
+    shell
+        .args(["-c", "ulimit -c unlimited 2>/dev/null; echo | \"$0\""])
+        .arg(&program)
+        .current_dir(&directory);
     shell.output().unwrap();
     let Some(kernels) = std::fs::read_dir(&directory).unwrap().next() else {
         return eprintln!("passed over: needs the kernel to leave cores (ulimit -c, kernel.core_pattern)");

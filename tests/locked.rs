@@ -11,9 +11,7 @@ use std::os::fd::AsRawFd;
 use std::os::unix::process::ExitStatusExt;
 use std::process::{Command, Output};
 
-use stillframe::{
-    CaptureOptions, Fill, Filled, RegionSize, Reservation, SnapshotId, Source, Store,
-};
+use stillframe::{CaptureOptions, Fill, Filled, RegionSize, Reservation, SnapshotId, Source, Store};
 
 #[path = "common/noise.rs"]
 mod noise;
@@ -351,6 +349,9 @@ fn a_page_that_somebody_else_has_filled_is_an_error_and_not_wrong_bytes() {
         return eprintln!("passed over: needs userfaultfd");
     }
     assert_eq!(output.status.signal(), Some(libc::SIGSEGV), "{said}");
-    assert!(said.contains("were there before they were filled") && said.contains("all others are right"), "{said}");
+    assert!(
+        said.contains("were there before they were filled") && said.contains("all others are right"),
+        "{said}"
+    );
     assert!(!said.contains("touched"), "{said}");
 }

@@ -284,7 +284,11 @@ fn on_a_random_walk_the_memory_and_all_its_snapshots_are_those_of_a_model() {
         Ok(())
     };
     TestRunner::new(config).run(&walk(), run).unwrap();
-    println!("{cases} walks, {} steps and snapshots, {} MiB compared", comparisons.get(), compared_bytes.get() >> 20);
+    println!(
+        "{cases} walks, {} steps and snapshots, {} MiB compared",
+        comparisons.get(),
+        compared_bytes.get() >> 20
+    );
 }
 
 // ---- What the walk has found --------------------------------------------------------------------
@@ -313,7 +317,8 @@ fn what_a_rollback_writes_is_known_when_it_is_thrown_away() {
     let tracker = instance.tracker().unwrap();
     store.roll_back(nines).unwrap().tracked_by(&*tracker).slice(&mut instance).unwrap();
     // SAFETY: whole pages of the instance, which nobody borrows.
-    let answer = unsafe { libc::madvise(instance[64 * KIB..].as_mut_ptr().cast(), 64 * KIB, libc::MADV_DONTNEED) };
+    let answer =
+        unsafe { libc::madvise(instance[64 * KIB..].as_mut_ptr().cast(), 64 * KIB, libc::MADV_DONTNEED) };
     assert_eq!((answer, instance[64 * KIB], instance[0]), (0, 7, 9));
     let taken = store.process("d").capture(&instance, &options(Some(instance.parent()))).unwrap();
     assert_eq!((taken.parent, &taken.tracking), (Some(nines), &Tracking::By(Means::CopyOnWrite)));
@@ -377,9 +382,10 @@ fn a_memory_that_is_not_filled_becomes_another_one_while_a_forked_child_lives() 
     let ways: Vec<(&str, Become<'_>)> = vec![
         ("instantiate", Box::new(|memory| memory.instantiate(&template))),
         ("restore", Box::new(|memory| memory.restore(store.restore(odd).unwrap()))),
-        ("restore lazily", Box::new(|memory| {
-            memory.restore_lazily(store.restore(odd).unwrap(), Fill::OnTouch).map(drop)
-        })),
+        (
+            "restore lazily",
+            Box::new(|memory| memory.restore_lazily(store.restore(odd).unwrap(), Fill::OnTouch).map(drop)),
+        ),
         ("roll back", Box::new(|memory| memory.roll_back(store.roll_back(odd).unwrap()).map(drop))),
         ("resize", Box::new(|memory| memory.set_length_bytes(200 * KIB + 100))),
     ];
@@ -400,9 +406,14 @@ fn a_memory_that_is_not_filled_becomes_another_one_while_a_forked_child_lives() 
             let found = answered.recv_timeout(Duration::from_secs(30));
             // Before anything fails: the thread may wait for it.
             drop(child);
-            let found = found.unwrap_or_else(|_| panic!("{name}: it waits for a process that has nothing to do with it"));
+            let found = found
+                .unwrap_or_else(|_| panic!("{name}: it waits for a process that has nothing to do with it"));
             let found = found.unwrap_or_else(|error| panic!("{name}: {error}"));
-            let expected = if name == "resize" { noise(MIB, 3)[..200 * KIB + 100].to_vec() } else { noise(200 * KIB + 100, 3) };
+            let expected = if name == "resize" {
+                noise(MIB, 3)[..200 * KIB + 100].to_vec()
+            } else {
+                noise(200 * KIB + 100, 3)
+            };
             assert!(found == expected, "{name}");
         });
     }

@@ -589,8 +589,12 @@ impl Server {
             Ok(0) => (SERVED, Ok(())),
             Ok(_) if self.is_refused.load(Ordering::SeqCst) => (SERVED, Ok(())),
             Ok(there_bytes) => {
-                let why = format!("{there_bytes} bytes of it were there before they were filled: somebody else has populated them");
-                self.note(SinkError::Fill { offset_bytes: pages.start, source: io::Error::other(why) }.into());
+                let why = format!(
+                    "{there_bytes} bytes of it were there before they were filled: somebody else has populated them"
+                );
+                self.note(
+                    SinkError::Fill { offset_bytes: pages.start, source: io::Error::other(why) }.into(),
+                );
                 self.close(self.missing.close_off(pages.clone()));
                 (SPOILED, Ok(()))
             }

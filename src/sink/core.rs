@@ -286,16 +286,21 @@ mod tests {
         let space = AddressSpace::new(vec![mapped, mapping(0x20_000, 0x30_000, true)]).unwrap();
         // From the middle of the first mapping into the second; and one inside the second, to its end.
         let found = memory(&space, &[0x3000..0xa000, 0x10_000..0x18_000]);
-        let segments: Vec<_> =
-            found.segments.iter().map(|it| (it.address, it.memory_bytes, it.file_bytes, it.at_bytes)).collect();
+        let segments: Vec<_> = found
+            .segments
+            .iter()
+            .map(|it| (it.address, it.memory_bytes, it.file_bytes, it.at_bytes))
+            .collect();
         assert_eq!(
             segments,
             [(0x1000, 0x8000, 0x3000, 0), (0x20_000, 0x2000, 0, 0x3000), (0x22_000, 0xe000, 0x6000, 0x3000)]
         );
         assert_eq!(found.whole, [0x1000..0x9000, 0x20_000..0x30_000]);
-        let parts = [Part { image: 0..0x3000, at_bytes: 0 }, Part { image: 0xa000..0x10_000, at_bytes: 0x3000 }];
+        let parts =
+            [Part { image: 0..0x3000, at_bytes: 0 }, Part { image: 0xa000..0x10_000, at_bytes: 0x3000 }];
         assert_eq!(found.parts, parts);
-        let files: Vec<_> = found.files.iter().map(|file| (file.start, file.end, file.offset_bytes)).collect();
+        let files: Vec<_> =
+            found.files.iter().map(|file| (file.start, file.end, file.offset_bytes)).collect();
         assert_eq!(files, [(0x1000, 0x4000, 0x7000)]);
     }
 

@@ -11,9 +11,9 @@
 //! memory is registered while nobody can touch it, and looked at when it can be touched (`pages.rs` tells what the
 //! kernel does with memory that is locked); and an answer tells how much was there already.
 
+use std::fs::File;
 use std::io;
 use std::ops::Range;
-use std::fs::File;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -137,7 +137,8 @@ impl Missing {
     /// before anybody does.
     pub(crate) fn check_nothing_is_there(&self) -> io::Result<()> {
         let addresses = self.start..self.start + self.length_bytes;
-        let found = File::open("/proc/self/pagemap").and_then(|it| pagemap::is_anything_there(&it, addresses));
+        let found =
+            File::open("/proc/self/pagemap").and_then(|it| pagemap::is_anything_there(&it, addresses));
         match found {
             Ok(true) => Err(io::Error::other(
                 "the kernel has populated the memory before it could be filled; does this process lock all that it \

@@ -76,7 +76,8 @@ pub(crate) fn populated(pagemap: &File, range: Range<u64>) -> io::Result<Vec<Ran
 /// `PAGEMAP_SCAN`: reading every word would take too long.
 pub(crate) fn is_anything_there(pagemap: &File, range: Range<u64>) -> io::Result<bool> {
     let mut is_there = false;
-    let query = Query { any_of: PAGE_IS_PRESENT | PAGE_IS_SWAPPED, told: PAGE_IS_PRESENT, ..Query::default() };
+    let query =
+        Query { any_of: PAGE_IS_PRESENT | PAGE_IS_SWAPPED, told: PAGE_IS_PRESENT, ..Query::default() };
     walk(pagemap, range, query, |_, _| is_there = true)?;
     Ok(is_there)
 }

@@ -74,7 +74,8 @@ impl Pages {
         length_bytes: usize,
         before: impl FnOnce(Range<u64>) -> io::Result<T>,
     ) -> io::Result<(Pages, T)> {
-        let mapped_bytes = mapped_bytes(length_bytes).ok_or_else(|| io::Error::from_raw_os_error(libc::ENOMEM))?;
+        let mapped_bytes =
+            mapped_bytes(length_bytes).ok_or_else(|| io::Error::from_raw_os_error(libc::ENOMEM))?;
         let (none, start) = (ProtFlags::empty(), ptr::null_mut());
         let private = MapFlags::PRIVATE | MapFlags::NORESERVE;
         let start = match content {
@@ -83,7 +84,9 @@ impl Pages {
             // SAFETY: as above. The bytes must not change, nor the file become shorter: the caller sees to it.
             Content::Copy(file) => unsafe { mm::mmap(start, mapped_bytes, none, private, file, 0) },
             // SAFETY: as above.
-            Content::ToRead(file) => unsafe { mm::mmap(start, mapped_bytes, none, MapFlags::SHARED, file, 0) },
+            Content::ToRead(file) => unsafe {
+                mm::mmap(start, mapped_bytes, none, MapFlags::SHARED, file, 0)
+            },
         };
         let start: *mut u8 = start.map_err(|error| explain(error.into()))?.cast();
         let is_writable = !matches!(content, Content::ToRead(_));
@@ -92,7 +95,8 @@ impl Pages {
         lock_when_touched(start, mapped_bytes);
         let address = start.addr() as u64;
         let done = before(address..address + length_bytes as u64)?;
-        let access = if is_writable { MprotectFlags::READ | MprotectFlags::WRITE } else { MprotectFlags::READ };
+        let access =
+            if is_writable { MprotectFlags::READ | MprotectFlags::WRITE } else { MprotectFlags::READ };
         // SAFETY: the mapping has just been made here, and nobody uses it yet.
         unsafe { mm::mprotect(start.cast(), mapped_bytes, access)? };
         Ok((pages, done))
@@ -231,6 +235,9 @@ mod tests {
         read.populate_to_read(5..usize::MAX).unwrap();
         assert!(Pages::zeros(0).unwrap().is_empty());
         assert!(Pages::zeros(usize::MAX).is_err());
-        assert_eq!(Pages::zeros_with(1, |_| Err::<(), _>(io::ErrorKind::Other.into())).unwrap_err().kind(), io::ErrorKind::Other);
+        assert_eq!(
+            Pages::zeros_with(1, |_| Err::<(), _>(io::ErrorKind::Other.into())).unwrap_err().kind(),
+            io::ErrorKind::Other
+        );
     }
 }

@@ -106,8 +106,9 @@ fn print_capture(
 
 /// What is unusual about a core.
 fn about_core(core: &OpenCore) -> Option<String> {
-    let missing = (core.missing_bytes() > 0)
-        .then(|| format!("cut short: {} are missing, and unreadable here", human::size(core.missing_bytes())));
+    let missing = (core.missing_bytes() > 0).then(|| {
+        format!("cut short: {} are missing, and unreadable here", human::size(core.missing_bytes()))
+    });
     let compression = core.compression().map(|by| format!("compressed by {}", by.name()));
     let physical = core.has_physical_addresses().then(|| "physical addresses".to_owned());
     let all: Vec<String> = [missing, compression, physical].into_iter().flatten().collect();

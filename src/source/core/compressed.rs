@@ -139,7 +139,9 @@ pub(super) fn decompressed(
         if end_bytes.is_some_and(|end_bytes| end_bytes <= at_bytes) {
             // What follows is no part of the core. But a checksum may.
             match fill(&mut *decoder, &mut chunk).1 {
-                Some(Err(error)) if cut_short == CutShort::Refuse || error.kind() != io::ErrorKind::UnexpectedEof => {
+                Some(Err(error))
+                    if cut_short == CutShort::Refuse || error.kind() != io::ErrorKind::UnexpectedEof =>
+                {
                     return Err(failed(format!("is damaged after {at_bytes} bytes: {error}")));
                 }
                 _ => break,
@@ -170,7 +172,9 @@ fn fill(decoder: &mut dyn Read, buffer: &mut [u8]) -> (usize, Option<io::Result<
 
 fn check_begins_like_a_core(beginning: &[u8]) -> Result<(), String> {
     match beginning.first_chunk::<{ elf::FILE_HEADER_BYTES }>() {
-        Some(header) => FileHeader::read(header).map(drop).map_err(|why| format!("what it decompresses to is none: {why}")),
+        Some(header) => FileHeader::read(header)
+            .map(drop)
+            .map_err(|why| format!("what it decompresses to is none: {why}")),
         None => Err(format!("decompresses to {} bytes, which is no core", beginning.len())),
     }
 }
@@ -214,7 +218,11 @@ impl Room {
 
     fn failed(&self) -> impl FnOnce(io::Error) -> SourceError {
         let path = self.directory.clone();
-        move |source| SourceError::File { path, action: "decompress, in the directory (set TMPDIR for another),", source }
+        move |source| SourceError::File {
+            path,
+            action: "decompress, in the directory (set TMPDIR for another),",
+            source,
+        }
     }
 
     /// Writes what is not zeros.
@@ -225,7 +233,9 @@ impl Room {
         for run in pages.chunk_by(|a, b| is_zero(a) == is_zero(b)) {
             let length: usize = run.iter().map(|page| page.len()).sum();
             if !is_zero(run[0]) {
-                self.file.write_all_at(&bytes[at..at + length], at_bytes + at as u64).map_err(self.failed())?;
+                self.file
+                    .write_all_at(&bytes[at..at + length], at_bytes + at as u64)
+                    .map_err(self.failed())?;
             }
             at += length;
         }

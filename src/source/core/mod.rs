@@ -121,7 +121,8 @@ impl CoreSource {
         let space = AddressSpace::new(mappings)?;
         let origin = origin(&file, &notes);
         let attachments = attachments(notes);
-        let content = Content { file, space, pieces, origin, attachments, compression, missing_bytes, is_physical };
+        let content =
+            Content { file, space, pieces, origin, attachments, compression, missing_bytes, is_physical };
         Ok(OpenCore(Arc::new(content)))
     }
 }
@@ -204,14 +205,18 @@ fn attachments(notes: Notes) -> Vec<Attachment> {
         bytes.map(|bytes| Attachment { name: name.to_owned(), bytes })
     };
     let layout = (!notes.register_layout.is_empty()).then_some(notes.register_layout);
-    [(Threads::ATTACHMENT, threads), (threads::AUXV, auxv), (threads::REGISTER_LAYOUT, layout)].into_iter().filter_map(named).collect()
+    [(Threads::ATTACHMENT, threads), (threads::AUXV, auxv), (threads::REGISTER_LAYOUT, layout)]
+        .into_iter()
+        .filter_map(named)
+        .collect()
 }
 
 impl Content {
     /// The pieces of these addresses.
     fn pieces_in(&self, addresses: Range<u64>) -> impl Iterator<Item = Piece> {
         let first = self.pieces.partition_point(|piece| piece.addresses.end <= addresses.start);
-        let pieces = self.pieces[first..].iter().take_while(move |piece| piece.addresses.start < addresses.end);
+        let pieces =
+            self.pieces[first..].iter().take_while(move |piece| piece.addresses.start < addresses.end);
         pieces.map(move |piece| {
             let start = piece.addresses.start.max(addresses.start);
             let at_bytes = piece.at_bytes + (start - piece.addresses.start);

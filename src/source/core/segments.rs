@@ -98,8 +98,8 @@ pub(super) fn segments(file: &RegularFile, header: &FileHeader, cut_short: CutSh
         return Ok(Err(truncated(end_bytes, file)));
     }
     // Each has bytes of its own. Without this a small file could stand for any amount of memory.
-    let there_bytes: u128 = found.iter().map(|segment| u128::from(segment.file_bytes)).sum::<u128>()
-        - u128::from(missing_bytes);
+    let there_bytes: u128 =
+        found.iter().map(|segment| u128::from(segment.file_bytes)).sum::<u128>() - u128::from(missing_bytes);
     if there_bytes > u128::from(file.length_bytes()) {
         return Ok(Err(format!(
             "its segments have {there_bytes} bytes together, more than the {} of the file: it is damaged",
@@ -150,10 +150,14 @@ fn truncated(end_bytes: u64, file: &RegularFile) -> String {
     )
 }
 
-pub(super) fn notes(file: &RegularFile, machine: u16, segments: &Segments, cut_short: CutShort) -> Parsed<Notes> {
+pub(super) fn notes(
+    file: &RegularFile,
+    machine: u16,
+    segments: &Segments,
+    cut_short: CutShort,
+) -> Parsed<Notes> {
     let segments = || segments.found.iter().filter(|segment| segment.kind == elf::NOTE);
-    let total_bytes: u64 =
-        segments().fold(0, |total, segment| segment.file_bytes.saturating_add(total));
+    let total_bytes: u64 = segments().fold(0, |total, segment| segment.file_bytes.saturating_add(total));
     if total_bytes > MAX_NOTES_BYTES {
         return Ok(Err(format!(
             "it has {total_bytes} bytes of notes; at most {MAX_NOTES_BYTES} can be read"
@@ -266,7 +270,9 @@ fn joined(loaded: Vec<Loaded>, whole: &[Range<u64>]) -> Vec<Loaded> {
         let mut at = parts[0].range.end();
         while at < wanted.end
             && let Some(next) = rest.next_if(|next| {
-                next.range.start() == at && next.range.end() <= wanted.end && next.protection == parts[0].protection
+                next.range.start() == at
+                    && next.range.end() <= wanted.end
+                    && next.protection == parts[0].protection
             })
         {
             at = next.range.end();
