@@ -14,6 +14,7 @@ use crate::sink::core::{About, Head};
 use crate::store::error::StoreError;
 use crate::store::object::Kind;
 use crate::store::read::{Check, Reader};
+use crate::table::Places;
 use crate::threads::{self, Threads};
 
 /// So many zeros are left out of the file. What is shorter is a hole in it, as each part that is there costs a segment.
@@ -106,14 +107,16 @@ impl Restore<'_> {
             _ => zeros.push(next),
         };
         let region_bytes = self.record.region_size.bytes() as u64;
-        for (hash, place) in self.work() {
-            let end = place.image_bytes + place.length_bytes as u64;
-            if hash.is_zero() {
-                add(place.image_bytes..end);
-                continue;
-            }
+        let places = Places::new(&self.space, self.record.region_size);
+        // Up to here it is looked at. In between there are tables of zeros.
+        let mut at = 0;
+        for (hash, place) in self.root.places(&places) {
             self.progress.check()?;
-            let mut at = place.image_bytes;
+            if at < place.image_bytes {
+                add(at..place.image_bytes);
+            }
+            let end = place.image_bytes + place.length_bytes as u64;
+            at = place.image_bytes;
             for hash in reader.hashes(Kind::Table, &hash, place.regions)? {
                 let next = end.min(at + region_bytes);
                 if hash.is_zero() {
@@ -121,6 +124,9 @@ impl Restore<'_> {
                 }
                 at = next;
             }
+        }
+        if at < self.image_bytes() {
+            add(at..self.image_bytes());
         }
         zeros.retain(|zeros| zeros.end - zeros.start >= LONG_ZEROS_BYTES);
         Ok(zeros)

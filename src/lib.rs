@@ -76,6 +76,7 @@ mod coredump;
 mod delta;
 mod diff;
 mod elf;
+mod erase;
 mod error;
 mod forget;
 #[cfg(feature = "fuzzing")]
@@ -85,6 +86,7 @@ mod hash;
 mod history;
 mod ingest;
 mod lazy;
+mod left_out;
 mod migrate;
 #[path = "../migrations/mod.rs"]
 mod migrations;
@@ -98,6 +100,8 @@ mod repair;
 mod reservation;
 mod restore;
 mod rollback;
+mod root;
+mod run;
 mod sink;
 mod snapshot;
 mod source;
@@ -140,7 +144,7 @@ mod workers;
 /// ```
 #[cfg(feature = "fault-injection")]
 pub mod fault_injection {
-    pub use crate::store::pack::set_seal_bytes;
+    pub use crate::store::pack::{Sealing, seal_packs_at};
     pub use crate::sys::call::{Call, Watching, Witness, watch};
 }
 
@@ -155,6 +159,7 @@ pub use gc::{GcOptions, GcStats};
 pub use hash::Hash;
 pub use history::{History, Moment};
 pub use lazy::{Fill, Filled, HotSet, LazyMapping};
+pub use left_out::{LeftOut, WhyLeftOut};
 pub use migrate::Migration;
 pub use progress::Progress;
 pub use record::{AttachmentRef, Origin, Record, RecordError, SnapshotId, Trigger};

@@ -9,7 +9,6 @@ use crossbeam_channel::{SendTimeoutError, Sender};
 use super::{FailOnPanic, Ingest, Worker, copy_in_place, lock, on_all_cores, total_bytes};
 use crate::error::Error;
 use crate::piece::Piece;
-use crate::sink::SinkError;
 use crate::source::{CopyOut, Frozen, Memory};
 use crate::sys::pages::Pages;
 use crate::workers::cores;
@@ -31,7 +30,7 @@ impl Staging {
     pub(crate) fn new(length_bytes: usize, ready_bytes: usize) -> Result<Staging, Error> {
         let bytes = length_bytes as u64;
         let mut buffer =
-            Pages::zeros(length_bytes.max(1)).map_err(|source| SinkError::Mapping { bytes, source })?;
+            Pages::zeros(length_bytes.max(1)).map_err(|source| Error::Staging { bytes, source })?;
         buffer.prefer_huge_pages();
         for byte in buffer[..ready_bytes.min(length_bytes)].iter_mut().step_by(4096) {
             *byte = 0;

@@ -3,7 +3,8 @@
 use std::path::{Path, PathBuf};
 
 use stillframe::{
-    Capture, CaptureOptions, CoreSource, FileSource, OpenCore, ProcessSource, Source, SourceError, Store,
+    Capture, CaptureOptions, CoreSource, FileSource, LeftOut, OpenCore, ProcessSource, Source, SourceError, Store,
+    WhyLeftOut,
 };
 
 use crate::context::Context;
@@ -52,6 +53,7 @@ pub(crate) fn capture(context: &Context, arguments: arguments::Capture) -> anyho
     let process = arguments.process.unwrap_or(default_name);
     let capture = store.process(&process).capture(&*source, &options)?;
     drop(options);
+    warn_of_losses(&capture);
     print_capture(&context.output, &store, &capture, core.as_ref())?;
     context.output.hint(&format!("look at it: stillframe show {}", human::short(capture.id)));
     Ok(Exit::Done)
@@ -96,8 +98,11 @@ fn print_capture(
         ),
         ("changed", changed),
         ("stored", stored_text(capture)),
-        ("took", took),
     ];
+    if !capture.left_out.is_empty() {
+        lines.push(("left out", left_out_text(&capture.left_out, |_| true)));
+    }
+    lines.push(("took", took));
     if let Some(core) = core {
         lines.extend(about_core(core).map(|text| ("core", text)));
     }
@@ -113,6 +118,23 @@ fn about_core(core: &OpenCore) -> Option<String> {
     let physical = core.has_physical_addresses().then(|| "physical addresses".to_owned());
     let all: Vec<String> = [missing, compression, physical].into_iter().flatten().collect();
     (!all.is_empty()).then(|| all.join("; "))
+}
+
+/// Says on standard error, to people and scripts, what the process may have and the snapshot has not.
+fn warn_of_losses(capture: &Capture) {
+    let lost = left_out_text(&capture.left_out, WhyLeftOut::is_a_loss);
+    if !lost.is_empty() {
+        eprintln!(
+            "stillframe: not in the snapshot: {lost}; it is restored as zeros, and a rollback leaves it as it is"
+        );
+    }
+}
+
+/// How much was left out for which of these reasons.
+fn left_out_text(left_out: &[LeftOut], counts: impl Fn(WhyLeftOut) -> bool) -> String {
+    let sums = LeftOut::sums(left_out).into_iter().filter(|(why, _)| counts(*why));
+    let texts: Vec<String> = sums.map(|(why, bytes)| format!("{} {why}", human::size(bytes))).collect();
+    texts.join(", ")
 }
 
 /// What was added to the store, and by which kinds of regions.

@@ -24,7 +24,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::regular_file::RegularFile;
-use super::{Attachment, CopyOut, Frozen, Memory, Source, SourceError};
+use super::{Attachment, CopyOut, Frozen, Memory, Source, SourceError, owner_attachment};
 use crate::address_space::AddressSpace;
 use crate::elf::{MappedFile, Notes};
 use crate::progress::Progress;
@@ -120,7 +120,7 @@ impl CoreSource {
         }
         let space = AddressSpace::new(mappings)?;
         let origin = origin(&file, &notes);
-        let attachments = attachments(notes);
+        let attachments = attachments(&file, notes);
         let content =
             Content { file, space, pieces, origin, attachments, compression, missing_bytes, is_physical };
         Ok(OpenCore(Arc::new(content)))
@@ -197,7 +197,9 @@ fn origin(file: &RegularFile, notes: &Notes) -> Origin {
     }
 }
 
-fn attachments(notes: Notes) -> Vec<Attachment> {
+fn attachments(file: &RegularFile, notes: Notes) -> Vec<Attachment> {
+    // What root owns may be the core of anybody's process.
+    let owner = file.owner().filter(|owner| *owner != 0).map(|owner| owner_attachment((owner, owner)));
     // Integers and lists can always be encoded.
     let threads = notes.threads.and_then(|threads| threads.to_attachment().ok());
     let auxv = (!notes.auxv.is_empty()).then_some(notes.auxv);
@@ -205,10 +207,10 @@ fn attachments(notes: Notes) -> Vec<Attachment> {
         bytes.map(|bytes| Attachment { name: name.to_owned(), bytes })
     };
     let layout = (!notes.register_layout.is_empty()).then_some(notes.register_layout);
-    [(Threads::ATTACHMENT, threads), (threads::AUXV, auxv), (threads::REGISTER_LAYOUT, layout)]
+    let named = [(Threads::ATTACHMENT, threads), (threads::AUXV, auxv), (threads::REGISTER_LAYOUT, layout)]
         .into_iter()
-        .filter_map(named)
-        .collect()
+        .filter_map(named);
+    named.chain(owner).collect()
 }
 
 impl Content {
