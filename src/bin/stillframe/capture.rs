@@ -3,8 +3,8 @@
 use std::path::{Path, PathBuf};
 
 use stillframe::{
-    Capture, CaptureOptions, CoreSource, FileSource, LeftOut, OpenCore, ProcessSource, Source, SourceError, Store,
-    WhyLeftOut,
+    Capture, CaptureOptions, CoreSource, FileSource, LeftOut, OpenCore, ProcessSource, Source, SourceError,
+    Store, WhyLeftOut,
 };
 
 use crate::context::Context;
