@@ -5,6 +5,7 @@
 
 use std::ops::Range;
 use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::error::Error;
 use crate::record::Origin;
@@ -85,16 +86,20 @@ impl Restore<'_> {
         let head = Head::new(&self.space, &self.long_zeros(&mut reader)?, about)?;
         let file = SparseFile::create(path.as_ref(), head.file_bytes, overwrite)?;
         file.write_at(&head.bytes, 0)?;
+        // What was left out of the image is not written.
+        let written_bytes = AtomicU64::new(head.bytes.len() as u64);
         let write = |bytes: &[u8], offset_bytes: u64| -> Result<(), Error> {
             for part in head.parts_in(offset_bytes..offset_bytes + bytes.len() as u64) {
                 // Inside `bytes`, which are in memory.
                 let at = |image: u64| usize::try_from(image - offset_bytes).unwrap_or(usize::MAX);
                 file.write_at(&bytes[at(part.image.start)..at(part.image.end)], part.at_bytes)?;
+                written_bytes.fetch_add(part.image.end - part.image.start, Ordering::Relaxed);
             }
             Ok(())
         };
-        let written_bytes = head.bytes.len() as u64 + self.write_to(write)?;
+        self.write_to(write)?;
         file.finish()?;
+        let written_bytes = written_bytes.into_inner();
         Ok(CoreStats { bytes: head.file_bytes, written_bytes, threads: thread_count })
     }
 

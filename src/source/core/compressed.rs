@@ -10,6 +10,7 @@ use std::io::{self, Read};
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
+use lz4_flex::frame::FrameDecoder;
 use rustix::fs::{Mode, OFlags};
 
 use super::segments::{self, CutShort};
@@ -96,14 +97,14 @@ pub(super) fn decompressed(
             let decoder = zstd::stream::read::Decoder::new(reader);
             Box::new(decoder.map_err(|error| failed(format!("cannot be decompressed: {error}")))?)
         }
-        Compression::Lz4 => Box::new(lz4_flex::frame::FrameDecoder::new(reader)),
+        Compression::Lz4 => Box::new(Lz4Frames(Some(FrameDecoder::new(reader)))),
         Compression::Gzip => Box::new(flate2::read::MultiGzDecoder::new(reader)),
     };
     let room = Room::new()?;
     let meter = progress.begin(file.length_bytes());
     let mut told_bytes = 0;
     let mut chunk = vec![0; CHUNK_BYTES];
-    let (mut at_bytes, mut looked_at_bytes, mut stopped_at_bytes, mut end_bytes) = (0u64, 0, 0, None);
+    let (mut at_bytes, mut looked_at_bytes, mut end_bytes) = (0u64, 0, None);
     loop {
         let (length, end) = fill(&mut *decoder, &mut chunk);
         if at_bytes == 0 {
@@ -115,10 +116,6 @@ pub(super) fn decompressed(
         told_bytes += by_bytes;
         meter.advance(by_bytes).map_err(|_| SourceError::Interrupted)?;
         match end {
-            // The decoder of lz4 stops after each frame. It goes on as long as there is anything to go on with.
-            Some(Ok(())) if (stopped_at_bytes..file.length_bytes()).contains(&consumed_bytes.get()) => {
-                stopped_at_bytes = consumed_bytes.get() + 1;
-            }
             Some(Ok(())) => break,
             Some(Err(error)) if error.kind() == io::ErrorKind::UnexpectedEof => {
                 if cut_short == CutShort::Take {
@@ -176,6 +173,27 @@ fn check_begins_like_a_core(beginning: &[u8]) -> Result<(), String> {
             .map(drop)
             .map_err(|why| format!("what it decompresses to is none: {why}")),
         None => Err(format!("decompresses to {} bytes, which is no core", beginning.len())),
+    }
+}
+
+/// Frames of lz4, one after the other. Each has a decoder of its own: that of lz4_flex 0.14 panics where the blocks of a
+/// second frame are larger.
+struct Lz4Frames<'a>(Option<FrameDecoder<Compressed<'a>>>);
+
+impl Read for Lz4Frames<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        loop {
+            let Some(decoder) = &mut self.0 else { return Ok(0) };
+            match decoder.read(buffer) {
+                Ok(0) if !buffer.is_empty() => {
+                    let rest = self.0.take().map(FrameDecoder::into_inner);
+                    // Each frame has some bytes, so this comes to an end.
+                    let rest = rest.filter(|rest| rest.at_bytes.get() < rest.file.length_bytes());
+                    self.0 = rest.map(FrameDecoder::new);
+                }
+                answer => return answer,
+            }
+        }
     }
 }
 
