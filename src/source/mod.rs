@@ -30,7 +30,7 @@ use crate::record::Origin;
 use crate::track::{TrackError, Tracker, Untracked};
 use crate::units::AddressRange;
 
-pub use core::CoreSource;
+pub use core::{Compression, CoreSource, OpenCore};
 pub use file::FileSource;
 pub(crate) use holes::data_in_memory_file;
 pub use live::LiveMemory;
@@ -260,6 +260,9 @@ pub enum SourceError {
         /// Where reading ended.
         found_bytes: u64,
     },
+    /// Opening it was cancelled by its [`Progress`](crate::Progress).
+    #[error("interrupted before it was done; nothing was harmed")]
+    Interrupted,
     /// Memory of this process cannot be read.
     #[error("the memory at {address:#x} cannot be read; is it still mapped, and readable?")]
     Memory {

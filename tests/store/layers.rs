@@ -24,6 +24,7 @@ const LAYERS: [(&str, &[&str]); 6] = [
             "put",
             "reference",
             "restore",
+            "coredump",
             "lazy",
             "template",
             "rollback",

@@ -147,10 +147,14 @@ pub(crate) struct Capture {
     /// Capture this raw memory file, of a virtual machine for example
     #[arg(long, group = "source", value_name = "IMAGE", value_hint = ValueHint::FilePath)]
     pub(crate) file: Option<PathBuf>,
-    /// Capture this ELF core file, of the kernel, of gcore or of a restore: its memory as far as it is in
-    /// the core, and its threads. It must be of a 64-bit little-endian program
+    /// Capture this ELF core file, of the kernel, of gcore, of a virtual machine or of a restore: its memory as far
+    /// as it is in the core, and its threads. It must be of a 64-bit little-endian machine. One that is compressed by
+    /// zstd, gzip or lz4 is decompressed in $TMPDIR, else in /var/tmp
     #[arg(long, group = "source", value_name = "CORE", value_hint = ValueHint::FilePath)]
     pub(crate) core: Option<PathBuf>,
+    /// Take what a core has that is cut short. What is missing is told, and unreadable in the snapshot
+    #[arg(long, requires = "core")]
+    pub(crate) partial: bool,
     /// The name under which its snapshots belong together [default: pid:PID, or the name of the file]
     #[arg(long, value_name = "NAME")]
     pub(crate) process: Option<String>,

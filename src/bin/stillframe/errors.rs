@@ -124,6 +124,7 @@ fn exit_of(error: &(dyn std::error::Error + 'static)) -> Option<Exit> {
     if let Some(error) = error.downcast_ref::<Error>() {
         return match error {
             Error::Store(error) => Some(exit_of_store(error)),
+            Error::Source(SourceError::Interrupted) => Some(Exit::Interrupted),
             Error::Source(_) | Error::Sink(_) => Some(Exit::SourceOrSink),
             Error::Unit(_) => Some(Exit::WrongUsage),
             Error::Interrupted => Some(Exit::Interrupted),
@@ -138,9 +139,10 @@ fn exit_of(error: &(dyn std::error::Error + 'static)) -> Option<Exit> {
         Some(CommandError::Start { .. }) => return Some(Exit::SourceOrSink),
         _ => {}
     }
-    match (error.is::<UnitError>(), error.is::<SourceError>()) {
+    match (error.is::<UnitError>(), error.downcast_ref::<SourceError>()) {
         (true, _) => Some(Exit::WrongUsage),
-        (_, true) => Some(Exit::SourceOrSink),
+        (_, Some(SourceError::Interrupted)) => Some(Exit::Interrupted),
+        (_, Some(_)) => Some(Exit::SourceOrSink),
         _ => None,
     }
 }

@@ -35,7 +35,8 @@ use crate::address_space::AddressSpace;
 use crate::left_out::LeftOut;
 use crate::record::Origin;
 use crate::run::Run;
-use crate::threads::{AUXV, Thread, Threads};
+use crate::sys::cpu;
+use crate::threads::{AUXV, REGISTER_LAYOUT, Thread, Threads};
 use crate::track::{SoftDirty, TrackError, Tracker, Untracked};
 use crate::units::AddressRange;
 
@@ -352,7 +353,10 @@ impl Frozen for FrozenProcess {
     }
 
     fn attachments(&self) -> Vec<Attachment> {
-        let threads = self.stopped.borrow().threads().to_attachment();
+        let stopped = self.stopped.borrow();
+        let threads = stopped.threads().to_attachment();
+        // Of this machine: a core may be written on another.
+        let layout = stopped.threads().extended_features().map(cpu::register_layout).unwrap_or_default();
         let run = self.run().to_attachment();
         let named = |name: &str, bytes| Attachment { name: name.to_owned(), bytes };
         // Integers and lists can always be encoded.
@@ -362,6 +366,7 @@ impl Frozen for FrozenProcess {
             .into_iter()
             .chain(run)
             .chain([named(AUXV, self.auxv.clone()), named(RSEQ_ATTACHMENT, self.rseq_attachment())])
+            .chain((!layout.is_empty()).then(|| named(REGISTER_LAYOUT, layout)))
             .chain(self.users.map(owner_attachment))
             .collect()
     }
