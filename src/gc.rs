@@ -11,11 +11,11 @@ use crate::address_space::AddressSpace;
 use crate::error::Error;
 use crate::hash::Hash;
 use crate::progress::{Meter, Progress};
-use crate::record::{Record, SnapshotId};
-use crate::store::catalog::Entry;
+use crate::record::SnapshotId;
 use crate::store::compact::{Compacted, Keep, compact};
 use crate::store::error::StoreError;
 use crate::store::gate::Condemned;
+use crate::store::held::Held;
 use crate::store::location::{Location, Position};
 use crate::store::marks::{Marked, Marks};
 use crate::store::object::{self, Kind};
@@ -167,8 +167,8 @@ impl<'a> Collecting<'a> {
         Ok(marking)
     }
 
-    fn live(&self) -> Vec<(SnapshotId, Arc<Record>)> {
-        self.shared.catalog().all_live().map(|(id, entry)| (*id, entry.record.clone())).collect()
+    fn live(&self) -> Vec<(SnapshotId, Held)> {
+        self.shared.catalog().all_live().map(|(id, entry)| (*id, entry.held().clone())).collect()
     }
 
     /// Marks what is pinned besides, and publishes the rest as condemned.
@@ -248,9 +248,10 @@ impl<'a> Collecting<'a> {
         }
         let catalog = self.shared.catalog();
         for (id, entry) in catalog.all() {
-            let Entry { location, note, tombstone, .. } = entry;
+            let (note, tombstone) = (entry.note(), entry.tombstone());
             let live = tombstone.is_none() && !forgotten.contains(id);
-            let kept = [live.then_some(*location), note.filter(|_| live).map(|(_, at)| at), *tombstone];
+            let kept =
+                [live.then_some(entry.location), note.filter(|_| live).map(|(_, at)| at), tombstone];
             let before = |location: &Location| Position::from(*location) < self.horizon;
             for location in kept.into_iter().flatten().filter(before) {
                 *live_bytes.entry(location.pack).or_default() += location.object_bytes();
@@ -431,7 +432,7 @@ impl Keep for KeepLive<'_> {
         let live = catalog.live(&snapshot);
         match kind {
             Kind::Record => live.is_some_and(|entry| entry.location == location),
-            Kind::Note => live.is_some_and(|entry| entry.note.is_some_and(|(_, at)| at == location)),
+            Kind::Note => live.is_some_and(|entry| entry.note().is_some_and(|(_, at)| at == location)),
             _ => self.needed.contains(&snapshot) || catalog.any(&snapshot).is_some(),
         }
     }
@@ -469,13 +470,14 @@ impl<'a> Marking<'a> {
     /// Marks all that these snapshots need: distinct tables once.
     fn mark_all(
         &mut self,
-        snapshots: impl IntoIterator<Item = (SnapshotId, Arc<Record>)>,
+        snapshots: impl IntoIterator<Item = (SnapshotId, Held)>,
     ) -> Result<(), Error> {
         let mut reader = Reader::new(self.shared, Check::Full);
-        for (id, record) in snapshots {
+        for (id, held) in snapshots {
             if !self.marked.insert(id) {
                 continue;
             }
+            let record = held.record();
             for attachment in &record.attachments {
                 self.object(Kind::Attachment, &attachment.hash)?;
             }

@@ -22,6 +22,7 @@ use crate::record::{self, Note, Record, Tombstone};
 use crate::source::maps;
 use crate::store::block::{self, Block};
 use crate::store::catalog::{Catalog, Entry};
+use crate::store::held::Texts;
 use crate::store::durable;
 use crate::store::format::Format;
 use crate::store::id::StoreId;
@@ -264,11 +265,12 @@ pub fn index(data: &[u8]) {
         0 => index_block(bytes),
         1 => {
             let (key, value) = bytes.split_at(bytes.len().min(1 + Hash::BYTES));
+            let read = |bytes: &[u8]| Entry::from_bytes(bytes, &Texts::default());
             if Catalog::default().load(key, value)
-                && let Some(entry) = Entry::from_bytes(value)
+                && let Some(entry) = read(value)
             {
-                let again = entry.to_bytes().and_then(|bytes| Entry::from_bytes(&bytes));
-                assert_eq!(again.map(|it| it.record), Some(entry.record));
+                let again = entry.to_bytes().and_then(|bytes| read(&bytes));
+                assert_eq!(again.map(|it| it.record()), Some(entry.record()));
             }
         }
         _ => {

@@ -13,6 +13,7 @@ use super::catalog::{Catalog, Entry, Fact};
 use super::database::OUTDATED;
 use super::error::StoreError;
 use super::format::{self, Format};
+use super::held::Held;
 use super::index::{self, Index};
 use super::location::Location;
 use super::lock::Access;
@@ -220,11 +221,10 @@ fn open_index(
             }
         }
         let mut catalog = Catalog::default();
-        for (key, value) in index.snapshots()? {
-            if !catalog.load(&key, &value) {
-                return Err(useless("it holds a snapshot that cannot be read".to_owned()));
-            }
+        if !index.read_snapshots(|key, value| catalog.load(key, value))? {
+            return Err(useless("it holds a snapshot that cannot be read".to_owned()));
         }
+        catalog.loaded();
         Ok((index, catalog))
     };
     match load() {
@@ -446,7 +446,7 @@ impl Tail {
                         Ok(Some(fact)) => {
                             // A snapshot was acknowledged before another one followed it or it was forgotten.
                             let acknowledged = match &fact {
-                                Fact::Snapshot(_, entry) => entry.record.parent,
+                                Fact::Snapshot(_, entry) => entry.held().parent(),
                                 Fact::Tombstone(id, _) => Some(*id),
                                 Fact::Note(..) => None,
                             };
@@ -538,8 +538,8 @@ pub(crate) fn fact(header: &Header, payload: &[u8], location: Location) -> Resul
     let text = |error: record::RecordError| error.to_string();
     Ok(Some(match header.kind {
         Kind::Record => {
-            let record = record::decode(&plain).map_err(text)?;
-            Fact::Snapshot(SnapshotId(header.hash), Box::new(Entry::new(record, location)))
+            let held = Held::read(&plain).map_err(text)?;
+            Fact::Snapshot(SnapshotId(header.hash), Box::new(Entry::new(held, location)))
         }
         Kind::Note => Fact::Note(record::decode::<Note>(&plain).map_err(text)?, location),
         _ => Fact::Tombstone(record::decode::<Tombstone>(&plain).map_err(text)?.snapshot, location),
