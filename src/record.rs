@@ -182,6 +182,11 @@ impl Record {
 }
 
 impl AttachmentRef {
+    /// Whether it only says where the snapshot [stands](Record::moment), and has no bytes.
+    pub fn is_moment(&self) -> bool {
+        self.as_moment().is_some()
+    }
+
     /// What says that a snapshot stands at this moment. It has no bytes: all of it is in its name, so that the order of
     /// snapshots is known without reading more than their records.
     pub(crate) fn of_moment(moment: Timestamp) -> AttachmentRef {

@@ -34,6 +34,7 @@ pub(crate) struct CaptureObject {
     paused_ms: f64,
     staging_full: bool,
     tracking: &'static str,
+    clock_behind_ms: Option<f64>,
 }
 
 impl From<&Capture> for CaptureObject {
@@ -54,6 +55,7 @@ impl From<&Capture> for CaptureObject {
             paused_ms: milliseconds(capture.paused),
             staging_full: capture.staging_full,
             tracking: capture.tracking.name(),
+            clock_behind_ms: capture.clock_behind.map(milliseconds),
         }
     }
 }
