@@ -301,6 +301,10 @@ impl Process<'_> {
         let before = before.or_else(|| parent.as_ref().map(|parent| parent.record.time));
         let clock_behind = clock_behind(&self.name, time, before);
         let mut space = frozen.address_space().clone();
+        if space.mappings().len() > AddressSpace::MAX_MAPPINGS {
+            let found = space.mappings().len();
+            return Err(StoreError::TooManyMappings { found, most: AddressSpace::MAX_MAPPINGS }.into());
+        }
         space.exclude(&options.exclude);
         // Looked at before anything is planned for so many tables: a sparse file may be of any length.
         let tables = table::count(&space, shared.format.region_size);
@@ -467,7 +471,7 @@ impl Begun {
             parent,
             time: self.time,
             trigger: self.trigger,
-            origin: self.origin,
+            origin: self.origin.cut(),
             region_size: shared.format.region_size,
             memory_bytes: space.image_bytes(),
             zero_bytes,
@@ -509,7 +513,8 @@ const CLOCK_SET: Duration = Duration::from_secs(1);
 /// By how much `time` is earlier than that of the snapshot before, if it is by much; then it is told.
 fn clock_behind(process: &str, time: Timestamp, before: Option<Timestamp>) -> Option<Duration> {
     let before = before?;
-    let behind = Duration::try_from(before.duration_since(time)).ok().filter(|behind| *behind >= CLOCK_SET)?;
+    let behind =
+        Duration::try_from(before.duration_since(time)).ok().filter(|behind| *behind >= CLOCK_SET)?;
     tracing::warn!(
         "the clock says {time:.0}, which is before {before:.0}, the time of the snapshot before of {process:?}: one of \
          them is wrong. Snapshots stay in the order in which they were taken; keep policies go by the times, and leave out \

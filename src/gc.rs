@@ -250,8 +250,7 @@ impl<'a> Collecting<'a> {
         for (id, entry) in catalog.all() {
             let (note, tombstone) = (entry.note(), entry.tombstone());
             let live = tombstone.is_none() && !forgotten.contains(id);
-            let kept =
-                [live.then_some(entry.location), note.filter(|_| live).map(|(_, at)| at), tombstone];
+            let kept = [live.then_some(entry.location), note.filter(|_| live).map(|(_, at)| at), tombstone];
             let before = |location: &Location| Position::from(*location) < self.horizon;
             for location in kept.into_iter().flatten().filter(before) {
                 *live_bytes.entry(location.pack).or_default() += location.object_bytes();
@@ -468,11 +467,10 @@ impl<'a> Marking<'a> {
     }
 
     /// Marks all that these snapshots need: distinct tables once.
-    fn mark_all(
-        &mut self,
-        snapshots: impl IntoIterator<Item = (SnapshotId, Held)>,
-    ) -> Result<(), Error> {
+    fn mark_all(&mut self, snapshots: impl IntoIterator<Item = (SnapshotId, Held)>) -> Result<(), Error> {
         let mut reader = Reader::new(self.shared, Check::Full);
+        // Snapshots that follow one another mostly have the same one.
+        let mut last_layout: Option<(Hash, AddressSpace)> = None;
         for (id, held) in snapshots {
             if !self.marked.insert(id) {
                 continue;
@@ -486,7 +484,10 @@ impl<'a> Marking<'a> {
             if record.root.is_zero() || !self.walked.insert((Kind::Root, record.root)) {
                 continue;
             }
-            let space: AddressSpace = reader.value(Kind::Layout, &record.layout)?;
+            let space = match last_layout.take_if(|(layout, _)| *layout == record.layout) {
+                Some((_, space)) => space,
+                None => reader.value(Kind::Layout, &record.layout)?,
+            };
             let count = table::count(&space, record.region_size);
             let root = reader.hashes(Kind::Root, &record.root, count)?;
             for (table, place) in root.iter().zip(table::places(&space, record.region_size)) {
@@ -502,6 +503,7 @@ impl<'a> Marking<'a> {
                 }
                 self.meter.advance(place.length_bytes as u64)?;
             }
+            last_layout = Some((record.layout, space));
         }
         Ok(())
     }

@@ -154,7 +154,7 @@ impl RangePlace {
         let region_bytes = record.region_size.bytes();
         let mut next = range.start();
         let mut parts = Vec::new();
-        for (table, place) in table::places(space, record.region_size).enumerate() {
+        for (table, place) in table::places_in(space, record.region_size, range) {
             let addresses = place.addresses(space)?;
             let Some(shared) = addresses.intersection(range) else { continue };
             if shared.start() != next {

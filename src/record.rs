@@ -195,13 +195,17 @@ impl AttachmentRef {
     }
 
     fn as_moment(&self) -> Option<Timestamp> {
-        let digits = self.name.strip_prefix(MOMENT_PREFIX).filter(|_| self.hash.is_zero())?;
-        Timestamp::from_nanosecond(digits.parse().ok()?).ok()
+        moment_in(&self.name)
     }
 }
 
 /// So begins the name of the attachment that says at which moment a snapshot stands.
 pub(crate) const MOMENT_PREFIX: &str = "moment:";
+
+/// The moment that the name of an attachment says, if it does.
+pub(crate) fn moment_in(name: &str) -> Option<Timestamp> {
+    Timestamp::from_nanosecond(name.strip_prefix(MOMENT_PREFIX)?.parse().ok()?).ok()
+}
 
 /// Where a snapshot stands in the order of all.
 pub(crate) fn moment(time: Timestamp, attachments: &[AttachmentRef]) -> Timestamp {
@@ -232,6 +236,19 @@ pub(crate) fn cut_command(words: impl IntoIterator<Item = String>) -> Vec<String
     }
     kept.push(CUT.to_owned());
     kept
+}
+
+impl Origin {
+    /// The same with a command line that is not too long.
+    pub(crate) fn cut(mut self) -> Origin {
+        if let Origin::Process { command, .. } | Origin::Core { command, .. } = &mut self
+            && command.last().is_none_or(|last| last != CUT)
+            && command.iter().map(|word| word.len() + 1).sum::<usize>() > MAX_COMMAND_BYTES
+        {
+            *command = cut_command(std::mem::take(command));
+        }
+        self
+    }
 }
 
 /// Labels given to a snapshot. Of several notes on one snapshot the newest counts.

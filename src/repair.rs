@@ -30,8 +30,8 @@ use crate::store::read::{Check, Reader};
 use crate::store::tree::Tree;
 use crate::store::{Shared, Store, encode};
 use crate::sys::file;
-use crate::text::printable;
 use crate::sys::heap;
+use crate::text::printable;
 use crate::verify::{Problem, VerifyOptions};
 
 /// How to repair.
@@ -182,7 +182,9 @@ fn losses(shared: &Shared, lost: &[SnapshotId], problems: &[Problem]) -> Vec<Str
     let mut lines = Vec::new();
     for id in lost {
         let catalog = shared.catalog();
-        let of = catalog.live(id).map(|entry| format!(" of {}, {}", printable(entry.held().process()), entry.held().time()));
+        let of = catalog
+            .live(id)
+            .map(|entry| format!(" of {}, {}", printable(entry.held().process()), entry.held().time()));
         lines.push(format!("not whole: snapshot {id}{}", of.unwrap_or_default()));
         let needed = problems.iter().filter(|problem| problem.snapshots.contains(id));
         lines.extend(needed.map(|it| format!("    {} {}: {}", it.kind, it.object, it.detail)));

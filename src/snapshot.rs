@@ -324,6 +324,9 @@ impl<'a> Snapshot<'a> {
 
 impl std::fmt::Debug for Snapshot<'_> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Snapshot").field("id", &self.id).field("record", self.record()).finish_non_exhaustive()
+        f.debug_struct("Snapshot")
+            .field("id", &self.id)
+            .field("record", self.record())
+            .finish_non_exhaustive()
     }
 }

@@ -76,6 +76,40 @@ pub(crate) fn places(space: &AddressSpace, region_size: RegionSize) -> impl Iter
     })
 }
 
+/// The tables that have something of a range, each with its number in the root. Cost: that of the mappings and of these tables.
+pub(crate) fn places_in(
+    space: &AddressSpace,
+    region_size: RegionSize,
+    range: AddressRange,
+) -> impl Iterator<Item = (usize, Place)> {
+    let captured = space.mappings().iter().enumerate().filter(|(_, mapping)| mapping.captured);
+    let (mut first_table, mut first_bytes) = (0usize, 0u64);
+    captured.flat_map(move |(mapping_index, mapping)| {
+        let total_bytes = mapping.range.length_bytes();
+        let (tables_before, image_bytes) = (first_table, first_bytes);
+        first_table = first_table.saturating_add(count_in(total_bytes, region_size));
+        first_bytes = first_bytes.saturating_add(total_bytes);
+        let covered_bytes = covered_bytes(region_size);
+        let concerned = mapping.range.intersection(range).map_or(0..0, |shared| {
+            let offset = |address: u64| address - mapping.range.start();
+            offset(shared.start()) / covered_bytes..offset(shared.end()).div_ceil(covered_bytes)
+        });
+        concerned.map(move |at| {
+            let offset_bytes = at * covered_bytes;
+            let length_bytes = covered_bytes.min(total_bytes - offset_bytes);
+            let number = tables_before.saturating_add(usize::try_from(at).unwrap_or(usize::MAX));
+            let place = Place {
+                mapping_index,
+                offset_bytes,
+                image_bytes: image_bytes.saturating_add(offset_bytes),
+                length_bytes: usize::try_from(length_bytes).unwrap_or(usize::MAX),
+                regions: usize::try_from(region_size.regions_in(length_bytes)).unwrap_or(usize::MAX),
+            };
+            (number, place)
+        })
+    })
+}
+
 /// How many tables an address space has.
 pub(crate) fn count(space: &AddressSpace, region_size: RegionSize) -> usize {
     space.captured().map(|(_, mapping)| count_in(mapping.range.length_bytes(), region_size)).sum()
@@ -95,6 +129,30 @@ pub(crate) fn decode(bytes: &[u8], expected: usize) -> Option<Vec<Hash>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_tables_of_a_range_are_those_that_have_something_of_it() {
+        use crate::address_space::Mapping;
+        let region_size = RegionSize::default();
+        let table = covered_bytes(region_size);
+        let image = AddressSpace::image("a", 1).mappings()[0].clone();
+        let mapping = |start: u64, length: u64| Mapping {
+            range: AddressRange::with_length(start, length).unwrap(),
+            ..image.clone()
+        };
+        let not_captured = Mapping { captured: false, ..mapping(20 * table, table) };
+        let mappings = vec![mapping(0, table + 5), mapping(8 * table, 3 * table), not_captured];
+        let space = AddressSpace::new(mappings).unwrap();
+        for (start, end) in
+            [(0, 1), (table, table + 1), (table - 1, 9 * table), (3 * table, 4 * table), (0, u64::MAX)]
+        {
+            let range = AddressRange::new(start, end).unwrap();
+            let shares =
+                |(_, place): &(usize, Place)| place.addresses(&space).unwrap().intersection(range).is_some();
+            let naive: Vec<_> = places(&space, region_size).enumerate().filter(shares).collect();
+            assert_eq!(places_in(&space, region_size, range).collect::<Vec<_>>(), naive, "{range}");
+        }
+    }
 
     #[test]
     fn hashes_come_back_and_a_wrong_length_does_not() {

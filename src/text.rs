@@ -33,7 +33,8 @@ mod tests {
     #[test]
     fn all_that_set_the_direction_of_writing_are_known_and_no_letters() {
         // Bidi_Control of Unicode's PropList.txt.
-        let known = "\u{61c}\u{200e}\u{200f}\u{202a}\u{202b}\u{202c}\u{202d}\u{202e}\u{2066}\u{2067}\u{2068}\u{2069}";
+        let known =
+            "\u{61c}\u{200e}\u{200f}\u{202a}\u{202b}\u{202c}\u{202d}\u{202e}\u{2066}\u{2067}\u{2068}\u{2069}";
         assert!(known.chars().all(is_direction));
         let letters = "aé\u{5d0}\u{627}\u{200c}\u{200d}\u{2065}\u{206a}\u{202f}";
         assert!(!letters.chars().any(is_control));

@@ -223,7 +223,9 @@ fn days_are_those_that_list_shows() {
     let mut taken = Vec::new();
     for day in 16..21 {
         for hour in ["09", "17"] {
-            taken.push(bench.capture(ahead(&format!("2026-11-{day}T{hour}:00-08[America/Los_Angeles]")), "vm").0);
+            taken.push(
+                bench.capture(ahead(&format!("2026-11-{day}T{hour}:00-08[America/Los_Angeles]")), "vm").0,
+            );
         }
     }
     let evenings: Vec<_> = taken.iter().skip(1).step_by(2).cloned().collect();
@@ -258,8 +260,13 @@ fn a_day_of_25_hours_is_one_day_and_an_hour_that_comes_twice_is_two() {
 #[test]
 fn a_day_of_23_hours_is_one_day() {
     let Some(mut bench) = Bench::new(NEW_YORK) else { return };
-    let times =
-        ["2026-03-07T23:30-05", "2026-03-08T00:30-05", "2026-03-08T01:30-05", "2026-03-08T03:10-04", "2026-03-08T23:30-04"];
+    let times = [
+        "2026-03-07T23:30-05",
+        "2026-03-08T00:30-05",
+        "2026-03-08T01:30-05",
+        "2026-03-08T03:10-04",
+        "2026-03-08T23:30-04",
+    ];
     let taken = times.map(|time| bench.capture(ahead(&format!("{time}[{NEW_YORK}]")), "vm").0);
     let of = |places: &[usize]| places.iter().map(|at| taken[*at].clone()).collect::<Vec<_>>();
     let later = ahead("2026-03-09T12:00-04[America/New_York]");
@@ -289,7 +296,10 @@ fn the_library_counts_in_the_zone_that_a_policy_names() {
     }
     assert!(KeepPolicy::default().is_empty());
     assert!(KeepPolicy { time_zone: TimeZone::system(), ..KeepPolicy::default() }.is_empty());
-    assert!(!KeepPolicy { within: Some((now + 1.second()).duration_since(now)), ..KeepPolicy::default() }.is_empty());
+    assert!(
+        !KeepPolicy { within: Some((now + 1.second()).duration_since(now)), ..KeepPolicy::default() }
+            .is_empty()
+    );
 }
 
 /// A store of format 1 in which each time was made later than that before, as it was done once: by writing 2043 into it.
@@ -326,7 +336,8 @@ fn a_store_of_many_snapshots() {
     let count: u64 = std::env::var("STILLFRAME_SNAPSHOTS").map_or(100_000, |text| text.parse().unwrap());
     let store = Store::options().region_size(RegionSize::default()).open_or_create(Path::new(&path)).unwrap();
     let attachments = ["auxv", "threads", "rseq"];
-    let attachments = attachments.map(|name| Attachment { name: name.to_owned(), bytes: vec![7; 300] }).to_vec();
+    let attachments =
+        attachments.map(|name| Attachment { name: name.to_owned(), bytes: vec![7; 300] }).to_vec();
     let options = CaptureOptions { attachments, ..CaptureOptions::default() };
     let mut memory = vec![0u8; 16 << 10];
     for at in 0..count {

@@ -194,7 +194,11 @@ impl Catalog {
                 }
                 let (old_bytes, new_bytes) = (labels_bytes(entry.labels()), labels_bytes(&note.labels));
                 if self.unusual_bytes - old_bytes + new_bytes > MAX_UNUSUAL_BYTES {
-                    tracing::warn!("the labels of the snapshot {} are left out: {}", note.snapshot, too_much());
+                    tracing::warn!(
+                        "the labels of the snapshot {} are left out: {}",
+                        note.snapshot,
+                        too_much()
+                    );
                     return;
                 }
                 self.unusual_bytes = self.unusual_bytes - old_bytes + new_bytes;
@@ -400,5 +404,7 @@ fn labels_bytes(labels: &Labels) -> usize {
 
 fn too_much() -> RecordError {
     let most = MAX_UNUSUAL_BYTES >> 20;
-    RecordError::Decode { detail: format!("the catalog holds {most} MiB of attachments' names and labels at most") }
+    RecordError::Decode {
+        detail: format!("the catalog holds {most} MiB of attachments' names and labels at most"),
+    }
 }

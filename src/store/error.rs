@@ -193,8 +193,18 @@ pub enum StoreError {
         /// How large it is.
         found_bytes: u64,
     },
+    /// An address space in more pieces than a snapshot can have.
+    #[error("{found} mappings are too many for a snapshot, which has {most} at most")]
+    TooManyMappings {
+        /// How many there are.
+        found: usize,
+        /// How many there may be.
+        most: usize,
+    },
     /// A snapshot has more than the store keeps of one beside its memory.
-    #[error("the snapshot cannot be recorded; give it fewer or shorter attachments, a shorter trigger or labels")]
+    #[error(
+        "the snapshot cannot be recorded; give it fewer or shorter attachments, a shorter trigger or labels"
+    )]
     Unrecordable {
         /// What is too much.
         source: RecordError,
@@ -253,7 +263,9 @@ pub enum StoreError {
         name: String,
     },
     /// An attachment whose name has a meaning of its own.
-    #[error("no attachment can be named {name:?}: names that begin with \"moment:\" say where a snapshot stands")]
+    #[error(
+        "no attachment can be named {name:?}: names that begin with \"moment:\" say where a snapshot stands"
+    )]
     AttachmentReserved {
         /// The name, shortened.
         name: String,

@@ -59,6 +59,9 @@ struct Descent {
     time: Timestamp,
 }
 
+#[derive(Deserialize)]
+struct Time(#[serde(with = "record::nanoseconds")] Timestamp);
+
 #[derive(Serialize, Deserialize)]
 struct Source {
     trigger: Trigger,
@@ -94,8 +97,9 @@ impl Held {
         let process = walk.bytes()?;
         let process_bytes = u8::try_from(process.len())
             .map_err(|_| failed(format!("a process name has {} bytes, 255 at most", process.len())))?;
-        let (_, descent_bytes) = record::decode_first::<Descent>(walk.rest)?;
-        let descent = walk.take(descent_bytes)?;
+        let start = walk.rest;
+        walk.descent()?;
+        let descent = &start[..start.len() - walk.rest.len()];
         let mut text = [&[process_bytes], process].concat();
         let source_at = text.len();
         walk.source(&mut text)?;
@@ -111,8 +115,9 @@ impl Held {
                 text.into()
             }
         };
-        let (_, content_bytes) = record::decode_first::<Content>(walk.rest)?;
-        let content = walk.take(content_bytes)?;
+        let start = walk.rest;
+        walk.content(|_| ())?;
+        let content = &start[..start.len() - walk.rest.len()];
         if descent.len() + content.len() > MAX_OWN_BYTES {
             let found = descent.len() + content.len();
             return Err(failed(format!("{found} bytes beside its origin, {MAX_OWN_BYTES} at most")));
@@ -160,18 +165,21 @@ impl Held {
     }
 
     pub(crate) fn parent(&self) -> Option<SnapshotId> {
-        self.descent().0.parent
+        Walk { rest: &self.own }.descent().ok()?.0
     }
 
     pub(crate) fn time(&self) -> Timestamp {
-        self.descent().0.time
+        Walk { rest: &self.own }.descent().map(|(_, time)| time).unwrap_or_default()
     }
 
     /// Where the snapshot stands in the order of all.
     pub(crate) fn moment(&self) -> Timestamp {
-        let (Descent { time, .. }, content) = self.descent();
-        let (Content { attachments, .. }, _) = first(content);
-        record::moment(time, &attachments)
+        let mut walk = Walk { rest: &self.own };
+        let mut moment = None;
+        // Both were there when it was read.
+        let time = walk.descent().map(|(_, time)| time).unwrap_or_default();
+        let _ = walk.content(|name| moment = moment.or_else(|| record::moment_in(name)));
+        moment.unwrap_or(time)
     }
 
     /// Process, trigger and origin: the same for all that have the same.
@@ -248,7 +256,10 @@ fn without_command(held: &Held) -> Arc<[u8]> {
 
 /// The value at the start of bytes in which it was found before.
 fn first<T: DeserializeOwned>(bytes: &[u8]) -> (T, usize) {
-    #[expect(clippy::expect_used, reason = "`read_first` makes no `Held` of bytes of which it could not read each part")]
+    #[expect(
+        clippy::expect_used,
+        reason = "`read_first` makes no `Held` of bytes of which it could not read each part"
+    )]
     record::decode_first(bytes).expect("it was read before")
 }
 
@@ -282,11 +293,50 @@ impl<'a> Walk<'a> {
         self.take(usize::try_from(length).unwrap_or(usize::MAX))
     }
 
-    fn optional(&mut self, value: impl FnOnce(&mut Self) -> Result<(), RecordError>) -> Result<(), RecordError> {
+    fn optional(
+        &mut self,
+        value: impl FnOnce(&mut Self) -> Result<(), RecordError>,
+    ) -> Result<(), RecordError> {
         match self.number()? {
             0 => Ok(()),
             _ => value(self),
         }
+    }
+
+    fn hash(&mut self) -> Result<Hash, RecordError> {
+        let mut hash = Hash::ZERO;
+        hash.0.copy_from_slice(self.take(Hash::BYTES)?);
+        Ok(hash)
+    }
+
+    /// Parent and time.
+    fn descent(&mut self) -> Result<(Option<SnapshotId>, Timestamp), RecordError> {
+        let parent = match self.take(1)? {
+            [0] => None,
+            [1] => Some(SnapshotId(self.hash()?)),
+            _ => return Err(failed("neither a parent nor none".to_owned())),
+        };
+        let (time, used_bytes) = record::decode_first::<Time>(self.rest)?;
+        self.take(used_bytes)?;
+        Ok((parent, time.0))
+    }
+
+    /// What comes after the origin; `attachment` gets the name of each.
+    fn content(&mut self, mut attachment: impl FnMut(&str)) -> Result<(), RecordError> {
+        let (_, used_bytes) = record::decode_first::<RegionSize>(self.rest)?;
+        self.take(used_bytes)?;
+        for _ in 0..3 {
+            self.number()?;
+        }
+        for _ in 0..self.number()? {
+            let name = str::from_utf8(self.bytes()?).map_err(|error| failed(error.to_string()))?;
+            attachment(name);
+            self.hash()?;
+            self.number()?;
+        }
+        self.hash()?;
+        self.hash()?;
+        Ok(())
     }
 
     /// Trigger and origin, which are added to `out`; of the command line as much as is held.
@@ -420,7 +470,8 @@ mod tests {
     /// A command line of sixteen million empty words took 24 bytes of memory for each of them.
     #[test]
     fn a_command_line_that_is_too_long_is_cut_while_it_is_read() {
-        for words in [vec![String::new(); 2_000_000], vec!["é".repeat(100_000)], vec!["x".repeat(50); 1000]] {
+        for words in [vec![String::new(); 2_000_000], vec!["é".repeat(100_000)], vec!["x".repeat(50); 1000]]
+        {
             let stored = record::encode(&record(Trigger::Explicit, process(words.clone()))).unwrap();
             let held = Held::read(&stored).unwrap();
             assert!(held.text.len() < record::MAX_COMMAND_BYTES + 100, "{}", held.text.len());

@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-use jiff::tz::TimeZone;
 use jiff::Timestamp;
+use jiff::tz::TimeZone;
 use stillframe::SnapshotId;
 
 /// How many hex digits of an id are shown to people: enough for a trillion snapshots.

@@ -40,7 +40,11 @@ pub(crate) fn forget(context: &Context, arguments: &arguments::Forget) -> anyhow
         Some(policy) => store.plan_forget(policy, arguments.process.as_deref())?,
         None => plan_for_names(&store, arguments)?,
     };
-    if policy.is_some() && plan.keep.len() == plan.future.len() && !plan.forget.is_empty() && !arguments.allow_empty {
+    if policy.is_some()
+        && plan.keep.len() == plan.future.len()
+        && !plan.forget.is_empty()
+        && !arguments.allow_empty
+    {
         return Err(wrong_usage(format!(
             "this would keep none of {}; keep some, or add --allow-empty if that is what you want",
             human::counted(plan.forget.len() as u64, "snapshot")
@@ -91,9 +95,10 @@ fn plan_for_names(store: &Store, arguments: &arguments::Forget) -> anyhow::Resul
             forget.push(id);
         }
     }
-    let considered = store.snapshots().into_iter().filter(|snapshot| {
-        arguments.process.as_ref().is_none_or(|process| snapshot.process() == process)
-    });
+    let considered = store
+        .snapshots()
+        .into_iter()
+        .filter(|snapshot| arguments.process.as_ref().is_none_or(|process| snapshot.process() == process));
     let keep = considered.map(|snapshot| snapshot.id()).filter(|id| !seen.contains(id)).collect();
     let mut plan = ForgetPlan::default();
     (plan.forget, plan.keep) = (forget, keep);
