@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
 use serde_json::Value;
-use stillframe::{CaptureOptions, Diff, DiffOptions, Hash, Origin, ProcessSource, Store};
+use stillframe::{CaptureOptions, Codec, Diff, DiffOptions, Hash, Origin, ProcessSource, Store};
 
 /// Adds objects to the only pack of a store, which nobody has open.
 struct Forger {
@@ -23,6 +23,7 @@ impl Forger {
         let store = dir.join("store");
         let memory = vec![0u8; 40_000];
         Store::options()
+            .codec(Codec::None)
             .create(&store)
             .unwrap()
             .process("p")

@@ -278,7 +278,10 @@ impl Catalog {
             (b't', true) => drop(self.orphans.remove(&id)),
             (b's', false) => {
                 let Some(entry) = Entry::from_bytes(value, &self.texts) else { return false };
-                self.remove(id);
+                // Pages are in order, so most come after all before.
+                if self.entries.last_key_value().is_some_and(|(last, _)| id <= *last) {
+                    self.remove(id);
+                }
                 if self.check_room(&entry.held).is_err() {
                     return false;
                 }
