@@ -11,7 +11,9 @@
 //! all-zero hash and not stored. Two tables with the same hash are 512 equal regions, which is how
 //! comparing snapshots, marking and restoring skip what they need not read.
 //!
-//! The *root* of a snapshot has the same form: the hashes of its tables, in layout order.
+//! The [root](crate::root) of a snapshot has the same form: the hashes of its tables, in layout order.
+
+use std::ops::Range;
 
 use crate::address_space::AddressSpace;
 use crate::hash::Hash;
@@ -53,66 +55,107 @@ impl Place {
     }
 }
 
-/// The tables of an address space, in the order of its root.
-pub(crate) fn places(space: &AddressSpace, region_size: RegionSize) -> impl Iterator<Item = Place> {
-    let captured = space.mappings().iter().enumerate().filter(|(_, mapping)| mapping.captured);
-    let mut image_bytes = 0;
-    captured.flat_map(move |(mapping_index, mapping)| {
-        let total_bytes = mapping.range.length_bytes();
-        let first_bytes = image_bytes;
-        image_bytes += total_bytes;
-        let covered_bytes = covered_bytes(region_size);
-        (0..count_in(total_bytes, region_size) as u64).map(move |at| {
-            let offset_bytes = at * covered_bytes;
-            let length_bytes = covered_bytes.min(total_bytes - offset_bytes);
-            Place {
-                mapping_index,
-                offset_bytes,
-                image_bytes: first_bytes + offset_bytes,
-                length_bytes: usize::try_from(length_bytes).unwrap_or(usize::MAX),
-                regions: usize::try_from(region_size.regions_in(length_bytes)).unwrap_or(usize::MAX),
-            }
-        })
-    })
+/// Where the tables of an address space are, in the order of its root. Takes memory for each mapping and not for
+/// each table: of a sparse process there are millions.
+pub(crate) struct Places {
+    region_size: RegionSize,
+    /// The captured ones, in the order of their addresses.
+    mappings: Vec<MappingTables>,
 }
 
-/// The tables that have something of a range, each with its number in the root. Cost: that of the mappings and of these tables.
-pub(crate) fn places_in(
-    space: &AddressSpace,
-    region_size: RegionSize,
-    range: AddressRange,
-) -> impl Iterator<Item = (usize, Place)> {
-    let captured = space.mappings().iter().enumerate().filter(|(_, mapping)| mapping.captured);
-    let (mut first_table, mut first_bytes) = (0usize, 0u64);
-    captured.flat_map(move |(mapping_index, mapping)| {
-        let total_bytes = mapping.range.length_bytes();
-        let (tables_before, image_bytes) = (first_table, first_bytes);
-        first_table = first_table.saturating_add(count_in(total_bytes, region_size));
-        first_bytes = first_bytes.saturating_add(total_bytes);
-        let covered_bytes = covered_bytes(region_size);
-        let concerned = mapping.range.intersection(range).map_or(0..0, |shared| {
-            let offset = |address: u64| address - mapping.range.start();
-            offset(shared.start()) / covered_bytes..offset(shared.end()).div_ceil(covered_bytes)
+/// The tables of one captured mapping.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct MappingTables {
+    /// Which of the mappings.
+    pub(crate) mapping_index: usize,
+    /// The addresses that it covers.
+    pub(crate) range: AddressRange,
+    /// Its first table, in the root.
+    first_table: usize,
+    tables: usize,
+    /// Where it begins in the image.
+    image_bytes: u64,
+}
+
+impl MappingTables {
+    /// Its tables, in the root.
+    pub(crate) fn tables(&self) -> Range<usize> {
+        self.first_table..self.first_table.saturating_add(self.tables)
+    }
+}
+
+impl Places {
+    pub(crate) fn new(space: &AddressSpace, region_size: RegionSize) -> Places {
+        let captured = space.mappings().iter().enumerate().filter(|(_, mapping)| mapping.captured);
+        let (mut first_table, mut image_bytes) = (0usize, 0);
+        let mappings = captured.map(|(mapping_index, mapping)| {
+            let range = mapping.range;
+            let tables = count_in(range.length_bytes(), region_size);
+            let placed = MappingTables { mapping_index, range, first_table, tables, image_bytes };
+            first_table = first_table.saturating_add(tables);
+            image_bytes += range.length_bytes();
+            placed
         });
-        concerned.map(move |at| {
-            let offset_bytes = at * covered_bytes;
-            let length_bytes = covered_bytes.min(total_bytes - offset_bytes);
-            let number = tables_before.saturating_add(usize::try_from(at).unwrap_or(usize::MAX));
-            let place = Place {
-                mapping_index,
-                offset_bytes,
-                image_bytes: image_bytes.saturating_add(offset_bytes),
-                length_bytes: usize::try_from(length_bytes).unwrap_or(usize::MAX),
-                regions: usize::try_from(region_size.regions_in(length_bytes)).unwrap_or(usize::MAX),
-            };
-            (number, place)
-        })
-    })
+        Places { region_size, mappings: mappings.collect() }
+    }
+
+    /// How many tables there are.
+    pub(crate) fn count(&self) -> usize {
+        self.mappings.last().map_or(0, |last| last.tables().end)
+    }
+
+    /// The captured mappings, in the order of their addresses.
+    pub(crate) fn mappings(&self) -> &[MappingTables] {
+        &self.mappings
+    }
+
+    /// Where a table is.
+    pub(crate) fn get(&self, at: usize) -> Option<Place> {
+        let mapping = self.mappings.partition_point(|mapping| mapping.tables().end <= at);
+        let mapping = self.mappings.get(mapping)?;
+        Some(self.place(mapping, (at - mapping.first_table) as u64))
+    }
+
+    /// Table number `at` of a mapping.
+    pub(crate) fn place(&self, mapping: &MappingTables, at: u64) -> Place {
+        let offset_bytes = at * covered_bytes(self.region_size);
+        let length_bytes = covered_bytes(self.region_size).min(mapping.range.length_bytes() - offset_bytes);
+        Place {
+            mapping_index: mapping.mapping_index,
+            offset_bytes,
+            image_bytes: mapping.image_bytes + offset_bytes,
+            length_bytes: usize::try_from(length_bytes).unwrap_or(usize::MAX),
+            regions: usize::try_from(self.region_size.regions_in(length_bytes)).unwrap_or(usize::MAX),
+        }
+    }
+
+    /// All of them, in order.
+    pub(crate) fn iter(&self) -> impl Iterator<Item = Place> + '_ {
+        self.mappings.iter().flat_map(|mapping| (0..mapping.tables as u64).map(|at| self.place(mapping, at)))
+    }
+
+    /// The tables that cover any of these addresses.
+    pub(crate) fn overlapping(&self, addresses: AddressRange) -> Range<usize> {
+        let covered_bytes = covered_bytes(self.region_size);
+        // The first table that ends after an address.
+        let first_after = |address: u64| {
+            let mapping = self.mappings.partition_point(|mapping| mapping.range.end() <= address);
+            let Some(mapping) = self.mappings.get(mapping) else { return (self.count(), false) };
+            let into_bytes = address.saturating_sub(mapping.range.start());
+            let at = usize::try_from(into_bytes / covered_bytes).unwrap_or(usize::MAX);
+            (mapping.first_table.saturating_add(at), mapping.range.start() <= address)
+        };
+        let (first, _) = first_after(addresses.start());
+        // The table of the last address, if it lies in one, is the last one.
+        let (last, is_inside) = first_after(addresses.end() - 1);
+        first..last.saturating_add(usize::from(is_inside)).max(first)
+    }
 }
 
 /// How many tables an address space has.
 pub(crate) fn count(space: &AddressSpace, region_size: RegionSize) -> usize {
-    space.captured().map(|(_, mapping)| count_in(mapping.range.length_bytes(), region_size)).sum()
+    let counts = space.captured().map(|(_, mapping)| count_in(mapping.range.length_bytes(), region_size));
+    counts.fold(0, usize::saturating_add)
 }
 
 /// The bytes of a list of hashes, as tables and roots are stored.
@@ -129,30 +172,6 @@ pub(crate) fn decode(bytes: &[u8], expected: usize) -> Option<Vec<Hash>> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn the_tables_of_a_range_are_those_that_have_something_of_it() {
-        use crate::address_space::Mapping;
-        let region_size = RegionSize::default();
-        let table = covered_bytes(region_size);
-        let image = AddressSpace::image("a", 1).mappings()[0].clone();
-        let mapping = |start: u64, length: u64| Mapping {
-            range: AddressRange::with_length(start, length).unwrap(),
-            ..image.clone()
-        };
-        let not_captured = Mapping { captured: false, ..mapping(20 * table, table) };
-        let mappings = vec![mapping(0, table + 5), mapping(8 * table, 3 * table), not_captured];
-        let space = AddressSpace::new(mappings).unwrap();
-        for (start, end) in
-            [(0, 1), (table, table + 1), (table - 1, 9 * table), (3 * table, 4 * table), (0, u64::MAX)]
-        {
-            let range = AddressRange::new(start, end).unwrap();
-            let shares =
-                |(_, place): &(usize, Place)| place.addresses(&space).unwrap().intersection(range).is_some();
-            let naive: Vec<_> = places(&space, region_size).enumerate().filter(shares).collect();
-            assert_eq!(places_in(&space, region_size, range).collect::<Vec<_>>(), naive, "{range}");
-        }
-    }
 
     #[test]
     fn hashes_come_back_and_a_wrong_length_does_not() {
