@@ -74,9 +74,9 @@ impl Reference {
                 let text = Arc::as_ptr(held.text());
                 *looked_at.entry(text).or_insert_with(|| are_alike(&held.origin(), origin))
             };
-            let like = catalog.all_live().filter(|(_, entry)| {
-                is_like(entry.held()) && has_same_owner(&entry.record())
-            });
+            let like = catalog
+                .all_live()
+                .filter(|(_, entry)| is_like(entry.held()) && has_same_owner(&entry.record()));
             like.max_by_key(|(id, entry)| (entry.held().moment(), **id)).map(|(id, _)| *id)
         };
         Reference::of(shared, like?).ok()
