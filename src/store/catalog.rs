@@ -19,12 +19,14 @@ pub type Labels = BTreeMap<String, String>;
 /// Processes, triggers and origins, each distinct one once, take so many bytes in memory. Beyond that command lines are not held.
 const MAX_TEXT_BYTES: usize = 64 << 20;
 
-/// So many bytes of what a snapshot has for itself, and of its labels, are usual: some 20 attachments.
+/// So many bytes of a record, beside a command line, and of labels, are usual: some 50 attachments.
 const USUAL_BYTES: usize = 4 << 10;
 
 /// The snapshots that have more may have so many bytes together. A store of nothing but usual ones has no bound but its
 /// length: each takes about as much memory as disk.
-const MAX_UNUSUAL_BYTES: usize = 256 << 20;
+///
+/// What is found in packs is in memory four times while the index is saved.
+const MAX_UNUSUAL_BYTES: usize = 64 << 20;
 
 /// What a label takes in memory beside its letters.
 const LABEL_BYTES: usize = 64;
@@ -154,7 +156,28 @@ pub(crate) enum Fact {
     Tombstone(SnapshotId, Location),
 }
 
+/// How much the facts that are found in packs may need together.
+pub(crate) struct FactRoom(usize);
+
+impl Default for FactRoom {
+    fn default() -> Self {
+        FactRoom(MAX_UNUSUAL_BYTES)
+    }
+}
+
 impl Fact {
+    /// Takes what it needs beyond what is usual from `room`; an error if that is not enough. Many facts are found before any
+    /// is applied.
+    pub(crate) fn take_room(&self, room: &mut FactRoom) -> Result<(), RecordError> {
+        let bytes = match self {
+            Fact::Snapshot(_, entry) => unusual_of(&entry.held),
+            Fact::Note(note, _) => labels_bytes(&note.labels),
+            Fact::Tombstone(..) => 0,
+        };
+        room.0 = room.0.checked_sub(bytes).ok_or_else(too_much)?;
+        Ok(())
+    }
+
     /// The snapshot it concerns.
     pub(crate) fn snapshot(&self) -> SnapshotId {
         match self {
@@ -220,7 +243,7 @@ impl Catalog {
 
     /// An error if a record with so much beside what is usual has no room among the others.
     pub(crate) fn check_room(&self, held: &Held) -> Result<(), RecordError> {
-        match self.unusual_bytes + unusual(held.own_bytes()) > MAX_UNUSUAL_BYTES {
+        match self.unusual_bytes + unusual_of(held) > MAX_UNUSUAL_BYTES {
             true => Err(too_much()),
             false => Ok(()),
         }
@@ -228,7 +251,7 @@ impl Catalog {
 
     fn insert(&mut self, id: SnapshotId, mut entry: Entry) {
         self.texts.share(&mut entry.held, MAX_TEXT_BYTES);
-        self.unusual_bytes += unusual(entry.held.own_bytes()) + labels_bytes(entry.labels());
+        self.unusual_bytes += unusual_of(&entry.held) + labels_bytes(entry.labels());
         if entry.tombstone().is_none() {
             let key = (entry.held.moment(), id);
             match self.processes.get_mut(entry.held.process()) {
@@ -245,7 +268,8 @@ impl Catalog {
         if entry.tombstone().is_none() {
             self.unlist(entry.held.process(), (entry.held.moment(), id));
         }
-        self.unusual_bytes -= unusual(entry.held.own_bytes()) + labels_bytes(entry.labels());
+        let bytes = unusual_of(&entry.held) + labels_bytes(entry.labels());
+        self.unusual_bytes = self.unusual_bytes.saturating_sub(bytes);
         self.texts.let_go(&entry.held);
         Some(entry)
     }
@@ -399,6 +423,10 @@ impl Catalog {
 /// What counts of so many bytes against the bound for all.
 fn unusual(bytes: usize) -> usize {
     if bytes > USUAL_BYTES { bytes } else { 0 }
+}
+
+fn unusual_of(held: &Held) -> usize {
+    unusual(held.own_bytes()) + unusual(held.text_bytes_without_command())
 }
 
 fn labels_bytes(labels: &Labels) -> usize {

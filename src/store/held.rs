@@ -197,6 +197,11 @@ impl Held {
         self.own.len()
     }
 
+    /// How many bytes its text has, but for a command line, which has a bound of its own.
+    pub(crate) fn text_bytes_without_command(&self) -> usize {
+        self.text.len().saturating_sub(2 * record::MAX_COMMAND_BYTES)
+    }
+
     fn source(&self) -> &[u8] {
         &self.text[1 + usize::from(self.text[0])..]
     }

@@ -9,7 +9,7 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use super::catalog::{Catalog, Entry, Fact};
+use super::catalog::{Catalog, Entry, Fact, FactRoom};
 use super::database::OUTDATED;
 use super::error::StoreError;
 use super::format::{self, Format};
