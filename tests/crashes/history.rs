@@ -804,7 +804,8 @@ impl World {
             let summaries = store.processes();
             let summary = summaries.iter().find(|summary| summary.process == name);
             assert_eq!(summary.map_or(0, |summary| summary.snapshots), line.len());
-            let moments: Vec<_> = line.iter().map(|id| store.snapshot(*id).unwrap().record().moment()).collect();
+            let moments: Vec<_> =
+                line.iter().map(|id| store.snapshot(*id).unwrap().record().moment()).collect();
             assert!(moments.is_sorted_by(|a, b| a < b), "{moments:?}");
         }
         let listed: BTreeSet<SnapshotId> = store.snapshots().iter().map(|snapshot| snapshot.id()).collect();

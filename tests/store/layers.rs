@@ -13,7 +13,10 @@ const LAYERS: [(&str, &[&str]); 6] = [
         &["units", "text", "error", "progress", "workers", "sys"],
     ),
     ("what a region is", &["region", "hash", "codec", "delta"]),
-    ("what a snapshot is", &["record", "table", "root", "address_space", "threads", "run", "elf", "piece"]),
+    (
+        "what a snapshot is",
+        &["record", "table", "root", "address_space", "threads", "run", "elf", "piece", "left_out"],
+    ),
     ("what changed since a snapshot", &["track"]),
     ("where memory comes from, stays and goes", &["source", "store", "sink"]),
     (
