@@ -13,11 +13,11 @@ use crate::erase;
 use crate::error::Error;
 use crate::hash::Hash;
 use crate::progress::{Meter, Progress};
-use crate::record::{Record, SnapshotId};
-use crate::store::catalog::Entry;
+use crate::record::SnapshotId;
 use crate::store::compact::{Compacted, Keep, compact};
 use crate::store::error::StoreError;
 use crate::store::gate::Condemned;
+use crate::store::held::Held;
 use crate::store::location::{Location, Position};
 use crate::store::marks::{Marked, Marks};
 use crate::store::object::{self, Kind};
@@ -162,8 +162,8 @@ fn erase_all(shared: &Shared, options: &GcOptions) -> Result<GcStats, Error> {
 }
 
 /// The live snapshots.
-pub(crate) fn live_snapshots(shared: &Shared) -> Vec<(SnapshotId, Arc<Record>)> {
-    shared.catalog().all_live().map(|(id, entry)| (*id, entry.record.clone())).collect()
+pub(crate) fn live_snapshots(shared: &Shared) -> Vec<(SnapshotId, Held)> {
+    shared.catalog().all_live().map(|(id, entry)| (*id, entry.held().clone())).collect()
 }
 
 /// When the records of forgotten snapshots are gone, their tombstones can go: one round each, one that finds nothing, and
@@ -318,9 +318,9 @@ impl<'a> Collecting<'a> {
         }
         let catalog = self.shared.catalog();
         for (id, entry) in catalog.all() {
-            let Entry { location, note, tombstone, .. } = entry;
+            let (note, tombstone) = (entry.note(), entry.tombstone());
             let live = tombstone.is_none() && !forgotten.contains(id);
-            let kept = [live.then_some(*location), note.filter(|_| live).map(|(_, at)| at), *tombstone];
+            let kept = [live.then_some(entry.location), note.filter(|_| live).map(|(_, at)| at), tombstone];
             let before = |location: &Location| Position::from(*location) < self.horizon;
             for location in kept.into_iter().flatten().filter(before) {
                 *live_bytes.entry(location.pack).or_default() += location.object_bytes();
@@ -502,7 +502,7 @@ impl Keep for KeepLive<'_> {
         let live = catalog.live(&snapshot);
         match kind {
             Kind::Record => live.is_some_and(|entry| entry.location == location),
-            Kind::Note => live.is_some_and(|entry| entry.note.is_some_and(|(_, at)| at == location)),
+            Kind::Note => live.is_some_and(|entry| entry.note().is_some_and(|(_, at)| at == location)),
             _ => self.needed.contains(&snapshot) || catalog.any(&snapshot).is_some(),
         }
     }
@@ -553,13 +553,16 @@ impl<'a> Marking<'a> {
     /// Marks all that these snapshots need: distinct tables once.
     pub(crate) fn mark_all(
         &mut self,
-        snapshots: impl IntoIterator<Item = (SnapshotId, Arc<Record>)>,
+        snapshots: impl IntoIterator<Item = (SnapshotId, Held)>,
     ) -> Result<(), Error> {
         let mut reader = Reader::new(self.shared, Check::Full);
-        for (id, record) in snapshots {
+        // Snapshots that follow one another mostly have the same one.
+        let mut last_layout: Option<(Hash, AddressSpace)> = None;
+        for (id, held) in snapshots {
             if !self.marked.insert(id) {
                 continue;
             }
+            let record = held.record();
             for attachment in &record.attachments {
                 self.object(Kind::Attachment, &attachment.hash)?;
             }
@@ -568,7 +571,10 @@ impl<'a> Marking<'a> {
             if record.root.is_zero() || !self.walked.insert((Kind::Root, record.root)) {
                 continue;
             }
-            let space: AddressSpace = reader.value(Kind::Layout, &record.layout)?;
+            let space = match last_layout.take_if(|(layout, _)| *layout == record.layout) {
+                Some((_, space)) => space,
+                None => reader.value(Kind::Layout, &record.layout)?,
+            };
             let places = Places::new(&space, record.region_size);
             let root = reader.root(&record.root, places.count())?;
             for (table, place) in root.places(&places) {
@@ -584,6 +590,7 @@ impl<'a> Marking<'a> {
                 }
                 self.meter.advance(place.length_bytes as u64)?;
             }
+            last_layout = Some((record.layout, space));
         }
         Ok(())
     }

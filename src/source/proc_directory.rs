@@ -11,6 +11,8 @@ use std::path::PathBuf;
 
 use rustix::fs::{Dir, Mode, OFlags};
 
+use crate::record::{MAX_COMMAND_BYTES, cut_command};
+
 /// The kernel's flag of its own threads in field 9 of `stat`.
 const PF_KTHREAD: u64 = 0x0020_0000;
 
@@ -151,14 +153,24 @@ impl ProcDirectory {
         Some(PathBuf::from(std::ffi::OsString::from_vec(path.into_bytes())))
     }
 
-    /// The command line; empty if the process has cleared it.
+    /// The command line; empty if the process has cleared it. Of a long one the first words, and a mark that it was cut: a
+    /// process can fill its own with megabytes of empty words.
     pub(super) fn command_line(&self) -> Vec<String> {
-        let bytes = self.read("cmdline").unwrap_or_default();
+        let mut bytes = Vec::new();
+        let first = self.open_file("cmdline").map(|file| file.take(MAX_COMMAND_BYTES as u64 + 1));
+        if first.and_then(|mut first| first.read_to_end(&mut bytes)).is_err() {
+            return Vec::new();
+        }
+        let is_cut = bytes.len() > MAX_COMMAND_BYTES;
         let bytes = bytes.strip_suffix(b"\0").unwrap_or(&bytes);
         if bytes.is_empty() {
             return Vec::new();
         }
-        bytes.split(|byte| *byte == 0).map(|word| String::from_utf8_lossy(word).into_owned()).collect()
+        let words = bytes.split(|byte| *byte == 0).map(|word| String::from_utf8_lossy(word).into_owned());
+        match is_cut {
+            true => cut_command(words),
+            false => words.collect(),
+        }
     }
 }
 

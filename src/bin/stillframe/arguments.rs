@@ -375,6 +375,12 @@ pub(crate) struct Label {
 Name snapshots, or say which to keep and the others are forgotten. What several --keep options
 name is all kept; each process is looked at by itself.
 
+Hours, days, weeks and months are those of the local time, as `list` shows it (the variable TZ, else the
+machine's time zone); with --utc those of UTC. A week begins on Monday.
+
+Snapshots whose time lies in the future, as a clock was wrong, are left out by the --keep options: they do not
+count, and are kept. Name them to forget them.
+
 What is forgotten cannot be had back, but its bytes are not erased. They stay until gc, and a plain gc leaves some of
 them: what snapshots that are kept are stored as the difference from, and up to a tenth of each file. If memory
 with a secret in it is forgotten: stillframe gc --erase
@@ -401,6 +407,9 @@ pub(crate) struct Forget {
     /// Keep the newest of each of the last N months that have one
     #[arg(long, value_name = "N")]
     pub(crate) keep_monthly: Option<u32>,
+    /// Count hours, days, weeks and months in UTC, not in local time
+    #[arg(long)]
+    pub(crate) utc: bool,
     /// Keep what is younger than this, such as 90m, 12h or 7d
     #[arg(long, value_name = "DURATION", value_parser = duration)]
     pub(crate) keep_within: Option<Duration>,

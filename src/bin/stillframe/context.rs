@@ -1,6 +1,6 @@
 //! What every verb needs: where the store is, how to print, and whether somebody pressed ctrl-C.
 
-use std::io::{self, IsTerminal};
+use std::io::{self, IsTerminal, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -116,6 +116,24 @@ pub(crate) fn display(path: &Path) -> String {
     crate::human::plain(&path.to_string_lossy())
 }
 
+/// Standard error without control characters that names could bring along.
+struct Plain(io::Stderr);
+
+impl Write for Plain {
+    /// Gets a whole line, colours included.
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let line = String::from_utf8_lossy(bytes);
+        // The layer escapes what it gets, but for what sets the direction of writing; and it writes colours itself.
+        let is_hidden = |letter: char| !letter.is_control() && stillframe::is_control(letter);
+        self.0.write_all(line.replace(is_hidden, "\u{fffd}").as_bytes())?;
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.0.flush()
+    }
+}
+
 /// Sends what the library tells to standard error: warnings, more with `-v` and `-vv`.
 fn trace(global: &Global) {
     let level = match (global.quiet, global.verbose) {
@@ -128,7 +146,7 @@ fn trace(global: &Global) {
     let colour =
         io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
     let lines = tracing_subscriber::fmt::layer()
-        .with_writer(io::stderr)
+        .with_writer(|| Plain(io::stderr()))
         .with_ansi(colour)
         .with_target(global.verbose > 1)
         .without_time();

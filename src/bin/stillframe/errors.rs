@@ -5,6 +5,8 @@ use std::process::ExitCode;
 use clap::error::ErrorKind;
 use stillframe::{Error, SourceError, StoreError, UnitError};
 
+use crate::human::plain_lines;
+
 /// What the command ends with. The numbers are a promise to scripts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
@@ -76,7 +78,8 @@ pub(crate) fn report_usage(error: &clap::Error) -> ExitCode {
         }
         _ => error.render().to_string(),
     };
-    eprintln!("stillframe: {}", text.strip_prefix("error: ").unwrap_or(&text).trim_end());
+    let text = text.strip_prefix("error: ").unwrap_or(&text).trim_end();
+    eprintln!("stillframe: {}", plain_lines(text));
     Exit::WrongUsage.into()
 }
 
@@ -85,7 +88,7 @@ pub(crate) fn report(error: &anyhow::Error) -> ExitCode {
     if let Some(CommandError::ClosedPipe) = error.downcast_ref() {
         return Exit::Done.into();
     }
-    eprintln!("{}", told(error));
+    eprintln!("{}", plain_lines(&told(error)));
     exit(error).into()
 }
 

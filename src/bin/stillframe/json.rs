@@ -36,6 +36,7 @@ pub(crate) struct CaptureObject {
     paused_ms: f64,
     staging_full: bool,
     tracking: &'static str,
+    clock_behind_ms: Option<f64>,
     unreadable_bytes: u64,
     left_out: Vec<LeftOutSum>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -85,6 +86,7 @@ impl From<&Capture> for CaptureObject {
             paused_ms: milliseconds(capture.paused),
             staging_full: capture.staging_full,
             tracking: capture.tracking.name(),
+            clock_behind_ms: capture.clock_behind.map(milliseconds),
             unreadable_bytes: capture.unreadable_bytes(),
             left_out: left_out_sums(&capture.left_out),
             core: None,

@@ -6,6 +6,7 @@ use std::io::{self, IsTerminal, Write};
 use serde::Serialize;
 
 use crate::errors::CommandError;
+use crate::human::plain_lines;
 
 /// How to print.
 #[derive(Clone, Copy, Debug)]
@@ -39,12 +40,12 @@ impl Output {
     pub(crate) fn json<T: Serialize>(&self, value: &T) -> anyhow::Result<()> {
         let text =
             if self.terminal { serde_json::to_string_pretty(value) } else { serde_json::to_string(value) };
-        Ok(print(&format!("{}\n", text?))?)
+        Ok(print(&format!("{}\n", escaped(text?)))?)
     }
 
     /// Prints one JSON document on one line, whoever reads it.
     pub(crate) fn json_line<T: Serialize>(&self, value: &T) -> anyhow::Result<()> {
-        Ok(print(&format!("{}\n", serde_json::to_string(value)?))?)
+        Ok(print(&format!("{}\n", escaped(serde_json::to_string(value)?)))?)
     }
 
     /// Prints text that ends its own lines.
@@ -63,7 +64,7 @@ impl Output {
     /// Tells a person something beside the result, terminal or not.
     pub(crate) fn note(&self, text: &str) {
         if !self.quiet {
-            eprintln!("stillframe: {text}");
+            eprintln!("stillframe: {}", plain_lines(text));
         }
     }
 
@@ -93,6 +94,23 @@ impl Output {
         }
         text
     }
+}
+
+/// JSON in which every control character is escaped. Those that are none to JSON, as they set the direction of writing, stand in
+/// strings only, and mean the same there.
+fn escaped(json: String) -> String {
+    if !json.contains(|letter| letter != '\n' && stillframe::is_control(letter)) {
+        return json;
+    }
+    let mut text = String::with_capacity(json.len() + 64);
+    for letter in json.chars() {
+        match letter != '\n' && stillframe::is_control(letter) {
+            // All of them have four digits. Writing to a string cannot fail.
+            true => drop(write!(text, "\\u{:04x}", u32::from(letter))),
+            false => text.push(letter),
+        }
+    }
+    text
 }
 
 /// Colours are for terminals whose owner has not said no (<https://no-color.org>).
@@ -204,6 +222,14 @@ mod tests {
             table(&PLAIN, &columns, &rows),
             "NAME       SIZE  LABELS\né          10 B\nlonger  1.5 KiB  a=b\n"
         );
+    }
+
+    #[test]
+    fn json_has_no_character_that_could_disturb_a_terminal() {
+        let value = "a\u{1b}\u{9b}\u{202e}\u{5d0}\n";
+        let text = escaped(serde_json::to_string_pretty(&[value]).unwrap());
+        assert_eq!(text, "[\n  \"a\\u001b\\u009b\\u202e\u{5d0}\\n\"\n]");
+        assert_eq!(serde_json::from_str::<Vec<String>>(&text).unwrap(), [value]);
     }
 
     #[test]
