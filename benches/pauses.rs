@@ -92,7 +92,8 @@ const AT_MOST_SECONDS: &str = "60";
 
 fn main() {
     let rounds: usize = std::env::args().filter_map(|text| text.parse().ok()).next().unwrap_or(5);
-    let dir = tempfile::tempdir_in(std::env::var_os("STILLFRAME_BENCH_DIR").unwrap_or_else(|| "target".into()));
+    let dir =
+        tempfile::tempdir_in(std::env::var_os("STILLFRAME_BENCH_DIR").unwrap_or_else(|| "target".into()));
     let dir = dir.unwrap();
     let has_gcore = Command::new("gcore").stdout(Stdio::null()).stderr(Stdio::null()).status().is_ok();
     println!("pause as a thread of the process sees it / CPU of the tool, in ms; medians of {rounds} rounds");
@@ -175,7 +176,8 @@ impl Program {
         self.gap();
         let before = cpu_of_children();
         let begun = Instant::now();
-        let status = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).status().unwrap();
+        let status =
+            command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).status().unwrap();
         std::thread::sleep(Duration::from_millis(5));
         let cpu = cpu_of_children().saturating_sub(before);
         Took { pause: self.gap().min(begun.elapsed()), cpu, is_done: status.success() }

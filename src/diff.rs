@@ -281,7 +281,8 @@ impl<'a> Looker<'a> {
         }
         let region = (address - table.range.start()) / self.side.region_bytes;
         let start = table.range.start() + region * self.side.region_bytes;
-        let hashes = self.table.as_ref().filter(|(seen, _)| *seen == at).map_or(&[][..], |(_, hashes)| hashes);
+        let hashes =
+            self.table.as_ref().filter(|(seen, _)| *seen == at).map_or(&[][..], |(_, hashes)| hashes);
         let hash = usize::try_from(region).ok().and_then(|region| hashes.get(region));
         Ok(Cell {
             hash: hash.copied().unwrap_or(Hash::ZERO),

@@ -137,7 +137,8 @@ pub(crate) fn check_room(shared: &Shared, lifts: &Lifts) -> Result<(), StoreErro
     let pack_bytes = (lifts.live_bytes + lifts.bytes).min(2 * pack::seal_bytes());
     let needed_bytes = lifts.bytes + pack_bytes + index_bytes;
     let path = shared.log.dir();
-    let room_bytes = file::room_bytes(path).map_err(StoreError::io("look how much room there is for", path))?;
+    let room_bytes =
+        file::room_bytes(path).map_err(StoreError::io("look how much room there is for", path))?;
     match needed_bytes.checked_sub(room_bytes).filter(|missing| *missing > 0) {
         None => Ok(()),
         Some(missing_bytes) => Err(StoreError::DiskFull {

@@ -131,9 +131,7 @@ impl Places {
 
     /// All of them, in order.
     pub(crate) fn iter(&self) -> impl Iterator<Item = Place> + '_ {
-        self.mappings
-            .iter()
-            .flat_map(|mapping| (0..mapping.tables as u64).map(|at| self.place(mapping, at)))
+        self.mappings.iter().flat_map(|mapping| (0..mapping.tables as u64).map(|at| self.place(mapping, at)))
     }
 
     /// The tables that cover any of these addresses.

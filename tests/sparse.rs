@@ -12,8 +12,8 @@ use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use stillframe::{
-    AddressRange, Capture, CaptureOptions, DiffOptions, Error, FileSource, GcOptions, LiveMemory, MappingKind,
-    ProcessSource, RegionSize, SinkError, SnapshotId, Store, VerifyOptions,
+    AddressRange, Capture, CaptureOptions, DiffOptions, Error, FileSource, GcOptions, LiveMemory,
+    MappingKind, ProcessSource, RegionSize, SinkError, SnapshotId, Store, VerifyOptions,
 };
 
 const PAGE_BYTES: u64 = 4096;
@@ -150,7 +150,8 @@ fn of_terabytes_only_what_is_there_is_kept_and_compared_and_rolled_back() {
     let (a, b): (u64, u64) = (a.parse().unwrap(), b.parse().unwrap());
     let store = create(dir.path(), 16_384);
     // The first and the last page, and some around the borders of tables of 8 MiB.
-    let borders = [0, PAGE_BYTES, (8 << 20) - PAGE_BYTES, 8 << 20, 3 * TIB - PAGE_BYTES, 6 * TIB - PAGE_BYTES];
+    let borders =
+        [0, PAGE_BYTES, (8 << 20) - PAGE_BYTES, 8 << 20, 3 * TIB - PAGE_BYTES, 6 * TIB - PAGE_BYTES];
     let mut pages: Vec<u64> = borders.iter().map(|offset| a + offset).collect();
     pages.extend((1..60).map(|at| a + at * 97 * (1 << 30) + at * PAGE_BYTES));
     pages.extend([b, b + TIB, b + TIB + 12_344 * PAGE_BYTES]);
@@ -189,7 +190,8 @@ fn of_terabytes_only_what_is_there_is_kept_and_compared_and_rolled_back() {
         .collect();
     expected.sort();
     let found: Vec<_> = diff.ranges.iter().filter(in_both).copied().collect();
-    let found: Vec<_> = found.into_iter().filter(|range| pages.contains(&range.start()) || range.start() == new).collect();
+    let found: Vec<_> =
+        found.into_iter().filter(|range| pages.contains(&range.start()) || range.start() == new).collect();
     assert_eq!(found, expected);
     let range = AddressRange::with_length(pages[40], 8).unwrap();
     let moments: Vec<_> = store.history("p", range).unwrap().collect::<Result<_, _>>().unwrap();

@@ -30,12 +30,12 @@ use crate::piece::{CHANGED_PIECE_BYTES, PIECE_BYTES, Piece, intersection, overla
 use crate::progress::{Meter, Progress};
 use crate::put::StoreAs;
 use crate::reference::ReferenceMapping;
+use crate::root::Root;
 use crate::source::{CopyOut, Frozen, InPlace, Memory};
 use crate::store::Shared;
 use crate::store::gate::CaptureGuard;
 use crate::store::log::Batch;
 use crate::store::read::{Check, Reader};
-use crate::root::Root;
 use crate::table::{self, MappingTables, Place, Places};
 use crate::units::{AddressRange, RegionSize};
 use crate::workers::cores;

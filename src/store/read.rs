@@ -17,9 +17,9 @@ use crate::codec::{self, Encoding};
 use crate::delta;
 use crate::hash::{self, Hash};
 use crate::record::{self, Record};
-use crate::sys::map::{PackMap, Since};
 use crate::region;
 use crate::root::Root;
+use crate::sys::map::{PackMap, Since};
 use crate::table;
 
 /// How thoroughly regions are checked when they are read. The lengths and the checksum of the

@@ -14,6 +14,7 @@ use crate::error::Error;
 use crate::hash::Hash;
 use crate::progress::{Meter, Progress};
 use crate::record::{Record, SnapshotId};
+use crate::root::Root;
 use crate::store::compact::indexed;
 use crate::store::error::StoreError;
 use crate::store::index::Index;
@@ -24,7 +25,6 @@ use crate::store::pack::{Pack, Scanned};
 use crate::store::read::{Check, Reader, TRIES};
 use crate::store::tree::Tree;
 use crate::store::{Shared, Store};
-use crate::root::Root;
 use crate::table::{self, Places};
 
 /// What to verify. The default is everything.
