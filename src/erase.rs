@@ -134,7 +134,7 @@ pub(crate) fn plan(shared: &Shared, progress: &Progress) -> Result<Lifts, Error>
 pub(crate) fn check_room(shared: &Shared, lifts: &Lifts) -> Result<(), StoreError> {
     let index_bytes = shared.index().disk_bytes() + INDEX_BYTES;
     // Packs are replaced by one new pack at a time.
-    let pack_bytes = (lifts.live_bytes + lifts.bytes).min(2 * pack::seal_bytes());
+    let pack_bytes = (lifts.live_bytes + lifts.bytes).min(2 * pack::seal_bytes(shared.log.dir()));
     let needed_bytes = lifts.bytes + pack_bytes + index_bytes;
     let path = shared.log.dir();
     let room_bytes =

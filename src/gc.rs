@@ -367,7 +367,7 @@ impl<'a> Collecting<'a> {
             let most_percent = if options.erase { 0 } else { options.max_unused_percent };
             if dead_bytes * 100 > whole_bytes * u64::from(most_percent) {
                 victims.push((live_bytes, pack));
-            } else if pack.length_bytes() < pack::seal_bytes() / SMALL {
+            } else if pack.length_bytes() < pack.seal_bytes() / SMALL {
                 small.push((live_bytes, pack));
             }
         }
@@ -380,7 +380,7 @@ impl<'a> Collecting<'a> {
             match groups.last_mut() {
                 Some((packs, group_bytes))
                     if (*group_bytes == 0) == (live_bytes == 0)
-                        && *group_bytes + live_bytes <= pack::seal_bytes() =>
+                        && *group_bytes + live_bytes <= pack.seal_bytes() =>
                 {
                     packs.push(pack);
                     *group_bytes += live_bytes;

@@ -85,6 +85,7 @@ mod hash;
 mod history;
 mod ingest;
 mod lazy;
+mod left_out;
 mod migrate;
 #[path = "../migrations/mod.rs"]
 mod migrations;
@@ -99,6 +100,7 @@ mod reservation;
 mod restore;
 mod rollback;
 mod root;
+mod run;
 mod sink;
 mod snapshot;
 mod source;
@@ -141,7 +143,7 @@ mod workers;
 /// ```
 #[cfg(feature = "fault-injection")]
 pub mod fault_injection {
-    pub use crate::store::pack::set_seal_bytes;
+    pub use crate::store::pack::{Sealing, seal_packs_at};
     pub use crate::sys::call::{Call, Watching, Witness, watch};
 }
 
@@ -155,6 +157,7 @@ pub use gc::{GcOptions, GcStats};
 pub use hash::Hash;
 pub use history::{History, Moment};
 pub use lazy::{Fill, Filled, HotSet, LazyMapping};
+pub use left_out::{LeftOut, WhyLeftOut};
 pub use migrate::Migration;
 pub use progress::Progress;
 pub use record::{AttachmentRef, Origin, Record, RecordError, SnapshotId, Trigger};

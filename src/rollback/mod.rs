@@ -7,13 +7,28 @@
 //! ```
 //!
 //! Finding out and writing are two steps (`plan.rs`), so that damage, a process that does not fit or ctrl-C leave
-//! the memory as it was. `memory.rs` has memory of this process, `process.rs` another process.
+//! the memory as it was. `memory.rs` has memory of this process, `process.rs` another process: a list of steps, of
+//! which each has a file.
 
+mod attempt;
+mod captured;
+mod content;
+mod file;
 mod fit;
+mod held_memory;
+mod identity;
+mod injection;
 mod memory;
+mod memory_limit;
+mod page_state;
 mod plan;
 mod process;
+mod registers;
 mod restart;
+mod runtime_threads;
+mod same_threads;
+mod shared;
+mod write;
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -29,6 +44,8 @@ use crate::store::read::Check;
 use crate::store::{Shared, Store};
 use crate::table::Places;
 use crate::track::{Tracker, Tracking};
+
+use process::refused;
 
 /// A snapshot that memory is about to be rolled back to.
 ///
@@ -66,6 +83,7 @@ pub struct RollBack<'a> {
     progress: Progress,
     tracker: Option<&'a dyn Tracker>,
     leave_new_memory: bool,
+    leave_shared_memory: bool,
     _pin: SnapshotGuard,
 }
 
@@ -112,6 +130,7 @@ impl Store {
             progress,
             tracker: None,
             leave_new_memory: false,
+            leave_shared_memory: false,
             _pin: pin,
         })
     }

@@ -1,0 +1,405 @@
+//! A live Linux process as a source.
+//!
+//! Opening it stops all its threads (`stop.rs`), reads what is mapped (`maps.rs`) and what is there
+//! (the pagemap), and finds the files behind its mappings (`file.rs`); `content.rs` decides what of each mapping is
+//! read and how. Its memory is then copied until it is released (`memory.rs`). Nothing is written to the process, no
+//! code runs in it, and it does not get larger: nothing is read through a mapping that is not in its memory.
+
+mod content;
+mod file;
+mod memory;
+mod mounts;
+mod refusal;
+
+use std::cell::RefCell;
+use std::fs::File;
+use std::io;
+use std::ops::Range;
+use std::os::unix::fs::FileExt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use content::contents;
+use file::Backings;
+pub(crate) use memory::ProcessMemory;
+pub(super) use refusal::refusal;
+use refusal::{find, process_error};
+
+use super::injection::{Call, Foothold, InjectionError};
+use super::maps::{self, MapsLine};
+use super::proc_directory::ProcDirectory;
+use super::smaps::{self, MappingState};
+use super::stop::{Calls, StoppedProcess};
+use super::{Attachment, CopyOut, Frozen, Memory, Source, SourceError, owner_attachment};
+use crate::address_space::AddressSpace;
+use crate::left_out::LeftOut;
+use crate::record::Origin;
+use crate::run::Run;
+use crate::threads::{AUXV, Thread, Threads};
+use crate::track::{SoftDirty, TrackError, Tracker, Untracked};
+use crate::units::AddressRange;
+
+/// A live Linux process, named by its pid.
+///
+/// It stands still from [`Source::open`] to [`Frozen::release`], or until what was opened is
+/// dropped; a process that was stopped before stays stopped. Should this program be killed
+/// meanwhile, the kernel lets the process go. A system call that a signal handler would interrupt may
+/// return early with `EINTR`, as it may after SIGSTOP and SIGCONT.
+///
+/// Attachments: `threads` (see [`Threads`]); `auxv`, the raw auxiliary vector; `rseq`, where threads have their
+/// areas for restartable sequences; `run`, when process and threads were started; `owner`, its real and effective user;
+/// `left-out` (see [`LeftOut`]).
+///
+/// The kernel allows it for processes of the same user, subject to
+/// `/proc/sys/kernel/yama/ptrace_scope`, or with the capability `CAP_SYS_PTRACE`.
+///
+/// If it is a child of this program, wait for it between captures only: a stop shows to `waitpid` as
+/// that of a child, whatever the options, and `std::process::Child` takes it for an end.
+///
+/// What another process writes to memory shared with this one changes while this one stands still.
+///
+/// The process does not get larger by being captured: what is not in its memory is read from its files and not
+/// through its mappings. What cannot be had so is left out, recorded as unreadable, and told with the reason
+/// ([`Capture::left_out`](crate::Capture::left_out)): pages that a `userfaultfd` would fill, what a file system would
+/// have to ask a server for, and what of shared memory without a name is not mapped yet, unless one
+/// has `CAP_SYS_ADMIN` or `CAP_CHECKPOINT_RESTORE`. Memory that the process may not read itself (`PROT_NONE`) is
+/// captured where it has pages; the rest of such a mapping is not.
+///
+/// ```
+/// use stillframe::{ProcessSource, Source};
+/// let mut child = std::process::Command::new("sleep").arg("60").spawn()?;
+/// let source = ProcessSource::new(child.id());
+/// let frozen = source.open()?;
+/// assert!(frozen.address_space().image_bytes() > 0);
+/// let stood_still = frozen.release();
+/// # assert!(!stood_still.is_zero());
+/// # child.kill()?;
+/// # child.wait()?;
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[derive(Clone, Debug)]
+pub struct ProcessSource {
+    pid: u32,
+    tracker: Result<Arc<SoftDirty>, Untracked>,
+}
+
+impl ProcessSource {
+    /// The process with this pid. Nothing is done to it yet.
+    pub fn new(pid: u32) -> Self {
+        ProcessSource { pid, tracker: Err(Untracked::NoTracker) }
+    }
+
+    /// Lets the kernel note what the process writes, by soft-dirty marks: then only that is read.
+    /// Use the same source for all captures of the process.
+    ///
+    /// There is one set of marks for each process: whoever else uses them (CRIU does) must not do so
+    /// meanwhile. Many kernels have none, which is found out by trying.
+    ///
+    /// # Errors
+    ///
+    /// [`TrackError::Unavailable`] with the reason.
+    pub fn track_writes(mut self) -> Result<Self, TrackError> {
+        self.tracker = Ok(Arc::new(SoftDirty::new(self.pid)?));
+        Ok(self)
+    }
+
+    /// The same where it is possible. Where it is not, everything is read, and
+    /// [`Capture::tracking`](crate::Capture::tracking) says why.
+    pub fn track_writes_if_possible(mut self) -> Self {
+        let tracker = SoftDirty::new(self.pid).map(Arc::new);
+        self.tracker = tracker.map_err(|error| Untracked::Unavailable(error.to_string()));
+        self
+    }
+
+    /// The pid it was made with.
+    pub fn pid(&self) -> u32 {
+        self.pid
+    }
+}
+
+impl ProcessSource {
+    /// Stops the process.
+    pub(crate) fn hold(&self) -> Result<FrozenProcess, SourceError> {
+        let pid = self.pid;
+        let process = Arc::new(find(pid)?);
+        // Whatever takes time and does not change is read before the process stands still.
+        let origin = Origin::Process { pid, path: process.executable(), command: process.command_line() };
+        let users = process.users();
+        let stopped = StoppedProcess::stop(&process)?;
+
+        // The first thread may have ended before the others, and then has no memory any more.
+        let Some(tid) = stopped.threads().threads.first().map(|thread| thread.tid) else {
+            return Err(SourceError::ProcessEnded { pid });
+        };
+        let read = |name: &str, action| {
+            process.read(&format!("task/{tid}/{name}")).map_err(|error| process_error(pid, action, error))
+        };
+        let lines = mappings(pid, read)?;
+        let auxv = read("auxv", "read the auxiliary vector of")?;
+        let state = process
+            .open_file(&format!("task/{tid}/stat"))
+            .map_err(|error| process_error(pid, "look at", error))?;
+        // Without it everything counts as populated.
+        let pagemap = process.open_file(&format!("task/{tid}/pagemap")).ok();
+        let memory = process.open_file(&format!("task/{tid}/mem")).ok();
+        let found = contents(lines, &mut Backings::new(&process), pagemap.as_ref());
+        let (mappings, contents) = found.into_iter().unzip();
+        let frozen = FrozenProcess {
+            memory: ProcessMemory::new(pid, tid, contents, memory),
+            process,
+            space: AddressSpace::new(mappings)?,
+            origin,
+            users,
+            auxv,
+            state,
+            stopped: RefCell::new(stopped),
+        };
+        frozen.check_it_stands_still()?;
+        Ok(frozen)
+    }
+}
+
+impl Source for ProcessSource {
+    fn open(&self) -> Result<Box<dyn Frozen + '_>, SourceError> {
+        Ok(Box::new(self.hold()?))
+    }
+
+    fn tracker(&self) -> Result<Arc<dyn Tracker>, Untracked> {
+        match &self.tracker {
+            Ok(tracker) => Ok(tracker.clone()),
+            Err(why) => Err(why.clone()),
+        }
+    }
+}
+
+/// The lines of smaps, or of maps where the kernel has no smaps. Cost of the former: the page tables are walked, 10 ms
+/// for a GiB in pages of 4 KiB, and a microsecond and a half for each mapping; nothing else tells that a userfaultfd
+/// fills memory.
+fn mappings(
+    pid: u32,
+    read: impl Fn(&str, &'static str) -> Result<Vec<u8>, SourceError>,
+) -> Result<Vec<MapsLine>, SourceError> {
+    let lines = match read("smaps", "read the mappings of") {
+        Ok(smaps) if !smaps.is_empty() => maps::parse_smaps(&smaps),
+        _ => maps::parse(&read("maps", "read the mappings of")?),
+    };
+    lines.map_err(|line| SourceError::Uncapturable {
+        pid,
+        why: format!("a line of /proc/{pid}/smaps has an unknown form: {line:?}"),
+    })
+}
+
+/// The attachment that says which threads had told the kernel where their area for restartable sequences is.
+pub(crate) const RSEQ_ATTACHMENT: &str = "rseq";
+
+/// A process that stands still.
+pub(crate) struct FrozenProcess {
+    process: Arc<ProcDirectory>,
+    memory: ProcessMemory,
+    space: AddressSpace,
+    origin: Origin,
+    users: Option<(u32, u32)>,
+    auxv: Vec<u8>,
+    /// `/proc/PID/task/TID/stat`, which is made anew for every read.
+    state: File,
+    stopped: RefCell<StoppedProcess>,
+}
+
+impl FrozenProcess {
+    /// Its memory, which any thread may read, but which counts only if it
+    /// [stands still](Self::check_it_stands_still) afterwards.
+    pub(crate) fn process_memory(&self) -> ProcessMemory {
+        self.memory.clone()
+    }
+
+    /// The same for writing, whatever the protection of a private mapping.
+    pub(crate) fn open_memory(&self) -> Result<File, SourceError> {
+        let name = format!("task/{}/mem", self.memory.tid());
+        let pid = self.process.pid();
+        self.process
+            .open_for_writing(&name)
+            .map_err(|source| process_error(pid, "open the memory of", source))
+    }
+
+    /// What the kernel knows of each mapping beyond its layout.
+    pub(crate) fn mapping_states(&self) -> Result<Vec<MappingState>, SourceError> {
+        let pid = self.process.pid();
+        let smaps = self.process.read(&format!("task/{}/smaps", self.memory.tid()));
+        let smaps = smaps.map_err(|error| process_error(pid, "read the state of the mappings of", error))?;
+        smaps::parse(&smaps).map_err(|line| SourceError::Uncapturable {
+            pid,
+            why: format!("a line of /proc/{pid}/smaps has an unknown form: {line:?}"),
+        })
+    }
+
+    /// The file that is mapped in all of a range. The kernel shows it only to those with `CAP_SYS_ADMIN` or
+    /// `CAP_CHECKPOINT_RESTORE`.
+    pub(crate) fn mapped_file(&self, range: AddressRange) -> io::Result<File> {
+        self.process.open_file(&format!("map_files/{:x}-{:x}", range.start(), range.end()))
+    }
+
+    /// Its threads as they stand.
+    pub(crate) fn threads(&self) -> Threads {
+        self.stopped.borrow().threads().clone()
+    }
+
+    /// Whether the process stood still before, by SIGSTOP say, and will when it is let go.
+    pub(crate) fn was_stopped(&self) -> bool {
+        self.stopped.borrow().process_was_stopped()
+    }
+
+    /// Whether it is about to stand still, because of a SIGSTOP that it has not taken yet.
+    pub(crate) fn is_about_to_stop(&self) -> bool {
+        let bit = 1 << (libc::SIGSTOP - 1);
+        let pending = self.status("ShdPnd").and_then(|mask| u64::from_str_radix(&mask, 16).ok());
+        let on_their_way = self.stopped.borrow().signals_on_their_way();
+        (pending.unwrap_or(0) | on_their_way) & bit != 0
+    }
+
+    /// Has a thread of it make these system calls, and answers with what each returned. The registers of that
+    /// thread are others afterwards, and the process stands still when it is let go, until it gets a SIGCONT.
+    pub(crate) fn make_calls(
+        &self,
+        foothold: Foothold,
+        calls: Vec<Call>,
+    ) -> Result<Vec<i64>, InjectionError> {
+        let impossible = |why: String| InjectionError::Impossible(why);
+        let memory = self.open_memory().map_err(|error| impossible(error.to_string()))?;
+        // The last number is that in the innermost namespace.
+        let own_pid =
+            self.status("NSpid").and_then(|pids| pids.split_ascii_whitespace().last()?.parse().ok());
+        let own_pid = own_pid.unwrap_or(self.process.pid());
+        self.stopped.borrow().make_calls(Calls { own_pid, foothold, memory, calls })
+    }
+
+    /// Whether the kernel may end it for a system call (seccomp).
+    pub(crate) fn is_confined(&self) -> bool {
+        self.status("Seccomp").is_some_and(|mode| mode != "0")
+    }
+
+    /// Whether it runs with shadow stacks, where return addresses stand a second time.
+    pub(crate) fn has_shadow_stacks(&self) -> bool {
+        self.status("x86_Thread_features").is_some_and(|features| features.contains("shstk"))
+    }
+
+    fn status(&self, key: &str) -> Option<String> {
+        self.process.status_text(&format!("task/{}/status", self.memory.tid()), key).ok().flatten()
+    }
+
+    /// Where the kernel writes for the threads by itself: their areas for restartable sequences.
+    pub(crate) fn rseq_areas(&self) -> Vec<(u32, Range<u64>)> {
+        self.stopped.borrow().rseq_areas().to_vec()
+    }
+
+    /// Gives these threads, all of which are its own, their registers and signal masks.
+    pub(crate) fn set_registers(&self, threads: Vec<Thread>) -> Result<(), SourceError> {
+        self.stopped.borrow().set_registers(threads)
+    }
+
+    /// The same as it is attached: thread and address of each, 4 and 8 bytes, little-endian.
+    pub(crate) fn rseq_attachment(&self) -> Vec<u8> {
+        let areas = self.rseq_areas().into_iter();
+        areas.flat_map(|(tid, area)| tid.to_le_bytes().into_iter().chain(area.start.to_le_bytes())).collect()
+    }
+
+    /// Which process it is, among all that have had its pid.
+    pub(crate) fn run(&self) -> Run {
+        let boot_id = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
+        let stopped = self.stopped.borrow();
+        let (process_start, starts) = stopped.starts();
+        Run { boot_id: boot_id.trim().to_owned(), process_start, thread_starts: starts.to_vec() }
+    }
+
+    /// Its auxiliary vector.
+    pub(crate) fn auxv(&self) -> &[u8] {
+        &self.auxv
+    }
+
+    fn check_it_is_held(&self) -> Result<(), SourceError> {
+        if self.stopped.borrow().is_held() {
+            Ok(())
+        } else {
+            Err(SourceError::Released { pid: self.memory.pid() })
+        }
+    }
+
+    /// A killed process leaves its stop at once, while its memory can be read a little longer and
+    /// may be in the course of being taken apart (the kernel does so when memory is short). So
+    /// what was read counts only if the process stands still afterwards.
+    pub(crate) fn check_it_stands_still(&self) -> Result<(), SourceError> {
+        // "PID (NAME) STATE": a name has at most 64 bytes.
+        let mut line = [0; 128];
+        let length = self
+            .state
+            .read_at(&mut line, 0)
+            .map_err(|error| process_error(self.memory.pid(), "look at", error))?;
+        let line = &line[..length];
+        let name_end = line.iter().rposition(|byte| *byte == b')');
+        match name_end.and_then(|at| line.get(at + 2)) {
+            Some(b't') => Ok(()),
+            _ => Err(SourceError::ProcessEnded { pid: self.memory.pid() }),
+        }
+    }
+}
+
+impl Frozen for FrozenProcess {
+    fn address_space(&self) -> &AddressSpace {
+        &self.space
+    }
+
+    fn origin(&self) -> Origin {
+        self.origin.clone()
+    }
+
+    fn attachments(&self) -> Vec<Attachment> {
+        let threads = self.stopped.borrow().threads().to_attachment();
+        let run = self.run().to_attachment();
+        let named = |name: &str, bytes| Attachment { name: name.to_owned(), bytes };
+        // Integers and lists can always be encoded.
+        let threads = threads.ok().map(|bytes| named(Threads::ATTACHMENT, bytes));
+        let run = run.ok().map(|bytes| named(Run::ATTACHMENT, bytes));
+        threads
+            .into_iter()
+            .chain(run)
+            .chain([named(AUXV, self.auxv.clone()), named(RSEQ_ATTACHMENT, self.rseq_attachment())])
+            .chain(self.users.map(owner_attachment))
+            .collect()
+    }
+
+    fn populated(&self, mapping_index: usize) -> Result<Vec<Range<u64>>, SourceError> {
+        self.check_it_is_held()?;
+        let content = &self.memory.contents()[mapping_index];
+        // What a killed process does not have any more must not pass for zeros.
+        self.check_it_stands_still()?;
+        let start = content.range.start;
+        Ok(content.populated.iter().map(|range| range.start - start..range.end - start).collect())
+    }
+
+    fn left_out(&self) -> Vec<LeftOut> {
+        self.memory.contents().iter().flat_map(|content| &content.left_out).copied().collect()
+    }
+
+    fn memory(&self) -> Memory<'_> {
+        Memory::UntilRelease(self)
+    }
+
+    fn release(&self) -> Duration {
+        self.stopped.borrow_mut().let_go()
+    }
+}
+
+impl CopyOut for FrozenProcess {
+    /// Cost: memory speed in pieces of a megabyte and more; each call adds some microseconds.
+    fn copy_out(
+        &self,
+        mapping_index: usize,
+        offset_bytes: u64,
+        buffer: &mut [u8],
+        unreadable: &mut Vec<AddressRange>,
+    ) -> Result<(), SourceError> {
+        self.check_it_is_held()?;
+        let address = self.space.mappings()[mapping_index].range.start().saturating_add(offset_bytes);
+        self.memory.copy(address, buffer, unreadable)?;
+        self.check_it_stands_still()
+    }
+}

@@ -1,0 +1,17 @@
+//! Live processes: stopped, read, captured while they work, rolled back, and seen by a debugger.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::cast_possible_truncation)]
+
+mod absent;
+mod cores;
+mod in_place;
+mod processes;
+mod rollback;
+mod rollback_limits;
+mod rollback_states;
+mod sources;
+mod sparse;
+
+#[allow(dead_code)]
+#[path = "../common/needs.rs"]
+mod needs;
