@@ -3,6 +3,7 @@
 //! Mark, condemn, drop, compact; `store/gate.rs` says why captures can go on meanwhile. It needs 8
 //! bytes of memory for each region and object, beside what the index takes.
 
+use std::cell::Cell;
 use std::collections::{BTreeMap, HashSet, VecDeque};
 use std::path::PathBuf;
 use std::sync::{Arc, PoisonError};
@@ -103,7 +104,7 @@ impl Store {
             GcOptions { dry_run: true, .. } => Collecting::begin(shared).plan(&HashSet::new(), options)?,
             GcOptions { erase: true, .. } => erase_all(shared, options)?,
             _ => {
-                let stats = collect(shared, options)?;
+                let (stats, _) = collect(shared, options)?;
                 shared.index().rewrite_if_bloated()?;
                 stats
             }
@@ -126,10 +127,12 @@ impl Store {
     }
 }
 
-/// Marks, drops and compacts.
-fn collect(shared: &Shared, options: &GcOptions) -> Result<GcStats, Error> {
+/// Marks, drops and compacts. Answers also which pack was left, if there are damaged bytes in one.
+fn collect(shared: &Shared, options: &GcOptions) -> Result<(GcStats, Option<PathBuf>), Error> {
     let collecting = Collecting::begin(shared);
-    collecting.sweep(&*collecting.condemn(collecting.mark(&options.progress)?)?, options)
+    let condemned = collecting.condemn(collecting.mark(&options.progress)?)?;
+    let stats = collecting.sweep(&condemned, options)?;
+    Ok((stats, collecting.left.take()))
 }
 
 /// Collects so that nothing is left.
@@ -139,9 +142,10 @@ fn erase_all(shared: &Shared, options: &GcOptions) -> Result<GcStats, Error> {
     let lifts = erase::plan(shared, &options.progress)?;
     erase::check_room(shared, &lifts)?;
     let lifted_bytes = erase::lift(shared, lifts, &options.progress)?;
-    let mut stats = GcStats::default();
+    let (mut stats, mut left) = (GcStats::default(), None);
     for _ in 0..MAX_ROUNDS {
-        let round = collect(shared, options)?;
+        let round;
+        (round, left) = collect(shared, options)?;
         stats.live_regions = round.live_regions;
         stats.dead_regions += round.dead_regions;
         stats.erased_bytes += round.freed_bytes;
@@ -153,7 +157,7 @@ fn erase_all(shared: &Shared, options: &GcOptions) -> Result<GcStats, Error> {
     }
     stats.freed_bytes = stats.erased_bytes.saturating_sub(lifted_bytes);
     erase::renew_index(shared)?;
-    match Collecting::begin(shared).first_left(options)? {
+    match left {
         Some(path) => {
             Err(StoreError::NotErased { path, why: "it is damaged; see `stillframe verify`" }.into())
         }
@@ -184,6 +188,8 @@ type Group = (Vec<Arc<Pack>>, u64);
 struct Collecting<'a> {
     shared: &'a Shared,
     horizon: Position,
+    /// A pack that was to be replaced and is damaged.
+    left: Cell<Option<PathBuf>>,
 }
 
 impl Drop for Collecting<'_> {
@@ -195,7 +201,7 @@ impl Drop for Collecting<'_> {
 impl<'a> Collecting<'a> {
     fn begin(shared: &'a Shared) -> Collecting<'a> {
         shared.gate.begin_gc();
-        Collecting { shared, horizon: shared.log.position() }
+        Collecting { shared, horizon: shared.log.position(), left: Cell::default() }
     }
 
     /// What collecting would do if these were forgotten.
@@ -223,15 +229,6 @@ impl<'a> Collecting<'a> {
             stats.freed_bytes = stats.erased_bytes.saturating_sub(lifts.most_bytes());
         }
         Ok(stats)
-    }
-
-    /// A pack in which there is anything that no live snapshot needs.
-    fn first_left(&self, options: &GcOptions) -> Result<Option<PathBuf>, Error> {
-        let Marking { regions, objects, .. } = self.mark(&options.progress)?;
-        let condemned = Condemned { horizon: self.horizon, regions, objects };
-        let (live_bytes, _) = self.weigh(&condemned, &HashSet::new())?;
-        let groups = self.groups(&live_bytes, &HashSet::new(), options)?;
-        Ok(groups.first().and_then(|(packs, _)| packs.first()).map(|pack| pack.path.clone()))
     }
 
     /// Marks what the live snapshots need.
@@ -276,7 +273,10 @@ impl<'a> Collecting<'a> {
         while let Some(packs) = waiting.pop_front() {
             options.progress.check()?;
             match compact(self.shared, &packs, &keep, false) {
-                Ok(Compacted { removed, removed_bytes, written_bytes }) => {
+                Ok(Compacted { removed, removed_bytes, written_bytes, left }) => {
+                    if left.is_some() {
+                        self.left.set(left);
+                    }
                     stats.freed_bytes += removed_bytes.saturating_sub(written_bytes);
                     let count = if written_bytes == 0 {
                         &mut stats.packs_removed
@@ -738,6 +738,9 @@ mod tests {
 
     /// The index loses what it knows, as sled was seen to after it could not read a page.
     fn lose(store: &Store, trees: &[Tree]) {
+        // What the settler puts into it later would not be lost.
+        store.shared().sync().unwrap();
+        store.shared().settle_all();
         let index = store.shared().index();
         for tree in trees.iter().copied() {
             let entries: Vec<_> = index.entries(tree).collect::<Result<_, _>>().unwrap();

@@ -191,13 +191,14 @@ impl Drop for HeldCaptures<'_> {
 
 impl Drop for CaptureGuard {
     fn drop(&mut self) {
-        self.gate.captures_changed.notify_all();
         let mut pins = self.gate.pins();
         if let Some(prefixes) = pins.captures.remove(&self.number)
             && let Some(handed_over) = &mut pins.handed_over
         {
             handed_over.prefixes.extend(prefixes);
         }
+        drop(pins);
+        self.gate.captures_changed.notify_all();
     }
 }
 
