@@ -7,11 +7,14 @@ mod bytes;
 mod core;
 mod file;
 mod holes;
+pub(crate) mod injection;
 mod live;
 pub(crate) mod maps;
 mod proc_directory;
 mod process;
 mod regular_file;
+mod sharers;
+mod smaps;
 mod stop;
 mod tracked;
 
@@ -22,16 +25,20 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::address_space::{AddressSpace, AddressSpaceError};
+use crate::left_out::LeftOut;
 use crate::record::Origin;
 use crate::track::{TrackError, Tracker, Untracked};
 use crate::units::AddressRange;
 
 pub use core::CoreSource;
 pub use file::FileSource;
+pub(crate) use holes::data_in_memory_file;
 pub use live::LiveMemory;
 pub use process::ProcessSource;
 use process::refusal;
 pub(crate) use process::{FrozenProcess, ProcessMemory, RSEQ_ATTACHMENT};
+pub(crate) use sharers::others_sharing_memory;
+pub(crate) use smaps::MappingState;
 pub use tracked::{SourceExt, Tracked};
 
 /// Something whose memory can be captured.
@@ -71,6 +78,12 @@ pub trait Frozen {
     ///
     /// When the source went away.
     fn populated(&self, mapping_index: usize) -> Result<Vec<Range<u64>>, SourceError>;
+
+    /// What of its captured mappings cannot be had, and why; in the order of the addresses. It is not
+    /// [populated](Self::populated).
+    fn left_out(&self) -> Vec<LeftOut> {
+        Vec::new()
+    }
 
     /// How the bytes may be had.
     fn memory(&self) -> Memory<'_>;
@@ -146,6 +159,15 @@ pub struct Attachment {
     pub name: String,
     /// Its bytes; at most 256 MiB.
     pub bytes: Vec<u8>,
+}
+
+/// The attachment that says who owns what was captured: of a process its real and its effective user, of a file its owner
+/// twice; 4 bytes each, little-endian.
+pub(crate) const OWNER_ATTACHMENT: &str = "owner";
+
+fn owner_attachment((real, effective): (u32, u32)) -> Attachment {
+    let bytes = [real.to_le_bytes(), effective.to_le_bytes()].concat();
+    Attachment { name: OWNER_ATTACHMENT.to_owned(), bytes }
 }
 
 /// A source that cannot be used.

@@ -32,6 +32,8 @@ pub(super) struct Stat {
     /// How many threads the whole process has, the dead and not yet reaped ones included.
     pub(super) thread_count: usize,
     pub(super) is_kernel_thread: bool,
+    /// When it was started, in clock ticks since the machine was.
+    pub(super) start: u64,
 }
 
 impl Stat {
@@ -61,6 +63,17 @@ impl ProcDirectory {
         Ok(File::from(rustix::fs::openat(&self.directory, name, flags, Mode::empty())?))
     }
 
+    /// A file to look at: nothing is asked of its file system or driver.
+    pub(super) fn open_path(&self, name: &str) -> io::Result<OwnedFd> {
+        let flags = OFlags::PATH | OFlags::CLOEXEC;
+        Ok(rustix::fs::openat(&self.directory, name, flags, Mode::empty())?)
+    }
+
+    /// Where a link of the kernel leads.
+    pub(super) fn read_link(&self, name: &str) -> io::Result<Vec<u8>> {
+        Ok(rustix::fs::readlinkat(&self.directory, name, Vec::new())?.into_bytes())
+    }
+
     pub(super) fn read(&self, name: &str) -> io::Result<Vec<u8>> {
         // Room for most of what is read here, so that one call gets it.
         let mut bytes = Vec::with_capacity(16 * 1024);
@@ -76,16 +89,42 @@ impl ProcDirectory {
         parse_stat(&self.read(&format!("task/{tid}/stat"))?)
     }
 
+    /// When it was started, in seconds of the machine's clock as it goes now.
+    pub(super) fn started(&self) -> io::Result<i64> {
+        let ticks = self.stat()?.start;
+        let seconds = i64::try_from(ticks / rustix::param::clock_ticks_per_second().max(1)).unwrap_or(0);
+        let since_boot = rustix::time::clock_gettime(rustix::time::ClockId::Boottime).tv_sec;
+        Ok(rustix::time::clock_gettime(rustix::time::ClockId::Realtime).tv_sec - since_boot + seconds)
+    }
+
+    /// The same with the thread's name, in one read.
+    pub(super) fn named_thread_stat(&self, tid: u32) -> io::Result<(Vec<u8>, Stat)> {
+        let line = self.read(&format!("task/{tid}/stat"))?;
+        let stat = parse_stat(&line)?;
+        let begin = line.iter().position(|byte| *byte == b'(').map_or(0, |at| at + 1);
+        let end = line.iter().rposition(|byte| *byte == b')').unwrap_or(begin);
+        Ok((line.get(begin..end).unwrap_or_default().to_vec(), stat))
+    }
+
     /// The threads there are. The kernel may leave some out while others end.
     pub(super) fn thread_ids(&self) -> io::Result<Vec<u32>> {
+        self.numbers("task")
+    }
+
+    /// The numbers of its open files.
+    pub(super) fn descriptors(&self) -> io::Result<Vec<u32>> {
+        self.numbers("fd")
+    }
+
+    fn numbers(&self, name: &str) -> io::Result<Vec<u32>> {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        let tasks = rustix::fs::openat(&self.directory, "task", flags, Mode::empty())?;
-        let mut tids = Vec::new();
-        for entry in Dir::new(tasks)? {
+        let directory = rustix::fs::openat(&self.directory, name, flags, Mode::empty())?;
+        let mut numbers = Vec::new();
+        for entry in Dir::new(directory)? {
             // "." and ".." are no numbers.
-            tids.extend(entry?.file_name().to_str().ok().and_then(|name| name.parse::<u32>().ok()));
+            numbers.extend(entry?.file_name().to_str().ok().and_then(|name| name.parse::<u32>().ok()));
         }
-        Ok(tids)
+        Ok(numbers)
     }
 
     /// A number of `/proc/PID/status` (`Tgid`, `TracerPid`), or of a thread's, `task/TID/status`.
@@ -97,6 +136,13 @@ impl ProcDirectory {
     /// A text of `status`, or of a thread's; `None` if the kernel does not say such a thing.
     pub(super) fn status_text(&self, file: &str, key: &str) -> io::Result<Option<String>> {
         Ok(status_text(&self.read(file)?, key).map(str::to_owned))
+    }
+
+    /// Its real and its effective user.
+    pub(super) fn users(&self) -> Option<(u32, u32)> {
+        let text = self.status_text("status", "Uid").ok()??;
+        let mut numbers = text.split_ascii_whitespace().map(str::parse);
+        Some((numbers.next()?.ok()?, numbers.next()?.ok()?))
     }
 
     /// The executable, if we may know it.
@@ -137,6 +183,7 @@ fn parse_stat(line: &[u8]) -> io::Result<Stat> {
             session: field(6)?.parse().unwrap_or(0),
             is_kernel_thread: field(9)?.parse::<u64>().ok()? & PF_KTHREAD != 0,
             thread_count: field(20)?.parse().ok()?,
+            start: field(22)?.parse().ok()?,
         })
     };
     parsed().ok_or_else(|| unreadable("stat", line))
@@ -172,6 +219,7 @@ mod tests {
             session: 60,
             thread_count: 3,
             is_kernel_thread: false,
+            start: 999,
         };
         assert_eq!(parse_stat(line).unwrap(), expected);
         for length in 0..40 {
@@ -185,7 +233,10 @@ mod tests {
         let my_tid = rustix::thread::gettid().as_raw_nonzero().get().cast_unsigned();
         assert!(me.thread_ids().unwrap().contains(&my_tid));
         assert_eq!(me.status_number("status", "Tgid").unwrap(), me.pid());
-        assert_eq!(me.thread_stat(my_tid).unwrap().state, 'R');
+        let (name, stat) = me.named_thread_stat(my_tid).unwrap();
+        let expected = me.read(&format!("task/{my_tid}/comm")).unwrap();
+        assert_eq!((stat.state, name.as_slice()), ('R', expected.trim_ascii_end()));
+        assert_eq!(me.thread_stat(my_tid).unwrap().start, stat.start);
         assert_eq!(me.executable().unwrap(), std::env::current_exe().unwrap());
         assert_eq!(me.command_line(), std::env::args().collect::<Vec<_>>());
     }

@@ -18,6 +18,7 @@
 //! the opener free to move between threads.
 
 use std::collections::BTreeMap;
+use std::fs::File;
 use std::io;
 use std::ops::Range;
 use std::sync::Arc;
@@ -27,6 +28,7 @@ use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, WaitId, WaitIdOptions};
 
+use super::injection::{Call, Caller, Foothold, InjectionError};
 use super::proc_directory::{ProcDirectory, says_gone};
 use super::{SourceError, refusal};
 use crate::sys::ptrace::{self, Stop};
@@ -62,10 +64,26 @@ struct Found {
     process_was_stopped: bool,
     /// By thread.
     rseq_areas: Vec<(u32, Range<u64>)>,
+    process_start: u64,
+    /// By thread.
+    starts: Vec<(u32, u64)>,
 }
 
-/// Threads to be set back, and where to answer.
-type Order = (Vec<Thread>, Sender<Result<(), SourceError>>);
+/// What the tracer is to do, and where it answers.
+enum Order {
+    SetRegisters(Vec<Thread>, Sender<Result<(), SourceError>>),
+    MakeCalls(Calls, Sender<Result<Vec<i64>, InjectionError>>),
+}
+
+/// Calls for a thread of the process to make.
+pub(super) struct Calls {
+    /// The pid as the process itself knows it.
+    pub(super) own_pid: u32,
+    pub(super) foothold: Foothold,
+    /// `/proc/PID/mem`.
+    pub(super) memory: File,
+    pub(super) calls: Vec<Call>,
+}
 
 impl StoppedProcess {
     /// Stops every thread of the process.
@@ -79,7 +97,13 @@ impl StoppedProcess {
             .spawn(move || Tracer::new(&traced).run(&report_to, &orders))
             .map_err(|source| SourceError::Process { pid, action: "start a thread that stops", source })?;
         let mut stopped = StoppedProcess {
-            found: Found { threads: no_threads(pid), process_was_stopped: false, rseq_areas: Vec::new() },
+            found: Found {
+                threads: no_threads(pid),
+                process_was_stopped: false,
+                rseq_areas: Vec::new(),
+                process_start: 0,
+                starts: Vec::new(),
+            },
             hold: Some((hold, tracer)),
             stood_still: Duration::ZERO,
         };
@@ -118,14 +142,31 @@ impl StoppedProcess {
         &self.found.rseq_areas
     }
 
+    /// When the process and its threads were started.
+    pub(super) fn starts(&self) -> (u64, &[(u32, u64)]) {
+        (self.found.process_start, &self.found.starts)
+    }
+
     /// Gives these threads, all of which stand still, their registers and signal masks.
     pub(super) fn set_registers(&self, threads: Vec<Thread>) -> Result<(), SourceError> {
         let pid = self.found.threads.pid;
         let (answer_to, answer) = channel();
-        let is_asked = self.hold.as_ref().is_some_and(|(hold, _)| hold.send((threads, answer_to)).is_ok());
+        let order = Order::SetRegisters(threads, answer_to);
+        let is_asked = self.hold.as_ref().is_some_and(|(hold, _)| hold.send(order).is_ok());
         match answer.recv() {
             Ok(done) if is_asked => done,
             _ => Err(SourceError::Released { pid }),
+        }
+    }
+
+    /// Has a thread make system calls; see [`injection`](super::injection).
+    pub(super) fn make_calls(&self, calls: Calls) -> Result<Vec<i64>, InjectionError> {
+        let (answer_to, answer) = channel();
+        let order = Order::MakeCalls(calls, answer_to);
+        let is_asked = self.hold.as_ref().is_some_and(|(hold, _)| hold.send(order).is_ok());
+        match answer.recv() {
+            Ok(done) if is_asked => done,
+            _ => Err(InjectionError::Impossible("it is not held any more".to_owned())),
         }
     }
 
@@ -180,8 +221,15 @@ impl<'a> Tracer<'a> {
         let is_stopped = report.is_ok();
         if report_to.send(report).is_ok() && is_stopped {
             // This ends when the opener hangs up.
-            for (threads, answer_to) in orders {
-                let _ = answer_to.send(self.set_registers(&threads));
+            for order in orders {
+                match order {
+                    Order::SetRegisters(threads, answer_to) => {
+                        let _ = answer_to.send(self.set_registers(&threads));
+                    }
+                    Order::MakeCalls(calls, answer_to) => {
+                        let _ = answer_to.send(self.make_calls(&calls));
+                    }
+                }
             }
         }
         for (tid, stop) in &self.held {
@@ -190,6 +238,27 @@ impl<'a> Tracer<'a> {
             let _ = ptrace::detach(*tid, signal);
         }
         self.first_interrupt.map_or(Duration::ZERO, |first| first.elapsed())
+    }
+
+    fn make_calls(&self, calls: &Calls) -> Result<Vec<i64>, InjectionError> {
+        let can_call = |stop: &Stop| matches!(stop, Stop::Interrupted | Stop::WithProcess);
+        let Some((tid, _)) = self.held.iter().find(|(_, stop)| can_call(stop)) else {
+            return Err(InjectionError::Impossible(
+                "all its threads are on their way into a signal".to_owned(),
+            ));
+        };
+        let others: Vec<u32> = self.held.keys().copied().filter(|other| other != tid).collect();
+        let is_stopped = self.held.values().any(|stop| *stop == Stop::WithProcess);
+        let caller = Caller {
+            pid: self.process.pid(),
+            own_pid: calls.own_pid,
+            tid: *tid,
+            others: &others,
+            is_stopped,
+            memory: &calls.memory,
+            foothold: calls.foothold,
+        };
+        caller.make(&calls.calls)
     }
 
     /// Stops what is listed until nothing new can appear: threads that stand still make no others.
@@ -311,8 +380,11 @@ impl<'a> Tracer<'a> {
     fn found(&self) -> Result<Found, SourceError> {
         let area = |tid: &u32| Some((*tid, ptrace::rseq_area(*tid)?));
         let rseq_areas = self.held.keys().filter_map(area);
+        let (threads, process_start, starts) = self.registers()?;
         Ok(Found {
-            threads: self.registers()?,
+            threads,
+            process_start,
+            starts,
             process_was_stopped: self.held.values().any(|stop| *stop == Stop::WithProcess),
             rseq_areas: rseq_areas
                 .map(|(tid, (at, length))| (tid, at..at.saturating_add(length.into())))
@@ -333,29 +405,31 @@ impl<'a> Tracer<'a> {
         Ok(())
     }
 
-    /// The registers of all threads, which stand still.
-    fn registers(&self) -> Result<Threads, SourceError> {
+    /// The registers of all threads, which stand still, and when the process and they were started.
+    fn registers(&self) -> Result<(Threads, u64, Vec<(u32, u64)>), SourceError> {
         let stat = self.process.stat().map_err(|error| self.error("look at", error))?;
         let mut threads = Vec::with_capacity(self.held.len());
+        let mut starts = Vec::with_capacity(self.held.len());
         for (tid, stop) in &self.held {
-            let thread =
+            let (thread, start) =
                 self.thread(*tid, *stop).map_err(|error| self.error("read the registers of", error))?;
             threads.push(thread);
+            starts.push((*tid, start));
         }
         // By number already; the first one may have a higher number than others.
         threads.sort_by_key(|thread| thread.tid != self.process.pid());
-        Ok(Threads {
+        let threads = Threads {
             parent_pid: stat.parent_pid,
             process_group: stat.process_group,
             session: stat.session,
             threads,
             ..no_threads(self.process.pid())
-        })
+        };
+        Ok((threads, stat.start, starts))
     }
 
-    fn thread(&self, tid: u32, stop: Stop) -> io::Result<Thread> {
-        let mut name = self.process.read(&format!("task/{tid}/comm"))?;
-        name.pop_if(|last| *last == b'\n');
+    fn thread(&self, tid: u32, stop: Stop) -> io::Result<(Thread, u64)> {
+        let (name, stat) = self.process.named_thread_stat(tid)?;
         let mut registers = Vec::new();
         for note_type in threads::register_set_types() {
             if let Some(bytes) = ptrace::register_set(tid, *note_type)? {
@@ -366,11 +440,12 @@ impl<'a> Tracer<'a> {
             return Err(io::Error::other("the kernel gives no general registers"));
         }
         let (pending_signal, signal_information) = match stop {
-            Stop::Interrupted | Stop::WithProcess => (0, Vec::new()),
+            Stop::Interrupted | Stop::WithProcess | Stop::Call => (0, Vec::new()),
             Stop::Signal { signal, information } => (signal, information.to_vec()),
         };
         let signal_mask = ptrace::signal_mask(tid)?;
-        Ok(Thread { tid, name, signal_mask, pending_signal, signal_information, registers })
+        let thread = Thread { tid, name, signal_mask, pending_signal, signal_information, registers };
+        Ok((thread, stat.start))
     }
 
     fn error(&self, action: &'static str, source: io::Error) -> SourceError {

@@ -4,10 +4,14 @@
 pub(crate) mod call;
 pub(crate) mod file;
 pub(crate) mod heap;
+pub(crate) mod kcmp;
 pub(crate) mod map;
+pub(crate) mod mapped;
+pub(crate) mod memory_limit;
 pub(crate) mod missing;
 pub(crate) mod pagemap;
 pub(crate) mod process_memory;
 pub(crate) mod ptrace;
 pub(crate) mod reserve;
+pub(crate) mod shared_map;
 pub(crate) mod userfault;
