@@ -623,6 +623,8 @@ impl Marking<'_> {
 mod tests {
     use super::*;
     use crate::CaptureOptions;
+    use crate::store::catalog::Fact;
+    use crate::store::log::FactAt;
 
     /// A store, and memory that only a forgotten snapshot has.
     fn store_with_garbage() -> (tempfile::TempDir, Store, Vec<u8>) {
@@ -783,5 +785,37 @@ mod tests {
         let store = rebuilt(store);
         assert_whole(&store, id, &memory);
         assert!(store.gc(&GcOptions::default()).unwrap().freed_bytes > 0);
+    }
+
+    #[test]
+    fn an_undecodable_record_is_damage_and_its_pack_stays_until_a_repair() {
+        let (dir, store, _) = store_with_garbage();
+        let shared = store.shared();
+        // Checks and hash are right; what it says is nothing.
+        let plain = vec![0xFF; 300];
+        let id = SnapshotId(Hash::of(&plain));
+        let fact: FactAt = Box::new(move |at| Fact::Tombstone(id, at));
+        shared.log.append_facts(vec![(Kind::Record, plain, fact)], shared.log.failures()).unwrap();
+        shared.sync().unwrap();
+        let path = store.info().path;
+        drop(store);
+        let packs = || {
+            std::fs::read_dir(path.join("packs")).unwrap().map(|it| it.unwrap().path()).collect::<Vec<_>>()
+        };
+        let before = packs();
+        for _ in 0..2 {
+            let store = Store::open(&path).unwrap();
+            let problems = store.verify(&Default::default()).unwrap().problems;
+            assert_eq!(problems.len(), 1, "{problems:?}");
+            assert_eq!((&*problems[0].kind, &problems[0].snapshots[..]), ("record", &[id][..]));
+            let everything = GcOptions { max_unused_percent: 0, ..GcOptions::default() };
+            store.gc(&everything).unwrap();
+            assert!(before.iter().all(|pack| pack.exists()), "{:?}", packs());
+        }
+        let report = Store::repair(&path, &Default::default()).unwrap();
+        assert_eq!(report.damaged.len(), 1, "{report:?}");
+        let store = Store::open(&path).unwrap();
+        assert_eq!(store.verify(&Default::default()).unwrap().problems, []);
+        drop(dir);
     }
 }

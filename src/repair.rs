@@ -19,12 +19,15 @@ use crate::hash::Hash;
 use crate::progress::Progress;
 use crate::record::SnapshotId;
 use crate::store::aside::Aside;
+use crate::store::collected::{self, Collected};
 use crate::store::compact::{KeepAll, compact, salvage};
 use crate::store::error::StoreError;
 use crate::store::format::{FORMAT_FILE, Format};
 use crate::store::location::Location;
 use crate::store::lock::{Access, Lock};
+use crate::store::lost;
 use crate::store::object::Kind;
+use crate::store::open;
 use crate::store::pack::{Pack, Scanned};
 use crate::store::read::{Check, Reader};
 use crate::store::tree::Tree;
@@ -122,6 +125,7 @@ fn repair(path: &Path, options: &RepairOptions) -> Result<RepairReport, Error> {
             file::sync_dir(shared.log.dir()).map_err(StoreError::io("make durable", shared.log.dir()))?;
         }
     }
+    report.damaged.extend(shared.lost.iter().map(|lost| format!("{}: {}", lost.file_name(), lost.why())));
     if !options.dry_run {
         shared.ground(&others)?;
     }
@@ -131,9 +135,16 @@ fn repair(path: &Path, options: &RepairOptions) -> Result<RepairReport, Error> {
     let mut lost: Vec<SnapshotId> = problems.iter().flat_map(|problem| &problem.snapshots).copied().collect();
     lost.sort_unstable();
     lost.dedup();
-    if !options.dry_run && (aside.has_told() || !lost.is_empty()) {
+    if !options.dry_run && (aside.has_told() || !lost.is_empty() || !shared.lost.is_empty()) {
         aside.tell(&losses(shared, &lost, &problems))?;
         report.report = Some(aside.report());
+        if !shared.lost.is_empty() {
+            // It is on record now.
+            let gone = shared.lost.iter().filter(|lost| lost.found_bytes.is_none());
+            let gone: Vec<_> = gone.map(|lost| Collected { pack: lost.pack, kept_in: None }).collect();
+            collected::add(&shared.path, &gone)?;
+            lost::write(&shared.path, &[])?;
+        }
     }
     report.lost_snapshots = lost;
     let index = shared.index();
@@ -228,7 +239,15 @@ fn damage(pack: &Arc<Pack>) -> Result<Vec<String>, Error> {
     let bytes = pack.bytes(pack.length_bytes())?;
     let lines = pack.scan(&bytes, pack.header_bytes()).filter_map(|scanned| match scanned {
         Err(error) => Some(Err(error.into())),
-        Ok(Scanned::Object { .. }) => None,
+        Ok(Scanned::Object { offset_bytes, header, payload }) => {
+            let location = Location::new(pack.number, offset_bytes, &header);
+            let why = open::fact(&header, payload, location).err()?;
+            let (path, end_bytes) = (pack.path.display(), location.end_bytes());
+            Some(Ok(format!(
+                "{path} bytes {offset_bytes}..{end_bytes} ({} {}): {why}",
+                header.kind, header.hash
+            )))
+        }
         Ok(Scanned::Damaged { offset_bytes, end_bytes, header, why }) => {
             let what =
                 header.map_or_else(String::new, |header| format!(" ({} {})", header.kind, header.hash));

@@ -439,8 +439,17 @@ impl Index {
     ///
     /// What cannot be saved there goes: the next opening builds it anew. Nothing less would do, as the number of a
     /// pack may come back.
-    pub(crate) fn let_packs_go(&self) -> Result<(), StoreError> {
+    ///
+    /// `tell` writes down that they go. Where there is no room for that, nothing on the disk may name them either.
+    pub(crate) fn let_packs_go(
+        &self,
+        tell: impl FnOnce() -> Result<(), StoreError>,
+    ) -> Result<(), StoreError> {
         self.save()?;
+        if !self.is_held() {
+            let _writing = self.writing();
+            self.or_hold(tell())?;
+        }
         match self.is_held() {
             true => self.leave_disk(),
             false => Ok(()),

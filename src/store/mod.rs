@@ -16,6 +16,7 @@
 pub(crate) mod aside;
 pub(crate) mod block;
 pub(crate) mod catalog;
+pub(crate) mod collected;
 pub(crate) mod compact;
 mod database;
 pub(crate) mod durable;
@@ -29,6 +30,7 @@ pub(crate) mod lane;
 pub(crate) mod location;
 pub(crate) mod lock;
 pub(crate) mod log;
+pub(crate) mod lost;
 pub(crate) mod marks;
 pub(crate) mod names;
 pub(crate) mod object;
@@ -149,6 +151,8 @@ pub(crate) struct Shared {
     damage_known: AtomicBool,
     damage_findings: AtomicU64,
     pub(crate) unusable: Vec<(PathBuf, String)>,
+    /// Packs that were there once, and what is known to have been in them.
+    pub(crate) lost: Vec<lost::Lost>,
     pub(crate) index_rebuilt: bool,
     /// Deltas in the packs that the index does not mean, as it has others of the same objects.
     pub(crate) other_deltas: Vec<IndexEntry>,
@@ -311,6 +315,7 @@ impl Store {
             damage_findings: AtomicU64::new(0),
             index: opened.index,
             unusable: opened.unusable,
+            lost: opened.lost,
             index_rebuilt: opened.index_rebuilt,
             other_deltas: opened.other_deltas,
             lock: lock.clone(),

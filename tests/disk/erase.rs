@@ -299,7 +299,7 @@ fn captures_that_run_beside_an_erasing_gc_lose_nothing() {
 fn is_root() -> bool {
     let is_root = rustix::process::geteuid().is_root();
     if !is_root {
-        eprintln!("passed over: needs root, to own files and to run programs as somebody else");
+        crate::needs::passed_over("it needs root, to own files and to run programs as somebody else");
     }
     is_root
 }

@@ -1,6 +1,7 @@
 //! Processes whose address space is terabytes and whose memory is some megabytes: what is kept of them is what they have,
 //! byte by byte, and costs by that and not by the address space.
 
+use crate::needs::passed_over;
 use std::fs::File;
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::fs::FileExt;
@@ -51,12 +52,12 @@ fn compiled(dir: &Path, source: &str, options: &[&str]) -> Option<std::path::Pat
     match command.output() {
         Ok(output) if output.status.success() => Some(program),
         Ok(_) if !options.is_empty() => {
-            eprintln!("passed over: needs cc with {} (Debian package gcc)", options.join(" "));
+            passed_over(&format!("it needs cc with {} (Debian package gcc)", options.join(" ")));
             None
         }
         Ok(output) => panic!("{}", String::from_utf8_lossy(&output.stderr)),
         Err(_) => {
-            eprintln!("passed over: needs cc (Debian package gcc)");
+            let _ = crate::needs::needs(&["cc"]);
             None
         }
     }
@@ -142,7 +143,7 @@ fn of_terabytes_only_what_is_there_is_kept_and_compared_and_rolled_back() {
     let mut program = Program::start(&path, &["6"]);
     let line = program.line();
     let Some((a, b)) = line.trim().split_once(' ') else {
-        return eprintln!("passed over: this kernel gives a process no 7 TiB of address space");
+        return passed_over("this kernel gives a process no 7 TiB of address space");
     };
     let (a, b): (u64, u64) = (a.parse().unwrap(), b.parse().unwrap());
     let store = create(dir.path(), 16_384);
@@ -222,7 +223,7 @@ fn an_image_that_no_file_of_the_file_system_can_hold_is_refused_with_what_to_do(
     let Some(path) = compiled(dir.path(), TERABYTES, &[]) else { return };
     let mut program = Program::start(&path, &["20"]);
     if program.line() == "none\n" {
-        return eprintln!("passed over: this kernel gives a process no 21 TiB of address space");
+        return passed_over("this kernel gives a process no 21 TiB of address space");
     }
     let store = create(dir.path(), 65_536);
     let taken = capture(&store, &program);
@@ -253,7 +254,7 @@ fn a_program_with_shadow_memory_costs_by_what_it_has(sanitizer: &str, region_byt
     let mut program = Program::start(&path, &[]);
     let line = program.line();
     let Some(heap) = line.split_whitespace().next().and_then(|text| text.parse::<u64>().ok()) else {
-        return eprintln!("passed over: a program with {sanitizer} does not run here");
+        return passed_over(&format!("a program with {sanitizer} does not run here"));
     };
     let store = create(dir.path(), region_bytes);
     most_memory_since();
@@ -295,7 +296,7 @@ fn a_sparse_file_of_terabytes_is_kept_by_what_it_has() {
     let file = File::create(&path).unwrap();
     let length = 4 * TIB + 4096;
     if file.set_len(length).is_err() {
-        return eprintln!("passed over: the temporary directory takes no file of 4 TiB");
+        return passed_over("the temporary directory takes no file of 4 TiB");
     }
     let places = [0, 5 << 30, (2 * TIB) - 1000, length - 3000];
     for (at, place) in places.iter().enumerate() {
