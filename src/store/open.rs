@@ -290,10 +290,12 @@ fn open_index(
         *lost = lost::join(std::mem::take(lost), present.lost(index.watermarks().into_iter()));
         if !lost.is_empty() {
             let mut catalog = Catalog::default();
-            for (key, value) in index.snapshots()? {
+            index.read_snapshots(|key, value| {
                 // Only what can be read of it can be named.
-                let _ = catalog.load(&key, &value);
-            }
+                let _ = catalog.load(key, value);
+                true
+            })?;
+            catalog.loaded();
             lost::name_snapshots(lost, &catalog);
         }
         for pack in packs {
