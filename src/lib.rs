@@ -97,6 +97,7 @@ mod repair;
 mod reservation;
 mod restore;
 mod rollback;
+mod same_process;
 mod sink;
 mod snapshot;
 mod source;

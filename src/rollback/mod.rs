@@ -24,6 +24,7 @@ use crate::hash::Hash;
 use crate::progress::Progress;
 use crate::record::{Record, SnapshotId};
 use crate::restore::Restore;
+use crate::source::STOP_TIMEOUT;
 use crate::store::gate::SnapshotGuard;
 use crate::store::read::Check;
 use crate::store::{Shared, Store};
@@ -66,6 +67,7 @@ pub struct RollBack<'a> {
     progress: Progress,
     tracker: Option<&'a dyn Tracker>,
     leave_new_memory: bool,
+    stop_timeout: Duration,
     _pin: SnapshotGuard,
 }
 
@@ -112,6 +114,7 @@ impl Store {
             progress,
             tracker: None,
             leave_new_memory: false,
+            stop_timeout: STOP_TIMEOUT,
             _pin: pin,
         })
     }

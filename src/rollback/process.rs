@@ -8,7 +8,7 @@
 //! To the left of the SIGSTOP everything can fail, and the process goes on as if nothing had been.
 
 use std::ops::Range;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::plan::{self, Look, Part, Patch, Target};
 use super::{RollBack, RollBackStats, fit, restart};
@@ -40,6 +40,12 @@ impl RollBack<'_> {
     /// process does not know of it. Only the heap's new part is emptied, as the C library relies on that.
     pub fn leave_new_memory(mut self, leave: bool) -> Self {
         self.leave_new_memory = leave;
+        self
+    }
+
+    /// How long the threads of a process may take to stop, as [`ProcessSource::stop_timeout`].
+    pub fn stop_timeout(mut self, timeout: Duration) -> Self {
+        self.stop_timeout = timeout;
         self
     }
 
@@ -82,7 +88,14 @@ impl RollBack<'_> {
     pub fn process(self, pid: u32) -> Result<RollBackStats, Error> {
         let begun = Instant::now();
         let CapturedProcess { threads, auxv, rseq } = self.captured_process(pid)?;
-        let held = ProcessSource::new(pid).hold().map_err(|error| refused(pid, error))?;
+        let held = ProcessSource::new(pid).stop_timeout(self.stop_timeout);
+        let held = held.hold(&self.progress).map_err(|error| refused(pid, error))?;
+        if let Some(sharer) = held.sharers().first() {
+            let why = format!(
+                "process {sharer} shares its memory without being a thread of it, and would not be rolled back"
+            );
+            return Err(SinkError::NoRollBack { pid, why }.into());
+        }
         self.check_it_fits(pid, &held, &threads, &auxv)?;
         if rseq.is_some_and(|rseq| rseq != held.rseq_attachment()) {
             // Its C library would tell the kernel a second time, which ends the program.

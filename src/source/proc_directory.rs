@@ -32,6 +32,8 @@ pub(super) struct Stat {
     /// How many threads the whole process has, the dead and not yet reaped ones included.
     pub(super) thread_count: usize,
     pub(super) is_kernel_thread: bool,
+    /// When it was started, in clock ticks since the machine was.
+    pub(super) start: u64,
 }
 
 impl Stat {
@@ -101,8 +103,18 @@ impl ProcDirectory {
 
     /// The executable, if we may know it.
     pub(super) fn executable(&self) -> Option<PathBuf> {
-        let path = rustix::fs::readlinkat(&self.directory, "exe", Vec::new()).ok()?;
-        Some(PathBuf::from(std::ffi::OsString::from_vec(path.into_bytes())))
+        self.link("exe").ok()
+    }
+
+    /// The user that a file in it belongs to.
+    pub(super) fn owner(&self, name: &str) -> io::Result<u32> {
+        Ok(rustix::fs::statat(&self.directory, name, rustix::fs::AtFlags::empty())?.st_uid)
+    }
+
+    /// Where a link leads: `exe`, `fd/3`.
+    pub(super) fn link(&self, name: &str) -> io::Result<PathBuf> {
+        let path = rustix::fs::readlinkat(&self.directory, name, Vec::new())?;
+        Ok(PathBuf::from(std::ffi::OsString::from_vec(path.into_bytes())))
     }
 
     /// The command line; empty if the process has cleared it.
@@ -137,6 +149,7 @@ fn parse_stat(line: &[u8]) -> io::Result<Stat> {
             session: field(6)?.parse().unwrap_or(0),
             is_kernel_thread: field(9)?.parse::<u64>().ok()? & PF_KTHREAD != 0,
             thread_count: field(20)?.parse().ok()?,
+            start: field(22)?.parse().ok()?,
         })
     };
     parsed().ok_or_else(|| unreadable("stat", line))
@@ -172,6 +185,7 @@ mod tests {
             session: 60,
             thread_count: 3,
             is_kernel_thread: false,
+            start: 999,
         };
         assert_eq!(parse_stat(line).unwrap(), expected);
         for length in 0..40 {

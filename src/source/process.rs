@@ -14,10 +14,13 @@ use std::time::Duration;
 
 use super::holes::data_ranges;
 use super::maps;
+use super::patience::STOP_TIMEOUT;
 use super::proc_directory::{ProcDirectory, says_gone};
+use super::refusal::process_error;
 use super::stop::StoppedProcess;
 use super::{Attachment, CopyOut, Frozen, Memory, Source, SourceError};
 use crate::address_space::{AddressSpace, Mapping};
+use crate::progress::Progress;
 use crate::record::Origin;
 use crate::sys::{pagemap, process_memory};
 use crate::threads::{AUXV, Thread, Threads};
@@ -36,6 +39,9 @@ use crate::units::AddressRange;
 ///
 /// The kernel allows it for processes of the same user, subject to
 /// `/proc/sys/kernel/yama/ptrace_scope`, or with the capability `CAP_SYS_PTRACE`.
+///
+/// Other processes that share its memory (`clone` with `CLONE_VM`) are stopped with it where the kernel tells of them (`kcmp`),
+/// and must not be refused to us. A process that is itself capturing is waited for until it is done.
 ///
 /// If it is a child of this program, wait for it between captures only: a stop shows to `waitpid` as
 /// that of a child, whatever the options, and `std::process::Child` takes it for an end.
@@ -58,13 +64,34 @@ use crate::units::AddressRange;
 #[derive(Clone, Debug)]
 pub struct ProcessSource {
     pid: u32,
+    stop_timeout: Duration,
     tracker: Result<Arc<SoftDirty>, Untracked>,
 }
 
 impl ProcessSource {
     /// The process with this pid. Nothing is done to it yet.
     pub fn new(pid: u32) -> Self {
-        ProcessSource { pid, tracker: Err(Untracked::NoTracker) }
+        ProcessSource { pid, stop_timeout: STOP_TIMEOUT, tracker: Err(Untracked::NoTracker) }
+    }
+
+    /// How long its threads may take to stop; one second if this is not called. Those that run need microseconds.
+    ///
+    /// One that waits in the kernel where nothing reaches it (for a disk, a file server, a child of `vfork`, in a frozen
+    /// cgroup) stops when that is over. The others are stopped after it where that can be known before, and none is
+    /// paused for longer than this: then all go on, and [`SourceError::DidNotStop`] says which thread did not stop.
+    pub fn stop_timeout(mut self, timeout: Duration) -> Self {
+        self.stop_timeout = timeout;
+        self
+    }
+
+    /// Whether there is such a process, and one that can be captured at all: no thread of another process or of the
+    /// kernel, and not this program. Nothing is done to it.
+    ///
+    /// # Errors
+    ///
+    /// [`SourceError::NoSuchProcess`], [`SourceError::Uncapturable`].
+    pub fn check(&self) -> Result<(), SourceError> {
+        find(self.pid).map(drop)
     }
 
     /// Lets the kernel note what the process writes, by soft-dirty marks: then only that is read.
@@ -96,13 +123,13 @@ impl ProcessSource {
 }
 
 impl ProcessSource {
-    /// Stops the process.
-    pub(crate) fn hold(&self) -> Result<FrozenProcess, SourceError> {
+    /// Stops the process, unless `progress` is cancelled before.
+    pub(crate) fn hold(&self, progress: &Progress) -> Result<FrozenProcess, SourceError> {
         let pid = self.pid;
         let process = Arc::new(find(pid)?);
         // Whatever takes time and does not change is read before the process stands still.
         let origin = Origin::Process { pid, path: process.executable(), command: process.command_line() };
-        let stopped = StoppedProcess::stop(&process)?;
+        let stopped = StoppedProcess::stop(&process, self.stop_timeout, progress)?;
 
         // The first thread may have ended before the others, and then has no memory any more.
         let Some(tid) = stopped.threads().threads.first().map(|thread| thread.tid) else {
@@ -143,7 +170,11 @@ impl ProcessSource {
 
 impl Source for ProcessSource {
     fn open(&self) -> Result<Box<dyn Frozen + '_>, SourceError> {
-        Ok(Box::new(self.hold()?))
+        self.open_unless_cancelled(&Progress::new())
+    }
+
+    fn open_unless_cancelled(&self, progress: &Progress) -> Result<Box<dyn Frozen + '_>, SourceError> {
+        Ok(Box::new(self.hold(progress)?))
     }
 
     fn tracker(&self) -> Result<Arc<dyn Tracker>, Untracked> {
@@ -188,52 +219,6 @@ fn find(pid: u32) -> Result<ProcDirectory, SourceError> {
         ));
     }
     Ok(process)
-}
-
-/// Why the kernel refused something about a thread of a process.
-pub(super) fn refusal(
-    process: &ProcDirectory,
-    tid: u32,
-    action: &'static str,
-    error: io::Error,
-) -> SourceError {
-    let pid = process.pid();
-    let tracer = process.status_number(&format!("task/{tid}/status"), "TracerPid").unwrap_or(0);
-    if tracer != 0 {
-        let name = std::fs::read(format!("/proc/{tracer}/comm")).unwrap_or_default();
-        let name = String::from_utf8_lossy(name.trim_ascii_end()).into_owned();
-        let why = format!("process {tracer} ({name}) traces it already; end that debugger or capture first");
-        return SourceError::Uncapturable { pid, why };
-    }
-    if matches!(error.raw_os_error(), Some(libc::EPERM | libc::EACCES)) {
-        SourceError::NotPermitted { pid, action, advice: advice() }
-    } else {
-        process_error(pid, action, error)
-    }
-}
-
-/// What helps when the kernel does not permit it.
-fn advice() -> String {
-    let mut advice =
-        "do it as the user that the process runs as, or with the capability CAP_SYS_PTRACE (as root)"
-            .to_owned();
-    let scope = std::fs::read_to_string("/proc/sys/kernel/yama/ptrace_scope").unwrap_or_default();
-    let meaning = match scope.trim() {
-        "1" => "only a parent may stop its children",
-        "2" => "only CAP_SYS_PTRACE helps",
-        "3" => "nobody may stop any process until the next boot",
-        _ => return advice,
-    };
-    advice += &format!("; /proc/sys/kernel/yama/ptrace_scope is {}: {meaning}", scope.trim());
-    advice
-}
-
-fn process_error(pid: u32, action: &'static str, source: io::Error) -> SourceError {
-    if says_gone(&source) {
-        SourceError::ProcessEnded { pid }
-    } else {
-        SourceError::Process { pid, action, source }
-    }
 }
 
 /// The attachment that says which threads had told the kernel where their area for restartable sequences is.
@@ -283,6 +268,11 @@ impl FrozenProcess {
     /// Its threads as they stand.
     pub(crate) fn threads(&self) -> Threads {
         self.stopped.borrow().threads().clone()
+    }
+
+    /// Other processes that share its memory without being threads of it. They are stopped, too.
+    pub(crate) fn sharers(&self) -> Vec<u32> {
+        self.stopped.borrow().sharers().to_vec()
     }
 
     /// Whether the process stood still before, by SIGSTOP say, and will when it is let go.

@@ -2,9 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use stillframe::{
-    Capture, CaptureOptions, CoreSource, FileSource, ProcessSource, Source, SourceError, Store,
-};
+use stillframe::{Capture, CaptureOptions, CoreSource, FileSource, ProcessSource, Source, Store};
 
 use crate::context::Context;
 use crate::errors::Exit;
@@ -17,10 +15,12 @@ use crate::{arguments, output::Output};
 
 /// Takes one snapshot.
 pub(crate) fn capture(context: &Context, arguments: arguments::Capture) -> anyhow::Result<Exit> {
-    let (source, default_name): (Box<dyn Source>, String) = match arguments.pid {
+    let (source, default_name): (Box<dyn Source>, Option<String>) = match arguments.pid {
         Some(pid) => {
-            check_running(pid)?;
-            (Box::new(ProcessSource::new(pid)), format!("pid:{pid}"))
+            // A wrong pid must not leave an empty store behind.
+            let source = ProcessSource::new(pid).stop_timeout(arguments.stopping.stop_timeout);
+            source.check()?;
+            (Box::new(source), None)
         }
         None => {
             let path = arguments.core.as_ref().or(arguments.file.as_ref()).cloned().unwrap_or_default();
@@ -31,7 +31,7 @@ pub(crate) fn capture(context: &Context, arguments: arguments::Capture) -> anyho
             };
             // A file that cannot be captured must not leave an empty store behind.
             drop(source.open()?);
-            (source, name)
+            (source, Some(name))
         }
     };
     let store = context.open_or_create()?;
@@ -46,7 +46,10 @@ pub(crate) fn capture(context: &Context, arguments: arguments::Capture) -> anyho
         progress: progress(context, "capturing"),
         ..Default::default()
     };
-    let process = arguments.process.unwrap_or(default_name);
+    let process = match (arguments.process.or(default_name), arguments.pid) {
+        (Some(name), _) => name,
+        (None, pid) => name_of_process(context, &store, pid.unwrap_or_default())?,
+    };
     let capture = store.process(&process).capture(&*source, &options)?;
     drop(options);
     print_capture(&context.output, &store, &capture)?;
@@ -107,12 +110,17 @@ fn stored_text(capture: &Capture) -> String {
     }
 }
 
-/// An error unless there is such a process: a wrong pid must not leave an empty store behind.
-pub(crate) fn check_running(pid: u32) -> Result<(), SourceError> {
-    match Path::new(&format!("/proc/{pid}")).exists() {
-        true => Ok(()),
-        false => Err(SourceError::NoSuchProcess { pid }),
+/// The name of a live process whose snapshots were given none.
+pub(crate) fn name_of_process(context: &Context, store: &Store, pid: u32) -> anyhow::Result<String> {
+    let plain = format!("pid:{pid}");
+    let name = store.name_of_process(pid)?;
+    if name != plain {
+        let text = format!(
+            "the snapshots named {plain} are of another process that had this pid; this one is named {name}"
+        );
+        context.output.note(&text);
     }
+    Ok(name)
 }
 
 /// The name of a file without its directory.

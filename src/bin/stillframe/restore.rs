@@ -18,7 +18,7 @@ pub(crate) fn restore(context: &Context, arguments: &arguments::Restore) -> anyh
     let store = context.open()?;
     let id = store.find(&arguments.snapshot)?;
     match arguments.into_pid {
-        Some(pid) => into_process(context, &store, id, pid, arguments.leave_new_memory),
+        Some(pid) => into_process(context, &store, id, pid, arguments),
         None => to_file(context, &store, id, arguments),
     }
 }
@@ -88,7 +88,7 @@ fn into_process(
     store: &Store,
     id: SnapshotId,
     pid: u32,
-    leave_new_memory: bool,
+    arguments: &arguments::Restore,
 ) -> anyhow::Result<Exit> {
     #[derive(Serialize)]
     struct RollBackObject {
@@ -103,7 +103,8 @@ fn into_process(
     let output = &context.output;
     let stats: RollBackStats = store
         .roll_back(id)?
-        .leave_new_memory(leave_new_memory)
+        .leave_new_memory(arguments.leave_new_memory)
+        .stop_timeout(arguments.stopping.stop_timeout)
         .progress(progress(context, "rolling back"))
         .process(pid)?;
     let named = |mapping: &Mapping| format!("{} {}", mapping.range, human::plain(&mapping.name));
