@@ -296,7 +296,7 @@ impl<'a> Collecting<'a> {
             let dead_bytes = whole_bytes.saturating_sub(live_bytes + more_bytes);
             if dead_bytes * 100 > whole_bytes * u64::from(options.max_unused_percent) {
                 victims.push((live_bytes, pack));
-            } else if pack.length_bytes() < pack::seal_bytes() / SMALL {
+            } else if pack.length_bytes() < pack.seal_bytes() / SMALL {
                 small.push((live_bytes, pack));
             }
         }
@@ -309,7 +309,7 @@ impl<'a> Collecting<'a> {
             match groups.last_mut() {
                 Some((packs, group_bytes))
                     if (*group_bytes == 0) == (live_bytes == 0)
-                        && *group_bytes + live_bytes <= pack::seal_bytes() =>
+                        && *group_bytes + live_bytes <= pack.seal_bytes() =>
                 {
                     packs.push(pack);
                     *group_bytes += live_bytes;

@@ -140,7 +140,7 @@ mod workers;
 /// ```
 #[cfg(feature = "fault-injection")]
 pub mod fault_injection {
-    pub use crate::store::pack::set_seal_bytes;
+    pub use crate::store::pack::{Sealing, seal_packs_at};
     pub use crate::sys::call::{Call, Watching, Witness, watch};
 }
 

@@ -2,7 +2,7 @@
 //!
 //! Each takes whatever bytes there are and panics where a promise is broken: that nothing but an error
 //! comes of bytes that are not in order, that what was encoded decodes to the same, and that what is accepted
-//! is in order. `tests/fuzz_corpus.rs` replays the corpora through the same functions.
+//! is in order. `tests/store/fuzz_corpus.rs` replays the corpora through the same functions.
 //!
 //! For the tests of this crate only; nobody ships it.
 

@@ -13,7 +13,7 @@
 //!   and publishes what is *condemned*. From then on a look-up of a condemned hash finds nothing,
 //!   and the capture stores the region anew, past the horizon.
 //!
-//! docs/design.md says why nothing is lost so; tests/gc_model.rs tries it in every order, and must be changed with this.
+//! docs/design.md says why nothing is lost so; tests/store/gc_model.rs tries it in every order, and must be changed with this.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};

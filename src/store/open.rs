@@ -358,7 +358,7 @@ fn catch_up(
         // The last one, as it turns out.
         let room = pack.replaces.is_empty()
             && !damaged
-            && pack.length_bytes() < pack::seal_bytes()
+            && pack.length_bytes() < pack.seal_bytes()
             && pack.length_bytes() % 8 == 0;
         active = room.then(|| pack.clone());
     }

@@ -37,26 +37,6 @@ use crate::sys::map::{self, PackMap, Since};
 /// files, small enough that gc rewrites one in about a second.
 const SEAL_BYTES: u64 = 256 << 20;
 
-#[cfg(not(feature = "fault-injection"))]
-pub(crate) const fn seal_bytes() -> u64 {
-    SEAL_BYTES
-}
-
-#[cfg(feature = "fault-injection")]
-static SEAL_BYTES_IN_TESTS: AtomicU64 = AtomicU64::new(SEAL_BYTES);
-
-#[cfg(feature = "fault-injection")]
-pub(crate) fn seal_bytes() -> u64 {
-    SEAL_BYTES_IN_TESTS.load(Ordering::Relaxed)
-}
-
-/// Has packs of all stores of this process sealed when they have grown to so many bytes, so that a test sees many of
-/// them.
-#[cfg(feature = "fault-injection")]
-pub fn set_seal_bytes(bytes: u64) {
-    SEAL_BYTES_IN_TESTS.store(bytes, Ordering::Relaxed);
-}
-
 const MAGIC: &[u8; 8] = b"STILLPAK";
 const FIXED_HEADER_BYTES: usize = 64;
 /// What is looked at of a file that may be a pack: a header of as many replaced packs as there are in a thousand
@@ -80,6 +60,47 @@ pub(crate) struct Pack {
     durable_bytes: AtomicU64,
     has_rest: AtomicBool,
     map: Mutex<Option<Arc<PackMap>>>,
+}
+
+#[cfg(feature = "fault-injection")]
+pub use sealing::{Sealing, seal_packs_at};
+
+/// Packs that are sealed earlier, so that a test sees many of them.
+#[cfg(feature = "fault-injection")]
+mod sealing {
+    use std::path::{Path, PathBuf};
+    use std::sync::{PoisonError, RwLock};
+
+    static SEALINGS: RwLock<Vec<(PathBuf, u64)>> = RwLock::new(Vec::new());
+
+    /// Packs below a directory are sealed at another size until this is dropped.
+    #[derive(Debug)]
+    pub struct Sealing {
+        root: PathBuf,
+    }
+
+    /// Has the packs of all stores below a directory sealed when they have grown to so many bytes.
+    pub fn seal_packs_at(root: impl Into<PathBuf>, bytes: u64) -> Sealing {
+        let root = root.into();
+        let mut sealings = SEALINGS.write().unwrap_or_else(PoisonError::into_inner);
+        sealings.push((root.clone(), bytes));
+        Sealing { root }
+    }
+
+    impl Drop for Sealing {
+        fn drop(&mut self) {
+            let mut sealings = SEALINGS.write().unwrap_or_else(PoisonError::into_inner);
+            if let Some(at) = sealings.iter().position(|(root, _)| *root == self.root) {
+                sealings.swap_remove(at);
+            }
+        }
+    }
+
+    /// What is set for a file, if anything is.
+    pub(super) fn of(path: &Path) -> Option<u64> {
+        let sealings = SEALINGS.read().unwrap_or_else(PoisonError::into_inner);
+        sealings.iter().find(|(root, _)| path.starts_with(root)).map(|(_, bytes)| *bytes)
+    }
 }
 
 /// The file name of pack `number`.
@@ -173,6 +194,15 @@ impl Pack {
             has_rest: AtomicBool::new(false),
             map: Mutex::new(None),
         }))
+    }
+
+    /// How large it may grow before another one is begun.
+    pub(crate) fn seal_bytes(&self) -> u64 {
+        #[cfg(feature = "fault-injection")]
+        if let Some(bytes) = sealing::of(&self.path) {
+            return bytes;
+        }
+        SEAL_BYTES
     }
 
     /// Gives a pack that was written under a temporary name its final one.

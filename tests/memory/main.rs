@@ -1,0 +1,12 @@
+//! Memory of this process: tracked, restored lazily, mapped as an instance, reserved and rolled back in place.
+
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
+mod lazy;
+mod reservation;
+mod rollback;
+mod templates;
+mod tracking;
+
+#[path = "../common/noise.rs"]
+mod noise;
