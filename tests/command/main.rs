@@ -5,6 +5,7 @@
 mod owners;
 mod traced;
 mod verbs;
+mod watching;
 
 #[path = "../common/ended.rs"]
 mod ended;

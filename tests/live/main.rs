@@ -6,3 +6,4 @@ mod cores;
 mod processes;
 mod rollback;
 mod sources;
+mod stopping;
