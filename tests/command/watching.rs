@@ -96,7 +96,7 @@ fn a_command_lives_on_while_the_store_is_full_and_snapshots_are_taken_when_there
         until [ -s "$3/out" ]; do sleep 0.02; done
         dd if=/dev/zero of="$2/filler" bs=64k 2> /dev/null || :
         until grep -q "no space" "$3/err"; do sleep 0.02; [ -e "$3/end" ] && exit 9; kill -0 $watch; done
-        "$1" --store "$2/store" list > /dev/null || echo "others cannot use it" >> "$3/err"
+        "$1" --store "$2/store" --wait 20 list > /dev/null || echo "others cannot use it" >> "$3/err"
         rm "$2/filler"
         lines=$(wc -l < "$3/out")
         until [ $(wc -l < "$3/out") -gt $((lines + 1)) ]; do sleep 0.02; kill -0 $watch; done
