@@ -75,6 +75,7 @@ mod codec;
 mod delta;
 mod diff;
 mod elf;
+mod erase;
 mod error;
 mod forget;
 #[cfg(feature = "fuzzing")]
@@ -97,6 +98,8 @@ mod repair;
 mod reservation;
 mod restore;
 mod rollback;
+mod root;
+mod run;
 mod same_process;
 mod sink;
 mod snapshot;

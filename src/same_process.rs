@@ -6,6 +6,7 @@ use jiff::{SignedDuration, Timestamp};
 
 use crate::error::Error;
 use crate::record::Origin;
+use crate::run::Run;
 use crate::snapshot::Snapshot;
 use crate::source::RunningProcess;
 use crate::store::Store;
@@ -47,6 +48,14 @@ fn is_of(snapshot: &Snapshot<'_>, pid: u32, now: &RunningProcess) -> Result<bool
     let started = started.and_then(|age| Timestamp::now().checked_sub(age).ok());
     if started.is_some_and(|started| started > snapshot.record().time) {
         return Ok(false);
+    }
+    if let Some(run) = snapshot.attachment(Run::ATTACHMENT)?.and_then(|run| Run::from_attachment(&run).ok()) {
+        let is_known = !run.boot_id.is_empty() && !now.boot_id.is_empty();
+        if is_known
+            && (run.boot_id != now.boot_id || now.start.is_some_and(|start| start != run.process_start))
+        {
+            return Ok(false);
+        }
     }
     let auxv = snapshot.attachment(AUXV)?;
     Ok(auxv.is_none_or(|auxv| now.auxv.is_empty() || auxv == now.auxv))

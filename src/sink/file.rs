@@ -4,10 +4,14 @@ use std::path::{Path, PathBuf};
 
 use super::SinkError;
 use crate::sys::file::{self, File};
+use crate::sys::mapped::mapped_shared_by;
+use crate::sys::shared_map::SharedMap;
 
 /// A file being written, under a temporary name beside its final one.
 pub(crate) struct SparseFile {
     file: File,
+    /// Where it cannot be written otherwise.
+    map: Option<SharedMap>,
     temporary: PathBuf,
     path: PathBuf,
     overwrite: bool,
@@ -24,6 +28,9 @@ impl SparseFile {
         if !overwrite && path.symlink_metadata().is_ok() {
             return Err(SinkError::Exists { path: path.to_owned() });
         }
+        if let Some((pid, name)) = std::fs::metadata(path).ok().and_then(|it| mapped_shared_by(&it)) {
+            return Err(SinkError::Mapped { path: path.to_owned(), pid, name });
+        }
         let mut name = name.to_owned();
         name.push(format!(".{}.unfinished", std::process::id()));
         let temporary = path.with_file_name(name);
@@ -32,14 +39,20 @@ impl SparseFile {
             move |source| SinkError::File { path, action, source }
         };
         let file = file::create_new(&temporary).map_err(failed("create"))?;
-        let sparse = SparseFile { file, temporary, path: path.to_owned(), overwrite, finished: false };
+        let mut sparse =
+            SparseFile { file, map: None, temporary, path: path.to_owned(), overwrite, finished: false };
         sparse.file.set_length(length_bytes).map_err(failed("set the length of"))?;
+        sparse.map = sparse.file.map(SharedMap::of_huge_pages).map_err(failed("map"))?;
         Ok(sparse)
     }
 
     /// Writes `bytes` at an offset. Threads may write different parts at once.
     pub(crate) fn write_at(&self, bytes: &[u8], offset_bytes: u64) -> Result<(), SinkError> {
-        self.file.write_all_at(bytes, offset_bytes).map_err(self.failed("write"))
+        let written = match &self.map {
+            Some(map) => map.write_all_at(bytes, offset_bytes),
+            None => self.file.write_all_at(bytes, offset_bytes),
+        };
+        written.map_err(self.failed("write"))
     }
 
     /// Gives the complete file its name.

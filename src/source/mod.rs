@@ -17,6 +17,7 @@ mod refusal;
 mod regular_file;
 mod running;
 mod sharers;
+mod smaps;
 mod stop;
 mod stuck;
 mod tracer;
@@ -36,13 +37,13 @@ use crate::units::AddressRange;
 
 pub use core::CoreSource;
 pub use file::FileSource;
+pub(crate) use holes::data_in_memory_file;
 pub use live::LiveMemory;
 pub(crate) use patience::STOP_TIMEOUT;
 pub use process::ProcessSource;
 pub(crate) use process::{FrozenProcess, ProcessMemory, RSEQ_ATTACHMENT};
-#[allow(unused_imports)] // For rolling back.
 pub(crate) use running::RunningProcess;
-pub(crate) use sharers::others_sharing_memory;
+pub(crate) use smaps::MappingState;
 pub use tracked::{SourceExt, Tracked};
 
 /// Something whose memory can be captured.
@@ -170,6 +171,15 @@ pub struct Attachment {
     pub name: String,
     /// Its bytes; at most 256 MiB.
     pub bytes: Vec<u8>,
+}
+
+/// The attachment that says who owns what was captured: of a process its real and its effective user, of a file its owner
+/// twice; 4 bytes each, little-endian.
+pub(crate) const OWNER_ATTACHMENT: &str = "owner";
+
+fn owner_attachment((real, effective): (u32, u32)) -> Attachment {
+    let bytes = [real.to_le_bytes(), effective.to_le_bytes()].concat();
+    Attachment { name: OWNER_ATTACHMENT.to_owned(), bytes }
 }
 
 /// A source that cannot be used.

@@ -155,6 +155,11 @@ impl StoppedProcess {
         &self.found.rseq_areas
     }
 
+    /// When the process and its threads were started.
+    pub(super) fn starts(&self) -> (u64, &[(u32, u64)]) {
+        (self.found.process_start, &self.found.starts)
+    }
+
     /// Gives these threads, all of which are stopped, their registers and signal masks.
     pub(super) fn set_registers(&self, threads: Vec<Thread>) -> Result<(), SourceError> {
         let pid = self.found.threads.pid;

@@ -34,12 +34,21 @@ pub(super) struct Found {
     pub(super) process_was_stopped: bool,
     /// By thread.
     pub(super) rseq_areas: Vec<(u32, Range<u64>)>,
+    pub(super) process_start: u64,
+    /// By thread.
+    pub(super) starts: Vec<(u32, u64)>,
 }
 
 impl Found {
     pub(super) fn nothing(pid: u32) -> Found {
-        let rseq_areas = Vec::new();
-        Found { threads: no_threads(pid), sharers: Vec::new(), process_was_stopped: false, rseq_areas }
+        Found {
+            threads: no_threads(pid),
+            sharers: Vec::new(),
+            process_was_stopped: false,
+            rseq_areas: Vec::new(),
+            process_start: 0,
+            starts: Vec::new(),
+        }
     }
 }
 
@@ -130,8 +139,11 @@ impl Tracer {
         let area = |tid: &u32| Some((*tid, ptrace::rseq_area(*tid)?));
         let held = &self.process.threads;
         let rseq_areas = held.keys().filter_map(area);
+        let (threads, process_start, starts) = self.process.registers()?;
         Ok(Found {
-            threads: self.process.registers()?,
+            threads,
+            process_start,
+            starts,
             sharers: self.others.iter().map(|other| other.process.pid()).collect(),
             process_was_stopped: held.values().any(|stop| *stop == Stop::WithProcess),
             rseq_areas: rseq_areas
@@ -322,29 +334,31 @@ impl Held {
         Ok(())
     }
 
-    /// The registers of all threads, which are stopped.
-    fn registers(&self) -> Result<Threads, SourceError> {
+    /// The registers of all threads, which are stopped, and when the process and they were started.
+    fn registers(&self) -> Result<(Threads, u64, Vec<(u32, u64)>), SourceError> {
         let stat = self.process.stat().map_err(|error| self.error("look at", error))?;
         let mut threads = Vec::with_capacity(self.threads.len());
+        let mut starts = Vec::with_capacity(self.threads.len());
         for (tid, stop) in &self.threads {
-            let thread =
+            let (thread, start) =
                 self.thread(*tid, *stop).map_err(|error| self.error("read the registers of", error))?;
             threads.push(thread);
+            starts.push((*tid, start));
         }
         // By number already; the first one may have a higher number than others.
         threads.sort_by_key(|thread| thread.tid != self.process.pid());
-        Ok(Threads {
+        let threads = Threads {
             parent_pid: stat.parent_pid,
             process_group: stat.process_group,
             session: stat.session,
             threads,
             ..no_threads(self.process.pid())
-        })
+        };
+        Ok((threads, stat.start, starts))
     }
 
-    fn thread(&self, tid: u32, stop: Stop) -> io::Result<Thread> {
-        let mut name = self.process.read(&format!("task/{tid}/comm"))?;
-        name.pop_if(|last| *last == b'\n');
+    fn thread(&self, tid: u32, stop: Stop) -> io::Result<(Thread, u64)> {
+        let (name, stat) = self.process.named_thread_stat(tid)?;
         let mut registers = Vec::new();
         for note_type in threads::register_set_types() {
             if let Some(bytes) = ptrace::register_set(tid, *note_type)? {
@@ -359,7 +373,8 @@ impl Held {
             Stop::Signal { signal, information } => (signal, information.to_vec()),
         };
         let signal_mask = ptrace::signal_mask(tid)?;
-        Ok(Thread { tid, name, signal_mask, pending_signal, signal_information, registers })
+        let thread = Thread { tid, name, signal_mask, pending_signal, signal_information, registers };
+        Ok((thread, stat.start))
     }
 
     fn error(&self, action: &'static str, source: io::Error) -> SourceError {

@@ -16,7 +16,7 @@
 //! docs/design.md says why nothing is lost so; tests/store/gc_model.rs tries it in every order, and must be changed with this.
 
 use std::collections::{HashMap, HashSet};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, RwLock};
 
 use super::location::Position;
 use super::marks::Marks;
@@ -28,6 +28,8 @@ use crate::record::{Record, SnapshotId};
 pub(crate) struct Gate {
     condemned: RwLock<Option<Arc<Condemned>>>,
     pins: Mutex<Pins>,
+    /// Told when a capture ends, and when captures may begin again.
+    captures_changed: Condvar,
 }
 
 #[derive(Default)]
@@ -35,6 +37,8 @@ struct Pins {
     next_capture: u64,
     /// For each running capture the first 64 bits of every hash that it has looked up.
     captures: HashMap<u64, Vec<u64>>,
+    /// Whether none may begin.
+    captures_held: bool,
     /// How often each is pinned, and its record: gc may take that out of the catalog.
     snapshots: HashMap<SnapshotId, (usize, Arc<Record>)>,
     /// While gc marks: the pins that were given up meanwhile.
@@ -80,6 +84,11 @@ pub(crate) struct SnapshotGuard {
     id: SnapshotId,
 }
 
+/// While this is there no capture runs.
+pub(crate) struct HeldCaptures<'a> {
+    gate: &'a Gate,
+}
+
 impl Gate {
     fn pins(&self) -> MutexGuard<'_, Pins> {
         self.pins.lock().unwrap_or_else(PoisonError::into_inner)
@@ -88,11 +97,29 @@ impl Gate {
     /// Announces a capture.
     pub(crate) fn begin_capture(self: &Arc<Self>) -> CaptureGuard {
         let mut pins = self.pins();
+        while pins.captures_held {
+            pins = self.captures_changed.wait(pins).unwrap_or_else(PoisonError::into_inner);
+        }
         let number = pins.next_capture;
         pins.next_capture += 1;
         pins.captures.insert(number, Vec::new());
         drop(pins);
         CaptureGuard { gate: self.clone(), number }
+    }
+
+    /// Waits for the end of all captures, and lets none begin until what this returns is dropped.
+    pub(crate) fn hold_captures(&self) -> HeldCaptures<'_> {
+        let mut pins = self.pins();
+        pins.captures_held = true;
+        while !pins.captures.is_empty() {
+            pins = self.captures_changed.wait(pins).unwrap_or_else(PoisonError::into_inner);
+        }
+        HeldCaptures { gate: self }
+    }
+
+    /// The snapshots that somebody reads.
+    pub(crate) fn pinned_snapshots(&self) -> Vec<SnapshotId> {
+        self.pins().snapshots.keys().copied().collect()
     }
 
     /// Keeps a snapshot from being collected. It must be live, and not be forgotten meanwhile.
@@ -154,8 +181,16 @@ impl CaptureGuard {
     }
 }
 
+impl Drop for HeldCaptures<'_> {
+    fn drop(&mut self) {
+        self.gate.pins().captures_held = false;
+        self.gate.captures_changed.notify_all();
+    }
+}
+
 impl Drop for CaptureGuard {
     fn drop(&mut self) {
+        self.gate.captures_changed.notify_all();
         let mut pins = self.gate.pins();
         if let Some(prefixes) = pins.captures.remove(&self.number)
             && let Some(handed_over) = &mut pins.handed_over

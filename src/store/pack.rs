@@ -103,6 +103,16 @@ mod sealing {
     }
 }
 
+/// How large a pack at this path, or in this directory, grows before another one is begun.
+pub(crate) fn seal_bytes(path: &Path) -> u64 {
+    #[cfg(feature = "fault-injection")]
+    if let Some(bytes) = sealing::of(path) {
+        return bytes;
+    }
+    let _ = path;
+    SEAL_BYTES
+}
+
 /// The file name of pack `number`.
 pub(crate) fn file_name(number: u32) -> String {
     format!("{number:08}.pack")
@@ -198,11 +208,7 @@ impl Pack {
 
     /// How large it may grow before another one is begun.
     pub(crate) fn seal_bytes(&self) -> u64 {
-        #[cfg(feature = "fault-injection")]
-        if let Some(bytes) = sealing::of(&self.path) {
-            return bytes;
-        }
-        SEAL_BYTES
+        seal_bytes(&self.path)
     }
 
     /// Gives a pack that was written under a temporary name its final one.

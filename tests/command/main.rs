@@ -12,5 +12,8 @@ mod ended;
 mod helper;
 #[path = "../common/mount.rs"]
 mod mount;
+#[allow(dead_code)]
+#[path = "../common/needs.rs"]
+mod needs;
 #[path = "../common/noise.rs"]
 mod noise;

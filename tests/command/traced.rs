@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use crate::ended::output_of;
+use crate::needs::{needs, passed_over};
 
 /// What fails, in which way, and which calls of a thread do, each in a run of its own. These are the calls that
 /// the database makes; a capture reads a thousand times, gc five thousand times, and writes seven times.
@@ -124,10 +125,12 @@ fn copy(from: &Path, to: &Path) {
 #[test]
 #[ignore = "it needs strace, and a minute"]
 fn whatever_fails_in_the_index_the_command_ends_and_nothing_acknowledged_is_lost() {
+    if !needs(&["strace"]) {
+        return;
+    }
     let may_trace = Command::new("strace").args(["-o", "/dev/null", "true"]).status();
     if !may_trace.is_ok_and(|tried| tried.success()) {
-        eprintln!("SKIPPED: strace is not installed, or may not trace here");
-        return;
+        return passed_over("strace may not trace here");
     }
     let dir = tempfile::tempdir().unwrap();
     let store = dir.path().join("store");

@@ -2,6 +2,7 @@
 
 // The helpers are test code like the tests themselves.
 
+use crate::needs::needs;
 use std::collections::HashMap;
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
@@ -21,6 +22,9 @@ const SNAPSHOT_KEYS: &str = "id process parent time trigger labels memory_bytes 
 
 #[test]
 fn memory_of_a_real_process_is_captured_and_found_at_its_address() {
+    if !needs(&["python3"]) {
+        return;
+    }
     let vault = Vault::new();
     let mut python = Running::python(
         "import ctypes, time\n\
@@ -190,6 +194,9 @@ fn a_watch_takes_so_many_snapshots_of_a_running_process() {
 
 #[test]
 fn a_watch_ends_with_the_command_it_started_and_says_how_that_ended() {
+    if !needs(&["python3"]) {
+        return;
+    }
     let vault = Vault::new();
     let program = "import time; data = []\n\
         for step in range(8): data.append(bytes(100_000)); print('step', step, flush=True); time.sleep(0.1)\n\
@@ -241,6 +248,9 @@ fn a_command_creates_its_files_as_if_it_had_been_started_without_us() {
 
 #[test]
 fn an_interrupted_watch_exits_with_130_and_leaves_no_command_behind() {
+    if !needs(&["python3"]) {
+        return;
+    }
     let vault = Vault::new();
     for (signal, command) in [
         (Signal::INT, &["sleep", "600"][..]),
@@ -273,6 +283,9 @@ fn a_command_that_runs_on_after_the_last_snapshot_can_be_interrupted() {
 
 #[test]
 fn an_interrupted_watch_lets_a_running_process_run_on() {
+    if !needs(&["python3"]) {
+        return;
+    }
     let vault = Vault::new();
     let mut python = Running::python("print('ready', flush=True)\nwhile True: pass");
     assert_eq!(python.line(), "ready");
@@ -836,6 +849,9 @@ fn a_diff_tells_the_ranges_and_a_history_the_bytes() {
 
 #[test]
 fn the_history_of_a_counter_in_a_running_python_is_told() {
+    if !needs(&["python3"]) {
+        return;
+    }
     let vault = Vault::new();
     let mut python = Running::python(
         "import ctypes, signal\n\

@@ -13,7 +13,7 @@ use crate::helper::{Running, Vault, noise};
 use crate::mount::mounting;
 
 fn passed_over(needs: &str) {
-    eprintln!("passed over: needs {needs}");
+    crate::needs::passed_over(&format!("it needs {needs}"));
 }
 
 fn state(pid: u32) -> char {

@@ -11,5 +11,8 @@ mod unreadable_packs;
 
 #[path = "../common/mount.rs"]
 mod mount;
+#[allow(dead_code)]
+#[path = "../common/needs.rs"]
+mod needs;
 #[path = "../common/noise.rs"]
 mod noise;

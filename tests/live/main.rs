@@ -7,3 +7,7 @@ mod processes;
 mod rollback;
 mod sources;
 mod stopping;
+
+#[allow(dead_code)]
+#[path = "../common/needs.rs"]
+mod needs;

@@ -1,6 +1,7 @@
 //! Live processes through the whole store: real programs are captured while they work, and what
 //! comes back is compared with what the kernel showed while they stood still.
 
+use crate::needs::needs;
 use std::collections::HashSet;
 use std::fs::File;
 use std::io::{BufRead, BufReader, Write};
@@ -207,6 +208,9 @@ fn assert_has_nothing(store: &Store) {
 
 #[test]
 fn a_python_that_works_comes_back_as_it_stood_at_each_moment() {
+    if !needs(&["python3"]) {
+        return;
+    }
     let (dir, store) = new_store();
     let mut python = Python::start(1);
     let mut history = Vec::new();
@@ -239,6 +243,9 @@ fn a_python_that_works_comes_back_as_it_stood_at_each_moment() {
 
 #[test]
 fn two_processes_of_one_program_share_what_they_have_in_common() {
+    if !needs(&["python3"]) {
+        return;
+    }
     let (_dir, store) = new_store();
     let (first, second) = (Python::start(1), Python::start(2));
     let one = capture(&store, "first", &first.source());
@@ -284,6 +291,9 @@ fn two_processes_of_one_program_share_what_they_have_in_common() {
 
 #[test]
 fn a_process_that_dies_during_the_capture_leaves_nothing() {
+    if !needs(&["python3"]) {
+        return;
+    }
     let (_dir, store) = new_store();
     // When it has just been stopped, and in the midst of the copying.
     let (mut python, pid) = (Python::start(3), AtomicU32::new(0));
@@ -324,6 +334,9 @@ fn kill(pid: u32) {
 
 #[test]
 fn a_process_goes_on_after_a_capture_that_was_cancelled() {
+    if !needs(&["python3"]) {
+        return;
+    }
     let (_dir, store) = new_store();
     let mut python = Python::start(6);
     // Before the first piece, while it is copied, and when it runs again and is compressed.
@@ -349,6 +362,9 @@ fn a_process_goes_on_after_a_capture_that_was_cancelled() {
 
 #[test]
 fn a_process_goes_on_after_a_panic_during_the_capture() {
+    if !needs(&["python3"]) {
+        return;
+    }
     let (_dir, store) = new_store();
     let mut python = Python::start(7);
     for staging_bytes in [0, 128 << 20] {
@@ -369,6 +385,9 @@ fn a_process_goes_on_after_a_panic_during_the_capture() {
 
 #[test]
 fn the_registers_and_the_auxiliary_vector_are_kept_beside_the_memory() {
+    if !needs(&["python3"]) {
+        return;
+    }
     let (_dir, store) = new_store();
     let python = Python::start(8);
     let auxv = std::fs::read(format!("/proc/{}/auxv", python.pid())).unwrap();

@@ -1,6 +1,7 @@
 //! Live processes rolled back in place: real programs go on from the captured moment, and what does not fit is
 //! left as it was.
 
+use crate::needs::{needs, passed_over};
 use std::fs;
 use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
@@ -188,6 +189,9 @@ for line in sys.stdin:
 
 #[test]
 fn a_python_goes_on_from_the_captured_moment_variables_and_all() {
+    if !needs(&["python3"]) {
+        return;
+    }
     let (_dir, store) = new_store();
     let mut python = Program::python(PYTHON);
     assert_eq!(python.ask("look"), "1000 record 7 0");
@@ -227,6 +231,9 @@ fn roll_back_again(store: &Store, id: SnapshotId, python: &mut Program) {
 
 #[test]
 fn a_sleep_begins_again_wherever_the_thread_is_when_it_is_rolled_back() {
+    if !needs(&["python3"]) {
+        return;
+    }
     let (_dir, store) = new_store();
     let mut python = Program::python(PYTHON);
     python.tell("sleep 0.4");
@@ -245,6 +252,9 @@ fn a_sleep_begins_again_wherever_the_thread_is_when_it_is_rolled_back() {
 
 #[test]
 fn threads_in_all_kinds_of_system_calls_go_on_from_the_captured_moment() {
+    if !needs(&["cc"]) {
+        return;
+    }
     let (_dir, store) = new_store();
     let mut program = Program::c("threads");
     let served = |program: &mut Program, tickets: i64| {
@@ -289,6 +299,9 @@ fn threads_in_all_kinds_of_system_calls_go_on_from_the_captured_moment() {
 
 #[test]
 fn a_thread_in_a_loop_goes_back_to_its_system_call_and_the_other_way_round() {
+    if !needs(&["cc"]) {
+        return;
+    }
     let (_dir, store) = new_store();
     let mut program = Program::c("");
     program.ask("g");
@@ -308,6 +321,9 @@ fn a_thread_in_a_loop_goes_back_to_its_system_call_and_the_other_way_round() {
 
 #[test]
 fn the_signals_a_thread_blocks_are_rolled_back() {
+    if !needs(&["cc"]) {
+        return;
+    }
     let (_dir, store) = new_store();
     let mut program = Program::c("");
     let id = capture(&store, &program);
@@ -319,6 +335,9 @@ fn the_signals_a_thread_blocks_are_rolled_back() {
 
 #[test]
 fn what_was_excluded_and_what_others_share_is_left_as_it_is() {
+    if !needs(&["cc"]) {
+        return;
+    }
     let (_dir, store) = new_store();
     let mut program = Program::c("");
     program.ask("g");
@@ -342,6 +361,9 @@ fn what_was_excluded_and_what_others_share_is_left_as_it_is() {
 
 #[test]
 fn a_second_rollback_of_a_process_that_stood_still_writes_nothing_and_it_stays_stopped() {
+    if !needs(&["cc"]) {
+        return;
+    }
     let (_dir, store) = new_store();
     let mut program = Program::c("");
     program.ask("g");
@@ -360,6 +382,9 @@ fn a_second_rollback_of_a_process_that_stood_still_writes_nothing_and_it_stays_s
 
 #[test]
 fn a_process_that_is_about_to_stop_does_so_afterwards() {
+    if !needs(&["cc"]) {
+        return;
+    }
     let (_dir, store) = new_store();
     let mut program = Program::c("threads");
     program.ask("g");
@@ -378,6 +403,9 @@ fn a_process_that_is_about_to_stop_does_so_afterwards() {
 
 #[test]
 fn a_process_that_does_not_fit_is_left_as_it_was_and_says_what_differs() {
+    if !needs(&["cc"]) {
+        return;
+    }
     let (_dir, store) = new_store();
     for (command, expected) in
         [("n", "has grown by|is new"), ("u", "is gone"), ("p", "is r--p now"), ("h", "[heap]) has grown")]
@@ -402,6 +430,9 @@ fn a_process_that_does_not_fit_is_left_as_it_was_and_says_what_differs() {
 
 #[test]
 fn other_threads_another_run_and_another_program_do_not_fit() {
+    if !needs(&["python3", "cc"]) {
+        return;
+    }
     let (_dir, store) = new_store();
     let script = r#"
 import sys, threading
@@ -435,6 +466,9 @@ for line in sys.stdin:
 
 #[test]
 fn what_can_never_be_rolled_back_is_refused_with_the_reason() {
+    if !needs(&["cc"]) {
+        return;
+    }
     let (dir, store) = new_store();
     let program = Program::c("");
     let id = capture(&store, &program);
@@ -468,6 +502,9 @@ fn what_can_never_be_rolled_back_is_refused_with_the_reason() {
 
 #[test]
 fn a_thread_that_was_just_starting_when_it_was_captured_is_refused() {
+    if !needs(&["cc"]) {
+        return;
+    }
     let (_dir, store) = new_store();
     let mut command = Command::new(compiled());
     // The C library leaves it to the program, which does it late.
@@ -475,7 +512,7 @@ fn a_thread_that_was_just_starting_when_it_was_captured_is_refused() {
     let mut program = Program::start(command);
     let id = capture(&store, &program);
     if program.ask("r") != "0" {
-        return eprintln!("not tested: this kernel or C library has no restartable sequences");
+        return passed_over("this kernel or C library has no restartable sequences");
     }
     let later = capture(&store, &program);
     let error = store.roll_back(id).unwrap().process(program.pid()).unwrap_err();
@@ -486,6 +523,9 @@ fn a_thread_that_was_just_starting_when_it_was_captured_is_refused() {
 
 #[test]
 fn damage_leaves_the_process_as_it_was() {
+    if !needs(&["cc"]) {
+        return;
+    }
     let (dir, store) = new_store();
     let mut program = Program::c("");
     program.ask("g");
@@ -541,6 +581,9 @@ impl Vault {
 
 #[test]
 fn the_command_rolls_back_and_says_what_it_did_and_the_next_snapshot_follows() {
+    if !needs(&["cc"]) {
+        return;
+    }
     let vault = Vault::new();
     let mut program = Program::c("");
     let pid = program.pid().to_string();
@@ -592,6 +635,9 @@ fn is_pending(pid: u32, signal: Signal) -> bool {
 
 #[test]
 fn a_command_that_is_killed_leaves_the_process_as_it_was_or_rolled_back_or_stopped_to_be_rolled_back_again() {
+    if !needs(&["cc"]) {
+        return;
+    }
     let kills = std::env::var("STILLFRAME_KILLS").map_or(KILLS, |kills| kills.parse().unwrap());
     let vault = Vault::new();
     let mut program = Program::c("");

@@ -25,7 +25,7 @@ fn compiled(dir: &Path, program: &str) -> Option<PathBuf> {
 }
 
 fn passed_over(needs: &str) {
-    eprintln!("passed over: needs {needs}");
+    crate::needs::passed_over(&format!("it needs {needs}"));
 }
 
 /// A program that is killed when this goes.

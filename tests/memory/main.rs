@@ -8,5 +8,8 @@ mod rollback;
 mod templates;
 mod tracking;
 
+#[allow(dead_code)]
+#[path = "../common/needs.rs"]
+mod needs;
 #[path = "../common/noise.rs"]
 mod noise;

@@ -8,6 +8,7 @@ use stillframe::{
     Tracking, Untracked,
 };
 
+use crate::needs::passed_over;
 use crate::noise::noise;
 
 const KIB: usize = 1 << 10;
@@ -37,7 +38,7 @@ fn is_tracked(memory: &Reservation) -> bool {
     match memory.tracker() {
         Ok(_) => true,
         Err(why) => {
-            eprintln!("not tested as tracked: {why}");
+            passed_over(&format!("as tracked: {why}"));
             false
         }
     }

@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 const LAYERS: [(&str, &[&str]); 6] = [
     ("units, errors, progress, workers, all Linux calls", &["units", "error", "progress", "workers", "sys"]),
     ("what a region is", &["region", "hash", "codec", "delta"]),
-    ("what a snapshot is", &["record", "table", "address_space", "threads", "elf", "piece"]),
+    ("what a snapshot is", &["record", "table", "root", "address_space", "threads", "run", "elf", "piece"]),
     ("what changed since a snapshot", &["track"]),
     ("where memory comes from, stays and goes", &["source", "store", "sink"]),
     (
@@ -28,6 +28,7 @@ const LAYERS: [(&str, &[&str]); 6] = [
             "reservation",
             "forget",
             "gc",
+            "erase",
             "verify",
             "repair",
             "snapshot",

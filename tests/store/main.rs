@@ -15,5 +15,8 @@ mod round_trip;
 /// The journal that the benches compare with. Its tests are in its own file.
 #[path = "../../benches/common/journal.rs"]
 mod journal;
+#[allow(dead_code)]
+#[path = "../common/needs.rs"]
+mod needs;
 #[path = "../common/noise.rs"]
 mod noise;

@@ -72,6 +72,11 @@ impl Output {
         print_error(text);
     }
 
+    /// Tells what must not be missed, however quiet it is to be.
+    pub(crate) fn warning(&self, text: &str) {
+        print_error(&format!("stillframe: {text}"));
+    }
+
     /// The text in the colour of its style, if there are colours.
     pub(crate) fn styled(&self, style: Style, text: &str) -> String {
         let code = match style {
