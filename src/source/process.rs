@@ -14,11 +14,12 @@ use std::time::Duration;
 
 use super::holes::data_ranges;
 use super::maps;
-use super::patience::STOP_TIMEOUT;
+use super::patience::{Patience, STOP_TIMEOUT};
 use super::proc_directory::{ProcDirectory, says_gone};
 use super::refusal::process_error;
 use super::smaps::{self, MappingState};
 use super::stop::StoppedProcess;
+use super::stuck::wait_while_stuck;
 use super::{Attachment, CopyOut, Frozen, Memory, Source, SourceError, owner_attachment};
 use crate::address_space::{AddressSpace, Mapping};
 use crate::progress::Progress;
@@ -129,6 +130,8 @@ impl ProcessSource {
     pub(crate) fn hold(&self, progress: &Progress) -> Result<FrozenProcess, SourceError> {
         let pid = self.pid;
         let process = Arc::new(find(pid)?);
+        // A thread that is stuck may hold up those that read its memory, the command line for one.
+        wait_while_stuck(&process, &Patience::new(self.stop_timeout, progress))?;
         // Whatever takes time and does not change is read before the process stands still.
         let origin = Origin::Process { pid, path: process.executable(), command: process.command_line() };
         let users = process.users();

@@ -236,7 +236,8 @@ fn a_process_in_a_frozen_cgroup_of_version_2_is_captured_and_stays_frozen() {
     cgroup.write("cgroup.procs", &sleep.pid().to_string());
     cgroup.write("cgroup.freeze", "1");
     cgroup.reads("cgroup.events", "frozen 1");
-    let frozen = ProcessSource::new(sleep.pid()).open().unwrap();
+    let source = ProcessSource::new(sleep.pid());
+    let frozen = source.open().unwrap();
     assert!(frozen.address_space().image_bytes() > 0);
     drop(frozen);
     cgroup.reads("cgroup.events", "frozen 1");
@@ -272,7 +273,8 @@ fn processes_that_share_the_memory_are_stopped_with_it_and_a_rollback_is_refused
     let mut program = Program::start(&mut Command::new(program));
     let mut sharers: Vec<u32> = vec![program.line().parse().unwrap()];
     for _ in 0..2 {
-        let frozen = ProcessSource::new(program.pid()).open().unwrap();
+        let source = ProcessSource::new(program.pid());
+        let frozen = source.open().unwrap();
         if state(sharers[0]) != 't' && !has_kcmp() {
             return passed_over("the system call kcmp");
         }
