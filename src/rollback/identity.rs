@@ -24,6 +24,12 @@ pub(super) fn check(attempt: &Attempt<'_>) -> Result<(), SinkError> {
     if attempt.captured.auxv != attempt.held.auxv() {
         return Err(attempt.misfit(vec!["it is another run of the program".to_owned()]));
     }
+    if let Some(other) = attempt.held.sharers().first() {
+        return Err(attempt.refusal(format!(
+            "process {other} shares its memory without being one of its threads (CLONE_VM), and would see it change; \
+             end that one first"
+        )));
+    }
     let Some(then) = &attempt.captured.run else { return Ok(()) };
     let now = attempt.held.run();
     let difference = if then.boot_id != now.boot_id {

@@ -17,7 +17,9 @@ mod file;
 mod fit;
 mod held_memory;
 mod identity;
+mod injection;
 mod memory;
+mod memory_limit;
 mod page_state;
 mod plan;
 mod process;
@@ -26,7 +28,6 @@ mod restart;
 mod runtime_threads;
 mod same_threads;
 mod shared;
-mod sharers;
 mod write;
 
 use std::sync::Arc;

@@ -28,13 +28,14 @@ use std::time::{Duration, Instant};
 use rustix::process::{Pid, WaitId, WaitIdOptions};
 
 use super::SourceError;
+use super::injection::InjectionError;
 use super::mutual::TRACER_NAME;
 use super::patience::Patience;
 use super::proc_directory::ProcDirectory;
 use super::refusal::Refused;
 use super::sharers::Sharers;
 use super::stuck::{self, wait_while_stuck};
-use super::tracer::{Found, Order, Tracer};
+use super::tracer::{Calls, Found, Order, Tracer};
 use crate::progress::Progress;
 use crate::threads::{Thread, Threads};
 
@@ -164,10 +165,22 @@ impl StoppedProcess {
     pub(super) fn set_registers(&self, threads: Vec<Thread>) -> Result<(), SourceError> {
         let pid = self.found.threads.pid;
         let (answer_to, answer) = channel();
-        let is_asked = self.hold.as_ref().is_some_and(|(hold, _)| hold.send((threads, answer_to)).is_ok());
+        let order = Order::SetRegisters(threads, answer_to);
+        let is_asked = self.hold.as_ref().is_some_and(|(hold, _)| hold.send(order).is_ok());
         match answer.recv() {
             Ok(done) if is_asked => done,
             _ => Err(SourceError::Released { pid }),
+        }
+    }
+
+    /// Has a thread make system calls; see [`injection`](super::injection).
+    pub(super) fn make_calls(&self, calls: Calls) -> Result<Vec<i64>, InjectionError> {
+        let (answer_to, answer) = channel();
+        let order = Order::MakeCalls(calls, answer_to);
+        let is_asked = self.hold.as_ref().is_some_and(|(hold, _)| hold.send(order).is_ok());
+        match answer.recv() {
+            Ok(done) if is_asked => done,
+            _ => Err(InjectionError::Impossible("it is not held any more".to_owned())),
         }
     }
 

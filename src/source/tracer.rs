@@ -2,6 +2,7 @@
 //! them until the opener hangs up. See `stop.rs`.
 
 use std::collections::BTreeMap;
+use std::fs::File;
 use std::io;
 use std::ops::Range;
 use std::sync::Arc;
@@ -9,6 +10,7 @@ use std::sync::mpsc::{Receiver, Sender};
 use std::time::{Duration, Instant};
 
 use super::SourceError;
+use super::injection::{Call, Caller, Foothold, InjectionError};
 use super::mutual::conflict;
 use super::patience::Patience;
 use super::proc_directory::{ProcDirectory, says_gone};
@@ -52,8 +54,21 @@ impl Found {
     }
 }
 
-/// Threads to be set back, and where to answer.
-pub(super) type Order = (Vec<Thread>, Sender<Result<(), SourceError>>);
+/// What the tracer is to do, and where it answers.
+pub(super) enum Order {
+    SetRegisters(Vec<Thread>, Sender<Result<(), SourceError>>),
+    MakeCalls(Calls, Sender<Result<Vec<i64>, InjectionError>>),
+}
+
+/// Calls for a thread of the process to make.
+pub(super) struct Calls {
+    /// The pid as the process itself knows it.
+    pub(super) own_pid: u32,
+    pub(super) foothold: Foothold,
+    /// `/proc/PID/mem`.
+    pub(super) memory: File,
+    pub(super) calls: Vec<Call>,
+}
 
 fn no_threads(pid: u32) -> Threads {
     Threads {
@@ -100,8 +115,15 @@ impl Tracer {
         let is_stopped = report.is_ok();
         if report_to.send(report).is_ok() && is_stopped {
             // This ends when the opener hangs up.
-            for (threads, answer_to) in orders {
-                let _ = answer_to.send(self.process.set_registers(&threads));
+            for order in orders {
+                match order {
+                    Order::SetRegisters(threads, answer_to) => {
+                        let _ = answer_to.send(self.process.set_registers(&threads));
+                    }
+                    Order::MakeCalls(calls, answer_to) => {
+                        let _ = answer_to.send(self.process.make_calls(&calls));
+                    }
+                }
             }
         }
         for held in self.others.iter().chain([&self.process]) {
@@ -321,6 +343,27 @@ impl Held {
         ptrace::stop(tid).map_err(|error| self.error("look at a thread of", error))
     }
 
+    fn make_calls(&self, calls: &Calls) -> Result<Vec<i64>, InjectionError> {
+        let can_call = |stop: &Stop| matches!(stop, Stop::Interrupted | Stop::WithProcess);
+        let Some((tid, _)) = self.threads.iter().find(|(_, stop)| can_call(stop)) else {
+            return Err(InjectionError::Impossible(
+                "all its threads are on their way into a signal".to_owned(),
+            ));
+        };
+        let others: Vec<u32> = self.threads.keys().copied().filter(|other| other != tid).collect();
+        let is_stopped = self.threads.values().any(|stop| *stop == Stop::WithProcess);
+        let caller = Caller {
+            pid: self.process.pid(),
+            own_pid: calls.own_pid,
+            tid: *tid,
+            others: &others,
+            is_stopped,
+            memory: &calls.memory,
+            foothold: calls.foothold,
+        };
+        caller.make(&calls.calls)
+    }
+
     fn set_registers(&self, threads: &[Thread]) -> Result<(), SourceError> {
         for thread in threads {
             let set = || -> io::Result<()> {
@@ -369,7 +412,7 @@ impl Held {
             return Err(io::Error::other("the kernel gives no general registers"));
         }
         let (pending_signal, signal_information) = match stop {
-            Stop::Interrupted | Stop::WithProcess => (0, Vec::new()),
+            Stop::Interrupted | Stop::WithProcess | Stop::Call => (0, Vec::new()),
             Stop::Signal { signal, information } => (signal, information.to_vec()),
         };
         let signal_mask = ptrace::signal_mask(tid)?;

@@ -7,6 +7,7 @@ pub(crate) mod heap;
 pub(crate) mod kcmp;
 pub(crate) mod map;
 pub(crate) mod mapped;
+pub(crate) mod memory_limit;
 pub(crate) mod missing;
 pub(crate) mod pagemap;
 pub(crate) mod process_memory;
