@@ -213,6 +213,31 @@ impl Process<'_> {
         self.store.shared().catalog().of_process(&self.name).next_back()
     }
 
+    /// Whether a capture with these options can begin, as far as that is known before its source is opened.
+    ///
+    /// # Errors
+    ///
+    /// As [`capture`](Self::capture): a name, a label or an attachment that cannot be, a parent or a `like` that does not
+    /// exist, a store that cannot be written.
+    pub fn check(&self, options: &CaptureOptions) -> Result<(), Error> {
+        check_name(&self.name)?;
+        check_labels(&options.labels)?;
+        check_attachment_names(&options.attachments)?;
+        let shared = self.store.shared();
+        shared.check_writable()?;
+        if let Some(parent) = options.parent {
+            Reference::of(shared, parent)?;
+        }
+        match &options.like {
+            Some(name) if options.parent.is_none() && self.latest().is_none() => {
+                self.store.process(name).latest().map(drop).ok_or_else(|| {
+                    StoreError::NoSuchSnapshot { text: format!("of the process {:?}", shorten(name)) }.into()
+                })
+            }
+            _ => Ok(()),
+        }
+    }
+
     /// Takes one snapshot. When this returns it is durable.
     ///
     /// Its parent is the newest snapshot of the process unless [`CaptureOptions::parent`] names another. Two captures of the same process queue;
@@ -309,7 +334,7 @@ impl Process<'_> {
             Err(_) => parent.as_ref().or(like.as_ref()).map_or(0, Reference::copied_bytes),
         };
         let staging = Staging::new(options.staging_bytes, ready_bytes)?;
-        let frozen = source.open()?;
+        let frozen = source.open_unless_cancelled(&options.progress)?;
         let (time, moment) = shared.now();
         let before = before.or_else(|| parent.as_ref().map(|parent| parent.record.time));
         let clock_behind = clock_behind(&self.name, time, before);

@@ -102,6 +102,7 @@ mod restore;
 mod rollback;
 mod root;
 mod run;
+mod same_process;
 mod sink;
 mod snapshot;
 mod source;

@@ -149,8 +149,18 @@ impl ProcDirectory {
 
     /// The executable, if we may know it.
     pub(super) fn executable(&self) -> Option<PathBuf> {
-        let path = rustix::fs::readlinkat(&self.directory, "exe", Vec::new()).ok()?;
-        Some(PathBuf::from(std::ffi::OsString::from_vec(path.into_bytes())))
+        self.link("exe").ok()
+    }
+
+    /// The user that a file in it belongs to.
+    pub(super) fn owner(&self, name: &str) -> io::Result<u32> {
+        Ok(rustix::fs::statat(&self.directory, name, rustix::fs::AtFlags::empty())?.st_uid)
+    }
+
+    /// Where a link leads: `exe`, `fd/3`.
+    pub(super) fn link(&self, name: &str) -> io::Result<PathBuf> {
+        let path = rustix::fs::readlinkat(&self.directory, name, Vec::new())?;
+        Ok(PathBuf::from(std::ffi::OsString::from_vec(path.into_bytes())))
     }
 
     /// The command line; empty if the process has cleared it. Of a long one the first words, and a mark that it was cut: a

@@ -7,6 +7,7 @@ mod order;
 mod owners;
 mod traced;
 mod verbs;
+mod watching;
 
 #[path = "../common/ended.rs"]
 mod ended;

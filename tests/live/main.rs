@@ -11,6 +11,7 @@ mod rollback_limits;
 mod rollback_states;
 mod sources;
 mod sparse;
+mod stopping;
 
 #[allow(dead_code)]
 #[path = "../common/needs.rs"]

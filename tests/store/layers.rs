@@ -31,6 +31,7 @@ const LAYERS: [(&str, &[&str]); 6] = [
             "lazy",
             "template",
             "rollback",
+            "same_process",
             "reservation",
             "forget",
             "gc",

@@ -155,7 +155,8 @@ pub(crate) struct Capture {
     /// Take what a core has that is cut short. What is missing is told, and unreadable in the snapshot
     #[arg(long, requires = "core")]
     pub(crate) partial: bool,
-    /// The name under which its snapshots belong together [default: pid:PID, or the name of the file]
+    /// The name under which its snapshots belong together [default: pid:PID, or the name of the file;
+    /// pid:PID.2 if the snapshots named pid:PID are of another process that had the pid before]
     #[arg(long, value_name = "NAME")]
     pub(crate) process: Option<String>,
     /// Give the snapshot a label; may be repeated
@@ -173,7 +174,18 @@ pub(crate) struct Capture {
     #[arg(long, value_name = "START..END")]
     pub(crate) exclude: Vec<AddressRange>,
     #[command(flatten)]
+    pub(crate) stopping: Stopping,
+    #[command(flatten)]
     pub(crate) store_as: StoreAs,
+}
+
+/// How a live process is stopped.
+#[derive(Debug, Args)]
+pub(crate) struct Stopping {
+    /// How long the threads of the process may take to stop, such as 100ms. Then all of them go on, and which one did not
+    /// stop is told
+    #[arg(long, value_name = "DURATION", default_value = "1s", value_parser = interval)]
+    pub(crate) stop_timeout: Duration,
 }
 
 /// How what is new is stored.
@@ -202,6 +214,11 @@ stillframe watch [OPTIONS] -- COMMAND [ARGUMENT]...
 Ends when the process ends, after --count snapshots, or on ctrl-C, which ends a command that it
 started as well (ctrl-C once more kills it). Only the command itself is captured, not what it starts in turn.
 
+A snapshot that cannot be taken, as the store is full or a debugger is attached, say, is told on standard
+error and tried again later; the process goes on. The store is closed meanwhile, so that others can make room in it.
+The exit code is 0 if at least one snapshot was taken and none failed, or if --count were taken; else that of the
+first failure, and 6 if the process ended before the first snapshot.
+
 For example:
   stillframe watch --every 500ms -- python3 app.py --port 8000
   stillframe watch --every 1m --count 60 --process web --pid 4711")]
@@ -212,12 +229,15 @@ pub(crate) struct Watch {
     /// Stop after so many snapshots; a command that was started then runs on to its end
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
     pub(crate) count: Option<u64>,
-    /// The name under which the snapshots belong together [default: pid:PID, or the name of the command]
+    /// The name under which the snapshots belong together [default: pid:PID, as for
+    /// capture, or the name of the command]
     #[arg(long, value_name = "NAME")]
     pub(crate) process: Option<String>,
     /// Watch the running process with this pid
     #[arg(long, group = "source")]
     pub(crate) pid: Option<u32>,
+    #[command(flatten)]
+    pub(crate) stopping: Stopping,
     #[command(flatten)]
     pub(crate) store_as: StoreAs,
     /// Start this command and watch it. What it prints goes to standard error, so that standard
@@ -288,6 +308,8 @@ pub(crate) struct Leave {
     /// Roll the process back although memory differs that it shares with others; that then stays as it is
     #[arg(long, conflicts_with_all = ["to", "core"])]
     pub(crate) leave_shared_memory: bool,
+    #[command(flatten)]
+    pub(crate) stopping: Stopping,
 }
 
 #[derive(Debug, Args)]

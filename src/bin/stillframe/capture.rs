@@ -3,8 +3,8 @@
 use std::path::{Path, PathBuf};
 
 use stillframe::{
-    Capture, CaptureOptions, CoreSource, FileSource, LeftOut, OpenCore, ProcessSource, Source, SourceError,
-    Store, WhyLeftOut,
+    Capture, CaptureOptions, CoreSource, FileSource, LeftOut, OpenCore, ProcessSource, Source, Store,
+    WhyLeftOut,
 };
 
 use crate::context::Context;
@@ -19,23 +19,24 @@ use crate::{arguments, output::Output};
 /// Takes one snapshot.
 pub(crate) fn capture(context: &Context, arguments: arguments::Capture) -> anyhow::Result<Exit> {
     let mut core = None;
-    // A file that cannot be captured must not leave an empty store behind.
-    let (source, default_name): (Box<dyn Source>, String) = match (arguments.pid, &arguments.core) {
+    // A file that cannot be captured, or a wrong pid, must not leave an empty store behind.
+    let (source, default_name): (Box<dyn Source>, Option<String>) = match (arguments.pid, &arguments.core) {
         (Some(pid), _) => {
-            check_running(pid)?;
-            (Box::new(ProcessSource::new(pid)), format!("pid:{pid}"))
+            let source = ProcessSource::new(pid).stop_timeout(arguments.stopping.stop_timeout);
+            source.check()?;
+            (Box::new(source), None)
         }
         (None, Some(path)) => {
             let progress = progress(context, "decompressing");
             let source = CoreSource::new(path).partial(arguments.partial).progress(progress).read()?;
             core = Some(source.clone());
-            (Box::new(source), file_name(path))
+            (Box::new(source), Some(file_name(path)))
         }
         (None, None) => {
             let path = arguments.file.clone().unwrap_or_default();
             let source = FileSource::new(&path);
             drop(source.open()?);
-            (Box::new(source), file_name(&path))
+            (Box::new(source), Some(file_name(&path)))
         }
     };
     let store = context.open_or_create()?;
@@ -50,7 +51,10 @@ pub(crate) fn capture(context: &Context, arguments: arguments::Capture) -> anyho
         progress: progress(context, "capturing"),
         ..Default::default()
     };
-    let process = arguments.process.unwrap_or(default_name);
+    let process = match (arguments.process.or(default_name), arguments.pid) {
+        (Some(name), _) => name,
+        (None, pid) => name_of_process(context, &store, pid.unwrap_or_default())?,
+    };
     let capture = store.process(&process).capture(&*source, &options)?;
     drop(options);
     warn_of_losses(&capture);
@@ -154,12 +158,17 @@ fn stored_text(capture: &Capture) -> String {
     }
 }
 
-/// An error unless there is such a process: a wrong pid must not leave an empty store behind.
-pub(crate) fn check_running(pid: u32) -> Result<(), SourceError> {
-    match Path::new(&format!("/proc/{pid}")).exists() {
-        true => Ok(()),
-        false => Err(SourceError::NoSuchProcess { pid }),
+/// The name of a live process whose snapshots were given none.
+pub(crate) fn name_of_process(context: &Context, store: &Store, pid: u32) -> anyhow::Result<String> {
+    let plain = format!("pid:{pid}");
+    let name = store.name_of_process(pid)?;
+    if name != plain {
+        let text = format!(
+            "the snapshots named {plain} are of another process that had this pid; this one is named {name}"
+        );
+        context.output.note(&text);
     }
+    Ok(name)
 }
 
 /// The name of a file without its directory.

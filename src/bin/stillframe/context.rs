@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use rustix::fs::Mode;
-use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::consts::{SIGINT, SIGTERM, SIGXFSZ};
 use signal_hook::flag;
 use stillframe::{Store, StoreOptions};
 use tracing::level_filters::LevelFilter;
@@ -46,6 +46,9 @@ impl Context {
                 .and_then(|_| flag::register(signal, interrupted.clone()))
                 .context("cannot listen for ctrl-C")?;
         }
+        // At a limit of file sizes (`ulimit -f`) a write then fails, which is told, and the program is not ended. A
+        // command that a watch starts has the default again.
+        flag::register(SIGXFSZ, Arc::default()).context("cannot handle SIGXFSZ")?;
         Ok(Context {
             output: Output::new(global.json, global.quiet),
             wait: global.wait,
@@ -86,6 +89,12 @@ impl Context {
             self.output.hint(&format!("created the store {}", display(&path)));
         }
         Ok(store)
+    }
+
+    /// Opens the store again, without waiting for another process that has it open.
+    pub(crate) fn reopen(&self) -> Result<Store, stillframe::Error> {
+        let path = self.store_path().unwrap_or_default();
+        Ok(Store::options().open(path)?)
     }
 
     /// How to open stores.
@@ -149,6 +158,8 @@ fn trace(global: &Global) {
         .with_writer(|| Plain(io::stderr()))
         .with_ansi(colour)
         .with_target(global.verbose > 1)
+        // It would panic where standard error was closed.
+        .log_internal_errors(false)
         .without_time();
     tracing_subscriber::registry().with(lines.with_filter(targets)).init();
 }

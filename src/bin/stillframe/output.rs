@@ -57,20 +57,25 @@ impl Output {
     pub(crate) fn hint(&self, text: &str) {
         if !self.quiet && !self.json && self.terminal && io::stderr().is_terminal() {
             let text = if may_colour() { format!("\x1b[2m{text}\x1b[0m") } else { text.to_owned() };
-            eprintln!("{text}");
+            print_error(&text);
         }
     }
 
     /// Tells a person something beside the result, terminal or not.
     pub(crate) fn note(&self, text: &str) {
         if !self.quiet {
-            eprintln!("stillframe: {}", plain_lines(text));
+            print_error(&format!("stillframe: {text}"));
         }
+    }
+
+    /// Tells an error that does not end the verb, asked to be quiet or not.
+    pub(crate) fn error(&self, text: &str) {
+        print_error(text);
     }
 
     /// Tells what must not be missed, however quiet it is to be.
     pub(crate) fn warning(&self, text: &str) {
-        eprintln!("stillframe: {text}");
+        print_error(&format!("stillframe: {text}"));
     }
 
     /// The text in the colour of its style, if there are colours.
@@ -123,6 +128,11 @@ fn may_colour() -> bool {
 pub(crate) fn print(text: &str) -> Result<(), CommandError> {
     let mut out = io::stdout().lock();
     out.write_all(text.as_bytes()).and_then(|()| out.flush()).map_err(output_error)
+}
+
+/// Writes a line to standard error, control characters made harmless. Nobody can be told that this failed, and it must not end the program.
+pub(crate) fn print_error(line: &str) {
+    let _ = io::stderr().write_all(format!("{}\n", plain_lines(line)).as_bytes());
 }
 
 /// What it means that standard output could not be written.
