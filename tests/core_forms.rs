@@ -113,7 +113,7 @@ fn a_compressed_core_is_what_it_decompresses_to() {
     let plain = core(&[(0x10_0000, 0, content.len() as u64, &content)]);
     for (command, package, by) in [
         ("zstd -q -c", "zstd", Compression::Zstd),
-        ("lz4 -q -c", "lz4", Compression::Lz4),
+        ("lz4 -q -c -B4", "lz4", Compression::Lz4),
         ("gzip -c", "gzip", Compression::Gzip),
     ] {
         if !has(command.split(' ').next().unwrap(), package) {

@@ -107,7 +107,9 @@ pub(super) fn decompressed(
     let (mut at_bytes, mut looked_at_bytes, mut end_bytes) = (0u64, 0, None);
     loop {
         let (length, end) = fill(&mut *decoder, &mut chunk);
-        if at_bytes == 0 {
+        // One that fails before there is a header is told as that.
+        let has_header = length >= elf::FILE_HEADER_BYTES || !matches!(end, Some(Err(_)));
+        if at_bytes == 0 && has_header {
             check_begins_like_a_core(&chunk[..length]).map_err(&failed)?;
         }
         room.write(&chunk[..length], at_bytes)?;
