@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::cast_possible_truncation)]
 
 mod absent;
+mod core_forms;
 mod cores;
 mod in_place;
 mod processes;
@@ -16,3 +17,5 @@ mod stopping;
 #[allow(dead_code)]
 #[path = "../common/needs.rs"]
 mod needs;
+#[path = "../common/noise.rs"]
+mod noise;

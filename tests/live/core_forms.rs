@@ -1,8 +1,6 @@
 //! Cores in forms other than the plain one: compressed, cut short, of a machine's memory, of a sparse address space; and what
 //! those that a restore writes tell debuggers.
 
-#![allow(clippy::unwrap_used, clippy::expect_used)]
-
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -12,9 +10,7 @@ use stillframe::{
     AddressRange, CaptureOptions, Compression, CoreSource, ProcessSource, SnapshotId, SourceError, Store,
 };
 
-#[path = "common/noise.rs"]
-mod noise;
-use noise::noise;
+use crate::noise::noise;
 
 const MIB: usize = 1 << 20;
 

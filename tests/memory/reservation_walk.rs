@@ -4,8 +4,6 @@
 //! `STILLFRAME_RESERVATION_WALKS=2000 cargo test --test reservation_walk walk -- --nocapture` walks for longer, and prints
 //! how many bytes were compared. A walk that goes wrong is made as short as it can be, and printed.
 
-#![allow(clippy::unwrap_used, clippy::expect_used)]
-
 use std::cell::Cell;
 use std::sync::mpsc;
 use std::time::Duration;
@@ -17,9 +15,7 @@ use stillframe::{
     StoreError, Template, Tracking,
 };
 
-#[path = "common/noise.rs"]
-mod noise;
-use noise::noise;
+use crate::noise::noise;
 
 const KIB: usize = 1 << 10;
 const MIB: usize = 1 << 20;

@@ -4,8 +4,6 @@
 //! Locking is of a whole process. So each case runs in a child: this program again, of which one test, [`child`],
 //! does what the environment says.
 
-#![allow(clippy::unwrap_used, clippy::expect_used)]
-
 use std::io::Write;
 use std::os::fd::AsRawFd;
 use std::os::unix::process::ExitStatusExt;
@@ -13,9 +11,7 @@ use std::process::{Command, Output};
 
 use stillframe::{CaptureOptions, Fill, Filled, RegionSize, Reservation, SnapshotId, Source, Store};
 
-#[path = "common/noise.rs"]
-mod noise;
-use noise::noise;
+use crate::noise::noise;
 
 const MIB: usize = 1 << 20;
 const FILLS: [Fill; 3] = [Fill::HotFirst, Fill::ByAddress, Fill::OnTouch];
@@ -268,7 +264,7 @@ fn foreign(Setting { store, id, image, .. }: &Setting) {
 /// What a child has said.
 fn child_output(does: &str) -> (Output, String) {
     let output = Command::new(std::env::current_exe().unwrap())
-        .args(["--exact", "child", "--nocapture"])
+        .args(["--exact", "locked::child", "--nocapture"])
         .env(CHILD_DOES, does)
         .output()
         .unwrap();
