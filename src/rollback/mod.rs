@@ -105,7 +105,7 @@ pub struct RollBackStats {
     pub paused: Duration,
     /// Whether the process stands still now, as it did before: `kill -CONT PID` lets it go on.
     pub is_stopped: bool,
-    /// Mappings of a process that it shares with others, and that differ: they are left as they are.
+    /// Shared mappings of a process, of files or with others, that differ and are left as they are.
     pub left_shared: Vec<Mapping>,
     /// How it was known what had changed.
     pub tracking: Tracking,

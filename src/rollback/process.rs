@@ -47,8 +47,12 @@ impl RollBack<'_> {
     ///
     /// *Not rolled back* is what the kernel keeps or others see: open files and how far they are read, what was
     /// written to files and sockets, what is in pipes, child processes, timers, pending signals and what is done
-    /// on a signal. Memory shared with others is left as it is; what of it differs is in
-    /// [`RollBackStats::left_shared`]. What was excluded from the snapshot is left as it is.
+    /// on a signal. What was excluded from the snapshot is left as it is.
+    ///
+    /// Memory that could be shared and that no other process has is rolled back as private memory is. Where others
+    /// have it, or may have it, and it differs, the process is refused, unless
+    /// [it may be left](Self::leave_shared_memory). Files that are mapped shared are left as they are, unless another
+    /// process maps them too. [`RollBackStats::left_shared`] has what was left.
     ///
     /// It must be the same run of the same program with the same threads, and have all mappings of the snapshot
     /// where they were. It must not have got others, unless [they may stay](Self::leave_new_memory); the stack

@@ -2,7 +2,9 @@
 //!
 //! That can be known for certain only by somebody who sees all processes: in the first pid namespace, with `/proc`
 //! mounted so that none is hidden, and allowed to look at each. Files that are on their way in a message
-//! (SCM_RIGHTS) and not yet received are seen by nobody.
+//! (SCM_RIGHTS) and not yet received are seen by nobody. A process that may not be looked at may have any file, unless
+//! the machine has no swap and `/proc/PID/status` says that none of its pages is shared memory (`RssShmem`): then it has
+//! at most a descriptor, or a mapping that it has never touched.
 
 use std::collections::{HashMap, HashSet};
 use std::fs;
@@ -109,7 +111,7 @@ fn look(files: &HashMap<MappedFile, String>, except: u32) -> Holders {
             }
             // It has ended.
             Err(error) if matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ESRCH)) => {}
-            Err(_) if is_kernel_thread(pid) => {}
+            Err(_) if is_kernel_thread(pid) || has_no_shared_page(pid) => {}
             Err(_) => {
                 let why = || format!("process {pid} ({}) may not be looked at", name_of(pid));
                 holders.unknown.get_or_insert_with(why);
@@ -181,6 +183,18 @@ fn hidden() -> Option<String> {
 fn name_of(pid: u32) -> String {
     let name = fs::read(format!("/proc/{pid}/comm")).unwrap_or_default();
     String::from_utf8_lossy(name.trim_ascii_end()).into_owned()
+}
+
+/// Whether a process that may not be looked at has no page of shared memory at all, which everybody may know. What
+/// is in swap is not counted there.
+fn has_no_shared_page(pid: u32) -> bool {
+    let swap = fs::read_to_string("/proc/meminfo").unwrap_or_default();
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+    let is_zero = |text: &str, key: &str| {
+        let value = text.lines().find_map(|line| line.strip_prefix(key));
+        value.is_some_and(|value| value.trim() == "0 kB")
+    };
+    is_zero(&swap, "SwapTotal:") && is_zero(&status, "RssShmem:")
 }
 
 fn is_kernel_thread(pid: u32) -> bool {
