@@ -104,8 +104,15 @@ pub(crate) fn open(
         }
     };
     let is_rebuilding = index.is_rebuilding();
-    let CaughtUp { active, other_deltas, damage_found } =
-        catch_up(&packs, &index, &mut catalog, access, &durable_bytes, progress)?;
+    let CaughtUp { active, other_deltas, damage_found } = catch_up(
+        &packs,
+        &index,
+        &mut catalog,
+        access,
+        &durable_bytes,
+        last_appended(&packs, &unusable),
+        progress,
+    )?;
     if !unusable.is_empty() {
         // What is in them is missing, and the bases of deltas with it.
         index.set_damage_known(true)?;
@@ -113,6 +120,15 @@ pub(crate) fn open(
     let next_number = next_number(store)?;
     let save = damage_found || is_rebuilding;
     Ok(Opened { packs, active, next_number, index, catalog, unusable, index_rebuilt, other_deltas, save })
+}
+
+/// The pack that may have a torn tail: the one with the highest number. All others were durable before a higher number
+/// got its name, and so was one that gc wrote.
+fn last_appended(packs: &[Arc<Pack>], unusable: &Unusable) -> Option<u32> {
+    let name = |path: &Path| path.file_name()?.to_str().and_then(pack::number_of);
+    let unusable = unusable.iter().filter_map(|(path, _)| name(path)).max();
+    let last = packs.last().filter(|pack| pack.replaces.is_empty())?;
+    (Some(last.number) > unusable).then_some(last.number)
 }
 
 /// The number after the highest there is, also of files that are no usable packs and of packs that
@@ -300,6 +316,7 @@ fn catch_up(
     catalog: &mut Catalog,
     access: Access,
     durable_bytes: &HashMap<u32, u64>,
+    last_appended: Option<u32>,
     progress: &Progress,
 ) -> Result<CaughtUp, StoreError> {
     let (watermarks, rebuilding) = (index.watermarks(), index.is_rebuilding());
@@ -315,12 +332,9 @@ fn catch_up(
     let mut ends = Vec::new();
     let mut damage_found = false;
     let mut other_deltas = Vec::new();
-    // What was appended to last. Packs before it were durable before it was begun, and those that
-    // gc wrote before they had their names; those are never appended to.
-    let last_begun = packs.iter().rev().find(|pack| pack.replaces.is_empty()).map(|pack| pack.number);
     for pack in packs {
         let indexed_bytes = first_bytes(pack);
-        let may_be_torn = last_begun == Some(pack.number);
+        let may_be_torn = last_appended == Some(pack.number);
         let mut damaged = false;
         if pack.length_bytes() > indexed_bytes {
             // Whoever wrote it may have been killed before it was durable, and from here on it is relied on.
