@@ -107,6 +107,9 @@ pub struct RollBackStats {
     pub is_stopped: bool,
     /// Shared mappings of a process, of files or with others, that differ and are left as they are.
     pub left_shared: Vec<Mapping>,
+    /// Memory of a process that the snapshot does not have although its mapping was captured, that is there now and is
+    /// left as it is.
+    pub left_not_captured_bytes: u64,
     /// How it was known what had changed.
     pub tracking: Tracking,
 }
@@ -180,6 +183,7 @@ impl<'a> RollBack<'a> {
             paused: Duration::ZERO,
             is_stopped: false,
             left_shared: Vec::new(),
+            left_not_captured_bytes: 0,
             tracking,
         }
     }

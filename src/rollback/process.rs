@@ -21,7 +21,7 @@ use crate::address_space::MappingKind;
 use crate::error::Error;
 use crate::sink::SinkError;
 use crate::source::{Frozen as _, ProcessSource, SourceError};
-use crate::track::{Tracking, Untracked};
+use crate::track::{Tracking, Untracked, merge};
 use crate::units::AddressRange;
 
 impl RollBack<'_> {
@@ -93,7 +93,7 @@ impl RollBack<'_> {
         let states = PageStates::look(&attempt)?;
         page_state::check_reads(&attempt, &states)?;
         let memory = HeldMemory::new(&attempt, &states)?;
-        page_state::check_left_out(&attempt, &memory)?;
+        let left_not_captured_bytes = page_state::check_left_out(&attempt, &memory)?;
         let mut plan = plan::plan(
             self.shared,
             self.record.region_size.bytes(),
@@ -103,7 +103,10 @@ impl RollBack<'_> {
             &memory,
         )?;
         let left_shared = shared::settle(&attempt, &states, &mut plan)?;
-        plan.patches.extend(memory.zeros_for(&grown));
+        let closed = page_state::filled_without_permission(&attempt, &memory);
+        let mut emptied: Vec<_> = grown.into_iter().chain(closed).collect();
+        merge(&mut emptied);
+        plan.patches.extend(memory.zeros_for(&emptied));
         page_state::check_writes(&attempt, &states, &plan)?;
 
         let relief = memory_limit::check(&attempt, &states, &memory, &mut plan)?;
@@ -112,7 +115,7 @@ impl RollBack<'_> {
         let paused = held.release();
         let tracking = Tracking::Rescan(Untracked::NoTracker);
         let stats = self.stats(begun, self.space.image_bytes(), tracking, done);
-        Ok(RollBackStats { paused, is_stopped, left_shared, ..stats })
+        Ok(RollBackStats { paused, is_stopped, left_shared, left_not_captured_bytes, ..stats })
     }
 
     /// All but what the kernel provides: the tables that are stored, and of those of zeros the ones where anything is
