@@ -21,7 +21,7 @@ use crate::address_space::MappingKind;
 use crate::error::Error;
 use crate::sink::SinkError;
 use crate::source::{Frozen as _, ProcessSource, SourceError};
-use crate::track::{Tracking, Untracked};
+use crate::track::{Tracking, Untracked, merge};
 use crate::units::AddressRange;
 
 impl RollBack<'_> {
@@ -53,8 +53,12 @@ impl RollBack<'_> {
     ///
     /// *Not rolled back* is what the kernel keeps or others see: open files and how far they are read, what was
     /// written to files and sockets, what is in pipes, child processes, timers, pending signals and what is done
-    /// on a signal. Memory shared with others is left as it is; what of it differs is in
-    /// [`RollBackStats::left_shared`]. What was excluded from the snapshot is left as it is.
+    /// on a signal. What was excluded from the snapshot is left as it is.
+    ///
+    /// Memory that could be shared and that no other process has is rolled back as private memory is. Where others
+    /// have it, or may have it, and it differs, the process is refused, unless
+    /// [it may be left](Self::leave_shared_memory). Files that are mapped shared are left as they are, unless another
+    /// process maps them too. [`RollBackStats::left_shared`] has what was left.
     ///
     /// It must be the same run of the same program with the same threads, and have all mappings of the snapshot
     /// where they were. It must not have got others, unless [they may stay](Self::leave_new_memory); the stack
@@ -96,7 +100,7 @@ impl RollBack<'_> {
         let states = PageStates::look(&attempt)?;
         page_state::check_reads(&attempt, &states)?;
         let memory = HeldMemory::new(&attempt, &states)?;
-        page_state::check_left_out(&attempt, &memory)?;
+        let left_not_captured_bytes = page_state::check_left_out(&attempt, &memory)?;
         let mut plan = plan::plan(
             self.shared,
             self.record.region_size.bytes(),
@@ -106,7 +110,10 @@ impl RollBack<'_> {
             &memory,
         )?;
         let left_shared = shared::settle(&attempt, &states, &mut plan)?;
-        plan.patches.extend(memory.zeros_for(&grown));
+        let closed = page_state::filled_without_permission(&attempt, &memory);
+        let mut emptied: Vec<_> = grown.into_iter().chain(closed).collect();
+        merge(&mut emptied);
+        plan.patches.extend(memory.zeros_for(&emptied));
         page_state::check_writes(&attempt, &states, &plan)?;
 
         let relief = memory_limit::check(&attempt, &states, &memory, &mut plan)?;
@@ -115,7 +122,7 @@ impl RollBack<'_> {
         let paused = held.release();
         let tracking = Tracking::Rescan(Untracked::NoTracker);
         let stats = self.stats(begun, self.space.image_bytes(), tracking, done);
-        Ok(RollBackStats { paused, is_stopped, left_shared, ..stats })
+        Ok(RollBackStats { paused, is_stopped, left_shared, left_not_captured_bytes, ..stats })
     }
 
     /// All but what the kernel provides: the tables that are stored, and of those of zeros the ones where anything is

@@ -2,13 +2,16 @@
 //!
 //! That can be known for certain only by somebody who sees all processes: in the first pid namespace, with `/proc`
 //! mounted so that none is hidden, and allowed to look at each. Files that are on their way in a message
-//! (SCM_RIGHTS) and not yet received are seen by nobody.
+//! (SCM_RIGHTS) and not yet received are seen by nobody. `is_mapped_elsewhere` finds
+//! out by counts of the kernel what processes have that may not be looked at: not a descriptor, nor a mapping
+//! that was never touched.
 
 use std::collections::{HashMap, HashSet};
 use std::fs;
 use std::io;
+use std::ops::Range;
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::Path;
 use std::sync::mpsc::{RecvTimeoutError, channel};
 use std::time::{Duration, Instant};
@@ -51,6 +54,48 @@ pub(crate) struct Holders {
     /// Why there may be others; `None` if there are none.
     pub(crate) unknown: Option<String>,
 }
+
+/// Whether other processes have pages of these mappings of a process mapped, which `pagemap` is of: the kernel counts
+/// for each page how often it is mapped. `ranges` are all mappings that the process itself has of the file.
+///
+/// An error where the counts are not to be had: they take `CAP_SYS_ADMIN`.
+pub(crate) fn is_mapped_elsewhere(pagemap: &fs::File, ranges: &[Range<u64>]) -> io::Result<bool> {
+    /// Bits of a pagemap word: the page is in memory; its number.
+    const PRESENT: u64 = 1 << 63;
+    const NUMBER: u64 = (1 << 55) - 1;
+    let counts = fs::File::open("/proc/kpagecount")?;
+    let page_bytes = rustix::param::page_size() as u64;
+    let mut own: HashMap<u64, u64> = HashMap::new();
+    let mut words = vec![0u8; 8 * WORDS_PER_READ];
+    for range in ranges {
+        let (mut page, end) = (range.start / page_bytes, range.end / page_bytes);
+        while page < end {
+            let count = usize::try_from(end - page).map_or(WORDS_PER_READ, |left| left.min(WORDS_PER_READ));
+            pagemap.read_exact_at(&mut words[..count * 8], page * 8)?;
+            for word in words[..count * 8].as_chunks::<8>().0 {
+                let word = u64::from_ne_bytes(*word);
+                if word & PRESENT != 0 {
+                    *own.entry(word & NUMBER).or_default() += 1;
+                }
+            }
+            page += count as u64;
+        }
+    }
+    if own.contains_key(&0) {
+        return Err(io::Error::from_raw_os_error(libc::EPERM));
+    }
+    for (number, own) in own {
+        let mut count = [0; 8];
+        counts.read_exact_at(&mut count, number * 8)?;
+        if u64::from_ne_bytes(count) > own {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
+/// How many pagemap words one read takes: 512 KiB.
+const WORDS_PER_READ: usize = 64 * 1024;
 
 /// How long it may take to look at all processes. One that hangs in the kernel may make it last for any time.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -206,6 +251,29 @@ mod tests {
         // It is open here.
         assert_eq!(look(0).known[&wanted][0].0, me);
         assert_eq!(holders(files, 0, || Err(7)).unwrap_err(), 7);
+    }
+
+    #[test]
+    fn pages_that_another_process_has_mapped_are_told_from_our_own() {
+        let pages = 20;
+        let bytes = pages * rustix::param::page_size();
+        let file = fs::File::from(rustix::fs::memfd_create("x", rustix::fs::MemfdFlags::CLOEXEC).unwrap());
+        file.set_len(bytes as u64).unwrap();
+        let map = || memmap2::MmapOptions::new().map_raw(&file).unwrap();
+        let (one, two) = (map(), map());
+        super::super::process_memory::copy_own(&[range(&one), range(&two)], &mut vec![0; 2 * bytes]).unwrap();
+        let pagemap = fs::File::open("/proc/self/pagemap").unwrap();
+        match is_mapped_elsewhere(&pagemap, &[range(&one), range(&two)]) {
+            Err(error) => return eprintln!("passed over: needs CAP_SYS_ADMIN: {error}"),
+            Ok(is_elsewhere) => assert!(!is_elsewhere),
+        }
+        // The second mapping is as good as another process's, if nobody says that it is ours.
+        assert!(is_mapped_elsewhere(&pagemap, &[range(&one)]).unwrap());
+    }
+
+    fn range(map: &memmap2::MmapRaw) -> Range<u64> {
+        let start = map.as_ptr().addr() as u64;
+        start..start + map.len() as u64
     }
 
     #[test]

@@ -303,10 +303,10 @@ pub(crate) struct Restore {
 #[derive(Debug, Args)]
 pub(crate) struct Leave {
     /// Roll the process back although it has mapped more memory since; that then stays, unused
-    #[arg(long, conflicts_with_all = ["to", "core"])]
+    #[arg(long)]
     pub(crate) leave_new_memory: bool,
     /// Roll the process back although memory differs that it shares with others; that then stays as it is
-    #[arg(long, conflicts_with_all = ["to", "core"])]
+    #[arg(long)]
     pub(crate) leave_shared_memory: bool,
     #[command(flatten)]
     pub(crate) stopping: Stopping,

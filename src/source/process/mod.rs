@@ -38,7 +38,7 @@ use crate::left_out::LeftOut;
 use crate::progress::Progress;
 use crate::record::Origin;
 use crate::run::Run;
-use crate::sys::cpu;
+use crate::sys::{cpu, mapped};
 use crate::threads::{AUXV, REGISTER_LAYOUT, Thread, Threads};
 use crate::track::{SoftDirty, TrackError, Tracker, Untracked};
 use crate::units::AddressRange;
@@ -264,6 +264,12 @@ impl FrozenProcess {
             pid,
             why: format!("a line of /proc/{pid}/smaps has an unknown form: {line:?}"),
         })
+    }
+
+    /// Whether other processes have pages of these mappings mapped, which are all that this one has of a file.
+    pub(crate) fn is_mapped_elsewhere(&self, ranges: &[Range<u64>]) -> io::Result<bool> {
+        let pagemap = self.process.open_file(&format!("task/{}/pagemap", self.memory.tid()))?;
+        mapped::is_mapped_elsewhere(&pagemap, ranges)
     }
 
     /// The file that is mapped in all of a range. The kernel shows it only to those with `CAP_SYS_ADMIN` or
