@@ -2,14 +2,14 @@
 //!
 //! An index may be older than the packs, after a power failure or in a copy, and name packs that are gone. With this file
 //! a pack that gc removed can be told from one that was lost. Entries are appended and never change; a power failure
-//! may leave the last ones in pieces, which name no pack.
+//! may leave the last ones in pieces, which the check tells.
 //!
 //! ```text
-//!  0        4         20       24        40
-//!  +--------+---------+--------+---------+
-//!  | number | pack id | number | pack id |   a pack that is gone, and the one that replaces it;
-//!  | u32    | 16 B    | u32    | 16 B    |   zeros if nothing of it was kept
-//!  +--------+---------+--------+---------+
+//!  0        4         20       24        40       44
+//!  +--------+---------+--------+---------+--------+
+//!  | number | pack id | number | pack id | CRC32C |   a pack that is gone, and the one that replaces it;
+//!  | u32    | 16 B    | u32    | 16 B    | u32    |   zeros if nothing of it was kept
+//!  +--------+---------+--------+---------+--------+
 //! ```
 
 use std::path::Path;
@@ -19,7 +19,8 @@ use super::id::PackId;
 use crate::sys::file;
 
 const COLLECTED_FILE: &str = "COLLECTED";
-const ENTRY_BYTES: usize = 40;
+const NAMED_BYTES: usize = 20;
+const ENTRY_BYTES: usize = 2 * NAMED_BYTES + 4;
 
 /// A pack, by number and id: a number may come back, an id does not.
 pub(crate) type Named = (u32, PackId);
@@ -42,18 +43,24 @@ pub(crate) fn read(store: &Path) -> Vec<Collected> {
         (number, PackId(id.try_into().unwrap_or_default()))
     };
     let collected = |entry: &[u8; ENTRY_BYTES]| {
-        let (pack, kept_in) = entry.split_at(ENTRY_BYTES / 2);
+        let (packs, check) = entry.split_at(2 * NAMED_BYTES);
+        let (pack, kept_in) = packs.split_at(NAMED_BYTES);
         let kept_in = named(kept_in);
-        Collected { pack: named(pack), kept_in: (kept_in.0 != 0).then_some(kept_in) }
+        let is_whole = check == crc32c::crc32c(packs).to_le_bytes();
+        is_whole.then_some(Collected { pack: named(pack), kept_in: (kept_in.0 != 0).then_some(kept_in) })
     };
-    bytes.as_chunks::<ENTRY_BYTES>().0.iter().map(collected).collect()
+    bytes.as_chunks::<ENTRY_BYTES>().0.iter().filter_map(collected).collect()
 }
 
 /// Appends to the file: durable when this returns.
 pub(crate) fn add(store: &Path, collected: &[Collected]) -> Result<(), StoreError> {
     let path = store.join(COLLECTED_FILE);
     let named = |(number, id): Named| [&number.to_le_bytes()[..], &id.0].concat();
-    let entry = |it: &Collected| [named(it.pack), named(it.kept_in.unwrap_or((0, PackId([0; 16]))))].concat();
+    let entry = |it: &Collected| {
+        let packs = [named(it.pack), named(it.kept_in.unwrap_or((0, PackId([0; 16]))))].concat();
+        let check = crc32c::crc32c(&packs).to_le_bytes();
+        [packs, check.to_vec()].concat()
+    };
     let bytes: Vec<u8> = collected.iter().flat_map(entry).collect();
     let append = || {
         let is_new = path.symlink_metadata().is_err();
@@ -84,6 +91,13 @@ mod tests {
         std::fs::write(&path, &whole[..70]).unwrap();
         assert_eq!(read(dir.path()), [one]);
         add(dir.path(), &[two]).unwrap();
+        assert_eq!(read(dir.path()), [one, two]);
+        // What a power failure may leave of an entry that was not durable.
+        let mut torn = std::fs::read(&path).unwrap();
+        torn.extend([0; ENTRY_BYTES]);
+        torn.extend(&whole[..30]);
+        torn.extend([0; ENTRY_BYTES - 30]);
+        std::fs::write(&path, &torn).unwrap();
         assert_eq!(read(dir.path()), [one, two]);
     }
 }
