@@ -1,9 +1,11 @@
-//! Having the process throw pages away (MADV_DONTNEED), which no other process can do for it.
+//! What only the process itself can do: throw pages away (MADV_DONTNEED), and set the positions of its files (`lseek`).
 
 use std::ops::Range;
 
 use super::attempt::Attempt;
+use super::descriptors;
 use super::held_memory::HeldMemory;
+use super::memory_limit::Relief;
 use super::page_state::PageStates;
 use crate::address_space::{Mapping, MappingKind, Protection};
 use crate::error::Error;
@@ -96,20 +98,50 @@ fn empty_page(attempt: &Attempt<'_>, states: &PageStates, memory: &HeldMemory<'_
     stacks.chain(usable()).find_map(page_in).map(|range| range.start)
 }
 
-/// Has the process throw the pages of these ranges away. From the first one on it is rolled back in part.
-pub(super) fn discard(
-    attempt: &Attempt<'_>,
+/// Calls that the process is to make.
+pub(super) struct Calls {
     foothold: Foothold,
-    ranges: &[Range<u64>],
-) -> Result<(), InjectionError> {
-    let call = |range: &Range<u64>| Call {
-        number: MADVISE,
-        arguments: [range.start, range.end - range.start, MADV_DONTNEED, 0, 0, 0],
-    };
-    let results = attempt.held.make_calls(foothold, ranges.iter().map(call).collect())?;
-    match results.iter().find(|result| **result != 0) {
+    /// Each with what it is to return.
+    calls: Vec<(Call, i64)>,
+}
+
+/// Gets the calls ready, if any are needed: those that make room, then those that set positions.
+pub(super) fn prepare(
+    attempt: &Attempt<'_>,
+    states: &PageStates,
+    memory: &HeldMemory<'_>,
+    relief: Option<Relief>,
+    seeks: &[(u32, u64)],
+) -> Result<Option<Calls>, Error> {
+    let seek_calls = descriptors::seek_calls(seeks).into_iter();
+    let seek_calls = seek_calls.zip(seeks.iter().map(|(_, position)| position.cast_signed()));
+    if let Some(Relief { ranges, foothold }) = relief {
+        let discard = |range: Range<u64>| Call {
+            number: MADVISE,
+            arguments: [range.start, range.end - range.start, MADV_DONTNEED, 0, 0, 0],
+        };
+        let calls = ranges.into_iter().map(|range| (discard(range), 0)).chain(seek_calls).collect();
+        return Ok(Some(Calls { foothold, calls }));
+    }
+    if seeks.is_empty() {
+        return Ok(None);
+    }
+    match find_foothold(attempt, states, memory)? {
+        Ok(foothold) => Ok(Some(Calls { foothold, calls: seek_calls.collect() })),
+        Err(why) => Err(attempt
+            .refusal(format!(
+                "it cannot be made to set the positions of its files, as {why}; do without --seek-files"
+            ))
+            .into()),
+    }
+}
+
+/// Has the process make them. From the first one on it is rolled back in part.
+pub(super) fn make(attempt: &Attempt<'_>, calls: &Calls) -> Result<(), InjectionError> {
+    let results = attempt.held.make_calls(calls.foothold, calls.calls.iter().map(|(call, _)| *call).collect())?;
+    match results.iter().zip(&calls.calls).find(|(result, (_, expected))| *result != expected) {
         None => Ok(()),
-        Some(result) => {
+        Some((result, _)) => {
             let errno = i32::try_from(-result).unwrap_or(libc::EIO);
             Err(InjectionError::Failed(std::io::Error::from_raw_os_error(errno)))
         }
@@ -122,7 +154,7 @@ pub(super) fn refused(attempt: &Attempt<'_>, error: InjectionError) -> Error {
         InjectionError::Impossible(why) => attempt.refusal(why).into(),
         InjectionError::Failed(source) => {
             let pid = attempt.pid;
-            let source = SinkError::Process { pid, action: "throw away pages of", source };
+            let source = SinkError::Process { pid, action: "throw away pages of, or set positions of,", source };
             SinkError::InPart { pid, source: Box::new(source.into()) }.into()
         }
     }

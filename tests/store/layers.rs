@@ -15,7 +15,7 @@ const LAYERS: [(&str, &[&str]); 6] = [
     ("what a region is", &["region", "hash", "codec", "delta"]),
     (
         "what a snapshot is",
-        &["record", "table", "root", "address_space", "threads", "run", "elf", "piece", "left_out"],
+        &["record", "table", "root", "address_space", "threads", "run", "signals", "descriptors", "elf", "piece", "left_out"],
     ),
     ("what changed since a snapshot", &["track"]),
     ("where memory comes from, stays and goes", &["source", "store", "sink"]),

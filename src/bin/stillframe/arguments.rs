@@ -308,6 +308,16 @@ pub(crate) struct Leave {
     /// Roll the process back although memory differs that it shares with others; that then stays as it is
     #[arg(long)]
     pub(crate) leave_shared_memory: bool,
+    /// Roll the process back although a descriptor that it wrote to stands for another file now
+    #[arg(long)]
+    pub(crate) leave_descriptors: bool,
+    /// Roll the process back although it has an io_uring, virtual processors or memory of a device; those then stay
+    /// as they are
+    #[arg(long)]
+    pub(crate) leave_devices: bool,
+    /// Set the positions of its regular files back, where a descriptor still stands for the same file
+    #[arg(long)]
+    pub(crate) seek_files: bool,
     #[command(flatten)]
     pub(crate) stopping: Stopping,
 }
