@@ -28,6 +28,9 @@ const PAUSE_BETWEEN_LOOKS: Duration = Duration::from_micros(100);
 /// A thread may be refused because it is just ending; how often until it counts as a refusal.
 const REFUSALS_BELIEVED: u32 = 3;
 
+/// By thread: when it was started, in clock ticks since the machine was.
+pub(super) type Starts = Vec<(u32, u64)>;
+
 /// What the tracer found when all were stopped.
 pub(super) struct Found {
     pub(super) threads: Threads,
@@ -37,8 +40,7 @@ pub(super) struct Found {
     /// By thread.
     pub(super) rseq_areas: Vec<(u32, Range<u64>)>,
     pub(super) process_start: u64,
-    /// By thread.
-    pub(super) starts: Vec<(u32, u64)>,
+    pub(super) starts: Starts,
 }
 
 impl Found {
@@ -378,7 +380,7 @@ impl Held {
     }
 
     /// The registers of all threads, which are stopped, and when the process and they were started.
-    fn registers(&self) -> Result<(Threads, u64, Vec<(u32, u64)>), SourceError> {
+    fn registers(&self) -> Result<(Threads, u64, Starts), SourceError> {
         let stat = self.process.stat().map_err(|error| self.error("look at", error))?;
         let mut threads = Vec::with_capacity(self.threads.len());
         let mut starts = Vec::with_capacity(self.threads.len());
