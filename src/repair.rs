@@ -19,18 +19,22 @@ use crate::hash::Hash;
 use crate::progress::Progress;
 use crate::record::SnapshotId;
 use crate::store::aside::Aside;
+use crate::store::collected::{self, Collected};
 use crate::store::compact::{KeepAll, compact, salvage};
 use crate::store::error::StoreError;
 use crate::store::format::{FORMAT_FILE, Format};
 use crate::store::location::Location;
 use crate::store::lock::{Access, Lock};
+use crate::store::lost;
 use crate::store::object::Kind;
+use crate::store::open;
 use crate::store::pack::{Pack, Scanned};
 use crate::store::read::{Check, Reader};
 use crate::store::tree::Tree;
 use crate::store::{Shared, Store, encode};
 use crate::sys::file;
 use crate::sys::heap;
+use crate::text::printable;
 use crate::verify::{Problem, VerifyOptions};
 
 /// How to repair.
@@ -121,6 +125,7 @@ fn repair(path: &Path, options: &RepairOptions) -> Result<RepairReport, Error> {
             file::sync_dir(shared.log.dir()).map_err(StoreError::io("make durable", shared.log.dir()))?;
         }
     }
+    report.damaged.extend(shared.lost.iter().map(|lost| format!("{}: {}", lost.file_name(), lost.why())));
     if !options.dry_run {
         shared.ground(&others)?;
     }
@@ -130,9 +135,16 @@ fn repair(path: &Path, options: &RepairOptions) -> Result<RepairReport, Error> {
     let mut lost: Vec<SnapshotId> = problems.iter().flat_map(|problem| &problem.snapshots).copied().collect();
     lost.sort_unstable();
     lost.dedup();
-    if !options.dry_run && (aside.has_told() || !lost.is_empty()) {
+    if !options.dry_run && (aside.has_told() || !lost.is_empty() || !shared.lost.is_empty()) {
         aside.tell(&losses(shared, &lost, &problems))?;
         report.report = Some(aside.report());
+        if !shared.lost.is_empty() {
+            // It is on record now.
+            let gone = shared.lost.iter().filter(|lost| lost.found_bytes.is_none());
+            let gone: Vec<_> = gone.map(|lost| Collected { pack: lost.pack, kept_in: None }).collect();
+            collected::add(&shared.path, &gone)?;
+            lost::write(&shared.path, &[])?;
+        }
     }
     report.lost_snapshots = lost;
     let index = shared.index();
@@ -181,7 +193,9 @@ fn losses(shared: &Shared, lost: &[SnapshotId], problems: &[Problem]) -> Vec<Str
     let mut lines = Vec::new();
     for id in lost {
         let catalog = shared.catalog();
-        let of = catalog.live(id).map(|entry| format!(" of {}, {}", entry.record.process, entry.record.time));
+        let of = catalog
+            .live(id)
+            .map(|entry| format!(" of {}, {}", printable(entry.held().process()), entry.held().time()));
         lines.push(format!("not whole: snapshot {id}{}", of.unwrap_or_default()));
         let needed = problems.iter().filter(|problem| problem.snapshots.contains(id));
         lines.extend(needed.map(|it| format!("    {} {}: {}", it.kind, it.object, it.detail)));
@@ -200,14 +214,15 @@ fn recall(shared: &Shared) -> Result<(), Error> {
     let mut reader = Reader::new(shared, Check::Full);
     let mut is_whole = |location: Location| reader.is_whole_at(location);
     for (id, entry) in known {
-        let labels = || entry.labels.clone();
-        match (is_whole(entry.location)?, entry.tombstone) {
+        let labels = || entry.labels().clone();
+        match (is_whole(entry.location)?, entry.tombstone()) {
             (true, Some(tombstone)) if !is_whole(tombstone)? => shared.commit_tombstones(&[id])?,
-            (false, None) if Hash::of(&encode(Kind::Record, &*entry.record)?) == id.0 => {
-                shared.commit_snapshot((*entry.record).clone(), labels(), shared.log.failures())?;
+            (false, None) if Hash::of(&encode(Kind::Record, &*entry.record())?) == id.0 => {
+                let record = Arc::unwrap_or_clone(entry.record());
+                shared.commit_snapshot(record, labels(), shared.log.failures())?;
             }
             (true, None) => {
-                if let Some((_, note)) = entry.note
+                if let Some((_, note)) = entry.note()
                     && !is_whole(note)?
                 {
                     shared.commit_labels(id, labels())?;
@@ -224,7 +239,15 @@ fn damage(pack: &Arc<Pack>) -> Result<Vec<String>, Error> {
     let bytes = pack.bytes(pack.length_bytes())?;
     let lines = pack.scan(&bytes, pack.header_bytes()).filter_map(|scanned| match scanned {
         Err(error) => Some(Err(error.into())),
-        Ok(Scanned::Object { .. }) => None,
+        Ok(Scanned::Object { offset_bytes, header, payload }) => {
+            let location = Location::new(pack.number, offset_bytes, &header);
+            let why = open::fact(&header, payload, location).err()?;
+            let (path, end_bytes) = (pack.path.display(), location.end_bytes());
+            Some(Ok(format!(
+                "{path} bytes {offset_bytes}..{end_bytes} ({} {}): {why}",
+                header.kind, header.hash
+            )))
+        }
         Ok(Scanned::Damaged { offset_bytes, end_bytes, header, why }) => {
             let what =
                 header.map_or_else(String::new, |header| format!(" ({} {})", header.kind, header.hash));

@@ -39,6 +39,7 @@ use crate::progress::Progress;
 use crate::record::{Record, SnapshotId};
 use crate::restore::Restore;
 use crate::root::Root;
+use crate::source::STOP_TIMEOUT;
 use crate::store::gate::SnapshotGuard;
 use crate::store::read::Check;
 use crate::store::{Shared, Store};
@@ -84,6 +85,7 @@ pub struct RollBack<'a> {
     tracker: Option<&'a dyn Tracker>,
     leave_new_memory: bool,
     leave_shared_memory: bool,
+    stop_timeout: Duration,
     _pin: SnapshotGuard,
 }
 
@@ -134,6 +136,7 @@ impl Store {
             tracker: None,
             leave_new_memory: false,
             leave_shared_memory: false,
+            stop_timeout: STOP_TIMEOUT,
             _pin: pin,
         })
     }

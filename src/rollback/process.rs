@@ -9,7 +9,7 @@
 //! a file with one function `check`, which gets the [`Attempt`] and answers with a refusal.
 
 use std::ops::Range;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::attempt::Attempt;
 use super::captured::CapturedProcess;
@@ -29,6 +29,12 @@ impl RollBack<'_> {
     /// process does not know of it. Only the heap's new part is emptied, as the C library relies on that.
     pub fn leave_new_memory(mut self, leave: bool) -> Self {
         self.leave_new_memory = leave;
+        self
+    }
+
+    /// How long the threads of a process may take to stop, as [`ProcessSource::stop_timeout`].
+    pub fn stop_timeout(mut self, timeout: Duration) -> Self {
+        self.stop_timeout = timeout;
         self
     }
 
@@ -82,7 +88,8 @@ impl RollBack<'_> {
     pub fn process(self, pid: u32) -> Result<RollBackStats, Error> {
         let begun = Instant::now();
         let captured = CapturedProcess::read(&self, pid)?;
-        let held = ProcessSource::new(pid).hold().map_err(|error| refused(pid, error))?;
+        let held = ProcessSource::new(pid).stop_timeout(self.stop_timeout);
+        let held = held.hold(&self.progress).map_err(|error| refused(pid, error))?;
         let attempt = Attempt { pid, roll_back: &self, captured: &captured, held: &held };
 
         identity::check(&attempt)?;

@@ -4,10 +4,11 @@
 //! Then the index is pointed at it, and then the old packs go. A crash in between leaves either the
 //! old packs alone or the new one with some old ones beside it, which the next open removes.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::Shared;
+use super::collected::{self, Collected, Named};
 use super::error::StoreError;
 use super::id::StoreId;
 use super::location::{Location, Position};
@@ -17,7 +18,7 @@ use super::open;
 use super::pack::{self, Pack, Scan, Scanned};
 use super::tree::{IndexEntry, Tree};
 use crate::hash::Hash;
-use crate::record::{self, Note, SnapshotId, Tombstone};
+use crate::record::{self, Note, Record, SnapshotId, Tombstone};
 use crate::sys::file;
 use crate::sys::map::{self, PackMap};
 
@@ -36,6 +37,8 @@ pub(crate) struct Compacted {
     pub(crate) removed_bytes: u64,
     /// The bytes of the new pack, if there is one.
     pub(crate) written_bytes: u64,
+    /// One that stays as it is, as there are damaged bytes in it.
+    pub(crate) left: Option<PathBuf>,
 }
 
 /// An object of one of the trees, somewhere else now. There may be a million of them: what it is the new pack says.
@@ -85,25 +88,36 @@ pub(crate) fn compact(
     also_damaged: bool,
 ) -> Result<Compacted, StoreError> {
     let mut packs = Vec::new();
+    let mut left = None;
     for victim in victims {
         let bytes = victim.bytes(victim.length_bytes())?;
         let mut damaged = false;
         for scanned in victim.scan(&bytes, victim.header_bytes()) {
-            damaged |= matches!(scanned?, Scanned::Damaged { .. });
+            damaged |= match scanned? {
+                Scanned::Damaged { .. } => true,
+                // What a record needs that cannot be decoded nobody knows: it stays where somebody may look at it.
+                Scanned::Object { offset_bytes, header, payload } => {
+                    open::fact(&header, payload, Location::new(victim.number, offset_bytes, &header)).is_err()
+                }
+            };
         }
         match damaged && !also_damaged {
-            true => tracing::warn!("{} is damaged and stays as it is; see `verify`", victim.path.display()),
+            true => {
+                tracing::warn!("{} is damaged and stays as it is; see `verify`", victim.path.display());
+                left.get_or_insert(victim.path.clone());
+            }
             false => packs.push(victim.clone()),
         }
     }
     if packs.is_empty() {
-        return Ok(Compacted::default());
+        return Ok(Compacted { left, ..Compacted::default() });
     }
     let origin = |pack: &Arc<Pack>| Ok((pack.number, pack.bytes(pack.length_bytes())?, pack.header_bytes()));
     let origins = packs.iter().map(origin).collect::<Result<Vec<Origin>, StoreError>>()?;
     let replaces = packs.iter().map(|pack| pack.number).collect();
     let written = write(shared, &origins, replaces, keep)?;
     drop(origins);
+    let kept_in = written.as_ref().map(|written| (written.pack.number, written.pack.id));
     let written_bytes = written.as_ref().map_or(0, |written| written.pack.length_bytes());
     if let Some(written) = written {
         shared.log.add(written.pack.clone());
@@ -114,14 +128,14 @@ pub(crate) fn compact(
     let index = shared.index();
     let was_grounded = !index.may_have_ungrounded();
     index.set_may_have_ungrounded(true)?;
-    let_go(shared, &packs)?;
+    let_go(shared, &packs, kept_in)?;
     let removed_bytes = packs.iter().map(|pack| pack.length_bytes()).sum();
     packs.iter().for_each(|pack| drop(shared.log.remove(pack.number)));
     shared.log.clear_away(packs.iter().map(|pack| pack.path.clone()).collect())?;
     if was_grounded {
         index.set_may_have_ungrounded(false)?;
     }
-    Ok(Compacted { removed: packs.len() as u64, written_bytes, removed_bytes })
+    Ok(Compacted { removed: packs.len() as u64, written_bytes, removed_bytes, left })
 }
 
 /// Points the index and the catalog at the new pack.
@@ -160,7 +174,7 @@ fn repoint(shared: &Shared, mut written: Written) -> Result<(), StoreError> {
 }
 
 /// Lets the index and the catalog forget these packs. What was of use in them is elsewhere.
-fn let_go(shared: &Shared, packs: &[Arc<Pack>]) -> Result<(), StoreError> {
+fn let_go(shared: &Shared, packs: &[Arc<Pack>], kept_in: Option<Named>) -> Result<(), StoreError> {
     let index = shared.index();
     let in_them = |location: Location| packs.iter().any(|pack| pack.number == location.pack);
     let gone = shared.change_catalog(|catalog| {
@@ -178,7 +192,9 @@ fn let_go(shared: &Shared, packs: &[Arc<Pack>]) -> Result<(), StoreError> {
     for pack in packs {
         index.set_watermark(pack.number, None);
     }
-    index.let_packs_go()
+    let gone = packs.iter().map(|pack| Collected { pack: (pack.number, pack.id), kept_in });
+    let gone: Vec<Collected> = gone.collect();
+    index.let_packs_go(|| collected::add(&shared.path, &gone))
 }
 
 /// Copies the whole objects out of a file that should be a pack and has no usable header, and
@@ -356,7 +372,10 @@ fn subject(header: &Header, payload: &[u8]) -> Option<SnapshotId> {
         Some(plain)
     };
     match header.kind {
-        Kind::Record => Some(SnapshotId(header.hash)),
+        Kind::Record => {
+            record::decode::<Record>(&plain()?).ok()?;
+            Some(SnapshotId(header.hash))
+        }
         Kind::Note => Some(record::decode::<Note>(&plain()?).ok()?.snapshot),
         Kind::Tombstone => Some(record::decode::<Tombstone>(&plain()?).ok()?.snapshot),
         _ => None,

@@ -9,13 +9,17 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use super::catalog::{Catalog, Entry, Fact};
+use super::catalog::{Catalog, Entry, Fact, FactRoom};
+use super::collected::{self, Collected};
 use super::database::OUTDATED;
+use super::durable;
 use super::error::StoreError;
 use super::format::{self, Format};
+use super::held::Held;
 use super::index::{self, Index};
 use super::location::Location;
 use super::lock::Access;
+use super::lost::{self, Lost, Present};
 use super::names::{DAMAGED_DIR, INDEX_DIR, PACKS_DIR, UNFINISHED};
 use super::object::{Header, Kind};
 use super::pack::{self, Pack, Scanned};
@@ -37,6 +41,8 @@ pub(crate) struct Opened {
     pub(crate) catalog: Catalog,
     /// Files in the place of packs that are none, and what is wrong with them.
     pub(crate) unusable: Vec<(PathBuf, String)>,
+    /// Packs that were there once.
+    pub(crate) lost: Vec<Lost>,
     pub(crate) index_rebuilt: bool,
     /// Deltas that the index does not mean, as it has others of the same objects.
     pub(crate) other_deltas: Vec<IndexEntry>,
@@ -58,7 +64,7 @@ pub(crate) fn open(
         // Whoever wrote FORMAT may have been killed before it was durable.
         file::sync_dir(store).map_err(StoreError::io("make durable", store))?;
     }
-    let (packs, unusable) = open_packs(&store.join(PACKS_DIR), format, access)?;
+    let (packs, unusable) = open_packs(store, format, access)?;
     if packs.is_empty() {
         format::check_packs(store, format)?;
     }
@@ -68,9 +74,12 @@ pub(crate) fn open(
             path.display()
         );
     }
+    let collected = collected::read(store);
+    let present = Present { packs: &packs, other_numbers: other_numbers(store)?, collected: &collected };
+    let mut lost = present.lost(durable::read(&store.join(INDEX_DIR)).into_iter());
     let (index, is_held) = match access {
         Access::Reader => (None, true),
-        Access::Owner => match open_index(store, format, &packs) {
+        Access::Owner => match open_index(store, format, &present, &mut lost) {
             Err(StoreError::DiskFull { .. }) => {
                 index::warn_held(&store.join(INDEX_DIR));
                 (None, true)
@@ -78,11 +87,14 @@ pub(crate) fn open(
             other => (other?, false),
         },
     };
+    let (lost, is_back) = note_lost(store, &present, lost, access)?;
     // What was durable once is no torn tail, also when the index is thrown away.
-    let mut durable_bytes: HashMap<u32, u64> = HashMap::new();
+    let mut durable_bytes: HashMap<u32, u64> =
+        lost.iter().map(|lost| (lost.pack.0, lost.durable_bytes)).collect();
     let index = match index {
         // It is dropped first: the database must be closed when it is set aside.
-        Some((index, _)) if rebuild => {
+        // One that was made while a part of a pack was gone does not know what stood at the cut.
+        Some((index, _)) if rebuild || is_back => {
             for pack in &packs {
                 let indexed = index.watermarks().get(&pack.number).map_or(0, |it| it.end_bytes);
                 durable_bytes.insert(pack.number, indexed.max(index.durable_bytes(pack.number, pack.id)));
@@ -111,15 +123,27 @@ pub(crate) fn open(
         access,
         &durable_bytes,
         last_appended(&packs, &unusable),
+        &lost,
         progress,
     )?;
-    if !unusable.is_empty() {
+    if !unusable.is_empty() || !lost.is_empty() {
         // What is in them is missing, and the bases of deltas with it.
         index.set_damage_known(true)?;
     }
     let next_number = next_number(store)?;
     let save = damage_found || is_rebuilding;
-    Ok(Opened { packs, active, next_number, index, catalog, unusable, index_rebuilt, other_deltas, save })
+    Ok(Opened {
+        packs,
+        active,
+        next_number,
+        index,
+        catalog,
+        unusable,
+        lost,
+        index_rebuilt,
+        other_deltas,
+        save,
+    })
 }
 
 /// The pack that may have a torn tail: the one with the highest number. All others were durable before a higher number
@@ -144,7 +168,51 @@ fn next_number(store: &Path) -> Result<u32, StoreError> {
 
 type Unusable = Vec<(PathBuf, String)>;
 
-fn open_packs(dir: &Path, format: &Format, access: Access) -> Result<(Vec<Arc<Pack>>, Unusable), StoreError> {
+/// The numbers of files in the place of packs, and of packs that were set aside.
+fn other_numbers(store: &Path) -> Result<Vec<u32>, StoreError> {
+    let mut listed = pack::list(&store.join(PACKS_DIR))?;
+    let damaged = store.join(DAMAGED_DIR);
+    if damaged.is_dir() {
+        listed.extend(pack::list(&damaged)?);
+    }
+    Ok(listed.into_iter().map(|(number, _)| number).collect())
+}
+
+/// Puts what is lost together with what was known of it before, writes it down, and warns. Says also whether something
+/// is back that was lost.
+fn note_lost(
+    store: &Path,
+    present: &Present<'_>,
+    now: Vec<Lost>,
+    access: Access,
+) -> Result<(Vec<Lost>, bool), StoreError> {
+    let before = lost::read(store);
+    let still = present.still_lost(before.clone());
+    let is_back = still.len() < before.len();
+    let lost = lost::join(still, now);
+    if lost != before && access == Access::Owner {
+        match lost::write(store, &lost) {
+            // It is found again for as long as the index tells.
+            Err(error @ StoreError::DiskFull { .. }) => tracing::warn!("{error}"),
+            other => other?,
+        }
+    }
+    for it in &lost {
+        let snapshots = match it.snapshots.len() {
+            0 => String::new(),
+            count => format!("; {count} snapshots are known to be gone with it"),
+        };
+        tracing::warn!("{}: {}{snapshots}", it.file_name(), it.why());
+    }
+    Ok((lost, is_back))
+}
+
+fn open_packs(
+    store: &Path,
+    format: &Format,
+    access: Access,
+) -> Result<(Vec<Arc<Pack>>, Unusable), StoreError> {
+    let dir = &store.join(PACKS_DIR);
     // A reader takes no notice of what is superfluous.
     let remove = |path: &Path, why: &str| match access {
         Access::Reader => Ok(()),
@@ -178,6 +246,18 @@ fn open_packs(dir: &Path, format: &Format, access: Access) -> Result<(Vec<Arc<Pa
     // A crash may have kept gc from removing what it had replaced.
     let replaced: Vec<u32> = packs.iter().flat_map(|pack| pack.replaces.iter().copied()).collect();
     let superfluous: Vec<Pack> = packs.extract_if(.., |pack| replaced.contains(&pack.number)).collect();
+    if access == Access::Owner && !superfluous.is_empty() {
+        let by = |number| packs.iter().find(|pack: &&Pack| pack.replaces.contains(&number));
+        let entry = |pack: &Pack| Collected {
+            pack: (pack.number, pack.id),
+            kept_in: by(pack.number).map(|pack| (pack.number, pack.id)),
+        };
+        match collected::add(store, &superfluous.iter().map(entry).collect::<Vec<_>>()) {
+            // Without it a copy of an old index may call them lost; that must not keep anybody from making room.
+            Err(StoreError::DiskFull { .. }) => {}
+            other => other?,
+        }
+    }
     for pack in &superfluous {
         remove(&pack.path, "gc has replaced")?;
     }
@@ -188,13 +268,15 @@ fn open_packs(dir: &Path, format: &Format, access: Access) -> Result<(Vec<Arc<Pa
     Ok((packs.into_iter().map(Arc::new).collect(), unusable))
 }
 
-/// The index and the catalog in it; `None` with a warning if they must be built anew.
+/// The index and the catalog in it; `None` with a warning if they must be built anew. Adds to `lost` what it
+/// knows of and is not there.
 fn open_index(
     store: &Path,
     format: &Format,
-    packs: &[Arc<Pack>],
+    present: &Present<'_>,
+    lost: &mut Vec<Lost>,
 ) -> Result<Option<(Index, Catalog)>, StoreError> {
-    let path = store.join(INDEX_DIR);
+    let (path, packs) = (store.join(INDEX_DIR), present.packs);
     if Index::is_missing(&path) {
         index::check_room(&path)?;
         if !packs.is_empty() {
@@ -202,9 +284,20 @@ fn open_index(
         }
         return Ok(None);
     }
-    let load = || -> Result<(Index, Catalog), StoreError> {
+    let mut load = || -> Result<(Index, Catalog), StoreError> {
         let useless = |detail: String| StoreError::Index { action: "be used", detail };
         let index = Index::open(&path, format.id)?;
+        *lost = lost::join(std::mem::take(lost), present.lost(index.watermarks().into_iter()));
+        if !lost.is_empty() {
+            let mut catalog = Catalog::default();
+            index.read_snapshots(|key, value| {
+                // Only what can be read of it can be named.
+                let _ = catalog.load(key, value);
+                true
+            })?;
+            catalog.loaded();
+            lost::name_snapshots(lost, &catalog);
+        }
         for pack in packs {
             let (found, durable_bytes) = (pack.length_bytes(), index.durable_bytes(pack.number, pack.id));
             if found < durable_bytes {
@@ -236,11 +329,10 @@ fn open_index(
             }
         }
         let mut catalog = Catalog::default();
-        for (key, value) in index.snapshots()? {
-            if !catalog.load(&key, &value) {
-                return Err(useless("it holds a snapshot that cannot be read".to_owned()));
-            }
+        if !index.read_snapshots(|key, value| catalog.load(key, value))? {
+            return Err(useless("it holds a snapshot that cannot be read".to_owned()));
         }
+        catalog.loaded();
         Ok((index, catalog))
     };
     match load() {
@@ -317,6 +409,7 @@ fn catch_up(
     access: Access,
     durable_bytes: &HashMap<u32, u64>,
     last_appended: Option<u32>,
+    lost: &[Lost],
     progress: &Progress,
 ) -> Result<CaughtUp, StoreError> {
     let (watermarks, rebuilding) = (index.watermarks(), index.is_rebuilding());
@@ -329,13 +422,15 @@ fn catch_up(
     let meter = progress.begin(to_scan_bytes);
     let mut active = None;
     let mut facts = Vec::new();
+    let mut room_for_facts = FactRoom::default();
     let mut ends = Vec::new();
     let mut damage_found = false;
     let mut other_deltas = Vec::new();
     for pack in packs {
         let indexed_bytes = first_bytes(pack);
         let may_be_torn = last_appended == Some(pack.number);
-        let mut damaged = false;
+        // What was cut short is not appended to, so that it can be put back.
+        let mut damaged = lost.iter().any(|lost| lost.pack.0 == pack.number);
         if pack.length_bytes() > indexed_bytes {
             // Whoever wrote it may have been killed before it was durable, and from here on it is relied on.
             if access == Access::Owner {
@@ -350,7 +445,8 @@ fn catch_up(
                 other_deltas.append(&mut index.insert_found(found)?);
                 index.save_if_much()
             };
-            let mut tail = Tail::scan(pack, indexed_bytes, torn_from, rebuilding, &meter, take_in)?;
+            let torn = (torn_from, rebuilding);
+            let mut tail = Tail::scan(pack, indexed_bytes, torn, &mut room_for_facts, &meter, take_in)?;
             if access == Access::Owner {
                 for hole in &tail.torn_holes {
                     tracing::info!("filling {} bytes that a power failure took", hole.end - hole.start);
@@ -361,7 +457,10 @@ fn catch_up(
                 tracing::info!("cutting a torn tail of {} bytes", pack.length_bytes() - end_bytes);
                 pack.cut(end_bytes, access)?;
             }
-            for (offset_bytes, why) in &tail.damaged {
+            let damaged_bytes = tail.damaged.iter().map(|(at, why)| (at, *why));
+            for (offset_bytes, why) in
+                damaged_bytes.chain(tail.undecodable.iter().map(|(at, why)| (at, &**why)))
+            {
                 tracing::warn!("pack {} is damaged at byte {offset_bytes}: {why}", pack.number);
                 index.set_damage_known(true)?;
                 (damaged, damage_found) = (true, true);
@@ -402,6 +501,8 @@ const TAKE_IN_OBJECTS: usize = 64 << 10;
 struct Tail {
     facts: Vec<Fact>,
     damaged: Vec<(u64, &'static str)>,
+    /// Records, notes and tombstones that are whole and yet say nothing.
+    undecodable: Vec<(u64, String)>,
     /// Where to cut the pack.
     torn_at: Option<u64>,
     /// What to fill, before that.
@@ -429,8 +530,8 @@ impl Tail {
     fn scan(
         pack: &Pack,
         from_bytes: u64,
-        torn_from: Option<u64>,
-        rebuilding: bool,
+        (torn_from, rebuilding): (Option<u64>, bool),
+        room_for_facts: &mut FactRoom,
         meter: &Meter,
         mut take_in: impl FnMut(Vec<IndexEntry>) -> Result<(), StoreError>,
     ) -> Result<Tail, StoreError> {
@@ -455,12 +556,19 @@ impl Tail {
             match scanned {
                 Scanned::Object { offset_bytes, header, payload } => {
                     let location = Location::new(pack.number, offset_bytes, &header);
-                    match fact(&header, payload, location) {
+                    let fact = fact(&header, payload, location).and_then(|fact| match fact {
+                        Some(fact) => {
+                            let has_room = fact.take_room(room_for_facts);
+                            has_room.map(|()| Some(fact)).map_err(|error| error.to_string())
+                        }
+                        None => Ok(None),
+                    });
+                    match fact {
                         Ok(None) => objects.push((Tree::of(header.kind), header.hash, location)),
                         Ok(Some(fact)) => {
                             // A snapshot was acknowledged before another one followed it or it was forgotten.
                             let acknowledged = match &fact {
-                                Fact::Snapshot(_, entry) => entry.record.parent,
+                                Fact::Snapshot(_, entry) => entry.held().parent(),
                                 Fact::Tombstone(id, _) => Some(*id),
                                 Fact::Note(..) => None,
                             };
@@ -472,12 +580,10 @@ impl Tail {
                             tail.facts.push(fact);
                             torn_at = None;
                         }
+                        // Nobody can know what it needs.
                         Err(why) => {
-                            tracing::warn!(
-                                "a {} in pack {} is not in order: {why}",
-                                header.kind,
-                                pack.number
-                            );
+                            tail.undecodable.push((offset_bytes, why));
+                            torn_at = None;
                         }
                     }
                 }
@@ -552,8 +658,8 @@ pub(crate) fn fact(header: &Header, payload: &[u8], location: Location) -> Resul
     let text = |error: record::RecordError| error.to_string();
     Ok(Some(match header.kind {
         Kind::Record => {
-            let record = record::decode(&plain).map_err(text)?;
-            Fact::Snapshot(SnapshotId(header.hash), Box::new(Entry::new(record, location)))
+            let held = Held::read(&plain).map_err(text)?;
+            Fact::Snapshot(SnapshotId(header.hash), Box::new(Entry::new(held, location)))
         }
         Kind::Note => Fact::Note(record::decode::<Note>(&plain).map_err(text)?, location),
         _ => Fact::Tombstone(record::decode::<Tombstone>(&plain).map_err(text)?.snapshot, location),

@@ -21,6 +21,7 @@ use crate::store::index::Index;
 use crate::store::location::{Location, Position};
 use crate::store::marks::Marks;
 use crate::store::object::Kind;
+use crate::store::open;
 use crate::store::pack::{Pack, Scanned};
 use crate::store::read::{Check, Reader, TRIES};
 use crate::store::tree::Tree;
@@ -110,6 +111,7 @@ impl Store {
         let sample_percent = options.sample_percent.filter(|percent| *percent < 100);
         let everything = options.snapshots.is_empty() && sample_percent.is_none();
         if let Some(percent) = sample_percent {
+            verification.lost();
             verification.sample(percent, &options.progress)?;
         } else if everything {
             verification.everything(&options.progress)?;
@@ -217,19 +219,32 @@ impl<'a> Verification<'a> {
         let packs = self.shared.log.packs();
         let packs_bytes: u64 = packs.iter().map(|pack| pack.length_bytes() - pack.header_bytes()).sum();
         let records: Vec<u64> =
-            self.shared.catalog().all_live().map(|(_, entry)| referring_bytes(&entry.record)).collect();
+            self.shared.catalog().all_live().map(|(_, entry)| referring_bytes(&entry.record())).collect();
         let meter = progress.begin(packs_bytes + records.iter().sum::<u64>());
         // A repair may have set them aside.
         for (path, why) in self.shared.unusable.iter().filter(|(path, _)| path.exists()) {
             let pack = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
             self.problem(Subject::Bytes { pack, offset_bytes: 0 }, why.clone(), None);
         }
+        self.lost();
         for pack in packs {
             self.pack(&pack, &mut intact, &meter)?;
         }
         self.drop_damaged(index, &mut intact)?;
         let snapshots: Vec<SnapshotId> = self.shared.catalog().all_live().map(|(id, _)| *id).collect();
         self.references(&snapshots, &intact, &meter)
+    }
+
+    /// Packs that are known to have been there.
+    fn lost(&self) {
+        for lost in &self.shared.lost {
+            let subject = || {
+                let (pack, offset_bytes) = (lost.file_name(), lost.found_bytes.unwrap_or(0));
+                Subject::Bytes { pack, offset_bytes }
+            };
+            self.problem(subject(), lost.why(), None);
+            lost.snapshots.iter().for_each(|id| self.problem(subject(), String::new(), Some(*id)));
+        }
     }
 
     fn pack(&self, pack: &Pack, intact: &mut Intact, meter: &Meter) -> Result<(), Error> {
@@ -277,6 +292,10 @@ impl<'a> Verification<'a> {
                 let location = Location::new(pack.number, *offset_bytes, header);
                 self.count(location);
                 let why = match header.encoding {
+                    _ if indexed(header).is_none() => match open::fact(header, payload, location) {
+                        Ok(_) => return Ok(None),
+                        Err(why) => why,
+                    },
                     Encoding::Delta => match reader.check_at(header.kind, &header.hash, location) {
                         Ok(_) => return Ok(indexed(header)),
                         Err(error) if !error.is_damage() => return Err(error),

@@ -13,6 +13,7 @@ mod facts;
 mod format;
 mod index;
 mod interrupted;
+mod lost;
 mod objects;
 mod packs;
 mod sample;

@@ -98,10 +98,13 @@ fn a_pack_that_is_gone_costs_the_snapshots_that_need_it() {
     }
     assert!(read(&store, vault.ids["c1"]).unwrap() == (memory("c1"), globals("c1")));
     assert!(matches!(read(&store, vault.ids["b1"]), Err(Error::Store(error)) if error.is_damage()));
-    assert_eq!(vault.named(&verify(&store)), ["b1"]);
+    assert_eq!(vault.named(&verify(&store)), ["a1", "a2", "b1"]);
     capture(&store, "b1");
     assert!(read(&store, vault.ids["b1"]).unwrap().0 == memory("b1"));
-    assert_eq!(verify(&store).problems, []);
+    assert_eq!(vault.named(&verify(&store)), ["a1", "a2"]);
+    drop(store);
+    Store::repair(&vault.path, &RepairOptions::default()).unwrap();
+    assert_eq!(verify(&vault.open()).problems, []);
 }
 
 #[test]

@@ -223,7 +223,13 @@ fn cell(place: Place, how: How, without_index: bool) -> Option<String> {
     let is_told = |name: &&&str| (!index_is_lost || header_tells) && **name != "gone";
     let known_without_record = without_record.iter().filter(is_told);
     let expected_listed: BTreeSet<&str> = failed.iter().chain(known_without_record).copied().collect();
-    assert_eq!(listed, expected_listed, "verify lists exactly those: {report:?}");
+    // Of a pack that is shorter than the index knows, or gone, it names also the snapshots whose records were there.
+    let tells_of_a_loss = !without_index && taken.costs_the_index && !matches!(place, Place::PackHeader(_));
+    let may_be_named = |expected: &BTreeSet<&'static str>, named: &BTreeSet<&'static str>| {
+        let more: BTreeSet<&str> = named.difference(expected).copied().collect();
+        expected.is_subset(named) && (more.is_empty() || tells_of_a_loss && more.is_subset(&without_record))
+    };
+    assert!(may_be_named(&expected_listed, &listed), "verify lists exactly those: {listed:?} in {report:?}");
     let is_reported = !report.problems.is_empty();
     drop(store);
 
@@ -240,7 +246,7 @@ fn cell(place: Place, how: How, without_index: bool) -> Option<String> {
         .into_iter()
         .filter(|name| !gone_for_good.contains(name) && *name != "gone")
         .collect();
-    assert_eq!(lost, expected_lost, "what repair cannot bring back");
+    assert!(may_be_named(&expected_lost, &lost), "what repair cannot bring back: {lost:?}");
     if !report.damaged.is_empty() {
         let told = std::fs::read_to_string(report.report.unwrap()).unwrap();
         assert!(lost.iter().all(|name| told.contains(&archive.ids[name].to_string())), "{told}");

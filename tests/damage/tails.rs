@@ -121,7 +121,12 @@ fn a_pack_cut_into_what_was_acknowledged_costs_what_lay_there_alone() {
         assert!(is_unknown(&store, vault.ids[name]));
     }
     capture(&store, "b1");
-    assert_eq!(verify(&store).problems, []);
+    let problems = verify(&store).problems;
+    let told = problems.iter().find(|it| it.kind == "pack" && it.detail.contains("was cut to")).unwrap();
+    assert_eq!(vault.names(told.snapshots.clone()), ["b1", "c1"]);
+    drop(store);
+    Store::repair(&vault.path, &RepairOptions::default()).unwrap();
+    assert_eq!(verify(&vault.open()).problems, []);
 }
 
 /// Two packs, of which gc wrote the one with the higher number.

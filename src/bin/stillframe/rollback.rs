@@ -42,6 +42,7 @@ pub(crate) fn into_process(
         .roll_back(id)?
         .leave_new_memory(leave.leave_new_memory)
         .leave_shared_memory(leave.leave_shared_memory)
+        .stop_timeout(leave.stopping.stop_timeout)
         .progress(progress(context, "rolling back"))
         .process(pid)?;
     let named = |mapping: &Mapping| format!("{} {}", mapping.range, human::plain(&mapping.name));
