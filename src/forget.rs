@@ -132,19 +132,24 @@ impl Store {
 /// second time.
 type Period = (Date, i8, Reverse<i32>);
 
+/// The period that a time is in.
+type PeriodOf = fn(&Zoned) -> Period;
+
 /// What the policy keeps of the snapshots of one process, which come oldest first.
 fn kept(policy: &KeepPolicy, now: Timestamp, line: &[&Snapshot<'_>]) -> Vec<SnapshotId> {
     let mut kept = Vec::new();
     kept.extend(line.iter().rev().take(policy.last.unwrap_or(0) as usize).map(|snapshot| snapshot.id()));
-    let day = |date: Date| (date, 0, Reverse(0));
-    let periods: [(Option<u32>, &dyn Fn(&Zoned) -> Period); 4] = [
-        (policy.hourly, &|time| (time.date(), time.hour(), Reverse(time.offset().seconds()))),
-        (policy.daily, &|time| day(time.date())),
-        (policy.weekly, &|time| {
+    fn day(date: Date) -> Period {
+        (date, 0, Reverse(0))
+    }
+    let periods: [(Option<u32>, PeriodOf); 4] = [
+        (policy.hourly, |time| (time.date(), time.hour(), Reverse(time.offset().seconds()))),
+        (policy.daily, |time| day(time.date())),
+        (policy.weekly, |time| {
             let since_monday = i64::from(time.weekday().to_monday_zero_offset());
             day(time.date().saturating_sub(since_monday.days()))
         }),
-        (policy.monthly, &|time| day(time.date().first_of_month())),
+        (policy.monthly, |time| day(time.date().first_of_month())),
     ];
     for (count, period) in periods {
         let Some(count) = count else { continue };

@@ -58,6 +58,14 @@ impl CapturedProcess {
         let descriptors = descriptors
             .transpose()
             .map_err(|error| none(&format!("its open files in the snapshot cannot be read: {error}")))?;
-        Ok(CapturedProcess { threads, auxv, rseq: read(RSEQ_ATTACHMENT)?, run, left_out, signals, descriptors })
+        Ok(CapturedProcess {
+            threads,
+            auxv,
+            rseq: read(RSEQ_ATTACHMENT)?,
+            run,
+            left_out,
+            signals,
+            descriptors,
+        })
     }
 }

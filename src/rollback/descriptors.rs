@@ -45,7 +45,8 @@ pub(super) fn check(attempt: &Attempt<'_>) -> Result<Found, SinkError> {
     let closed = attempt.held.closed_connections(&now.0);
     let then_open: HashSet<u32> = then.0.iter().map(|it| it.number).collect();
     let gone = closed.into_iter().filter(|number| then_open.contains(number));
-    differences.extend(gone.map(|number| format!("descriptor {number}: its other end has closed the connection")));
+    differences
+        .extend(gone.map(|number| format!("descriptor {number}: its other end has closed the connection")));
     Ok(Found { left: differences, seeks: found.seeks })
 }
 
@@ -89,7 +90,11 @@ fn compare(then: &[Descriptor], now: &[Descriptor], seek_files: bool) -> (Found,
         }
     }
     for after in now.iter().filter(|it| !then_numbers.contains(&it.number)) {
-        found.left.push(format!("descriptor {} ({}) was opened since, and stays open", after.number, shown(after)));
+        found.left.push(format!(
+            "descriptor {} ({}) was opened since, and stays open",
+            after.number,
+            shown(after)
+        ));
     }
     (found, dangerous)
 }
@@ -110,8 +115,20 @@ mod tests {
 
     #[test]
     fn each_kind_of_difference_is_told_or_refused() {
-        let then = [file(1, "/a", 1, 0), file(2, "/b", 0, 5), file(3, "/c", 2, 5), file(4, "/d", 2, 0), file(5, "/e", 0, 0)];
-        let now = [file(1, "/a", 1, 0), file(2, "/x", 0, 5), file(3, "/c", 2, 7), file(4, "/y", 2, 0), file(6, "/f", 0, 0)];
+        let then = [
+            file(1, "/a", 1, 0),
+            file(2, "/b", 0, 5),
+            file(3, "/c", 2, 5),
+            file(4, "/d", 2, 0),
+            file(5, "/e", 0, 0),
+        ];
+        let now = [
+            file(1, "/a", 1, 0),
+            file(2, "/x", 0, 5),
+            file(3, "/c", 2, 7),
+            file(4, "/y", 2, 0),
+            file(6, "/f", 0, 0),
+        ];
         let (found, dangerous) = compare(&then, &now, false);
         assert_eq!(dangerous, ["descriptor 4 was /d and is /y now"]);
         assert_eq!(

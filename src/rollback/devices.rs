@@ -25,7 +25,10 @@ pub(super) fn check(attempt: &Attempt<'_>) -> Result<(), SinkError> {
     }
     let now = attempt.held.address_space().mappings().iter();
     let mapped = now.filter(|it| is_written_by_others(it)).map(|it| {
-        format!("it has mapped {} ({} {}), which the kernel or a device writes too", it.range, it.protection, it.name)
+        format!(
+            "it has mapped {} ({} {}), which the kernel or a device writes too",
+            it.range, it.protection, it.name
+        )
     });
     let mut differences: Vec<String> = mapped.collect();
     for descriptor in attempt.held.descriptors().map_or(&[][..], |it| &it.0) {

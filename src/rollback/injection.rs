@@ -138,7 +138,8 @@ pub(super) fn prepare(
 
 /// Has the process make them. From the first one on it is rolled back in part.
 pub(super) fn make(attempt: &Attempt<'_>, calls: &Calls) -> Result<(), InjectionError> {
-    let results = attempt.held.make_calls(calls.foothold, calls.calls.iter().map(|(call, _)| *call).collect())?;
+    let results =
+        attempt.held.make_calls(calls.foothold, calls.calls.iter().map(|(call, _)| *call).collect())?;
     match results.iter().zip(&calls.calls).find(|(result, (_, expected))| *result != expected) {
         None => Ok(()),
         Some((result, _)) => {
@@ -154,7 +155,8 @@ pub(super) fn refused(attempt: &Attempt<'_>, error: InjectionError) -> Error {
         InjectionError::Impossible(why) => attempt.refusal(why).into(),
         InjectionError::Failed(source) => {
             let pid = attempt.pid;
-            let source = SinkError::Process { pid, action: "throw away pages of, or set positions of,", source };
+            let source =
+                SinkError::Process { pid, action: "throw away pages of, or set positions of,", source };
             SinkError::InPart { pid, source: Box::new(source.into()) }.into()
         }
     }

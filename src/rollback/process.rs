@@ -17,8 +17,8 @@ use super::held_memory::HeldMemory;
 use super::page_state::{self, PageStates};
 use super::plan::{self, Look, Part};
 use super::{
-    RollBack, RollBackStats, descriptors, devices, fit, identity, injection, memory_limit, registers, same_threads,
-    shared, signals, write,
+    RollBack, RollBackStats, descriptors, devices, fit, identity, injection, memory_limit, registers,
+    same_threads, shared, signals, write,
 };
 use crate::address_space::MappingKind;
 use crate::error::Error;
@@ -158,7 +158,14 @@ impl RollBack<'_> {
         let paused = held.release();
         let tracking = Tracking::Rescan(Untracked::NoTracker);
         let stats = self.stats(begun, self.space.image_bytes(), tracking, done);
-        Ok(RollBackStats { paused, is_stopped, left_shared, left_not_captured_bytes, left_descriptors, ..stats })
+        Ok(RollBackStats {
+            paused,
+            is_stopped,
+            left_shared,
+            left_not_captured_bytes,
+            left_descriptors,
+            ..stats
+        })
     }
 
     /// All but what the kernel provides: the tables that are stored, and of those of zeros the ones where anything is

@@ -18,8 +18,8 @@
 use std::collections::{BTreeSet, HashMap};
 
 use super::attempt::Attempt;
-use crate::sink::SinkError;
 use crate::signals::{FIRST_REAL_TIME, Signal, Signals};
+use crate::sink::SinkError;
 use crate::source::signals::{Change, Settlement};
 use crate::threads::{Thread, Threads};
 
@@ -90,9 +90,8 @@ fn settle(then: &Moment<'_>, now: &Moment<'_>, own_pid: u32, is_old: bool) -> Re
             .filter(|signal| !is_held_back(signal))
             .collect();
         // What stays although it was not there.
-        let stays = |signal: &&Signal| {
-            !is_held_back(signal) && !is_undone(signal) && !before.contains(signal)
-        };
+        let stays =
+            |signal: &&Signal| !is_held_back(signal) && !is_undone(signal) && !before.contains(signal);
         let kept_at_stop = about_to_get.as_ref().filter(stays).cloned();
         let mut numbers: BTreeSet<i32> = before.iter().map(Signal::number).collect();
         numbers.extend(queue_now.iter().filter(|it| !is_held_back(it)).map(Signal::number));
@@ -120,9 +119,9 @@ fn settle(then: &Moment<'_>, now: &Moment<'_>, own_pid: u32, is_old: bool) -> Re
                 }
             }
         }
-        let is_dropped = about_to_get.as_ref().is_some_and(|signal| {
-            !is_held_back(signal) && (is_changed || kept_at_stop.is_none())
-        });
+        let is_dropped = about_to_get
+            .as_ref()
+            .is_some_and(|signal| !is_held_back(signal) && (is_changed || kept_at_stop.is_none()));
         if is_dropped {
             settlement.dropped.push(tid);
         } else if about_to_get.is_some() && is_changed {
@@ -139,7 +138,9 @@ fn settle(then: &Moment<'_>, now: &Moment<'_>, own_pid: u32, is_old: bool) -> Re
                 && settlement.changes.iter().all(|it| it.tid != **tid || it.signal != signal)
         });
         let Some(tid) = taker else {
-            return Err(format!("signal {signal} is on its way to it, and no thread could take it; try again"));
+            return Err(format!(
+                "signal {signal} is on its way to it, and no thread could take it; try again"
+            ));
         };
         settlement.changes.push(Change { tid: *tid, signal, taken_out, put_in: Vec::new() });
     }
@@ -208,7 +209,11 @@ fn check_job_control(then: &Moment<'_>, now: &Moment<'_>) -> Result<(), String> 
             let blocked = moment.threads.threads.iter().any(|thread| has(thread.signal_mask, number));
             let is_plain = number == libc::SIGCONT && !has(moment.signals.caught, number) && !blocked;
             if JOB_CONTROL.contains(&number) && !is_plain {
-                let when = if std::ptr::eq(moment, then) { "was on its way when it was captured" } else { "is on its way to it" };
+                let when = if std::ptr::eq(moment, then) {
+                    "was on its way when it was captured"
+                } else {
+                    "is on its way to it"
+                };
                 return Err(format!("signal {number}, which stops or continues processes, {when}; {advice}"));
             }
         }
@@ -275,10 +280,14 @@ mod tests {
     #[test]
     fn nothing_is_done_where_nothing_differs() {
         let queue = || vec![foreign(10), own(34), own(34)];
-        let found = settled(moment(None, queue(), vec![foreign(15)]), moment(None, queue(), vec![foreign(15)]));
+        let found =
+            settled(moment(None, queue(), vec![foreign(15)]), moment(None, queue(), vec![foreign(15)]));
         assert!(found.unwrap().is_empty());
         // A fault comes again, and what others have sent stays.
-        let found = settled(moment(Some(fault()), vec![], vec![]), moment(None, vec![foreign(10)], vec![foreign(15)]));
+        let found = settled(
+            moment(Some(fault()), vec![], vec![]),
+            moment(None, vec![foreign(10)], vec![foreign(15)]),
+        );
         assert!(found.unwrap().is_empty());
         let found = settled(moment(None, vec![], vec![]), moment(Some(foreign(15)), vec![], vec![]));
         assert!(found.unwrap().is_empty());
@@ -290,7 +299,8 @@ mod tests {
             let found = settled(moment(None, vec![], vec![]), moment(Some(about_to), vec![], vec![]));
             assert_eq!(found.unwrap(), Settlement { dropped: vec![70], changes: vec![] });
         }
-        let found = settled(moment(None, vec![], vec![]), moment(None, vec![fault(), own(34), own(34)], vec![]));
+        let found =
+            settled(moment(None, vec![], vec![]), moment(None, vec![fault(), own(34), own(34)], vec![]));
         assert_eq!(found.unwrap().changes, [put(11, 1, vec![]), put(34, 2, vec![])]);
         let found = settled(moment(None, vec![], vec![]), moment(None, vec![], vec![own(10)]));
         assert_eq!(found.unwrap().changes, [put(10, 1, vec![])]);
@@ -302,12 +312,14 @@ mod tests {
         let values = |values: &[u8]| -> Vec<Signal> {
             values.iter().map(|value| signal(34, libc::SI_QUEUE, 70, *value)).collect()
         };
-        let found = settled(moment(Some(own(12)), values(&[1, 2, 3]), vec![]), moment(None, values(&[3, 4]), vec![]));
+        let found =
+            settled(moment(Some(own(12)), values(&[1, 2, 3]), vec![]), moment(None, values(&[3, 4]), vec![]));
         assert_eq!(found.unwrap().changes, [put(12, 0, vec![own(12)]), put(34, 2, values(&[1, 2, 3]))]);
         // What others have sent comes behind.
         let mut both = values(&[1]);
         both.push(foreign(34));
-        let found = settled(moment(None, values(&[1]), vec![]), moment(Some(foreign(15)), vec![foreign(34)], vec![]));
+        let found =
+            settled(moment(None, values(&[1]), vec![]), moment(Some(foreign(15)), vec![foreign(34)], vec![]));
         let expected = vec![put(15, 0, vec![foreign(15)]), put(34, 1, both)];
         assert_eq!(found.unwrap(), Settlement { dropped: vec![70], changes: expected });
         // To the process as a whole: the thread that does not block it.
@@ -332,6 +344,9 @@ mod tests {
         let then = Signals { caught: 1 << 9 | 1 << 31, ..Signals::default() };
         let now = Signals { ignored: 1 << 9, ..Signals::default() };
         let found = handled_otherwise(&then, &now);
-        assert!(found.len() == 1 && found[0].starts_with("signal 10 was handled and is ignored now"), "{found:?}");
+        assert!(
+            found.len() == 1 && found[0].starts_with("signal 10 was handled and is ignored now"),
+            "{found:?}"
+        );
     }
 }

@@ -58,7 +58,7 @@ pub(super) fn drop_signal(tid: u32) -> io::Result<Stop> {
     hold_again(tid, 0)
 }
 
-/// Makes a queue what it is to be. The thread is held otherwise than about to get a signal. Answers how it is held then.
+/// Makes a queue what it is to be. The thread is held otherwise than about to get a signal, and is so afterwards.
 pub(super) fn change(pid: u32, change: &Change) -> io::Result<()> {
     let Change { tid, signal, taken_out, put_in } = change;
     let only_this = ALL_SIGNALS & !(1 << (signal - 1));
@@ -88,8 +88,9 @@ fn next_of_queue(tid: u32, expected: i32) -> io::Result<ptrace::SignalInformatio
         ptrace::resume(tid)?;
         match next_stop(tid)? {
             Stop::Signal { signal, information } if signal == expected => return Ok(information),
-            // One of the thread alone. The process has another.
-            Stop::Signal { signal: libc::SIGSTOP, .. } => {}
+            // A SIGSTOP of the thread alone: the process has another. And one that stood still when it was
+            // interrupted does so once more.
+            Stop::Signal { signal: libc::SIGSTOP, .. } | Stop::Interrupted | Stop::WithProcess => {}
             other => return Err(unexpected(other)),
         }
     }
@@ -122,7 +123,9 @@ fn next_stop(tid: u32) -> io::Result<Stop> {
 
 fn unexpected(stop: Stop) -> io::Error {
     io::Error::other(match stop {
-        Stop::Signal { signal, .. } => format!("a thread that was to take another signal got signal {signal}"),
+        Stop::Signal { signal, .. } => {
+            format!("a thread that was to take another signal got signal {signal}")
+        }
         other => format!("a thread that was to take a signal is held otherwise ({other:?})"),
     })
 }

@@ -36,9 +36,8 @@ use super::refusal::Refused;
 use super::sharers::Sharers;
 use super::signals::Settlement;
 use super::stuck::{self, wait_while_stuck};
-use super::tracer::{Calls, Found, Order, Tracer};
+use super::tracer::{Calls, Found, Order, Queued, Tracer};
 use crate::progress::Progress;
-use crate::signals::Signal;
 use crate::threads::{Thread, Threads};
 
 /// How often the opener looks for ended threads and whether it is to give up: stopping takes less, but for rare races.
@@ -188,7 +187,7 @@ impl StoppedProcess {
     }
 
     /// The signals that have been sent and that no thread has taken: to the process as a whole, and to single threads.
-    pub(super) fn queued_signals(&self) -> &(Vec<Signal>, Vec<(u32, Vec<Signal>)>) {
+    pub(super) fn queued_signals(&self) -> &Queued {
         &self.found.queued
     }
 

@@ -30,6 +30,12 @@ const PAUSE_BETWEEN_LOOKS: Duration = Duration::from_micros(100);
 /// A thread may be refused because it is just ending; how often until it counts as a refusal.
 const REFUSALS_BELIEVED: u32 = 3;
 
+/// By thread: when it was started, in clock ticks since the machine was.
+pub(super) type Starts = Vec<(u32, u64)>;
+
+/// Signals sent to a process as a whole, and to single threads of it.
+pub(super) type Queued = (Vec<Signal>, Vec<(u32, Vec<Signal>)>);
+
 /// What the tracer found when all were stopped.
 pub(super) struct Found {
     pub(super) threads: Threads,
@@ -39,10 +45,9 @@ pub(super) struct Found {
     /// By thread.
     pub(super) rseq_areas: Vec<(u32, Range<u64>)>,
     pub(super) process_start: u64,
-    /// By thread.
-    pub(super) starts: Vec<(u32, u64)>,
+    pub(super) starts: Starts,
     /// Those sent to the process as a whole, and those of threads that have any.
-    pub(super) queued: (Vec<Signal>, Vec<(u32, Vec<Signal>)>),
+    pub(super) queued: Queued,
 }
 
 impl Found {
@@ -400,7 +405,7 @@ impl Held {
     }
 
     /// The signals that have been sent and that no thread has taken. Older kernels (before 3.10) do not tell.
-    fn queued(&self) -> io::Result<(Vec<Signal>, Vec<(u32, Vec<Signal>)>)> {
+    fn queued(&self) -> io::Result<Queued> {
         let read = |tid: u32, of_process: bool| -> io::Result<Vec<Signal>> {
             let queued = ptrace::queued_signals(tid, of_process)?;
             Ok(queued.into_iter().map(|information| Signal(information.to_vec())).collect())
@@ -417,7 +422,7 @@ impl Held {
     }
 
     /// The registers of all threads, which are stopped, and when the process and they were started.
-    fn registers(&self) -> Result<(Threads, u64, Vec<(u32, u64)>), SourceError> {
+    fn registers(&self) -> Result<(Threads, u64, Starts), SourceError> {
         let stat = self.process.stat().map_err(|error| self.error("look at", error))?;
         let mut threads = Vec::with_capacity(self.threads.len());
         let mut starts = Vec::with_capacity(self.threads.len());

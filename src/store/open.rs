@@ -87,7 +87,7 @@ pub(crate) fn open(
             other => (other?, false),
         },
     };
-    let (lost, is_back) = note_lost(store, &present, lost, access)?;
+    let (mut lost, is_back) = note_lost(store, &present, lost, access)?;
     // What was durable once is no torn tail, also when the index is thrown away.
     let mut durable_bytes: HashMap<u32, u64> =
         lost.iter().map(|lost| (lost.pack.0, lost.durable_bytes)).collect();
@@ -126,6 +126,10 @@ pub(crate) fn open(
         &lost,
         progress,
     )?;
+    for it in &mut lost {
+        // What is found elsewhere, or forgotten since the index was saved, is not missed.
+        it.snapshots.retain(|id| catalog.live(id).is_none() && !catalog.orphans().contains_key(id));
+    }
     if !unusable.is_empty() || !lost.is_empty() {
         // What is in them is missing, and the bases of deltas with it.
         index.set_damage_known(true)?;

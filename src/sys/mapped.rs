@@ -102,20 +102,20 @@ const PATIENCE: Duration = Duration::from_secs(10);
 /// How often it is asked whether to stop.
 const PAUSE_BETWEEN_CHECKS: Duration = Duration::from_millis(20);
 
-/// Looks who maps these files, or has them open under these names, apart from process `except`. A name is what the
+/// Looks who maps these files, or has them open under these names, apart from processes `except`. A name is what the
 /// kernel shows: `/memfd:x (deleted)`. `check` is asked meanwhile whether to stop.
 ///
 /// A thread of its own looks, as `/proc/PID/maps` of a process that hangs may not be given.
 pub(crate) fn holders<E>(
     files: HashMap<MappedFile, String>,
-    except: u32,
+    except: Vec<u32>,
     mut check: impl FnMut() -> Result<(), E>,
 ) -> Result<Holders, E> {
     let (answer_to, answer) = channel();
     let unknown = |why: &str| Holders { unknown: Some(why.to_owned()), ..Holders::default() };
     let look = move || {
         // Nobody listens any more if it took too long.
-        let _ = answer_to.send(look(&files, except));
+        let _ = answer_to.send(look(&files, &except));
     };
     if std::thread::Builder::new().name("stillframe-holders".to_owned()).spawn(look).is_err() {
         return Ok(unknown("no thread can be started to look"));
@@ -131,7 +131,7 @@ pub(crate) fn holders<E>(
     }
 }
 
-fn look(files: &HashMap<MappedFile, String>, except: u32) -> Holders {
+fn look(files: &HashMap<MappedFile, String>, except: &[u32]) -> Holders {
     let mut holders = Holders { unknown: hidden(), ..Holders::default() };
     let names: HashSet<&str> = files.values().map(String::as_str).collect();
     let processes = match fs::read_dir("/proc") {
@@ -143,7 +143,7 @@ fn look(files: &HashMap<MappedFile, String>, except: u32) -> Holders {
     };
     for process in processes.flatten() {
         let pid = process.file_name().to_str().and_then(|name| name.parse::<u32>().ok());
-        let Some(pid) = pid.filter(|pid| *pid != except) else { continue };
+        let Some(pid) = pid.filter(|pid| !except.contains(pid)) else { continue };
         match held_by(&process.path(), files, &names) {
             Ok(held) if held.is_empty() => {}
             Ok(held) => {
@@ -245,12 +245,12 @@ mod tests {
         let wanted = MappedFile::of(&file.as_file().metadata().unwrap());
         let name = file.path().to_str().unwrap().to_owned();
         let files = HashMap::from([(wanted, name)]);
-        let look = |except| holders(files.clone(), except, || Ok::<(), ()>(())).unwrap();
+        let look = |except| holders(files.clone(), vec![except], || Ok::<(), ()>(())).unwrap();
         let me = std::process::id();
         assert!(!look(me).known.contains_key(&wanted));
         // It is open here.
         assert_eq!(look(0).known[&wanted][0].0, me);
-        assert_eq!(holders(files, 0, || Err(7)).unwrap_err(), 7);
+        assert_eq!(holders(files, vec![0], || Err(7)).unwrap_err(), 7);
     }
 
     #[test]

@@ -126,7 +126,8 @@ impl Pages {
             return Ok(());
         }
         // SAFETY: the range is inside the mapping, and what is asked for above changes no byte of it.
-        Ok(unsafe { mm::madvise(self.start.wrapping_add(start).cast(), end - start, advice)? })
+        unsafe { mm::madvise(self.start.wrapping_add(start).cast(), end - start, advice) }?;
+        Ok(())
     }
 }
 
