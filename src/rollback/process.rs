@@ -128,7 +128,7 @@ impl RollBack<'_> {
         devices::check(&attempt)?;
         let settlement = signals::check(&attempt)?;
         let open_files = descriptors::check(&attempt)?;
-        let grown = fit::check(&attempt)?;
+        let fit::Mendable { grown, reprotected } = fit::check(&attempt)?;
 
         let states = PageStates::look(&attempt)?;
         page_state::check_reads(&attempt, &states)?;
@@ -151,7 +151,7 @@ impl RollBack<'_> {
 
         let relief = memory_limit::check(&attempt, &states, &memory, &mut plan)?;
 
-        let calls = injection::prepare(&attempt, &states, &memory, relief, &open_files.seeks)?;
+        let calls = injection::prepare(&attempt, &states, &memory, relief, &reprotected, &open_files.seeks)?;
 
         let write::Written { done, is_stopped } = write::write(&attempt, calls.as_ref(), settlement, &plan)?;
         let left_descriptors = open_files.left;

@@ -5,6 +5,7 @@ use super::injection::Calls;
 use super::plan::{Done, Patch, Plan};
 use super::shared::mapping_at;
 use super::{injection, refused, registers};
+use crate::address_space::{Mapping, MappingKind};
 use crate::error::Error;
 use crate::sink::{ProcessSink, SinkError};
 use crate::source::Frozen as _;
@@ -32,6 +33,12 @@ pub(super) fn write(
     let is_read_only = |patch: &&Patch| mapping_at(mappings, patch.at).is_some_and(|it| !it.protection.write);
     if let Some(patch) = plan.patches.iter().find(is_read_only) {
         sink.try_to_write(patch.at)?;
+    } else if calls.is_some_and(|calls| calls.protects) {
+        // What can be written now may be read-only when it is.
+        let is_like_that =
+            |it: &&Mapping| !it.protection.write && it.protection.read && !it.protection.shared;
+        let like_that = mappings.iter().find(|it| is_like_that(it) && it.kind == MappingKind::File);
+        like_that.map_or(Ok(()), |mapping| sink.try_to_write(mapping.range.start()))?;
     }
     // What was read counts only if it stood still, and was not killed meanwhile.
     held.check_it_stands_still().map_err(|error| refused(pid, error))?;
