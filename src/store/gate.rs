@@ -190,13 +190,15 @@ impl Drop for HeldCaptures<'_> {
 
 impl Drop for CaptureGuard {
     fn drop(&mut self) {
-        self.gate.captures_changed.notify_all();
         let mut pins = self.gate.pins();
         if let Some(prefixes) = pins.captures.remove(&self.number)
             && let Some(handed_over) = &mut pins.handed_over
         {
             handed_over.prefixes.extend(prefixes);
         }
+        drop(pins);
+        // Not before: who is woken must find that it is gone.
+        self.gate.captures_changed.notify_all();
     }
 }
 
