@@ -4,6 +4,7 @@
 //! one after the other in address order, without the gaps between them. For a memory file or a
 //! byte slice, which are one mapping from address 0, image and source are the same bytes.
 
+use serde::de::{Deserializer, Error, SeqAccess, Visitor};
 use serde::{Deserialize, Serialize};
 
 use crate::units::{AddressRange, RegionSize};
@@ -106,9 +107,39 @@ pub struct AddressSpace {
 /// What may be an address space: stored bytes can say anything.
 #[derive(Deserialize)]
 struct StoredAddressSpace {
+    #[serde(deserialize_with = "mappings")]
     mappings: Vec<Mapping>,
     excluded: Vec<AddressRange>,
     unreadable: Vec<AddressRange>,
+}
+
+/// The stored mappings, if they are not too many: a mapping without a name takes a tenth of its memory on the disk, and far less
+/// where it is compressed.
+fn mappings<'de, D: Deserializer<'de>>(from: D) -> Result<Vec<Mapping>, D::Error> {
+    struct Mappings;
+
+    impl<'de> Visitor<'de> for Mappings {
+        type Value = Vec<Mapping>;
+
+        fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+            write!(f, "at most {} mappings", AddressSpace::MAX_MAPPINGS)
+        }
+
+        fn visit_seq<A: SeqAccess<'de>>(self, mut stored: A) -> Result<Self::Value, A::Error> {
+            let mut mappings = Vec::new();
+            if let Some(found) = stored.size_hint().filter(|found| *found > AddressSpace::MAX_MAPPINGS) {
+                return Err(Error::invalid_length(found, &self));
+            }
+            while let Some(mapping) = stored.next_element()? {
+                if mappings.len() == AddressSpace::MAX_MAPPINGS {
+                    return Err(Error::invalid_length(mappings.len() + 1, &self));
+                }
+                mappings.push(mapping);
+            }
+            Ok(mappings)
+        }
+    }
+    from.deserialize_seq(Mappings)
 }
 
 impl TryFrom<StoredAddressSpace> for AddressSpace {
@@ -120,6 +151,9 @@ impl TryFrom<StoredAddressSpace> for AddressSpace {
 }
 
 impl AddressSpace {
+    /// A snapshot has so many mappings at most. The kernel allows a process 65,530 unless told otherwise.
+    pub const MAX_MAPPINGS: usize = 1 << 20;
+
     /// The address space of these mappings; an error unless they are in address order and apart.
     pub fn new(mappings: Vec<Mapping>) -> Result<Self, AddressSpaceError> {
         for pair in mappings.windows(2) {
@@ -243,6 +277,19 @@ mod tests {
             let error = crate::record::decode::<AddressSpace>(&stored(overlapping)).unwrap_err();
             assert!(error.to_string().contains("in address order and apart"), "{error}");
         }
+    }
+
+    #[test]
+    fn a_layout_of_too_many_mappings_is_refused_by_name() {
+        let stored = |count: u64| {
+            let one = AddressSpace::image("", 1).mappings.remove(0);
+            let mappings = (0..count).map(|at| Mapping { range: range(at, at + 1), ..one.clone() }).collect();
+            crate::record::encode(&AddressSpace::new(mappings).unwrap()).unwrap()
+        };
+        let most = AddressSpace::MAX_MAPPINGS as u64;
+        assert!(crate::record::decode::<AddressSpace>(&stored(most)).is_ok());
+        let error = crate::record::decode::<AddressSpace>(&stored(most + 1)).unwrap_err().to_string();
+        assert!(error.contains("at most 1048576 mappings"), "{error}");
     }
 
     #[test]

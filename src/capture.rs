@@ -27,7 +27,7 @@ use crate::ingest::{Ingest, Staged, Staging};
 use crate::left_out::{LeftOut, WhyLeftOut};
 use crate::progress::Progress;
 use crate::put::{Put, StoreAs};
-use crate::record::{AttachmentRef, Origin, Record, SnapshotId, Trigger};
+use crate::record::{AttachmentRef, MOMENT_PREFIX, Origin, Record, SnapshotId, Trigger};
 use crate::reference::Reference;
 use crate::source::{Attachment, Frozen, Memory, Source, SourceError};
 use crate::store::catalog::Labels;
@@ -35,8 +35,9 @@ use crate::store::error::StoreError;
 use crate::store::lane::LaneGuard;
 use crate::store::object::Kind;
 use crate::store::read::{Check, Reader};
-use crate::store::{Shared, Store, check_length, encode, later_than};
+use crate::store::{Shared, Store, check_length, encode};
 use crate::table;
+use crate::text::is_control;
 use crate::track::{Taken, Tracker, Tracking, Untracked, complement};
 use crate::units::AddressRange;
 
@@ -101,8 +102,11 @@ pub struct Capture {
     pub process: String,
     /// The snapshot it follows.
     pub parent: Option<SnapshotId>,
-    /// When it was taken.
+    /// When it was taken, by the clock.
     pub time: Timestamp,
+    /// How much earlier that is than the time of the snapshot before it, if it is by a second or more: one of both times is
+    /// wrong. The snapshots stand in the order in which they were taken all the same.
+    pub clock_behind: Option<Duration>,
     /// The bytes of all captured mappings.
     pub memory_bytes: u64,
     /// How many of them lie in regions of zeros.
@@ -186,7 +190,7 @@ const MAX_NAME_BYTES: usize = 255;
 impl Store {
     /// The process of this name, which need not have any snapshot yet.
     ///
-    /// A name has 1 to 255 bytes, no slashes and no control characters; one that breaks this is
+    /// A name has 1 to 255 bytes, no slashes and no [control characters](crate::is_control); one that breaks this is
     /// refused by [`Process::capture`].
     pub fn process(&self, name: impl Into<String>) -> Process<'_> {
         Process { store: self, name: name.into() }
@@ -207,6 +211,31 @@ impl Process<'_> {
     /// Its newest snapshot.
     pub fn latest(&self) -> Option<SnapshotId> {
         self.store.shared().catalog().of_process(&self.name).next_back()
+    }
+
+    /// Whether a capture with these options can begin, as far as that is known before its source is opened.
+    ///
+    /// # Errors
+    ///
+    /// As [`capture`](Self::capture): a name, a label or an attachment that cannot be, a parent or a `like` that does not
+    /// exist, a store that cannot be written.
+    pub fn check(&self, options: &CaptureOptions) -> Result<(), Error> {
+        check_name(&self.name)?;
+        check_labels(&options.labels)?;
+        check_attachment_names(&options.attachments)?;
+        let shared = self.store.shared();
+        shared.check_writable()?;
+        if let Some(parent) = options.parent {
+            Reference::of(shared, parent)?;
+        }
+        match &options.like {
+            Some(name) if options.parent.is_none() && self.latest().is_none() => {
+                self.store.process(name).latest().map(drop).ok_or_else(|| {
+                    StoreError::NoSuchSnapshot { text: format!("of the process {:?}", shorten(name)) }.into()
+                })
+            }
+            _ => Ok(()),
+        }
     }
 
     /// Takes one snapshot. When this returns it is durable.
@@ -287,7 +316,7 @@ impl Process<'_> {
         let failures_before = shared.log.failures();
         let guard = shared.gate.begin_capture();
         let newest = Reference::newest_of(&shared, &self.name);
-        let newest_time = newest.as_ref().map(|newest| newest.record.time);
+        let before = newest.as_ref().map(|newest| newest.record.time);
         let parent = match options.parent {
             Some(id) => Some(Reference::of(&shared, id)?),
             None => newest,
@@ -305,9 +334,15 @@ impl Process<'_> {
             Err(_) => parent.as_ref().or(like.as_ref()).map_or(0, Reference::copied_bytes),
         };
         let staging = Staging::new(options.staging_bytes, ready_bytes)?;
-        let frozen = source.open()?;
-        let time = later_than(parent.as_ref().map(|parent| parent.record.time).max(newest_time));
+        let frozen = source.open_unless_cancelled(&options.progress)?;
+        let (time, moment) = shared.now();
+        let before = before.or_else(|| parent.as_ref().map(|parent| parent.record.time));
+        let clock_behind = clock_behind(&self.name, time, before);
         let mut space = frozen.address_space().clone();
+        if space.mappings().len() > AddressSpace::MAX_MAPPINGS {
+            let found = space.mappings().len();
+            return Err(StoreError::TooManyMappings { found, most: AddressSpace::MAX_MAPPINGS }.into());
+        }
         space.exclude(&options.exclude);
         // Looked at before anything is planned for so many tables: a sparse file may be of any length.
         let tables = table::count(&space, shared.format.region_size);
@@ -365,6 +400,8 @@ impl Process<'_> {
             labels: options.labels.clone(),
             failures_before,
             time,
+            moment,
+            clock_behind,
             space,
             origin,
             attachments,
@@ -434,6 +471,9 @@ struct Begun {
     labels: Labels,
     failures_before: u64,
     time: Timestamp,
+    /// Where the snapshot stands among the others.
+    moment: Timestamp,
+    clock_behind: Option<Duration>,
     space: AddressSpace,
     origin: Origin,
     attachments: Vec<Attachment>,
@@ -478,7 +518,7 @@ impl Begun {
         let like = reference.and_then(Reference::layout);
         let layout = put(Kind::Layout, &encode(Kind::Layout, &space)?, like)?;
         check_attachment_names(&attachments)?;
-        let attachments = attachments
+        let mut attachments = attachments
             .into_iter()
             .map(|Attachment { name, bytes }| {
                 check_length(Kind::Attachment, bytes.len())?;
@@ -487,12 +527,15 @@ impl Begun {
                 Ok(AttachmentRef { name, hash, length_bytes: bytes.len() as u64 })
             })
             .collect::<Result<Vec<_>, Error>>()?;
+        if self.moment != self.time {
+            attachments.push(AttachmentRef::of_moment(self.moment));
+        }
         let record = Record {
             process: self.process.clone(),
             parent,
             time: self.time,
             trigger: self.trigger,
-            origin: self.origin,
+            origin: self.origin.cut(),
             region_size: shared.format.region_size,
             memory_bytes: space.image_bytes(),
             zero_bytes,
@@ -512,6 +555,7 @@ impl Begun {
             process: self.process,
             parent,
             time: self.time,
+            clock_behind: self.clock_behind,
             memory_bytes,
             zero_bytes,
             changed_regions: done.changed_regions,
@@ -526,6 +570,22 @@ impl Begun {
             left_out,
         })
     }
+}
+
+/// A clock that is set right by less is not worth a word.
+const CLOCK_SET: Duration = Duration::from_secs(1);
+
+/// By how much `time` is earlier than that of the snapshot before, if it is by much; then it is told.
+fn clock_behind(process: &str, time: Timestamp, before: Option<Timestamp>) -> Option<Duration> {
+    let before = before?;
+    let behind =
+        Duration::try_from(before.duration_since(time)).ok().filter(|behind| *behind >= CLOCK_SET)?;
+    tracing::warn!(
+        "the clock says {time:.0}, which is before {before:.0}, the time of the snapshot before of {process:?}: one of \
+         them is wrong. Snapshots stay in the order in which they were taken; keep policies go by the times, and leave out \
+         what lies in the future"
+    );
+    Some(behind)
 }
 
 /// What could not be copied, beside what was known to be left out.
@@ -552,7 +612,7 @@ pub(crate) fn check_name(name: &str) -> Result<(), StoreError> {
         "it is longer than 255 bytes"
     } else if name.contains(['/', '\\']) {
         "it has a slash in it"
-    } else if name.chars().any(char::is_control) {
+    } else if name.contains(is_control) {
         "it has a line break or another control character in it"
     } else if name.trim() != name {
         "it begins or ends with white space"
@@ -571,7 +631,7 @@ pub(crate) fn check_labels(labels: &Labels) -> Result<(), StoreError> {
             "its key has a = in it"
         } else if key.len() > MAX_NAME_BYTES || value.len() > 4096 {
             "its key is longer than 255 bytes or its value than 4096"
-        } else if key.chars().chain(value.chars()).any(char::is_control) {
+        } else if key.contains(is_control) || value.contains(is_control) {
             "it has a line break or another control character in it"
         } else {
             continue;
@@ -581,9 +641,12 @@ pub(crate) fn check_labels(labels: &Labels) -> Result<(), StoreError> {
     Ok(())
 }
 
-/// An error if two attachments have the same name.
+/// An error if two attachments have the same name, or one has a name that says when a snapshot was taken.
 fn check_attachment_names(attachments: &[Attachment]) -> Result<(), StoreError> {
     for (at, attachment) in attachments.iter().enumerate() {
+        if attachment.name.starts_with(MOMENT_PREFIX) {
+            return Err(StoreError::AttachmentReserved { name: shorten(&attachment.name) });
+        }
         if attachments[..at].iter().any(|other| other.name == attachment.name) {
             return Err(StoreError::AttachmentTwice { name: shorten(&attachment.name) });
         }

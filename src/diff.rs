@@ -14,6 +14,7 @@
 //! Where mappings begin elsewhere, regions of both do not lie at the same addresses; then each is compared
 //! with the two it overlaps.
 
+use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};
 
 use crate::delta;
@@ -41,13 +42,20 @@ pub struct DiffOptions {
 #[non_exhaustive]
 pub struct Diff {
     /// The addresses at which the bytes differ, or are captured in one of the two only: in order, apart,
-    /// and exact to the byte.
+    /// and exact to the byte. Where there are more than [`MAX_RANGES`](Diff::MAX_RANGES), the first so many.
     pub ranges: Vec<AddressRange>,
+    /// Whether there are more ranges than those. All are counted.
+    pub more_ranges: bool,
     /// How many bytes that are.
     pub differing_bytes: u64,
     /// In how many regions they lie. Those of the first snapshot are counted, and where it has no memory those of
     /// the second.
     pub differing_regions: u64,
+}
+
+impl Diff {
+    /// So many ranges are listed at most: 16 MiB of them.
+    pub const MAX_RANGES: usize = 1 << 20;
 }
 
 impl Store {
@@ -58,7 +66,7 @@ impl Store {
     ///
     /// Cost: the layouts and roots; for each pair of tables that differ both; for each pair of regions that
     /// differ both, on all cores. Two snapshots of 4 GiB that differ in one page: under a millisecond. Memory: 16
-    /// bytes for each range found.
+    /// bytes for each range, of which a [`Diff`] has a million at most.
     ///
     /// ```
     /// use stillframe::{CaptureOptions, DiffOptions, Store};
@@ -87,28 +95,58 @@ impl Store {
         let total_bytes = pieces.iter().filter(to_compare).map(|piece| piece.range.length_bytes()).sum();
         let meter = options.progress.begin(total_bytes);
         let work = pieces.iter().enumerate().filter(|(_, piece)| to_compare(piece)).collect();
-        let found = Mutex::new(Vec::new());
+        // Pieces that are compared before one that comes sooner wait for it: few, as they are taken in order.
+        let sum = Mutex::new(InOrder {
+            pieces: &pieces,
+            a: &a,
+            b: &b,
+            next: 0,
+            waiting: HashMap::new(),
+            sum: Sum::default(),
+        });
         let shared = &**self.shared();
         let start = || (Looker::new(shared, &a), Looker::new(shared, &b));
         workers::for_each(work, start, |(in_a, in_b), (at, piece): (usize, &Piece)| {
             let differing = compare(in_a, in_b, piece, &meter)?;
-            found.lock().unwrap_or_else(PoisonError::into_inner).push((at, differing));
+            sum.lock().unwrap_or_else(PoisonError::into_inner).take(at, differing);
             Ok::<_, Error>(())
         })?;
-        let mut found = found.into_inner().unwrap_or_else(PoisonError::into_inner);
-        found.sort_unstable_by_key(|(at, _)| *at);
-        let mut compared = found.into_iter();
-        let mut sum = Sum::default();
-        for piece in &pieces {
+        let mut sum = sum.into_inner().unwrap_or_else(PoisonError::into_inner);
+        sum.go_on();
+        Ok(sum.sum.diff)
+    }
+}
+
+/// Adds up what the pieces come to, in their order.
+struct InOrder<'a> {
+    pieces: &'a [Piece],
+    a: &'a Side<'a>,
+    b: &'a Side<'a>,
+    next: usize,
+    /// What comes after `next`.
+    waiting: HashMap<usize, Differing>,
+    sum: Sum,
+}
+
+impl InOrder<'_> {
+    fn take(&mut self, at: usize, differing: Differing) {
+        self.waiting.insert(at, differing);
+        self.go_on();
+    }
+
+    /// Adds as many as can be added.
+    fn go_on(&mut self) {
+        while let Some(piece) = self.pieces.get(self.next) {
             match piece.of {
-                Of::Both { .. } => {
-                    compared.next().into_iter().for_each(|(_, differing)| sum.add(0, differing))
-                }
-                Of::OnlyA { a: table } => sum.add(0, a.whole(table, piece.range)),
-                Of::OnlyB { b: table } => sum.add(1, b.whole(table, piece.range)),
+                Of::Both { .. } => match self.waiting.remove(&self.next) {
+                    Some(differing) => self.sum.add(0, differing),
+                    None => return,
+                },
+                Of::OnlyA { a: table } => self.sum.add(0, self.a.whole(table, piece.range)),
+                Of::OnlyB { b: table } => self.sum.add(1, self.b.whole(table, piece.range)),
             }
+            self.next += 1;
         }
-        Ok(sum.diff)
     }
 }
 
@@ -135,6 +173,7 @@ impl<'a> Side<'a> {
         let (first, last) = (region(range.start()), region(range.end() - 1));
         Differing {
             ranges: vec![range],
+            bytes: range.length_bytes(),
             regions: (last - first) / self.region_bytes + 1,
             ends: Some((first, last)),
         }
@@ -194,7 +233,9 @@ fn overlay(a: &Side<'_>, b: &Side<'_>) -> Result<Vec<Piece>, Error> {
 /// What differs in a piece.
 #[derive(Default)]
 struct Differing {
+    /// The first of them: one more than are listed, so that it is known whether there are more.
     ranges: Vec<AddressRange>,
+    bytes: u64,
     regions: u64,
     /// Where the first and the last of these regions begin: the next piece may begin in the same one.
     ends: Option<(u64, u64)>,
@@ -216,10 +257,10 @@ fn compare(
         if !is_equal {
             let bytes_a = in_a.bytes(&cell_a, at, end)?;
             let bytes_b = in_b.bytes(&cell_b, at, end)?;
-            let before = differing.ranges.len();
-            push_runs(bytes_a, bytes_b, at, &mut differing.ranges)?;
+            let before = differing.bytes;
+            push_runs(bytes_a, bytes_b, at, &mut differing)?;
             let last = differing.ends.map(|(_, last)| last);
-            if differing.ranges.len() > before && last != Some(cell_a.start) {
+            if differing.bytes > before && last != Some(cell_a.start) {
                 differing.regions += 1;
                 differing.ends =
                     Some((differing.ends.map_or(cell_a.start, |(first, _)| first), cell_a.start));
@@ -231,12 +272,15 @@ fn compare(
     Ok(differing)
 }
 
-/// The ranges in which two stretches of the same length, both from `address` on, differ.
-fn push_runs(a: &[u8], b: &[u8], address: u64, ranges: &mut Vec<AddressRange>) -> Result<(), Error> {
+/// Adds the ranges in which two stretches of the same length, both from `address` on, differ.
+fn push_runs(a: &[u8], b: &[u8], address: u64, differing: &mut Differing) -> Result<(), Error> {
     let mut at = delta::equal_bytes(a, b, 0);
     while at < a.len() {
         let run = a[at..].iter().zip(&b[at..]).take_while(|(a, b)| a != b).count();
-        ranges.push(AddressRange::with_length(address + at as u64, run as u64)?);
+        differing.bytes += run as u64;
+        if differing.ranges.len() <= Diff::MAX_RANGES {
+            differing.ranges.push(AddressRange::with_length(address + at as u64, run as u64)?);
+        }
         at += run;
         at += delta::equal_bytes(a, b, at);
     }
@@ -319,11 +363,15 @@ struct Sum {
 impl Sum {
     fn add(&mut self, side: usize, differing: Differing) {
         let ranges = &mut self.diff.ranges;
+        self.diff.differing_bytes += differing.bytes;
         for range in differing.ranges {
-            self.diff.differing_bytes += range.length_bytes();
             let joined = ranges.last().filter(|last| last.end() == range.start());
             match joined.and_then(|last| AddressRange::new(last.start(), range.end()).ok()) {
                 Some(joined) => drop(ranges.pop().map(|_| ranges.push(joined))),
+                None if ranges.len() == Diff::MAX_RANGES => {
+                    self.diff.more_ranges = true;
+                    break;
+                }
                 None => ranges.push(range),
             }
         }

@@ -14,7 +14,7 @@ pub enum Error {
     Store(#[from] StoreError),
     /// The source of memory cannot be used.
     #[error(transparent)]
-    Source(#[from] SourceError),
+    Source(SourceError),
     /// The place where memory was to go cannot be used.
     #[error(transparent)]
     Sink(#[from] SinkError),
@@ -35,4 +35,13 @@ pub enum Error {
     /// The verb was cancelled by its [`Progress`](crate::Progress).
     #[error("interrupted before it was done; nothing was harmed")]
     Interrupted,
+}
+
+impl From<SourceError> for Error {
+    fn from(error: SourceError) -> Error {
+        match error {
+            SourceError::Interrupted => Error::Interrupted,
+            error => Error::Source(error),
+        }
+    }
 }

@@ -3,6 +3,7 @@
 //! Mark, condemn, drop, compact; `store/gate.rs` says why captures can go on meanwhile. It needs 8
 //! bytes of memory for each region and object, beside what the index takes.
 
+use std::cell::Cell;
 use std::collections::{BTreeMap, HashSet, VecDeque};
 use std::path::PathBuf;
 use std::sync::{Arc, PoisonError};
@@ -13,11 +14,11 @@ use crate::erase;
 use crate::error::Error;
 use crate::hash::Hash;
 use crate::progress::{Meter, Progress};
-use crate::record::{Record, SnapshotId};
-use crate::store::catalog::Entry;
+use crate::record::SnapshotId;
 use crate::store::compact::{Compacted, Keep, compact};
 use crate::store::error::StoreError;
 use crate::store::gate::Condemned;
+use crate::store::held::Held;
 use crate::store::location::{Location, Position};
 use crate::store::marks::{Marked, Marks};
 use crate::store::object::{self, Kind};
@@ -103,7 +104,7 @@ impl Store {
             GcOptions { dry_run: true, .. } => Collecting::begin(shared).plan(&HashSet::new(), options)?,
             GcOptions { erase: true, .. } => erase_all(shared, options)?,
             _ => {
-                let stats = collect(shared, options)?;
+                let (stats, _) = collect(shared, options)?;
                 shared.index().rewrite_if_bloated()?;
                 stats
             }
@@ -126,10 +127,12 @@ impl Store {
     }
 }
 
-/// Marks, drops and compacts.
-fn collect(shared: &Shared, options: &GcOptions) -> Result<GcStats, Error> {
+/// Marks, drops and compacts. Answers also which pack was left, if there are damaged bytes in one.
+fn collect(shared: &Shared, options: &GcOptions) -> Result<(GcStats, Option<PathBuf>), Error> {
     let collecting = Collecting::begin(shared);
-    collecting.sweep(&*collecting.condemn(collecting.mark(&options.progress)?)?, options)
+    let condemned = collecting.condemn(collecting.mark(&options.progress)?)?;
+    let stats = collecting.sweep(&condemned, options)?;
+    Ok((stats, collecting.left.take()))
 }
 
 /// Collects so that nothing is left.
@@ -139,9 +142,10 @@ fn erase_all(shared: &Shared, options: &GcOptions) -> Result<GcStats, Error> {
     let lifts = erase::plan(shared, &options.progress)?;
     erase::check_room(shared, &lifts)?;
     let lifted_bytes = erase::lift(shared, lifts, &options.progress)?;
-    let mut stats = GcStats::default();
+    let (mut stats, mut left) = (GcStats::default(), None);
     for _ in 0..MAX_ROUNDS {
-        let round = collect(shared, options)?;
+        let round;
+        (round, left) = collect(shared, options)?;
         stats.live_regions = round.live_regions;
         stats.dead_regions += round.dead_regions;
         stats.erased_bytes += round.freed_bytes;
@@ -153,7 +157,7 @@ fn erase_all(shared: &Shared, options: &GcOptions) -> Result<GcStats, Error> {
     }
     stats.freed_bytes = stats.erased_bytes.saturating_sub(lifted_bytes);
     erase::renew_index(shared)?;
-    match Collecting::begin(shared).first_left(options)? {
+    match left {
         Some(path) => {
             Err(StoreError::NotErased { path, why: "it is damaged; see `stillframe verify`" }.into())
         }
@@ -162,8 +166,8 @@ fn erase_all(shared: &Shared, options: &GcOptions) -> Result<GcStats, Error> {
 }
 
 /// The live snapshots.
-pub(crate) fn live_snapshots(shared: &Shared) -> Vec<(SnapshotId, Arc<Record>)> {
-    shared.catalog().all_live().map(|(id, entry)| (*id, entry.record.clone())).collect()
+pub(crate) fn live_snapshots(shared: &Shared) -> Vec<(SnapshotId, Held)> {
+    shared.catalog().all_live().map(|(id, entry)| (*id, entry.held().clone())).collect()
 }
 
 /// When the records of forgotten snapshots are gone, their tombstones can go: one round each, one that finds nothing, and
@@ -184,6 +188,8 @@ type Group = (Vec<Arc<Pack>>, u64);
 struct Collecting<'a> {
     shared: &'a Shared,
     horizon: Position,
+    /// A pack that was to be replaced and is damaged.
+    left: Cell<Option<PathBuf>>,
 }
 
 impl Drop for Collecting<'_> {
@@ -195,7 +201,7 @@ impl Drop for Collecting<'_> {
 impl<'a> Collecting<'a> {
     fn begin(shared: &'a Shared) -> Collecting<'a> {
         shared.gate.begin_gc();
-        Collecting { shared, horizon: shared.log.position() }
+        Collecting { shared, horizon: shared.log.position(), left: Cell::default() }
     }
 
     /// What collecting would do if these were forgotten.
@@ -223,15 +229,6 @@ impl<'a> Collecting<'a> {
             stats.freed_bytes = stats.erased_bytes.saturating_sub(lifts.most_bytes());
         }
         Ok(stats)
-    }
-
-    /// A pack in which there is anything that no live snapshot needs.
-    fn first_left(&self, options: &GcOptions) -> Result<Option<PathBuf>, Error> {
-        let Marking { regions, objects, .. } = self.mark(&options.progress)?;
-        let condemned = Condemned { horizon: self.horizon, regions, objects };
-        let (live_bytes, _) = self.weigh(&condemned, &HashSet::new())?;
-        let groups = self.groups(&live_bytes, &HashSet::new(), options)?;
-        Ok(groups.first().and_then(|(packs, _)| packs.first()).map(|pack| pack.path.clone()))
     }
 
     /// Marks what the live snapshots need.
@@ -276,7 +273,10 @@ impl<'a> Collecting<'a> {
         while let Some(packs) = waiting.pop_front() {
             options.progress.check()?;
             match compact(self.shared, &packs, &keep, false) {
-                Ok(Compacted { removed, removed_bytes, written_bytes }) => {
+                Ok(Compacted { removed, removed_bytes, written_bytes, left }) => {
+                    if left.is_some() {
+                        self.left.set(left);
+                    }
                     stats.freed_bytes += removed_bytes.saturating_sub(written_bytes);
                     let count = if written_bytes == 0 {
                         &mut stats.packs_removed
@@ -318,9 +318,9 @@ impl<'a> Collecting<'a> {
         }
         let catalog = self.shared.catalog();
         for (id, entry) in catalog.all() {
-            let Entry { location, note, tombstone, .. } = entry;
+            let (note, tombstone) = (entry.note(), entry.tombstone());
             let live = tombstone.is_none() && !forgotten.contains(id);
-            let kept = [live.then_some(*location), note.filter(|_| live).map(|(_, at)| at), *tombstone];
+            let kept = [live.then_some(entry.location), note.filter(|_| live).map(|(_, at)| at), tombstone];
             let before = |location: &Location| Position::from(*location) < self.horizon;
             for location in kept.into_iter().flatten().filter(before) {
                 *live_bytes.entry(location.pack).or_default() += location.object_bytes();
@@ -502,7 +502,7 @@ impl Keep for KeepLive<'_> {
         let live = catalog.live(&snapshot);
         match kind {
             Kind::Record => live.is_some_and(|entry| entry.location == location),
-            Kind::Note => live.is_some_and(|entry| entry.note.is_some_and(|(_, at)| at == location)),
+            Kind::Note => live.is_some_and(|entry| entry.note().is_some_and(|(_, at)| at == location)),
             _ => self.needed.contains(&snapshot) || catalog.any(&snapshot).is_some(),
         }
     }
@@ -553,13 +553,16 @@ impl<'a> Marking<'a> {
     /// Marks all that these snapshots need: distinct tables once.
     pub(crate) fn mark_all(
         &mut self,
-        snapshots: impl IntoIterator<Item = (SnapshotId, Arc<Record>)>,
+        snapshots: impl IntoIterator<Item = (SnapshotId, Held)>,
     ) -> Result<(), Error> {
         let mut reader = Reader::new(self.shared, Check::Full);
-        for (id, record) in snapshots {
+        // Snapshots that follow one another mostly have the same one.
+        let mut last_layout: Option<(Hash, AddressSpace)> = None;
+        for (id, held) in snapshots {
             if !self.marked.insert(id) {
                 continue;
             }
+            let record = held.record();
             for attachment in &record.attachments {
                 self.object(Kind::Attachment, &attachment.hash)?;
             }
@@ -568,7 +571,10 @@ impl<'a> Marking<'a> {
             if record.root.is_zero() || !self.walked.insert((Kind::Root, record.root)) {
                 continue;
             }
-            let space: AddressSpace = reader.value(Kind::Layout, &record.layout)?;
+            let space = match last_layout.take_if(|(layout, _)| *layout == record.layout) {
+                Some((_, space)) => space,
+                None => reader.value(Kind::Layout, &record.layout)?,
+            };
             let places = Places::new(&space, record.region_size);
             let root = reader.root(&record.root, places.count())?;
             for (table, place) in root.places(&places) {
@@ -584,6 +590,7 @@ impl<'a> Marking<'a> {
                 }
                 self.meter.advance(place.length_bytes as u64)?;
             }
+            last_layout = Some((record.layout, space));
         }
         Ok(())
     }
@@ -733,6 +740,9 @@ mod tests {
 
     /// The index loses what it knows, as sled was seen to after it could not read a page.
     fn lose(store: &Store, trees: &[Tree]) {
+        // What the settler puts into it later would not be lost.
+        store.shared().sync().unwrap();
+        store.shared().settle_all();
         let index = store.shared().index();
         for tree in trees.iter().copied() {
             let entries: Vec<_> = index.entries(tree).collect::<Result<_, _>>().unwrap();

@@ -72,6 +72,7 @@
 mod address_space;
 mod capture;
 mod codec;
+mod coredump;
 mod delta;
 mod diff;
 mod elf;
@@ -101,6 +102,7 @@ mod restore;
 mod rollback;
 mod root;
 mod run;
+mod same_process;
 mod sink;
 mod snapshot;
 mod source;
@@ -109,6 +111,7 @@ mod store;
 mod sys;
 mod table;
 mod template;
+mod text;
 mod threads;
 mod track;
 mod units;
@@ -150,6 +153,7 @@ pub mod fault_injection {
 pub use address_space::{AddressSpace, AddressSpaceError, Mapping, MappingKind, Protection};
 pub use capture::{Capture, CaptureOptions, PendingCapture, Process};
 pub use codec::{Codec, CodecError};
+pub use coredump::CoreStats;
 pub use diff::{Diff, DiffOptions};
 pub use error::Error;
 pub use forget::{ForgetPlan, KeepPolicy};
@@ -163,13 +167,13 @@ pub use progress::Progress;
 pub use record::{AttachmentRef, Origin, Record, RecordError, SnapshotId, Trigger};
 pub use repair::{RepairOptions, RepairReport};
 pub use reservation::Reservation;
-pub use restore::{CoreStats, Restore, RestoreStats};
+pub use restore::{Restore, RestoreStats};
 pub use rollback::{RollBack, RollBackStats};
 pub use sink::SinkError;
 pub use snapshot::{ProcessSummary, Snapshot};
 pub use source::{
-    Attachment, CopyOut, CoreSource, FileSource, Frozen, InPlace, LiveMemory, Memory, ProcessSource, Source,
-    SourceError, SourceExt, Tracked,
+    Attachment, Compression, CopyOut, CoreSource, FileSource, Frozen, InPlace, LiveMemory, Memory, OpenCore,
+    ProcessSource, Source, SourceError, SourceExt, Tracked,
 };
 pub use stats::Stats;
 pub use store::catalog::Labels;
@@ -180,6 +184,7 @@ pub use store::read::Check;
 pub use store::{Store, StoreInfo, StoreOptions};
 pub use table::REGIONS_PER_TABLE;
 pub use template::{Instance, Template};
+pub use text::{is_control, printable};
 pub use threads::{RegisterSet, Thread, Threads};
 pub use track::{HostRanges, Means, Taken, TrackError, Tracker, Tracking, Untracked};
 pub use units::{AddressRange, RegionSize, UnitError};

@@ -43,12 +43,14 @@ impl Progress {
         self
     }
 
+    /// Whether the verb is to stop.
+    pub(crate) fn is_cancelled(&self) -> bool {
+        self.cancel.as_ref().is_some_and(|cancel| cancel.load(Ordering::Relaxed))
+    }
+
     /// An error if the verb is to stop.
     pub(crate) fn check(&self) -> Result<(), Error> {
-        match &self.cancel {
-            Some(cancel) if cancel.load(Ordering::Relaxed) => Err(Error::Interrupted),
-            _ => Ok(()),
-        }
+        if self.is_cancelled() { Err(Error::Interrupted) } else { Ok(()) }
     }
 
     /// Begins to count towards `total_bytes`.

@@ -149,7 +149,8 @@ pub struct Record {
     pub process: String,
     /// The snapshot it followed, if any.
     pub parent: Option<SnapshotId>,
-    /// When it was taken; within a process always later than its parent.
+    /// When it was taken by the clock of the machine, which may have been wrong: [`moment`](Self::moment) says where
+    /// the snapshot stands among the others.
     #[serde(with = "nanoseconds")]
     pub time: Timestamp,
     /// Why it was taken.
@@ -172,6 +173,84 @@ pub struct Record {
     pub root: Hash,
 }
 
+impl Record {
+    /// Where the snapshot stands in the order of all snapshots: at its time or, where the clock said that it was earlier than the
+    /// newest snapshot of the store, just after that one.
+    pub fn moment(&self) -> Timestamp {
+        moment(self.time, &self.attachments)
+    }
+}
+
+impl AttachmentRef {
+    /// Whether it only says where the snapshot [stands](Record::moment), and has no bytes.
+    pub fn is_moment(&self) -> bool {
+        self.as_moment().is_some()
+    }
+
+    /// What says that a snapshot stands at this moment. It has no bytes: all of it is in its name, so that the order of
+    /// snapshots is known without reading more than their records.
+    pub(crate) fn of_moment(moment: Timestamp) -> AttachmentRef {
+        let name = format!("{MOMENT_PREFIX}{}", moment.as_nanosecond());
+        AttachmentRef { name, hash: Hash::ZERO, length_bytes: 0 }
+    }
+
+    fn as_moment(&self) -> Option<Timestamp> {
+        moment_in(&self.name)
+    }
+}
+
+/// So begins the name of the attachment that says at which moment a snapshot stands.
+pub(crate) const MOMENT_PREFIX: &str = "moment:";
+
+/// The moment that the name of an attachment says, if it does.
+pub(crate) fn moment_in(name: &str) -> Option<Timestamp> {
+    Timestamp::from_nanosecond(name.strip_prefix(MOMENT_PREFIX)?.parse().ok()?).ok()
+}
+
+/// Where a snapshot stands in the order of all.
+pub(crate) fn moment(time: Timestamp, attachments: &[AttachmentRef]) -> Timestamp {
+    attachments.iter().find_map(AttachmentRef::as_moment).unwrap_or(time)
+}
+
+/// A capture records so many bytes of a command line, the byte after each word included. A process can make its own
+/// command line as long as its stack.
+pub(crate) const MAX_COMMAND_BYTES: usize = 4096;
+
+/// The last word of a command line that was cut.
+pub(crate) const CUT: &str = "… (cut)";
+
+/// The first words of a command line that is too long, and after them [`CUT`].
+pub(crate) fn cut_command(words: impl IntoIterator<Item = String>) -> Vec<String> {
+    let mut left = MAX_COMMAND_BYTES;
+    let mut kept = Vec::new();
+    for mut word in words {
+        if word.len() + 1 > left {
+            word.truncate(word.floor_char_boundary(left.saturating_sub(1)));
+            if !word.is_empty() {
+                kept.push(word);
+            }
+            break;
+        }
+        left -= word.len() + 1;
+        kept.push(word);
+    }
+    kept.push(CUT.to_owned());
+    kept
+}
+
+impl Origin {
+    /// The same with a command line that is not too long.
+    pub(crate) fn cut(mut self) -> Origin {
+        if let Origin::Process { command, .. } | Origin::Core { command, .. } = &mut self
+            && command.last().is_none_or(|last| last != CUT)
+            && command.iter().map(|word| word.len() + 1).sum::<usize>() > MAX_COMMAND_BYTES
+        {
+            *command = cut_command(std::mem::take(command));
+        }
+        self
+    }
+}
+
 /// Labels given to a snapshot. Of several notes on one snapshot the newest counts.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Note {
@@ -190,13 +269,16 @@ pub(crate) struct Tombstone {
 }
 
 /// The version byte before every bincode value.
-const ENCODING_VERSION: u8 = 1;
+pub(crate) const ENCODING_VERSION: u8 = 1;
 
 /// No decoded value may claim more than this.
 const DECODE_LIMIT_BYTES: usize = 256 << 20;
 
 /// Nor more than this for each of its stored bytes: a number of 16 bytes takes one at least.
 const CLAIM_PER_BYTE: usize = 16;
+
+/// A part of a record may not claim more than this: its stored bytes are at most a sixteenth.
+const FIRST_LIMIT_BYTES: usize = 1 << 20;
 
 /// Up to so many stored bytes have a lower limit.
 const SMALL_BYTES: usize = 4 << 10;
@@ -205,18 +287,21 @@ const MEDIUM_BYTES: usize = 256 << 10;
 /// The stored bytes of a record, layout, note, tombstone or attachment of this program's own.
 pub(crate) fn encode<T: Serialize>(value: &T) -> Result<Vec<u8>, RecordError> {
     let mut bytes = vec![ENCODING_VERSION];
-    bincode::serde::encode_into_std_write(value, &mut bytes, bincode::config::standard())
-        .map_err(|error| RecordError::Encode { detail: error.to_string() })?;
+    encode_onto(value, &mut bytes)?;
     Ok(bytes)
+}
+
+/// Adds a value without the version byte.
+pub(crate) fn encode_onto<T: Serialize>(value: &T, bytes: &mut Vec<u8>) -> Result<(), RecordError> {
+    bincode::serde::encode_into_std_write(value, bytes, bincode::config::standard())
+        .map(drop)
+        .map_err(|error| RecordError::Encode { detail: error.to_string() })
 }
 
 /// The value in stored bytes, all of which it must use.
 pub(crate) fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, RecordError> {
     let decode_error = |detail: String| RecordError::Decode { detail };
-    let (version, rest) = bytes.split_first().ok_or_else(|| decode_error("no bytes at all".to_owned()))?;
-    if *version != ENCODING_VERSION {
-        return Err(RecordError::Version { found: *version });
-    }
+    let rest = without_version(bytes)?;
     // The decoder allocates what a length asks for, up to its limit, before it looks whether so much is there; and
     // a limit is a constant.
     let decoded = match rest.len() {
@@ -229,6 +314,33 @@ pub(crate) fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, RecordError
         return Err(decode_error(format!("{} bytes are left over", rest.len() - used_bytes)));
     }
     Ok(value)
+}
+
+/// The bytes after the version byte, if it is the one of this program.
+pub(crate) fn without_version(bytes: &[u8]) -> Result<&[u8], RecordError> {
+    match bytes.split_first() {
+        None => Err(RecordError::Decode { detail: "no bytes at all".to_owned() }),
+        Some((&ENCODING_VERSION, rest)) => Ok(rest),
+        Some((version, _)) => Err(RecordError::Version { found: *version }),
+    }
+}
+
+/// The value at the start of bytes without a version byte, and how many of them it takes. It may claim a MiB.
+pub(crate) fn decode_first<T: DeserializeOwned>(bytes: &[u8]) -> Result<(T, usize), RecordError> {
+    decode_within::<T, FIRST_LIMIT_BYTES>(bytes)
+        .map_err(|error| RecordError::Decode { detail: error.to_string() })
+}
+
+/// The unsigned number at the start of bytes, and how many of them it takes.
+pub(crate) fn read_number(bytes: &[u8]) -> Option<(u64, usize)> {
+    let (first, rest) = bytes.split_first()?;
+    Some(match first {
+        0..=250 => (u64::from(*first), 1),
+        251 => (u64::from(u16::from_le_bytes(*rest.first_chunk()?)), 3),
+        252 => (u64::from(u32::from_le_bytes(*rest.first_chunk()?)), 5),
+        253 => (u64::from_le_bytes(*rest.first_chunk()?), 9),
+        _ => return None,
+    })
 }
 
 /// The value at the start of `bytes`, and how many of them it takes.
@@ -276,14 +388,14 @@ mod optional_path_bytes {
 }
 
 /// Times as signed nanoseconds since 1970-01-01 UTC.
-mod nanoseconds {
+pub(crate) mod nanoseconds {
     use super::{Deserialize, Timestamp};
 
-    pub(super) fn serialize<S: serde::Serializer>(time: &Timestamp, to: S) -> Result<S::Ok, S::Error> {
+    pub(crate) fn serialize<S: serde::Serializer>(time: &Timestamp, to: S) -> Result<S::Ok, S::Error> {
         to.serialize_i128(time.as_nanosecond())
     }
 
-    pub(super) fn deserialize<'de, D: serde::Deserializer<'de>>(from: D) -> Result<Timestamp, D::Error> {
+    pub(crate) fn deserialize<'de, D: serde::Deserializer<'de>>(from: D) -> Result<Timestamp, D::Error> {
         Timestamp::from_nanosecond(i128::deserialize(from)?).map_err(serde::de::Error::custom)
     }
 }

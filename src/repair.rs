@@ -34,6 +34,7 @@ use crate::store::tree::Tree;
 use crate::store::{Shared, Store, encode};
 use crate::sys::file;
 use crate::sys::heap;
+use crate::text::printable;
 use crate::verify::{Problem, VerifyOptions};
 
 /// How to repair.
@@ -192,7 +193,9 @@ fn losses(shared: &Shared, lost: &[SnapshotId], problems: &[Problem]) -> Vec<Str
     let mut lines = Vec::new();
     for id in lost {
         let catalog = shared.catalog();
-        let of = catalog.live(id).map(|entry| format!(" of {}, {}", entry.record.process, entry.record.time));
+        let of = catalog
+            .live(id)
+            .map(|entry| format!(" of {}, {}", printable(entry.held().process()), entry.held().time()));
         lines.push(format!("not whole: snapshot {id}{}", of.unwrap_or_default()));
         let needed = problems.iter().filter(|problem| problem.snapshots.contains(id));
         lines.extend(needed.map(|it| format!("    {} {}: {}", it.kind, it.object, it.detail)));
@@ -211,14 +214,15 @@ fn recall(shared: &Shared) -> Result<(), Error> {
     let mut reader = Reader::new(shared, Check::Full);
     let mut is_whole = |location: Location| reader.is_whole_at(location);
     for (id, entry) in known {
-        let labels = || entry.labels.clone();
-        match (is_whole(entry.location)?, entry.tombstone) {
+        let labels = || entry.labels().clone();
+        match (is_whole(entry.location)?, entry.tombstone()) {
             (true, Some(tombstone)) if !is_whole(tombstone)? => shared.commit_tombstones(&[id])?,
-            (false, None) if Hash::of(&encode(Kind::Record, &*entry.record)?) == id.0 => {
-                shared.commit_snapshot((*entry.record).clone(), labels(), shared.log.failures())?;
+            (false, None) if Hash::of(&encode(Kind::Record, &*entry.record())?) == id.0 => {
+                let record = Arc::unwrap_or_clone(entry.record());
+                shared.commit_snapshot(record, labels(), shared.log.failures())?;
             }
             (true, None) => {
-                if let Some((_, note)) = entry.note
+                if let Some((_, note)) = entry.note()
                     && !is_whole(note)?
                 {
                     shared.commit_labels(id, labels())?;

@@ -121,6 +121,9 @@ impl Reservation {
         self.check_room(length_bytes as u64)?;
         if length_bytes < self.length_bytes() {
             self.settle()?;
+        } else if let Content::Instance(_) = self.content {
+            // A page that was thrown away is the template's again, also behind the end.
+            self.addresses.clear_behind();
         }
         self.addresses.set_length_bytes(length_bytes).map_err(mapping_failed(length_bytes))?;
         match &self.content {
@@ -192,7 +195,8 @@ impl Reservation {
     /// image. Returns at once. [`LazyMapping`](crate::LazyMapping) tells what is to be known about such memory.
     /// Captures, rollbacks, and [tracking](Self::track_writes) wait until all is filled.
     ///
-    /// Where the machine has no `userfaultfd` it is restored at once, and the answer says why.
+    /// Where the machine has no `userfaultfd`, or the memory is populated by the kernel before it could be filled, it is
+    /// restored at once, and the answer says why.
     ///
     /// # Errors
     ///
@@ -200,13 +204,9 @@ impl Reservation {
     /// [`restore`](Self::restore).
     pub fn restore_lazily(&mut self, restore: Restore<'_>, fill: Fill) -> Result<Filled, Error> {
         let bytes = restore.image_bytes();
-        self.empty(bytes)?;
-        let start = self.as_ptr().addr() as u64;
-        let missing = Missing::open().and_then(|missing| {
-            let missing = missing.register(start, bytes)?;
-            self.addresses.keep_from_children()?;
-            Ok(missing)
-        });
+        let length = self.check_room(bytes)?;
+        self.forget_content();
+        let missing = Missing::open().and_then(|missing| self.addresses.map_missing(missing, length));
         let missing = match missing {
             Ok(missing) => missing,
             Err(error) => {
@@ -215,6 +215,7 @@ impl Reservation {
                 return Ok(Filled::AtOnce(why));
             }
         };
+        self.live = self.untracked();
         let space = Arc::new(restore.address_space().clone());
         let serving = Serving::start(restore, missing, space, fill)
             .map_err(|source| SinkError::Mapping { bytes, source })?;

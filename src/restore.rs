@@ -13,18 +13,15 @@ use crate::address_space::AddressSpace;
 use crate::error::Error;
 use crate::hash::Hash;
 use crate::progress::{Meter, Progress};
-use crate::record::{Origin, Record, SnapshotId};
+use crate::record::{Record, SnapshotId};
 use crate::root::Root;
-use crate::sink::core::Head;
 use crate::sink::{SinkError, SparseFile};
-use crate::store::error::StoreError;
 use crate::store::gate::SnapshotGuard;
 use crate::store::object::Kind;
 use crate::store::read::{Check, Reader};
 use crate::store::{Shared, Store};
 use crate::sys::map;
 use crate::table::{self, Place, Places};
-use crate::threads::{self, Threads};
 use crate::workers;
 
 /// What is decoded before it is written to a file: little enough to stay in the cache.
@@ -57,18 +54,6 @@ pub struct RestoreStats {
     pub bytes: u64,
     /// How much of it was written; the rest are holes.
     pub written_bytes: u64,
-}
-
-/// What a restore into a core file did.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[non_exhaustive]
-pub struct CoreStats {
-    /// The length of the file.
-    pub bytes: u64,
-    /// How much of it was written; the rest are holes.
-    pub written_bytes: u64,
-    /// How many threads it has.
-    pub threads: usize,
 }
 
 impl Store {
@@ -157,64 +142,6 @@ impl Restore<'_> {
         let written_bytes = self.write_to(|bytes, offset_bytes| Ok(file.write_at(bytes, offset_bytes)?))?;
         file.finish()?;
         Ok(RestoreStats { bytes, written_bytes })
-    }
-
-    /// Writes an ELF core file, which debuggers open: the memory, and if the snapshot has them the
-    /// registers of each thread, the auxiliary vector and which files were mapped where. Only
-    /// the owner may read the file, and it is there only when it is complete. Where memory is zeros it
-    /// has holes.
-    ///
-    /// A snapshot without threads, of a file or of bytes, becomes a core without threads: a debugger shows
-    /// its memory and nothing else. What was excluded or could not be read is not in the core, so that
-    /// nobody takes it for zeros.
-    ///
-    /// Cost: as [`into_file`](Self::into_file).
-    ///
-    /// ```
-    /// use stillframe::{CaptureOptions, ProcessSource, Store};
-    /// # let dir = tempfile::tempdir()?;
-    /// # let store = Store::options().create(dir.path().join("vault"))?;
-    /// # let mut child = std::process::Command::new("sleep").arg("60").spawn()?;
-    /// # let pid = child.id();
-    /// let taken = store.process("web-1").capture(&ProcessSource::new(pid), &CaptureOptions::default())?;
-    /// let core = dir.path().join("web-1.core");
-    /// let stats = store.restore(taken.id)?.into_core(&core, false)?;
-    /// assert_eq!(stats.threads, 1);
-    /// // gdb /path/to/program web-1.core
-    /// # child.kill()?;
-    /// # child.wait()?;
-    /// # Ok::<(), Box<dyn std::error::Error>>(())
-    /// ```
-    ///
-    /// # Errors
-    ///
-    /// As [`into_file`](Self::into_file); [`SinkError::Core`] if the registers are not those of a
-    /// 64-bit program.
-    pub fn into_core(self, path: impl AsRef<Path>, overwrite: bool) -> Result<CoreStats, Error> {
-        let mut reader = Reader::new(self.shared, Check::Full);
-        let threads = match reader.attachment(&self.record, Threads::ATTACHMENT)? {
-            None => None,
-            Some(bytes) => Some(
-                Threads::from_attachment(&bytes)
-                    .map_err(|source| StoreError::Record { kind: Kind::Attachment, source })?,
-            ),
-        };
-        let auxv = reader.attachment(&self.record, threads::AUXV)?.unwrap_or_default();
-        let thread_count = threads.as_ref().map_or(0, |threads| threads.threads.len());
-        let command = match &self.record.origin {
-            Origin::Process { command, .. } | Origin::Core { command, .. } => command.join(" "),
-            _ => String::new(),
-        };
-        let head = Head::new(&self.space, threads, auxv, command)?;
-        let bytes = head.image_at_bytes.saturating_add(self.image_bytes());
-        let file = SparseFile::create(path.as_ref(), bytes, overwrite)?;
-        file.write_at(&head.bytes, 0)?;
-        let written_bytes = head.bytes.len() as u64
-            + self.write_to(|bytes, offset_bytes| {
-                Ok(file.write_at(bytes, head.image_at_bytes + offset_bytes)?)
-            })?;
-        file.finish()?;
-        Ok(CoreStats { bytes, written_bytes, threads: thread_count })
     }
 
     /// Hands all that is not zeros to `write_at`, with its offset in the image, from many threads. Answers how

@@ -52,8 +52,9 @@ impl Store {
             for (_, entry) in catalog.all_live() {
                 snapshots += 1;
                 // What records claim may be anything.
-                logical_bytes = u64::saturating_add(logical_bytes, entry.record.memory_bytes);
-                zero_bytes = u64::saturating_add(zero_bytes, entry.record.zero_bytes);
+                let record = entry.record();
+                logical_bytes = u64::saturating_add(logical_bytes, record.memory_bytes);
+                zero_bytes = u64::saturating_add(zero_bytes, record.zero_bytes);
             }
             catalog.processes().count() as u64
         };

@@ -13,7 +13,6 @@ use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 use std::time::Duration;
 
-use memmap2::MmapMut;
 use rustix::fs::{MemfdFlags, SealFlags};
 
 use crate::address_space::AddressSpace;
@@ -23,7 +22,8 @@ use crate::restore::Restore;
 use crate::sink::SinkError;
 use crate::source::{Attachment, CopyOut, Frozen, Memory, Source, SourceError};
 use crate::store::Store;
-use crate::sys::{map, process_memory};
+use crate::sys::pages::Pages;
+use crate::sys::process_memory;
 use crate::track::{CopyOnWrite, Tracker, Untracked};
 use crate::units::AddressRange;
 
@@ -80,7 +80,7 @@ struct Content {
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 pub struct Instance {
-    memory: MmapMut,
+    memory: Pages,
     content: Arc<Content>,
     tracker: Arc<CopyOnWrite>,
 }
@@ -155,7 +155,7 @@ impl Template {
     pub fn instance(&self) -> Result<Instance, Error> {
         let content = self.content.clone();
         let failed = |source| SinkError::Mapping { bytes: content.length as u64, source };
-        let memory = map::map_copy(&content.file, content.length).map_err(failed)?;
+        let memory = Pages::copy_of(&content.file, content.length).map_err(failed)?;
         let start = memory.as_ptr().addr() as u64;
         let tracker = Arc::new(CopyOnWrite::new(content.id, start..start + content.length as u64));
         Ok(Instance { memory, content, tracker })

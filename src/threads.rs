@@ -96,8 +96,22 @@ impl Thread {
     }
 }
 
+impl Threads {
+    /// Which extended registers there are in the register sets, as bits of XCR0: the kernel writes them there.
+    pub(crate) fn extended_features(&self) -> Option<u64> {
+        const FEATURES_AT: usize = 464;
+        let registers = self.threads.iter().find_map(|thread| thread.register_set(NT_X86_XSTATE))?;
+        registers.get(FEATURES_AT..)?.first_chunk().map(|bytes| u64::from_le_bytes(*bytes))
+    }
+}
+
 /// The name of the attachment with the auxiliary vector, as in `/proc/PID/auxv`.
 pub(crate) const AUXV: &str = "auxv";
+
+/// The attachment that says how extended registers lie in their register sets, as in the note 0x205
+/// (`NT_X86_XSAVE_LAYOUT`) of a core: for each part that this machine's processor has four numbers of 32 bits, its
+/// number, its size, where it begins, and 0.
+pub(crate) const REGISTER_LAYOUT: &str = "xsave-layout";
 
 /// x86-64, as in an ELF header.
 pub(crate) const X86_64: u16 = 62;
@@ -116,7 +130,7 @@ pub(crate) const MACHINE: u16 = if cfg!(target_arch = "x86_64") {
 /// The general registers; every machine has them.
 pub(crate) const NT_PRSTATUS: u32 = 1;
 pub(crate) const NT_PRFPREG: u32 = 2;
-const NT_X86_XSTATE: u32 = 0x202;
+pub(crate) const NT_X86_XSTATE: u32 = 0x202;
 const NT_ARM_TLS: u32 = 0x401;
 
 /// The ELF note types of the register sets that are taken of each thread.

@@ -343,7 +343,11 @@ class Store:
         return [data[at:at + 32] for at in range(0, len(data), 32)]
 
     def list(self):
-        ordered = sorted(self.snapshots.items(), key=lambda item: (item[1]["time"], item[0]))
+        def moment(snapshot):
+            names = [attachment["name"] for attachment in snapshot["attachments"]]
+            said = [int(name[7:]) for name in names if name.startswith("moment:")]
+            return said[0] if said else snapshot["time"]
+        ordered = sorted(self.snapshots.items(), key=lambda item: (moment(item[1]), item[0]))
         for _, snapshot in ordered:
             snapshot["layout"] = self.value(LAYOUT_FIELDS, snapshot["layout"])
             for attachment in snapshot["attachments"]:

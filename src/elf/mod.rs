@@ -173,6 +173,8 @@ pub(crate) struct Segment {
     pub(crate) at_bytes: u64,
     /// Its first address.
     pub(crate) address: u64,
+    /// Where it is in the memory of the machine. Of a process 0.
+    pub(crate) physical_address: u64,
     /// How many bytes the file has of it.
     pub(crate) file_bytes: u64,
     /// How many bytes of memory it is.
@@ -192,6 +194,7 @@ impl Segment {
             flags: u32::from_le_bytes([f0, f1, f2, f3]),
             at_bytes: number(1),
             address: number(2),
+            physical_address: number(3),
             file_bytes: number(4),
             memory_bytes: number(5),
             align_bytes: number(6),
@@ -201,9 +204,9 @@ impl Segment {
     fn write(&self, out: &mut Vec<u8>) {
         out.extend(self.kind.to_le_bytes());
         out.extend(self.flags.to_le_bytes());
-        // The fourth is the physical address, which a process does not have.
-        let words = [self.at_bytes, self.address, 0, self.file_bytes, self.memory_bytes, self.align_bytes];
-        words.iter().for_each(|word| out.extend(word.to_le_bytes()));
+        let places = [self.at_bytes, self.address, self.physical_address];
+        let sizes = [self.file_bytes, self.memory_bytes, self.align_bytes];
+        places.iter().chain(&sizes).for_each(|word| out.extend(word.to_le_bytes()));
     }
 }
 
@@ -232,6 +235,7 @@ mod tests {
             flags: READ | WRITE,
             at_bytes: number << 12,
             address: number << 20,
+            physical_address: number << 30,
             file_bytes: 1,
             memory_bytes: 2,
             align_bytes: 4096,

@@ -9,6 +9,8 @@
 //! SIGINFO   the signal that the thread got
 //! AUXV      as in /proc/PID/auxv
 //! FILE      the files that are mapped
+//! LAYOUT    where extended registers lie in their notes, which differs between processors
+//! whole     this program's own: what is one memory, and zeros where no segment has its bytes
 //! PRFPREG …  further register sets of the thread
 //! PRSTATUS  of the next thread
 //! …
@@ -17,6 +19,8 @@
 //! That is the order of the kernel; others are read as well. The structures are those of the
 //! kernel's 64-bit ABI, which differ between machines in how many general registers there are and in
 //! nothing else.
+
+use std::ops::Range;
 
 use super::numbers::Numbers;
 use crate::threads::{NT_PRFPREG, NT_PRSTATUS, RegisterSet, Thread, Threads};
@@ -30,6 +34,11 @@ const NT_X86_XSAVE_LAYOUT: u32 = 0x205;
 
 const CORE: &[u8] = b"CORE";
 const LINUX: &[u8] = b"LINUX";
+/// Of this program's own notes. Debuggers pass over them.
+const OWN: &[u8] = b"stillframe";
+/// Ranges of addresses, each of them one memory, in several segments perhaps, and zeros where no segment has its bytes:
+/// start and end of each, 64 bits.
+const OWN_WHOLE: u32 = 1;
 
 /// Where the general registers begin in a PRSTATUS, and what follows them: whether there are floating
 /// point registers (i32), and filling.
@@ -60,6 +69,10 @@ pub(crate) struct Notes {
     pub(crate) auxv: Vec<u8>,
     /// The files that were mapped, in the order of the note.
     pub(crate) files: Vec<MappedFile>,
+    /// How extended registers lie in their notes, as the kernel writes it; empty if that is not told.
+    pub(crate) register_layout: Vec<u8>,
+    /// Addresses that are one memory, and zeros where no segment has their bytes.
+    pub(crate) whole: Vec<Range<u64>>,
 }
 
 /// A range of addresses where a file was mapped.
@@ -129,7 +142,8 @@ impl Notes {
                     thread.signal_information = note.bytes.to_vec();
                 }
             }
-            (LINUX, NT_X86_XSAVE_LAYOUT) => {}
+            (LINUX, NT_X86_XSAVE_LAYOUT) => self.register_layout = note.bytes.to_vec(),
+            (OWN, OWN_WHOLE) => self.whole.extend(read_ranges(note.bytes)?),
             (CORE, NT_PRFPREG) | (LINUX, _) => {
                 let bytes = note.bytes.to_vec();
                 if let Some(thread) = self.last_thread() {
@@ -181,12 +195,19 @@ impl Notes {
             put_note(&mut out, CORE, NT_FILE, &write_files(&self.files));
         }
         put_further_registers(&mut out, first);
+        // Where the kernel has it: after the first thread that has such registers, and once.
+        if !self.register_layout.is_empty() {
+            put_note(&mut out, LINUX, NT_X86_XSAVE_LAYOUT, &self.register_layout);
+        }
         for thread in in_order {
             if let Some(threads) = threads {
                 put_note(&mut out, CORE, NT_PRSTATUS, &Status::of(threads, thread).write());
             }
             put_signal_information(&mut out, Some(thread));
             put_further_registers(&mut out, Some(thread));
+        }
+        if !self.whole.is_empty() {
+            put_note(&mut out, OWN, OWN_WHOLE, &write_ranges(&self.whole));
         }
         out
     }
@@ -420,6 +441,17 @@ fn write_files(files: &[MappedFile]) -> Vec<u8> {
     out
 }
 
+fn read_ranges(bytes: &[u8]) -> Option<Vec<Range<u64>>> {
+    let (words, rest) = bytes.as_chunks::<8>();
+    let (pairs, odd) = words.as_chunks::<2>();
+    let range = |[start, end]: &[[u8; 8]; 2]| u64::from_le_bytes(*start)..u64::from_le_bytes(*end);
+    (rest.is_empty() && odd.is_empty()).then(|| pairs.iter().map(range).collect())
+}
+
+fn write_ranges(ranges: &[Range<u64>]) -> Vec<u8> {
+    ranges.iter().flat_map(|range| [range.start, range.end]).flat_map(u64::to_le_bytes).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
@@ -479,6 +511,8 @@ mod tests {
             command in "[a-z /]{0,78}[a-z]",
             auxv in prop::collection::vec(any::<u8>(), 0..64),
             files in files(),
+            register_layout in prop::collection::vec(any::<u8>(), 0..70),
+            whole in prop::collection::vec(any::<Range<u64>>(), 0..4),
         ) {
             let (name, command) = if threads.is_some() { (name, command) } else { Default::default() };
             if let Some(threads) = &mut threads {
@@ -486,7 +520,7 @@ mod tests {
                 let first = threads.threads.iter_mut().find(|thread| thread.tid == pid);
                 first.into_iter().for_each(|first| first.name.clone_from(&name));
             }
-            let notes = Notes { threads, name, command, auxv, files };
+            let notes = Notes { threads, name, command, auxv, files, register_layout, whole };
             let mut read = Notes::default();
             read.read(62, &notes.write()).unwrap();
             prop_assert_eq!(read, notes);
@@ -500,7 +534,15 @@ mod tests {
             keep in any::<prop::sample::Index>(),
         ) {
             let command = "a b".to_owned();
-            let notes = Notes { threads: Some(threads), name: Vec::new(), files, auxv: vec![1; 32], command };
+            let notes = Notes {
+                threads: Some(threads),
+                files,
+                auxv: vec![1; 32],
+                command,
+                register_layout: vec![2; 32],
+                whole: vec![0x1000..0x9000],
+                ..Notes::default()
+            };
             let mut bytes = notes.write();
             for (at, byte) in flips {
                 let at = at.index(bytes.len());

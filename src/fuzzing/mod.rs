@@ -25,6 +25,7 @@ use crate::store::block::{self, Block};
 use crate::store::catalog::{Catalog, Entry};
 use crate::store::durable;
 use crate::store::format::Format;
+use crate::store::held::Texts;
 use crate::store::id::StoreId;
 use crate::store::location::Location;
 use crate::store::object::{self, Header, Place};
@@ -269,11 +270,12 @@ pub fn index(data: &[u8]) {
         0 => index_block(bytes),
         1 => {
             let (key, value) = bytes.split_at(bytes.len().min(1 + Hash::BYTES));
+            let read = |bytes: &[u8]| Entry::from_bytes(bytes, &Texts::default());
             if Catalog::default().load(key, value)
-                && let Some(entry) = Entry::from_bytes(value)
+                && let Some(entry) = read(value)
             {
-                let again = entry.to_bytes().and_then(|bytes| Entry::from_bytes(&bytes));
-                assert_eq!(again.map(|it| it.record), Some(entry.record));
+                let again = entry.to_bytes().and_then(|bytes| read(&bytes));
+                assert_eq!(again.map(|it| it.record()), Some(entry.record()));
             }
         }
         _ => {

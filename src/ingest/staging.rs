@@ -5,13 +5,12 @@ use std::sync::Mutex;
 use std::time::Duration;
 
 use crossbeam_channel::{SendTimeoutError, Sender};
-use memmap2::MmapMut;
 
 use super::{FailOnPanic, Ingest, Worker, copy_in_place, lock, on_all_cores, total_bytes};
 use crate::error::Error;
 use crate::piece::Piece;
 use crate::source::{CopyOut, Frozen, Memory};
-use crate::sys::map;
+use crate::sys::pages::Pages;
 use crate::workers::cores;
 
 /// Scattered ranges are copied by so much at a time: each call into the kernel costs a microsecond or two.
@@ -22,7 +21,7 @@ const PARALLEL_COPY_BYTES: usize = 1 << 20;
 
 /// Memory for what is copied while a source stands still.
 pub(crate) struct Staging {
-    buffer: MmapMut,
+    buffer: Pages,
 }
 
 impl Staging {
@@ -31,7 +30,8 @@ impl Staging {
     pub(crate) fn new(length_bytes: usize, ready_bytes: usize) -> Result<Staging, Error> {
         let bytes = length_bytes as u64;
         let mut buffer =
-            map::map_zeros(length_bytes.max(1)).map_err(|source| Error::Staging { bytes, source })?;
+            Pages::zeros(length_bytes.max(1)).map_err(|source| Error::Staging { bytes, source })?;
+        buffer.prefer_huge_pages();
         for byte in buffer[..ready_bytes.min(length_bytes)].iter_mut().step_by(4096) {
             *byte = 0;
         }
@@ -41,7 +41,7 @@ impl Staging {
 
 /// What was copied and waits to be worked on: the wanted ranges of each piece, one after the other.
 pub(crate) struct Staged {
-    pub(super) buffer: MmapMut,
+    pub(super) buffer: Pages,
     pub(super) pieces: Vec<(Piece, Range<usize>)>,
     /// Whether the buffer was too small, so that the rest was worked on while the source stood still.
     pub(crate) was_full: bool,

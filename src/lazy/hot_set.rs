@@ -74,7 +74,7 @@ impl HotSet {
         let newest = {
             let catalog = shared.catalog();
             let has_one = |id: &SnapshotId| {
-                let record = catalog.live(id).map(|entry| &entry.record);
+                let record = catalog.live(id).map(|entry| entry.record());
                 record.is_some_and(|record| {
                     record.attachments.iter().any(|attachment| attachment.name == HotSet::ATTACHMENT)
                 })

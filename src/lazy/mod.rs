@@ -17,13 +17,12 @@ use std::ops::{Deref, DerefMut};
 use std::sync::Arc;
 use std::thread::JoinHandle;
 
-use memmap2::MmapMut;
-
 use crate::address_space::AddressSpace;
 use crate::error::Error;
 use crate::restore::Restore;
 use crate::sink::SinkError;
 use crate::sys::missing::{self, Missing};
+use crate::sys::pages::Pages;
 
 pub use hot_set::HotSet;
 use server::Server;
@@ -71,6 +70,8 @@ pub enum Filled {
 ///   takes what is not there yet for zeros, and nobody else who stops it may write there (a rollback): wait until
 ///   all is filled.
 /// - **`fork`**: the child does not get the mapping; touching it there is `SIGSEGV`.
+/// - **Locked memory** (`mlockall` with `MCL_FUTURE`): pages are locked when they are filled. What is zeros in the
+///   snapshot is not there, nor locked, before it is touched; `mlock` fetches that too, and waits until all is filled.
 /// - **`madvise`** may throw pages away (they read as zeros then) when all is filled, and not before. Do not
 ///   move the mapping, nor map anything in its place.
 /// - **The store**: gc leaves the snapshot alone, and the store stays open and its directory owned by this
@@ -83,7 +84,7 @@ pub struct LazyMapping {
     serving: Option<Serving>,
     filled: Filled,
     space: Arc<AddressSpace>,
-    memory: MmapMut,
+    memory: Pages,
 }
 
 /// The threads that fill a memory. Dropping it ends them; what they have not filled by then nobody may touch.
@@ -137,7 +138,9 @@ impl Restore<'_> {
             Ok(both) => both,
             Err(error) => {
                 let why = why_at_once(bytes, &error);
-                let memory = self.into_mapping()?;
+                let mut memory = Pages::zeros(length).map_err(failed)?;
+                memory.prefer_huge_pages();
+                self.fill(&mut memory, false)?;
                 return Ok(LazyMapping { serving: None, filled: Filled::AtOnce(why), space, memory });
             }
         };
@@ -155,7 +158,8 @@ pub(crate) fn why_at_once(bytes: u64, error: &io::Error) -> String {
             "userfaultfd is forbidden here; allow it in the sandbox (seccomp, container profile)"
         }
         // Should there be too little memory a full restore says so too.
-        _ => "the kernel gives no userfaultfd",
+        Some(_) => "the kernel gives no userfaultfd",
+        None => "it cannot be filled on first touch",
     };
     let why = format!("{why}: {error}");
     tracing::warn!("restored at once and not lazily: {why}");

@@ -579,7 +579,7 @@ impl Server {
         let length = usize::try_from(pages.end - pages.start).unwrap_or(usize::MAX);
         let answered = match self.read(worker, block) {
             Ok(true) => self.missing.copy(pages.start, &worker.block[..length]),
-            Ok(false) => self.missing.zero(pages.clone()),
+            Ok(false) => self.missing.zero(pages.clone()).map(|()| 0),
             Err(error) => {
                 self.note(error.into());
                 self.spoil(pages);
@@ -587,7 +587,19 @@ impl Server {
             }
         };
         match answered {
-            Ok(()) => (SERVED, Ok(())),
+            // A part of it may have been filled before the kernel refused the rest.
+            Ok(0) => (SERVED, Ok(())),
+            Ok(_) if self.is_refused.load(Ordering::SeqCst) => (SERVED, Ok(())),
+            Ok(there_bytes) => {
+                let why = format!(
+                    "{there_bytes} bytes of it were there before they were filled: somebody else has populated them"
+                );
+                self.note(
+                    SinkError::Fill { offset_bytes: pages.start, source: io::Error::other(why) }.into(),
+                );
+                self.close(self.missing.close_off(pages.clone()));
+                (SPOILED, Ok(()))
+            }
             // It is zeros then, as all else was there: of memory that is not registered any more the kernel takes
             // no answer, and needs none.
             Err(_) if self.finished.load(Ordering::SeqCst) => (SERVED, Ok(())),
@@ -612,7 +624,11 @@ impl Server {
 
     /// Nobody shall see these pages.
     fn spoil(&self, pages: &Range<u64>) {
-        if let Err(error) = self.missing.spoil(pages.clone())
+        self.close(self.missing.spoil(pages.clone()));
+    }
+
+    fn close(&self, closed: io::Result<()>) {
+        if let Err(error) = closed
             && !self.finished.load(Ordering::SeqCst)
         {
             // What is left would be to let somebody wait for ever, or see zeros.

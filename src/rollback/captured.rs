@@ -2,6 +2,7 @@
 
 use super::RollBack;
 use crate::error::Error;
+use crate::left_out::LeftOut;
 use crate::record::Origin;
 use crate::run::Run;
 use crate::sink::SinkError;
@@ -17,6 +18,8 @@ pub(super) struct CapturedProcess {
     pub(super) rseq: Option<Vec<u8>>,
     /// Which run of which process it was; older snapshots do not say.
     pub(super) run: Option<Run>,
+    /// What it does not have, and why; older snapshots do not say.
+    pub(super) left_out: Option<Vec<LeftOut>>,
 }
 
 impl CapturedProcess {
@@ -36,9 +39,12 @@ impl CapturedProcess {
             return Err(none("the snapshot was taken on a machine of another kind").into());
         }
         let auxv = read(AUXV)?.unwrap_or_default();
+        let left_out = read(LeftOut::ATTACHMENT)?.map(|bytes| LeftOut::from_attachment(&bytes)).transpose();
+        let left_out =
+            left_out.map_err(|error| none(&format!("what is left out of it cannot be read: {error}")))?;
         let run = read(Run::ATTACHMENT)?.map(|bytes| Run::from_attachment(&bytes)).transpose();
         let run =
             run.map_err(|error| none(&format!("its start times in the snapshot cannot be read: {error}")))?;
-        Ok(CapturedProcess { threads, auxv, rseq: read(RSEQ_ATTACHMENT)?, run })
+        Ok(CapturedProcess { threads, auxv, rseq: read(RSEQ_ATTACHMENT)?, run, left_out })
     }
 }

@@ -16,7 +16,7 @@ use crate::root::Root;
 use crate::sink::SinkError;
 use crate::source::{LiveMemory, Source, SourceError};
 use crate::table::Places;
-use crate::track::{Taken, Tracker, Tracking, Untracked, merge};
+use crate::track::{Means, Taken, Tracker, Tracking, Untracked, merge};
 
 impl RollBack<'_> {
     /// Makes `memory` the image of the snapshot, as [`Restore::into_slice`](crate::Restore::into_slice) would,
@@ -32,7 +32,10 @@ impl RollBack<'_> {
     /// differs is more than 128 MiB, and is damaged between its first and its second reading, a part is.
     pub fn slice(self, memory: &mut [u8]) -> Result<RollBackStats, Error> {
         let tracker = self.tracker.ok_or(Untracked::NoTracker);
-        self.slice_by(memory, tracker, false)
+        // What is written here must be known to copy-on-write too: thrown away later, it is the template's again. A host
+        // may still hand in what was written before this, so of host ranges nothing more is taken.
+        let is_copy_on_write = tracker.as_ref().is_ok_and(|tracker| tracker.means() == Means::CopyOnWrite);
+        self.slice_by(memory, tracker, is_copy_on_write)
     }
 
     /// Does the same with the memory that `live` is, which knows what was written if it

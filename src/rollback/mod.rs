@@ -39,6 +39,7 @@ use crate::progress::Progress;
 use crate::record::{Record, SnapshotId};
 use crate::restore::Restore;
 use crate::root::Root;
+use crate::source::STOP_TIMEOUT;
 use crate::store::gate::SnapshotGuard;
 use crate::store::read::Check;
 use crate::store::{Shared, Store};
@@ -84,6 +85,7 @@ pub struct RollBack<'a> {
     tracker: Option<&'a dyn Tracker>,
     leave_new_memory: bool,
     leave_shared_memory: bool,
+    stop_timeout: Duration,
     _pin: SnapshotGuard,
 }
 
@@ -105,8 +107,11 @@ pub struct RollBackStats {
     pub paused: Duration,
     /// Whether the process stands still now, as it did before: `kill -CONT PID` lets it go on.
     pub is_stopped: bool,
-    /// Mappings of a process that it shares with others, and that differ: they are left as they are.
+    /// Shared mappings of a process, of files or with others, that differ and are left as they are.
     pub left_shared: Vec<Mapping>,
+    /// Memory of a process that the snapshot does not have although its mapping was captured, that is there now and is
+    /// left as it is.
+    pub left_not_captured_bytes: u64,
     /// How it was known what had changed.
     pub tracking: Tracking,
 }
@@ -131,6 +136,7 @@ impl Store {
             tracker: None,
             leave_new_memory: false,
             leave_shared_memory: false,
+            stop_timeout: STOP_TIMEOUT,
             _pin: pin,
         })
     }
@@ -180,6 +186,7 @@ impl<'a> RollBack<'a> {
             paused: Duration::ZERO,
             is_stopped: false,
             left_shared: Vec::new(),
+            left_not_captured_bytes: 0,
             tracking,
         }
     }

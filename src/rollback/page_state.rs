@@ -10,6 +10,8 @@
 //! |---|---|
 //! | not captured, and still not readable | left |
 //! | not captured, in private memory, and has content now | refused: what it had then is unknown, or it was a guard |
+//! | … as a userfaultfd was to fill it | left and told |
+//! | not there, in memory without permissions | emptied |
 
 use std::ops::Range;
 
@@ -19,9 +21,10 @@ use super::plan::Plan;
 use super::shared::mapping_at;
 use crate::address_space::{Mapping, MappingKind};
 use crate::error::Error;
+use crate::left_out::{LeftOut, WhyLeftOut};
 use crate::piece::overlapping;
 use crate::source::{Frozen as _, MappingState};
-use crate::track::merge;
+use crate::track::{complement, merge};
 use crate::units::AddressRange;
 
 /// What the kernel says about the mappings of a process.
@@ -60,30 +63,60 @@ impl PageStates {
     }
 }
 
-/// An error if memory that the snapshot does not have is private and has content now.
-pub(super) fn check_left_out(attempt: &Attempt<'_>, memory: &HeldMemory<'_>) -> Result<(), Error> {
-    let unreadable = attempt.roll_back.space.unreadable();
+/// An error if memory that the snapshot does not have is private and has content now. Answers how many bytes it does
+/// not have that are there now and stay as they are.
+pub(super) fn check_left_out(attempt: &Attempt<'_>, memory: &HeldMemory<'_>) -> Result<u64, Error> {
     let mappings = attempt.held.address_space().mappings();
-    let is_private_memory = |mapping: &Mapping| {
-        let is_memory =
-            matches!(mapping.kind, MappingKind::Anonymous | MappingKind::Heap | MappingKind::Stack);
-        is_memory && !mapping.protection.shared
+    let is_private_memory = |mapping: &Mapping| is_memory(mapping) && !mapping.protection.shared;
+    // Older snapshots do not say why.
+    let reasons = match &attempt.captured.left_out {
+        Some(left_out) => left_out.clone(),
+        None => {
+            let unreadable = attempt.roll_back.space.unreadable().iter();
+            unreadable.map(|range| LeftOut { range: *range, why: WhyLeftOut::Refused }).collect()
+        }
     };
-    let mut differences = Vec::new();
-    for range in unreadable {
+    let (mut differences, mut left_bytes) = (Vec::new(), 0);
+    for LeftOut { range, why } in reasons {
         attempt.check_interrupt()?;
         for there in overlapping(memory.populated(), range.start()..range.end()) {
-            if mapping_at(mappings, there.start).is_some_and(is_private_memory)
-                && memory.is_readable(&there)?
-            {
-                differences.push(format!(
-                    "{:#x}..{:#x} was a guard page or could not be read when it was captured, and has content now",
-                    there.start, there.end
-                ));
+            let is_private = mapping_at(mappings, there.start).is_some_and(is_private_memory);
+            if !memory.is_readable(&there)? {
+                continue;
             }
+            // What a userfaultfd has filled since is what it would have filled then.
+            if why == WhyLeftOut::Userfault || !is_private {
+                left_bytes += there.end - there.start;
+                continue;
+            }
+            let was = match why {
+                WhyLeftOut::Guard => "was guard pages",
+                _ => "was a guard page or could not be read",
+            };
+            let there = AddressRange::new(there.start, there.end).unwrap_or(range);
+            differences.push(format!("{there} {was} when it was captured, and has content now"));
         }
     }
-    if differences.is_empty() { Ok(()) } else { Err(attempt.misfit(differences).into()) }
+    if differences.is_empty() { Ok(left_bytes) } else { Err(attempt.misfit(differences).into()) }
+}
+
+/// Where the process had memory without permissions of which no page was there, and has pages now: they were zeros.
+/// Older snapshots do not say whether there were any.
+pub(super) fn filled_without_permission(attempt: &Attempt<'_>, memory: &HeldMemory<'_>) -> Vec<Range<u64>> {
+    let Some(left_out) = &attempt.captured.left_out else { return Vec::new() };
+    let mut unknown: Vec<_> = left_out.iter().map(|it| it.range.start()..it.range.end()).collect();
+    merge(&mut unknown);
+    let space = &attempt.roll_back.space;
+    let closed = space
+        .mappings()
+        .iter()
+        .filter(|it| !it.captured && !it.protection.read && is_memory(it) && !it.protection.shared);
+    let known = closed.flat_map(|it| complement(&unknown, it.range.start()..it.range.end()));
+    known.flat_map(|range| overlapping(memory.populated(), range).collect::<Vec<_>>()).collect()
+}
+
+fn is_memory(mapping: &Mapping) -> bool {
+    matches!(mapping.kind, MappingKind::Anonymous | MappingKind::Heap | MappingKind::Stack)
 }
 
 /// An error if anything is to be written where a userfaultfd stands in the way.

@@ -9,7 +9,7 @@
 //! a file with one function `check`, which gets the [`Attempt`] and answers with a refusal.
 
 use std::ops::Range;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::attempt::Attempt;
 use super::captured::CapturedProcess;
@@ -21,7 +21,7 @@ use crate::address_space::MappingKind;
 use crate::error::Error;
 use crate::sink::SinkError;
 use crate::source::{Frozen as _, ProcessSource, SourceError};
-use crate::track::{Tracking, Untracked};
+use crate::track::{Tracking, Untracked, merge};
 use crate::units::AddressRange;
 
 impl RollBack<'_> {
@@ -29,6 +29,12 @@ impl RollBack<'_> {
     /// process does not know of it. Only the heap's new part is emptied, as the C library relies on that.
     pub fn leave_new_memory(mut self, leave: bool) -> Self {
         self.leave_new_memory = leave;
+        self
+    }
+
+    /// How long the threads of a process may take to stop, as [`ProcessSource::stop_timeout`].
+    pub fn stop_timeout(mut self, timeout: Duration) -> Self {
+        self.stop_timeout = timeout;
         self
     }
 
@@ -47,8 +53,12 @@ impl RollBack<'_> {
     ///
     /// *Not rolled back* is what the kernel keeps or others see: open files and how far they are read, what was
     /// written to files and sockets, what is in pipes, child processes, timers, pending signals and what is done
-    /// on a signal. Memory shared with others is left as it is; what of it differs is in
-    /// [`RollBackStats::left_shared`]. What was excluded from the snapshot is left as it is.
+    /// on a signal. What was excluded from the snapshot is left as it is.
+    ///
+    /// Memory that could be shared and that no other process has is rolled back as private memory is. Where others
+    /// have it, or may have it, and it differs, the process is refused, unless
+    /// [it may be left](Self::leave_shared_memory). Files that are mapped shared are left as they are, unless another
+    /// process maps them too. [`RollBackStats::left_shared`] has what was left.
     ///
     /// It must be the same run of the same program with the same threads, and have all mappings of the snapshot
     /// where they were. It must not have got others, unless [they may stay](Self::leave_new_memory); the stack
@@ -78,7 +88,8 @@ impl RollBack<'_> {
     pub fn process(self, pid: u32) -> Result<RollBackStats, Error> {
         let begun = Instant::now();
         let captured = CapturedProcess::read(&self, pid)?;
-        let held = ProcessSource::new(pid).hold().map_err(|error| refused(pid, error))?;
+        let held = ProcessSource::new(pid).stop_timeout(self.stop_timeout);
+        let held = held.hold(&self.progress).map_err(|error| refused(pid, error))?;
         let attempt = Attempt { pid, roll_back: &self, captured: &captured, held: &held };
 
         identity::check(&attempt)?;
@@ -89,7 +100,7 @@ impl RollBack<'_> {
         let states = PageStates::look(&attempt)?;
         page_state::check_reads(&attempt, &states)?;
         let memory = HeldMemory::new(&attempt, &states)?;
-        page_state::check_left_out(&attempt, &memory)?;
+        let left_not_captured_bytes = page_state::check_left_out(&attempt, &memory)?;
         let mut plan = plan::plan(
             self.shared,
             self.record.region_size.bytes(),
@@ -99,7 +110,10 @@ impl RollBack<'_> {
             &memory,
         )?;
         let left_shared = shared::settle(&attempt, &states, &mut plan)?;
-        plan.patches.extend(memory.zeros_for(&grown));
+        let closed = page_state::filled_without_permission(&attempt, &memory);
+        let mut emptied: Vec<_> = grown.into_iter().chain(closed).collect();
+        merge(&mut emptied);
+        plan.patches.extend(memory.zeros_for(&emptied));
         page_state::check_writes(&attempt, &states, &plan)?;
 
         let relief = memory_limit::check(&attempt, &states, &memory, &mut plan)?;
@@ -108,7 +122,7 @@ impl RollBack<'_> {
         let paused = held.release();
         let tracking = Tracking::Rescan(Untracked::NoTracker);
         let stats = self.stats(begun, self.space.image_bytes(), tracking, done);
-        Ok(RollBackStats { paused, is_stopped, left_shared, ..stats })
+        Ok(RollBackStats { paused, is_stopped, left_shared, left_not_captured_bytes, ..stats })
     }
 
     /// All but what the kernel provides: the tables that are stored, and of those of zeros the ones where anything is

@@ -7,7 +7,8 @@
 //! | of a file that another process maps too, writable here | refused, unless it may be left |
 //! | of another file | left and told: a file is not rolled back |
 //!
-//! That no other process has it must be known for certain (`sys/mapped.rs`).
+//! That no other process has it must be known (`sys/mapped.rs`): either all processes can be looked at, or the kernel's
+//! counts say that none of its pages is mapped elsewhere.
 
 use std::collections::{HashMap, HashSet};
 use std::ops::Range;
@@ -49,7 +50,10 @@ pub(super) fn settle(
     let names = objects
         .iter()
         .filter_map(|(file, object)| Some((*file.as_ref()?, object.mappings.first()?.name.clone())));
-    let holders = mapped::holders(names.collect(), attempt.pid, || attempt.check_interrupt())?;
+    // This process has files of it open to read them.
+    let holders = mapped::holders(names.collect(), vec![attempt.pid, std::process::id()], || {
+        attempt.check_interrupt()
+    })?;
     let mut differences = Vec::new();
     for (file, object) in &mut objects {
         object.fate = fate(attempt, states, *file, object, &holders);
@@ -149,7 +153,12 @@ fn fate(
         Err(error) => return Fate::Refused(format!("it cannot be known who else has it ({error})")),
     }
     if let Some(why) = &holders.unknown {
-        return Fate::Refused(format!("others may have it: {why}"));
+        let all: Vec<Range<u64>> = views().map(|it| it.range.start()..it.range.end()).collect();
+        match attempt.held.is_mapped_elsewhere(&all) {
+            Ok(false) => {}
+            Ok(true) => return Fate::Refused(format!("others have it that cannot be seen: {why}")),
+            Err(_) => return Fate::Refused(format!("others may have it: {why}")),
+        }
     }
     // Each part that differs must be writable somewhere.
     let span = |it: &Mapping| it.file_offset_bytes..it.file_offset_bytes + it.range.length_bytes();

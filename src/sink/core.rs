@@ -1,10 +1,18 @@
 //! An ELF core file: what stands before the memory in it.
 //!
-//! The memory itself is the image, byte for byte, from a page boundary on. Each captured mapping is a
-//! segment of it. What was excluded from it or could not be read is no part of any segment: a debugger then
-//! says that it cannot read it. (gdb takes a segment without bytes for zeros, unless a file is mapped there.) A
+//! ```text
+//! image     |####..####|########000000000000##|      a mapping with a part that was excluded; one that is mostly zeros
+//! segments  |####|  |####||########:           |##|  what follows the bytes of a segment is zeros
+//! file      | head |####|####|########|##|
+//! ```
+//!
+//! What was excluded or could not be read is no part of any segment: a debugger then says that it cannot read
+//! it. Memory that is zeros for long takes up nothing of the file, which could not be as long as address spaces are: its segment
+//! is longer than its bytes, which debuggers take for zeros, and a note says so for who takes the core in again. A
 //! mapping that was not captured is a segment without bytes, as in the kernel's cores: else nobody would
 //! know that it was there.
+
+use std::ops::Range;
 
 use super::SinkError;
 use crate::address_space::{AddressSpace, Mapping, Protection};
@@ -15,47 +23,65 @@ use crate::units::AddressRange;
 /// Memory begins at a multiple of this, so that a debugger may map it.
 const PAGE_BYTES: u64 = 4096;
 
-/// What stands before the memory.
+/// The name of a mapping whose addresses are those of a machine's memory, which its segment says then.
+const PHYSICAL: &str = "[physical]";
+
+/// What stands before the memory, and where the memory is.
 pub(crate) struct Head {
     /// From the start of the file.
     pub(crate) bytes: Vec<u8>,
-    /// Where the image begins.
-    pub(crate) image_at_bytes: u64,
+    /// The parts of the image that are in the file, in order.
+    pub(crate) parts: Vec<Part>,
+    /// How long the file is.
+    pub(crate) file_bytes: u64,
+}
+
+/// A part of the image that is in the file.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Part {
+    pub(crate) image: Range<u64>,
+    /// Where in the file.
+    pub(crate) at_bytes: u64,
+}
+
+/// What a core has besides memory.
+pub(crate) struct About {
+    pub(crate) threads: Option<Threads>,
+    pub(crate) auxv: Vec<u8>,
+    pub(crate) command: String,
+    pub(crate) register_layout: Vec<u8>,
 }
 
 impl Head {
-    /// The head of a core of this memory, these threads, this auxiliary vector and this command line.
-    pub(crate) fn new(
-        space: &AddressSpace,
-        threads: Option<Threads>,
-        auxv: Vec<u8>,
-        command: String,
-    ) -> Result<Head, SinkError> {
+    /// The head of a core of this memory; `zeros` are the long parts of the image that are zeros, sorted and apart.
+    pub(crate) fn new(space: &AddressSpace, zeros: &[Range<u64>], about: About) -> Result<Head, SinkError> {
+        let About { threads, auxv, command, register_layout } = about;
         threads.iter().try_for_each(check)?;
         let machine = threads.as_ref().map_or(threads::MACHINE, |threads| threads.machine);
-        let files = space.mappings().iter().filter_map(mapped_file).collect();
         let first =
             threads.iter().flat_map(|it| it.threads.iter().find(|thread| thread.tid == it.pid)).next();
         let name = first.map(|thread| thread.name.clone()).unwrap_or_default();
-        let notes = Notes { threads, name, command, auxv, files }.write();
-        let of_notes = Segment {
-            kind: elf::NOTE,
-            flags: 0,
-            at_bytes: 0,
-            address: 0,
-            file_bytes: notes.len() as u64,
-            memory_bytes: 0,
-            align_bytes: 4,
-        };
+        let Memory { parts, mut segments, files, whole } = memory(space, zeros);
+        let notes = Notes { threads, name, command, auxv, files, register_layout, whole }.write();
         // readelf takes a segment without any note for damage.
-        let of_notes = (!notes.is_empty()).then_some(of_notes);
-        let mut segments: Vec<Segment> = of_notes.into_iter().chain(memory(space)).collect();
-
+        if !notes.is_empty() {
+            let of_notes = Segment {
+                kind: elf::NOTE,
+                flags: 0,
+                at_bytes: 0,
+                address: 0,
+                physical_address: 0,
+                file_bytes: notes.len() as u64,
+                memory_bytes: 0,
+                align_bytes: 4,
+            };
+            segments.insert(0, of_notes);
+        }
         let notes_at_bytes = elf::headers_bytes(segments.len()) as u64;
-        let image_at_bytes = (notes_at_bytes + notes.len() as u64).next_multiple_of(PAGE_BYTES);
+        let memory_at_bytes = (notes_at_bytes + notes.len() as u64).next_multiple_of(PAGE_BYTES);
         for segment in &mut segments {
             let is_memory = segment.kind == elf::LOAD;
-            segment.at_bytes += if is_memory { image_at_bytes } else { notes_at_bytes };
+            segment.at_bytes += if is_memory { memory_at_bytes } else { notes_at_bytes };
             if is_memory && segment.at_bytes % PAGE_BYTES != segment.address % PAGE_BYTES {
                 segment.align_bytes = 1;
             }
@@ -63,7 +89,22 @@ impl Head {
         let too_many = || SinkError::Core { why: "it has more mappings than ELF can count".to_owned() };
         let mut bytes = elf::headers(machine, &segments).ok_or_else(too_many)?;
         bytes.extend(notes);
-        Ok(Head { bytes, image_at_bytes })
+        let moved = |part: Part| Part { at_bytes: part.at_bytes + memory_at_bytes, ..part };
+        let parts: Vec<Part> = parts.into_iter().map(moved).collect();
+        let end = |part: &Part| part.at_bytes + (part.image.end - part.image.start);
+        let file_bytes = parts.last().map_or(memory_at_bytes, end);
+        Ok(Head { bytes, parts, file_bytes })
+    }
+
+    /// The parts of these bytes of the image that are in the file, and where.
+    pub(crate) fn parts_in(&self, image: Range<u64>) -> impl Iterator<Item = Part> {
+        let first = self.parts.partition_point(|part| part.image.end <= image.start);
+        let parts = self.parts[first..].iter().take_while(move |part| part.image.start < image.end);
+        parts.map(move |part| {
+            let start = part.image.start.max(image.start);
+            let at_bytes = part.at_bytes + (start - part.image.start);
+            Part { image: start..part.image.end.min(image.end), at_bytes }
+        })
     }
 }
 
@@ -93,29 +134,67 @@ fn check(threads: &Threads) -> Result<(), SinkError> {
     }
 }
 
-/// The segments of memory; where their bytes are is counted from the start of the image.
-fn memory(space: &AddressSpace) -> Vec<Segment> {
-    let mut segments = Vec::new();
-    let mut image_bytes = 0;
+/// The memory of a core; where it is in the file is counted from the first of it.
+#[derive(Debug, Default)]
+struct Memory {
+    parts: Vec<Part>,
+    segments: Vec<Segment>,
+    files: Vec<MappedFile>,
+    /// What has zeros that are not in the file.
+    whole: Vec<Range<u64>>,
+}
+
+fn memory(space: &AddressSpace, zeros: &[Range<u64>]) -> Memory {
+    let mut memory = Memory::default();
+    let (mut image_bytes, mut at_bytes) = (0, 0);
     for mapping in space.mappings() {
         let whole = mapping.range;
-        let segment = |range: AddressRange| Segment {
+        let segment = |range: &Range<u64>, at_bytes: u64, file_bytes: u64| Segment {
             kind: elf::LOAD,
             flags: flags(mapping.protection),
-            at_bytes: image_bytes + (range.start() - whole.start()),
-            address: range.start(),
-            file_bytes: range.length_bytes(),
-            memory_bytes: range.length_bytes(),
+            at_bytes,
+            address: range.start,
+            physical_address: if mapping.name == PHYSICAL { range.start } else { 0 },
+            file_bytes,
+            memory_bytes: range.end - range.start,
             align_bytes: PAGE_BYTES,
         };
-        if mapping.captured {
-            segments.extend(what_is_there(whole, space).into_iter().map(segment));
-            image_bytes += whole.length_bytes();
-        } else {
-            segments.push(Segment { file_bytes: 0, ..segment(whole) });
+        if !mapping.captured {
+            let range = whole.start()..whole.end();
+            memory.files.extend(mapped_file(mapping, range.clone()));
+            memory.segments.push(segment(&range, at_bytes, 0));
+            continue;
         }
+        let to_image = |address: u64| image_bytes + (address - whole.start());
+        for there in what_is_there(whole, space) {
+            let (mut at, mut has_zeros) = (there.start(), false);
+            // What is in the file, and the zeros that follow it.
+            while at < there.end() {
+                let next = zeros.partition_point(|zeros| zeros.end <= to_image(at));
+                let next = zeros.get(next).filter(|zeros| zeros.start < to_image(there.end()));
+                let to_address = |image: u64| whole.start() + (image - image_bytes);
+                let zeros_at = next.map_or(there.end(), |zeros| to_address(zeros.start.max(to_image(at))));
+                let end = next.map_or(there.end(), |zeros| to_address(zeros.end.min(to_image(there.end()))));
+                if zeros_at > at {
+                    // Small ones stand side by side, as of a page of each a byte might be all.
+                    if zeros_at - at >= PAGE_BYTES {
+                        at_bytes = at_bytes.next_multiple_of(PAGE_BYTES) + at % PAGE_BYTES;
+                    }
+                    memory.parts.push(Part { image: to_image(at)..to_image(zeros_at), at_bytes });
+                    memory.files.extend(mapped_file(mapping, at..zeros_at));
+                }
+                memory.segments.push(segment(&(at..end), at_bytes, zeros_at - at));
+                at_bytes += zeros_at - at;
+                has_zeros |= zeros_at < end;
+                at = end;
+            }
+            if has_zeros {
+                memory.whole.push(there.start()..there.end());
+            }
+        }
+        image_bytes += whole.length_bytes();
     }
-    segments
+    memory
 }
 
 /// The parts of a captured mapping that were neither excluded nor unreadable.
@@ -140,13 +219,14 @@ fn flags(protection: Protection) -> u32 {
         | flag(protection.execute, elf::EXECUTE)
 }
 
-/// A mapping of a file, as the kernel lists it.
-fn mapped_file(mapping: &Mapping) -> Option<MappedFile> {
+/// A part of a mapping of a file, as the kernel lists it. A debugger shows today's file where this says that it was mapped
+/// and no segment has its bytes, be it that they were left out or zeros: so only what a segment has is listed.
+fn mapped_file(mapping: &Mapping, range: Range<u64>) -> Option<MappedFile> {
     let is_path = mapping.name.starts_with('/');
     is_path.then(|| MappedFile {
-        start: mapping.range.start(),
-        end: mapping.range.end(),
-        offset_bytes: mapping.file_offset_bytes,
+        start: range.start,
+        end: range.end,
+        offset_bytes: mapping.file_offset_bytes.saturating_add(range.start - mapping.range.start()),
         name: mapping.name.clone().into_bytes(),
     })
 }
@@ -182,18 +262,46 @@ mod tests {
         let mut space = AddressSpace::new(mappings).unwrap();
         space.exclude(&[range(0x2000, 0x3000), range(0x9000, 0xa000)]);
         space.set_unreadable(vec![range(0x2800, 0x3800)]);
-        let found: Vec<_> = memory(&space)
+        let found: Vec<_> = memory(&space, &[])
+            .segments
             .iter()
             .map(|it| (it.address, it.memory_bytes, it.file_bytes, it.at_bytes))
             .collect();
         let expected = [
             (0x1000, 0x1000, 0x1000, 0),
-            (0x3800, 0x1800, 0x1800, 0x2800),
-            (0x5000, 0x1000, 0, 0x4000),
-            (0x8000, 0x1000, 0x1000, 0x4000),
+            (0x3800, 0x1800, 0x1800, 0x1800),
+            (0x5000, 0x1000, 0, 0x3000),
+            (0x8000, 0x1000, 0x1000, 0x3000),
         ];
         assert_eq!(found, expected);
-        assert!(memory(&space).iter().all(|segment| segment.flags == elf::READ | elf::EXECUTE));
+        let flags = elf::READ | elf::EXECUTE;
+        assert!(memory(&space, &[]).segments.iter().all(|segment| segment.flags == flags));
+    }
+
+    #[test]
+    fn what_is_zeros_for_long_takes_up_nothing_of_the_file_and_is_told() {
+        let mut mapped = mapping(0x1000, 0x9000, true);
+        mapped.name = "/lib/a".to_owned();
+        mapped.file_offset_bytes = 0x7000;
+        let space = AddressSpace::new(vec![mapped, mapping(0x20_000, 0x30_000, true)]).unwrap();
+        // From the middle of the first mapping into the second; and one inside the second, to its end.
+        let found = memory(&space, &[0x3000..0xa000, 0x10_000..0x18_000]);
+        let segments: Vec<_> = found
+            .segments
+            .iter()
+            .map(|it| (it.address, it.memory_bytes, it.file_bytes, it.at_bytes))
+            .collect();
+        assert_eq!(
+            segments,
+            [(0x1000, 0x8000, 0x3000, 0), (0x20_000, 0x2000, 0, 0x3000), (0x22_000, 0xe000, 0x6000, 0x3000)]
+        );
+        assert_eq!(found.whole, [0x1000..0x9000, 0x20_000..0x30_000]);
+        let parts =
+            [Part { image: 0..0x3000, at_bytes: 0 }, Part { image: 0xa000..0x10_000, at_bytes: 0x3000 }];
+        assert_eq!(found.parts, parts);
+        let files: Vec<_> =
+            found.files.iter().map(|file| (file.start, file.end, file.offset_bytes)).collect();
+        assert_eq!(files, [(0x1000, 0x4000, 0x7000)]);
     }
 
     #[test]
@@ -215,7 +323,9 @@ mod tests {
             session: 7,
             threads: vec![thread],
         };
-        let head = Head::new(&AddressSpace::default(), Some(threads), Vec::new(), String::new());
+        let (auxv, register_layout, command) = Default::default();
+        let about = About { threads: Some(threads), auxv, command, register_layout };
+        let head = Head::new(&AddressSpace::default(), &[], about);
         let why = head.err().unwrap().to_string();
         assert!(why.contains("thread 7") && why.contains("68 bytes, expected 216"), "{why}");
     }

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use super::{Attachment, Frozen, InPlace, Memory, Source, SourceError};
 use crate::address_space::AddressSpace;
+use crate::progress::Progress;
 use crate::record::Origin;
 use crate::track::{Tracker, Untracked};
 
@@ -30,6 +31,10 @@ impl Source for Vec<u8> {
 impl<S: Source + ?Sized> Source for &S {
     fn open(&self) -> Result<Box<dyn Frozen + '_>, SourceError> {
         (**self).open()
+    }
+
+    fn open_unless_cancelled(&self, progress: &Progress) -> Result<Box<dyn Frozen + '_>, SourceError> {
+        (**self).open_unless_cancelled(progress)
     }
 
     fn tracker(&self) -> Result<Arc<dyn Tracker>, Untracked> {

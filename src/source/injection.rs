@@ -64,7 +64,7 @@ pub(crate) const SIGRETURN_CODES: [&[u8]; 2] =
 /// How long one call may take. Those that are made here wait for nobody.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// How many SIGSTOPs a thread may have on its way: its own, and one of its process.
+/// How many stops a thread may have on its way: its own SIGSTOP, one of its process, an interrupt.
 const MAX_STOPS: usize = 4;
 
 /// Where the kernel's `user_regs_struct` of x86-64 has its registers, and how many there are.
@@ -127,11 +127,7 @@ impl Caller<'_> {
             ptrace::set_signal_mask(self.tid, ALL_SIGNALS)?;
             self.memory.write_all_at(&self.frame(&general), self.foothold.page)?;
             if !self.is_stopped {
-                ptrace::resume(self.tid)?;
-                match self.next_stop()? {
-                    Stop::Signal { signal: libc::SIGSTOP, .. } => {}
-                    other => return Err(unexpected(other)),
-                }
+                self.resume_to_stop()?;
             }
             Ok(())
         };
@@ -192,13 +188,27 @@ impl Caller<'_> {
         Ok(general_registers(self.tid)?[RAX].cast_signed())
     }
 
+    /// As far as its SIGSTOP.
+    fn resume_to_stop(&self) -> io::Result<()> {
+        for _ in 0..MAX_STOPS {
+            ptrace::resume(self.tid)?;
+            match self.next_stop()? {
+                Stop::Signal { signal: libc::SIGSTOP, .. } => return Ok(()),
+                Stop::Interrupted | Stop::WithProcess => {}
+                other => return Err(unexpected(other)),
+            }
+        }
+        Err(io::Error::other("a thread that was to make a call does not get its SIGSTOP"))
+    }
+
     fn resume_to_call(&self) -> io::Result<()> {
-        // The process may have had a SIGSTOP on its way: `end` sends another one.
+        // The process may have had a SIGSTOP on its way: `end` sends another one. And one that stood still when it was
+        // interrupted does so once more.
         for _ in 0..MAX_STOPS {
             ptrace::resume_to_call(self.tid)?;
             match self.next_stop()? {
                 Stop::Call => return Ok(()),
-                Stop::Signal { signal: libc::SIGSTOP, .. } => {}
+                Stop::Signal { signal: libc::SIGSTOP, .. } | Stop::Interrupted | Stop::WithProcess => {}
                 other => return Err(unexpected(other)),
             }
         }

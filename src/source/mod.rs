@@ -10,12 +10,18 @@ mod holes;
 pub(crate) mod injection;
 mod live;
 pub(crate) mod maps;
+mod mutual;
+mod patience;
 mod proc_directory;
 mod process;
+mod refusal;
 mod regular_file;
+mod running;
 mod sharers;
 mod smaps;
 mod stop;
+mod stuck;
+mod tracer;
 mod tracked;
 
 use std::io;
@@ -26,18 +32,19 @@ use std::time::Duration;
 
 use crate::address_space::{AddressSpace, AddressSpaceError};
 use crate::left_out::LeftOut;
+use crate::progress::Progress;
 use crate::record::Origin;
 use crate::track::{TrackError, Tracker, Untracked};
 use crate::units::AddressRange;
 
-pub use core::CoreSource;
+pub use core::{Compression, CoreSource, OpenCore};
 pub use file::FileSource;
 pub(crate) use holes::data_in_memory_file;
 pub use live::LiveMemory;
+pub(crate) use patience::STOP_TIMEOUT;
 pub use process::ProcessSource;
-use process::refusal;
 pub(crate) use process::{FrozenProcess, ProcessMemory, RSEQ_ATTACHMENT};
-pub(crate) use sharers::others_sharing_memory;
+pub(crate) use running::RunningProcess;
 pub(crate) use smaps::MappingState;
 pub use tracked::{SourceExt, Tracked};
 
@@ -53,6 +60,19 @@ pub trait Source {
     ///
     /// When the source cannot be found, read or stopped.
     fn open(&self) -> Result<Box<dyn Frozen + '_>, SourceError>;
+
+    /// The same, given up when `progress` is cancelled: what may wait for another process must not wait on then.
+    /// Only sources of such a kind need to have this.
+    ///
+    /// # Errors
+    ///
+    /// As [`open`](Self::open), and [`SourceError::Interrupted`].
+    fn open_unless_cancelled(&self, progress: &Progress) -> Result<Box<dyn Frozen + '_>, SourceError> {
+        match progress.is_cancelled() {
+            true => Err(SourceError::Interrupted),
+            false => self.open(),
+        }
+    }
 
     /// What knows which of its bytes changed, or why nothing does: then everything is read.
     fn tracker(&self) -> Result<Arc<dyn Tracker>, Untracked> {
@@ -196,6 +216,35 @@ pub enum SourceError {
         /// What may help.
         advice: String,
     },
+    /// The process is of our own user and has made itself undumpable: only root may look into it.
+    #[error(
+        "no permission to {action} process {pid}: it runs as the same user, but has made itself undumpable (prctl PR_SET_DUMPABLE, as \
+         programs that keep keys do, or it was started with more rights); be root (CAP_SYS_PTRACE), or let it allow that"
+    )]
+    Undumpable {
+        /// Its pid.
+        pid: u32,
+        /// What was tried.
+        action: &'static str,
+    },
+    /// A thread of the process did not stop in time. All threads go on.
+    #[error(
+        "process {pid} did not stop within {timeout:?}: {why}; {}",
+        if paused.is_zero() { "no thread was paused".to_owned() } else { format!("its other threads were paused for {paused:.1?}") }
+    )]
+    DidNotStop {
+        /// Its pid.
+        pid: u32,
+        /// Which thread, and why not, as far as the kernel tells.
+        why: String,
+        /// How long it might take.
+        timeout: Duration,
+        /// For how long threads were paused for nothing.
+        paused: Duration,
+    },
+    /// It was given up, as its [`Progress`](crate::Progress) was cancelled. All threads go on.
+    #[error("interrupted before the source was opened; nothing was harmed")]
+    Interrupted,
     /// The process cannot be captured whoever asks.
     #[error("process {pid} cannot be captured: {why}")]
     Uncapturable {

@@ -11,6 +11,8 @@ use std::path::PathBuf;
 
 use rustix::fs::{Dir, Mode, OFlags};
 
+use crate::record::{MAX_COMMAND_BYTES, cut_command};
+
 /// The kernel's flag of its own threads in field 9 of `stat`.
 const PF_KTHREAD: u64 = 0x0020_0000;
 
@@ -147,18 +149,38 @@ impl ProcDirectory {
 
     /// The executable, if we may know it.
     pub(super) fn executable(&self) -> Option<PathBuf> {
-        let path = rustix::fs::readlinkat(&self.directory, "exe", Vec::new()).ok()?;
-        Some(PathBuf::from(std::ffi::OsString::from_vec(path.into_bytes())))
+        self.link("exe").ok()
     }
 
-    /// The command line; empty if the process has cleared it.
+    /// The user that a file in it belongs to.
+    pub(super) fn owner(&self, name: &str) -> io::Result<u32> {
+        Ok(rustix::fs::statat(&self.directory, name, rustix::fs::AtFlags::empty())?.st_uid)
+    }
+
+    /// Where a link leads: `exe`, `fd/3`.
+    pub(super) fn link(&self, name: &str) -> io::Result<PathBuf> {
+        let path = rustix::fs::readlinkat(&self.directory, name, Vec::new())?;
+        Ok(PathBuf::from(std::ffi::OsString::from_vec(path.into_bytes())))
+    }
+
+    /// The command line; empty if the process has cleared it. Of a long one the first words, and a mark that it was cut: a
+    /// process can fill its own with megabytes of empty words.
     pub(super) fn command_line(&self) -> Vec<String> {
-        let bytes = self.read("cmdline").unwrap_or_default();
+        let mut bytes = Vec::new();
+        let first = self.open_file("cmdline").map(|file| file.take(MAX_COMMAND_BYTES as u64 + 1));
+        if first.and_then(|mut first| first.read_to_end(&mut bytes)).is_err() {
+            return Vec::new();
+        }
+        let is_cut = bytes.len() > MAX_COMMAND_BYTES;
         let bytes = bytes.strip_suffix(b"\0").unwrap_or(&bytes);
         if bytes.is_empty() {
             return Vec::new();
         }
-        bytes.split(|byte| *byte == 0).map(|word| String::from_utf8_lossy(word).into_owned()).collect()
+        let words = bytes.split(|byte| *byte == 0).map(|word| String::from_utf8_lossy(word).into_owned());
+        match is_cut {
+            true => cut_command(words),
+            false => words.collect(),
+        }
     }
 }
 

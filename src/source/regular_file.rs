@@ -6,7 +6,7 @@
 use std::fs::{File, FileType};
 use std::io;
 use std::ops::Range;
-use std::os::unix::fs::{FileExt, FileTypeExt};
+use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{Mode, OFlags};
@@ -20,6 +20,7 @@ pub(super) struct RegularFile {
     /// Absolute where that could be found out.
     path: PathBuf,
     length_bytes: u64,
+    owner: Option<u32>,
 }
 
 impl RegularFile {
@@ -47,7 +48,13 @@ impl RegularFile {
             return Err(refused("it is empty"));
         }
         let path = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
-        Ok(RegularFile { file, path, length_bytes })
+        let owner = Some(metadata.uid());
+        Ok(RegularFile { file, path, length_bytes, owner })
+    }
+
+    /// The same file with another content, of so many bytes: what it was decompressed to.
+    pub(super) fn with_content(&self, content: File, length_bytes: u64) -> RegularFile {
+        RegularFile { file: content, path: self.path.clone(), length_bytes, owner: self.owner }
     }
 
     pub(super) fn path(&self) -> &Path {
@@ -56,7 +63,7 @@ impl RegularFile {
 
     /// The user who owns it.
     pub(super) fn owner(&self) -> Option<u32> {
-        rustix::fs::fstat(&self.file).ok().map(|found| found.st_uid)
+        self.owner
     }
 
     pub(super) fn length_bytes(&self) -> u64 {

@@ -17,17 +17,6 @@ use crate::sys::kcmp::same_memory;
 /// From so many pids on, given out since the last look, it takes less to look at all processes.
 const MAX_NEW_PIDS: u32 = 1000;
 
-/// The processes that share the memory of process `pid` without being threads of it, in ascending order.
-/// The process is not stopped for this, so there may be others by the time that this returns.
-///
-/// # Errors
-///
-/// `ESRCH` when the process has ended; `ENOSYS` or `EPERM` when it cannot be found out, as the kernel or a sandbox does not
-/// have or allow `kcmp`.
-pub(crate) fn others_sharing_memory(pid: u32) -> io::Result<Vec<u32>> {
-    Sharers::find(&ProcDirectory::open(pid)?).map(|sharers| sharers.pids)
-}
-
 /// The processes that share the memory of one, as far as it is known.
 #[derive(Debug, Default)]
 pub(super) struct Sharers {
@@ -38,7 +27,10 @@ pub(super) struct Sharers {
 }
 
 impl Sharers {
-    /// Looks at all processes. Errors as [`others_sharing_memory`].
+    /// Looks at all processes. The process is not stopped for this, so there may be others by the time that this returns.
+    ///
+    /// `ESRCH` when the process has ended; `ENOSYS` or `EPERM` when it cannot be found out, as the kernel or a sandbox does
+    /// not have or allow `kcmp`.
     pub(super) fn find(process: &ProcDirectory) -> io::Result<Sharers> {
         let thread = living_thread(process)?;
         // A sandbox without this call refuses it for ourselves, too.
@@ -153,7 +145,8 @@ mod tests {
         let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
         assert_eq!(lines.next().unwrap().unwrap(), "ready");
         let pid = child.id();
-        match others_sharing_memory(pid) {
+        let find = || Sharers::find(&ProcDirectory::open(pid)?).map(|sharers| sharers.pids);
+        match find() {
             Err(error) if matches!(error.raw_os_error(), Some(libc::ENOSYS | libc::EPERM)) => {
                 eprintln!("passed over: needs the system call kcmp: {error}");
             }
@@ -170,11 +163,11 @@ mod tests {
                     assert_eq!(sharers.find_new(&process, pid).unwrap(), [0; 0]);
                 }
                 made.sort_unstable();
-                assert_eq!((&sharers.pids, others_sharing_memory(pid).unwrap()), (&made, made.clone()));
+                assert_eq!((&sharers.pids, find().unwrap()), (&made, made.clone()));
             }
         }
         child.kill().unwrap();
         child.wait().unwrap();
-        assert_eq!(others_sharing_memory(pid).unwrap_err().raw_os_error(), Some(libc::ENOENT));
+        assert_eq!(find().unwrap_err().raw_os_error(), Some(libc::ENOENT));
     }
 }

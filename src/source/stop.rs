@@ -1,7 +1,8 @@
 //! Stopping every thread of a process, and letting all of them go again whatever happens.
 //!
 //! ```text
-//!  the opener                      the tracer, a thread of its own
+//!  the opener                      the tracer, a thread of its own (tracer.rs)
+//!  waits while a thread is stuck
 //!  stop() ------ starts ---------> seizes and interrupts every thread, reads the registers
 //!         <----- reports ---------
 //!  copies the memory               waits
@@ -15,42 +16,39 @@
 //! ends. So the tracer is a thread made for one stop: whether the opener returns, fails, panics or
 //! the whole program is killed, it ends, and nothing stays stopped. That holds even for what it
 //! could not detach itself, such as a thread that was seized and would not stop. It also leaves
-//! the opener free to move between threads.
+//! the opener free to move between threads, and to give up when the kernel does not answer the tracer.
 
-use std::collections::BTreeMap;
-use std::fs::File;
 use std::io;
 use std::ops::Range;
 use std::sync::Arc;
-use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, WaitId, WaitIdOptions};
 
-use super::injection::{Call, Caller, Foothold, InjectionError};
-use super::proc_directory::{ProcDirectory, says_gone};
-use super::{SourceError, refusal};
-use crate::sys::ptrace::{self, Stop};
-use crate::threads::{self, RegisterSet, Thread, Threads};
+use super::SourceError;
+use super::injection::InjectionError;
+use super::mutual::TRACER_NAME;
+use super::patience::Patience;
+use super::proc_directory::ProcDirectory;
+use super::refusal::Refused;
+use super::sharers::Sharers;
+use super::stuck::{self, wait_while_stuck};
+use super::tracer::{Calls, Found, Order, Tracer};
+use crate::progress::Progress;
+use crate::threads::{Thread, Threads};
 
-/// How long the threads may take to stop. Those that run need microseconds. One that waits in the
-/// kernel where no signal reaches it (for a disk or a network file system that went away) may
-/// need for ever, and the others must not stand still as long.
-const PATIENCE: Duration = Duration::from_secs(10);
+/// How often the opener looks for ended threads and whether it is to give up: stopping takes less, but for rare races.
+const PAUSE_BETWEEN_LOOKS: Duration = Duration::from_millis(2);
 
-/// How often to ask whether a thread has stopped before sleeping between: an interrupt from one
-/// core to another takes microseconds.
-const IMPATIENT_LOOKS: u32 = 64;
-const PAUSE_BETWEEN_LOOKS: Duration = Duration::from_micros(100);
+/// When the time is over the tracer says so. If it does not for so long, the kernel does not answer it.
+const TRACER_IS_STUCK_AFTER: Duration = Duration::from_millis(300);
 
-/// How often the opener looks for ended threads: stopping takes less, but for rare races.
-const PAUSE_BETWEEN_REAPS: Duration = Duration::from_millis(2);
+/// A tracer that was given up ends within this, if the kernel answers it.
+const TRACER_ENDS_WITHIN: Duration = Duration::from_millis(200);
 
-/// A thread may be refused because it is just ending; how often until it counts as a refusal.
-const REFUSALS_BELIEVED: u32 = 3;
-
-/// A process whose threads all stand still. Dropping it lets them go.
+/// A process whose threads are all stopped. Dropping it lets them go.
 pub(super) struct StoppedProcess {
     found: Found,
     /// Hanging up tells the tracer to let go.
@@ -58,74 +56,90 @@ pub(super) struct StoppedProcess {
     stood_still: Duration,
 }
 
-/// What the tracer found when all stood still.
-struct Found {
-    threads: Threads,
-    process_was_stopped: bool,
-    /// By thread.
-    rseq_areas: Vec<(u32, Range<u64>)>,
-    process_start: u64,
-    /// By thread.
-    starts: Vec<(u32, u64)>,
-}
-
-/// What the tracer is to do, and where it answers.
-enum Order {
-    SetRegisters(Vec<Thread>, Sender<Result<(), SourceError>>),
-    MakeCalls(Calls, Sender<Result<Vec<i64>, InjectionError>>),
-}
-
-/// Calls for a thread of the process to make.
-pub(super) struct Calls {
-    /// The pid as the process itself knows it.
-    pub(super) own_pid: u32,
-    pub(super) foothold: Foothold,
-    /// `/proc/PID/mem`.
-    pub(super) memory: File,
-    pub(super) calls: Vec<Call>,
-}
-
 impl StoppedProcess {
-    /// Stops every thread of the process.
-    pub(super) fn stop(process: &Arc<ProcDirectory>) -> Result<Self, SourceError> {
+    /// Stops every thread of the process, and of others that share its memory.
+    ///
+    /// If a thread does not stop within `timeout`, all are let go. None is paused for longer.
+    pub(super) fn stop(
+        process: &Arc<ProcDirectory>,
+        timeout: Duration,
+        progress: &Progress,
+    ) -> Result<Self, SourceError> {
+        let whole = Patience::new(timeout, progress);
+        for attempt in 0.. {
+            wait_while_stuck(process, &whole)?;
+            match Self::attempt(process, Arc::new(Patience::new(timeout, progress))) {
+                Ok(stopped) => return Ok(stopped),
+                Err(Refused::Error(error)) => return Err(error),
+                Err(Refused::Busy(error)) if whole.is_over() => return Err(error),
+                Err(Refused::Busy(_)) => {}
+            }
+            // Of two that wait for one another, the one with the lower pid comes first.
+            let comes_first = std::process::id() < process.pid();
+            let pause = Duration::from_millis(1 + attempt % 4 + if comes_first { 0 } else { 3 });
+            std::thread::sleep(pause);
+        }
+        unreachable!("the attempts are only ended by returning")
+    }
+
+    fn attempt(process: &Arc<ProcDirectory>, patience: Arc<Patience>) -> Result<Self, Refused> {
         let pid = process.pid();
-        let traced = Arc::clone(process);
+        let error = |action, source| SourceError::Process { pid, action, source };
+        let sharers = Sharers::find(process).unwrap_or_default();
         let (report_to, report) = channel();
         let (hold, orders) = channel();
+        let tracer = Tracer::new(Arc::clone(process), patience.clone(), sharers);
         let tracer = std::thread::Builder::new()
-            .name("stillframe-stop".to_owned())
-            .spawn(move || Tracer::new(&traced).run(&report_to, &orders))
-            .map_err(|source| SourceError::Process { pid, action: "start a thread that stops", source })?;
+            .name(TRACER_NAME.to_owned())
+            .spawn(move || tracer.run(&report_to, &orders))
+            .map_err(|source| error("start a thread that stops", source))?;
         let mut stopped = StoppedProcess {
-            found: Found {
-                threads: no_threads(pid),
-                process_was_stopped: false,
-                rseq_areas: Vec::new(),
-                process_start: 0,
-                starts: Vec::new(),
-            },
+            found: Found::nothing(pid),
             hold: Some((hold, tracer)),
             stood_still: Duration::ZERO,
         };
-        // An error drops `stopped`, so that all is let go before the caller hears of it.
-        stopped.found = loop {
-            match report.recv_timeout(PAUSE_BETWEEN_REAPS) {
-                Ok(found) => break found?,
-                Err(RecvTimeoutError::Timeout) => reap(process),
+        // An error lets all go before the caller hears of it.
+        let found = loop {
+            match report.recv_timeout(PAUSE_BETWEEN_LOOKS) {
+                Ok(found) => break found,
+                Err(RecvTimeoutError::Timeout) => {}
                 Err(RecvTimeoutError::Disconnected) => {
                     let source = io::Error::other("the thread that stops it ended early");
-                    return Err(SourceError::Process { pid, action: "stop", source });
+                    break Err(error("stop", source).into());
                 }
             }
+            reap(process);
+            if let Err(interrupted) = patience.check() {
+                break Err(interrupted.into());
+            }
+            if patience.is_over_for(TRACER_IS_STUCK_AFTER) {
+                let why = stuck::why_not_traced(process);
+                break Err(patience.did_not_stop(pid, why, None).into());
+            }
         };
-        Ok(stopped)
+        match found {
+            Ok(found) => {
+                stopped.found = found;
+                Ok(stopped)
+            }
+            Err(refused) => {
+                patience.give_up();
+                stopped.give_up();
+                Err(refused)
+            }
+        }
     }
 
     pub(super) fn threads(&self) -> &Threads {
         &self.found.threads
     }
 
-    /// Whether the process stood still before, by SIGSTOP say, and will when it is let go.
+    /// Other processes that share its memory. They are stopped, too.
+    pub(super) fn sharers(&self) -> &[u32] {
+        &self.found.sharers
+    }
+
+    /// Whether the process was stopped before, by SIGSTOP say, and will be when it is let go.
     pub(super) fn process_was_stopped(&self) -> bool {
         self.found.process_was_stopped
     }
@@ -147,7 +161,7 @@ impl StoppedProcess {
         (self.found.process_start, &self.found.starts)
     }
 
-    /// Gives these threads, all of which stand still, their registers and signal masks.
+    /// Gives these threads, all of which are stopped, their registers and signal masks.
     pub(super) fn set_registers(&self, threads: Vec<Thread>) -> Result<(), SourceError> {
         let pid = self.found.threads.pid;
         let (answer_to, answer) = channel();
@@ -174,7 +188,7 @@ impl StoppedProcess {
         self.hold.is_some()
     }
 
-    /// Lets all threads go and answers how long the process stood still: from the first interrupt
+    /// Lets all threads go and answers how long the process was paused: from the first interrupt
     /// to the last detach. The second call answers the same.
     pub(super) fn let_go(&mut self) -> Duration {
         if let Some((hold, tracer)) = self.hold.take() {
@@ -184,281 +198,22 @@ impl StoppedProcess {
         }
         self.stood_still
     }
+
+    /// Lets all go, and does not wait for a tracer that the kernel does not answer. Such a tracer lets go and ends
+    /// once it is answered, or with this program.
+    fn give_up(&mut self) {
+        let Some((hold, tracer)) = self.hold.take() else { return };
+        drop(hold);
+        let started = Instant::now();
+        while !tracer.is_finished() && started.elapsed() < TRACER_ENDS_WITHIN {
+            std::thread::sleep(Duration::from_micros(200));
+        }
+    }
 }
 
 impl Drop for StoppedProcess {
     fn drop(&mut self) {
         self.let_go();
-    }
-}
-
-fn no_threads(pid: u32) -> Threads {
-    Threads {
-        machine: threads::MACHINE,
-        pid,
-        parent_pid: 0,
-        process_group: 0,
-        session: 0,
-        threads: Vec::new(),
-    }
-}
-
-/// What the tracer's thread works on.
-struct Tracer<'a> {
-    process: &'a ProcDirectory,
-    first_interrupt: Option<Instant>,
-    /// The threads that stand still, and how.
-    held: BTreeMap<u32, Stop>,
-}
-
-impl<'a> Tracer<'a> {
-    fn new(process: &'a ProcDirectory) -> Self {
-        Tracer { process, first_interrupt: None, held: BTreeMap::new() }
-    }
-
-    fn run(mut self, report_to: &Sender<Result<Found, SourceError>>, orders: &Receiver<Order>) -> Duration {
-        let report = self.stop_all().and_then(|()| self.found());
-        let is_stopped = report.is_ok();
-        if report_to.send(report).is_ok() && is_stopped {
-            // This ends when the opener hangs up.
-            for order in orders {
-                match order {
-                    Order::SetRegisters(threads, answer_to) => {
-                        let _ = answer_to.send(self.set_registers(&threads));
-                    }
-                    Order::MakeCalls(calls, answer_to) => {
-                        let _ = answer_to.send(self.make_calls(&calls));
-                    }
-                }
-            }
-        }
-        for (tid, stop) in &self.held {
-            let signal = if let Stop::Signal { signal, .. } = stop { *signal } else { 0 };
-            // A thread that was killed meanwhile cannot be detached, and need not be.
-            let _ = ptrace::detach(*tid, signal);
-        }
-        self.first_interrupt.map_or(Duration::ZERO, |first| first.elapsed())
-    }
-
-    fn make_calls(&self, calls: &Calls) -> Result<Vec<i64>, InjectionError> {
-        let can_call = |stop: &Stop| matches!(stop, Stop::Interrupted | Stop::WithProcess);
-        let Some((tid, _)) = self.held.iter().find(|(_, stop)| can_call(stop)) else {
-            return Err(InjectionError::Impossible(
-                "all its threads are on their way into a signal".to_owned(),
-            ));
-        };
-        let others: Vec<u32> = self.held.keys().copied().filter(|other| other != tid).collect();
-        let is_stopped = self.held.values().any(|stop| *stop == Stop::WithProcess);
-        let caller = Caller {
-            pid: self.process.pid(),
-            own_pid: calls.own_pid,
-            tid: *tid,
-            others: &others,
-            is_stopped,
-            memory: &calls.memory,
-            foothold: calls.foothold,
-        };
-        caller.make(&calls.calls)
-    }
-
-    /// Stops what is listed until nothing new can appear: threads that stand still make no others.
-    fn stop_all(&mut self) -> Result<(), SourceError> {
-        let deadline = Instant::now() + PATIENCE;
-        loop {
-            let listed =
-                self.process.thread_ids().map_err(|error| self.error("list the threads of", error))?;
-            let mut asked = Vec::new();
-            for tid in &listed {
-                if !self.held.contains_key(tid) && self.seize(*tid)? {
-                    asked.push(*tid);
-                }
-            }
-            let found_none = asked.is_empty();
-            for tid in asked {
-                self.wait_until_stopped(tid, deadline)?;
-            }
-            if found_none && self.are_all_held(&listed)? {
-                return Ok(());
-            }
-            if Instant::now() > deadline {
-                return Err(self.uncapturable(format!(
-                    "its threads start and end so fast that they could not all be stopped within {} seconds",
-                    PATIENCE.as_secs()
-                )));
-            }
-            std::thread::yield_now();
-        }
-    }
-
-    /// Whether every thread there is stands still. A list alone does not tell, as the kernel leaves
-    /// out threads when the one it stands at ends meanwhile; the count of threads does.
-    fn are_all_held(&mut self, listed: &[u32]) -> Result<bool, SourceError> {
-        // One that was held may have ended.
-        for tid in self.held.keys().copied().collect::<Vec<_>>() {
-            if self.stop_of(tid)?.is_none() {
-                self.held.remove(&tid);
-            }
-        }
-        let stat = self.process.stat().map_err(|error| self.error("look at", error))?;
-        if self.held.is_empty() && stat.is_dead() && stat.thread_count <= 1 {
-            return Err(SourceError::ProcessEnded { pid: self.process.pid() });
-        }
-        let held = listed.iter().filter(|tid| self.held.contains_key(tid)).count();
-        // A first thread that has ended stays listed while others run.
-        let dead_leader = usize::from(stat.is_dead());
-        Ok(!self.held.is_empty() && held + dead_leader >= stat.thread_count)
-    }
-
-    /// Seizes and interrupts a thread; `false` if it has ended.
-    fn seize(&mut self, tid: u32) -> Result<bool, SourceError> {
-        let mut refusals = 0;
-        while let Err(error) = ptrace::seize(tid) {
-            match self.process.thread_stat(tid) {
-                Ok(stat) if stat.is_dead() => return Ok(false),
-                Err(gone) if says_gone(&gone) => return Ok(false),
-                _ => {}
-            }
-            // It may be ours already under another number: a thread that calls `execve` takes on
-            // that of the first one.
-            let tracer = self.process.status_number(&format!("task/{tid}/status"), "TracerPid");
-            if tracer.ok() == Some(own_tid()) {
-                break;
-            }
-            // Or the first one had just ended for that, and the number now stands for the other.
-            refusals += 1;
-            if refusals == REFUSALS_BELIEVED {
-                return Err(refusal(self.process, tid, "stop", error));
-            }
-        }
-        // The number may have gone to a thread of another process since it was listed. That one is
-        // not interrupted, and let go when this thread ends.
-        if self.process.thread_stat(tid).is_err() {
-            return Ok(false);
-        }
-        self.first_interrupt.get_or_insert_with(Instant::now);
-        match ptrace::interrupt(tid) {
-            Ok(()) => Ok(true),
-            Err(error) if says_gone(&error) => Ok(false),
-            Err(error) => Err(self.error("interrupt", error)),
-        }
-    }
-
-    fn wait_until_stopped(&mut self, tid: u32, deadline: Instant) -> Result<(), SourceError> {
-        let mut looks = 0;
-        loop {
-            if let Some(stop) = self.stop_of(tid)? {
-                self.held.insert(tid, stop);
-                return Ok(());
-            }
-            looks += 1;
-            if looks < IMPATIENT_LOOKS {
-                std::thread::yield_now();
-                continue;
-            }
-            match self.process.thread_stat(tid) {
-                Ok(stat) if stat.is_dead() => return Ok(()),
-                Ok(stat) if Instant::now() > deadline => {
-                    return Err(self.uncapturable(format!(
-                        "its thread {tid} did not stop within {} seconds; it is in state {} ({}), try again later",
-                        PATIENCE.as_secs(),
-                        stat.state,
-                        if stat.state == 'D' { "waiting in the kernel" } else { "see proc(5)" },
-                    )));
-                }
-                Ok(_) => {}
-                Err(gone) if says_gone(&gone) => return Ok(()),
-                Err(error) => return Err(self.error("look at", error)),
-            }
-            std::thread::sleep(PAUSE_BETWEEN_LOOKS);
-        }
-    }
-
-    fn stop_of(&self, tid: u32) -> Result<Option<Stop>, SourceError> {
-        ptrace::stop(tid).map_err(|error| self.error("look at a thread of", error))
-    }
-
-    fn found(&self) -> Result<Found, SourceError> {
-        let area = |tid: &u32| Some((*tid, ptrace::rseq_area(*tid)?));
-        let rseq_areas = self.held.keys().filter_map(area);
-        let (threads, process_start, starts) = self.registers()?;
-        Ok(Found {
-            threads,
-            process_start,
-            starts,
-            process_was_stopped: self.held.values().any(|stop| *stop == Stop::WithProcess),
-            rseq_areas: rseq_areas
-                .map(|(tid, (at, length))| (tid, at..at.saturating_add(length.into())))
-                .collect(),
-        })
-    }
-
-    fn set_registers(&self, threads: &[Thread]) -> Result<(), SourceError> {
-        for thread in threads {
-            let set = || -> io::Result<()> {
-                for set in &thread.registers {
-                    ptrace::set_register_set(thread.tid, set.note_type, &set.bytes)?;
-                }
-                ptrace::set_signal_mask(thread.tid, thread.signal_mask)
-            };
-            set().map_err(|error| self.error("set the registers of", error))?;
-        }
-        Ok(())
-    }
-
-    /// The registers of all threads, which stand still, and when the process and they were started.
-    fn registers(&self) -> Result<(Threads, u64, Vec<(u32, u64)>), SourceError> {
-        let stat = self.process.stat().map_err(|error| self.error("look at", error))?;
-        let mut threads = Vec::with_capacity(self.held.len());
-        let mut starts = Vec::with_capacity(self.held.len());
-        for (tid, stop) in &self.held {
-            let (thread, start) =
-                self.thread(*tid, *stop).map_err(|error| self.error("read the registers of", error))?;
-            threads.push(thread);
-            starts.push((*tid, start));
-        }
-        // By number already; the first one may have a higher number than others.
-        threads.sort_by_key(|thread| thread.tid != self.process.pid());
-        let threads = Threads {
-            parent_pid: stat.parent_pid,
-            process_group: stat.process_group,
-            session: stat.session,
-            threads,
-            ..no_threads(self.process.pid())
-        };
-        Ok((threads, stat.start, starts))
-    }
-
-    fn thread(&self, tid: u32, stop: Stop) -> io::Result<(Thread, u64)> {
-        let (name, stat) = self.process.named_thread_stat(tid)?;
-        let mut registers = Vec::new();
-        for note_type in threads::register_set_types() {
-            if let Some(bytes) = ptrace::register_set(tid, *note_type)? {
-                registers.push(RegisterSet { note_type: *note_type, bytes });
-            }
-        }
-        if !registers.iter().any(|set| set.note_type == threads::NT_PRSTATUS) {
-            return Err(io::Error::other("the kernel gives no general registers"));
-        }
-        let (pending_signal, signal_information) = match stop {
-            Stop::Interrupted | Stop::WithProcess | Stop::Call => (0, Vec::new()),
-            Stop::Signal { signal, information } => (signal, information.to_vec()),
-        };
-        let signal_mask = ptrace::signal_mask(tid)?;
-        let thread = Thread { tid, name, signal_mask, pending_signal, signal_information, registers };
-        Ok((thread, stat.start))
-    }
-
-    fn error(&self, action: &'static str, source: io::Error) -> SourceError {
-        let pid = self.process.pid();
-        if says_gone(&source) {
-            SourceError::ProcessEnded { pid }
-        } else {
-            SourceError::Process { pid, action, source }
-        }
-    }
-
-    fn uncapturable(&self, why: String) -> SourceError {
-        SourceError::Uncapturable { pid: self.process.pid(), why }
     }
 }
 
@@ -479,8 +234,4 @@ fn reap(process: &ProcDirectory) {
             let _ = rustix::process::waitid(WaitId::Pid(id), options);
         }
     }
-}
-
-fn own_tid() -> u32 {
-    rustix::thread::gettid().as_raw_nonzero().get().cast_unsigned()
 }

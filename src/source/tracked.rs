@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use super::{Frozen, Source, SourceError};
+use crate::progress::Progress;
 use crate::track::{Tracker, Untracked};
 
 /// Joins sources with trackers.
@@ -24,6 +25,10 @@ pub struct Tracked<'a, S: ?Sized> {
 impl<S: Source + ?Sized> Source for Tracked<'_, S> {
     fn open(&self) -> Result<Box<dyn Frozen + '_>, SourceError> {
         self.source.open()
+    }
+
+    fn open_unless_cancelled(&self, progress: &Progress) -> Result<Box<dyn Frozen + '_>, SourceError> {
+        self.source.open_unless_cancelled(progress)
     }
 
     fn tracker(&self) -> Result<Arc<dyn Tracker>, Untracked> {

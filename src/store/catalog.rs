@@ -3,60 +3,120 @@
 //! A forgotten snapshot stays in it until gc has removed its record from the packs; so does its
 //! tombstone, which would otherwise be missed when the index is rebuilt.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
+use super::held::{Held, Texts};
 use super::location::Location;
-use crate::record::{self, Note, Record, SnapshotId};
+use crate::record::{self, Note, Record, RecordError, SnapshotId};
 
 /// Labels: what a user wrote on a snapshot.
 pub type Labels = BTreeMap<String, String>;
 
+/// Processes, triggers and origins, each distinct one once, take so many bytes in memory. Beyond that command lines are not held.
+const MAX_TEXT_BYTES: usize = 64 << 20;
+
+/// So many bytes of a record, beside a command line, and of labels, are usual: some 50 attachments.
+const USUAL_BYTES: usize = 4 << 10;
+
+/// The snapshots that have more may have so many bytes together. A store of nothing but usual ones has no bound but its
+/// length: each takes about as much memory as disk.
+///
+/// What is found in packs is in memory four times while the index is saved.
+const MAX_UNUSUAL_BYTES: usize = 64 << 20;
+
+/// What a label takes in memory beside its letters.
+const LABEL_BYTES: usize = 64;
+
 /// One snapshot as the catalog knows it.
 #[derive(Clone, Debug)]
 pub(crate) struct Entry {
-    pub(crate) record: Arc<Record>,
+    held: Held,
     pub(crate) location: Location,
-    pub(crate) labels: Labels,
-    /// When the labels were given, and where the note is.
-    pub(crate) note: Option<(Timestamp, Location)>,
-    /// Where the tombstone is, if the snapshot is forgotten.
-    pub(crate) tombstone: Option<Location>,
+    /// Most snapshots have nothing of it.
+    further: Option<Box<Further>>,
 }
 
-/// An [`Entry`] as the index stores it.
+/// What is said of a snapshot after it was taken.
+#[derive(Clone, Debug, Default)]
+struct Further {
+    labels: Labels,
+    /// When the labels were given, and where the note is.
+    note: Option<(Timestamp, Location)>,
+    /// Where the tombstone is, if the snapshot is forgotten.
+    tombstone: Option<Location>,
+}
+
+/// What the index stores of an [`Entry`] after its record.
 #[derive(Serialize, Deserialize)]
-struct StoredEntry {
-    record: Record,
+struct StoredRest {
     location: [u8; Location::BYTES],
     labels: Labels,
     note: Option<(i128, [u8; Location::BYTES])>,
     tombstone: Option<[u8; Location::BYTES]>,
 }
 
+static NO_LABELS: Labels = Labels::new();
+
 impl Entry {
-    pub(crate) fn new(record: Record, location: Location) -> Entry {
-        Entry { record: Arc::new(record), location, labels: Labels::new(), note: None, tombstone: None }
+    pub(crate) fn new(held: Held, location: Location) -> Entry {
+        Entry { held, location, further: None }
+    }
+
+    /// The record as it is held.
+    pub(crate) fn held(&self) -> &Held {
+        &self.held
+    }
+
+    /// The record, decoded: a microsecond.
+    pub(crate) fn record(&self) -> Arc<Record> {
+        self.held.record()
+    }
+
+    pub(crate) fn labels(&self) -> &Labels {
+        self.further.as_ref().map_or(&NO_LABELS, |further| &further.labels)
+    }
+
+    /// When the labels were given, and where the note is.
+    pub(crate) fn note(&self) -> Option<(Timestamp, Location)> {
+        self.further.as_ref()?.note
+    }
+
+    /// Where the tombstone is, if the snapshot is forgotten.
+    pub(crate) fn tombstone(&self) -> Option<Location> {
+        self.further.as_ref()?.tombstone
+    }
+
+    fn further(&mut self) -> &mut Further {
+        self.further.get_or_insert_default()
     }
 
     /// Its bytes in the index.
     pub(crate) fn to_bytes(&self) -> Option<Vec<u8>> {
-        let stored = StoredEntry {
-            record: (*self.record).clone(),
+        let rest = StoredRest {
             location: self.location.to_bytes(),
-            labels: self.labels.clone(),
-            note: self.note.map(|(time, location)| (time.as_nanosecond(), location.to_bytes())),
-            tombstone: self.tombstone.map(Location::to_bytes),
+            labels: self.labels().clone(),
+            note: self.note().map(|(time, location)| (time.as_nanosecond(), location.to_bytes())),
+            tombstone: self.tombstone().map(Location::to_bytes),
         };
-        record::encode(&stored).ok()
+        let mut bytes = vec![record::ENCODING_VERSION];
+        self.held.write(&mut bytes);
+        record::encode_onto(&rest, &mut bytes).ok()?;
+        Some(bytes)
     }
 
     /// The entry in bytes from the index, if they are one.
-    pub(crate) fn from_bytes(bytes: &[u8]) -> Option<Entry> {
-        let stored: StoredEntry = record::decode(bytes).ok()?;
+    pub(crate) fn from_bytes(bytes: &[u8], known: &Texts) -> Option<Entry> {
+        let bytes = record::without_version(bytes).ok()?;
+        let (held, record_bytes) = Held::read_first(bytes, known).ok()?;
+        let rest = &bytes[record_bytes..];
+        let (stored, rest_bytes) = record::decode_first::<StoredRest>(rest).ok()?;
+        if rest_bytes != rest.len() {
+            return None;
+        }
         let note = match stored.note {
             Some((time, location)) => {
                 Some((Timestamp::from_nanosecond(time).ok()?, Location::from_bytes(&location)?))
@@ -67,13 +127,11 @@ impl Entry {
             Some(location) => Some(Location::from_bytes(&location)?),
             None => None,
         };
-        Some(Entry {
-            record: Arc::new(stored.record),
-            location: Location::from_bytes(&stored.location)?,
-            labels: stored.labels,
-            note,
-            tombstone,
-        })
+        let mut entry = Entry::new(held, Location::from_bytes(&stored.location)?);
+        if note.is_some() || tombstone.is_some() || !stored.labels.is_empty() {
+            entry.further = Some(Box::new(Further { labels: stored.labels, note, tombstone }));
+        }
+        Some(entry)
     }
 }
 
@@ -81,10 +139,13 @@ impl Entry {
 #[derive(Default)]
 pub(crate) struct Catalog {
     entries: BTreeMap<SnapshotId, Entry>,
-    /// The live snapshots of each process by time.
-    processes: BTreeMap<String, BTreeMap<(Timestamp, SnapshotId), ()>>,
+    /// The live snapshots of each process in their order.
+    processes: BTreeMap<String, BTreeSet<(Timestamp, SnapshotId)>>,
     /// Tombstones whose record is in no pack any more: the next gc drops them.
     orphans: HashMap<SnapshotId, Location>,
+    texts: Texts,
+    /// What unusual snapshots take.
+    unusual_bytes: usize,
 }
 
 /// A durable fact for the catalog, in the order of the packs or any other.
@@ -95,7 +156,28 @@ pub(crate) enum Fact {
     Tombstone(SnapshotId, Location),
 }
 
+/// How much the facts that are found in packs may need together.
+pub(crate) struct FactRoom(usize);
+
+impl Default for FactRoom {
+    fn default() -> Self {
+        FactRoom(MAX_UNUSUAL_BYTES)
+    }
+}
+
 impl Fact {
+    /// Takes what it needs beyond what is usual from `room`; an error if that is not enough. Many facts are found before any
+    /// is applied.
+    pub(crate) fn take_room(&self, room: &mut FactRoom) -> Result<(), RecordError> {
+        let bytes = match self {
+            Fact::Snapshot(_, entry) => unusual_of(&entry.held),
+            Fact::Note(note, _) => labels_bytes(&note.labels),
+            Fact::Tombstone(..) => 0,
+        };
+        room.0 = room.0.checked_sub(bytes).ok_or_else(too_much)?;
+        Ok(())
+    }
+
     /// The snapshot it concerns.
     pub(crate) fn snapshot(&self) -> SnapshotId {
         match self {
@@ -107,7 +189,8 @@ impl Fact {
 
 impl Catalog {
     /// Takes a fact in. A note or tombstone must come after its
-    /// record; a tombstone without one is kept as an orphan, such a note is dropped.
+    /// record; a tombstone without one is kept as an orphan, such a note is dropped. What would take too much memory is
+    /// left out with a warning.
     pub(crate) fn apply(&mut self, fact: Fact) {
         match fact {
             Fact::Snapshot(id, mut entry) => {
@@ -116,32 +199,79 @@ impl Catalog {
                     known.location = entry.location;
                     return;
                 }
-                entry.tombstone = entry.tombstone.or_else(|| self.orphans.remove(&id));
-                if entry.tombstone.is_none() {
-                    let times = self.processes.entry(entry.record.process.clone()).or_default();
-                    times.insert((entry.record.time, id), ());
+                if let Err(error) = self.check_room(&entry.held) {
+                    tracing::warn!("the snapshot {id} is left out: {error}");
+                    return;
                 }
-                self.entries.insert(id, *entry);
+                if entry.tombstone().is_none()
+                    && let Some(tombstone) = self.orphans.remove(&id)
+                {
+                    entry.further().tombstone = Some(tombstone);
+                }
+                self.insert(id, *entry);
             }
             Fact::Note(note, location) => {
-                if let Some(entry) = self.entries.get_mut(&note.snapshot)
-                    && entry.note.is_none_or(|(time, _)| time <= note.time)
-                {
-                    entry.note = Some((note.time, location));
-                    entry.labels = note.labels;
+                let Some(entry) = self.entries.get_mut(&note.snapshot) else { return };
+                if entry.note().is_some_and(|(time, _)| time > note.time) {
+                    return;
                 }
+                let (old_bytes, new_bytes) = (labels_bytes(entry.labels()), labels_bytes(&note.labels));
+                if self.unusual_bytes - old_bytes + new_bytes > MAX_UNUSUAL_BYTES {
+                    tracing::warn!(
+                        "the labels of the snapshot {} are left out: {}",
+                        note.snapshot,
+                        too_much()
+                    );
+                    return;
+                }
+                self.unusual_bytes = self.unusual_bytes - old_bytes + new_bytes;
+                let further = entry.further();
+                (further.note, further.labels) = (Some((note.time, location)), note.labels);
             }
             Fact::Tombstone(id, location) => match self.entries.get_mut(&id) {
                 Some(entry) => {
-                    entry.tombstone = Some(location);
-                    let record = entry.record.clone();
-                    self.unlist(&record.process, (record.time, id));
+                    entry.further().tombstone = Some(location);
+                    let held = entry.held.clone();
+                    self.unlist(held.process(), (held.moment(), id));
                 }
                 None => {
                     self.orphans.insert(id, location);
                 }
             },
         }
+    }
+
+    /// An error if a record with so much beside what is usual has no room among the others.
+    pub(crate) fn check_room(&self, held: &Held) -> Result<(), RecordError> {
+        match self.unusual_bytes + unusual_of(held) > MAX_UNUSUAL_BYTES {
+            true => Err(too_much()),
+            false => Ok(()),
+        }
+    }
+
+    fn insert(&mut self, id: SnapshotId, mut entry: Entry) {
+        self.texts.share(&mut entry.held, MAX_TEXT_BYTES);
+        self.unusual_bytes += unusual_of(&entry.held) + labels_bytes(entry.labels());
+        if entry.tombstone().is_none() {
+            let key = (entry.held.moment(), id);
+            match self.processes.get_mut(entry.held.process()) {
+                Some(line) => drop(line.insert(key)),
+                None => drop(self.processes.insert(entry.held.process().to_owned(), [key].into())),
+            }
+        }
+        self.entries.insert(id, entry);
+    }
+
+    /// Takes an entry out.
+    fn remove(&mut self, id: SnapshotId) -> Option<Entry> {
+        let entry = self.entries.remove(&id)?;
+        if entry.tombstone().is_none() {
+            self.unlist(entry.held.process(), (entry.held.moment(), id));
+        }
+        let bytes = unusual_of(&entry.held) + labels_bytes(entry.labels());
+        self.unusual_bytes = self.unusual_bytes.saturating_sub(bytes);
+        self.texts.let_go(&entry.held);
+        Some(entry)
     }
 
     fn unlist(&mut self, process: &str, key: (Timestamp, SnapshotId)) {
@@ -162,21 +292,48 @@ impl Catalog {
         ]
     }
 
-    /// Takes in a key and value that the index stored. Says whether they made sense.
+    /// Takes in a key and value that the index stored, in the place of an earlier value. Says whether they made sense. What
+    /// belongs together is put together by [`loaded`](Self::loaded).
     pub(crate) fn load(&mut self, key: &[u8], value: &[u8]) -> bool {
         let Some((letter, id)) = key.split_first() else { return false };
         let Ok(id) = id.try_into().map(|id| SnapshotId(crate::hash::Hash(id))) else { return false };
-        let fact = match letter {
-            b's' => Entry::from_bytes(value).map(|entry| Fact::Snapshot(id, Box::new(entry))),
-            b't' => Location::from_bytes(value).map(|location| Fact::Tombstone(id, location)),
-            _ => None,
-        };
-        fact.map(|fact| self.apply(fact)).is_some()
+        match (letter, value.is_empty()) {
+            (b's', true) => drop(self.remove(id)),
+            (b't', true) => drop(self.orphans.remove(&id)),
+            (b's', false) => {
+                let Some(entry) = Entry::from_bytes(value, &self.texts) else { return false };
+                // Pages are in order, so most come after all before.
+                if self.entries.last_key_value().is_some_and(|(last, _)| id <= *last) {
+                    self.remove(id);
+                }
+                if self.check_room(&entry.held).is_err() {
+                    return false;
+                }
+                self.insert(id, entry);
+            }
+            (b't', false) => match Location::from_bytes(value) {
+                Some(location) => drop(self.orphans.insert(id, location)),
+                None => return false,
+            },
+            _ => return false,
+        }
+        true
+    }
+
+    /// All that the index has was loaded.
+    pub(crate) fn loaded(&mut self) {
+        let known: Vec<SnapshotId> =
+            self.orphans.keys().filter(|id| self.entries.contains_key(id)).copied().collect();
+        for id in known {
+            if let Some(location) = self.orphans.remove(&id) {
+                self.apply(Fact::Tombstone(id, location));
+            }
+        }
     }
 
     /// A live snapshot.
     pub(crate) fn live(&self, id: &SnapshotId) -> Option<&Entry> {
-        self.entries.get(id).filter(|entry| entry.tombstone.is_none())
+        self.entries.get(id).filter(|entry| entry.tombstone().is_none())
     }
 
     /// Any snapshot whose record is still in a pack.
@@ -191,7 +348,7 @@ impl Catalog {
 
     /// The live snapshots, by id.
     pub(crate) fn all_live(&self) -> impl Iterator<Item = (&SnapshotId, &Entry)> {
-        self.entries.iter().filter(|(_, entry)| entry.tombstone.is_none())
+        self.entries.iter().filter(|(_, entry)| entry.tombstone().is_none())
     }
 
     /// The live snapshots whose ids lie between these two.
@@ -200,12 +357,24 @@ impl Catalog {
         first: SnapshotId,
         last: SnapshotId,
     ) -> impl Iterator<Item = &SnapshotId> {
-        self.entries.range(first..=last).filter(|(_, entry)| entry.tombstone.is_none()).map(|(id, _)| id)
+        self.entries.range(first..=last).filter(|(_, entry)| entry.tombstone().is_none()).map(|(id, _)| id)
     }
 
     /// The live snapshots of a process, oldest first.
     pub(crate) fn of_process(&self, process: &str) -> impl DoubleEndedIterator<Item = SnapshotId> {
-        self.processes.get(process).into_iter().flat_map(|times| times.keys().map(|(_, id)| *id))
+        self.processes.get(process).into_iter().flat_map(|line| line.iter().map(|(_, id)| *id))
+    }
+
+    /// The newest of all live snapshots, and where it stands in their order.
+    pub(crate) fn newest(&self) -> Option<(Timestamp, SnapshotId)> {
+        self.processes.values().filter_map(|line| line.last()).max().copied()
+    }
+
+    /// The live snapshots, oldest first.
+    pub(crate) fn in_order(&self) -> Vec<SnapshotId> {
+        let mut order: Vec<_> = self.processes.values().flatten().copied().collect();
+        order.sort_unstable();
+        order.into_iter().map(|(_, id)| id).collect()
     }
 
     /// The names of the processes that have live snapshots.
@@ -224,11 +393,13 @@ impl Catalog {
             if entry.location == old {
                 entry.location = new;
             }
-            if let Some((_, location)) = entry.note.as_mut().filter(|(_, location)| *location == old) {
-                *location = new;
-            }
-            if let Some(location) = entry.tombstone.as_mut().filter(|location| **location == old) {
-                *location = new;
+            if let Some(further) = &mut entry.further {
+                if let Some((_, location)) = further.note.as_mut().filter(|(_, location)| *location == old) {
+                    *location = new;
+                }
+                if let Some(location) = further.tombstone.as_mut().filter(|location| **location == old) {
+                    *location = new;
+                }
             }
         }
         if let Some(location) = self.orphans.get_mut(&id).filter(|location| **location == old) {
@@ -238,9 +409,7 @@ impl Catalog {
 
     /// The record of a snapshot, mostly a forgotten one, is in no pack any more.
     pub(crate) fn record_gone(&mut self, id: SnapshotId) {
-        let Some(entry) = self.entries.remove(&id) else { return };
-        self.unlist(&entry.record.process, (entry.record.time, id));
-        if let Some(tombstone) = entry.tombstone {
+        if let Some(tombstone) = self.remove(id).and_then(|entry| entry.tombstone()) {
             self.orphans.insert(id, tombstone);
         }
     }
@@ -248,5 +417,25 @@ impl Catalog {
     /// A tombstone whose record is gone is in no pack any more either.
     pub(crate) fn orphan_gone(&mut self, id: SnapshotId) {
         self.orphans.remove(&id);
+    }
+}
+
+/// What counts of so many bytes against the bound for all.
+fn unusual(bytes: usize) -> usize {
+    if bytes > USUAL_BYTES { bytes } else { 0 }
+}
+
+fn unusual_of(held: &Held) -> usize {
+    unusual(held.own_bytes()) + unusual(held.text_bytes_without_command())
+}
+
+fn labels_bytes(labels: &Labels) -> usize {
+    unusual(labels.iter().map(|(key, value)| key.len() + value.len() + LABEL_BYTES).sum())
+}
+
+fn too_much() -> RecordError {
+    let most = MAX_UNUSUAL_BYTES >> 20;
+    RecordError::Decode {
+        detail: format!("the catalog holds {most} MiB of attachments' names and labels at most"),
     }
 }

@@ -4,7 +4,7 @@
 //! Then the index is pointed at it, and then the old packs go. A crash in between leaves either the
 //! old packs alone or the new one with some old ones beside it, which the next open removes.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::Shared;
@@ -37,6 +37,8 @@ pub(crate) struct Compacted {
     pub(crate) removed_bytes: u64,
     /// The bytes of the new pack, if there is one.
     pub(crate) written_bytes: u64,
+    /// One that stays as it is, as there are damaged bytes in it.
+    pub(crate) left: Option<PathBuf>,
 }
 
 /// An object of one of the trees, somewhere else now. There may be a million of them: what it is the new pack says.
@@ -86,6 +88,7 @@ pub(crate) fn compact(
     also_damaged: bool,
 ) -> Result<Compacted, StoreError> {
     let mut packs = Vec::new();
+    let mut left = None;
     for victim in victims {
         let bytes = victim.bytes(victim.length_bytes())?;
         let mut damaged = false;
@@ -99,12 +102,15 @@ pub(crate) fn compact(
             };
         }
         match damaged && !also_damaged {
-            true => tracing::warn!("{} is damaged and stays as it is; see `verify`", victim.path.display()),
+            true => {
+                tracing::warn!("{} is damaged and stays as it is; see `verify`", victim.path.display());
+                left.get_or_insert(victim.path.clone());
+            }
             false => packs.push(victim.clone()),
         }
     }
     if packs.is_empty() {
-        return Ok(Compacted::default());
+        return Ok(Compacted { left, ..Compacted::default() });
     }
     let origin = |pack: &Arc<Pack>| Ok((pack.number, pack.bytes(pack.length_bytes())?, pack.header_bytes()));
     let origins = packs.iter().map(origin).collect::<Result<Vec<Origin>, StoreError>>()?;
@@ -129,7 +135,7 @@ pub(crate) fn compact(
     if was_grounded {
         index.set_may_have_ungrounded(false)?;
     }
-    Ok(Compacted { removed: packs.len() as u64, written_bytes, removed_bytes })
+    Ok(Compacted { removed: packs.len() as u64, written_bytes, removed_bytes, left })
 }
 
 /// Points the index and the catalog at the new pack.

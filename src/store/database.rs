@@ -449,21 +449,28 @@ impl Database {
         Ok(())
     }
 
-    /// All catalog entries. Those with an empty value are there no more.
-    pub(crate) fn snapshots(&self) -> Result<BTreeMap<Vec<u8>, Vec<u8>>, StoreError> {
-        let mut snapshots = BTreeMap::new();
-        let mut read = |page: &[u8]| read_page(page, &mut snapshots).ok_or_else(|| not_in_order("a page"));
+    /// Hands the keys and values of all catalog entries to `take`, those of a key from the oldest on. An empty value says that
+    /// it is there no more. Says whether `take` had sense of all.
+    pub(crate) fn read_snapshots(
+        &self,
+        mut take: impl FnMut(&[u8], &[u8]) -> bool,
+    ) -> Result<bool, StoreError> {
+        let mut read = |page: &[u8]| read_page(page, &mut take).ok_or_else(|| not_in_order("a page"));
         for page in self.sled()?.snapshots.iter() {
             let (_, page) = page.map_err(failed("be read", &self.path))?;
-            read(&page)?;
+            if !read(&page)? {
+                return Ok(false);
+            }
         }
         for slot in self.sled()?.runs.iter() {
             let (_, value) = slot.map_err(failed("be read", &self.path))?;
-            if let Some((&SNAPSHOTS_LETTER, page)) = value.split_first() {
-                read(page)?;
+            if let Some((&SNAPSHOTS_LETTER, page)) = value.split_first()
+                && !read(page)?
+            {
+                return Ok(false);
             }
         }
-        Ok(snapshots)
+        Ok(true)
     }
 
     /// Writes all catalog entries of a new database.
@@ -587,15 +594,17 @@ fn pages(snapshots: &BTreeMap<Vec<u8>, Vec<u8>>) -> Vec<Vec<u8>> {
     pages
 }
 
-/// Takes in the entries of a page; `None` if it is not one.
-fn read_page(mut page: &[u8], snapshots: &mut BTreeMap<Vec<u8>, Vec<u8>>) -> Option<()> {
+/// Hands the entries of a page to `take` as long as it has sense of them, and says whether it had of all; `None` if it is no page.
+fn read_page(mut page: &[u8], take: &mut impl FnMut(&[u8], &[u8]) -> bool) -> Option<bool> {
     while !page.is_empty() {
         let (key_bytes, rest) = page.split_first_chunk::<4>()?;
         let (value_bytes, rest) = rest.split_first_chunk::<4>()?;
         let (key, rest) = rest.split_at_checked(usize::try_from(u32::from_le_bytes(*key_bytes)).ok()?)?;
         let (value, rest) = rest.split_at_checked(usize::try_from(u32::from_le_bytes(*value_bytes)).ok()?)?;
-        snapshots.insert(key.to_vec(), value.to_vec());
+        if !take(key, value) {
+            return Some(false);
+        }
         page = rest;
     }
-    Some(())
+    Some(true)
 }

@@ -210,6 +210,22 @@ pub enum StoreError {
         /// How large it is.
         found_bytes: u64,
     },
+    /// An address space in more pieces than a snapshot can have.
+    #[error("{found} mappings are too many for a snapshot, which has {most} at most")]
+    TooManyMappings {
+        /// How many there are.
+        found: usize,
+        /// How many there may be.
+        most: usize,
+    },
+    /// A snapshot has more than the store keeps of one beside its memory.
+    #[error(
+        "the snapshot cannot be recorded; give it fewer or shorter attachments, a shorter trigger or labels"
+    )]
+    Unrecordable {
+        /// What is too much.
+        source: RecordError,
+    },
     /// The index database failed.
     #[error("the index cannot {action}: {detail}; `stillframe repair` rebuilds it from the packs")]
     Index {
@@ -261,6 +277,14 @@ pub enum StoreError {
     #[error("two attachments are called {name:?}; give each a name of its own")]
     AttachmentTwice {
         /// The name.
+        name: String,
+    },
+    /// An attachment whose name has a meaning of its own.
+    #[error(
+        "no attachment can be named {name:?}: names that begin with \"moment:\" say where a snapshot stands"
+    )]
+    AttachmentReserved {
+        /// The name, shortened.
         name: String,
     },
     /// A label that cannot be used.

@@ -18,11 +18,12 @@
 use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, RwLock};
 
+use super::held::Held;
 use super::location::Position;
 use super::marks::Marks;
 use super::tree::Tree;
 use crate::hash::Hash;
-use crate::record::{Record, SnapshotId};
+use crate::record::SnapshotId;
 
 #[derive(Default)]
 pub(crate) struct Gate {
@@ -40,7 +41,7 @@ struct Pins {
     /// Whether none may begin.
     captures_held: bool,
     /// How often each is pinned, and its record: gc may take that out of the catalog.
-    snapshots: HashMap<SnapshotId, (usize, Arc<Record>)>,
+    snapshots: HashMap<SnapshotId, (usize, Held)>,
     /// While gc marks: the pins that were given up meanwhile.
     handed_over: Option<HandedOver>,
 }
@@ -48,7 +49,7 @@ struct Pins {
 #[derive(Default)]
 struct HandedOver {
     prefixes: Vec<u64>,
-    snapshots: HashMap<SnapshotId, Arc<Record>>,
+    snapshots: HashMap<SnapshotId, Held>,
 }
 
 /// What gc is about to drop: everything before the horizon that is not marked.
@@ -70,7 +71,7 @@ impl Condemned {
 }
 
 /// Pinned snapshots that are not marked yet, and what was to be condemned.
-type Unmarked = Box<(Condemned, Vec<(SnapshotId, Arc<Record>)>)>;
+type Unmarked = Box<(Condemned, Vec<(SnapshotId, Held)>)>;
 
 /// A running capture. Its pins go when it is dropped.
 pub(crate) struct CaptureGuard {
@@ -123,7 +124,7 @@ impl Gate {
     }
 
     /// Keeps a snapshot from being collected. It must be live, and not be forgotten meanwhile.
-    pub(crate) fn pin_snapshot(self: &Arc<Self>, id: SnapshotId, record: Arc<Record>) -> SnapshotGuard {
+    pub(crate) fn pin_snapshot(self: &Arc<Self>, id: SnapshotId, record: Held) -> SnapshotGuard {
         self.pins().snapshots.entry(id).or_insert((0, record)).0 += 1;
         SnapshotGuard { gate: self.clone(), id }
     }
@@ -197,7 +198,6 @@ impl Drop for CaptureGuard {
             handed_over.prefixes.extend(prefixes);
         }
         drop(pins);
-        // Not before: who is woken must find that it is gone.
         self.gate.captures_changed.notify_all();
     }
 }

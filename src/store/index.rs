@@ -280,15 +280,31 @@ impl Index {
     }
 
     /// All catalog entries by their keys.
-    pub(crate) fn snapshots(&self) -> Result<BTreeMap<Vec<u8>, Vec<u8>>, StoreError> {
-        let state = self.read();
-        let mut snapshots = match state.database()? {
-            Some(database) => database.snapshots()?,
-            None => BTreeMap::new(),
-        };
-        snapshots.extend(state.snapshots.iter().map(|(key, (value, _))| (key.clone(), value.clone())));
-        snapshots.retain(|_, value| !value.is_empty());
+    fn snapshots(&self) -> Result<BTreeMap<Vec<u8>, Vec<u8>>, StoreError> {
+        let mut snapshots = BTreeMap::new();
+        self.read_snapshots(|key, value| {
+            match value.is_empty() {
+                true => snapshots.remove(key),
+                false => snapshots.insert(key.to_vec(), value.to_vec()),
+            };
+            true
+        })?;
         Ok(snapshots)
+    }
+
+    /// Hands the keys and values of all catalog entries to `take`, of each key the newest value last, an empty one where there is
+    /// none any more. Goes on as long as they make sense to it, and says whether all did.
+    pub(crate) fn read_snapshots(
+        &self,
+        mut take: impl FnMut(&[u8], &[u8]) -> bool,
+    ) -> Result<bool, StoreError> {
+        let state = self.read();
+        if let Some(database) = state.database()?
+            && !database.read_snapshots(&mut take)?
+        {
+            return Ok(false);
+        }
+        Ok(state.snapshots.iter().all(|(key, (value, _))| take(key, value)))
     }
 
     /// Sets a catalog entry, or says that it is gone.

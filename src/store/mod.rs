@@ -23,6 +23,7 @@ pub(crate) mod durable;
 pub(crate) mod error;
 pub(crate) mod format;
 pub(crate) mod gate;
+pub(crate) mod held;
 pub(crate) mod id;
 pub(crate) mod index;
 pub(crate) mod lane;
@@ -49,7 +50,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use crossbeam_channel::Sender;
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 
 use crate::codec::Codec;
 use crate::hash::Hash;
@@ -61,6 +62,7 @@ use catalog::{Catalog, Entry, Fact, Labels};
 use error::StoreError;
 use format::{FORMAT_VERSION, Format};
 use gate::{Gate, SnapshotGuard};
+use held::Held;
 use id::StoreId;
 use index::Index;
 use lane::{Lane, LaneGuard};
@@ -139,6 +141,8 @@ pub(crate) struct Shared {
     lanes: Mutex<HashMap<String, Arc<Lane>>>,
     /// Threads that finish captures whose source goes on already.
     background: Mutex<Vec<JoinHandle<()>>>,
+    /// Where the newest snapshot stands that was taken or begun.
+    newest_moment: Mutex<Timestamp>,
     /// Held by gc: one at a time.
     pub(crate) collecting: Mutex<()>,
     tasks: Mutex<Option<Sender<Task>>>,
@@ -299,6 +303,7 @@ impl Store {
                 opened.next_number,
             ),
             format,
+            newest_moment: Mutex::new(opened.catalog.newest().map_or(Timestamp::MIN, |(moment, _)| moment)),
             catalog: RwLock::new(opened.catalog),
             gate: Arc::default(),
             lanes: Mutex::default(),
@@ -394,8 +399,8 @@ impl Shared {
 
     /// The record of a live snapshot.
     pub(crate) fn record(&self, id: SnapshotId) -> Result<Arc<Record>, StoreError> {
-        let record = self.catalog().live(&id).map(|entry| entry.record.clone());
-        record.ok_or_else(|| StoreError::NoSuchSnapshot { text: id.to_string() })
+        let held = self.catalog().live(&id).map(|entry| entry.held().clone());
+        held.map(|held| held.record()).ok_or_else(|| StoreError::NoSuchSnapshot { text: id.to_string() })
     }
 
     /// The record of a live snapshot, which gc leaves alone while it is pinned.
@@ -403,10 +408,10 @@ impl Shared {
         // In one step: a snapshot that is forgotten when it is pinned may be gone, and the next gc would
         // fail to mark it.
         let catalog = self.catalog();
-        let record = catalog.live(&id).map(|entry| entry.record.clone());
-        let record = record.ok_or_else(|| StoreError::NoSuchSnapshot { text: id.to_string() })?;
-        let pin = self.gate.pin_snapshot(id, record.clone());
-        Ok((record, pin))
+        let held = catalog.live(&id).map(|entry| entry.held());
+        let held = held.ok_or_else(|| StoreError::NoSuchSnapshot { text: id.to_string() })?;
+        let pin = self.gate.pin_snapshot(id, held.clone());
+        Ok((held.record(), pin))
     }
 
     /// Tells the index what the catalog knows of a snapshot.
@@ -519,6 +524,14 @@ impl Shared {
         }
     }
 
+    /// The time that the clock says, and the moment at which a snapshot that is taken now stands: later than that of any other.
+    pub(crate) fn now(&self) -> (Timestamp, Timestamp) {
+        let mut newest = self.newest_moment.lock().unwrap_or_else(PoisonError::into_inner);
+        let (time, moment) = time_and_moment(Timestamp::now(), *newest);
+        *newest = moment;
+        (time, moment)
+    }
+
     /// Commits a snapshot with its labels: durable when this returns. Returns its id and how many
     /// bytes were added.
     pub(crate) fn commit_snapshot(
@@ -528,12 +541,15 @@ impl Shared {
         failures_before: u64,
     ) -> Result<(SnapshotId, u64), StoreError> {
         let bytes = encode(Kind::Record, &record)?;
+        let refused = |source| StoreError::Unrecordable { source };
+        let held = Held::read(&bytes).map_err(refused)?;
+        self.catalog().check_room(&held).map_err(refused)?;
         let id = SnapshotId(Hash::of(&bytes));
         let time = record.time;
         let mut facts: Vec<(Kind, Vec<u8>, FactAt)> = vec![(
             Kind::Record,
             bytes,
-            Box::new(move |location| Fact::Snapshot(id, Box::new(Entry::new(record, location)))),
+            Box::new(move |location| Fact::Snapshot(id, Box::new(Entry::new(held, location)))),
         )];
         if !labels.is_empty() {
             facts.push(note(Note { snapshot: id, time, labels })?);
@@ -543,7 +559,7 @@ impl Shared {
 
     /// Commits new labels of a snapshot.
     pub(crate) fn commit_labels(&self, id: SnapshotId, labels: Labels) -> Result<(), StoreError> {
-        let before = self.catalog().live(&id).and_then(|entry| entry.note.map(|(time, _)| time));
+        let before = self.catalog().live(&id).and_then(|entry| entry.note().map(|(time, _)| time));
         let time = later_than(before);
         self.commit(vec![note(Note { snapshot: id, time, labels })?], self.log.failures()).map(drop)
     }
@@ -690,15 +706,28 @@ pub(crate) fn check_length(kind: Kind, plain_bytes: usize) -> Result<(), StoreEr
     }
 }
 
+/// A clock may say the same twice, or step back so little: then the time is moved on.
+const CLOCK_STEP: SignedDuration = SignedDuration::from_micros(1);
+
+/// The time of a snapshot that is taken when the clock says `now`, and its moment, which is later than the `newest`.
+fn time_and_moment(now: Timestamp, newest: Timestamp) -> (Timestamp, Timestamp) {
+    let moment = later(now, newest);
+    match moment.duration_since(now) < CLOCK_STEP {
+        true => (moment, moment),
+        false => (now, moment),
+    }
+}
+
 /// Now, or just after `before` where the clock says that it is earlier.
-pub(crate) fn later_than(before: Option<Timestamp>) -> Timestamp {
-    let now = Timestamp::now();
-    match before {
+fn later_than(before: Option<Timestamp>) -> Timestamp {
+    before.map_or_else(Timestamp::now, |before| later(Timestamp::now(), before))
+}
+
+fn later(now: Timestamp, before: Timestamp) -> Timestamp {
+    match now <= before {
         // A record may claim the last moment there is: then nothing is later.
-        Some(before) if now <= before => {
-            before.checked_add(jiff::SignedDuration::from_nanos(1)).unwrap_or(before)
-        }
-        _ => now,
+        true => before.checked_add(SignedDuration::from_nanos(1)).unwrap_or(before),
+        false => now,
     }
 }
 
@@ -710,8 +739,19 @@ mod tests {
     fn a_line_goes_on_after_whatever_moment_a_record_claims() {
         let now = Timestamp::now();
         assert!(later_than(None) >= now);
-        let later = Timestamp::MAX - jiff::SignedDuration::from_secs(1);
-        assert_eq!(later_than(Some(later)), later + jiff::SignedDuration::from_nanos(1));
+        let later = Timestamp::MAX - SignedDuration::from_secs(1);
+        assert_eq!(later_than(Some(later)), later + SignedDuration::from_nanos(1));
         assert_eq!(later_than(Some(Timestamp::MAX)), Timestamp::MAX);
+    }
+
+    #[test]
+    fn a_snapshot_has_the_time_of_the_clock_and_stands_after_the_newest() {
+        let now = Timestamp::from_second(1_790_000_000).unwrap();
+        let nanos = SignedDuration::from_nanos;
+        assert_eq!(time_and_moment(now, Timestamp::MIN), (now, now));
+        assert_eq!(time_and_moment(now, now), (now + nanos(1), now + nanos(1)), "a coarse clock");
+        let ahead = now + SignedDuration::from_hours(24 * 365 * 17);
+        assert_eq!(time_and_moment(now, ahead), (now, ahead + nanos(1)));
+        assert_eq!(time_and_moment(now, Timestamp::MAX), (now, Timestamp::MAX));
     }
 }

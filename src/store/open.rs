@@ -9,12 +9,13 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use super::catalog::{Catalog, Entry, Fact};
+use super::catalog::{Catalog, Entry, Fact, FactRoom};
 use super::collected::{self, Collected};
 use super::database::OUTDATED;
 use super::durable;
 use super::error::StoreError;
 use super::format::{self, Format};
+use super::held::Held;
 use super::index::{self, Index};
 use super::location::Location;
 use super::lock::Access;
@@ -293,10 +294,12 @@ fn open_index(
         *lost = lost::join(std::mem::take(lost), present.lost(index.watermarks().into_iter()));
         if !lost.is_empty() {
             let mut catalog = Catalog::default();
-            for (key, value) in index.snapshots()? {
+            index.read_snapshots(|key, value| {
                 // Only what can be read of it can be named.
-                let _ = catalog.load(&key, &value);
-            }
+                let _ = catalog.load(key, value);
+                true
+            })?;
+            catalog.loaded();
             lost::name_snapshots(lost, &catalog);
         }
         for pack in packs {
@@ -330,11 +333,10 @@ fn open_index(
             }
         }
         let mut catalog = Catalog::default();
-        for (key, value) in index.snapshots()? {
-            if !catalog.load(&key, &value) {
-                return Err(useless("it holds a snapshot that cannot be read".to_owned()));
-            }
+        if !index.read_snapshots(|key, value| catalog.load(key, value))? {
+            return Err(useless("it holds a snapshot that cannot be read".to_owned()));
         }
+        catalog.loaded();
         Ok((index, catalog))
     };
     match load() {
@@ -431,6 +433,7 @@ fn catch_up(
     let meter = progress.begin(to_scan_bytes);
     let mut active = None;
     let mut facts = Vec::new();
+    let mut room_for_facts = FactRoom::default();
     let mut ends = Vec::new();
     let mut damage_found = false;
     let mut other_deltas = Vec::new();
@@ -453,7 +456,8 @@ fn catch_up(
                 other_deltas.append(&mut index.insert_found(found)?);
                 index.save_if_much()
             };
-            let mut tail = Tail::scan(pack, indexed_bytes, torn_from, rebuilding, &meter, take_in)?;
+            let torn = (torn_from, rebuilding);
+            let mut tail = Tail::scan(pack, indexed_bytes, torn, &mut room_for_facts, &meter, take_in)?;
             if access == Access::Owner {
                 for hole in &tail.torn_holes {
                     tracing::info!("filling {} bytes that a power failure took", hole.end - hole.start);
@@ -537,8 +541,8 @@ impl Tail {
     fn scan(
         pack: &Pack,
         from_bytes: u64,
-        torn_from: Option<u64>,
-        rebuilding: bool,
+        (torn_from, rebuilding): (Option<u64>, bool),
+        room_for_facts: &mut FactRoom,
         meter: &Meter,
         mut take_in: impl FnMut(Vec<IndexEntry>) -> Result<(), StoreError>,
     ) -> Result<Tail, StoreError> {
@@ -563,12 +567,19 @@ impl Tail {
             match scanned {
                 Scanned::Object { offset_bytes, header, payload } => {
                     let location = Location::new(pack.number, offset_bytes, &header);
-                    match fact(&header, payload, location) {
+                    let fact = fact(&header, payload, location).and_then(|fact| match fact {
+                        Some(fact) => {
+                            let has_room = fact.take_room(room_for_facts);
+                            has_room.map(|()| Some(fact)).map_err(|error| error.to_string())
+                        }
+                        None => Ok(None),
+                    });
+                    match fact {
                         Ok(None) => objects.push((Tree::of(header.kind), header.hash, location)),
                         Ok(Some(fact)) => {
                             // A snapshot was acknowledged before another one followed it or it was forgotten.
                             let acknowledged = match &fact {
-                                Fact::Snapshot(_, entry) => entry.record.parent,
+                                Fact::Snapshot(_, entry) => entry.held().parent(),
                                 Fact::Tombstone(id, _) => Some(*id),
                                 Fact::Note(..) => None,
                             };
@@ -658,8 +669,8 @@ pub(crate) fn fact(header: &Header, payload: &[u8], location: Location) -> Resul
     let text = |error: record::RecordError| error.to_string();
     Ok(Some(match header.kind {
         Kind::Record => {
-            let record = record::decode(&plain).map_err(text)?;
-            Fact::Snapshot(SnapshotId(header.hash), Box::new(Entry::new(record, location)))
+            let held = Held::read(&plain).map_err(text)?;
+            Fact::Snapshot(SnapshotId(header.hash), Box::new(Entry::new(held, location)))
         }
         Kind::Note => Fact::Note(record::decode::<Note>(&plain).map_err(text)?, location),
         _ => Fact::Tombstone(record::decode::<Tombstone>(&plain).map_err(text)?.snapshot, location),

@@ -5,16 +5,17 @@ use std::ops::{Deref, Range};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 
-use memmap2::{Advice, Mmap, MmapMut, MmapOptions};
+use memmap2::{MmapMut, MmapOptions};
 
 use super::file::File;
+use super::pages::{self, Pages};
 
 /// A pack mapped for reading.
 ///
 /// Touching a page that the disk cannot give, or one past the end of the file, is a fatal signal. So bytes
 /// are asked for with [`PackMap::ready`] before they are touched, which gives an error instead.
 pub(crate) struct PackMap {
-    map: Mmap,
+    map: Pages,
     path: PathBuf,
     ready: Ready,
 }
@@ -70,7 +71,8 @@ impl PackMap {
     }
 
     fn populate(&self, bytes: Range<usize>) -> io::Result<()> {
-        match self.map.advise_range(Advice::PopulateRead, bytes.start, bytes.len()) {
+        let (start, end) = (bytes.start, bytes.end);
+        match self.map.populate_to_read(bytes) {
             Err(error) if error.raw_os_error() == Some(libc::EINVAL) => {
                 IS_OLD_KERNEL.store(true, Ordering::Relaxed);
                 Ok(())
@@ -78,7 +80,7 @@ impl PackMap {
             // All that the kernel says is that an access would be fatal.
             Err(error) if error.raw_os_error() == Some(libc::EFAULT) => {
                 let why = "the disk cannot read it there, or it was cut while it was open";
-                Err(io::Error::other(format!("{why} (bytes {} to {})", bytes.start, bytes.end)))
+                Err(io::Error::other(format!("{why} (bytes {start} to {end})")))
             }
             other => other,
         }
@@ -168,26 +170,18 @@ pub(crate) fn map_pack(file: &File, length_bytes: usize) -> io::Result<PackMap> 
     if file.length_bytes()? < length_bytes as u64 {
         return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "the pack is shorter than recorded"));
     }
-    // SAFETY: the bytes must not change while they are borrowed. A pack's bytes below
-    // `length_bytes` are written once, before its length is published, and the store's LOCK keeps
-    // other stillframe processes out. The length was checked above.
-    let map = file.map(|file| unsafe { MmapOptions::new().len(length_bytes).map(file) })?;
+    // The bytes must not change while they are borrowed. A pack's bytes below `length_bytes` are written once,
+    // before its length is published, and the store's LOCK keeps other stillframe processes out. The length was
+    // checked above.
+    let map = file.map(|file| Pages::to_read(file, length_bytes))?;
     Ok(PackMap { ready: Ready::new(map.len()), map, path: file.path().to_owned() })
-}
-
-/// The first `length_bytes` of a file of memory, copy-on-write: what is written is private to the mapping.
-/// The file must be sealed against changes (`F_SEAL_WRITE`, `F_SEAL_SHRINK`), or this process's alone.
-pub(crate) fn map_copy(file: &std::fs::File, length_bytes: usize) -> io::Result<MmapMut> {
-    // SAFETY: the bytes must not change under the mapping, nor the file become shorter: the caller has sealed
-    // it. Without a reservation: only what is written takes memory.
-    unsafe { MmapOptions::new().len(length_bytes).no_reserve_swap().map_copy(file) }
 }
 
 /// A fresh private mapping of zeros, in huge pages where the kernel has them to give.
 pub(crate) fn map_zeros(length_bytes: usize) -> io::Result<MmapMut> {
-    let map = MmapOptions::new().len(length_bytes).map_anon()?;
+    let map = MmapOptions::new().len(length_bytes).map_anon().map_err(pages::explain)?;
     // Advice only: without huge pages the mapping is the same, populated more slowly.
-    let _ = map.advise(Advice::HugePage);
+    let _ = map.advise(memmap2::Advice::HugePage);
     Ok(map)
 }
 

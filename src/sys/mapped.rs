@@ -2,13 +2,16 @@
 //!
 //! That can be known for certain only by somebody who sees all processes: in the first pid namespace, with `/proc`
 //! mounted so that none is hidden, and allowed to look at each. Files that are on their way in a message
-//! (SCM_RIGHTS) and not yet received are seen by nobody.
+//! (SCM_RIGHTS) and not yet received are seen by nobody. `is_mapped_elsewhere` finds
+//! out by counts of the kernel what processes have that may not be looked at: not a descriptor, nor a mapping
+//! that was never touched.
 
 use std::collections::{HashMap, HashSet};
 use std::fs;
 use std::io;
+use std::ops::Range;
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::Path;
 use std::sync::mpsc::{RecvTimeoutError, channel};
 use std::time::{Duration, Instant};
@@ -52,25 +55,67 @@ pub(crate) struct Holders {
     pub(crate) unknown: Option<String>,
 }
 
+/// Whether other processes have pages of these mappings of a process mapped, which `pagemap` is of: the kernel counts
+/// for each page how often it is mapped. `ranges` are all mappings that the process itself has of the file.
+///
+/// An error where the counts are not to be had: they take `CAP_SYS_ADMIN`.
+pub(crate) fn is_mapped_elsewhere(pagemap: &fs::File, ranges: &[Range<u64>]) -> io::Result<bool> {
+    /// Bits of a pagemap word: the page is in memory; its number.
+    const PRESENT: u64 = 1 << 63;
+    const NUMBER: u64 = (1 << 55) - 1;
+    let counts = fs::File::open("/proc/kpagecount")?;
+    let page_bytes = rustix::param::page_size() as u64;
+    let mut own: HashMap<u64, u64> = HashMap::new();
+    let mut words = vec![0u8; 8 * WORDS_PER_READ];
+    for range in ranges {
+        let (mut page, end) = (range.start / page_bytes, range.end / page_bytes);
+        while page < end {
+            let count = usize::try_from(end - page).map_or(WORDS_PER_READ, |left| left.min(WORDS_PER_READ));
+            pagemap.read_exact_at(&mut words[..count * 8], page * 8)?;
+            for word in words[..count * 8].as_chunks::<8>().0 {
+                let word = u64::from_ne_bytes(*word);
+                if word & PRESENT != 0 {
+                    *own.entry(word & NUMBER).or_default() += 1;
+                }
+            }
+            page += count as u64;
+        }
+    }
+    if own.contains_key(&0) {
+        return Err(io::Error::from_raw_os_error(libc::EPERM));
+    }
+    for (number, own) in own {
+        let mut count = [0; 8];
+        counts.read_exact_at(&mut count, number * 8)?;
+        if u64::from_ne_bytes(count) > own {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
+/// How many pagemap words one read takes: 512 KiB.
+const WORDS_PER_READ: usize = 64 * 1024;
+
 /// How long it may take to look at all processes. One that hangs in the kernel may make it last for any time.
 const PATIENCE: Duration = Duration::from_secs(10);
 /// How often it is asked whether to stop.
 const PAUSE_BETWEEN_CHECKS: Duration = Duration::from_millis(20);
 
-/// Looks who maps these files, or has them open under these names, apart from process `except`. A name is what the
+/// Looks who maps these files, or has them open under these names, apart from processes `except`. A name is what the
 /// kernel shows: `/memfd:x (deleted)`. `check` is asked meanwhile whether to stop.
 ///
 /// A thread of its own looks, as `/proc/PID/maps` of a process that hangs may not be given.
 pub(crate) fn holders<E>(
     files: HashMap<MappedFile, String>,
-    except: u32,
+    except: Vec<u32>,
     mut check: impl FnMut() -> Result<(), E>,
 ) -> Result<Holders, E> {
     let (answer_to, answer) = channel();
     let unknown = |why: &str| Holders { unknown: Some(why.to_owned()), ..Holders::default() };
     let look = move || {
         // Nobody listens any more if it took too long.
-        let _ = answer_to.send(look(&files, except));
+        let _ = answer_to.send(look(&files, &except));
     };
     if std::thread::Builder::new().name("stillframe-holders".to_owned()).spawn(look).is_err() {
         return Ok(unknown("no thread can be started to look"));
@@ -86,7 +131,7 @@ pub(crate) fn holders<E>(
     }
 }
 
-fn look(files: &HashMap<MappedFile, String>, except: u32) -> Holders {
+fn look(files: &HashMap<MappedFile, String>, except: &[u32]) -> Holders {
     let mut holders = Holders { unknown: hidden(), ..Holders::default() };
     let names: HashSet<&str> = files.values().map(String::as_str).collect();
     let processes = match fs::read_dir("/proc") {
@@ -98,7 +143,7 @@ fn look(files: &HashMap<MappedFile, String>, except: u32) -> Holders {
     };
     for process in processes.flatten() {
         let pid = process.file_name().to_str().and_then(|name| name.parse::<u32>().ok());
-        let Some(pid) = pid.filter(|pid| *pid != except) else { continue };
+        let Some(pid) = pid.filter(|pid| !except.contains(pid)) else { continue };
         match held_by(&process.path(), files, &names) {
             Ok(held) if held.is_empty() => {}
             Ok(held) => {
@@ -200,12 +245,35 @@ mod tests {
         let wanted = MappedFile::of(&file.as_file().metadata().unwrap());
         let name = file.path().to_str().unwrap().to_owned();
         let files = HashMap::from([(wanted, name)]);
-        let look = |except| holders(files.clone(), except, || Ok::<(), ()>(())).unwrap();
+        let look = |except| holders(files.clone(), vec![except], || Ok::<(), ()>(())).unwrap();
         let me = std::process::id();
         assert!(!look(me).known.contains_key(&wanted));
         // It is open here.
         assert_eq!(look(0).known[&wanted][0].0, me);
-        assert_eq!(holders(files, 0, || Err(7)).unwrap_err(), 7);
+        assert_eq!(holders(files, vec![0], || Err(7)).unwrap_err(), 7);
+    }
+
+    #[test]
+    fn pages_that_another_process_has_mapped_are_told_from_our_own() {
+        let pages = 20;
+        let bytes = pages * rustix::param::page_size();
+        let file = fs::File::from(rustix::fs::memfd_create("x", rustix::fs::MemfdFlags::CLOEXEC).unwrap());
+        file.set_len(bytes as u64).unwrap();
+        let map = || memmap2::MmapOptions::new().map_raw(&file).unwrap();
+        let (one, two) = (map(), map());
+        super::super::process_memory::copy_own(&[range(&one), range(&two)], &mut vec![0; 2 * bytes]).unwrap();
+        let pagemap = fs::File::open("/proc/self/pagemap").unwrap();
+        match is_mapped_elsewhere(&pagemap, &[range(&one), range(&two)]) {
+            Err(error) => return eprintln!("passed over: needs CAP_SYS_ADMIN: {error}"),
+            Ok(is_elsewhere) => assert!(!is_elsewhere),
+        }
+        // The second mapping is as good as another process's, if nobody says that it is ours.
+        assert!(is_mapped_elsewhere(&pagemap, &[range(&one)]).unwrap());
+    }
+
+    fn range(map: &memmap2::MmapRaw) -> Range<u64> {
+        let start = map.as_ptr().addr() as u64;
+        start..start + map.len() as u64
     }
 
     #[test]

@@ -6,14 +6,21 @@
 //! All answers go to pages of this memory that are not there; the kernel takes none for a page that is, nor
 //! for memory that is not registered with this descriptor. So they cannot change what somebody has written,
 //! and after the memory is unmapped they do nothing.
+//!
+//! A page that is there before it was answered is one that nobody filled: its zeros are not the snapshot's bytes. So the
+//! memory is registered while nobody can touch it, and looked at when it can be touched (`pages.rs` tells what the
+//! kernel does with memory that is locked); and an answer tells how much was there already.
 
+use std::fs::File;
 use std::io;
 use std::ops::Range;
 use std::os::fd::{AsRawFd, OwnedFd};
+use std::sync::atomic::{AtomicBool, Ordering};
 
-use memmap2::{Advice, MmapMut, MmapOptions};
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec};
 
+use super::pagemap;
+use super::pages::Pages;
 use super::userfault::{self, Faults};
 
 /// `_IOR(0xAA, 0x02, struct uffdio_range)`, of 16 (0x10) bytes.
@@ -63,6 +70,8 @@ pub(crate) struct Missing {
     start: u64,
     length_bytes: u64,
     kernel_waits: bool,
+    made_by: u32,
+    is_registered: AtomicBool,
 }
 
 /// What woke whoever waits for faults.
@@ -79,14 +88,15 @@ pub(crate) enum Woken {
 /// Fresh private memory in which every page is missing; a child that is forked does not get it.
 ///
 /// `ENOSYS` where the kernel has no `userfaultfd`, `EPERM` where a sandbox forbids it, `ENOMEM` if there are
-/// not so many addresses.
-pub(crate) fn map_missing(length_bytes: usize) -> io::Result<(MmapMut, Missing)> {
+/// not so many addresses. Dropping the second before the first lets nobody wait.
+pub(crate) fn map_missing(length_bytes: usize) -> io::Result<(Pages, Missing)> {
     let missing = Missing::open()?;
-    // Without a reservation: what is never touched need not find room.
-    let map = MmapOptions::new().len(length_bytes).no_reserve_swap().map_anon()?;
-    map.advise(Advice::DontFork)?;
-    let missing = missing.register(map.as_ptr().addr() as u64, map.len() as u64)?;
-    Ok((map, missing))
+    let (pages, missing) = Pages::zeros_with(length_bytes, |addresses| {
+        missing.register(addresses.start, addresses.end - addresses.start)
+    })?;
+    pages.keep_from_children()?;
+    missing.check_nothing_is_there()?;
+    Ok((pages, missing))
 }
 
 impl Missing {
@@ -102,16 +112,46 @@ impl Missing {
         };
         userfault::agree(&descriptor, 0)?;
         let ended = rustix::event::eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
-        Ok(Missing { descriptor, ended, start: 0, length_bytes: 0, kernel_waits })
+        Ok(Missing {
+            descriptor,
+            ended,
+            start: 0,
+            length_bytes: 0,
+            kernel_waits,
+            made_by: std::process::id(),
+            is_registered: AtomicBool::new(false),
+        })
     }
 
-    /// Of the memory at these addresses: private, fresh, and not touched by anybody yet. Its owner keeps it
-    /// mapped until it is filled, or nobody touches it any more.
+    /// Of the memory at these addresses: private, fresh, and such as nobody can touch yet. Its owner keeps it
+    /// mapped until this is dropped.
     pub(crate) fn register(mut self, start: u64, length_bytes: u64) -> io::Result<Missing> {
         let length_bytes = length_bytes.next_multiple_of(rustix::param::page_size() as u64);
         userfault::register_mode(&self.descriptor, start..start + length_bytes, REGISTER_MODE_MISSING)?;
         (self.start, self.length_bytes) = (start, length_bytes);
+        self.is_registered = AtomicBool::new(true);
         Ok(self)
+    }
+
+    /// An error if a page is there, which nobody can have filled. To be called when the memory can be touched, and
+    /// before anybody does.
+    pub(crate) fn check_nothing_is_there(&self) -> io::Result<()> {
+        let addresses = self.start..self.start + self.length_bytes;
+        let found =
+            File::open("/proc/self/pagemap").and_then(|it| pagemap::is_anything_there(&it, addresses));
+        match found {
+            Ok(true) => Err(io::Error::other(
+                "the kernel has populated the memory before it could be filled; does this process lock all that it \
+                 maps (mlockall with MCL_FUTURE)?",
+            )),
+            Ok(false) => Ok(()),
+            // Where it cannot be looked at, that nobody could touch it must do; and what is there all the same is met
+            // when it is filled.
+            Err(error) => {
+                tracing::debug!("whether fresh memory is empty cannot be seen: {error}");
+                Ok(())
+            }
+        }
     }
 
     /// Whether the kernel waits for an answer too, when a system call is given memory of a missing page.
@@ -160,8 +200,9 @@ impl Missing {
         let _ = rustix::io::write(&self.ended, &1u64.to_ne_bytes());
     }
 
-    /// The missing ones of these pages get `bytes`, which are whole pages. Nobody is woken.
-    pub(crate) fn copy(&self, offset_bytes: u64, bytes: &[u8]) -> io::Result<()> {
+    /// The missing ones of these pages get `bytes`, which are whole pages. Nobody is woken. Answers how many bytes of
+    /// pages were there already.
+    pub(crate) fn copy(&self, offset_bytes: u64, bytes: &[u8]) -> io::Result<u64> {
         let from = bytes.as_ptr().expose_provenance() as u64;
         self.answer(offset_bytes, bytes.len() as u64, |to, left_bytes| {
             let from = from + (bytes.len() as u64 - left_bytes);
@@ -178,7 +219,7 @@ impl Missing {
 
     /// The missing ones of these pages become zeros. Nobody is woken.
     pub(crate) fn zero(&self, pages: Range<u64>) -> io::Result<()> {
-        self.answer_range(ZEROPAGE, pages)
+        self.answer_range(ZEROPAGE, pages).map(drop)
     }
 
     /// The missing ones of these pages become such as nobody can touch: `SIGBUS`, or `SIGSEGV` before
@@ -187,8 +228,14 @@ impl Missing {
         match self.answer_range(POISON, pages.clone()) {
             Err(error) if matches!(error.raw_os_error(), Some(libc::EINVAL | libc::ENOTTY | libc::EPERM)) => {
             }
-            answer => return answer,
+            answer => return answer.map(drop),
         }
+        self.close_off(pages)
+    }
+
+    /// These pages become such as nobody can touch (`SIGSEGV`), also those that are there. To be called while the
+    /// memory is mapped.
+    pub(crate) fn close_off(&self, pages: Range<u64>) -> io::Result<()> {
         let (address, length_bytes) = self.checked(pages.start, pages.end.saturating_sub(pages.start))?;
         let address = usize::try_from(address).map_err(|_| io::Error::from_raw_os_error(libc::EINVAL))?;
         let length_bytes = usize::try_from(length_bytes).map_err(|_| io::ErrorKind::InvalidInput)?;
@@ -212,13 +259,14 @@ impl Missing {
     /// What is still missing becomes ordinary memory, which is zeros; threads that wait are woken.
     pub(crate) fn unregister(&self) -> io::Result<()> {
         userfault::unregister(&self.descriptor, self.start..self.start + self.length_bytes)?;
+        self.is_registered.store(false, Ordering::Relaxed);
         // The kernel wakes before it locks the mapping, so a thread that begins to wait between the two
         // was not woken (seen on Linux 6.18). From here on none can begin.
         self.wake(0..self.length_bytes);
         Ok(())
     }
 
-    fn answer_range(&self, request: u32, pages: Range<u64>) -> io::Result<()> {
+    fn answer_range(&self, request: u32, pages: Range<u64>) -> io::Result<u64> {
         self.answer(pages.start, pages.end.saturating_sub(pages.start), |start, length_bytes| {
             let mut argument = RangeArgument { start, length_bytes, mode: MODE_DONT_WAKE, done_bytes: 0 };
             // SAFETY: the ioctl reads and writes one `uffdio_zeropage` or `uffdio_poison`, whose layout and
@@ -230,15 +278,16 @@ impl Missing {
     }
 
     /// Calls `ioctl` with an address and a length until all pages are there. It answers what the system call
-    /// returned and how many bytes were done.
+    /// returned and how many bytes were done. Answers how many bytes of pages were there before.
     fn answer(
         &self,
         offset_bytes: u64,
         length_bytes: u64,
         mut ioctl: impl FnMut(u64, u64) -> (libc::c_int, i64),
-    ) -> io::Result<()> {
+    ) -> io::Result<u64> {
         let page_bytes = rustix::param::page_size() as u64;
         let (mut at, mut left_bytes) = self.checked(offset_bytes, length_bytes)?;
+        let mut there_bytes = 0;
         while left_bytes > 0 {
             let (answer, done_bytes) = ioctl(at, left_bytes);
             let error = io::Error::last_os_error();
@@ -247,7 +296,10 @@ impl Missing {
                 Ok(done_bytes) if done_bytes > 0 => done_bytes.min(left_bytes),
                 _ => match error.raw_os_error() {
                     // That page is there already.
-                    Some(libc::EEXIST) => page_bytes,
+                    Some(libc::EEXIST) => {
+                        there_bytes += page_bytes;
+                        page_bytes
+                    }
                     // The mappings are just being changed, elsewhere in this process.
                     Some(libc::EAGAIN | libc::EINTR) => 0,
                     _ => return Err(error),
@@ -256,7 +308,7 @@ impl Missing {
             at += done_bytes;
             left_bytes = left_bytes.saturating_sub(done_bytes);
         }
-        Ok(())
+        Ok(there_bytes)
     }
 
     /// The address of this part of the memory, and its length; an error if it is not inside.
@@ -264,6 +316,19 @@ impl Missing {
         match offset_bytes.checked_add(length_bytes) {
             Some(end) if end <= self.length_bytes => Ok((self.start + offset_bytes, length_bytes)),
             _ => Err(io::ErrorKind::InvalidInput.into()),
+        }
+    }
+}
+
+impl Drop for Missing {
+    /// Not left to the closing of the descriptor: a child that was forked meanwhile has that too, and while it lives who
+    /// touches a missing page would wait for an answer that nobody gives. The memory is still mapped.
+    fn drop(&mut self) {
+        if self.made_by == std::process::id()
+            && self.is_registered.load(Ordering::Relaxed)
+            && let Err(error) = self.unregister()
+        {
+            tracing::debug!("memory could not be unregistered: {error}");
         }
     }
 }
@@ -317,7 +382,7 @@ mod tests {
             Ok(both) => both,
             Err(error) => return eprintln!("not tested: {error}"),
         };
-        missing.copy(page_bytes as u64, &vec![7; page_bytes]).unwrap();
+        assert_eq!(missing.copy(page_bytes as u64, &vec![7; page_bytes]).unwrap(), 0);
         map[page_bytes] = 8;
         std::thread::scope(|scope| {
             scope.spawn(|| {
@@ -325,7 +390,7 @@ mod tests {
                     assert_eq!(missing.wait(60).unwrap(), Woken::Fault);
                 }
                 // The second of these pages is there.
-                missing.copy(0, &vec![9; 3 * page_bytes]).unwrap();
+                assert_eq!(missing.copy(0, &vec![9; 3 * page_bytes]).unwrap(), page_bytes as u64);
                 missing.wake(0..3 * page_bytes as u64);
             });
             assert_eq!(map[2 * page_bytes], 9);

@@ -2,6 +2,7 @@
 
 #[cfg_attr(not(feature = "fault-injection"), allow(dead_code, unreachable_pub))]
 pub(crate) mod call;
+pub(crate) mod cpu;
 pub(crate) mod file;
 pub(crate) mod heap;
 pub(crate) mod kcmp;
@@ -10,6 +11,7 @@ pub(crate) mod mapped;
 pub(crate) mod memory_limit;
 pub(crate) mod missing;
 pub(crate) mod pagemap;
+pub(crate) mod pages;
 pub(crate) mod process_memory;
 pub(crate) mod ptrace;
 pub(crate) mod reserve;

@@ -200,6 +200,16 @@ pub(crate) fn populated(pagemap: &File, range: Range<u64>) -> io::Result<Vec<Ran
     Ok(pages(pagemap, range)?.held)
 }
 
+/// Whether any page of `range`, whole pages, is in memory or in swap, be it one of zeros. `ENOTTY` where the kernel has no
+/// `PAGEMAP_SCAN`: reading every word would take too long.
+pub(crate) fn is_anything_there(pagemap: &File, range: Range<u64>) -> io::Result<bool> {
+    let mut is_there = false;
+    let query =
+        Query { any_of: PAGE_IS_PRESENT | PAGE_IS_SWAPPED, told: PAGE_IS_PRESENT, ..Query::default() };
+    walk(pagemap, range, query, |_, _| is_there = true)?;
+    Ok(is_there)
+}
+
 /// What a scan asks of each page.
 #[derive(Clone, Copy, Default)]
 struct Query {
@@ -463,7 +473,7 @@ mod tests {
         let page_bytes = rustix::param::page_size();
         let file = tempfile::tempfile().unwrap();
         file.set_len(64 * page_bytes as u64).unwrap();
-        let mut memory = super::super::map::map_copy(&file, 64 * page_bytes).unwrap();
+        let mut memory = super::super::pages::Pages::copy_of(&file, 64 * page_bytes).unwrap();
         assert_eq!(memory[..8 * page_bytes], vec![0; 8 * page_bytes]);
         for page in [3, 4, 20, 63] {
             memory[page * page_bytes] = 1;

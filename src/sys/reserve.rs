@@ -14,7 +14,10 @@ use std::io;
 use std::ops::Range;
 use std::ptr;
 
-use rustix::mm::{self, Advice, MapFlags, ProtFlags};
+use rustix::mm::{self, Advice, MapFlags, MprotectFlags, ProtFlags};
+
+use super::missing::Missing;
+use super::pages::{explain, lock_when_touched};
 
 /// Addresses of this process, set aside until it is dropped.
 #[derive(Debug)]
@@ -46,7 +49,8 @@ impl Addresses {
             .ok_or_else(too_many)?;
         let flags = MapFlags::PRIVATE | MapFlags::NORESERVE;
         // SAFETY: a fresh mapping where the kernel chooses disturbs no other memory.
-        let mapped = unsafe { mm::mmap_anonymous(ptr::null_mut(), mapped_bytes, ProtFlags::empty(), flags)? };
+        let mapped = unsafe { mm::mmap_anonymous(ptr::null_mut(), mapped_bytes, ProtFlags::empty(), flags) };
+        let mapped = mapped.map_err(|error| explain(error.into()))?;
         Ok(Addresses { mapped: mapped.cast(), mapped_bytes, guard_bytes, capacity_bytes, length_bytes: 0 })
     }
 
@@ -81,6 +85,17 @@ impl Addresses {
         Ok(())
     }
 
+    /// What lies behind its end in its last page becomes zeros again, so that it may grow by zeros.
+    pub(crate) fn clear_behind(&mut self) {
+        let length_bytes = self.length_bytes;
+        self.length_bytes = length_bytes.next_multiple_of(rustix::param::page_size());
+        let behind = self.bytes_mut().get_mut(length_bytes..).unwrap_or_default();
+        if behind.iter().any(|byte| *byte != 0) {
+            behind.fill(0);
+        }
+        self.length_bytes = length_bytes;
+    }
+
     /// All of it becomes zeros.
     pub(crate) fn clear(&mut self) -> io::Result<()> {
         let pages = 0..self.length_bytes.next_multiple_of(rustix::param::page_size());
@@ -90,16 +105,60 @@ impl Addresses {
     /// Becomes the first `length_bytes` of a file of memory, copy-on-write. The file must be sealed against
     /// changes (`F_SEAL_WRITE`, `F_SEAL_SHRINK`).
     pub(crate) fn map_copy(&mut self, file: &File, length_bytes: usize) -> io::Result<()> {
-        self.set_length_bytes(length_bytes)?;
-        if length_bytes == 0 {
-            return Ok(());
+        let (pages, before) = (self.pages(length_bytes)?, self.pages(self.length_bytes)?);
+        if pages.is_empty() {
+            return self.set_length_bytes(0);
         }
         let flags = MapFlags::PRIVATE | MapFlags::FIXED | MapFlags::NORESERVE;
-        let protection = ProtFlags::READ | ProtFlags::WRITE;
-        // SAFETY: what is replaced is this memory (it has just been given this length), to which no reference
-        // exists: see the head of this file. The file's bytes do not change, as the caller has sealed it.
-        unsafe { mm::mmap(self.start().cast(), length_bytes, protection, flags, file, 0)? };
-        Ok(())
+        let none = ProtFlags::empty();
+        // SAFETY: what is replaced lies inside these addresses (checked), and no reference to it exists: see the head of
+        // this file. The file's bytes do not change, as the caller has sealed it.
+        let mapped = unsafe { mm::mmap(self.start().cast(), pages.len(), none, flags, file, 0) };
+        mapped.map_err(|error| explain(error.into()))?;
+        // For the case that something below fails.
+        self.length_bytes = 0;
+        if pages.end < before.end {
+            self.map_fresh(pages.end..before.end, ProtFlags::empty())?;
+        }
+        self.open_up(pages, length_bytes, || Ok(()))
+    }
+
+    /// Becomes so many bytes, all of which are missing. If that cannot be, its length is 0, or as it was.
+    pub(crate) fn map_missing(&mut self, missing: Missing, length_bytes: usize) -> io::Result<Missing> {
+        let pages = self.pages(length_bytes)?;
+        let before = self.pages(self.length_bytes)?;
+        self.map_fresh(0..pages.end.max(before.end), ProtFlags::empty())?;
+        let start = self.start().addr() as u64;
+        let missing = self.open_up(pages, length_bytes, || missing.register(start, length_bytes as u64))?;
+        let kept = self.keep_from_children().and_then(|()| missing.check_nothing_is_there());
+        kept.map(|()| missing)
+    }
+
+    /// The pages of so many bytes; `ENOMEM` beyond the capacity.
+    fn pages(&self, length_bytes: usize) -> io::Result<Range<usize>> {
+        match length_bytes.checked_next_multiple_of(rustix::param::page_size()) {
+            Some(end) if end <= self.capacity_bytes => Ok(0..end),
+            _ => Err(io::Error::from_raw_os_error(libc::ENOMEM)),
+        }
+    }
+
+    /// These first pages, which are mapped without access, become the memory. `before` is called when nobody can touch
+    /// them yet.
+    fn open_up<T>(
+        &mut self,
+        pages: Range<usize>,
+        length_bytes: usize,
+        before: impl FnOnce() -> io::Result<T>,
+    ) -> io::Result<T> {
+        // For the case that something below fails.
+        self.length_bytes = 0;
+        lock_when_touched(self.start(), pages.len());
+        let done = before()?;
+        let access = MprotectFlags::READ | MprotectFlags::WRITE;
+        // SAFETY: the pages are inside these addresses, and this changes no byte.
+        unsafe { mm::mprotect(self.start().cast(), pages.len(), access)? };
+        self.length_bytes = length_bytes;
+        Ok(done)
     }
 
     /// Asks for huge pages where the memory is about to be written as a whole.
@@ -110,7 +169,7 @@ impl Addresses {
     }
 
     /// A child that is forked does not get the memory as it is now mapped.
-    pub(crate) fn keep_from_children(&mut self) -> io::Result<()> {
+    fn keep_from_children(&mut self) -> io::Result<()> {
         if self.length_bytes == 0 {
             return Ok(());
         }
@@ -139,7 +198,8 @@ impl Addresses {
         let start = self.start().wrapping_add(pages.start);
         // SAFETY: what is replaced lies inside these addresses (checked), and no reference to it exists: see the
         // head of this file.
-        unsafe { mm::mmap_anonymous(start.cast(), pages.len(), protection, flags)? };
+        let mapped = unsafe { mm::mmap_anonymous(start.cast(), pages.len(), protection, flags) };
+        mapped.map_err(|error| explain(error.into()))?;
         Ok(())
     }
 }

@@ -8,6 +8,7 @@
 //! | what happens to a page | what the scan says |
 //! |---|---|
 //! | written, by the program or by the kernel for it | copied |
+//! | written by a rollback | copied; found by a take after the writing, before the snapshot is known |
 //! | swapped out | copied |
 //! | thrown away (MADV_DONTNEED) | the file's again, and among what earlier takes found |
 //! | read only | the file's |

@@ -219,7 +219,7 @@ impl<'a> Verification<'a> {
         let packs = self.shared.log.packs();
         let packs_bytes: u64 = packs.iter().map(|pack| pack.length_bytes() - pack.header_bytes()).sum();
         let records: Vec<u64> =
-            self.shared.catalog().all_live().map(|(_, entry)| referring_bytes(&entry.record)).collect();
+            self.shared.catalog().all_live().map(|(_, entry)| referring_bytes(&entry.record())).collect();
         let meter = progress.begin(packs_bytes + records.iter().sum::<u64>());
         // A repair may have set them aside.
         for (path, why) in self.shared.unusable.iter().filter(|(path, _)| path.exists()) {

@@ -70,8 +70,8 @@ impl Verification<'_> {
     fn facts(&self) -> Vec<(Kind, SnapshotId, Location)> {
         let catalog = self.shared.catalog();
         let of_entries = catalog.all().flat_map(|(id, entry)| {
-            let note = entry.note.map(|(_, at)| (Kind::Note, *id, at));
-            let tombstone = entry.tombstone.map(|at| (Kind::Tombstone, *id, at));
+            let note = entry.note().map(|(_, at)| (Kind::Note, *id, at));
+            let tombstone = entry.tombstone().map(|at| (Kind::Tombstone, *id, at));
             [Some((Kind::Record, *id, entry.location)), note, tombstone].into_iter().flatten()
         });
         let orphans = catalog.orphans().iter().map(|(id, at)| (Kind::Tombstone, *id, *at));

@@ -2,12 +2,16 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::cast_possible_truncation)]
 
+mod bounds;
+mod order;
 mod owners;
 mod traced;
 mod verbs;
+mod watching;
 
 #[path = "../common/ended.rs"]
 mod ended;
+mod forger;
 mod helper;
 #[path = "../common/mount.rs"]
 mod mount;

@@ -804,8 +804,9 @@ impl World {
             let summaries = store.processes();
             let summary = summaries.iter().find(|summary| summary.process == name);
             assert_eq!(summary.map_or(0, |summary| summary.snapshots), line.len());
-            let times: Vec<_> = line.iter().map(|id| store.snapshot(*id).unwrap().record().time).collect();
-            assert!(times.is_sorted_by(|a, b| a < b), "{times:?}");
+            let moments: Vec<_> =
+                line.iter().map(|id| store.snapshot(*id).unwrap().record().moment()).collect();
+            assert!(moments.is_sorted_by(|a, b| a < b), "{moments:?}");
         }
         let listed: BTreeSet<SnapshotId> = store.snapshots().iter().map(|snapshot| snapshot.id()).collect();
         assert_eq!(listed, self.line.iter().copied().collect());

@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::cast_possible_truncation)]
 
 mod absent;
+mod core_forms;
 mod cores;
 mod in_place;
 mod processes;
@@ -11,7 +12,10 @@ mod rollback_limits;
 mod rollback_states;
 mod sources;
 mod sparse;
+mod stopping;
 
 #[allow(dead_code)]
 #[path = "../common/needs.rs"]
 mod needs;
+#[path = "../common/noise.rs"]
+mod noise;

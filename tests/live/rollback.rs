@@ -591,7 +591,16 @@ fn the_command_rolls_back_and_says_what_it_did_and_the_next_snapshot_follows() {
 
     let done = vault.json(&["rollback", &first, "--pid", &pid]);
     let keys: Vec<&str> = done.as_object().unwrap().keys().map(String::as_str).collect();
-    let expected = ["id", "bytes", "written_bytes", "elapsed_ms", "paused_ms", "stopped", "left_shared"];
+    let expected = [
+        "id",
+        "bytes",
+        "written_bytes",
+        "elapsed_ms",
+        "paused_ms",
+        "stopped",
+        "left_shared",
+        "left_not_captured_bytes",
+    ];
     assert!(keys.len() == expected.len() && expected.iter().all(|key| keys.contains(key)), "{keys:?}");
     assert_eq!(done["id"], first.as_str());
     assert!(done["written_bytes"].as_u64().unwrap() > 20 << 20);

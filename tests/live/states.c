@@ -67,6 +67,7 @@ int main(int argc, char **argv) {
     setvbuf(stdout, 0, _IOLBF, 0);
     /* What the C library's input takes is taken now, and not as new memory. */
     char *page = fresh(MIB), *big = fresh(80 * MIB), *other = fresh(80 * MIB);
+    char *closed = mmap(0, 64 * KIB, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     char *file_map = 0, *views[3];
     int memory = memfd_create("views", MFD_CLOEXEC), child = 0, fault = -1;
     memset(page, 'A', MIB);
@@ -96,6 +97,18 @@ int main(int argc, char **argv) {
             while (grown != until) usleep(1000);
         } else if (!strcmp(line, "free")) {
             if (madvise(page, MIB, MADV_FREE)) answer = "error";
+        } else if (!strcmp(line, "keep")) {
+            /* Nobody can access it but here. */
+            mprotect(closed, 64 * KIB, PROT_READ | PROT_WRITE);
+            closed[9 * KIB]++;
+            mprotect(closed, 64 * KIB, PROT_NONE);
+        } else if (!strcmp(line, "secret")) {
+            int memory_of_own = open("/proc/self/mem", O_RDONLY);
+            char there = 0;
+            if (pread(memory_of_own, &there, 1, (long)closed + 9 * KIB) != 1) answer = "error";
+            close(memory_of_own);
+            snprintf(text, sizeof text, "%d", there);
+            if (strcmp(answer, "error")) answer = text;
         } else if (!strcmp(line, "pressure")) {
             madvise(page, MIB, MADV_PAGEOUT);
         } else if (!strcmp(line, "write")) {

@@ -3,7 +3,9 @@
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod lazy;
+mod locked;
 mod reservation;
+mod reservation_walk;
 mod rollback;
 mod templates;
 mod tracking;

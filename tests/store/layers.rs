@@ -8,7 +8,10 @@ use std::path::{Path, PathBuf};
 
 /// From the bottom up. A name stands for `src/NAME.rs` or everything in `src/NAME/`.
 const LAYERS: [(&str, &[&str]); 6] = [
-    ("units, errors, progress, workers, all Linux calls", &["units", "error", "progress", "workers", "sys"]),
+    (
+        "units, errors, progress, workers, all Linux calls",
+        &["units", "text", "error", "progress", "workers", "sys"],
+    ),
     ("what a region is", &["region", "hash", "codec", "delta"]),
     (
         "what a snapshot is",
@@ -24,9 +27,11 @@ const LAYERS: [(&str, &[&str]); 6] = [
             "put",
             "reference",
             "restore",
+            "coredump",
             "lazy",
             "template",
             "rollback",
+            "same_process",
             "reservation",
             "forget",
             "gc",

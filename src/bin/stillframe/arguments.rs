@@ -147,11 +147,16 @@ pub(crate) struct Capture {
     /// Capture this raw memory file, of a virtual machine for example
     #[arg(long, group = "source", value_name = "IMAGE", value_hint = ValueHint::FilePath)]
     pub(crate) file: Option<PathBuf>,
-    /// Capture this ELF core file, of the kernel, of gcore or of a restore: its memory as far as it is in
-    /// the core, and its threads. It must be of a 64-bit little-endian program
+    /// Capture this ELF core file, of the kernel, of gcore, of a virtual machine or of a restore: its memory as far
+    /// as it is in the core, and its threads. It must be of a 64-bit little-endian machine. One that is compressed by
+    /// zstd, gzip or lz4 is decompressed in $TMPDIR, else in /var/tmp
     #[arg(long, group = "source", value_name = "CORE", value_hint = ValueHint::FilePath)]
     pub(crate) core: Option<PathBuf>,
-    /// The name under which its snapshots belong together [default: pid:PID, or the name of the file]
+    /// Take what a core has that is cut short. What is missing is told, and unreadable in the snapshot
+    #[arg(long, requires = "core")]
+    pub(crate) partial: bool,
+    /// The name under which its snapshots belong together [default: pid:PID, or the name of the file;
+    /// pid:PID.2 if the snapshots named pid:PID are of another process that had the pid before]
     #[arg(long, value_name = "NAME")]
     pub(crate) process: Option<String>,
     /// Give the snapshot a label; may be repeated
@@ -169,7 +174,18 @@ pub(crate) struct Capture {
     #[arg(long, value_name = "START..END")]
     pub(crate) exclude: Vec<AddressRange>,
     #[command(flatten)]
+    pub(crate) stopping: Stopping,
+    #[command(flatten)]
     pub(crate) store_as: StoreAs,
+}
+
+/// How a live process is stopped.
+#[derive(Debug, Args)]
+pub(crate) struct Stopping {
+    /// How long the threads of the process may take to stop, such as 100ms. Then all of them go on, and which one did not
+    /// stop is told
+    #[arg(long, value_name = "DURATION", default_value = "1s", value_parser = interval)]
+    pub(crate) stop_timeout: Duration,
 }
 
 /// How what is new is stored.
@@ -198,6 +214,11 @@ stillframe watch [OPTIONS] -- COMMAND [ARGUMENT]...
 Ends when the process ends, after --count snapshots, or on ctrl-C, which ends a command that it
 started as well (ctrl-C once more kills it). Only the command itself is captured, not what it starts in turn.
 
+A snapshot that cannot be taken, as the store is full or a debugger is attached, say, is told on standard
+error and tried again later; the process goes on. The store is closed meanwhile, so that others can make room in it.
+The exit code is 0 if at least one snapshot was taken and none failed, or if --count were taken; else that of the
+first failure, and 6 if the process ended before the first snapshot.
+
 For example:
   stillframe watch --every 500ms -- python3 app.py --port 8000
   stillframe watch --every 1m --count 60 --process web --pid 4711")]
@@ -208,12 +229,15 @@ pub(crate) struct Watch {
     /// Stop after so many snapshots; a command that was started then runs on to its end
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
     pub(crate) count: Option<u64>,
-    /// The name under which the snapshots belong together [default: pid:PID, or the name of the command]
+    /// The name under which the snapshots belong together [default: pid:PID, as for
+    /// capture, or the name of the command]
     #[arg(long, value_name = "NAME")]
     pub(crate) process: Option<String>,
     /// Watch the running process with this pid
     #[arg(long, group = "source")]
     pub(crate) pid: Option<u32>,
+    #[command(flatten)]
+    pub(crate) stopping: Stopping,
     #[command(flatten)]
     pub(crate) store_as: StoreAs,
     /// Start this command and watch it. What it prints goes to standard error, so that standard
@@ -279,11 +303,13 @@ pub(crate) struct Restore {
 #[derive(Debug, Args)]
 pub(crate) struct Leave {
     /// Roll the process back although it has mapped more memory since; that then stays, unused
-    #[arg(long, conflicts_with_all = ["to", "core"])]
+    #[arg(long)]
     pub(crate) leave_new_memory: bool,
     /// Roll the process back although memory differs that it shares with others; that then stays as it is
-    #[arg(long, conflicts_with_all = ["to", "core"])]
+    #[arg(long)]
     pub(crate) leave_shared_memory: bool,
+    #[command(flatten)]
+    pub(crate) stopping: Stopping,
 }
 
 #[derive(Debug, Args)]
@@ -371,6 +397,12 @@ pub(crate) struct Label {
 Name snapshots, or say which to keep and the others are forgotten. What several --keep options
 name is all kept; each process is looked at by itself.
 
+Hours, days, weeks and months are those of the local time, as `list` shows it (the variable TZ, else the
+machine's time zone); with --utc those of UTC. A week begins on Monday.
+
+Snapshots whose time lies in the future, as a clock was wrong, are left out by the --keep options: they do not
+count, and are kept. Name them to forget them.
+
 What is forgotten cannot be had back, but its bytes are not erased. They stay until gc, and a plain gc leaves some of
 them: what snapshots that are kept are stored as the difference from, and up to a tenth of each file. If memory
 with a secret in it is forgotten: stillframe gc --erase
@@ -397,6 +429,9 @@ pub(crate) struct Forget {
     /// Keep the newest of each of the last N months that have one
     #[arg(long, value_name = "N")]
     pub(crate) keep_monthly: Option<u32>,
+    /// Count hours, days, weeks and months in UTC, not in local time
+    #[arg(long)]
+    pub(crate) utc: bool,
     /// Keep what is younger than this, such as 90m, 12h or 7d
     #[arg(long, value_name = "DURATION", value_parser = duration)]
     pub(crate) keep_within: Option<Duration>,

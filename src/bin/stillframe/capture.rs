@@ -3,14 +3,14 @@
 use std::path::{Path, PathBuf};
 
 use stillframe::{
-    Capture, CaptureOptions, CoreSource, FileSource, LeftOut, ProcessSource, Source, SourceError, Store,
+    Capture, CaptureOptions, CoreSource, FileSource, LeftOut, OpenCore, ProcessSource, Source, Store,
     WhyLeftOut,
 };
 
 use crate::context::Context;
 use crate::errors::Exit;
 use crate::human;
-use crate::json::CaptureObject;
+use crate::json::{CaptureObject, CoreObject};
 use crate::look::source_text;
 use crate::output::{Style, print};
 use crate::progress::progress;
@@ -18,21 +18,25 @@ use crate::{arguments, output::Output};
 
 /// Takes one snapshot.
 pub(crate) fn capture(context: &Context, arguments: arguments::Capture) -> anyhow::Result<Exit> {
-    let (source, default_name): (Box<dyn Source>, String) = match arguments.pid {
-        Some(pid) => {
-            check_running(pid)?;
-            (Box::new(ProcessSource::new(pid)), format!("pid:{pid}"))
+    let mut core = None;
+    // A file that cannot be captured, or a wrong pid, must not leave an empty store behind.
+    let (source, default_name): (Box<dyn Source>, Option<String>) = match (arguments.pid, &arguments.core) {
+        (Some(pid), _) => {
+            let source = ProcessSource::new(pid).stop_timeout(arguments.stopping.stop_timeout);
+            source.check()?;
+            (Box::new(source), None)
         }
-        None => {
-            let path = arguments.core.as_ref().or(arguments.file.as_ref()).cloned().unwrap_or_default();
-            let name = file_name(&path);
-            let source: Box<dyn Source> = match arguments.core.is_some() {
-                true => Box::new(CoreSource::new(path)),
-                false => Box::new(FileSource::new(path)),
-            };
-            // A file that cannot be captured must not leave an empty store behind.
+        (None, Some(path)) => {
+            let progress = progress(context, "decompressing");
+            let source = CoreSource::new(path).partial(arguments.partial).progress(progress).read()?;
+            core = Some(source.clone());
+            (Box::new(source), Some(file_name(path)))
+        }
+        (None, None) => {
+            let path = arguments.file.clone().unwrap_or_default();
+            let source = FileSource::new(&path);
             drop(source.open()?);
-            (source, name)
+            (Box::new(source), Some(file_name(&path)))
         }
     };
     let store = context.open_or_create()?;
@@ -47,18 +51,28 @@ pub(crate) fn capture(context: &Context, arguments: arguments::Capture) -> anyho
         progress: progress(context, "capturing"),
         ..Default::default()
     };
-    let process = arguments.process.unwrap_or(default_name);
+    let process = match (arguments.process.or(default_name), arguments.pid) {
+        (Some(name), _) => name,
+        (None, pid) => name_of_process(context, &store, pid.unwrap_or_default())?,
+    };
     let capture = store.process(&process).capture(&*source, &options)?;
     drop(options);
     warn_of_losses(&capture);
-    print_capture(&context.output, &store, &capture)?;
+    print_capture(&context.output, &store, &capture, core.as_ref())?;
     context.output.hint(&format!("look at it: stillframe show {}", human::short(capture.id)));
     Ok(Exit::Done)
 }
 
-fn print_capture(output: &Output, store: &Store, capture: &Capture) -> anyhow::Result<()> {
+fn print_capture(
+    output: &Output,
+    store: &Store,
+    capture: &Capture,
+    core: Option<&OpenCore>,
+) -> anyhow::Result<()> {
     if output.json {
-        return output.json(&CaptureObject::from(capture));
+        let mut object = CaptureObject::from(capture);
+        object.core = core.map(CoreObject::from);
+        return output.json(&object);
     }
     if output.quiet {
         return Ok(print(&format!("{}\n", capture.id))?);
@@ -93,7 +107,21 @@ fn print_capture(output: &Output, store: &Store, capture: &Capture) -> anyhow::R
         lines.push(("left out", left_out_text(&capture.left_out, |_| true)));
     }
     lines.push(("took", took));
+    if let Some(core) = core {
+        lines.extend(about_core(core).map(|text| ("core", text)));
+    }
     output.text(&output.lines(&lines))
+}
+
+/// What is unusual about a core.
+fn about_core(core: &OpenCore) -> Option<String> {
+    let missing = (core.missing_bytes() > 0).then(|| {
+        format!("cut short: {} are missing, and unreadable here", human::size(core.missing_bytes()))
+    });
+    let compression = core.compression().map(|by| format!("compressed by {}", by.name()));
+    let physical = core.has_physical_addresses().then(|| "physical addresses".to_owned());
+    let all: Vec<String> = [missing, compression, physical].into_iter().flatten().collect();
+    (!all.is_empty()).then(|| all.join("; "))
 }
 
 /// Says on standard error, to people and scripts, what the process may have and the snapshot has not.
@@ -130,12 +158,17 @@ fn stored_text(capture: &Capture) -> String {
     }
 }
 
-/// An error unless there is such a process: a wrong pid must not leave an empty store behind.
-pub(crate) fn check_running(pid: u32) -> Result<(), SourceError> {
-    match Path::new(&format!("/proc/{pid}")).exists() {
-        true => Ok(()),
-        false => Err(SourceError::NoSuchProcess { pid }),
+/// The name of a live process whose snapshots were given none.
+pub(crate) fn name_of_process(context: &Context, store: &Store, pid: u32) -> anyhow::Result<String> {
+    let plain = format!("pid:{pid}");
+    let name = store.name_of_process(pid)?;
+    if name != plain {
+        let text = format!(
+            "the snapshots named {plain} are of another process that had this pid; this one is named {name}"
+        );
+        context.output.note(&text);
     }
+    Ok(name)
 }
 
 /// The name of a file without its directory.

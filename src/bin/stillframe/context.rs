@@ -1,6 +1,6 @@
 //! What every verb needs: where the store is, how to print, and whether somebody pressed ctrl-C.
 
-use std::io::{self, IsTerminal};
+use std::io::{self, IsTerminal, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use rustix::fs::Mode;
-use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::consts::{SIGINT, SIGTERM, SIGXFSZ};
 use signal_hook::flag;
 use stillframe::{Store, StoreOptions};
 use tracing::level_filters::LevelFilter;
@@ -46,6 +46,9 @@ impl Context {
                 .and_then(|_| flag::register(signal, interrupted.clone()))
                 .context("cannot listen for ctrl-C")?;
         }
+        // At a limit of file sizes (`ulimit -f`) a write then fails, which is told, and the program is not ended. A
+        // command that a watch starts has the default again.
+        flag::register(SIGXFSZ, Arc::default()).context("cannot handle SIGXFSZ")?;
         Ok(Context {
             output: Output::new(global.json, global.quiet),
             wait: global.wait,
@@ -88,6 +91,12 @@ impl Context {
         Ok(store)
     }
 
+    /// Opens the store again, without waiting for another process that has it open.
+    pub(crate) fn reopen(&self) -> Result<Store, stillframe::Error> {
+        let path = self.store_path().unwrap_or_default();
+        Ok(Store::options().open(path)?)
+    }
+
     /// How to open stores.
     pub(crate) fn options(&self) -> StoreOptions {
         Store::options().wait(self.wait)
@@ -116,6 +125,24 @@ pub(crate) fn display(path: &Path) -> String {
     crate::human::plain(&path.to_string_lossy())
 }
 
+/// Standard error without control characters that names could bring along.
+struct Plain(io::Stderr);
+
+impl Write for Plain {
+    /// Gets a whole line, colours included.
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let line = String::from_utf8_lossy(bytes);
+        // The layer escapes what it gets, but for what sets the direction of writing; and it writes colours itself.
+        let is_hidden = |letter: char| !letter.is_control() && stillframe::is_control(letter);
+        self.0.write_all(line.replace(is_hidden, "\u{fffd}").as_bytes())?;
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.0.flush()
+    }
+}
+
 /// Sends what the library tells to standard error: warnings, more with `-v` and `-vv`.
 fn trace(global: &Global) {
     let level = match (global.quiet, global.verbose) {
@@ -128,9 +155,11 @@ fn trace(global: &Global) {
     let colour =
         io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
     let lines = tracing_subscriber::fmt::layer()
-        .with_writer(io::stderr)
+        .with_writer(|| Plain(io::stderr()))
         .with_ansi(colour)
         .with_target(global.verbose > 1)
+        // It would panic where standard error was closed.
+        .log_internal_errors(false)
         .without_time();
     tracing_subscriber::registry().with(lines.with_filter(targets)).init();
 }

@@ -5,6 +5,8 @@ use std::process::ExitCode;
 use clap::error::ErrorKind;
 use stillframe::{Error, SourceError, StoreError, UnitError};
 
+use crate::output::print_error;
+
 /// What the command ends with. The numbers are a promise to scripts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
@@ -42,6 +44,9 @@ pub(crate) enum CommandError {
         /// What the operating system said.
         source: std::io::Error,
     },
+    /// A watch that took no snapshot.
+    #[error("the process ended before the first snapshot; a shorter --every takes one sooner")]
+    NoSnapshot,
     /// Standard output cannot be written.
     #[error("cannot write to standard output")]
     Output(#[source] std::io::Error),
@@ -76,7 +81,7 @@ pub(crate) fn report_usage(error: &clap::Error) -> ExitCode {
         }
         _ => error.render().to_string(),
     };
-    eprintln!("stillframe: {}", text.strip_prefix("error: ").unwrap_or(&text).trim_end());
+    print_error(&format!("stillframe: {}", text.strip_prefix("error: ").unwrap_or(&text).trim_end()));
     Exit::WrongUsage.into()
 }
 
@@ -85,12 +90,12 @@ pub(crate) fn report(error: &anyhow::Error) -> ExitCode {
     if let Some(CommandError::ClosedPipe) = error.downcast_ref() {
         return Exit::Done.into();
     }
-    eprintln!("{}", told(error));
+    print_error(&told(error));
     exit(error).into()
 }
 
 /// The error as it is told.
-fn told(error: &anyhow::Error) -> String {
+pub(crate) fn told(error: &anyhow::Error) -> String {
     let mut lines = vec![error.to_string()];
     for cause in error.chain().skip(1) {
         // An error that only wraps another says the same again.
@@ -116,7 +121,7 @@ fn advice(exit: Exit) -> Option<&'static str> {
 }
 
 /// What to exit with after `error`: what the first of its causes that has a code of its own says.
-fn exit(error: &anyhow::Error) -> Exit {
+pub(crate) fn exit(error: &anyhow::Error) -> Exit {
     error.chain().find_map(exit_of).unwrap_or(Exit::Failed)
 }
 
@@ -124,6 +129,7 @@ fn exit_of(error: &(dyn std::error::Error + 'static)) -> Option<Exit> {
     if let Some(error) = error.downcast_ref::<Error>() {
         return match error {
             Error::Store(error) => Some(exit_of_store(error)),
+            Error::Source(SourceError::Interrupted) => Some(Exit::Interrupted),
             Error::Source(_) | Error::Sink(_) => Some(Exit::SourceOrSink),
             Error::Unit(_) => Some(Exit::WrongUsage),
             Error::Interrupted => Some(Exit::Interrupted),
@@ -135,12 +141,13 @@ fn exit_of(error: &(dyn std::error::Error + 'static)) -> Option<Exit> {
     }
     match error.downcast_ref::<CommandError>() {
         Some(CommandError::WrongUsage(_)) => return Some(Exit::WrongUsage),
-        Some(CommandError::Start { .. }) => return Some(Exit::SourceOrSink),
+        Some(CommandError::Start { .. } | CommandError::NoSnapshot) => return Some(Exit::SourceOrSink),
         _ => {}
     }
-    match (error.is::<UnitError>(), error.is::<SourceError>()) {
+    match (error.is::<UnitError>(), error.downcast_ref::<SourceError>()) {
         (true, _) => Some(Exit::WrongUsage),
-        (_, true) => Some(Exit::SourceOrSink),
+        (_, Some(SourceError::Interrupted)) => Some(Exit::Interrupted),
+        (_, Some(_)) => Some(Exit::SourceOrSink),
         _ => None,
     }
 }

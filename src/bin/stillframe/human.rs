@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
+use jiff::Timestamp;
 use jiff::tz::TimeZone;
-use jiff::{SignedDuration, Timestamp};
 use stillframe::SnapshotId;
 
 /// How many hex digits of an id are shown to people: enough for a trillion snapshots.
@@ -65,16 +65,17 @@ pub(crate) fn duration(duration: Duration) -> String {
     }
 }
 
-/// How long ago something was, such as `5 min ago`.
+/// How long ago something was, such as `5 min ago`; or when it will be, if a clock was wrong.
 pub(crate) fn age(time: Timestamp, now: Timestamp) -> String {
-    let seconds = now.duration_since(time).max(SignedDuration::ZERO).as_secs();
-    match seconds {
-        0..=1 => "just now".to_owned(),
-        2..=119 => format!("{seconds} s ago"),
-        120..=7_199 => format!("{} min ago", seconds / 60),
-        7_200..=172_799 => format!("{} h ago", seconds / 3_600),
-        _ => format!("{} days ago", seconds / 86_400),
-    }
+    let seconds = now.duration_since(time).as_secs();
+    let count = match seconds.abs() {
+        0..=1 => return "just now".to_owned(),
+        seconds @ 2..=119 => format!("{seconds} s"),
+        seconds @ 120..=7_199 => format!("{} min", seconds / 60),
+        seconds @ 7_200..=172_799 => format!("{} h", seconds / 3_600),
+        seconds => format!("{} days", seconds / 86_400),
+    };
+    if seconds < 0 { format!("in {count}") } else { format!("{count} ago") }
 }
 
 /// A time in the time zone of this machine.
@@ -93,13 +94,20 @@ pub(crate) fn times(ratio: f64) -> String {
 }
 
 /// Text of a stranger's (a command line, a file name, a label), made safe for a terminal: control
-/// characters could move its cursor or worse.
+/// characters could move its cursor or worse, or make a name look like another.
 pub(crate) fn plain(text: &str) -> String {
-    text.chars().map(|letter| if letter.is_control() { '\u{fffd}' } else { letter }).collect()
+    stillframe::printable(text).into_owned()
+}
+
+/// The same for lines of text.
+pub(crate) fn plain_lines(text: &str) -> String {
+    text.split('\n').map(stillframe::printable).collect::<Vec<_>>().join("\n")
 }
 
 #[cfg(test)]
 mod tests {
+    use jiff::SignedDuration;
+
     use super::*;
 
     #[test]
@@ -130,7 +138,8 @@ mod tests {
     fn ages_and_durations_keep_to_one_unit_or_two() {
         let now = Timestamp::from_second(1_790_000_000).unwrap();
         for (seconds, expected) in [
-            (-5, "just now"),
+            (-1, "just now"),
+            (-200_000, "in 2 days"),
             (30, "30 s ago"),
             (150, "2 min ago"),
             (7_200, "2 h ago"),
@@ -152,5 +161,6 @@ mod tests {
     #[test]
     fn control_characters_never_reach_a_terminal() {
         assert_eq!(plain("a\x1b[2Jb\nc"), "a\u{fffd}[2Jb\u{fffd}c");
+        assert_eq!(plain_lines("a\u{202e}b\nc"), "a\u{fffd}b\nc");
     }
 }

@@ -4,7 +4,9 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use serde::Serialize;
-use stillframe::{AddressRange, AddressSpace, Capture, LeftOut, Origin, Snapshot, SnapshotId};
+use stillframe::{
+    AddressRange, AddressSpace, Capture, Compression, LeftOut, OpenCore, Origin, Snapshot, SnapshotId,
+};
 
 /// A duration in milliseconds, to the microsecond.
 pub(crate) fn milliseconds(duration: Duration) -> f64 {
@@ -34,8 +36,29 @@ pub(crate) struct CaptureObject {
     paused_ms: f64,
     staging_full: bool,
     tracking: &'static str,
+    clock_behind_ms: Option<f64>,
     unreadable_bytes: u64,
     left_out: Vec<LeftOutSum>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) core: Option<CoreObject>,
+}
+
+/// A core that was captured.
+#[derive(Debug, Serialize)]
+pub(crate) struct CoreObject {
+    compression: Option<&'static str>,
+    missing_bytes: u64,
+    physical_addresses: bool,
+}
+
+impl From<&OpenCore> for CoreObject {
+    fn from(core: &OpenCore) -> CoreObject {
+        CoreObject {
+            compression: core.compression().map(Compression::name),
+            missing_bytes: core.missing_bytes(),
+            physical_addresses: core.has_physical_addresses(),
+        }
+    }
 }
 
 /// How many bytes are not in a snapshot for one reason.
@@ -63,8 +86,10 @@ impl From<&Capture> for CaptureObject {
             paused_ms: milliseconds(capture.paused),
             staging_full: capture.staging_full,
             tracking: capture.tracking.name(),
+            clock_behind_ms: capture.clock_behind.map(milliseconds),
             unreadable_bytes: capture.unreadable_bytes(),
             left_out: left_out_sums(&capture.left_out),
+            core: None,
         }
     }
 }

@@ -20,11 +20,12 @@ pub(crate) fn list(context: &Context, arguments: &arguments::List) -> anyhow::Re
     let store = context.open()?;
     let mut snapshots = store.snapshots();
     snapshots.retain(|snapshot| {
-        arguments.process.as_ref().is_none_or(|process| snapshot.record().process == *process)
+        arguments.process.as_ref().is_none_or(|process| snapshot.process() == *process)
             && arguments.labels.iter().all(|(key, value)| snapshot.labels().get(key) == Some(value))
     });
     if output.json {
-        output.json(&snapshots.iter().map(SnapshotObject::from).collect::<Vec<_>>())?;
+        let objects = snapshots.into_iter().map(|snapshot| SnapshotObject::from(&snapshot));
+        output.json(&objects.collect::<Vec<_>>())?;
     } else if output.quiet {
         print(&snapshots.iter().map(|snapshot| format!("{}\n", snapshot.id())).collect::<String>())?;
     } else if snapshots.is_empty() {
@@ -43,7 +44,7 @@ pub(crate) fn list(context: &Context, arguments: &arguments::List) -> anyhow::Re
             Column::left("LABELS"),
         ];
         let now = Timestamp::now();
-        let row = |snapshot: &Snapshot<'_>| {
+        let row = |snapshot: Snapshot<'_>| {
             let record = snapshot.record();
             vec![
                 human::short(snapshot.id()),
@@ -55,7 +56,7 @@ pub(crate) fn list(context: &Context, arguments: &arguments::List) -> anyhow::Re
                 labels_text(snapshot.labels()),
             ]
         };
-        output.text(&table(output, &columns, &snapshots.iter().map(row).collect::<Vec<_>>()))?;
+        output.text(&table(output, &columns, &snapshots.into_iter().map(row).collect::<Vec<_>>()))?;
     }
     Ok(Exit::Done)
 }
@@ -130,7 +131,8 @@ fn snapshot_lines(output: &Output, snapshot: &Snapshot<'_>) -> Vec<(&'static str
     if !snapshot.labels().is_empty() {
         lines.push(("labels", labels_text(snapshot.labels())));
     }
-    let shown = |attachment: &&AttachmentRef| attachment.name != LeftOut::ATTACHMENT;
+    let shown =
+        |attachment: &&AttachmentRef| attachment.name != LeftOut::ATTACHMENT && !attachment.is_moment();
     lines.extend(record.attachments.iter().filter(shown).map(|attachment| {
         ("beside it", format!("{}, {}", human::plain(&attachment.name), human::size(attachment.length_bytes)))
     }));

@@ -6,6 +6,7 @@ use std::io::{self, IsTerminal, Write};
 use serde::Serialize;
 
 use crate::errors::CommandError;
+use crate::human::plain_lines;
 
 /// How to print.
 #[derive(Clone, Copy, Debug)]
@@ -39,12 +40,12 @@ impl Output {
     pub(crate) fn json<T: Serialize>(&self, value: &T) -> anyhow::Result<()> {
         let text =
             if self.terminal { serde_json::to_string_pretty(value) } else { serde_json::to_string(value) };
-        Ok(print(&format!("{}\n", text?))?)
+        Ok(print(&format!("{}\n", escaped(text?)))?)
     }
 
     /// Prints one JSON document on one line, whoever reads it.
     pub(crate) fn json_line<T: Serialize>(&self, value: &T) -> anyhow::Result<()> {
-        Ok(print(&format!("{}\n", serde_json::to_string(value)?))?)
+        Ok(print(&format!("{}\n", escaped(serde_json::to_string(value)?)))?)
     }
 
     /// Prints text that ends its own lines.
@@ -56,20 +57,25 @@ impl Output {
     pub(crate) fn hint(&self, text: &str) {
         if !self.quiet && !self.json && self.terminal && io::stderr().is_terminal() {
             let text = if may_colour() { format!("\x1b[2m{text}\x1b[0m") } else { text.to_owned() };
-            eprintln!("{text}");
+            print_error(&text);
         }
     }
 
     /// Tells a person something beside the result, terminal or not.
     pub(crate) fn note(&self, text: &str) {
         if !self.quiet {
-            eprintln!("stillframe: {text}");
+            print_error(&format!("stillframe: {text}"));
         }
+    }
+
+    /// Tells an error that does not end the verb, asked to be quiet or not.
+    pub(crate) fn error(&self, text: &str) {
+        print_error(text);
     }
 
     /// Tells what must not be missed, however quiet it is to be.
     pub(crate) fn warning(&self, text: &str) {
-        eprintln!("stillframe: {text}");
+        print_error(&format!("stillframe: {text}"));
     }
 
     /// The text in the colour of its style, if there are colours.
@@ -95,6 +101,23 @@ impl Output {
     }
 }
 
+/// JSON in which every control character is escaped. Those that are none to JSON, as they set the direction of writing, stand in
+/// strings only, and mean the same there.
+fn escaped(json: String) -> String {
+    if !json.contains(|letter| letter != '\n' && stillframe::is_control(letter)) {
+        return json;
+    }
+    let mut text = String::with_capacity(json.len() + 64);
+    for letter in json.chars() {
+        match letter != '\n' && stillframe::is_control(letter) {
+            // All of them have four digits. Writing to a string cannot fail.
+            true => drop(write!(text, "\\u{:04x}", u32::from(letter))),
+            false => text.push(letter),
+        }
+    }
+    text
+}
+
 /// Colours are for terminals whose owner has not said no (<https://no-color.org>).
 fn may_colour() -> bool {
     std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty())
@@ -105,6 +128,11 @@ fn may_colour() -> bool {
 pub(crate) fn print(text: &str) -> Result<(), CommandError> {
     let mut out = io::stdout().lock();
     out.write_all(text.as_bytes()).and_then(|()| out.flush()).map_err(output_error)
+}
+
+/// Writes a line to standard error, control characters made harmless. Nobody can be told that this failed, and it must not end the program.
+pub(crate) fn print_error(line: &str) {
+    let _ = io::stderr().write_all(format!("{}\n", plain_lines(line)).as_bytes());
 }
 
 /// What it means that standard output could not be written.
@@ -204,6 +232,14 @@ mod tests {
             table(&PLAIN, &columns, &rows),
             "NAME       SIZE  LABELS\né          10 B\nlonger  1.5 KiB  a=b\n"
         );
+    }
+
+    #[test]
+    fn json_has_no_character_that_could_disturb_a_terminal() {
+        let value = "a\u{1b}\u{9b}\u{202e}\u{5d0}\n";
+        let text = escaped(serde_json::to_string_pretty(&[value]).unwrap());
+        assert_eq!(text, "[\n  \"a\\u001b\\u009b\\u202e\u{5d0}\\n\"\n]");
+        assert_eq!(serde_json::from_str::<Vec<String>>(&text).unwrap(), [value]);
     }
 
     #[test]

@@ -20,6 +20,7 @@ pub(crate) fn diff(context: &Context, arguments: &arguments::Diff) -> anyhow::Re
     #[derive(Serialize)]
     struct DiffObject {
         ranges: Vec<RangeObject>,
+        more_ranges: bool,
         differing_bytes: u64,
         differing_regions: u64,
     }
@@ -30,6 +31,7 @@ pub(crate) fn diff(context: &Context, arguments: &arguments::Diff) -> anyhow::Re
     if output.json {
         output.json(&DiffObject {
             ranges: diff.ranges.iter().map(RangeObject::from).collect(),
+            more_ranges: diff.more_ranges,
             differing_bytes: diff.differing_bytes,
             differing_regions: diff.differing_regions,
         })?;
@@ -56,8 +58,9 @@ pub(crate) fn diff(context: &Context, arguments: &arguments::Diff) -> anyhow::Re
     };
     let mut text = table(output, &columns, &diff.ranges.iter().map(row).collect::<Vec<_>>());
     text.push_str(&format!(
-        "\n{} in {} of {} differ\n",
+        "\n{} in {}{} of {} differ\n",
         human::size(diff.differing_bytes),
+        if diff.more_ranges { "more than " } else { "" },
         human::counted(diff.ranges.len() as u64, "range"),
         human::counted(diff.differing_regions, "region"),
     ));

@@ -35,12 +35,14 @@ pub(crate) fn into_process(
         paused_ms: f64,
         stopped: bool,
         left_shared: Vec<String>,
+        left_not_captured_bytes: u64,
     }
     let output = &context.output;
     let stats: RollBackStats = store
         .roll_back(id)?
         .leave_new_memory(leave.leave_new_memory)
         .leave_shared_memory(leave.leave_shared_memory)
+        .stop_timeout(leave.stopping.stop_timeout)
         .progress(progress(context, "rolling back"))
         .process(pid)?;
     let named = |mapping: &Mapping| format!("{} {}", mapping.range, human::plain(&mapping.name));
@@ -54,6 +56,7 @@ pub(crate) fn into_process(
             paused_ms: milliseconds(stats.paused),
             stopped: stats.is_stopped,
             left_shared,
+            left_not_captured_bytes: stats.left_not_captured_bytes,
         })?;
         return Ok(Exit::Done);
     }
@@ -82,6 +85,10 @@ pub(crate) fn into_process(
     // Whoever reads this, and however quiet it is to be: a part of the process is of another moment.
     for mapping in left_shared {
         output.warning(&format!("left as it is, although it differs, as it is shared: {mapping}"));
+    }
+    if stats.left_not_captured_bytes > 0 {
+        let left = human::size(stats.left_not_captured_bytes);
+        output.warning(&format!("left as it is, as the snapshot does not have it: {left} of memory"));
     }
     if stats.is_stopped {
         output.hint(&format!("it was stopped before and still is; to let it go on: kill -CONT {pid}"));

@@ -1,6 +1,9 @@
 //! `forget` and `gc`.
 
+use std::collections::HashSet;
+
 use jiff::SignedDuration;
+use jiff::tz::TimeZone;
 use serde::Serialize;
 use stillframe::{ForgetPlan, GcOptions, KeepPolicy, SnapshotId, Store};
 
@@ -18,6 +21,7 @@ pub(crate) fn forget(context: &Context, arguments: &arguments::Forget) -> anyhow
     struct ForgetObject {
         forgotten: Vec<String>,
         kept: Vec<String>,
+        future: Vec<String>,
         freeable_bytes: u64,
     }
     let output = &context.output;
@@ -36,7 +40,11 @@ pub(crate) fn forget(context: &Context, arguments: &arguments::Forget) -> anyhow
         Some(policy) => store.plan_forget(policy, arguments.process.as_deref())?,
         None => plan_for_names(&store, arguments)?,
     };
-    if policy.is_some() && plan.keep.is_empty() && !plan.forget.is_empty() && !arguments.allow_empty {
+    if policy.is_some()
+        && plan.keep.len() == plan.future.len()
+        && !plan.forget.is_empty()
+        && !arguments.allow_empty
+    {
         return Err(wrong_usage(format!(
             "this would keep none of {}; keep some, or add --allow-empty if that is what you want",
             human::counted(plan.forget.len() as u64, "snapshot")
@@ -48,7 +56,8 @@ pub(crate) fn forget(context: &Context, arguments: &arguments::Forget) -> anyhow
         store.forget(&plan.forget)?;
     }
     if output.json {
-        output.json(&ForgetObject { forgotten: ids(&plan.forget), kept: ids(&plan.keep), freeable_bytes })?;
+        let (forgotten, kept, future) = (ids(&plan.forget), ids(&plan.keep), ids(&plan.future));
+        output.json(&ForgetObject { forgotten, kept, future, freeable_bytes })?;
     } else if !output.quiet {
         print_plan(output, &plan, &rows, freeable_bytes, arguments.dry_run)?;
     }
@@ -66,28 +75,31 @@ fn keep_policy(arguments: &arguments::Forget) -> anyhow::Result<Option<KeepPolic
         monthly: arguments.keep_monthly,
         within: within.map_err(|_| wrong_usage("--keep-within is too long"))?,
         labels: arguments.keep_labels.clone(),
+        time_zone: if arguments.utc { TimeZone::UTC } else { TimeZone::system() },
     };
-    Ok((policy != KeepPolicy::default()).then_some(policy))
+    Ok((!policy.is_empty()).then_some(policy))
 }
 
 /// Forgets the snapshots that were named; all others are kept.
 fn plan_for_names(store: &Store, arguments: &arguments::Forget) -> anyhow::Result<ForgetPlan> {
     let mut forget: Vec<SnapshotId> = Vec::new();
+    let mut seen = HashSet::new();
     for name in &arguments.snapshots {
         let id = store.find(name)?;
         if let Some(process) = &arguments.process
-            && store.snapshot(id)?.record().process != *process
+            && store.snapshot(id)?.process() != process
         {
             return Err(wrong_usage(format!("{name} is not a snapshot of the process {process:?}")));
         }
-        if !forget.contains(&id) {
+        if seen.insert(id) {
             forget.push(id);
         }
     }
-    let considered = store.snapshots().into_iter().filter(|snapshot| {
-        arguments.process.as_ref().is_none_or(|process| snapshot.record().process == *process)
-    });
-    let keep = considered.map(|snapshot| snapshot.id()).filter(|id| !forget.contains(id)).collect();
+    let considered = store
+        .snapshots()
+        .into_iter()
+        .filter(|snapshot| arguments.process.as_ref().is_none_or(|process| snapshot.process() == process));
+    let keep = considered.map(|snapshot| snapshot.id()).filter(|id| !seen.contains(id)).collect();
     let mut plan = ForgetPlan::default();
     (plan.forget, plan.keep) = (forget, keep);
     Ok(plan)
@@ -129,6 +141,13 @@ fn print_plan(
         if dry_run { "would then give back" } else { "can now give back" },
         human::size(freeable_bytes),
     ));
+    if let [.., newest] = plan.future[..] {
+        text.push_str(&format!(
+            "left out {} in the future, such as {}: kept, and not counted; name what is to be forgotten of it\n",
+            human::counted(plan.future.len() as u64, "snapshot"),
+            human::short(newest),
+        ));
+    }
     output.text(&text)?;
     if !dry_run && freeable_bytes > 0 {
         output.hint("give the space back: stillframe gc");

@@ -13,6 +13,7 @@
 //! | … or lets be mapped | `p` | | | the rest |
 //! | a file that cannot be opened, or is asked of a server | `p` | | | the rest |
 //! | secret memory | | | | all |
+//! | the vDSO | `p` | the rest, from that of this program | | |
 //!
 //! Guards are left out everywhere. A mapping that the process may not read (`PROT_NONE`) is parted: what of it is in
 //! memory is captured, through `/proc/PID/mem`, which asks for no permission; the rest, which may be
@@ -60,7 +61,10 @@ pub(super) fn contents(
     for line in lines {
         let kind = line.mapping.kind;
         if kind == MappingKind::Kernel {
-            let content = Content::all_through_the_mapping(&line.mapping);
+            let content = match line.mapping.captured {
+                true => kernel_code(&line, &pages(&line, pagemap), backings),
+                false => Content::nothing(&line.mapping),
+            };
             found.push((line.mapping, content));
         } else if kind == MappingKind::Device || line.flags.is_device_memory {
             let content = Content::nothing(&line.mapping);
@@ -85,6 +89,24 @@ fn pages(line: &MapsLine, pagemap: Option<&File>) -> Pages {
     let range = range_of(line.mapping.range);
     let told = pagemap.and_then(|pagemap| pagemap::pages(pagemap, range.clone()).ok());
     told.unwrap_or_else(|| Pages { held: vec![range.clone()], own: vec![range], ..Pages::default() })
+}
+
+/// Of the vDSO, which is the same in all processes: what is not in memory is read from this program's own.
+fn kernel_code(line: &MapsLine, pages: &Pages, backings: &Backings<'_>) -> Content {
+    let whole = range_of(line.mapping.range);
+    let mut content = Content::nothing(&line.mapping);
+    match backings.own_vdso(line, pages) {
+        Some((file, first)) => {
+            content.populated = vec![whole];
+            content.through_mapping = pages.held.clone();
+            content.file = Some((file, first));
+        }
+        None => {
+            content.populated = pages.held.clone();
+            content.leave_out(&complement(&pages.held, whole), WhyLeftOut::Refused);
+        }
+    }
+    content
 }
 
 /// Of a mapping that may be read.
@@ -175,10 +197,6 @@ impl Content {
         }
     }
 
-    fn all_through_the_mapping(mapping: &Mapping) -> Content {
-        Content { populated: vec![range_of(mapping.range)], ..Content::nothing(mapping) }
-    }
-
     /// Leaves out what of these addresses is inside the mapping.
     fn leave_out(&mut self, ranges: &[Range<u64>], why: WhyLeftOut) {
         let inside = clipped(ranges, &self.range).into_iter();
@@ -249,4 +267,75 @@ fn whole_pages(ranges: &[Range<u64>]) -> Vec<Range<u64>> {
         .collect();
     merge(&mut pages);
     pages
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::source::maps;
+
+    const MIB: u64 = 1 << 20;
+
+    fn line(text: &str) -> MapsLine {
+        maps::parse_smaps(text.as_bytes()).unwrap().remove(0)
+    }
+
+    fn pages(held: &[Range<u64>], zeros: &[Range<u64>], guards: &[Range<u64>]) -> Pages {
+        Pages { held: held.to_vec(), own: held.to_vec(), zeros: zeros.to_vec(), guards: guards.to_vec() }
+    }
+
+    fn left_out(content: &Content) -> Vec<(u64, u64, WhyLeftOut)> {
+        content.left_out.iter().map(|it| (it.range.start(), it.range.end(), it.why)).collect()
+    }
+
+    #[test]
+    fn what_may_not_be_read_is_parted_where_there_is_nothing_for_long() {
+        let line = line("10000000-20000000 ---p 00000000 00:00 0");
+        let start = 0x1000_0000;
+        let held = [
+            start + MIB..start + MIB + 4096,
+            start + 2 * MIB..start + 2 * MIB + 4096,
+            start + 9 * MIB..start + 9 * MIB + 4096,
+        ];
+        let parts = parted(&line, &pages(&held, &[], &[]), &Backing::Nothing);
+        let found: Vec<_> = parts
+            .iter()
+            .map(|(mapping, content)| (mapping.range.start(), mapping.captured, content.populated.len()))
+            .collect();
+        let expected = [
+            (start, false, 0),
+            (start + MIB, true, 2),
+            (start + 2 * MIB + 4096, false, 0),
+            (start + 9 * MIB, true, 1),
+            (start + 9 * MIB + 4096, false, 0),
+        ];
+        assert_eq!(found, expected);
+        assert!(parts.windows(2).all(|pair| pair[0].0.range.end() == pair[1].0.range.start()));
+        assert_eq!(parted(&line, &Pages::default(), &Backing::Nothing).len(), 1);
+    }
+
+    #[test]
+    fn what_a_userfaultfd_fills_is_no_zeros_but_what_it_was_given_as_such() {
+        let plain = line("10000-20000 rw-p 00000000 00:00 0\nVmFlags: rd wr");
+        let filled = line("10000-20000 rw-p 00000000 00:00 0\nVmFlags: rd wr um");
+        let continued = line("10000-20000 rw-s 00000000 00:01 7 /memfd:x (deleted)\nVmFlags: rd wr ui");
+        let some = pages(&[0x11000..0x12000], &[0x12000..0x13000], &[0x1f000..0x20000]);
+        let of = |line: &MapsLine, backing| content(line, &some, &backing, line.mapping.range);
+        let guard = (0x1f000, 0x20000, WhyLeftOut::Guard);
+        assert_eq!(left_out(&of(&plain, Backing::Nothing)), [guard]);
+        let missing =
+            [(0x10000, 0x11000, WhyLeftOut::Userfault), (0x13000, 0x1f000, WhyLeftOut::Userfault), guard];
+        assert_eq!(left_out(&of(&filled, Backing::Nothing)), missing);
+        let closed = Backing::Unknown(WhyLeftOut::FileClosed);
+        assert_eq!(left_out(&of(&continued, closed.clone())), missing);
+        assert_eq!(of(&continued, closed).populated, some.held);
+        let closed = line("10000-20000 rw-s 00000000 00:01 7 /memfd:x (deleted)\nVmFlags: rd wr");
+        let of_closed = of(&closed, Backing::Unknown(WhyLeftOut::FileClosed));
+        assert_eq!(left_out(&of_closed)[0].2, WhyLeftOut::FileClosed);
+        let secret = of(&closed, Backing::Unknown(WhyLeftOut::Secret));
+        assert_eq!(
+            (left_out(&secret), secret.populated),
+            (vec![(0x10000, 0x20000, WhyLeftOut::Secret)], vec![])
+        );
+    }
 }

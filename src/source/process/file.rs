@@ -17,7 +17,7 @@ use std::fs::File;
 use std::ops::Range;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt};
 use std::sync::Arc;
 
 use memmap2::MmapOptions;
@@ -28,6 +28,7 @@ use crate::left_out::WhyLeftOut;
 use crate::source::holes::data_ranges;
 use crate::source::maps::{self, MapsLine};
 use crate::source::proc_directory::ProcDirectory;
+use crate::sys::pagemap::Pages;
 
 /// The kernel's number for files in memory: shared memory, memfd, /dev/shm.
 const TMPFS_MAGIC: rustix::fs::FsWord = 0x0102_1994;
@@ -78,11 +79,13 @@ impl OpenFile {
     }
 }
 
+/// A mapped file: device, number, name, and whether it may be written through the mapping.
+type FileKey = ((u32, u32), u64, Vec<u8>, bool);
+
 /// What is behind the mappings of one process.
 pub(super) struct Backings<'a> {
     process: &'a ProcDirectory,
-    /// By device, number, name, and whether it may be written through the mapping.
-    known: HashMap<((u32, u32), u64, Vec<u8>, bool), Backing>,
+    known: HashMap<FileKey, Backing>,
     /// Of the process, of this program.
     mounts: Option<(Mounts, Mounts)>,
     /// The file system of memfds and of shared memory without a name.
@@ -133,6 +136,23 @@ impl<'a> Backings<'a> {
         let backing = self.file(line);
         self.known.insert(key, backing.clone());
         backing
+    }
+
+    /// This program's vDSO, as a file and where in it, if it begins as that of the process does.
+    pub(super) fn own_vdso(&self, line: &MapsLine, pages: &Pages) -> Option<(Arc<OpenFile>, u64)> {
+        let start = line.mapping.range.start();
+        let page_bytes = rustix::param::page_size();
+        // Its first page is its ELF header and more, which the loader of programs reads.
+        pages.held.first().filter(|held| held.start == start)?;
+        let lines = maps::parse(&std::fs::read("/proc/self/maps").ok()?).ok()?;
+        let own = lines.into_iter().find(|own| own.mapping.name == line.mapping.name)?.mapping.range;
+        let file = File::open("/proc/self/mem").ok()?;
+        let (mut here, mut there) = (vec![0; page_bytes], vec![0; page_bytes]);
+        file.read_exact_at(&mut here, own.start()).ok()?;
+        self.process.open_file("mem").ok()?.read_exact_at(&mut there, start).ok()?;
+        let is_same = own.length_bytes() == line.mapping.range.length_bytes() && here == there;
+        let file = OpenFile { file, length_bytes: u64::MAX, file_system: FileSystem::Other };
+        is_same.then(|| (Arc::new(file), own.start()))
     }
 
     fn file(&mut self, line: &MapsLine) -> Backing {

@@ -22,20 +22,24 @@ use std::time::Duration;
 use content::contents;
 use file::Backings;
 pub(crate) use memory::ProcessMemory;
-pub(super) use refusal::refusal;
 use refusal::{find, process_error};
 
 use super::injection::{Call, Foothold, InjectionError};
 use super::maps::{self, MapsLine};
+use super::patience::{Patience, STOP_TIMEOUT};
 use super::proc_directory::ProcDirectory;
 use super::smaps::{self, MappingState};
-use super::stop::{Calls, StoppedProcess};
+use super::stop::StoppedProcess;
+use super::stuck::wait_while_stuck;
+use super::tracer::Calls;
 use super::{Attachment, CopyOut, Frozen, Memory, Source, SourceError, owner_attachment};
 use crate::address_space::AddressSpace;
 use crate::left_out::LeftOut;
+use crate::progress::Progress;
 use crate::record::Origin;
 use crate::run::Run;
-use crate::threads::{AUXV, Thread, Threads};
+use crate::sys::{cpu, mapped};
+use crate::threads::{AUXV, REGISTER_LAYOUT, Thread, Threads};
 use crate::track::{SoftDirty, TrackError, Tracker, Untracked};
 use crate::units::AddressRange;
 
@@ -52,6 +56,9 @@ use crate::units::AddressRange;
 ///
 /// The kernel allows it for processes of the same user, subject to
 /// `/proc/sys/kernel/yama/ptrace_scope`, or with the capability `CAP_SYS_PTRACE`.
+///
+/// Other processes that share its memory (`clone` with `CLONE_VM`) are stopped with it where the kernel tells of them (`kcmp`),
+/// and must not be refused to us. A process that is itself capturing is waited for until it is done.
 ///
 /// If it is a child of this program, wait for it between captures only: a stop shows to `waitpid` as
 /// that of a child, whatever the options, and `std::process::Child` takes it for an end.
@@ -80,13 +87,34 @@ use crate::units::AddressRange;
 #[derive(Clone, Debug)]
 pub struct ProcessSource {
     pid: u32,
+    stop_timeout: Duration,
     tracker: Result<Arc<SoftDirty>, Untracked>,
 }
 
 impl ProcessSource {
     /// The process with this pid. Nothing is done to it yet.
     pub fn new(pid: u32) -> Self {
-        ProcessSource { pid, tracker: Err(Untracked::NoTracker) }
+        ProcessSource { pid, stop_timeout: STOP_TIMEOUT, tracker: Err(Untracked::NoTracker) }
+    }
+
+    /// How long its threads may take to stop; one second if this is not called. Those that run need microseconds.
+    ///
+    /// One that waits in the kernel where nothing reaches it (for a disk, a file server, a child of `vfork`, in a frozen
+    /// cgroup) stops when that is over. The others are stopped after it where that can be known before, and none is
+    /// paused for longer than this: then all go on, and [`SourceError::DidNotStop`] says which thread did not stop.
+    pub fn stop_timeout(mut self, timeout: Duration) -> Self {
+        self.stop_timeout = timeout;
+        self
+    }
+
+    /// Whether there is such a process, and one that can be captured at all: no thread of another process or of the
+    /// kernel, and not this program. Nothing is done to it.
+    ///
+    /// # Errors
+    ///
+    /// [`SourceError::NoSuchProcess`], [`SourceError::Uncapturable`].
+    pub fn check(&self) -> Result<(), SourceError> {
+        find(self.pid).map(drop)
     }
 
     /// Lets the kernel note what the process writes, by soft-dirty marks: then only that is read.
@@ -118,14 +146,16 @@ impl ProcessSource {
 }
 
 impl ProcessSource {
-    /// Stops the process.
-    pub(crate) fn hold(&self) -> Result<FrozenProcess, SourceError> {
+    /// Stops the process, unless `progress` is cancelled before.
+    pub(crate) fn hold(&self, progress: &Progress) -> Result<FrozenProcess, SourceError> {
         let pid = self.pid;
         let process = Arc::new(find(pid)?);
+        // A thread that is stuck may hold up those that read its memory, the command line for one.
+        wait_while_stuck(&process, &Patience::new(self.stop_timeout, progress))?;
         // Whatever takes time and does not change is read before the process stands still.
         let origin = Origin::Process { pid, path: process.executable(), command: process.command_line() };
         let users = process.users();
-        let stopped = StoppedProcess::stop(&process)?;
+        let stopped = StoppedProcess::stop(&process, self.stop_timeout, progress)?;
 
         // The first thread may have ended before the others, and then has no memory any more.
         let Some(tid) = stopped.threads().threads.first().map(|thread| thread.tid) else {
@@ -161,7 +191,11 @@ impl ProcessSource {
 
 impl Source for ProcessSource {
     fn open(&self) -> Result<Box<dyn Frozen + '_>, SourceError> {
-        Ok(Box::new(self.hold()?))
+        self.open_unless_cancelled(&Progress::new())
+    }
+
+    fn open_unless_cancelled(&self, progress: &Progress) -> Result<Box<dyn Frozen + '_>, SourceError> {
+        Ok(Box::new(self.hold(progress)?))
     }
 
     fn tracker(&self) -> Result<Arc<dyn Tracker>, Untracked> {
@@ -232,6 +266,12 @@ impl FrozenProcess {
         })
     }
 
+    /// Whether other processes have pages of these mappings mapped, which are all that this one has of a file.
+    pub(crate) fn is_mapped_elsewhere(&self, ranges: &[Range<u64>]) -> io::Result<bool> {
+        let pagemap = self.process.open_file(&format!("task/{}/pagemap", self.memory.tid()))?;
+        mapped::is_mapped_elsewhere(&pagemap, ranges)
+    }
+
     /// The file that is mapped in all of a range. The kernel shows it only to those with `CAP_SYS_ADMIN` or
     /// `CAP_CHECKPOINT_RESTORE`.
     pub(crate) fn mapped_file(&self, range: AddressRange) -> io::Result<File> {
@@ -241,6 +281,11 @@ impl FrozenProcess {
     /// Its threads as they stand.
     pub(crate) fn threads(&self) -> Threads {
         self.stopped.borrow().threads().clone()
+    }
+
+    /// Other processes that share its memory without being threads of it. They are stopped, too.
+    pub(crate) fn sharers(&self) -> Vec<u32> {
+        self.stopped.borrow().sharers().to_vec()
     }
 
     /// Whether the process stood still before, by SIGSTOP say, and will when it is let go.
@@ -352,7 +397,10 @@ impl Frozen for FrozenProcess {
     }
 
     fn attachments(&self) -> Vec<Attachment> {
-        let threads = self.stopped.borrow().threads().to_attachment();
+        let stopped = self.stopped.borrow();
+        let threads = stopped.threads().to_attachment();
+        // Of this machine: a core may be written on another.
+        let layout = stopped.threads().extended_features().map(cpu::register_layout).unwrap_or_default();
         let run = self.run().to_attachment();
         let named = |name: &str, bytes| Attachment { name: name.to_owned(), bytes };
         // Integers and lists can always be encoded.
@@ -362,6 +410,7 @@ impl Frozen for FrozenProcess {
             .into_iter()
             .chain(run)
             .chain([named(AUXV, self.auxv.clone()), named(RSEQ_ATTACHMENT, self.rseq_attachment())])
+            .chain((!layout.is_empty()).then(|| named(REGISTER_LAYOUT, layout)))
             .chain(self.users.map(owner_attachment))
             .collect()
     }

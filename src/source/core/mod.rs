@@ -1,47 +1,57 @@
-//! An ELF core file as a source: of the kernel, of gdb's `gcore`, or of a restore.
+//! An ELF core file as a source: of the kernel, of gdb's `gcore`, of a virtual machine, or of a restore.
 //!
 //! ```text
 //! segment in the core      |##########|  the file has its bytes: a mapping, captured
 //!                          |####······|  the file has some of them: two mappings, the second not captured
 //!                          |··········|  the file has none: a mapping, not captured
+//!                          |####000000|  a note of a restore says that the rest is zeros: captured
 //! file in its notes        |aaa|bbbbbb|  cuts a segment where the file changes
 //!              |cccccc|                  no segment at all: a mapping, not captured
 //! ```
 //!
 //! Whoever writes a core leaves out what a debugger finds elsewhere, mostly the code of libraries. That is
-//! not zeros, and is not captured as such. What a hole in the file stands for is zeros.
+//! not zeros, and is not captured as such. What a hole in the file stands for is zeros. What a core that is cut short
+//! should have and has not is captured as unreadable.
+
+mod compressed;
+mod mappings;
+mod segments;
 
 use std::ops::Range;
 use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
-use super::maps::kind_of;
 use super::regular_file::RegularFile;
 use super::{Attachment, CopyOut, Frozen, Memory, Source, SourceError, owner_attachment};
-use crate::address_space::{AddressSpace, Mapping, MappingKind, Protection};
-use crate::elf::{self, FileHeader, MappedFile, Notes, Segment, SegmentCount};
+use crate::address_space::AddressSpace;
+use crate::elf::{MappedFile, Notes};
+use crate::progress::Progress;
 use crate::record::Origin;
 use crate::threads::{self, Threads};
+use crate::track::merge;
 use crate::units::AddressRange;
 
-/// The kernel allows a process 65,530 mappings unless it was told otherwise. A damaged count must not
-/// become an allocation.
-const MAX_SEGMENTS: u64 = 1 << 20;
+pub use compressed::Compression;
+use segments::{CutShort, Piece};
 
-/// Ten thousand threads with all registers of x86-64 there are, AMX included, have half of it.
-const MAX_NOTES_BYTES: u64 = 256 << 20;
+/// The name of a mapping whose addresses are those of a machine's memory.
+const PHYSICAL: &str = "[physical]";
 
-/// How many segment headers are read at once.
-const HEADERS_AT_ONCE: usize = 1024;
-
-/// An ELF core file of a 64-bit little-endian Linux program.
+/// An ELF core file of a 64-bit little-endian Linux program, or of a virtual machine.
 ///
 /// Its mappings are captured as far as the file has their bytes; the others are recorded as not captured.
-/// Names come from the notes; a core does not say which mapping is the heap, and whether one is shared.
+/// Names come from the notes; a core does not say which mapping is the heap, and whether one is shared. A dump of a virtual
+/// machine that has physical addresses only is captured by those, in mappings with the name `[physical]`.
 ///
 /// Attachments, as far as the core has notes of them: `threads` (see [`Threads`]) in the order of the core, the
-/// one that got the signal first, and `auxv`.
+/// one that got the signal first, `auxv`, and `xsave-layout`.
+///
+/// **Compressed** cores (zstd, gzip, frames of lz4) are decompressed first, into a file without a name in `$TMPDIR`, else
+/// `/var/tmp`, which has holes where the core is zeros. That ends with an error before a twentieth of that file
+/// system is all that is left, at the first bytes that are no core, and where the core ends by its headers. So a
+/// small file that claims to be large costs time and no more.
 ///
 /// ```no_run
 /// use stillframe::{CaptureOptions, CoreSource, Store};
@@ -52,260 +62,125 @@ const HEADERS_AT_ONCE: usize = 1024;
 #[derive(Clone, Debug)]
 pub struct CoreSource {
     path: PathBuf,
+    cut_short: CutShort,
+    progress: Progress,
 }
 
 impl CoreSource {
     /// The core at `path`. Nothing is opened yet.
     pub fn new(path: impl Into<PathBuf>) -> Self {
-        CoreSource { path: path.into() }
+        CoreSource { path: path.into(), cut_short: CutShort::Refuse, progress: Progress::default() }
+    }
+
+    /// Takes what a core has that is cut short (by a full disk, by `ulimit -c`), which is refused otherwise. What is
+    /// missing is recorded as unreadable.
+    pub fn partial(mut self, take_what_is_there: bool) -> Self {
+        self.cut_short = if take_what_is_there { CutShort::Take } else { CutShort::Refuse };
+        self
+    }
+
+    /// Watches the decompression.
+    pub fn progress(mut self, progress: Progress) -> Self {
+        self.progress = progress;
+        self
     }
 
     /// The path it was made with.
     pub fn path(&self) -> &Path {
         &self.path
     }
+
+    /// Opens it and reads its headers and notes; a compressed one is decompressed. What comes back is the source of any
+    /// number of captures.
+    ///
+    /// # Errors
+    ///
+    /// When it is no core, a damaged one or, unless that is [asked for](Self::partial), one that is cut short; when it
+    /// cannot be read or decompressed.
+    pub fn read(&self) -> Result<OpenCore, SourceError> {
+        let bad = |why| SourceError::NotACore { path: self.path.clone(), why };
+        let file = RegularFile::open(&self.path)?;
+        let (file, compression) = match compressed::decompressed(&file, self.cut_short, &self.progress)? {
+            Some((decompressed, compression)) => (decompressed, Some(compression)),
+            None => (file, None),
+        };
+        let header = segments::file_header(&file)?.map_err(bad)?;
+        let segments = segments::segments(&file, &header, self.cut_short)?.map_err(bad)?;
+        let mut notes = segments::notes(&file, header.machine, &segments, self.cut_short)?.map_err(bad)?;
+        let missing_bytes = segments.missing_bytes;
+        let is_physical = segments::has_physical_addresses(&segments.found);
+        if is_physical {
+            // They are about other addresses.
+            (notes.files, notes.auxv, notes.whole) = Default::default();
+        }
+        let (loaded, pieces) = segments::loaded(segments.found, is_physical, &notes.whole).map_err(bad)?;
+        let mut mappings = mappings::mappings(&loaded, &notes).map_err(bad)?;
+        if is_physical {
+            mappings.iter_mut().for_each(|mapping| PHYSICAL.clone_into(&mut mapping.name));
+        }
+        let space = AddressSpace::new(mappings)?;
+        let origin = origin(&file, &notes);
+        let attachments = attachments(&file, notes);
+        let content =
+            Content { file, space, pieces, origin, attachments, compression, missing_bytes, is_physical };
+        Ok(OpenCore(Arc::new(content)))
+    }
 }
 
 impl Source for CoreSource {
     fn open(&self) -> Result<Box<dyn Frozen + '_>, SourceError> {
-        let file = RegularFile::open(&self.path)?;
-        let bad = |why| SourceError::NotACore { path: self.path.clone(), why };
-        let header = file_header(&file)?.map_err(bad)?;
-        let segments = segments(&file, &header)?.map_err(bad)?;
-        let notes = notes(&file, header.machine, &segments)?.map_err(bad)?;
-        let loaded = loaded(segments).map_err(bad)?;
-        let (mappings, at_bytes): (Vec<_>, Vec<_>) =
-            mappings(&loaded, &notes).map_err(bad)?.into_iter().unzip();
-        let space = AddressSpace::new(mappings)?;
-        let origin = origin(&file, &notes);
-        let attachments = attachments(&file, notes);
-        Ok(Box::new(FrozenCore { file, space, at_bytes, origin, attachments }))
+        Ok(Box::new(FrozenCore(self.read()?.0)))
     }
 }
 
-/// The outer error is that the file cannot be read, the inner one that it is no core.
-type Parsed<T> = Result<Result<T, String>, SourceError>;
+/// A core whose headers are read. Made by [`CoreSource::read`].
+#[derive(Clone)]
+pub struct OpenCore(Arc<Content>);
 
-fn file_header(file: &RegularFile) -> Parsed<FileHeader> {
-    let mut bytes = [0; elf::FILE_HEADER_BYTES];
-    // A file that ends within the header may still be told from something else by how it begins.
-    let length_bytes = file.length_bytes().min(bytes.len() as u64);
-    let there = usize::try_from(length_bytes).unwrap_or(bytes.len());
-    file.read(0, &mut bytes[..there])?;
-    let header = FileHeader::read(&bytes);
-    Ok(if there < bytes.len() { header.and(Err(truncated(bytes.len() as u64, file))) } else { header })
+struct Content {
+    /// The core itself, or what it was decompressed to.
+    file: RegularFile,
+    space: AddressSpace,
+    /// Where the bytes are, by addresses: sorted and apart. What is captured and in no piece is zeros.
+    pieces: Vec<Piece>,
+    origin: Origin,
+    attachments: Vec<Attachment>,
+    compression: Option<Compression>,
+    missing_bytes: u64,
+    is_physical: bool,
 }
 
-/// The segments that are of any interest, none of which reaches beyond the end of the file.
-fn segments(file: &RegularFile, header: &FileHeader) -> Parsed<Vec<Segment>> {
-    let count = match header.segment_count {
-        SegmentCount::Here(count) => u64::from(count),
-        SegmentCount::InSection { at_bytes } => {
-            let mut section = [0; elf::SECTION_HEADER_BYTES];
-            if let Err(why) = check_is_there(at_bytes, section.len() as u64, file) {
-                return Ok(Err(why));
-            }
-            file.read(at_bytes, &mut section)?;
-            u64::from(elf::segment_count_of_section(&section))
-        }
-    };
-    if count > MAX_SEGMENTS {
-        return Ok(Err(format!("it says that it has {count} segments; at most {MAX_SEGMENTS} can be read")));
+impl OpenCore {
+    /// What it is compressed by.
+    pub fn compression(&self) -> Option<Compression> {
+        self.0.compression
     }
-    let each_bytes = elf::SEGMENT_HEADER_BYTES as u64;
-    if let Err(why) = check_is_there(header.segments_at_bytes, count * each_bytes, file) {
-        return Ok(Err(why));
-    }
-    let mut found = Vec::new();
-    let mut headers = vec![[0; elf::SEGMENT_HEADER_BYTES]; HEADERS_AT_ONCE];
-    let mut read = 0;
-    while read < count {
-        let part = usize::try_from(count - read).unwrap_or(usize::MAX).min(HEADERS_AT_ONCE);
-        let part = &mut headers[..part];
-        file.read(header.segments_at_bytes + read * each_bytes, part.as_flattened_mut())?;
-        read += part.len() as u64;
-        for segment in part.iter().map(Segment::read) {
-            let is_wanted = matches!(segment.kind, elf::LOAD | elf::NOTE) && segment.file_bytes > 0
-                || segment.kind == elf::LOAD && segment.memory_bytes > 0;
-            if !is_wanted {
-                continue;
-            }
-            if segment.file_bytes > 0
-                && let Err(why) = check_is_there(segment.at_bytes, segment.file_bytes, file)
-            {
-                return Ok(Err(why));
-            }
-            found.push(segment);
-        }
-    }
-    // Each has bytes of its own. Without this a small file could stand for any amount of memory.
-    let claimed_bytes: u128 = found.iter().map(|segment| u128::from(segment.file_bytes)).sum();
-    if claimed_bytes > u128::from(file.length_bytes()) {
-        return Ok(Err(format!(
-            "its segments have {claimed_bytes} bytes together, more than the {} of the file: it is damaged",
-            file.length_bytes()
-        )));
-    }
-    Ok(Ok(found))
-}
 
-fn check_is_there(at_bytes: u64, length_bytes: u64, file: &RegularFile) -> Result<(), String> {
-    match at_bytes.checked_add(length_bytes) {
-        Some(end_bytes) if end_bytes <= file.length_bytes() => Ok(()),
-        Some(end_bytes) => Err(truncated(end_bytes, file)),
-        None => Err(format!("it has a part at byte {at_bytes} of {length_bytes} bytes: it is damaged")),
+    /// How many bytes it lacks that it should have, as it is cut short.
+    pub fn missing_bytes(&self) -> u64 {
+        self.0.missing_bytes
+    }
+
+    /// Whether its addresses are those of a machine's memory.
+    pub fn has_physical_addresses(&self) -> bool {
+        self.0.is_physical
     }
 }
 
-fn truncated(end_bytes: u64, file: &RegularFile) -> String {
-    let found_bytes = file.length_bytes();
-    format!(
-        "it is cut short: it has {found_bytes} bytes and should have {end_bytes} or more; \
-         was it copied whole, was the disk full, or does `ulimit -c` limit cores?"
-    )
-}
-
-fn notes(file: &RegularFile, machine: u16, segments: &[Segment]) -> Parsed<Notes> {
-    let segments = || segments.iter().filter(|segment| segment.kind == elf::NOTE);
-    let total_bytes: u64 = segments().map(|segment| segment.file_bytes).sum();
-    if total_bytes > MAX_NOTES_BYTES {
-        return Ok(Err(format!(
-            "it has {total_bytes} bytes of notes; at most {MAX_NOTES_BYTES} can be read"
-        )));
-    }
-    let mut notes = Notes::default();
-    for segment in segments() {
-        let mut bytes = vec![0; usize::try_from(segment.file_bytes).unwrap_or(usize::MAX)];
-        file.read(segment.at_bytes, &mut bytes)?;
-        if let Err(why) = notes.read(machine, &bytes) {
-            return Ok(Err(why));
-        }
-    }
-    notes.files.sort_by_key(|file| file.start);
-    Ok(Ok(notes))
-}
-
-/// A range of addresses, and where in the file its bytes are, if they are.
-struct Loaded {
-    range: AddressRange,
-    protection: Protection,
-    at_bytes: Option<u64>,
-}
-
-/// The memory of the segments, in the order of the addresses and apart.
-fn loaded(segments: Vec<Segment>) -> Result<Vec<Loaded>, String> {
-    let mut loaded = Vec::new();
-    for Segment { flags, at_bytes, address, file_bytes, memory_bytes, .. } in
-        segments.into_iter().filter(|segment| segment.kind == elf::LOAD)
-    {
-        let damaged = || {
-            format!(
-                "it has a segment of {memory_bytes} bytes at {address:#x}, {file_bytes} of them in the file: \
-                 it is damaged"
-            )
-        };
-        let whole = AddressRange::with_length(address, memory_bytes).map_err(|_| damaged())?;
-        let protection = Protection {
-            read: flags & elf::READ != 0,
-            write: flags & elf::WRITE != 0,
-            execute: flags & elf::EXECUTE != 0,
-            shared: false,
-        };
-        if file_bytes > memory_bytes {
-            return Err(damaged());
-        }
-        let cut = address + file_bytes;
-        let parts = [(address, cut, Some(at_bytes)), (cut, whole.end(), None)];
-        loaded.extend(parts.into_iter().filter_map(|(start, end, at_bytes)| {
-            Some(Loaded { range: AddressRange::new(start, end).ok()?, protection, at_bytes })
-        }));
-    }
-    loaded.sort_by_key(|loaded| loaded.range);
-    match loaded.windows(2).find(|pair| pair[0].range.end() > pair[1].range.start()) {
-        Some(pair) => {
-            Err(format!("its segments {} and {} overlap: it is damaged", pair[0].range, pair[1].range))
-        }
-        None => Ok(loaded),
+impl std::fmt::Debug for OpenCore {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("OpenCore")
+            .field("path", &self.0.file.path())
+            .field("compression", &self.0.compression)
+            .field("missing_bytes", &self.0.missing_bytes)
+            .finish_non_exhaustive()
     }
 }
 
-/// The mappings in the order of their addresses, each with the place of its bytes in the file.
-fn mappings(loaded: &[Loaded], notes: &Notes) -> Result<Vec<(Mapping, u64)>, String> {
-    let files = &notes.files;
-    if let Some(pair) = files.windows(2).find(|pair| pair[0].end > pair[1].start) {
-        return Err(format!(
-            "its note about mapped files has two at {:#x}: it is damaged",
-            pair[1].start.max(pair[0].start)
-        ));
+impl Source for OpenCore {
+    fn open(&self) -> Result<Box<dyn Frozen + '_>, SourceError> {
+        Ok(Box::new(FrozenCore(self.0.clone())))
     }
-    let mut mappings = Vec::new();
-    // What lies before both `at` and the first of `rest` is done.
-    let mut rest = &files[..];
-    let mut at = 0;
-    for Loaded { range, protection, at_bytes } in loaded {
-        uncovered(&mut rest, at, range.start(), &mut mappings)?;
-        at = range.start();
-        while at < range.end() {
-            let file = rest.first().filter(|file| file.start <= at);
-            let cut = file.map(|file| file.end).or(rest.first().map(|file| file.start)).unwrap_or(u64::MAX);
-            let end = cut.min(range.end());
-            let mapping = mapping(at, end, *protection, at_bytes.is_some(), file, notes)?;
-            mappings.push((mapping, at_bytes.map_or(0, |at_bytes| at_bytes + (at - range.start()))));
-            at = end;
-            if file.is_some_and(|file| file.end <= at) {
-                rest = &rest[1..];
-            }
-        }
-    }
-    uncovered(&mut rest, at, u64::MAX, &mut mappings)?;
-    Ok(mappings)
-}
-
-/// Adds what the note about files has between `at` and `until`, where no segment is.
-fn uncovered(
-    rest: &mut &[MappedFile],
-    at: u64,
-    until: u64,
-    mappings: &mut Vec<(Mapping, u64)>,
-) -> Result<(), String> {
-    while let Some((file, after)) = rest.split_first().filter(|(file, _)| file.start < until) {
-        let (start, end) = (file.start.max(at), file.end.min(until));
-        if start < end || file.start >= file.end {
-            let none = &Notes::default();
-            mappings.push((mapping(start, end, Protection::default(), false, Some(file), none)?, 0));
-        }
-        if file.end > until {
-            break;
-        }
-        *rest = after;
-    }
-    Ok(())
-}
-
-fn mapping(
-    start: u64,
-    end: u64,
-    protection: Protection,
-    captured: bool,
-    file: Option<&MappedFile>,
-    notes: &Notes,
-) -> Result<Mapping, String> {
-    let range = AddressRange::new(start, end)
-        .map_err(|_| format!("its note about mapped files has {start:#x}..{end:#x}: it is damaged"))?;
-    let holds = |address: Option<u64>| address.is_some_and(|address| (start..end).contains(&address));
-    let (kind, name, file_offset_bytes) = match file {
-        Some(file) => {
-            let offset_bytes = file.offset_bytes.checked_add(start - file.start);
-            let offset_bytes = offset_bytes.ok_or_else(|| {
-                format!("its note about mapped files has one mapped beyond its end at {start:#x}")
-            })?;
-            (kind_of(&file.name), String::from_utf8_lossy(&file.name).into_owned(), offset_bytes)
-        }
-        None if holds(notes.vdso_address()) => (MappingKind::Kernel, "[vdso]".to_owned(), 0),
-        None if holds(notes.stack_address()) => (MappingKind::Stack, "[stack]".to_owned(), 0),
-        None => (MappingKind::Anonymous, String::new(), 0),
-    };
-    Ok(Mapping { range, protection, kind, name, file_offset_bytes, captured })
 }
 
 fn origin(file: &RegularFile, notes: &Notes) -> Origin {
@@ -331,41 +206,71 @@ fn attachments(file: &RegularFile, notes: Notes) -> Vec<Attachment> {
     let named = |(name, bytes): (&str, Option<Vec<u8>>)| {
         bytes.map(|bytes| Attachment { name: name.to_owned(), bytes })
     };
-    let named = [(Threads::ATTACHMENT, threads), (threads::AUXV, auxv)].into_iter().filter_map(named);
+    let layout = (!notes.register_layout.is_empty()).then_some(notes.register_layout);
+    let named = [(Threads::ATTACHMENT, threads), (threads::AUXV, auxv), (threads::REGISTER_LAYOUT, layout)]
+        .into_iter()
+        .filter_map(named);
     named.chain(owner).collect()
 }
 
-/// An open core.
-struct FrozenCore {
-    file: RegularFile,
-    space: AddressSpace,
-    /// Where in the file the bytes of each mapping are.
-    at_bytes: Vec<u64>,
-    origin: Origin,
-    attachments: Vec<Attachment>,
+impl Content {
+    /// The pieces of these addresses.
+    fn pieces_in(&self, addresses: Range<u64>) -> impl Iterator<Item = Piece> {
+        let first = self.pieces.partition_point(|piece| piece.addresses.end <= addresses.start);
+        let pieces =
+            self.pieces[first..].iter().take_while(move |piece| piece.addresses.start < addresses.end);
+        pieces.map(move |piece| {
+            let start = piece.addresses.start.max(addresses.start);
+            let at_bytes = piece.at_bytes + (start - piece.addresses.start);
+            Piece { addresses: start..piece.addresses.end.min(addresses.end), at_bytes }
+        })
+    }
+
+    /// How many bytes of a piece the file has: one that is cut short lacks some.
+    fn there_bytes(&self, piece: &Piece) -> u64 {
+        let length_bytes = piece.addresses.end - piece.addresses.start;
+        self.file.length_bytes().saturating_sub(piece.at_bytes).min(length_bytes)
+    }
 }
+
+/// A core during one capture.
+struct FrozenCore(Arc<Content>);
 
 impl Frozen for FrozenCore {
     fn address_space(&self) -> &AddressSpace {
-        &self.space
+        &self.0.space
     }
 
     fn origin(&self) -> Origin {
-        self.origin.clone()
+        self.0.origin.clone()
     }
 
     fn attachments(&self) -> Vec<Attachment> {
-        self.attachments.clone()
+        self.0.attachments.clone()
     }
 
     fn populated(&self, mapping_index: usize) -> Result<Vec<Range<u64>>, SourceError> {
-        let mapping = &self.space.mappings()[mapping_index];
+        let mapping = &self.0.space.mappings()[mapping_index];
         if !mapping.captured {
             return Ok(Vec::new());
         }
-        let start = self.at_bytes[mapping_index];
-        let found = self.file.data(start..start + mapping.range.length_bytes())?;
-        Ok(found.into_iter().map(|found| found.start - start..found.end - start).collect())
+        let start = mapping.range.start();
+        let mut found: Vec<Range<u64>> = Vec::new();
+        for piece in self.0.pieces_in(start..mapping.range.end()) {
+            let in_mapping = piece.addresses.start - start;
+            let there_bytes = self.0.there_bytes(&piece);
+            if there_bytes > 0 {
+                let data = self.0.file.data(piece.at_bytes..piece.at_bytes + there_bytes)?;
+                let to_mapping = |at_bytes: u64| in_mapping + (at_bytes - piece.at_bytes);
+                found.extend(data.into_iter().map(|data| to_mapping(data.start)..to_mapping(data.end)));
+            }
+            // What the file should have and has not is unreadable, which shows when it is copied.
+            if piece.addresses.start + there_bytes < piece.addresses.end {
+                found.push(in_mapping + there_bytes..piece.addresses.end - start);
+            }
+        }
+        merge(&mut found);
+        Ok(found)
     }
 
     fn memory(&self) -> Memory<'_> {
@@ -383,9 +288,20 @@ impl CopyOut for FrozenCore {
         mapping_index: usize,
         offset_bytes: u64,
         buffer: &mut [u8],
-        _unreadable: &mut Vec<AddressRange>,
+        unreadable: &mut Vec<AddressRange>,
     ) -> Result<(), SourceError> {
-        self.file.read(self.at_bytes[mapping_index].saturating_add(offset_bytes), buffer)
+        let start = self.0.space.mappings()[mapping_index].range.start() + offset_bytes;
+        // What is in no piece, or missing, is zeros here.
+        buffer.fill(0);
+        for piece in self.0.pieces_in(start..start.saturating_add(buffer.len() as u64)) {
+            let there_bytes = self.0.there_bytes(&piece);
+            let there = piece.addresses.start..piece.addresses.start + there_bytes;
+            // Inside the buffer.
+            let place = |address: u64| usize::try_from(address - start).unwrap_or(usize::MAX);
+            self.0.file.read(piece.at_bytes, &mut buffer[place(there.start)..place(there.end)])?;
+            unreadable.extend(AddressRange::new(there.end, piece.addresses.end));
+        }
+        Ok(())
     }
 }
 
@@ -394,6 +310,8 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::address_space::Mapping;
+    use crate::elf::{self, Segment};
     use crate::threads::{RegisterSet, Thread};
 
     /// A segment of memory: its first address, how many bytes it has, and those of them in the file.
@@ -409,6 +327,7 @@ mod tests {
                 flags: elf::READ,
                 at_bytes,
                 address,
+                physical_address: 0,
                 file_bytes: file_bytes as u64,
                 memory_bytes,
                 align_bytes: 1,
@@ -493,6 +412,7 @@ mod tests {
             ],
             command: "a b".to_owned(),
             name: b"a".to_vec(),
+            ..Notes::default()
         };
         let loads: &[Load<'_>] = &[
             (0x1000, 0x1000, &[1; 0x1000]),
@@ -612,7 +532,7 @@ mod tests {
                 files: vec![file(0x1000, 0x2000, 0, "/a"), file(0x3000, 0x4000, 0, "/b")],
                 auxv: vec![9; 64],
                 command: "a".to_owned(),
-                name: Vec::new(),
+                ..Notes::default()
             };
             let mut bytes = core(&[(0x1000, 0x400, &[1; 0x400]), (0x2000, 0x900, &[2; 0x400])], &notes);
             for (word, number) in words {

@@ -1,0 +1,58 @@
+//! Two programs of which each captures the other.
+//!
+//! If each stopped the other's threads, the one that copies among them, both would wait until they are killed. So a process that is
+//! capturing is not captured until it is done:
+//!
+//! ```text
+//!  A: its tracer has the name   ->  reads the names of B's threads  ->  none: stops B
+//!  B: its tracer has the name   ->  reads the names of A's threads  ->  A's tracer: lets A be
+//! ```
+//!
+//! Every tracer, the thread that stops others, has a name of its own from before it looks until all is let go. If two begin at
+//! the same moment, the one that takes its name last sees the other's, and at most one goes on. The same holds
+//! for a ring of any number of programs: who comes last sees that the next one is capturing. No file and no lock is needed,
+//! and nothing is left behind by a program that is killed. Names can be read across users and containers.
+
+use std::io;
+use std::sync::atomic::{Ordering, fence};
+
+use super::proc_directory::ProcDirectory;
+
+/// The name of every thread that stops others. It has 15 bytes, as many as the kernel keeps.
+pub(super) const TRACER_NAME: &str = "stillframe-stop";
+
+/// Why the process must not be stopped now: it is capturing, or it traces this program. To be called by a thread that
+/// has the name of a tracer already. While threads start and end so fast that not all of them can be seen, it looks
+/// again, until `is_over`.
+pub(super) fn conflict(process: &ProcDirectory, is_over: impl Fn() -> bool) -> io::Result<Option<String>> {
+    let threads = loop {
+        // Taking the name comes before reading the others', on every processor.
+        fence(Ordering::SeqCst);
+        let listed = process.thread_ids()?;
+        let mut named = Vec::with_capacity(listed.len());
+        for tid in listed {
+            if let Ok(name) = process.read(&format!("task/{tid}/comm")) {
+                if name.trim_ascii_end() == TRACER_NAME.as_bytes() {
+                    return Ok(Some(format!("it is capturing a process itself (by its thread {tid})")));
+                }
+                named.push(tid);
+            }
+        }
+        // The kernel leaves out threads when the one it stands at ends meanwhile; that one then has no name either.
+        if named.len() >= process.stat()?.thread_count {
+            break named;
+        }
+        if is_over() {
+            return Ok(Some("its threads start and end so fast that they cannot be listed".to_owned()));
+        }
+        std::thread::yield_now();
+    };
+    let own = ProcDirectory::open(std::process::id())?;
+    for tid in own.thread_ids()? {
+        let tracer = own.status_number(&format!("task/{tid}/status"), "TracerPid").unwrap_or(0);
+        if tracer != 0 && threads.contains(&tracer) {
+            return Ok(Some(format!("it traces this program (by its thread {tracer}), as a debugger does")));
+        }
+    }
+    Ok(None)
+}
