@@ -97,7 +97,9 @@ pub(crate) fn open(
         Some((index, _)) if rebuild || is_back => {
             for pack in &packs {
                 let indexed = index.watermarks().get(&pack.number).map_or(0, |it| it.end_bytes);
-                durable_bytes.insert(pack.number, indexed.max(index.durable_bytes(pack.number, pack.id)));
+                let known_bytes = indexed.max(index.durable_bytes(pack.number, pack.id));
+                let durable_bytes = durable_bytes.entry(pack.number).or_default();
+                *durable_bytes = known_bytes.max(*durable_bytes);
             }
             None
         }
@@ -121,9 +123,7 @@ pub(crate) fn open(
         &index,
         &mut catalog,
         access,
-        &durable_bytes,
-        last_appended(&packs, &unusable),
-        &lost,
+        &Known { durable_bytes, last_appended: last_appended(&packs, &unusable), lost: &lost },
         progress,
     )?;
     for it in &mut lost {
@@ -405,15 +405,22 @@ struct CaughtUp {
     damage_found: bool,
 }
 
+/// What is known of packs apart from the index.
+struct Known<'a> {
+    /// Up to where they were durable once: nothing of that is a torn tail.
+    durable_bytes: HashMap<u32, u64>,
+    /// The one that may have a torn tail.
+    last_appended: Option<u32>,
+    lost: &'a [Lost],
+}
+
 /// Scans what the index lacks of the packs.
 fn catch_up(
     packs: &[Arc<Pack>],
     index: &Index,
     catalog: &mut Catalog,
     access: Access,
-    durable_bytes: &HashMap<u32, u64>,
-    last_appended: Option<u32>,
-    lost: &[Lost],
+    known: &Known<'_>,
     progress: &Progress,
 ) -> Result<CaughtUp, StoreError> {
     let (watermarks, rebuilding) = (index.watermarks(), index.is_rebuilding());
@@ -432,16 +439,16 @@ fn catch_up(
     let mut other_deltas = Vec::new();
     for pack in packs {
         let indexed_bytes = first_bytes(pack);
-        let may_be_torn = last_appended == Some(pack.number);
+        let may_be_torn = known.last_appended == Some(pack.number);
         // What was cut short is not appended to, so that it can be put back.
-        let mut damaged = lost.iter().any(|lost| lost.pack.0 == pack.number);
+        let mut damaged = known.lost.iter().any(|lost| lost.pack.0 == pack.number);
         if pack.length_bytes() > indexed_bytes {
             // Whoever wrote it may have been killed before it was durable, and from here on it is relied on.
             if access == Access::Owner {
                 pack.sync()?;
             }
             // What was durable once is no torn tail.
-            let durable_bytes = durable_bytes.get(&pack.number).copied().unwrap_or(0);
+            let durable_bytes = known.durable_bytes.get(&pack.number).copied().unwrap_or(0);
             let durable_bytes = durable_bytes.max(index.durable_bytes(pack.number, pack.id));
             let torn_from = may_be_torn.then(|| indexed_bytes.max(durable_bytes));
             // What is found goes into the index in chunks, and is saved: not all at once in memory.
