@@ -48,9 +48,13 @@ pub struct ProcessSummary {
 }
 
 impl Store {
-    /// All snapshots, oldest first. Cost: about two microseconds each.
+    /// All snapshots, oldest first. Cost: about two microseconds each. None in a process that was forked from the one
+    /// that opened the store; the log says so.
     pub fn snapshots(&self) -> Vec<Snapshot<'_>> {
         let shared = &**self.shared();
+        if shared.is_elsewhere() {
+            return Vec::new();
+        }
         let mut snapshots: Vec<_> = {
             let catalog = shared.catalog();
             catalog.all_live().map(|(id, entry)| Snapshot::new(shared, *id, entry)).collect()
@@ -62,6 +66,9 @@ impl Store {
     /// The snapshots of one process, oldest first.
     pub(crate) fn snapshots_of(&self, process: &str) -> Vec<Snapshot<'_>> {
         let shared = &**self.shared();
+        if shared.is_elsewhere() {
+            return Vec::new();
+        }
         let catalog = shared.catalog();
         let snapshot = |id| Some(Snapshot::new(shared, id, catalog.live(&id)?));
         catalog.of_process(process).filter_map(snapshot).collect()
@@ -74,6 +81,7 @@ impl Store {
     /// [`StoreError::NoSuchSnapshot`].
     pub fn snapshot(&self, id: SnapshotId) -> Result<Snapshot<'_>, Error> {
         let shared = &**self.shared();
+        shared.check_process()?;
         let catalog = shared.catalog();
         let entry = catalog.live(&id).ok_or_else(|| StoreError::NoSuchSnapshot { text: id.to_string() })?;
         Ok(Snapshot::new(shared, id, entry))
@@ -81,6 +89,9 @@ impl Store {
 
     /// All processes that have snapshots, by name.
     pub fn processes(&self) -> Vec<ProcessSummary> {
+        if self.shared().is_elsewhere() {
+            return Vec::new();
+        }
         let catalog = self.shared().catalog();
         let summary = |process: &str| {
             let latest = catalog.of_process(process).next_back()?;
@@ -102,6 +113,7 @@ impl Store {
     /// [`StoreError::NoSuchSnapshot`], [`StoreError::AmbiguousPrefix`], and
     /// [`StoreError::BadSnapshotName`] for a text of none of these forms.
     pub fn find(&self, text: &str) -> Result<SnapshotId, Error> {
+        self.shared().check_process()?;
         let catalog = self.shared().catalog();
         let none = || StoreError::NoSuchSnapshot { text: text.to_owned() };
         if text == "latest" {
@@ -149,6 +161,7 @@ impl Store {
     ///
     /// [`StoreError::NoSuchSnapshot`], [`StoreError::BadLabel`], or that the store cannot be written.
     pub fn label(&self, id: SnapshotId, changes: &[(String, Option<String>)]) -> Result<Snapshot<'_>, Error> {
+        self.shared().check_writable()?;
         // Held over reading and writing, so that two calls do not undo one another.
         let _lane = self.shared().lane("\0labels");
         let mut labels = self.snapshot(id)?.labels.clone();

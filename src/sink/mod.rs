@@ -135,6 +135,17 @@ pub enum SinkError {
         /// The path given.
         path: PathBuf,
     },
+    /// What would be overwritten is no plain file, and what depends on it would be harmed.
+    #[error(
+        "{} is {found} and no plain file, so it is not replaced; choose another name, or remove it first",
+        path.display()
+    )]
+    NoPlainFile {
+        /// The path given.
+        path: PathBuf,
+        /// What is there.
+        found: &'static str,
+    },
     /// The file cannot be written.
     #[error("cannot {action} {}", path.display())]
     File {

@@ -2,8 +2,11 @@
 
 #[cfg_attr(not(feature = "fault-injection"), allow(dead_code, unreachable_pub))]
 pub(crate) mod call;
+pub(crate) mod dir;
 pub(crate) mod file;
+pub(crate) mod fork;
 pub(crate) mod heap;
+pub(crate) mod lesser;
 pub(crate) mod map;
 pub(crate) mod missing;
 pub(crate) mod pagemap;
