@@ -33,7 +33,7 @@ const FROM: u32 = 1;
 const TO: u32 = 3;
 
 fn packs(store: &Path) -> Result<Vec<(String, Vec<u8>)>> {
-    let packs = pack::list(&dir(&store.join(PACKS_DIR)))?;
+    let packs = pack::list(&Dir::open(&store.join(PACKS_DIR))?)?;
     let named = packs
         .into_iter()
         .map(|(_, name)| Ok((name.name().to_string_lossy().into_owned(), std::fs::read(name.path())?)));
