@@ -21,7 +21,7 @@ pub(crate) mod create;
 
 use crate::store::error::StoreError;
 use crate::store::format::{self, FORMAT_FILE};
-use crate::store::names::{INDEX_DIR, PACKS_DIR};
+use crate::store::names::{INDEX_DIR, MIGRATION_DIR, PACKS_DIR};
 use crate::sys::dir::{Dir, Name};
 use crate::sys::file;
 
@@ -37,7 +37,6 @@ pub(crate) struct Step {
 /// All steps there are. Format 1 is the first, so there is none yet.
 pub(crate) const STEPS: &[Step] = &[];
 
-const MIGRATION_DIR: &str = "migration";
 const OLD_PACKS_DIR: &str = "old-packs";
 
 /// Brings `store`, whose lock the caller holds, to the format `to`.

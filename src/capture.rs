@@ -55,8 +55,10 @@ pub struct CaptureOptions {
     /// what changed since is looked at, and where the memory began as that of another process.
     pub parent: Option<SnapshotId>,
     /// For the first snapshot of a process: the process whose newest snapshot is most like it, so that
-    /// what both have is compared and what differs a little is stored as a difference. By itself it
-    /// is the newest snapshot of the same executable or of a file of the same name.
+    /// what both have is compared and what differs a little is stored as a difference: then bytes of that process stay in
+    /// the store as long as this one's snapshots, also when its own are forgotten ([`GcOptions::erase`](crate::GcOptions)
+    /// parts them). If `None`, it is the newest snapshot of the same executable, or of a file of the same name, with the
+    /// same owner.
     pub like: Option<String>,
     /// How to encode what is new; the store's codec if `None`.
     pub codec: Option<Codec>,
@@ -330,10 +332,10 @@ impl Process<'_> {
         let has_parent = parent.is_some();
         let taken_over_zero_bytes =
             parent.as_ref().filter(|_| is_tracked).map_or(0, |parent| parent.record.zero_bytes);
-        let reference = parent.or(like).or_else(|| Reference::newest_like(&shared, &frozen.origin()));
+        let mut reference = parent.or(like);
         let mappings = reference.as_ref().map(|reference| reference.mappings_for(&space, is_tracked));
         let codec = options.codec.unwrap_or(shared.format.codec);
-        let ingest = Ingest::new(
+        let mut ingest = Ingest::new(
             (shared.clone(), guard, StoreAs { codec, deltas: options.deltas }),
             &space,
             &*frozen,
@@ -342,17 +344,30 @@ impl Process<'_> {
             changes,
             &options.progress,
         )?;
-        let staged = match frozen.memory() {
-            Memory::InPlace(_) | Memory::Shared(_) if !let_go => {
+        let mut attachments = frozen.attachments();
+        let origin = frozen.origin();
+        let works_directly = !let_go && matches!(frozen.memory(), Memory::InPlace(_) | Memory::Shared(_));
+        let find_like = |ingest: &mut Ingest, attachments: &[Attachment]| {
+            let like = Reference::newest_like(&shared, &origin, attachments)?;
+            ingest.compare_with(&like.mappings_for(&space, false));
+            Some(like)
+        };
+        // Where all is copied first, the source need not stand still while that is looked for and read.
+        if reference.is_none() && (works_directly || ingest.wanted_bytes() > options.staging_bytes as u64) {
+            reference = find_like(&mut ingest, &attachments);
+        }
+        let staged = match works_directly {
+            true => {
                 ingest.work_directly(&*frozen)?;
                 None
             }
-            _ => Some(ingest.stage(&*frozen, staging)?),
+            false => Some(ingest.stage(&*frozen, staging)?),
         };
-        let mut attachments = frozen.attachments();
-        let origin = frozen.origin();
         let paused = frozen.release();
         drop(frozen);
+        if reference.is_none() {
+            reference = find_like(&mut ingest, &attachments);
+        }
         attachments.extend(options.attachments.iter().cloned());
         Ok(Begun {
             shared,
@@ -451,6 +466,8 @@ impl Begun {
         let mut added_bytes = done.added_bytes;
         let put = Put { shared: &shared, guard: &guard, store_as: self.store_as };
         let mut reader = Reader::new(&shared, Check::Full);
+        let (root, root_bytes) = put.root(&mut reader, &done.root, reference)?;
+        added_bytes += root_bytes;
         let mut put = |kind, bytes: &[u8], like| -> Result<Hash, Error> {
             let hash = Hash::of(bytes);
             added_bytes += put.object(&mut reader, kind, hash, bytes, like)?;
@@ -458,10 +475,6 @@ impl Begun {
         };
         let like = reference.and_then(Reference::layout);
         let layout = put(Kind::Layout, &encode(Kind::Layout, &space)?, like)?;
-        let root = match done.tables.iter().all(Hash::is_zero) {
-            true => Hash::ZERO,
-            false => put(Kind::Root, &table::encode(&done.tables), reference.and_then(Reference::root))?,
-        };
         check_attachment_names(&self.attachments)?;
         let attachments = self
             .attachments

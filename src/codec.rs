@@ -5,6 +5,7 @@
 
 use std::cell::RefCell;
 use std::fmt;
+use std::io::{self, Read as _, Write as _};
 use std::str::FromStr;
 
 use lz4_flex::block::{CompressTable, compress_into_with_table, get_maximum_output_size};
@@ -81,6 +82,14 @@ const ZSTD_BLOCK_STORED_BYTES: usize = 4;
 /// Higher levels take much longer and make little less of memory.
 const ZSTD_LEVEL: i32 = 1;
 
+/// Objects from this size on, in bytes, are encoded and decoded by Zstandard a block at a time. They may be the roots of
+/// sparse processes, nearly all zeros: so no memory is touched where there are zeros, and none set aside for
+/// what they would take if they were anything else.
+pub(crate) const LARGE_BYTES: usize = 1 << 20;
+
+/// What is not touched of a large target where it has the right bytes already: a page.
+const UNTOUCHED_BYTES: usize = 4096;
+
 /// Appends the encoded form of `plain` to `out`, the smaller of the codec's and the raw one.
 pub(crate) fn encode(codec: Codec, plain: &[u8], out: &mut Vec<u8>) -> Encoding {
     SCRATCH.with_borrow_mut(|scratch| {
@@ -123,6 +132,9 @@ impl Scratch {
     }
 
     fn zstd(&mut self, plain: &[u8]) -> Option<usize> {
+        if plain.len() >= LARGE_BYTES {
+            return self.large_zstd(plain).ok();
+        }
         self.make_room(zstd::zstd_safe::compress_bound(plain.len()));
         if self.compressor.is_none() {
             let mut compressor = Compressor::new(ZSTD_LEVEL).ok()?;
@@ -133,7 +145,20 @@ impl Scratch {
         self.compressor.as_mut()?.compress_to_buffer(plain, &mut self.block[..]).ok()
     }
 
-    fn unzstd(&mut self, stored: &[u8], plain: &mut [u8]) -> std::io::Result<usize> {
+    fn large_zstd(&mut self, plain: &[u8]) -> io::Result<usize> {
+        let mut block = std::mem::take(&mut self.block);
+        block.clear();
+        let mut encoder = zstd::stream::Encoder::new(block, ZSTD_LEVEL)?;
+        encoder.include_contentsize(false)?;
+        encoder.write_all(plain)?;
+        self.block = encoder.finish()?;
+        Ok(self.block.len())
+    }
+
+    fn unzstd(&mut self, stored: &[u8], plain: &mut [u8]) -> io::Result<usize> {
+        if plain.len() >= LARGE_BYTES {
+            return large_unzstd(stored, plain);
+        }
         let decompressor = match &mut self.decompressor {
             Some(decompressor) => decompressor,
             none => none.insert(Decompressor::new()?),
@@ -145,6 +170,28 @@ impl Scratch {
         if self.block.len() < max_bytes {
             self.block.resize(max_bytes, 0);
         }
+    }
+}
+
+/// Decodes a frame into `plain`, of which only pages are written that have other bytes. Answers how many bytes it has;
+/// one too many where it has more than there is room for.
+fn large_unzstd(stored: &[u8], plain: &mut [u8]) -> io::Result<usize> {
+    let mut decoder = zstd::stream::Decoder::with_buffer(stored)?;
+    let mut buffer = vec![0; ZSTD_BLOCK_PLAIN_BYTES];
+    let mut at = 0;
+    loop {
+        let count = decoder.read(&mut buffer)?;
+        let Some(target) = plain.get_mut(at..at + count) else { return Ok(plain.len() + 1) };
+        if count == 0 {
+            return Ok(at);
+        }
+        for (target, bytes) in target.chunks_mut(UNTOUCHED_BYTES).zip(buffer.chunks(UNTOUCHED_BYTES)) {
+            let bytes = &bytes[..target.len()];
+            if target != bytes {
+                target.copy_from_slice(bytes);
+            }
+        }
+        at += count;
     }
 }
 

@@ -21,6 +21,7 @@ use crate::error::Error;
 use crate::hash::Hash;
 use crate::progress::{Meter, Progress};
 use crate::record::SnapshotId;
+use crate::root::Run;
 use crate::snapshot::Snapshot;
 use crate::store::object::Kind;
 use crate::store::read::{Check, Reader};
@@ -115,24 +116,16 @@ impl Store {
 struct Side<'a> {
     _snapshot: Snapshot<'a>,
     region_bytes: u64,
-    /// In the order of the addresses, and apart.
-    tables: Vec<Table>,
-}
-
-struct Table {
-    range: AddressRange,
-    hash: Hash,
-    regions: usize,
+    /// In the order of the addresses, and apart. Tables of zeros side by side are one.
+    tables: Vec<Run>,
 }
 
 impl<'a> Side<'a> {
     fn new(snapshot: Snapshot<'a>) -> Result<Side<'a>, Error> {
         let space = snapshot.address_space()?;
-        let table = |(hash, place): (Hash, crate::table::Place)| {
-            Ok(Table { range: place.addresses(&space)?, hash, regions: place.regions })
-        };
-        let tables = snapshot.tables(&space)?.into_iter().map(table).collect::<Result<_, Error>>()?;
-        Ok(Side { region_bytes: snapshot.record().region_size.bytes() as u64, tables, _snapshot: snapshot })
+        let (root, places) = snapshot.tables(&space)?;
+        let region_bytes = snapshot.record().region_size.bytes() as u64;
+        Ok(Side { region_bytes, tables: root.runs(&places), _snapshot: snapshot })
     }
 
     /// A part of a table that differs as a whole.
@@ -283,12 +276,13 @@ impl<'a> Looker<'a> {
     /// The region in which an address of a table lies.
     fn cell(&mut self, at: usize, address: u64) -> Result<Cell, Error> {
         let table = &self.side.tables[at];
-        if self.table.as_ref().is_none_or(|(seen, _)| *seen != at) {
+        if !table.hash.is_zero() && self.table.as_ref().is_none_or(|(seen, _)| *seen != at) {
             self.table = Some((at, self.tables.hashes(Kind::Table, &table.hash, table.regions)?));
         }
         let region = (address - table.range.start()) / self.side.region_bytes;
         let start = table.range.start() + region * self.side.region_bytes;
-        let hashes = self.table.as_ref().map_or(&[][..], |(_, hashes)| hashes);
+        let hashes =
+            self.table.as_ref().filter(|(seen, _)| *seen == at).map_or(&[][..], |(_, hashes)| hashes);
         let hash = usize::try_from(region).ok().and_then(|region| hashes.get(region));
         Ok(Cell {
             hash: hash.copied().unwrap_or(Hash::ZERO),

@@ -4,10 +4,12 @@
 //! bytes of memory for each region and object, beside what the index takes.
 
 use std::collections::{BTreeMap, HashSet, VecDeque};
+use std::path::PathBuf;
 use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 
 use crate::address_space::AddressSpace;
+use crate::erase;
 use crate::error::Error;
 use crate::hash::Hash;
 use crate::progress::{Meter, Progress};
@@ -24,7 +26,7 @@ use crate::store::read::{Check, Reader};
 use crate::store::tree::{IndexEntry, Tree};
 use crate::store::{Shared, Store, encode_tombstone};
 use crate::sys::file;
-use crate::table;
+use crate::table::Places;
 
 /// How to collect.
 #[derive(Clone, Debug)]
@@ -34,13 +36,16 @@ pub struct GcOptions {
     /// Packs are rewritten when more than this share of them is unused, in percent. Less means
     /// less space wasted and more copying.
     pub max_unused_percent: u8,
+    /// Leave nothing of what is forgotten: also not as the base of a delta of a live snapshot, in a part of a pack that
+    /// may be unused, or in the index. No capture runs meanwhile; one that is running is waited for.
+    pub erase: bool,
     /// Watches it.
     pub progress: Progress,
 }
 
 impl Default for GcOptions {
     fn default() -> Self {
-        GcOptions { dry_run: false, max_unused_percent: 10, progress: Progress::default() }
+        GcOptions { dry_run: false, max_unused_percent: 10, erase: false, progress: Progress::default() }
     }
 }
 
@@ -54,6 +59,9 @@ pub struct GcStats {
     pub dead_regions: u64,
     /// By how much the packs shrank.
     pub freed_bytes: u64,
+    /// With [`GcOptions::erase`]: how many bytes are gone that no live snapshot has. What was stored whole for that is
+    /// not taken off.
+    pub erased_bytes: u64,
     /// Packs that are gone and had nothing to keep.
     pub packs_removed: u64,
     /// Packs that are gone and of which something was copied.
@@ -74,6 +82,10 @@ impl Store {
     /// nothing, the error says how much must be free besides. If a table is damaged, or a whole pack with records
     /// in it, nobody can know what it needed, and nothing is collected. If the index lacks what a snapshot needs and no damage is
     /// known, it refuses as well: [`repair`](Store::repair) builds the index anew.
+    ///
+    /// With [`GcOptions::erase`] also [`StoreError::CannotErase`] where something is in the way (damage, files that were
+    /// set aside, a forgotten snapshot that is being read) and [`StoreError::DiskFull`] unless there is room for all
+    /// of it: nothing is changed then. [`StoreError::NotErased`] if something is left.
     pub fn gc(&self, options: &GcOptions) -> Result<GcStats, Error> {
         let started = Instant::now();
         let shared = &**self.shared();
@@ -88,15 +100,15 @@ impl Store {
         if !options.dry_run {
             shared.log.clear_away(Vec::new())?;
         }
-        let collecting = Collecting::begin(shared);
-        let mut stats = match options.dry_run {
-            true => collecting.plan(&HashSet::new(), options)?,
-            false => collecting.sweep(&*collecting.condemn(collecting.mark(&options.progress)?)?, options)?,
+        let mut stats = match options {
+            GcOptions { dry_run: true, .. } => Collecting::begin(shared).plan(&HashSet::new(), options)?,
+            GcOptions { erase: true, .. } => erase_all(shared, options)?,
+            _ => {
+                let stats = collect(shared, options)?;
+                shared.index().rewrite_if_bloated()?;
+                stats
+            }
         };
-        drop(collecting);
-        if !options.dry_run {
-            shared.index().rewrite_if_bloated()?;
-        }
         stats.elapsed = started.elapsed();
         Ok(stats)
     }
@@ -115,6 +127,50 @@ impl Store {
         Ok(Collecting::begin(shared).plan(&forgotten, &GcOptions::default())?.freed_bytes)
     }
 }
+
+/// Marks, drops and compacts.
+fn collect(shared: &Shared, options: &GcOptions) -> Result<GcStats, Error> {
+    let collecting = Collecting::begin(shared);
+    collecting.sweep(&*collecting.condemn(collecting.mark(&options.progress)?)?, options)
+}
+
+/// Collects so that nothing is left.
+fn erase_all(shared: &Shared, options: &GcOptions) -> Result<GcStats, Error> {
+    let _none_runs = shared.gate.hold_captures();
+    erase::check(shared)?;
+    let lifts = erase::plan(shared, &options.progress)?;
+    erase::check_room(shared, &lifts)?;
+    let lifted_bytes = erase::lift(shared, lifts, &options.progress)?;
+    let mut stats = GcStats::default();
+    for _ in 0..MAX_ROUNDS {
+        let round = collect(shared, options)?;
+        stats.live_regions = round.live_regions;
+        stats.dead_regions += round.dead_regions;
+        stats.erased_bytes += round.freed_bytes;
+        stats.packs_removed += round.packs_removed;
+        stats.packs_rewritten += round.packs_rewritten;
+        if round.packs_removed + round.packs_rewritten == 0 {
+            break;
+        }
+    }
+    stats.freed_bytes = stats.erased_bytes.saturating_sub(lifted_bytes);
+    erase::renew_index(shared)?;
+    match Collecting::begin(shared).first_left(options)? {
+        Some(path) => {
+            Err(StoreError::NotErased { path, why: "it is damaged; see `stillframe verify`" }.into())
+        }
+        None => Ok(stats),
+    }
+}
+
+/// The live snapshots.
+pub(crate) fn live_snapshots(shared: &Shared) -> Vec<(SnapshotId, Arc<Record>)> {
+    shared.catalog().all_live().map(|(id, entry)| (*id, entry.record.clone())).collect()
+}
+
+/// When the records of forgotten snapshots are gone, their tombstones can go: one round each, one that finds nothing, and
+/// one for labels that change meanwhile.
+const MAX_ROUNDS: usize = 4;
 
 /// Packs of less than this share of a full one are put together when there are many of them: after each gc that
 /// wrote one the next capture begins a pack.
@@ -146,8 +202,13 @@ impl<'a> Collecting<'a> {
 
     /// What collecting would do if these were forgotten.
     fn plan(&self, forgotten: &HashSet<SnapshotId>, options: &GcOptions) -> Result<GcStats, Error> {
-        let mut marking = Marking::begin(self.shared, &options.progress)?;
-        marking.mark_all(self.live().into_iter().filter(|(id, _)| !forgotten.contains(id)))?;
+        let lifts = options.erase.then(|| erase::plan(self.shared, &options.progress)).transpose()?;
+        let mut marking = match options.erase {
+            true => Marking::without_bases(self.shared, &options.progress)?,
+            false => Marking::begin(self.shared, &options.progress)?,
+        };
+        marking
+            .mark_all(live_snapshots(self.shared).into_iter().filter(|(id, _)| !forgotten.contains(id)))?;
         let Marking { regions, objects, .. } = marking;
         let condemned = Condemned { horizon: self.horizon, regions, objects };
         let (live_bytes, mut stats) = self.weigh(&condemned, forgotten)?;
@@ -159,18 +220,27 @@ impl<'a> Collecting<'a> {
             let count = if *live_bytes == 0 { &mut stats.packs_removed } else { &mut stats.packs_rewritten };
             *count += packs.len() as u64;
         }
+        if let Some(lifts) = lifts {
+            stats.erased_bytes = stats.freed_bytes + lifts.replaced_bytes();
+            stats.freed_bytes = stats.erased_bytes.saturating_sub(lifts.most_bytes());
+        }
         Ok(stats)
+    }
+
+    /// A pack in which there is anything that no live snapshot needs.
+    fn first_left(&self, options: &GcOptions) -> Result<Option<PathBuf>, Error> {
+        let Marking { regions, objects, .. } = self.mark(&options.progress)?;
+        let condemned = Condemned { horizon: self.horizon, regions, objects };
+        let (live_bytes, _) = self.weigh(&condemned, &HashSet::new())?;
+        let groups = self.groups(&live_bytes, &HashSet::new(), options)?;
+        Ok(groups.first().and_then(|(packs, _)| packs.first()).map(|pack| (&pack.name).into()))
     }
 
     /// Marks what the live snapshots need.
     fn mark(&self, progress: &'a Progress) -> Result<Marking<'a>, Error> {
         let mut marking = Marking::begin(self.shared, progress)?;
-        marking.mark_all(self.live())?;
+        marking.mark_all(live_snapshots(self.shared))?;
         Ok(marking)
-    }
-
-    fn live(&self) -> Vec<(SnapshotId, Arc<Record>)> {
-        self.shared.catalog().all_live().map(|(id, entry)| (*id, entry.record.clone())).collect()
     }
 
     /// Marks what is pinned besides, and publishes the rest as condemned.
@@ -223,7 +293,7 @@ impl<'a> Collecting<'a> {
                 Err(error) => return Err(error.into()),
             }
         }
-        crowded.end(self.shared, &stats)?;
+        crowded.end(self.shared, &stats, options)?;
         Ok(stats)
     }
 
@@ -296,13 +366,14 @@ impl<'a> Collecting<'a> {
             let more_bytes = if pack.number == self.horizon.pack { tombstones_bytes } else { 0 };
             let whole_bytes = pack.length_bytes() - pack.header_bytes() + more_bytes;
             let dead_bytes = whole_bytes.saturating_sub(live_bytes + more_bytes);
-            if dead_bytes * 100 > whole_bytes * u64::from(options.max_unused_percent) {
+            let most_percent = if options.erase { 0 } else { options.max_unused_percent };
+            if dead_bytes * 100 > whole_bytes * u64::from(most_percent) {
                 victims.push((live_bytes, pack));
-            } else if pack.length_bytes() < pack::seal_bytes() / SMALL {
+            } else if pack.length_bytes() < pack.seal_bytes() / SMALL {
                 small.push((live_bytes, pack));
             }
         }
-        if small.len() > MAX_SMALL {
+        if small.len() > MAX_SMALL && !options.erase {
             victims.append(&mut small);
         }
         victims.sort_by_key(|(live_bytes, pack)| (*live_bytes, pack.number));
@@ -311,7 +382,7 @@ impl<'a> Collecting<'a> {
             match groups.last_mut() {
                 Some((packs, group_bytes))
                     if (*group_bytes == 0) == (live_bytes == 0)
-                        && *group_bytes + live_bytes <= pack::seal_bytes() =>
+                        && *group_bytes + live_bytes <= pack.seal_bytes() =>
                 {
                     packs.push(pack);
                     *group_bytes += live_bytes;
@@ -382,10 +453,10 @@ impl Crowded<'_> {
     }
 
     /// An error if nothing could be freed, and a warning if not all.
-    fn end(self, shared: &Shared, stats: &GcStats) -> Result<(), StoreError> {
+    fn end(self, shared: &Shared, stats: &GcStats, options: &GcOptions) -> Result<(), StoreError> {
         let Some(StoreError::DiskFull { path, source, .. }) = self.why else { return Ok(()) };
         let live_bytes = |pack: &Arc<Pack>| self.live_bytes.get(&pack.number).copied().unwrap_or(0);
-        if stats.freed_bytes > 0 {
+        if stats.freed_bytes > 0 && !options.erase {
             let unused_bytes: u64 = self
                 .left
                 .iter()
@@ -440,7 +511,7 @@ impl Keep for KeepLive<'_> {
 }
 
 /// Marking under way.
-struct Marking<'a> {
+pub(crate) struct Marking<'a> {
     shared: &'a Shared,
     meter: Meter,
     regions: Marks,
@@ -457,19 +528,32 @@ impl<'a> Marking<'a> {
         shared.sync()?;
         shared.settle_all();
         let marks = |tree| Marks::with_bases(shared, shared.index(), tree);
-        let (regions, objects) = (marks(Tree::Regions)?, marks(Tree::Objects)?);
-        Ok(Marking {
-            shared,
-            meter: progress.begin(0),
-            regions,
-            objects,
-            marked: HashSet::new(),
-            walked: HashSet::new(),
-        })
+        Ok(Marking::with(shared, progress, (marks(Tree::Regions)?, marks(Tree::Objects)?)))
+    }
+
+    /// The same, where the bases of deltas are not marked with these.
+    pub(crate) fn without_bases(shared: &'a Shared, progress: &'a Progress) -> Result<Marking<'a>, Error> {
+        shared.sync()?;
+        shared.settle_all();
+        let marks = |tree| Marks::of(shared.index(), tree);
+        Ok(Marking::with(shared, progress, (marks(Tree::Regions)?, marks(Tree::Objects)?)))
+    }
+
+    fn with(shared: &'a Shared, progress: &'a Progress, (regions, objects): (Marks, Marks)) -> Marking<'a> {
+        let (meter, marked, walked) = (progress.begin(0), HashSet::new(), HashSet::new());
+        Marking { shared, meter, regions, objects, marked, walked }
+    }
+
+    /// The marks of one of the trees.
+    pub(crate) fn of(&self, tree: Tree) -> &Marks {
+        match tree {
+            Tree::Regions => &self.regions,
+            Tree::Objects => &self.objects,
+        }
     }
 
     /// Marks all that these snapshots need: distinct tables once.
-    fn mark_all(
+    pub(crate) fn mark_all(
         &mut self,
         snapshots: impl IntoIterator<Item = (SnapshotId, Arc<Record>)>,
     ) -> Result<(), Error> {
@@ -487,14 +571,14 @@ impl<'a> Marking<'a> {
                 continue;
             }
             let space: AddressSpace = reader.value(Kind::Layout, &record.layout)?;
-            let count = table::count(&space, record.region_size);
-            let root = reader.hashes(Kind::Root, &record.root, count)?;
-            for (table, place) in root.iter().zip(table::places(&space, record.region_size)) {
-                self.object(Kind::Table, table)?;
-                if table.is_zero() || !self.walked.insert((Kind::Table, *table)) {
+            let places = Places::new(&space, record.region_size);
+            let root = reader.root(&record.root, places.count())?;
+            for (table, place) in root.places(&places) {
+                self.object(Kind::Table, &table)?;
+                if !self.walked.insert((Kind::Table, table)) {
                     continue;
                 }
-                for hash in reader.hashes(Kind::Table, table, place.regions)? {
+                for hash in reader.hashes(Kind::Table, &table, place.regions)? {
                     if !hash.is_zero() {
                         let marked = self.regions.mark(&hash);
                         self.there(marked, Kind::Region, &hash)?;

@@ -19,7 +19,7 @@ use crate::store::Store;
 use crate::store::error::StoreError;
 use crate::store::object::Kind;
 use crate::store::read::{Check, Reader};
-use crate::table;
+use crate::table::Places;
 use crate::units::{AddressRange, UnitError};
 
 /// The longest range whose history can be asked for, in bytes: each change is held in memory.
@@ -155,7 +155,9 @@ impl RangePlace {
         let region_bytes = record.region_size.bytes();
         let mut next = range.start();
         let mut parts = Vec::new();
-        for (table, place) in table::places(space, record.region_size).enumerate() {
+        let places = Places::new(space, record.region_size);
+        for table in places.overlapping(range) {
+            let Some(place) = places.get(table) else { break };
             let addresses = place.addresses(space)?;
             let Some(shared) = addresses.intersection(range) else { continue };
             if shared.start() != next {
@@ -180,7 +182,7 @@ impl RangePlace {
             true => Ok(parts),
             false => Err(AddressRange::new(next, range.end())?),
         };
-        Ok(RangePlace { tables: table::count(space, record.region_size), parts })
+        Ok(RangePlace { tables: places.count(), parts })
     }
 }
 
@@ -198,11 +200,11 @@ impl History<'_> {
         {
             return Ok(false);
         }
-        let root = self.roots.hashes(Kind::Root, &record.root, place.tables)?;
+        let root = self.roots.root(&record.root, place.tables)?;
         let mut tables = HashMap::new();
         let mut regions = Vec::with_capacity(parts.len());
         for part in parts {
-            let table = root[part.table];
+            let table = root.get(part.table);
             let hashes = match tables.entry(table) {
                 std::collections::hash_map::Entry::Occupied(entry) => entry.into_mut(),
                 std::collections::hash_map::Entry::Vacant(entry) => {

@@ -75,6 +75,7 @@ mod codec;
 mod delta;
 mod diff;
 mod elf;
+mod erase;
 mod error;
 mod forget;
 #[cfg(feature = "fuzzing")]
@@ -97,6 +98,8 @@ mod repair;
 mod reservation;
 mod restore;
 mod rollback;
+mod root;
+mod run;
 mod sink;
 mod snapshot;
 mod source;
@@ -139,7 +142,7 @@ mod workers;
 /// ```
 #[cfg(feature = "fault-injection")]
 pub mod fault_injection {
-    pub use crate::store::pack::set_seal_bytes;
+    pub use crate::store::pack::{Sealing, seal_packs_at};
     pub use crate::sys::call::{Call, Watching, Witness, watch};
 }
 

@@ -19,7 +19,7 @@ pub(crate) const CHANGED_PIECE_BYTES: usize = 8 << 20;
 /// Some regions of one table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Piece {
-    /// Which table, in the order of the root.
+    /// Which of the tables that are worked on.
     pub(crate) table: usize,
     /// Which mapping it is in.
     pub(crate) mapping_index: usize,

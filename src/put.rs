@@ -1,8 +1,11 @@
 //! Put: an object goes into the store, unless the store has it.
 
-use crate::codec::Codec;
+use crate::codec::{self, Codec};
 use crate::delta::Base;
 use crate::hash::Hash;
+use crate::reference::Reference;
+use crate::region;
+use crate::root::Root;
 use crate::store::error::StoreError;
 use crate::store::gate::CaptureGuard;
 use crate::store::log::Batch;
@@ -50,6 +53,33 @@ impl Put<'_> {
         Ok(self.shared.append(&mut batch)?.bytes)
     }
 
+    /// Appends a root unless the store has it. Returns its hash and how many bytes that took.
+    ///
+    /// One that is equal to the reference's is not even encoded. Of a sparse process a root has tens of megabytes, nearly
+    /// all of them zeros, for which LZ4 takes a byte for every 255; Zstandard next to nothing.
+    pub(crate) fn root(
+        &self,
+        reader: &mut Reader<'_>,
+        root: &Root,
+        reference: Option<&Reference>,
+    ) -> Result<(Hash, u64), StoreError> {
+        if root.is_zero() {
+            return Ok((Hash::ZERO, 0));
+        }
+        let like = reference.and_then(Reference::root);
+        let same = like.filter(|_| reference.and_then(Reference::content).is_some_and(|it| it.1 == root));
+        if let Some(hash) = same
+            && self.known(reader, Tree::of(Kind::Root), &[hash])?[0]
+        {
+            return Ok((hash, 0));
+        }
+        let bytes = root.encode();
+        let hash = Hash::of(&bytes);
+        let codec = codec_for(self.store_as.codec, &bytes);
+        let put = Put { store_as: StoreAs { codec, ..self.store_as }, ..*self };
+        Ok((hash, put.object(reader, Kind::Root, hash, &bytes, like)?))
+    }
+
     /// Pins the hashes and says which of them the store has.
     pub(crate) fn known(
         &self,
@@ -73,6 +103,16 @@ impl Put<'_> {
             hashes.iter().map(is_known).collect()
         })
     }
+}
+
+/// How to encode an object: as is wanted, unless it is large and mostly zeros.
+pub(crate) fn codec_for(wanted: Codec, plain: &[u8]) -> Codec {
+    const PAGE_BYTES: usize = 4096;
+    let is_sparse = || {
+        let pages = plain.chunks(PAGE_BYTES);
+        4 * pages.filter(|page| !region::is_zero(page)).count() < plain.len() / PAGE_BYTES
+    };
+    if plain.len() >= codec::LARGE_BYTES && is_sparse() { Codec::Zstd } else { wanted }
 }
 
 /// What an object that replaces `like` may be stored as a difference from, if that can be read. Its

@@ -11,6 +11,8 @@ use std::sync::Arc;
 use crate::address_space::{AddressSpace, Mapping, MappingKind, Protection};
 use crate::hash::Hash;
 use crate::record::{Origin, Record, SnapshotId};
+use crate::root::{Root, RootPart};
+use crate::source::{Attachment, OWNER_ATTACHMENT};
 use crate::store::Shared;
 use crate::store::error::StoreError;
 use crate::store::gate::SnapshotGuard;
@@ -24,7 +26,7 @@ pub(crate) struct Reference {
     pub(crate) id: SnapshotId,
     pub(crate) record: Arc<Record>,
     /// Its mappings and the hashes of their tables, if they can be read and compared.
-    content: Option<(AddressSpace, Vec<Hash>)>,
+    content: Option<(AddressSpace, Root)>,
     _pin: SnapshotGuard,
 }
 
@@ -32,7 +34,7 @@ pub(crate) struct Reference {
 #[derive(Clone, Copy, Default)]
 pub(crate) struct ReferenceMapping<'a> {
     /// The hashes of its tables.
-    pub(crate) tables: &'a [Hash],
+    pub(crate) tables: RootPart<'a>,
     pub(crate) length_bytes: u64,
 }
 
@@ -48,11 +50,26 @@ impl Reference {
         }
     }
 
-    /// The newest snapshot whose memory came from the same executable or from a file of the same name.
-    pub(crate) fn newest_like(shared: &Shared, origin: &Origin) -> Option<Reference> {
+    /// The newest snapshot whose memory came from the same executable or from a file of the same name, and has the same
+    /// owner: what one user forgets must not stay as the base of what is another's.
+    pub(crate) fn newest_like(
+        shared: &Shared,
+        origin: &Origin,
+        attachments: &[Attachment],
+    ) -> Option<Reference> {
+        let owner = attachments.iter().find(|it| it.name == OWNER_ATTACHMENT).map(|it| Hash::of(&it.bytes));
+        if owner.is_none() && matches!(origin, Origin::Core { .. }) {
+            return None;
+        }
+        let has_same_owner = |record: &Record| {
+            let theirs = record.attachments.iter().find(|it| it.name == OWNER_ATTACHMENT);
+            theirs.map(|it| it.hash) == owner
+        };
         let like = {
             let catalog = shared.catalog();
-            let like = catalog.all_live().filter(|(_, entry)| are_alike(&entry.record.origin, origin));
+            let like = catalog.all_live().filter(|(_, entry)| {
+                are_alike(&entry.record.origin, origin) && has_same_owner(&entry.record)
+            });
             like.max_by_key(|(_, entry)| entry.record.time).map(|(id, _)| *id)
         };
         Reference::of(shared, like?).ok()
@@ -71,20 +88,20 @@ impl Reference {
         Ok(Reference { id, record, content, _pin: pin })
     }
 
-    fn read(shared: &Shared, record: &Record) -> Result<Option<(AddressSpace, Vec<Hash>)>, StoreError> {
+    fn read(shared: &Shared, record: &Record) -> Result<Option<(AddressSpace, Root)>, StoreError> {
         if record.region_size != shared.format.region_size || shared.damage_known() {
             return Ok(None);
         }
         let mut reader = Reader::new(shared, Check::Full);
         let space: AddressSpace = reader.value(Kind::Layout, &record.layout)?;
         let tables = table::count(&space, record.region_size);
-        let root = reader.hashes(Kind::Root, &record.root, tables)?;
+        let root = reader.root(&record.root, tables)?;
         Ok(Some((space, root)))
     }
 
     /// Its mappings and the hashes of their tables, if they can be read and compared.
-    pub(crate) fn content(&self) -> Option<(&AddressSpace, &[Hash])> {
-        self.content.as_ref().map(|(space, tables)| (space, &tables[..]))
+    pub(crate) fn content(&self) -> Option<(&AddressSpace, &Root)> {
+        self.content.as_ref().map(|(space, root)| (space, root))
     }
 
     /// For each mapping of `space` the reference's mapping in its place.
@@ -123,17 +140,16 @@ impl Reference {
 
     /// Its captured mappings, if they can be read and compared.
     fn mappings(&self) -> impl Iterator<Item = (&Mapping, ReferenceMapping<'_>)> {
-        let (space, mut rest) = match &self.content {
-            Some((space, root)) => (Some(space), &root[..]),
-            None => (None, &[][..]),
-        };
-        space.into_iter().flat_map(AddressSpace::captured).map(move |(_, mapping)| {
-            let length_bytes = mapping.range.length_bytes();
-            let count = table::count_in(length_bytes, self.record.region_size);
-            let (tables, after) = rest.split_at(count.min(rest.len()));
-            rest = after;
-            (mapping, ReferenceMapping { tables, length_bytes })
-        })
+        let mut first = 0usize;
+        self.content.iter().flat_map(|(space, root)| space.captured().map(move |(_, it)| (it, root))).map(
+            move |(mapping, root)| {
+                let length_bytes = mapping.range.length_bytes();
+                let end = first.saturating_add(table::count_in(length_bytes, self.record.region_size));
+                let tables = root.part(first..end);
+                first = end;
+                (mapping, ReferenceMapping { tables, length_bytes })
+            },
+        )
     }
 
     /// An error unless what is known to have changed since this snapshot is all that can differ from it.

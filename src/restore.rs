@@ -14,6 +14,7 @@ use crate::error::Error;
 use crate::hash::Hash;
 use crate::progress::{Meter, Progress};
 use crate::record::{Origin, Record, SnapshotId};
+use crate::root::Root;
 use crate::sink::core::Head;
 use crate::sink::{SinkError, SparseFile};
 use crate::store::error::StoreError;
@@ -22,12 +23,15 @@ use crate::store::object::Kind;
 use crate::store::read::{Check, Reader};
 use crate::store::{Shared, Store};
 use crate::sys::map;
-use crate::table::{self, Place};
+use crate::table::{self, Place, Places};
 use crate::threads::{self, Threads};
 use crate::workers;
 
 /// What is decoded before it is written to a file: little enough to stay in the cache.
 const WRITE_BYTES: usize = 256 << 10;
+
+/// So much is cleared at a time.
+const CLEAR_BYTES: usize = 8 << 20;
 
 /// A snapshot about to be restored.
 ///
@@ -39,7 +43,7 @@ pub struct Restore<'a> {
     pub(crate) id: SnapshotId,
     pub(crate) record: Arc<Record>,
     pub(crate) space: AddressSpace,
-    pub(crate) tables: Vec<Hash>,
+    pub(crate) root: Root,
     pub(crate) check: Check,
     pub(crate) progress: Progress,
     pub(crate) pin: SnapshotGuard,
@@ -81,9 +85,9 @@ impl Store {
         let mut reader = Reader::new(shared, Check::Full);
         let space: AddressSpace = reader.value(Kind::Layout, &record.layout)?;
         let count = table::count(&space, record.region_size);
-        let tables = reader.hashes(Kind::Root, &record.root, count)?;
+        let root = reader.root(&record.root, count)?;
         let (check, progress) = (Check::default(), Progress::default());
-        Ok(Restore { shared, id, record, space, tables, check, progress, pin })
+        Ok(Restore { shared, id, record, space, root, check, progress, pin })
     }
 }
 
@@ -219,7 +223,9 @@ impl Restore<'_> {
         &self,
         write_at: impl Fn(&[u8], u64) -> Result<(), Error> + Sync,
     ) -> Result<u64, Error> {
-        let meter = self.progress.begin(self.image_bytes());
+        let places = Places::new(&self.space, self.record.region_size);
+        let work: Vec<(Hash, Place)> = self.root.places(&places).collect();
+        let meter = self.progress.begin(work.iter().map(|(_, place)| place.length_bytes as u64).sum());
         let region_bytes = self.record.region_size.bytes();
         let written_bytes = AtomicU64::new(0);
         let start = || (Reader::new(self.shared, self.check), vec![0; WRITE_BYTES.max(region_bytes)]);
@@ -243,26 +249,40 @@ impl Restore<'_> {
             }
             meter.advance(place.length_bytes as u64)
         };
-        let work = self.work().into_iter().filter(|(hash, _)| !hash.is_zero()).collect();
         workers::for_each(work, start, write)?;
         Ok(written_bytes.into_inner())
     }
 
-    fn work(&self) -> Vec<(Hash, Place)> {
-        self.tables.iter().copied().zip(table::places(&self.space, self.record.region_size)).collect()
-    }
-
     /// Decodes everything into `target`, whose length is that of the image. Without `clear_zeros` it is zeros already.
     pub(crate) fn fill(&self, target: &mut [u8], clear_zeros: bool) -> Result<(), Error> {
-        let meter = self.progress.begin(target.len() as u64);
+        let places = Places::new(&self.space, self.record.region_size);
         let mut rest = target;
+        let mut rest_bytes = 0;
         let mut work = Vec::new();
-        for (hash, place) in self.work() {
-            let (part, after) = rest.split_at_mut(place.length_bytes);
-            rest = after;
-            if clear_zeros || !hash.is_zero() {
-                work.push((hash, place.regions, part));
-            }
+        let mut zeros: Vec<&mut [u8]> = Vec::new();
+        for (hash, place) in self.root.places(&places) {
+            let gap_bytes = usize::try_from(place.image_bytes - rest_bytes).unwrap_or(usize::MAX);
+            let (gap, after) = rest.split_at_mut(gap_bytes);
+            let (part, after) = after.split_at_mut(place.length_bytes);
+            zeros.push(gap);
+            work.push((hash, place.regions, part));
+            (rest, rest_bytes) = (after, place.image_bytes + place.length_bytes as u64);
+        }
+        zeros.push(rest);
+        let length = |target: &[u8]| target.len() as u64;
+        let cleared_bytes = zeros.iter().map(|gap| if clear_zeros { length(gap) } else { 0 }).sum::<u64>();
+        let meter =
+            self.progress.begin(cleared_bytes + work.iter().map(|(_, _, part)| length(part)).sum::<u64>());
+        if clear_zeros {
+            let parts = zeros.into_iter().flat_map(|gap| gap.chunks_mut(CLEAR_BYTES)).collect();
+            workers::for_each(
+                parts,
+                || (),
+                |(), part: &mut [u8]| {
+                    part.fill(0);
+                    meter.advance(length(part))
+                },
+            )?;
         }
         let start = || Reader::new(self.shared, self.check);
         workers::for_each(work, start, |reader, (hash, regions, part)| {

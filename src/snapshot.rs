@@ -11,6 +11,7 @@ use crate::capture::check_labels;
 use crate::error::Error;
 use crate::hash::Hash;
 use crate::record::{Record, SnapshotId};
+use crate::root::Root;
 use crate::sink::SinkError;
 use crate::store::catalog::{Entry, Labels};
 use crate::store::error::StoreError;
@@ -18,7 +19,7 @@ use crate::store::gate::SnapshotGuard;
 use crate::store::object::Kind;
 use crate::store::read::{Check, Reader};
 use crate::store::{Shared, Store};
-use crate::table::{self, Place};
+use crate::table::{Place, Places};
 use crate::units::AddressRange;
 
 /// The shortest prefix that names a snapshot, in hex digits.
@@ -213,7 +214,7 @@ impl<'a> Snapshot<'a> {
     }
 
     /// Every region of it in the order of the addresses: its address range, and its hash, which is
-    /// [`Hash::ZERO`] for a region of zeros. Reads all tables, one after the other.
+    /// [`Hash::ZERO`] for a region of zeros. Reads all tables, one after the other, as the iterator gets to them.
     ///
     /// # Errors
     ///
@@ -222,7 +223,9 @@ impl<'a> Snapshot<'a> {
         let space = self.address_space()?;
         let region_bytes = self.record.region_size.bytes() as u64;
         let mut reader = Reader::new(self.shared, Check::Full);
-        Ok(self.tables(&space)?.into_iter().flat_map(move |(table, place)| {
+        let (root, places) = self.tables(&space)?;
+        let tables = (0..places.count()).filter_map(move |at| Some((root.get(at), places.get(at)?)));
+        Ok(tables.flat_map(move |(table, place)| {
             let mapping = space.mappings()[place.mapping_index].range;
             let first = mapping.start() + place.offset_bytes;
             let regions: Vec<_> = match reader.hashes(Kind::Table, &table, place.regions) {
@@ -241,11 +244,11 @@ impl<'a> Snapshot<'a> {
         }))
     }
 
-    /// The tables of it, whose layout is `space`.
-    pub(crate) fn tables(&self, space: &AddressSpace) -> Result<Vec<(Hash, Place)>, Error> {
-        let count = table::count(space, self.record.region_size);
-        let root = Reader::new(self.shared, Check::Full).hashes(Kind::Root, &self.record.root, count)?;
-        Ok(root.into_iter().zip(table::places(space, self.record.region_size)).collect())
+    /// Its tables, and where those of its layout `space` are.
+    pub(crate) fn tables(&self, space: &AddressSpace) -> Result<(Root, Places), Error> {
+        let places = Places::new(space, self.record.region_size);
+        let root = Reader::new(self.shared, Check::Full).root(&self.record.root, places.count())?;
+        Ok((root, places))
     }
 
     /// What is kept beside the memory under this name.
@@ -274,12 +277,14 @@ impl<'a> Snapshot<'a> {
         if next < range.end() {
             return Err(SinkError::NotCaptured { missing: AddressRange::new(next, range.end())? }.into());
         }
-        let tables = self.tables(&space)?.into_iter().filter_map(|(table, place)| {
+        let (root, places) = self.tables(&space)?;
+        let tables = places.overlapping(range).filter_map(|at| {
+            let place = places.get(at)?;
             let whole = place.addresses(&space).ok()?;
             let part = whole.intersection(range)?;
-            Some((table, place, part.start() - whole.start()..part.end() - whole.start()))
+            Some((root.get(at), place, part.start() - whole.start()..part.end() - whole.start()))
         });
-        self.write_tables(tables.collect(), out)
+        self.write_tables(tables, out)
     }
 
     /// Writes the image to `out`: the bytes of all captured mappings, one after the other.
@@ -288,14 +293,14 @@ impl<'a> Snapshot<'a> {
     ///
     /// [`SinkError::Write`], damage; `out` has got what came before then.
     pub fn read_image(&self, out: &mut dyn Write) -> Result<u64, Error> {
-        let tables = self.tables(&self.address_space()?)?;
-        let whole = |(table, place): (Hash, Place)| (table, place, 0..place.length_bytes as u64);
-        self.write_tables(tables.into_iter().map(whole).collect(), out)
+        let (root, places) = self.tables(&self.address_space()?)?;
+        let whole = |(at, place): (usize, Place)| (root.get(at), place, 0..place.length_bytes as u64);
+        self.write_tables(places.iter().enumerate().map(whole), out)
     }
 
     fn write_tables(
         &self,
-        tables: Vec<(Hash, Place, std::ops::Range<u64>)>,
+        tables: impl Iterator<Item = (Hash, Place, std::ops::Range<u64>)>,
         out: &mut dyn Write,
     ) -> Result<u64, Error> {
         let mut reader = Reader::new(self.shared, Check::Full);

@@ -11,7 +11,9 @@
 //! all-zero hash and not stored. Two tables with the same hash are 512 equal regions, which is how
 //! comparing snapshots, marking and restoring skip what they need not read.
 //!
-//! The *root* of a snapshot has the same form: the hashes of its tables, in layout order.
+//! The [root](crate::root) of a snapshot has the same form: the hashes of its tables, in layout order.
+
+use std::ops::Range;
 
 use crate::address_space::AddressSpace;
 use crate::hash::Hash;
@@ -53,32 +55,107 @@ impl Place {
     }
 }
 
-/// The tables of an address space, in the order of its root.
-pub(crate) fn places(space: &AddressSpace, region_size: RegionSize) -> impl Iterator<Item = Place> {
-    let captured = space.mappings().iter().enumerate().filter(|(_, mapping)| mapping.captured);
-    let mut image_bytes = 0;
-    captured.flat_map(move |(mapping_index, mapping)| {
-        let total_bytes = mapping.range.length_bytes();
-        let first_bytes = image_bytes;
-        image_bytes += total_bytes;
-        let covered_bytes = covered_bytes(region_size);
-        (0..count_in(total_bytes, region_size) as u64).map(move |at| {
-            let offset_bytes = at * covered_bytes;
-            let length_bytes = covered_bytes.min(total_bytes - offset_bytes);
-            Place {
-                mapping_index,
-                offset_bytes,
-                image_bytes: first_bytes + offset_bytes,
-                length_bytes: usize::try_from(length_bytes).unwrap_or(usize::MAX),
-                regions: usize::try_from(region_size.regions_in(length_bytes)).unwrap_or(usize::MAX),
-            }
-        })
-    })
+/// Where the tables of an address space are, in the order of its root. Takes memory for each mapping and not for
+/// each table: of a sparse process there are millions.
+pub(crate) struct Places {
+    region_size: RegionSize,
+    /// The captured ones, in the order of their addresses.
+    mappings: Vec<MappingTables>,
+}
+
+/// The tables of one captured mapping.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct MappingTables {
+    /// Which of the mappings.
+    pub(crate) mapping_index: usize,
+    /// The addresses that it covers.
+    pub(crate) range: AddressRange,
+    /// Its first table, in the root.
+    first_table: usize,
+    tables: usize,
+    /// Where it begins in the image.
+    image_bytes: u64,
+}
+
+impl MappingTables {
+    /// Its tables, in the root.
+    pub(crate) fn tables(&self) -> Range<usize> {
+        self.first_table..self.first_table.saturating_add(self.tables)
+    }
+}
+
+impl Places {
+    pub(crate) fn new(space: &AddressSpace, region_size: RegionSize) -> Places {
+        let captured = space.mappings().iter().enumerate().filter(|(_, mapping)| mapping.captured);
+        let (mut first_table, mut image_bytes) = (0usize, 0);
+        let mappings = captured.map(|(mapping_index, mapping)| {
+            let range = mapping.range;
+            let tables = count_in(range.length_bytes(), region_size);
+            let placed = MappingTables { mapping_index, range, first_table, tables, image_bytes };
+            first_table = first_table.saturating_add(tables);
+            image_bytes += range.length_bytes();
+            placed
+        });
+        Places { region_size, mappings: mappings.collect() }
+    }
+
+    /// How many tables there are.
+    pub(crate) fn count(&self) -> usize {
+        self.mappings.last().map_or(0, |last| last.tables().end)
+    }
+
+    /// The captured mappings, in the order of their addresses.
+    pub(crate) fn mappings(&self) -> &[MappingTables] {
+        &self.mappings
+    }
+
+    /// Where a table is.
+    pub(crate) fn get(&self, at: usize) -> Option<Place> {
+        let mapping = self.mappings.partition_point(|mapping| mapping.tables().end <= at);
+        let mapping = self.mappings.get(mapping)?;
+        Some(self.place(mapping, (at - mapping.first_table) as u64))
+    }
+
+    /// Table number `at` of a mapping.
+    pub(crate) fn place(&self, mapping: &MappingTables, at: u64) -> Place {
+        let offset_bytes = at * covered_bytes(self.region_size);
+        let length_bytes = covered_bytes(self.region_size).min(mapping.range.length_bytes() - offset_bytes);
+        Place {
+            mapping_index: mapping.mapping_index,
+            offset_bytes,
+            image_bytes: mapping.image_bytes + offset_bytes,
+            length_bytes: usize::try_from(length_bytes).unwrap_or(usize::MAX),
+            regions: usize::try_from(self.region_size.regions_in(length_bytes)).unwrap_or(usize::MAX),
+        }
+    }
+
+    /// All of them, in order.
+    pub(crate) fn iter(&self) -> impl Iterator<Item = Place> + '_ {
+        self.mappings.iter().flat_map(|mapping| (0..mapping.tables as u64).map(|at| self.place(mapping, at)))
+    }
+
+    /// The tables that cover any of these addresses.
+    pub(crate) fn overlapping(&self, addresses: AddressRange) -> Range<usize> {
+        let covered_bytes = covered_bytes(self.region_size);
+        // The first table that ends after an address.
+        let first_after = |address: u64| {
+            let mapping = self.mappings.partition_point(|mapping| mapping.range.end() <= address);
+            let Some(mapping) = self.mappings.get(mapping) else { return (self.count(), false) };
+            let into_bytes = address.saturating_sub(mapping.range.start());
+            let at = usize::try_from(into_bytes / covered_bytes).unwrap_or(usize::MAX);
+            (mapping.first_table.saturating_add(at), mapping.range.start() <= address)
+        };
+        let (first, _) = first_after(addresses.start());
+        // The table of the last address, if it lies in one, is the last one.
+        let (last, is_inside) = first_after(addresses.end() - 1);
+        first..last.saturating_add(usize::from(is_inside)).max(first)
+    }
 }
 
 /// How many tables an address space has.
 pub(crate) fn count(space: &AddressSpace, region_size: RegionSize) -> usize {
-    space.captured().map(|(_, mapping)| count_in(mapping.range.length_bytes(), region_size)).sum()
+    let counts = space.captured().map(|(_, mapping)| count_in(mapping.range.length_bytes(), region_size));
+    counts.fold(0, usize::saturating_add)
 }
 
 /// The bytes of a list of hashes, as tables and roots are stored.

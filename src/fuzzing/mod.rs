@@ -2,7 +2,7 @@
 //!
 //! Each takes whatever bytes there are and panics where a promise is broken: that nothing but an error
 //! comes of bytes that are not in order, that what was encoded decodes to the same, and that what is accepted
-//! is in order. `tests/fuzz_corpus.rs` replays the corpora through the same functions.
+//! is in order. `tests/store/fuzz_corpus.rs` replays the corpora through the same functions.
 //!
 //! For the tests of this crate only; nobody ships it.
 
@@ -19,6 +19,7 @@ use crate::codec::{self, Codec, Encoding};
 use crate::delta::{self, Base};
 use crate::hash::Hash;
 use crate::record::{self, Note, Record, Tombstone};
+use crate::root::Root;
 use crate::source::maps;
 use crate::store::block::{self, Block};
 use crate::store::catalog::{Catalog, Entry};
@@ -29,7 +30,7 @@ use crate::store::location::Location;
 use crate::store::object::{self, Header, Place};
 use crate::store::open;
 use crate::store::pack::{Scan, Scanned};
-use crate::table;
+use crate::table::{self, Places};
 use crate::threads::Threads;
 use crate::units::RegionSize;
 
@@ -155,6 +156,8 @@ pub fn table(data: &[u8]) {
     for expected in [count, count + 1, count.saturating_sub(1)] {
         if let Some(hashes) = table::decode(rest, expected) {
             assert_eq!((hashes.len(), table::encode(&hashes)), (expected, rest.to_vec()));
+            let root = Root::decode(rest, expected).map(|root| (root.tables(), root.encode()));
+            assert_eq!(root, Some((expected, rest.to_vec())));
         }
     }
     let Ok(size) = RegionSize::new(RegionSize::MIN_BYTES << (size % 8)) else { return };
@@ -162,7 +165,7 @@ pub fn table(data: &[u8]) {
     let count = table::count(&space, size);
     let (mut image_bytes, mut regions, mut tables) = (0, 0, 0);
     // So many are enough to see that they follow one another.
-    for place in table::places(&space, size).take(10_000) {
+    for place in Places::new(&space, size).iter().take(10_000) {
         assert_eq!(place.image_bytes, image_bytes, "the tables are the image, without gaps");
         let mapping = &space.mappings()[place.mapping_index];
         assert!(mapping.captured && place.offset_bytes < mapping.range.length_bytes());

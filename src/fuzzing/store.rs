@@ -360,8 +360,8 @@ mod tests {
         write_store(dir.path(), &[]);
         let store = Store::open(dir.path()).unwrap();
         let mut reader = Reader::new(store.shared(), Check::Full);
-        assert_eq!(reader.hashes(Kind::Root, &Hash::ZERO, 8 << 20).unwrap().len(), 8 << 20);
-        let error = reader.hashes(Kind::Root, &Hash::ZERO, 1 << 45).unwrap_err();
+        assert_eq!(reader.root(&Hash::ZERO, 8 << 20).unwrap().tables(), 8 << 20);
+        let error = reader.root(&Hash::ZERO, 1 << 45).unwrap_err();
         assert!(error.to_string().contains("never more than"), "{error}");
     }
 

@@ -30,12 +30,13 @@ use crate::piece::{CHANGED_PIECE_BYTES, PIECE_BYTES, Piece, intersection, overla
 use crate::progress::{Meter, Progress};
 use crate::put::StoreAs;
 use crate::reference::ReferenceMapping;
+use crate::root::Root;
 use crate::source::{CopyOut, Frozen, InPlace, Memory};
 use crate::store::Shared;
 use crate::store::gate::CaptureGuard;
 use crate::store::log::Batch;
 use crate::store::read::{Check, Reader};
-use crate::table;
+use crate::table::{self, MappingTables, Place, Places};
 use crate::units::{AddressRange, RegionSize};
 use crate::workers::cores;
 
@@ -47,7 +48,12 @@ pub(crate) struct Ingest {
     region_size: RegionSize,
     /// Whether what memory is compared with is the parent, and not only a snapshot like it.
     has_parent: bool,
+    /// How many tables the root has.
+    root_tables: usize,
+    /// Those in which there is something to do, in the order of the root.
     tables: Vec<TableJob>,
+    /// Those that are the parent's, and which.
+    taken_over: Vec<(usize, Hash)>,
     /// For each mapping what is to be read: what may be something else than zeros, and of that what
     /// changed, if that is known.
     wanted: Vec<Vec<Range<u64>>>,
@@ -70,7 +76,7 @@ pub(crate) struct Ingest {
 
 /// What was ingested.
 pub(crate) struct Ingested {
-    pub(crate) tables: Vec<Hash>,
+    pub(crate) root: Root,
     pub(crate) unreadable: Vec<AddressRange>,
     /// Without those of tables that were taken over from the parent …
     pub(crate) zero_bytes: u64,
@@ -123,7 +129,9 @@ impl Ingest {
             store_as,
             region_size,
             has_parent,
+            root_tables: 0,
             tables: Vec::new(),
+            taken_over: Vec::new(),
             meter: progress.begin(wanted.iter().flatten().map(|range| range.end - range.start).sum()),
             wanted,
             changed,
@@ -138,31 +146,72 @@ impl Ingest {
             shared_regions: AtomicU64::new(0),
             added_bytes: AtomicU64::new(0),
         };
-        let tables = table::places(space, region_size).enumerate().map(|(at, place)| {
-            let reference = reference.get(place.mapping_index).copied().unwrap_or_default();
-            let in_mapping = place.offset_bytes / table::covered_bytes(region_size);
-            let hash = usize::try_from(in_mapping).ok().and_then(|at| reference.tables.get(at).copied());
-            let reference_bytes = reference.length_bytes.saturating_sub(place.offset_bytes);
+        let places = Places::new(space, region_size);
+        ingest.root_tables = places.count();
+        for mapping in places.mappings() {
+            let reference = reference.get(mapping.mapping_index).copied().unwrap_or_default();
+            ingest.plan_mapping(&places, mapping, reference);
+        }
+        Ok(ingest)
+    }
+
+    /// Plans the tables of a mapping in which there is anything to do. All others are as in the reference, if it is
+    /// known what changed, else of nothing but zeros: these are not looked at one by one.
+    fn plan_mapping(&mut self, places: &Places, mapping: &MappingTables, reference: ReferenceMapping<'_>) {
+        let covered_bytes = table::covered_bytes(self.region_size);
+        let in_mapping = mapping.tables();
+        let mut wanted = tables_in(&self.wanted[mapping.mapping_index], covered_bytes);
+        for (at, hash) in reference.tables.stored().take_while(|(at, _)| *at < in_mapping.len()) {
+            let table = at as u64 * covered_bytes..(at as u64 + 1) * covered_bytes;
+            match &self.changed {
+                Some(changed) if overlapping(&changed[mapping.mapping_index], table).next().is_none() => {
+                    self.taken_over.push((in_mapping.start + at, hash));
+                }
+                _ => wanted.push(at as u64),
+            }
+        }
+        wanted.sort_unstable();
+        wanted.dedup();
+        // How many bytes are zeros that the reference does not have: all of it, or what it grew by.
+        let whole_bytes = mapping.range.length_bytes();
+        let mut zero_bytes = match self.changed {
+            Some(_) => whole_bytes.saturating_sub(reference.length_bytes),
+            None => whole_bytes,
+        };
+        for at in wanted {
+            let place = places.place(mapping, at);
             let mut table = TableJob {
+                at: in_mapping.start + usize::try_from(at).unwrap_or(usize::MAX),
                 place,
-                reference: hash.unwrap_or(Hash::ZERO),
-                reference_bytes: usize::try_from(reference_bytes)
-                    .map_or(place.length_bytes, |bytes| bytes.min(place.length_bytes)),
+                reference: usize::try_from(at).map_or(Hash::ZERO, |at| reference.tables.get(at)),
+                reference_bytes: covered_of(reference, &place),
                 state: Mutex::default(),
             };
-            let pieces_left = ingest.pieces_of(at, &table).count();
-            // Without a change it is the parent's; what it grew by is zeros.
-            let done = (ingest.changed.is_some() && pieces_left == 0).then_some(table.reference);
-            if done.is_some() {
-                let grown_bytes = (table.place.length_bytes - table.reference_bytes) as u64;
-                ingest.zero_bytes.fetch_add(grown_bytes, Ordering::Relaxed);
-            }
-            table.state = Mutex::new(TableState { pieces_left, done, ..TableState::default() });
-            table
-        });
-        let tables = tables.collect();
-        ingest.tables = tables;
-        Ok(ingest)
+            zero_bytes -= match self.changed {
+                Some(_) => table.place.length_bytes - table.reference_bytes,
+                None => table.place.length_bytes,
+            } as u64;
+            let pieces_left = self.pieces_of(self.tables.len(), &table).count();
+            table.state = Mutex::new(TableState { pieces_left, ..TableState::default() });
+            self.tables.push(table);
+        }
+        self.zero_bytes.fetch_add(zero_bytes, Ordering::Relaxed);
+    }
+
+    /// Has what is not worked on yet compared with a snapshot like it, which is not the parent.
+    pub(crate) fn compare_with(&mut self, reference: &[ReferenceMapping<'_>]) {
+        let covered_bytes = table::covered_bytes(self.region_size);
+        for table in &mut self.tables {
+            let reference = reference.get(table.place.mapping_index).copied().unwrap_or_default();
+            let at = usize::try_from(table.place.offset_bytes / covered_bytes);
+            table.reference = at.map_or(Hash::ZERO, |at| reference.tables.get(at));
+            table.reference_bytes = covered_of(reference, &table.place);
+        }
+    }
+
+    /// How much is to be read.
+    pub(crate) fn wanted_bytes(&self) -> u64 {
+        self.wanted.iter().flatten().map(|range| range.end - range.start).sum()
     }
 
     /// What decides which regions of a table are worked on.
@@ -231,7 +280,7 @@ impl Ingest {
             });
             self.take_failure()?;
         }
-        // Tables of nothing but zeros have no piece that would finish them.
+        // What became zeros has no piece that would finish it.
         let mut worker = Worker::new(&self.shared);
         for at in 0..self.tables.len() {
             let mut state = lock(&self.tables[at].state);
@@ -241,6 +290,8 @@ impl Ingest {
             }
         }
         drop(worker);
+        let done = self.tables.iter().map(|table| (table.at, lock(&table.state).done.unwrap_or(Hash::ZERO)));
+        let root = Root::new(self.root_tables, done.chain(self.taken_over.iter().copied()).collect());
         let get = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
         let ingested = Ingested {
             zero_bytes: get(&self.zero_bytes),
@@ -251,7 +302,7 @@ impl Ingest {
             shared_regions: get(&self.shared_regions),
             added_bytes: get(&self.added_bytes),
             unreadable: std::mem::take(&mut lock(&self.unreadable)),
-            tables: self.tables.iter().map(|table| lock(&table.state).done.unwrap_or(Hash::ZERO)).collect(),
+            root,
         };
         Ok((ingested, self.guard))
     }
@@ -458,6 +509,23 @@ fn on_all_cores(work: impl Fn() + Sync) {
         (1..cores()).for_each(|_| drop(scope.spawn(&work)));
         work();
     });
+}
+
+/// How many bytes the reference's table in a place covers.
+fn covered_of(reference: ReferenceMapping<'_>, place: &Place) -> usize {
+    let bytes = reference.length_bytes.saturating_sub(place.offset_bytes);
+    usize::try_from(bytes).map_or(place.length_bytes, |bytes| bytes.min(place.length_bytes))
+}
+
+/// The tables of a mapping in which anything of `ranges` (sorted and apart) lies: in order, perhaps twice.
+fn tables_in(ranges: &[Range<u64>], covered_bytes: u64) -> Vec<u64> {
+    let tables = |range: &Range<u64>| range.start / covered_bytes..range.end.div_ceil(covered_bytes);
+    let mut found: Vec<u64> = Vec::new();
+    for range in ranges.iter().filter(|range| !range.is_empty()) {
+        let tables = tables(range);
+        found.extend(tables.start.max(found.last().map_or(0, |last| last + 1))..tables.end);
+    }
+    found
 }
 
 /// Adds to what changed what a mapping grew by, and the region that was its last.

@@ -19,6 +19,8 @@ use crate::units::RegionSize;
 
 /// One table being filled.
 pub(super) struct TableJob {
+    /// Which table of the root.
+    pub(super) at: usize,
     pub(super) place: Place,
     /// The reference's table in the same place.
     pub(super) reference: Hash,

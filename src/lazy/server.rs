@@ -38,7 +38,7 @@ use crate::store::gate::SnapshotGuard;
 use crate::store::object::Kind;
 use crate::store::read::{Check, Reader};
 use crate::sys::missing::{Missing, Woken};
-use crate::table::{self, Place};
+use crate::table::{Place, Places};
 use crate::units::AddressRange;
 use crate::workers;
 
@@ -158,10 +158,12 @@ impl Server {
         let region_bytes = region_size.bytes();
         let block_bytes = region_bytes.max(rustix::param::page_size());
         let image_bytes = usize::try_from(space.image_bytes()).unwrap_or(usize::MAX);
-        let places = table::places(&space, region_size);
-        let tables = restore.tables.iter().zip(places);
-        let tables =
-            tables.map(|(hash, place)| Table { hash: *hash, place, hashes: OnceLock::new() }).collect();
+        let places = Places::new(&space, region_size);
+        let tables = places
+            .iter()
+            .enumerate()
+            .map(|(at, place)| Table { hash: restore.root.get(at), place, hashes: OnceLock::new() })
+            .collect();
         let blocks = image_bytes.div_ceil(block_bytes);
         let held = Held {
             shared: restore.shared.clone(),

@@ -1,36 +1,92 @@
 //! Whether a process still has the mappings that it had in a snapshot, and what it has beyond.
 
+use std::collections::{HashMap, HashSet};
 use std::ops::Range;
 
-use crate::address_space::{AddressSpace, Mapping, MappingKind};
+use super::attempt::Attempt;
+use super::content;
+use crate::address_space::{AddressSpace, Mapping, MappingKind, Protection};
+use crate::error::Error;
+use crate::sink::SinkError;
+use crate::source::Frozen as _;
 use crate::track::complement;
 use crate::units::AddressRange;
 
-/// What came of comparing two layouts.
-#[derive(Debug, Default, PartialEq, Eq)]
-pub(super) struct Fit {
-    /// What of the snapshot's is not there as it was.
-    pub(super) missing: Vec<String>,
-    /// What is there that was not, apart from the stack, which grows by itself and whose deeper
-    /// part a program that has returned from there does not rely on.
-    pub(super) new: Vec<String>,
-    /// By how much the heap has grown. The C library takes it for zeros when it grows into it again.
-    pub(super) grown_heap: Vec<Range<u64>>,
+/// How often an interruption is noticed: 1,024 mappings take less than a millisecond.
+const MAPPINGS_BETWEEN_CHECKS: usize = 1024;
+
+/// An error unless the mappings are there. Answers by what the process has grown: what of it is populated must be
+/// emptied.
+pub(super) fn check(attempt: &Attempt<'_>) -> Result<Vec<Range<u64>>, Error> {
+    let roll_back = attempt.roll_back;
+    let Fit { missing: mut differences, new, grown, opened } =
+        compare(&roll_back.space, attempt.held.address_space(), &|| attempt.check_interrupt())?;
+    if differences.is_empty() && !opened.is_empty() {
+        // What had no permissions and yet had a content would have to lose the permissions again.
+        let filled = content::filled(roll_back, &opened)?;
+        differences.extend(filled.iter().map(|range| {
+            format!(
+                "{:#x}..{:#x} could not be accessed, has content in the snapshot, and is memory now",
+                range.start, range.end
+            )
+        }));
+    }
+    let only_new = differences.is_empty();
+    if !roll_back.leave_new_memory {
+        differences.extend(new);
+    }
+    match differences.is_empty() {
+        true => Ok(grown.into_iter().chain(opened).collect()),
+        false => Err(SinkError::DoesNotFit { pid: attempt.pid, differences, only_new }.into()),
+    }
 }
 
-/// Compares the layout in the snapshot with that of now.
-pub(super) fn compare(before: &AddressSpace, now: &AddressSpace) -> Fit {
+/// What came of comparing two layouts.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Fit {
+    /// What of the snapshot's is not there as it was.
+    missing: Vec<String>,
+    /// What is there that was not, apart from the stack, which the kernel makes grow, and whose deeper
+    /// part a program that has returned from there does not rely on.
+    new: Vec<String>,
+    /// By how much the heap has grown. The C library takes it for zeros when it grows into it again.
+    grown: Vec<Range<u64>>,
+    /// What was set aside without permissions and has become memory: arenas of the C library grow like
+    /// this. It takes that for zeros as well.
+    opened: Vec<Range<u64>>,
+}
+
+/// Compares the layout in the snapshot with that of now. Both are in the order of their addresses, so each step is
+/// a search in one of them. `check` is asked every now and then whether to stop.
+fn compare(
+    before: &AddressSpace,
+    now: &AddressSpace,
+    check: &dyn Fn() -> Result<(), Error>,
+) -> Result<Fit, Error> {
     let (before, now) = (joined(before), joined(now));
     let mut fit = Fit::default();
     let mut fitting = vec![false; now.len()];
-    for mapping in &before {
-        match now.iter().position(|it| has(it, mapping)) {
-            Some(at) => fitting[at] = true,
-            None => fit.missing.push(missing(mapping, &before, &now)),
+    let mut moved = Moved { before: &before, now: &now, by_look: None };
+    for (count, mapping) in before.iter().enumerate() {
+        if count % MAPPINGS_BETWEEN_CHECKS == 0 {
+            check()?;
+        }
+        let there = overlapping(&now, mapping.range);
+        if let Some(at) = there.clone().find(|at| has(&now[*at], mapping)) {
+            fitting[at] = true;
+        } else if let Some(opened) = opened(mapping, &now[there.clone()]) {
+            let bytes: u64 = opened.iter().map(|it| it.end - it.start).sum();
+            fit.new.push(format!("{bytes} bytes of {}, set aside then, are memory now", named(mapping)));
+            fit.opened.extend(opened);
+        } else {
+            fit.missing.push(missing(mapping, &now[there], &mut moved));
         }
     }
     let ranges: Vec<_> = before.iter().map(|it| it.range.start()..it.range.end()).collect();
-    for (mapping, fits) in now.iter().zip(fitting) {
+    for (count, (mapping, fits)) in now.iter().zip(fitting).enumerate() {
+        if count % MAPPINGS_BETWEEN_CHECKS == 0 {
+            check()?;
+        }
         let range = mapping.range;
         let rest = complement(&ranges, range.start()..range.end());
         if rest.is_empty() || fits && mapping.kind == MappingKind::Stack {
@@ -42,10 +98,40 @@ pub(super) fn compare(before: &AddressSpace, now: &AddressSpace) -> Fit {
             false => format!("{} is new", named(mapping)),
         });
         if fits && mapping.kind == MappingKind::Heap {
-            fit.grown_heap.extend(rest);
+            fit.grown.extend(rest);
         }
     }
-    fit
+    Ok(fit)
+}
+
+/// Where in `mappings`, which are in order, those are that share addresses with `range`.
+fn overlapping(mappings: &[Mapping], range: AddressRange) -> Range<usize> {
+    let first = mappings.partition_point(|it| it.range.end() <= range.start());
+    let count = mappings[first..].partition_point(|it| it.range.start() < range.end());
+    first..first + count
+}
+
+/// What of a mapping without permissions has become memory, if it is all there and that is the only difference.
+/// `there` are the mappings that share addresses with it.
+fn opened(before: &Mapping, there: &[Mapping]) -> Option<Vec<Range<u64>>> {
+    let is_private_memory = |it: &Mapping| it.kind == MappingKind::Anonymous && !it.protection.shared;
+    let is_closed = |it: &Mapping| it.protection == Protection::default();
+    if !is_private_memory(before) || !is_closed(before) {
+        return None;
+    }
+    let (mut at, mut opened) = (before.range.start(), Vec::new());
+    for mapping in there {
+        let is_open = mapping.protection == Protection::READ_WRITE;
+        if mapping.range.start() > at || !is_private_memory(mapping) || !(is_open || is_closed(mapping)) {
+            return None;
+        }
+        let end = mapping.range.end().min(before.range.end());
+        if is_open {
+            opened.push(at..end);
+        }
+        at = end;
+    }
+    (at == before.range.end() && !opened.is_empty()).then_some(opened)
 }
 
 /// The mappings, those joined that differ in nothing but their addresses: the kernel joins and parts
@@ -88,34 +174,54 @@ fn named(mapping: &Mapping) -> String {
     format!("{} ({} {what})", mapping.range, mapping.protection)
 }
 
-/// What became of a mapping that is not there as it was.
-fn missing(mapping: &Mapping, before: &[Mapping], now: &[Mapping]) -> String {
-    let mut there = now.iter().filter(|it| it.range.intersection(mapping.range).is_some());
-    let is_alike = |it: &&Mapping| {
-        (it.kind, name(it), it.protection, it.range.length_bytes())
-            == (mapping.kind, name(mapping), mapping.protection, mapping.range.length_bytes())
-    };
-    let moved =
-        || now.iter().filter(is_alike).find(|it| before.iter().all(|before| before.range != it.range));
-    let became = match (there.next(), there.next()) {
-        (None, _) => match moved() {
-            Some(other) if !mapping.name.is_empty() => format!("was moved to {}", other.range),
-            _ => "is gone".to_owned(),
+/// What became of a mapping that is not there as it was. `there` are the mappings that share addresses with it.
+fn missing(mapping: &Mapping, there: &[Mapping], moved: &mut Moved<'_>) -> String {
+    let became = match there {
+        [] => match moved.find(mapping).filter(|_| !mapping.name.is_empty()) {
+            Some(other) => format!("was moved to {}", other.range),
+            None => "is gone".to_owned(),
         },
-        (Some(one), None) if is_same(one, mapping) => format!("is only {} now", one.range),
-        (Some(one), None) if one.range == mapping.range && one.protection != mapping.protection => {
+        [one] if is_same(one, mapping) => format!("is only {} now", one.range),
+        [one] if one.range == mapping.range && one.protection != mapping.protection => {
             format!("is {} now", one.protection)
         }
-        (Some(one), None) => format!("is {} now", named(one)),
-        (Some(one), Some(_)) => format!("is parted now, into {} and others", named(one)),
+        [one] => format!("is {} now", named(one)),
+        [one, ..] => format!("is parted now, into {} and others", named(one)),
     };
     format!("{} {became}", named(mapping))
+}
+
+/// Finds mappings that were moved. What it needs for that is made when it is first asked.
+struct Moved<'a> {
+    before: &'a [Mapping],
+    now: &'a [Mapping],
+    by_look: Option<HashMap<Look<'a>, &'a Mapping>>,
+}
+
+/// Everything about a mapping but its address.
+type Look<'a> = (MappingKind, &'a str, Protection, u64);
+
+impl<'a> Moved<'a> {
+    /// The first mapping of the same look that is where none was.
+    fn find(&mut self, mapping: &Mapping) -> Option<&'a Mapping> {
+        let (before, now) = (self.before, self.now);
+        let by_look = self.by_look.get_or_insert_with(|| {
+            let ranges: HashSet<AddressRange> = before.iter().map(|it| it.range).collect();
+            let is_new = |it: &&Mapping| !ranges.contains(&it.range);
+            // The first one of each look stays.
+            now.iter().rev().filter(is_new).map(|it| (look(it), it)).collect()
+        });
+        by_look.get(&look(mapping)).copied()
+    }
+}
+
+fn look(mapping: &Mapping) -> Look<'_> {
+    (mapping.kind, name(mapping), mapping.protection, mapping.range.length_bytes())
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::address_space::Protection;
 
     fn mapping(start: u64, end: u64, kind: MappingKind, name: &str) -> Mapping {
         let range = AddressRange::new(start * 4096, end * 4096).unwrap();
@@ -137,7 +243,7 @@ mod tests {
     }
 
     fn fit(before: Vec<Mapping>, now: Vec<Mapping>) -> Fit {
-        compare(&AddressSpace::new(before).unwrap(), &AddressSpace::new(now).unwrap())
+        compare(&AddressSpace::new(before).unwrap(), &AddressSpace::new(now).unwrap(), &|| Ok(())).unwrap()
     }
 
     #[test]
@@ -174,8 +280,57 @@ mod tests {
         assert_eq!(fit(vec![heap(4), stack(80)], vec![heap(4), stack(70)]), Fit::default());
         let grown = fit(vec![heap(4)], vec![heap(6), anonymous(10, 12)]);
         assert_eq!(grown.missing, [""; 0]);
-        assert_eq!(grown.grown_heap, std::slice::from_ref(&(4 * 4096..6 * 4096)));
+        assert_eq!(grown.grown, std::slice::from_ref(&(4 * 4096..6 * 4096)));
         assert!(grown.new[0].contains("[heap]) has grown by 8192 bytes"), "{grown:?}");
         assert!(grown.new[1].ends_with("anonymous) is new"), "{grown:?}");
+    }
+
+    #[test]
+    fn memory_that_was_set_aside_and_is_memory_now_is_new_and_to_be_emptied() {
+        let closed = |start, end| Mapping { protection: Protection::default(), ..anonymous(start, end) };
+        let pages = |start: u64, end: u64| start * 4096..end * 4096;
+        // An arena: its memory, and what is set aside for it.
+        let arena = |used| vec![anonymous(1, used), closed(used, 20)];
+        let grown = fit(arena(4), arena(9));
+        assert_eq!((&grown.missing[..], &grown.opened[..]), (&[][..], &[pages(4, 9)][..]), "{grown:?}");
+        assert!(grown.new.len() == 1 && grown.new[0].contains("20480 bytes"), "{grown:?}");
+        assert_eq!(fit(arena(4), arena(20)).opened, [pages(4, 20)]);
+        assert_eq!(fit(arena(4), arena(4)), Fit::default());
+        // In the middle, and twice.
+        let twice = vec![
+            anonymous(1, 4),
+            closed(4, 6),
+            anonymous(6, 7),
+            closed(7, 9),
+            anonymous(9, 10),
+            closed(10, 20),
+        ];
+        assert_eq!(fit(arena(4), twice).opened, [pages(6, 7), pages(9, 10)]);
+        // A hole, another protection, a file; and what has lost its permissions.
+        let hole = vec![anonymous(1, 6), closed(7, 20)];
+        let other = vec![anonymous(1, 4), read_only(anonymous(4, 6)), closed(6, 20)];
+        let of_file = vec![anonymous(1, 4), file(4, 6, 0), closed(6, 20)];
+        for now in [hole, other, of_file] {
+            assert_eq!(fit(arena(4), now).missing.len(), 1);
+        }
+        assert_eq!(fit(arena(9), arena(4)).missing.len(), 1);
+    }
+
+    #[test]
+    fn many_mappings_are_compared_with_few_steps_each() {
+        // 60,000 mappings, each of which is gone and looks like one that is new: 3.6 billion steps if each were
+        // compared with each.
+        let named = |start: u64| mapping(start, start + 1, MappingKind::File, "/x");
+        let before: Vec<_> = (0..60_000).map(|at| named(at * 4 + 2)).collect();
+        let now: Vec<_> = (0..60_000).map(|at| named(at * 4 + 4)).collect();
+        let found = fit(before, now);
+        assert_eq!((found.missing.len(), found.new.len()), (60_000, 60_000));
+        assert!(found.missing[7].ends_with("was moved to 0x4000..0x5000"), "{}", found.missing[7]);
+    }
+
+    #[test]
+    fn comparing_can_be_interrupted() {
+        let space = AddressSpace::new(vec![anonymous(1, 2)]).unwrap();
+        assert!(matches!(compare(&space, &space, &|| Err(Error::Interrupted)), Err(Error::Interrupted)));
     }
 }

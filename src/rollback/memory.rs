@@ -12,9 +12,10 @@ use crate::hash::Hash;
 use crate::piece::overlapping;
 use crate::record::SnapshotId;
 use crate::reference::Reference;
+use crate::root::Root;
 use crate::sink::SinkError;
 use crate::source::{LiveMemory, Source, SourceError};
-use crate::table;
+use crate::table::Places;
 use crate::track::{Taken, Tracker, Tracking, Untracked, merge};
 
 impl RollBack<'_> {
@@ -166,7 +167,7 @@ impl RollBack<'_> {
 
     /// The tables of the snapshot that the memory is as in but for `changed`, if they can be used.
     fn since(&self, basis: &Reference, mut changed: Vec<Range<u64>>) -> Result<Since, Untracked> {
-        let (space, tables) = basis.content().ok_or(Untracked::ParentUnusable)?;
+        let (space, root) = basis.content().ok_or(Untracked::ParentUnusable)?;
         let is_one_memory = |space: &AddressSpace| space.mappings().len() == 1;
         if basis.record.region_size != self.record.region_size || !is_one_memory(&self.space) {
             return Err(Untracked::ParentUnusable);
@@ -178,22 +179,31 @@ impl RollBack<'_> {
         let unknown = space.excluded().iter().chain(space.unreadable());
         changed.extend(unknown.map(|range| range.start()..range.end()));
         merge(&mut changed);
-        let places = table::places(space, basis.record.region_size);
-        let tables = tables.iter().copied().zip(places.map(|place| place.length_bytes)).collect();
-        Ok(Since { tables, changed })
+        let places = Places::new(space, basis.record.region_size);
+        Ok(Since { root: root.clone(), places, changed })
     }
 
     fn plan(&self, known: &Known, target: &dyn Target) -> Result<Plan<'_>, Error> {
         let known_since = known.since.as_ref();
-        let parts = self.work().enumerate().map(|(at, (table, place))| {
-            let known = |since: &Since| since.tables.get(at).filter(|it| it.1 == place.length_bytes).copied();
-            let since = known_since.and_then(|since| Some((since, known(since)?)));
-            let look = since.map_or(Look::Everything, |(since, (known, _))| {
-                let first = place.image_bytes;
-                let within = overlapping(&since.changed, first..first + place.length_bytes as u64);
-                Look::Since(known, within.map(|range| range.start - first..range.end - first).collect())
-            });
-            Part { table, place, at: place.image_bytes, look }
+        let places = self.places();
+        let parts = places.iter().enumerate().filter_map(|(at, place)| {
+            let table = self.root.get(at);
+            let since = known_since.and_then(|since| Some((since, since.table(at, place.length_bytes)?)));
+            let look = match since {
+                None => Look::Everything,
+                Some((since, known)) => {
+                    let first = place.image_bytes;
+                    let within = overlapping(&since.changed, first..first + place.length_bytes as u64);
+                    let changed: Vec<_> =
+                        within.map(|range| range.start - first..range.end - first).collect();
+                    // Of a large memory most of it is so, and takes no memory here.
+                    if known == table && changed.is_empty() {
+                        return None;
+                    }
+                    Look::Since(known, changed)
+                }
+            };
+            Some(Part { table, place, at: place.image_bytes, look })
         });
         let region_bytes = self.record.region_size.bytes();
         plan::plan(self.shared, region_bytes, self.check, &self.progress, parts.collect(), target)
@@ -209,10 +219,18 @@ struct Known {
 
 /// The snapshot that the memory was as in.
 struct Since {
-    /// Its tables, and how many bytes each covers.
-    tables: Vec<(Hash, usize)>,
+    /// Its tables, and where they are.
+    root: Root,
+    places: Places,
     /// What changed since then: sorted and apart.
     changed: Vec<Range<u64>>,
+}
+
+impl Since {
+    /// Its table in a place, if that has so many bytes there.
+    fn table(&self, at: usize, length_bytes: usize) -> Option<Hash> {
+        self.places.get(at).filter(|place| place.length_bytes == length_bytes).map(|_| self.root.get(at))
+    }
 }
 
 impl Known {

@@ -7,28 +7,43 @@
 //! ```
 //!
 //! Finding out and writing are two steps (`plan.rs`), so that damage, a process that does not fit or ctrl-C leave
-//! the memory as it was. `memory.rs` has memory of this process, `process.rs` another process.
+//! the memory as it was. `memory.rs` has memory of this process, `process.rs` another process: a list of steps, of
+//! which each has a file.
 
+mod attempt;
+mod captured;
+mod content;
+mod file;
 mod fit;
+mod held_memory;
+mod identity;
 mod memory;
+mod page_state;
 mod plan;
 mod process;
+mod registers;
 mod restart;
+mod runtime_threads;
+mod same_threads;
+mod shared;
+mod write;
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::address_space::{AddressSpace, Mapping};
 use crate::error::Error;
-use crate::hash::Hash;
 use crate::progress::Progress;
 use crate::record::{Record, SnapshotId};
 use crate::restore::Restore;
+use crate::root::Root;
 use crate::store::gate::SnapshotGuard;
 use crate::store::read::Check;
 use crate::store::{Shared, Store};
-use crate::table::{self, Place};
+use crate::table::Places;
 use crate::track::{Tracker, Tracking};
+
+use process::refused;
 
 /// A snapshot that memory is about to be rolled back to.
 ///
@@ -61,11 +76,12 @@ pub struct RollBack<'a> {
     id: SnapshotId,
     record: Arc<Record>,
     space: AddressSpace,
-    tables: Vec<Hash>,
+    root: Root,
     check: Check,
     progress: Progress,
     tracker: Option<&'a dyn Tracker>,
     leave_new_memory: bool,
+    leave_shared_memory: bool,
     _pin: SnapshotGuard,
 }
 
@@ -101,17 +117,18 @@ impl Store {
     /// [`NoSuchSnapshot`](crate::StoreError::NoSuchSnapshot); [`Damaged`](crate::StoreError::Damaged) or
     /// [`Missing`](crate::StoreError::Missing) if the layout or the root cannot be read.
     pub fn roll_back(&self, id: SnapshotId) -> Result<RollBack<'_>, Error> {
-        let Restore { shared, id, record, space, tables, check, progress, pin } = self.restore(id)?;
+        let Restore { shared, id, record, space, root, check, progress, pin } = self.restore(id)?;
         Ok(RollBack {
             shared,
             id,
             record,
             space,
-            tables,
+            root,
             check,
             progress,
             tracker: None,
             leave_new_memory: false,
+            leave_shared_memory: false,
             _pin: pin,
         })
     }
@@ -146,9 +163,9 @@ impl<'a> RollBack<'a> {
         &self.space
     }
 
-    /// The tables with the hash of each.
-    fn work(&self) -> impl Iterator<Item = (Hash, Place)> {
-        self.tables.iter().copied().zip(table::places(&self.space, self.record.region_size))
+    /// Where its tables are.
+    fn places(&self) -> Places {
+        Places::new(&self.space, self.record.region_size)
     }
 
     fn stats(&self, begun: Instant, bytes: u64, tracking: Tracking, done: plan::Done) -> RollBackStats {

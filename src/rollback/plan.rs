@@ -34,6 +34,11 @@ pub(super) trait Target: Sync {
         false
     }
 
+    /// Where what is there is written although it is equal: sorted and apart.
+    fn written_anyhow(&self) -> &[Range<u64>] {
+        &[]
+    }
+
     /// The ranges that are left as they are: sorted and apart.
     fn left_alone(&self) -> &[Range<u64>] {
         &[]
@@ -64,9 +69,9 @@ pub(super) struct Patch {
     /// Where the region begins in the target.
     pub(super) at: u64,
     pub(super) length: usize,
-    hash: Hash,
+    pub(super) hash: Hash,
     /// What of it is to be written.
-    pieces: Vec<Range<usize>>,
+    pub(super) pieces: Vec<Range<usize>>,
     /// The bytes of the pieces, one after the other; `None` where they must be decoded again.
     kept: Option<Vec<u8>>,
 }
@@ -187,6 +192,14 @@ impl Finder<'_> {
         self.target.is_absent(at..at + length as u64)
     }
 
+    /// Whether anything in a range is written although it may be equal.
+    fn is_written_anyhow(&self, range: Range<u64>) -> bool {
+        let anyhow = self.target.written_anyhow();
+        !anyhow.is_empty()
+            && overlapping(anyhow, range.clone()).next().is_some()
+            && !self.target.is_absent(range)
+    }
+
     /// Compares regions by their hashes.
     fn piece(
         &self,
@@ -204,6 +217,10 @@ impl Finder<'_> {
         let mut differs: Vec<bool> = regions.iter().map(|_| false).collect();
         for (region, hash) in hashed.iter().zip(hashes) {
             differs[*region] = hash != wanted[*region];
+        }
+        for (region, differs) in differs.iter_mut().enumerate() {
+            let start = at + (region * self.region_bytes) as u64;
+            *differs |= self.is_written_anyhow(start..start + regions[region].len() as u64);
         }
         for (region, wanted) in wanted.iter().enumerate() {
             if differs[region] || wanted.is_zero() && !region::is_zero(regions[region]) {
@@ -225,7 +242,9 @@ impl Finder<'_> {
         let length = now.len();
         let plain = &mut state.plain[..length];
         decode(&mut state.reader, hash, plain)?;
-        let differs = |range: &Range<usize>| now[range.clone()] != plain[range.clone()];
+        let anyhow =
+            |range: &Range<usize>| self.is_written_anyhow(at + range.start as u64..at + range.end as u64);
+        let differs = |range: &Range<usize>| now[range.clone()] != plain[range.clone()] || anyhow(range);
         let pages = (0..length).step_by(PAGE_BYTES).map(|start| start..length.min(start + PAGE_BYTES));
         let mut pieces: Vec<Range<usize>> = Vec::new();
         for page in pages.filter(differs) {

@@ -5,10 +5,14 @@ use std::path::{Path, PathBuf};
 use super::SinkError;
 use crate::sys::dir::Name;
 use crate::sys::file::{self, File};
+use crate::sys::mapped::mapped_shared_by;
+use crate::sys::shared_map::SharedMap;
 
 /// A file being written, under a temporary name beside its final one.
 pub(crate) struct SparseFile {
     file: File,
+    /// Where it cannot be written otherwise.
+    map: Option<SharedMap>,
     temporary: Name,
     name: Name,
     path: PathBuf,
@@ -37,16 +41,25 @@ impl SparseFile {
             }
             _ => {}
         }
+        if let Some((pid, name)) = std::fs::metadata(path).ok().and_then(|it| mapped_shared_by(&it)) {
+            return Err(SinkError::Mapped { path: path.to_owned(), pid, name });
+        }
         let temporary = name.dir().join(unfinished);
         let file = file::create_new(&temporary).map_err(failed("create"))?;
-        let sparse = SparseFile { file, temporary, name, path: path.to_owned(), overwrite, finished: false };
+        let mut sparse =
+            SparseFile { file, map: None, temporary, name, path: path.to_owned(), overwrite, finished: false };
         sparse.file.set_length(length_bytes).map_err(failed("set the length of"))?;
+        sparse.map = sparse.file.map(SharedMap::of_huge_pages).map_err(failed("map"))?;
         Ok(sparse)
     }
 
     /// Writes `bytes` at an offset. Threads may write different parts at once.
     pub(crate) fn write_at(&self, bytes: &[u8], offset_bytes: u64) -> Result<(), SinkError> {
-        self.file.write_all_at(bytes, offset_bytes).map_err(self.failed("write"))
+        let written = match &self.map {
+            Some(map) => map.write_all_at(bytes, offset_bytes),
+            None => self.file.write_all_at(bytes, offset_bytes),
+        };
+        written.map_err(self.failed("write"))
     }
 
     /// Gives the complete file its name.

@@ -2,6 +2,7 @@
 
 pub(crate) mod core;
 mod file;
+mod in_place;
 mod process;
 
 use std::io;
@@ -11,6 +12,7 @@ use std::sync::Arc;
 use crate::units::AddressRange;
 
 pub(crate) use file::SparseFile;
+pub(crate) use in_place::FileInPlace;
 pub(crate) use process::ProcessSink;
 
 /// A place that memory cannot be restored to.
@@ -145,6 +147,26 @@ pub enum SinkError {
         path: PathBuf,
         /// What is there.
         found: &'static str,
+    },
+    /// What is to be written in place is no plain file.
+    #[error("{} is no plain file; name the memory file itself", path.display())]
+    NotAFile {
+        /// The path given.
+        path: PathBuf,
+    },
+    /// The file to be replaced is the memory of a process, which would keep the old one.
+    #[error(
+        "process {pid} ({name}) has {} mapped and would keep the old file; --in-place writes into it as it is, \
+         where that process sees it",
+        path.display()
+    )]
+    Mapped {
+        /// The file.
+        path: PathBuf,
+        /// Its pid.
+        pid: u32,
+        /// Its name.
+        name: String,
     },
     /// The file cannot be written.
     #[error("cannot {action} {}", path.display())]

@@ -18,7 +18,7 @@ use std::time::Duration;
 
 use super::maps::kind_of;
 use super::regular_file::RegularFile;
-use super::{Attachment, CopyOut, Frozen, Memory, Source, SourceError};
+use super::{Attachment, CopyOut, Frozen, Memory, Source, SourceError, owner_attachment};
 use crate::address_space::{AddressSpace, Mapping, MappingKind, Protection};
 use crate::elf::{self, FileHeader, MappedFile, Notes, Segment, SegmentCount};
 use crate::record::Origin;
@@ -78,7 +78,7 @@ impl Source for CoreSource {
             mappings(&loaded, &notes).map_err(bad)?.into_iter().unzip();
         let space = AddressSpace::new(mappings)?;
         let origin = origin(&file, &notes);
-        let attachments = attachments(notes);
+        let attachments = attachments(&file, notes);
         Ok(Box::new(FrozenCore { file, space, at_bytes, origin, attachments }))
     }
 }
@@ -322,14 +322,17 @@ fn origin(file: &RegularFile, notes: &Notes) -> Origin {
     }
 }
 
-fn attachments(notes: Notes) -> Vec<Attachment> {
+fn attachments(file: &RegularFile, notes: Notes) -> Vec<Attachment> {
+    // What root owns may be the core of anybody's process.
+    let owner = file.owner().filter(|owner| *owner != 0).map(|owner| owner_attachment((owner, owner)));
     // Integers and lists can always be encoded.
     let threads = notes.threads.and_then(|threads| threads.to_attachment().ok());
     let auxv = (!notes.auxv.is_empty()).then_some(notes.auxv);
     let named = |(name, bytes): (&str, Option<Vec<u8>>)| {
         bytes.map(|bytes| Attachment { name: name.to_owned(), bytes })
     };
-    [(Threads::ATTACHMENT, threads), (threads::AUXV, auxv)].into_iter().filter_map(named).collect()
+    let named = [(Threads::ATTACHMENT, threads), (threads::AUXV, auxv)].into_iter().filter_map(named);
+    named.chain(owner).collect()
 }
 
 /// An open core.

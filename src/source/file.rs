@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use super::regular_file::RegularFile;
-use super::{Attachment, CopyOut, Frozen, Memory, Source, SourceError};
+use super::{Attachment, CopyOut, Frozen, Memory, Source, SourceError, owner_attachment};
 use crate::address_space::AddressSpace;
 use crate::record::Origin;
 use crate::units::AddressRange;
@@ -66,7 +66,8 @@ impl Frozen for FrozenFile {
     }
 
     fn attachments(&self) -> Vec<Attachment> {
-        Vec::new()
+        let owner = self.file.owner();
+        owner.map(|owner| owner_attachment((owner, owner))).into_iter().collect()
     }
 
     fn populated(&self, _mapping_index: usize) -> Result<Vec<Range<u64>>, SourceError> {

@@ -37,6 +37,15 @@ pub(super) fn data_ranges(file: &File, within: Range<u64>) -> Result<Vec<Range<u
     Ok(ranges)
 }
 
+/// The parts of a file in memory that are no holes; `None` for other files, which may have been written through a
+/// mapping where the disk has a hole yet.
+pub(crate) fn data_in_memory_file(file: &File, length_bytes: u64) -> Option<Vec<Range<u64>>> {
+    /// The kernel's number for files in memory: shared memory, memfd, /dev/shm.
+    const TMPFS_MAGIC: rustix::fs::FsWord = 0x0102_1994;
+    let is_in_memory = rustix::fs::fstatfs(file).is_ok_and(|it| it.f_type == TMPFS_MAGIC);
+    is_in_memory.then(|| data_ranges(file, 0..length_bytes).ok()).flatten()
+}
+
 #[cfg(test)]
 mod tests {
     use std::os::unix::fs::FileExt;

@@ -12,6 +12,7 @@ pub(crate) mod maps;
 mod proc_directory;
 mod process;
 mod regular_file;
+mod smaps;
 mod stop;
 mod tracked;
 
@@ -28,10 +29,12 @@ use crate::units::AddressRange;
 
 pub use core::CoreSource;
 pub use file::FileSource;
+pub(crate) use holes::data_in_memory_file;
 pub use live::LiveMemory;
 pub use process::ProcessSource;
 use process::refusal;
 pub(crate) use process::{FrozenProcess, ProcessMemory, RSEQ_ATTACHMENT};
+pub(crate) use smaps::MappingState;
 pub use tracked::{SourceExt, Tracked};
 
 /// Something whose memory can be captured.
@@ -146,6 +149,15 @@ pub struct Attachment {
     pub name: String,
     /// Its bytes; at most 256 MiB.
     pub bytes: Vec<u8>,
+}
+
+/// The attachment that says who owns what was captured: of a process its real and its effective user, of a file its owner
+/// twice; 4 bytes each, little-endian.
+pub(crate) const OWNER_ATTACHMENT: &str = "owner";
+
+fn owner_attachment((real, effective): (u32, u32)) -> Attachment {
+    let bytes = [real.to_le_bytes(), effective.to_le_bytes()].concat();
+    Attachment { name: OWNER_ATTACHMENT.to_owned(), bytes }
 }
 
 /// A source that cannot be used.

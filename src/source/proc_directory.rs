@@ -32,6 +32,8 @@ pub(super) struct Stat {
     /// How many threads the whole process has, the dead and not yet reaped ones included.
     pub(super) thread_count: usize,
     pub(super) is_kernel_thread: bool,
+    /// When it was started, in clock ticks since the machine was.
+    pub(super) start: u64,
 }
 
 impl Stat {
@@ -76,6 +78,15 @@ impl ProcDirectory {
         parse_stat(&self.read(&format!("task/{tid}/stat"))?)
     }
 
+    /// The same with the thread's name, in one read.
+    pub(super) fn named_thread_stat(&self, tid: u32) -> io::Result<(Vec<u8>, Stat)> {
+        let line = self.read(&format!("task/{tid}/stat"))?;
+        let stat = parse_stat(&line)?;
+        let begin = line.iter().position(|byte| *byte == b'(').map_or(0, |at| at + 1);
+        let end = line.iter().rposition(|byte| *byte == b')').unwrap_or(begin);
+        Ok((line.get(begin..end).unwrap_or_default().to_vec(), stat))
+    }
+
     /// The threads there are. The kernel may leave some out while others end.
     pub(super) fn thread_ids(&self) -> io::Result<Vec<u32>> {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
@@ -97,6 +108,13 @@ impl ProcDirectory {
     /// A text of `status`, or of a thread's; `None` if the kernel does not say such a thing.
     pub(super) fn status_text(&self, file: &str, key: &str) -> io::Result<Option<String>> {
         Ok(status_text(&self.read(file)?, key).map(str::to_owned))
+    }
+
+    /// Its real and its effective user.
+    pub(super) fn users(&self) -> Option<(u32, u32)> {
+        let text = self.status_text("status", "Uid").ok()??;
+        let mut numbers = text.split_ascii_whitespace().map(str::parse);
+        Some((numbers.next()?.ok()?, numbers.next()?.ok()?))
     }
 
     /// The executable, if we may know it.
@@ -137,6 +155,7 @@ fn parse_stat(line: &[u8]) -> io::Result<Stat> {
             session: field(6)?.parse().unwrap_or(0),
             is_kernel_thread: field(9)?.parse::<u64>().ok()? & PF_KTHREAD != 0,
             thread_count: field(20)?.parse().ok()?,
+            start: field(22)?.parse().ok()?,
         })
     };
     parsed().ok_or_else(|| unreadable("stat", line))
@@ -172,6 +191,7 @@ mod tests {
             session: 60,
             thread_count: 3,
             is_kernel_thread: false,
+            start: 999,
         };
         assert_eq!(parse_stat(line).unwrap(), expected);
         for length in 0..40 {
@@ -185,7 +205,10 @@ mod tests {
         let my_tid = rustix::thread::gettid().as_raw_nonzero().get().cast_unsigned();
         assert!(me.thread_ids().unwrap().contains(&my_tid));
         assert_eq!(me.status_number("status", "Tgid").unwrap(), me.pid());
-        assert_eq!(me.thread_stat(my_tid).unwrap().state, 'R');
+        let (name, stat) = me.named_thread_stat(my_tid).unwrap();
+        let expected = me.read(&format!("task/{my_tid}/comm")).unwrap();
+        assert_eq!((stat.state, name.as_slice()), ('R', expected.trim_ascii_end()));
+        assert_eq!(me.thread_stat(my_tid).unwrap().start, stat.start);
         assert_eq!(me.executable().unwrap(), std::env::current_exe().unwrap());
         assert_eq!(me.command_line(), std::env::args().collect::<Vec<_>>());
     }

@@ -15,10 +15,12 @@ use std::time::Duration;
 use super::holes::data_ranges;
 use super::maps;
 use super::proc_directory::{ProcDirectory, says_gone};
+use super::smaps::{self, MappingState};
 use super::stop::StoppedProcess;
-use super::{Attachment, CopyOut, Frozen, Memory, Source, SourceError};
+use super::{Attachment, CopyOut, Frozen, Memory, Source, SourceError, owner_attachment};
 use crate::address_space::{AddressSpace, Mapping};
 use crate::record::Origin;
+use crate::run::Run;
 use crate::sys::{pagemap, process_memory};
 use crate::threads::{AUXV, Thread, Threads};
 use crate::track::{SoftDirty, TrackError, Tracker, Untracked};
@@ -32,7 +34,7 @@ use crate::units::AddressRange;
 /// return early with `EINTR`, as it may after SIGSTOP and SIGCONT.
 ///
 /// Attachments: `threads` (see [`Threads`]); `auxv`, the raw auxiliary vector; `rseq`, where threads have their
-/// areas for restartable sequences.
+/// areas for restartable sequences; `run`, when process and threads were started; `owner`, its real and effective user.
 ///
 /// The kernel allows it for processes of the same user, subject to
 /// `/proc/sys/kernel/yama/ptrace_scope`, or with the capability `CAP_SYS_PTRACE`.
@@ -102,6 +104,7 @@ impl ProcessSource {
         let process = Arc::new(find(pid)?);
         // Whatever takes time and does not change is read before the process stands still.
         let origin = Origin::Process { pid, path: process.executable(), command: process.command_line() };
+        let users = process.users();
         let stopped = StoppedProcess::stop(&process)?;
 
         // The first thread may have ended before the others, and then has no memory any more.
@@ -131,6 +134,7 @@ impl ProcessSource {
             space,
             absent_is_zero,
             origin,
+            users,
             auxv,
             pagemap,
             state,
@@ -250,6 +254,7 @@ pub(crate) struct FrozenProcess {
     /// For each mapping whether a page that is not there is one of zeros.
     absent_is_zero: Vec<bool>,
     origin: Origin,
+    users: Option<(u32, u32)>,
     auxv: Vec<u8>,
     pagemap: Option<File>,
     /// `/proc/PID/task/TID/stat`, which is made anew for every read.
@@ -278,6 +283,23 @@ impl FrozenProcess {
         self.process
             .open_for_writing(&name)
             .map_err(|source| process_error(pid, "open the memory of", source))
+    }
+
+    /// What the kernel knows of each mapping beyond its layout.
+    pub(crate) fn mapping_states(&self) -> Result<Vec<MappingState>, SourceError> {
+        let pid = self.process.pid();
+        let smaps = self.process.read(&format!("task/{}/smaps", self.memory.tid));
+        let smaps = smaps.map_err(|error| process_error(pid, "read the state of the mappings of", error))?;
+        smaps::parse(&smaps).map_err(|line| SourceError::Uncapturable {
+            pid,
+            why: format!("a line of /proc/{pid}/smaps has an unknown form: {line:?}"),
+        })
+    }
+
+    /// The file that is mapped in all of a range. The kernel shows it only to those with `CAP_SYS_ADMIN` or
+    /// `CAP_CHECKPOINT_RESTORE`.
+    pub(crate) fn mapped_file(&self, range: AddressRange) -> io::Result<File> {
+        self.process.open_file(&format!("map_files/{:x}-{:x}", range.start(), range.end()))
     }
 
     /// Its threads as they stand.
@@ -321,6 +343,14 @@ impl FrozenProcess {
     pub(crate) fn rseq_attachment(&self) -> Vec<u8> {
         let areas = self.rseq_areas().into_iter();
         areas.flat_map(|(tid, area)| tid.to_le_bytes().into_iter().chain(area.start.to_le_bytes())).collect()
+    }
+
+    /// Which process it is, among all that have had its pid.
+    pub(crate) fn run(&self) -> Run {
+        let boot_id = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
+        let stopped = self.stopped.borrow();
+        let (process_start, starts) = stopped.starts();
+        Run { boot_id: boot_id.trim().to_owned(), process_start, thread_starts: starts.to_vec() }
     }
 
     /// Its auxiliary vector.
@@ -431,13 +461,16 @@ impl Frozen for FrozenProcess {
 
     fn attachments(&self) -> Vec<Attachment> {
         let threads = self.stopped.borrow().threads().to_attachment();
+        let run = self.run().to_attachment();
         let named = |name: &str, bytes| Attachment { name: name.to_owned(), bytes };
         // Integers and lists can always be encoded.
+        let threads = threads.ok().map(|bytes| named(Threads::ATTACHMENT, bytes));
+        let run = run.ok().map(|bytes| named(Run::ATTACHMENT, bytes));
         threads
-            .ok()
-            .map(|bytes| named(Threads::ATTACHMENT, bytes))
             .into_iter()
+            .chain(run)
             .chain([named(AUXV, self.auxv.clone()), named(RSEQ_ATTACHMENT, self.rseq_attachment())])
+            .chain(self.users.map(owner_attachment))
             .collect()
     }
 

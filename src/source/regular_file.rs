@@ -54,6 +54,11 @@ impl RegularFile {
         &self.path
     }
 
+    /// The user who owns it.
+    pub(super) fn owner(&self) -> Option<u32> {
+        rustix::fs::fstat(&self.file).ok().map(|found| found.st_uid)
+    }
+
     pub(super) fn length_bytes(&self) -> u64 {
         self.length_bytes
     }

@@ -62,6 +62,9 @@ struct Found {
     process_was_stopped: bool,
     /// By thread.
     rseq_areas: Vec<(u32, Range<u64>)>,
+    process_start: u64,
+    /// By thread.
+    starts: Vec<(u32, u64)>,
 }
 
 /// Threads to be set back, and where to answer.
@@ -79,7 +82,13 @@ impl StoppedProcess {
             .spawn(move || Tracer::new(&traced).run(&report_to, &orders))
             .map_err(|source| SourceError::Process { pid, action: "start a thread that stops", source })?;
         let mut stopped = StoppedProcess {
-            found: Found { threads: no_threads(pid), process_was_stopped: false, rseq_areas: Vec::new() },
+            found: Found {
+                threads: no_threads(pid),
+                process_was_stopped: false,
+                rseq_areas: Vec::new(),
+                process_start: 0,
+                starts: Vec::new(),
+            },
             hold: Some((hold, tracer)),
             stood_still: Duration::ZERO,
         };
@@ -116,6 +125,11 @@ impl StoppedProcess {
     /// Where the kernel writes for the threads by itself: their areas for restartable sequences.
     pub(super) fn rseq_areas(&self) -> &[(u32, Range<u64>)] {
         &self.found.rseq_areas
+    }
+
+    /// When the process and its threads were started.
+    pub(super) fn starts(&self) -> (u64, &[(u32, u64)]) {
+        (self.found.process_start, &self.found.starts)
     }
 
     /// Gives these threads, all of which stand still, their registers and signal masks.
@@ -311,8 +325,11 @@ impl<'a> Tracer<'a> {
     fn found(&self) -> Result<Found, SourceError> {
         let area = |tid: &u32| Some((*tid, ptrace::rseq_area(*tid)?));
         let rseq_areas = self.held.keys().filter_map(area);
+        let (threads, process_start, starts) = self.registers()?;
         Ok(Found {
-            threads: self.registers()?,
+            threads,
+            process_start,
+            starts,
             process_was_stopped: self.held.values().any(|stop| *stop == Stop::WithProcess),
             rseq_areas: rseq_areas
                 .map(|(tid, (at, length))| (tid, at..at.saturating_add(length.into())))
@@ -333,29 +350,31 @@ impl<'a> Tracer<'a> {
         Ok(())
     }
 
-    /// The registers of all threads, which stand still.
-    fn registers(&self) -> Result<Threads, SourceError> {
+    /// The registers of all threads, which stand still, and when the process and they were started.
+    fn registers(&self) -> Result<(Threads, u64, Vec<(u32, u64)>), SourceError> {
         let stat = self.process.stat().map_err(|error| self.error("look at", error))?;
         let mut threads = Vec::with_capacity(self.held.len());
+        let mut starts = Vec::with_capacity(self.held.len());
         for (tid, stop) in &self.held {
-            let thread =
+            let (thread, start) =
                 self.thread(*tid, *stop).map_err(|error| self.error("read the registers of", error))?;
             threads.push(thread);
+            starts.push((*tid, start));
         }
         // By number already; the first one may have a higher number than others.
         threads.sort_by_key(|thread| thread.tid != self.process.pid());
-        Ok(Threads {
+        let threads = Threads {
             parent_pid: stat.parent_pid,
             process_group: stat.process_group,
             session: stat.session,
             threads,
             ..no_threads(self.process.pid())
-        })
+        };
+        Ok((threads, stat.start, starts))
     }
 
-    fn thread(&self, tid: u32, stop: Stop) -> io::Result<Thread> {
-        let mut name = self.process.read(&format!("task/{tid}/comm"))?;
-        name.pop_if(|last| *last == b'\n');
+    fn thread(&self, tid: u32, stop: Stop) -> io::Result<(Thread, u64)> {
+        let (name, stat) = self.process.named_thread_stat(tid)?;
         let mut registers = Vec::new();
         for note_type in threads::register_set_types() {
             if let Some(bytes) = ptrace::register_set(tid, *note_type)? {
@@ -370,7 +389,8 @@ impl<'a> Tracer<'a> {
             Stop::Signal { signal, information } => (signal, information.to_vec()),
         };
         let signal_mask = ptrace::signal_mask(tid)?;
-        Ok(Thread { tid, name, signal_mask, pending_signal, signal_information, registers })
+        let thread = Thread { tid, name, signal_mask, pending_signal, signal_information, registers };
+        Ok((thread, stat.start))
     }
 
     fn error(&self, action: &'static str, source: io::Error) -> SourceError {

@@ -37,6 +37,23 @@ pub enum StoreError {
         /// What the operating system said.
         source: io::Error,
     },
+    /// What is forgotten cannot be erased now. Nothing was changed.
+    #[error("nothing was erased: {why}")]
+    CannotErase {
+        /// Why not, and what to do.
+        why: String,
+    },
+    /// Of what is forgotten something may be left.
+    #[error(
+        "{} may still hold bytes of what is forgotten: {why}; all other packs are rewritten",
+        path.display()
+    )]
+    NotErased {
+        /// The pack.
+        path: PathBuf,
+        /// Why it was left.
+        why: &'static str,
+    },
     /// Nothing can be written where the store is: its file system is read-only, or modes or flags forbid it.
     #[error(
         "the store {} is read-only (its file system, its modes, or an immutable flag): it can be read, but not \

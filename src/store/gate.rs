@@ -13,10 +13,10 @@
 //!   and publishes what is *condemned*. From then on a look-up of a condemned hash finds nothing,
 //!   and the capture stores the region anew, past the horizon.
 //!
-//! docs/design.md says why nothing is lost so; tests/gc_model.rs tries it in every order, and must be changed with this.
+//! docs/design.md says why nothing is lost so; tests/store/gc_model.rs tries it in every order, and must be changed with this.
 
 use std::collections::{HashMap, HashSet};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, RwLock};
 
 use super::location::Position;
 use super::marks::Marks;
@@ -31,6 +31,8 @@ pub(crate) struct Gate {
     pins: Mutex<Pins>,
     /// In a process that is forked from this one whoever holds a lock may not be there.
     process: ProcessId,
+    /// Told when a capture ends, and when captures may begin again.
+    captures_changed: Condvar,
 }
 
 #[derive(Default)]
@@ -38,6 +40,8 @@ struct Pins {
     next_capture: u64,
     /// For each running capture the first 64 bits of every hash that it has looked up.
     captures: HashMap<u64, Vec<u64>>,
+    /// Whether none may begin.
+    captures_held: bool,
     /// How often each is pinned, and its record: gc may take that out of the catalog.
     snapshots: HashMap<SnapshotId, (usize, Arc<Record>)>,
     /// While gc marks: the pins that were given up meanwhile.
@@ -83,6 +87,11 @@ pub(crate) struct SnapshotGuard {
     id: SnapshotId,
 }
 
+/// While this is there no capture runs.
+pub(crate) struct HeldCaptures<'a> {
+    gate: &'a Gate,
+}
+
 impl Gate {
     fn pins(&self) -> MutexGuard<'_, Pins> {
         self.pins.lock().unwrap_or_else(PoisonError::into_inner)
@@ -91,11 +100,29 @@ impl Gate {
     /// Announces a capture.
     pub(crate) fn begin_capture(self: &Arc<Self>) -> CaptureGuard {
         let mut pins = self.pins();
+        while pins.captures_held {
+            pins = self.captures_changed.wait(pins).unwrap_or_else(PoisonError::into_inner);
+        }
         let number = pins.next_capture;
         pins.next_capture += 1;
         pins.captures.insert(number, Vec::new());
         drop(pins);
         CaptureGuard { gate: self.clone(), number }
+    }
+
+    /// Waits for the end of all captures, and lets none begin until what this returns is dropped.
+    pub(crate) fn hold_captures(&self) -> HeldCaptures<'_> {
+        let mut pins = self.pins();
+        pins.captures_held = true;
+        while !pins.captures.is_empty() {
+            pins = self.captures_changed.wait(pins).unwrap_or_else(PoisonError::into_inner);
+        }
+        HeldCaptures { gate: self }
+    }
+
+    /// The snapshots that somebody reads.
+    pub(crate) fn pinned_snapshots(&self) -> Vec<SnapshotId> {
+        self.pins().snapshots.keys().copied().collect()
     }
 
     /// Keeps a snapshot from being collected. It must be live, and not be forgotten meanwhile.
@@ -157,11 +184,19 @@ impl CaptureGuard {
     }
 }
 
+impl Drop for HeldCaptures<'_> {
+    fn drop(&mut self) {
+        self.gate.pins().captures_held = false;
+        self.gate.captures_changed.notify_all();
+    }
+}
+
 impl Drop for CaptureGuard {
     fn drop(&mut self) {
         if !self.gate.process.is_this() {
             return;
         }
+        self.gate.captures_changed.notify_all();
         let mut pins = self.gate.pins();
         if let Some(prefixes) = pins.captures.remove(&self.number)
             && let Some(handed_over) = &mut pins.handed_over

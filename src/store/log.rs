@@ -530,7 +530,7 @@ fn append_to(tail: &mut Tail, pack: &Pack, bytes: &[u8]) -> Result<u64, StoreErr
 }
 
 fn seal_if_full(tail: &mut Tail) {
-    if tail.active.as_ref().is_some_and(|active| active.length_bytes() >= pack::seal_bytes()) {
+    if tail.active.as_ref().is_some_and(|active| active.length_bytes() >= active.seal_bytes()) {
         tail.seal();
     }
 }

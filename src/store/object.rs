@@ -31,6 +31,11 @@ pub(crate) const HEADER_BYTES: usize = 48;
 /// Objects begin at multiples of this.
 pub(crate) const ALIGNMENT_BYTES: usize = 8;
 
+/// How much an object of so many plain bytes takes, at most.
+pub(crate) fn most_bytes(plain_bytes: u32) -> u64 {
+    object_bytes(plain_bytes) as u64
+}
+
 /// The place of an object, which its checks are bound to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Place(u32);

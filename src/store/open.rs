@@ -383,7 +383,7 @@ fn catch_up(
             && !damaged
             && !is_ragged
             && pack.is_ours_alone()
-            && pack.length_bytes() < pack::seal_bytes()
+            && pack.length_bytes() < pack.seal_bytes()
             && pack.length_bytes() % 8 == 0;
         active = room.then(|| pack.clone());
     }

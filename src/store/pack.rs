@@ -18,6 +18,7 @@
 
 use std::io;
 use std::ops::Range;
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
@@ -37,26 +38,6 @@ use crate::sys::map::{self, PackMap, Since};
 /// A pack is sealed when it has grown to this: large enough that a terabyte is a few thousand
 /// files, small enough that gc rewrites one in about a second.
 const SEAL_BYTES: u64 = 256 << 20;
-
-#[cfg(not(feature = "fault-injection"))]
-pub(crate) const fn seal_bytes() -> u64 {
-    SEAL_BYTES
-}
-
-#[cfg(feature = "fault-injection")]
-static SEAL_BYTES_IN_TESTS: AtomicU64 = AtomicU64::new(SEAL_BYTES);
-
-#[cfg(feature = "fault-injection")]
-pub(crate) fn seal_bytes() -> u64 {
-    SEAL_BYTES_IN_TESTS.load(Ordering::Relaxed)
-}
-
-/// Has packs of all stores of this process sealed when they have grown to so many bytes, so that a test sees many of
-/// them.
-#[cfg(feature = "fault-injection")]
-pub fn set_seal_bytes(bytes: u64) {
-    SEAL_BYTES_IN_TESTS.store(bytes, Ordering::Relaxed);
-}
 
 const MAGIC: &[u8; 8] = b"STILLPAK";
 const FIXED_HEADER_BYTES: usize = 64;
@@ -85,6 +66,57 @@ pub(crate) struct Pack {
     /// Holes that are to be filled, and could not be yet.
     unfilled: Mutex<Vec<Range<u64>>>,
     map: Mutex<Option<Arc<PackMap>>>,
+}
+
+#[cfg(feature = "fault-injection")]
+pub use sealing::{Sealing, seal_packs_at};
+
+/// Packs that are sealed earlier, so that a test sees many of them.
+#[cfg(feature = "fault-injection")]
+mod sealing {
+    use std::path::{Path, PathBuf};
+    use std::sync::{PoisonError, RwLock};
+
+    static SEALINGS: RwLock<Vec<(PathBuf, u64)>> = RwLock::new(Vec::new());
+
+    /// Packs below a directory are sealed at another size until this is dropped.
+    #[derive(Debug)]
+    pub struct Sealing {
+        root: PathBuf,
+    }
+
+    /// Has the packs of all stores below a directory sealed when they have grown to so many bytes.
+    pub fn seal_packs_at(root: impl Into<PathBuf>, bytes: u64) -> Sealing {
+        let root = root.into();
+        let mut sealings = SEALINGS.write().unwrap_or_else(PoisonError::into_inner);
+        sealings.push((root.clone(), bytes));
+        Sealing { root }
+    }
+
+    impl Drop for Sealing {
+        fn drop(&mut self) {
+            let mut sealings = SEALINGS.write().unwrap_or_else(PoisonError::into_inner);
+            if let Some(at) = sealings.iter().position(|(root, _)| *root == self.root) {
+                sealings.swap_remove(at);
+            }
+        }
+    }
+
+    /// What is set for a file, if anything is.
+    pub(super) fn of(path: &Path) -> Option<u64> {
+        let sealings = SEALINGS.read().unwrap_or_else(PoisonError::into_inner);
+        sealings.iter().find(|(root, _)| path.starts_with(root)).map(|(_, bytes)| *bytes)
+    }
+}
+
+/// How large a pack at this path, or in this directory, grows before another one is begun.
+pub(crate) fn seal_bytes(path: &Path) -> u64 {
+    #[cfg(feature = "fault-injection")]
+    if let Some(bytes) = sealing::of(path) {
+        return bytes;
+    }
+    let _ = path;
+    SEAL_BYTES
 }
 
 /// The file name of pack `number`.
@@ -192,6 +224,11 @@ impl Pack {
             unfilled: Mutex::default(),
             map: Mutex::new(None),
         }))
+    }
+
+    /// How large it may grow before another one is begun.
+    pub(crate) fn seal_bytes(&self) -> u64 {
+        seal_bytes(self.name.path())
     }
 
     /// Gives a pack that was written under a temporary name its final one.

@@ -17,6 +17,8 @@ use crate::codec::{self, Encoding};
 use crate::delta;
 use crate::hash::{self, Hash};
 use crate::record::{self, Record};
+use crate::region;
+use crate::root::Root;
 use crate::sys::map::{PackMap, Since};
 use crate::table;
 
@@ -119,8 +121,31 @@ impl<'a> Reader<'a> {
         {
             return Ok(());
         }
-        let found = self.objects.find(Kind::Region, hash)?;
-        self.decode(&found, plain, check)
+        self.find_and(Kind::Region, hash, |reader, found| reader.decode(found, plain, check))
+    }
+
+    /// Finds an object and reads it. Should that fail it is tried again where the index has it elsewhere by then: gc
+    /// stores what stood on a base whole before it drops the base.
+    fn find_and<T>(
+        &mut self,
+        kind: Kind,
+        hash: &Hash,
+        mut read: impl FnMut(&mut Self, &Found) -> Result<T, StoreError>,
+    ) -> Result<T, StoreError> {
+        let mut tries = 0;
+        loop {
+            let found = self.objects.find(kind, hash)?;
+            let error = match read(self, &found) {
+                Err(error) if error.is_damage() && found.is_delta() => error,
+                other => return other,
+            };
+            let now = self.objects.shared.locate(Tree::of(kind), hash)?.map(Position::from);
+            let seen = Position { pack: found.pack, offset_bytes: found.at as u64 };
+            tries += 1;
+            if now.is_none() || now == Some(seen) || tries == TRIES {
+                return Err(error);
+            }
+        }
     }
 
     /// Decodes regions that lie one after the other into `plain`, `region_bytes` each and the last one perhaps
@@ -174,10 +199,11 @@ impl<'a> Reader<'a> {
         if hash.is_zero() {
             return Ok(Vec::new());
         }
-        let found = self.objects.find(kind, hash)?;
-        let mut plain = vec![0; found.header.plain_bytes as usize];
-        self.decode(&found, &mut plain, Check::Full)?;
-        Ok(plain)
+        self.find_and(kind, hash, |reader, found| {
+            let mut plain = vec![0; found.header.plain_bytes as usize];
+            reader.decode(found, &mut plain, Check::Full)?;
+            Ok(plain)
+        })
     }
 
     /// What is kept beside the memory of a snapshot under this name.
@@ -186,7 +212,26 @@ impl<'a> Reader<'a> {
         found.map(|attachment| self.object(Kind::Attachment, &attachment.hash)).transpose()
     }
 
-    /// The hashes in a table or root, of which there must be `expected`.
+    /// The root of a snapshot of `expected` tables.
+    pub(crate) fn root(&mut self, hash: &Hash, expected: usize) -> Result<Root, StoreError> {
+        let kind = Kind::Root;
+        let malformed = |detail| StoreError::Malformed { kind, hash: *hash, detail };
+        if hash.is_zero() {
+            // A layout may claim any number of bytes, all of them zeros.
+            let most = Kind::MAX_PLAIN_BYTES / Hash::BYTES;
+            return match expected <= most {
+                true => Ok(Root::zeros(expected)),
+                false => {
+                    Err(malformed(format!("expected {expected} hashes, there are never more than {most}")))
+                }
+            };
+        }
+        let bytes = self.object(kind, hash)?;
+        Root::decode(&bytes, expected)
+            .ok_or_else(|| malformed(format!("expected {expected} hashes, found {} bytes", bytes.len())))
+    }
+
+    /// The hashes in a table, of which there must be `expected`.
     pub(crate) fn hashes(
         &mut self,
         kind: Kind,
@@ -195,8 +240,8 @@ impl<'a> Reader<'a> {
     ) -> Result<Vec<Hash>, StoreError> {
         let malformed = |detail| StoreError::Malformed { kind, hash: *hash, detail };
         if hash.is_zero() {
-            // A layout may claim any number of bytes, all of them zeros.
-            let most = Kind::MAX_PLAIN_BYTES / Hash::BYTES;
+            // A place has never more.
+            let most = table::REGIONS_PER_TABLE;
             return match expected <= most {
                 true => Ok(vec![Hash::ZERO; expected]),
                 false => {
@@ -234,8 +279,13 @@ impl<'a> Reader<'a> {
             let base = found.base()?;
             found = self.bases.next_or_find(kind, &base)?;
         }
+        let plain_bytes = found.header.plain_bytes as usize;
         plain.clear();
-        plain.resize(found.header.plain_bytes as usize, 0);
+        match plain_bytes <= plain.capacity() {
+            true => plain.resize(plain_bytes, 0),
+            // Fresh zeros, which are no memory until they are touched.
+            false => *plain = vec![0; plain_bytes],
+        }
         let whole_bytes = self.fill(&found, plain, 0)?;
         Ok(Some((found.header.hash, number, whole_bytes)))
     }
@@ -330,7 +380,7 @@ impl<'a> Reader<'a> {
         let base_bytes = found.header.plain_bytes as usize;
         if base_bytes <= plain.len() {
             let (same, rest) = plain.split_at_mut(base_bytes);
-            rest.fill(0);
+            clear(rest);
             return self.fill(&found, same, deltas);
         }
         let mut whole = vec![0; base_bytes];
@@ -338,6 +388,11 @@ impl<'a> Reader<'a> {
         plain.copy_from_slice(&whole[..plain.len()]);
         Ok(whole_bytes)
     }
+}
+
+/// Makes zeros of bytes, without touching memory that is zeros already.
+fn clear(bytes: &mut [u8]) {
+    bytes.chunks_mut(4096).filter(|page| !region::is_zero(page)).for_each(|page| page.fill(0));
 }
 
 /// A place in the packs, after the last object that was read there.

@@ -281,7 +281,8 @@ pub(crate) fn merge(ranges: &mut Vec<Range<u64>>) {
 pub(crate) fn complement(ranges: &[Range<u64>], whole: Range<u64>) -> Vec<Range<u64>> {
     let mut rest = Vec::new();
     let mut start = whole.start;
-    for range in ranges {
+    let first = ranges.partition_point(|range| range.end <= whole.start);
+    for range in ranges[first..].iter().take_while(|range| range.start < whole.end) {
         if start < range.start.min(whole.end) {
             rest.push(start..range.start.min(whole.end));
         }

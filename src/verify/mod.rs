@@ -14,6 +14,7 @@ use crate::error::Error;
 use crate::hash::Hash;
 use crate::progress::{Meter, Progress};
 use crate::record::{Record, SnapshotId};
+use crate::root::Root;
 use crate::store::compact::indexed;
 use crate::store::error::StoreError;
 use crate::store::index::Index;
@@ -24,7 +25,7 @@ use crate::store::pack::{Pack, Scanned};
 use crate::store::read::{Check, Reader, TRIES};
 use crate::store::tree::Tree;
 use crate::store::{Shared, Store};
-use crate::table;
+use crate::table::{self, Places};
 
 /// What to verify. The default is everything.
 #[derive(Clone, Debug, Default)]
@@ -373,19 +374,23 @@ impl<'a> Verification<'a> {
                 meter.advance(referring_bytes(&record))?;
                 continue;
             };
-            for (table, place) in root.iter().zip(table::places(&space, record.region_size)) {
-                meter.advance(place.regions as u64 * Hash::BYTES as u64)?;
-                let as_placed = (*table, place.regions);
-                if table.is_zero() || fine.contains(&as_placed) {
+            let places = Places::new(&space, record.region_size);
+            let mut left_bytes = referring_bytes(&record);
+            for (table, place) in root.places(&places) {
+                let table_bytes = (place.regions as u64 * Hash::BYTES as u64).min(left_bytes);
+                left_bytes -= table_bytes;
+                meter.advance(table_bytes)?;
+                let as_placed = (table, place.regions);
+                if fine.contains(&as_placed) {
                     continue;
                 }
-                if is_lost(Kind::Table, table)? {
-                    missing(Kind::Table, *table);
+                if is_lost(Kind::Table, &table)? {
+                    missing(Kind::Table, table);
                     continue;
                 }
                 if let hash_map::Entry::Vacant(unseen) = tables.entry(as_placed) {
-                    let hashes = reader.hashes(Kind::Table, table, place.regions);
-                    let Some(hashes) = self.unless_malformed(*id, (Kind::Table, *table), hashes)? else {
+                    let hashes = reader.hashes(Kind::Table, &table, place.regions);
+                    let Some(hashes) = self.unless_malformed(*id, (Kind::Table, table), hashes)? else {
                         continue;
                     };
                     let mut lost = Vec::new();
@@ -404,6 +409,8 @@ impl<'a> Verification<'a> {
                     missing(Kind::Region, *hash);
                 }
             }
+            // Tables of zeros need nothing.
+            meter.advance(left_bytes)?;
         }
         Ok(())
     }
@@ -432,7 +439,7 @@ impl<'a> Verification<'a> {
         (id, record): (SnapshotId, &Record),
         reader: &mut Reader<'_>,
         look_at: &mut dyn FnMut(Kind, Hash) -> Result<(), StoreError>,
-    ) -> Result<Option<(Vec<Hash>, AddressSpace)>, Error> {
+    ) -> Result<Option<(Root, AddressSpace)>, Error> {
         look_at(Kind::Layout, record.layout)?;
         if !record.root.is_zero() {
             look_at(Kind::Root, record.root)?;
@@ -440,7 +447,7 @@ impl<'a> Verification<'a> {
         let space = reader.value(Kind::Layout, &record.layout);
         let space: Option<AddressSpace> = self.unless_malformed(id, (Kind::Layout, record.layout), space)?;
         let Some(space) = space else { return Ok(None) };
-        let root = reader.hashes(Kind::Root, &record.root, table::count(&space, record.region_size));
+        let root = reader.root(&record.root, table::count(&space, record.region_size));
         let root = self.unless_malformed(id, (Kind::Root, record.root), root)?;
         Ok(root.map(|root| (root, space)))
     }
@@ -493,11 +500,9 @@ impl<'a> Verification<'a> {
                 Ok(())
             })?;
             let (root, space) = both.unwrap_or_default();
-            let places = table::places(&space, record.region_size);
+            let places = Places::new(&space, record.region_size);
             let placed: Vec<((Hash, usize), u64)> = root
-                .into_iter()
-                .zip(places)
-                .filter(|(table, _)| !table.is_zero())
+                .places(&places)
                 .map(|(table, place)| ((table, place.regions), place.length_bytes as u64))
                 .collect();
             let new: HashMap<(Hash, usize), u64> =

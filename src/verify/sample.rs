@@ -16,7 +16,7 @@ use crate::store::object::Kind;
 use crate::store::pack;
 use crate::store::read::{Check, Reader};
 use crate::store::tree::Tree;
-use crate::table;
+use crate::table::Places;
 
 /// Something that a sample may take.
 pub(super) enum Stock {
@@ -212,10 +212,10 @@ impl Verification<'_> {
                 Ok(())
             })?;
             let (root, space) = both.unwrap_or_default();
-            needed.extend(root.iter().map(|table| (Kind::Table, *table)));
-            for (table, place) in root.iter().zip(table::places(&space, record.region_size)) {
-                if let hash_map::Entry::Vacant(unseen) = tables.entry(*table) {
-                    let hashes = match reader.hashes(Kind::Table, table, place.regions) {
+            needed.extend(root.stored().iter().map(|(_, table)| (Kind::Table, *table)));
+            for (table, place) in root.places(&Places::new(&space, record.region_size)) {
+                if let hash_map::Entry::Vacant(unseen) = tables.entry(table) {
+                    let hashes = match reader.hashes(Kind::Table, &table, place.regions) {
                         Err(error) if error.is_damage() => Vec::new(),
                         other => other?,
                     };
@@ -223,7 +223,7 @@ impl Verification<'_> {
                     let wrong = regions.filter(|(_, hash)| damaged.contains_key(hash)).collect();
                     unseen.insert(wrong);
                 }
-                needed.extend(tables.get(table).into_iter().flatten().copied());
+                needed.extend(tables.get(&table).into_iter().flatten().copied());
             }
             for (kind, hash) in needed {
                 let Some(guessed) = damaged.get(&hash) else { continue };

@@ -11,8 +11,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 use tempfile::TempDir;
 
-/// Nothing here takes as long. A command that does hangs.
-const TIMEOUT: Duration = Duration::from_secs(120);
+use crate::ended::output_of;
 
 /// A store that need not exist yet, beside other files of one test.
 pub(crate) struct Vault {
@@ -50,13 +49,8 @@ impl Vault {
 
     /// Runs the command to its end.
     pub(crate) fn run(&self, arguments: &[&str]) -> Done {
-        let output = assert_cmd::Command::new(env!("CARGO_BIN_EXE_stillframe"))
-            .arg("--store")
-            .arg(self.store())
-            .args(arguments)
-            .timeout(TIMEOUT)
-            .output()
-            .unwrap();
+        let mut command = Command::new(env!("CARGO_BIN_EXE_stillframe"));
+        let output = output_of(command.arg("--store").arg(self.store()).args(arguments));
         Done {
             code: output.status.code(),
             stdout: output.stdout,

@@ -3,8 +3,13 @@
 use std::ffi::OsStr;
 use std::process::{Command, Output};
 
+use crate::needs::{needs, passed_over};
+
 /// Runs a script of the shell where it may mount, with these arguments; `None` where nobody may.
 pub(crate) fn mounting(script: &str, arguments: &[impl AsRef<OsStr>]) -> Option<Output> {
+    if !needs(&["mount", "unshare"]) {
+        return None;
+    }
     let root = rustix::process::geteuid().is_root();
     let unshared = |script: &str| {
         let mut command = Command::new("unshare");
@@ -14,7 +19,7 @@ pub(crate) fn mounting(script: &str, arguments: &[impl AsRef<OsStr>]) -> Option<
     };
     let may = unshared("mount -t tmpfs tmpfs /mnt").output().is_ok_and(|tried| tried.status.success());
     if !may {
-        eprintln!("SKIPPED: mounting is not allowed here");
+        passed_over("mounting is not allowed here, to root or in a user namespace");
         return None;
     }
     Some(unshared(script).args(arguments).output().unwrap())

@@ -15,7 +15,7 @@ First steps:
   stillframe list                       all snapshots
   stillframe show latest                one snapshot and its mappings
   stillframe restore latest --to image  its memory as a file
-  stillframe restore web-1~3 --into-pid 4711
+  stillframe rollback web-1~3 --pid 4711
                                         roll what runs back in place
   stillframe forget --keep-last 10      drop all but the newest ten, then
   stillframe gc                         give their space back
@@ -88,8 +88,10 @@ pub(crate) enum Verb {
     Show(Show),
     /// List the processes there are snapshots of
     Processes,
-    /// Write the memory of a snapshot to a file or a core, or roll a running process back to it
+    /// Write the memory of a snapshot to a file or a core
     Restore(Restore),
+    /// Roll a running process back to a snapshot, in place
+    Rollback(Rollback),
     /// Print the memory of a snapshot
     Cat(Cat),
     /// Show where the memory of two snapshots differs
@@ -173,8 +175,10 @@ pub(crate) struct Capture {
 /// How what is new is stored.
 #[derive(Debug, Args)]
 pub(crate) struct StoreAs {
-    /// For the first snapshot of a process: store it as the difference from the latest one of this
-    /// process [default: the latest of the same executable, or of a file of the same name]
+    /// For the first snapshot of a process: store it as the difference from the latest one of this process, whoever owns
+    /// that. Its bytes then stay in the store as long as what is a difference from them, also when all of its own
+    /// snapshots are forgotten; `gc --erase` parts them [default: the latest of the same executable, or of a file of
+    /// the same name, with the same owner]
     #[arg(long, value_name = "NAME")]
     pub(crate) like: Option<String>,
     /// How to compress what is new: lz4, zstd or none [default: the store's]
@@ -241,17 +245,12 @@ For example, to look at the snapshot before the last one with a debugger:
   stillframe restore web~1 --core web.core
   gdb /path/to/web web.core
 
-With --into-pid a running process, of which the snapshot is, goes on from the captured moment: its private
-memory, the registers of its threads and their signal masks become what they were, and a system
-call in which a thread waited begins again. It must be the same run of the program, with the same
-threads, and have its mappings where they were; else nothing is changed and the exit code is 6.
+With --in-place the file stays the one that it is, and only what differs is written: a virtual machine
+that has it mapped as its memory, and is paused, is back at the snapshot. It must be as long as the image. This works
+for memory files of all kinds, by their names or as /proc/PID/fd/N, on huge pages too. If it is
+killed or fails in the middle, the same command completes it.
 
-Not rolled back is what the kernel keeps and what others see: open files and their offsets, what was
-written to files, sockets and pipes, child processes, timers, pending signals and signal handlers,
-and memory shared with other processes.
-
-If stillframe is killed in the middle of it, the process is as it was, or rolled back, or stopped
-(state T). If it is stopped, run the same command again, and then: kill -CONT PID")]
+With --into-pid it does what rollback does.")]
 pub(crate) struct Restore {
     /// The snapshot
     pub(crate) snapshot: String,
@@ -269,9 +268,52 @@ pub(crate) struct Restore {
     /// Replace the file if there is one
     #[arg(long, conflicts_with = "into_pid")]
     pub(crate) force: bool,
+    /// Write into the file that is there, and only what differs
+    #[arg(long, requires = "to", conflicts_with = "force")]
+    pub(crate) in_place: bool,
+    #[command(flatten)]
+    pub(crate) leave: Leave,
+}
+
+/// What a rollback may leave as it is.
+#[derive(Debug, Args)]
+pub(crate) struct Leave {
     /// Roll the process back although it has mapped more memory since; that then stays, unused
-    #[arg(long, requires = "into_pid")]
+    #[arg(long, conflicts_with_all = ["to", "core"])]
     pub(crate) leave_new_memory: bool,
+    /// Roll the process back although memory differs that it shares with others; that then stays as it is
+    #[arg(long, conflicts_with_all = ["to", "core"])]
+    pub(crate) leave_shared_memory: bool,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "\
+The process, of which the snapshot is, goes on from the captured moment: its private memory, the
+registers of its threads and their signal masks become what they were, and a system call in which a
+thread waited begins again. It must be the same process in the same run of the program, with the same
+threads, and have its mappings where they were; else nothing is changed, what differs is said, and the
+exit code is 6.
+
+Memory that could be shared, and that no other process has (a memfd that a JVM has its heap in, say), is
+rolled back too. Where others have it, and it differs, the process is refused, unless --leave-shared-memory
+is given. What is left is said on standard error.
+
+Memory that is new since the snapshot is refused unless --leave-new-memory is given: it then stays, and
+the program does not know of it. What the heap and the arenas of the C library have grown by is emptied.
+
+Not rolled back is what the kernel keeps and what others see: open files and their offsets, what was
+written to files, sockets and pipes, child processes, timers, pending signals and signal handlers.
+
+If stillframe is killed in the middle of it, the process is as it was, or rolled back, or stopped
+(state T). If it is stopped, run the same command again, and then: kill -CONT PID")]
+pub(crate) struct Rollback {
+    /// The snapshot
+    pub(crate) snapshot: String,
+    /// Roll back the running process with this pid
+    #[arg(long)]
+    pub(crate) pid: u32,
+    #[command(flatten)]
+    pub(crate) leave: Leave,
 }
 
 #[derive(Debug, Args)]
@@ -329,6 +371,10 @@ pub(crate) struct Label {
 Name snapshots, or say which to keep and the others are forgotten. What several --keep options
 name is all kept; each process is looked at by itself.
 
+What is forgotten cannot be had back, but its bytes are not erased. They stay until gc, and a plain gc leaves some of
+them: what snapshots that are kept are stored as the difference from, and up to a tenth of each file. If memory
+with a secret in it is forgotten: stillframe gc --erase
+
 For example:
   stillframe forget web-1~3 3f9a0c1b
   stillframe forget --keep-last 10 --keep-daily 7 --dry-run")]
@@ -369,10 +415,18 @@ pub(crate) struct Forget {
 }
 
 #[derive(Debug, Args)]
+#[command(after_help = "\
+Without --erase some bytes of forgotten snapshots stay: those that a kept snapshot is stored as the difference from, and
+up to --max-unused percent of each file. With it none are left in the store's files. Not in its hands are copies
+of the store, snapshots of the file system, and blocks that the file system or an SSD has let go and not yet overwritten.")]
 pub(crate) struct Gc {
     /// Only say how much space would be given back
     #[arg(long)]
     pub(crate) dry_run: bool,
+    /// Leave nothing of what is forgotten: store whole what is a difference from it, rewrite every file that has any of
+    /// it, and the index. Refused before anything is changed where that cannot be done wholly
+    #[arg(long)]
+    pub(crate) erase: bool,
     /// How much of a pack may be unused before it is rewritten, in percent: less means a smaller
     /// store, more means a faster gc
     #[arg(long, value_name = "PERCENT", default_value = "10", value_parser = percent(0))]

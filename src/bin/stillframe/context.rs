@@ -127,11 +127,7 @@ fn trace(global: &Global) {
         (false, 1) => LevelFilter::INFO,
         (false, _) => LevelFilter::TRACE,
     };
-    // Other libraries have nothing to say that is worth its noise, and of the database's troubles we tell.
-    let targets = Targets::new()
-        .with_target("stillframe", level)
-        .with_target("sled", LevelFilter::OFF)
-        .with_default(LevelFilter::ERROR);
+    let targets = Targets::new().with_target("stillframe", level).with_default(LevelFilter::ERROR);
     let colour =
         io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
     let lines = tracing_subscriber::fmt::layer()

@@ -9,6 +9,7 @@
 //! hexdump.rs     `cat --hex`                  care.rs      init verify repair stats migrate
 //! progress.rs    bars on a terminal           manual.rs    completions man
 //! errors.rs      exit codes, `stillframe: …`  past.rs      diff history
+//! rollback.rs    rollback
 //! ```
 
 mod arguments;
@@ -25,6 +26,7 @@ mod output;
 mod past;
 mod progress;
 mod restore;
+mod rollback;
 mod tidy;
 mod watch;
 
@@ -57,6 +59,7 @@ fn run(Arguments { global, verb }: Arguments) -> anyhow::Result<Exit> {
         Verb::Show(arguments) => look::show(&context, &arguments),
         Verb::Processes => look::processes(&context),
         Verb::Restore(arguments) => restore::restore(&context, &arguments),
+        Verb::Rollback(arguments) => rollback::rollback(&context, &arguments),
         Verb::Cat(arguments) => look::cat(&context, &arguments),
         Verb::Diff(arguments) => past::diff(&context, &arguments),
         Verb::History(arguments) => past::history(&context, &arguments),

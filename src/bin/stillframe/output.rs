@@ -67,6 +67,11 @@ impl Output {
         }
     }
 
+    /// Tells what must not be missed, however quiet it is to be.
+    pub(crate) fn warning(&self, text: &str) {
+        eprintln!("stillframe: {text}");
+    }
+
     /// The text in the colour of its style, if there are colours.
     pub(crate) fn styled(&self, style: Style, text: &str) -> String {
         let code = match style {

@@ -3,7 +3,7 @@
 use std::time::Instant;
 
 use serde::Serialize;
-use stillframe::{Mapping, RollBackStats, SnapshotId, Store};
+use stillframe::{SnapshotId, Store};
 
 use crate::arguments;
 use crate::context::{Context, display};
@@ -12,13 +12,14 @@ use crate::human;
 use crate::json::milliseconds;
 use crate::output::Style;
 use crate::progress::progress;
+use crate::rollback;
 
 /// Brings the memory of a snapshot back.
 pub(crate) fn restore(context: &Context, arguments: &arguments::Restore) -> anyhow::Result<Exit> {
     let store = context.open()?;
     let id = store.find(&arguments.snapshot)?;
     match arguments.into_pid {
-        Some(pid) => into_process(context, &store, id, pid, arguments.leave_new_memory),
+        Some(pid) => rollback::into_process(context, &store, id, pid, &arguments.leave),
         None => to_file(context, &store, id, arguments),
     }
 }
@@ -41,14 +42,18 @@ fn to_file(
     }
     let output = &context.output;
     let started = Instant::now();
-    let restore = store.restore(id)?.progress(progress(context, "restoring"));
+    let progress = progress(context, "restoring");
     let (path, bytes, written_bytes, threads) = match (&arguments.core, &arguments.to) {
         (Some(path), _) => {
-            let stats = restore.into_core(path, arguments.force)?;
+            let stats = store.restore(id)?.progress(progress).into_core(path, arguments.force)?;
             (path, stats.bytes, stats.written_bytes, Some(stats.threads))
         }
+        (None, Some(path)) if arguments.in_place => {
+            let stats = store.roll_back(id)?.progress(progress).file(path)?;
+            (path, stats.bytes, stats.written_bytes, None)
+        }
         (None, Some(path)) => {
-            let stats = restore.into_file(path, arguments.force)?;
+            let stats = store.restore(id)?.progress(progress).into_file(path, arguments.force)?;
             (path, stats.bytes, stats.written_bytes, None)
         }
         (None, None) => return Err(wrong_usage("where to? --to FILE or --core FILE says so")),
@@ -64,10 +69,14 @@ fn to_file(
         })?;
     } else if !output.quiet {
         let holes_bytes = bytes.saturating_sub(written_bytes);
+        let memory = match arguments.in_place {
+            true => format!("{}, of which {} differed", human::size(bytes), human::size(written_bytes)),
+            false => format!("{}, {} of it holes", human::size(bytes), human::size(holes_bytes)),
+        };
         let mut lines = vec![
             ("snapshot", output.styled(Style::Id, &human::short(id))),
             ("restored to", display(path)),
-            ("memory", format!("{}, {} of it holes", human::size(bytes), human::size(holes_bytes))),
+            ("memory", memory),
         ];
         lines.extend(threads.map(|threads| match threads {
             0 => (
@@ -78,75 +87,6 @@ fn to_file(
         }));
         lines.push(("took", human::duration(elapsed)));
         output.text(&output.lines(&lines))?;
-    }
-    Ok(Exit::Done)
-}
-
-/// Rolls a running process back.
-fn into_process(
-    context: &Context,
-    store: &Store,
-    id: SnapshotId,
-    pid: u32,
-    leave_new_memory: bool,
-) -> anyhow::Result<Exit> {
-    #[derive(Serialize)]
-    struct RollBackObject {
-        id: String,
-        bytes: u64,
-        written_bytes: u64,
-        elapsed_ms: f64,
-        paused_ms: f64,
-        stopped: bool,
-        left_shared: Vec<String>,
-    }
-    let output = &context.output;
-    let stats: RollBackStats = store
-        .roll_back(id)?
-        .leave_new_memory(leave_new_memory)
-        .progress(progress(context, "rolling back"))
-        .process(pid)?;
-    let named = |mapping: &Mapping| format!("{} {}", mapping.range, human::plain(&mapping.name));
-    let left_shared: Vec<String> = stats.left_shared.iter().map(named).collect();
-    if output.json {
-        output.json(&RollBackObject {
-            id: id.to_string(),
-            bytes: stats.bytes,
-            written_bytes: stats.written_bytes,
-            elapsed_ms: milliseconds(stats.elapsed),
-            paused_ms: milliseconds(stats.paused),
-            stopped: stats.is_stopped,
-            left_shared,
-        })?;
-        return Ok(Exit::Done);
-    }
-    if !output.quiet {
-        output.text(&output.lines(&[
-            ("snapshot", output.styled(Style::Id, &human::short(id))),
-            ("rolled back", format!("process {pid}")),
-            (
-                "memory",
-                format!(
-                    "{}, of which {} differed",
-                    human::size(stats.bytes),
-                    human::size(stats.written_bytes)
-                ),
-            ),
-            (
-                "took",
-                format!(
-                    "{}, the process stood still for {}",
-                    human::duration(stats.elapsed),
-                    human::duration(stats.paused)
-                ),
-            ),
-        ]))?;
-    }
-    for mapping in left_shared {
-        output.hint(&format!("left as it is, as others share it: {mapping}"));
-    }
-    if stats.is_stopped {
-        output.hint(&format!("it was stopped before and still is; to let it go on: kill -CONT {pid}"));
     }
     Ok(Exit::Done)
 }

@@ -146,11 +146,13 @@ pub(crate) fn gc(context: &Context, arguments: &arguments::Gc) -> anyhow::Result
         packs_removed: u64,
         packs_rewritten: u64,
         elapsed_ms: f64,
+        erased_bytes: u64,
     }
     let output = &context.output;
     let store = context.open()?;
     let options = GcOptions {
         dry_run: arguments.dry_run,
+        erase: arguments.erase,
         max_unused_percent: arguments.max_unused,
         progress: progress(context, "collecting"),
     };
@@ -164,9 +166,14 @@ pub(crate) fn gc(context: &Context, arguments: &arguments::Gc) -> anyhow::Result
             packs_removed: stats.packs_removed,
             packs_rewritten: stats.packs_rewritten,
             elapsed_ms: milliseconds(stats.elapsed),
+            erased_bytes: stats.erased_bytes,
         })?;
     } else if !output.quiet {
         let would = if arguments.dry_run { "would be " } else { "" };
+        if arguments.erase {
+            let erased = if arguments.dry_run { "would erase" } else { "erased" };
+            output.text(&output.lines(&[(erased, human::size(stats.erased_bytes))]))?;
+        }
         output.text(&output.lines(&[
             (if arguments.dry_run { "would free" } else { "freed" }, human::size(stats.freed_bytes)),
             (

@@ -1,0 +1,90 @@
+//! `rollback`, which `restore --into-pid` is as well.
+
+use serde::Serialize;
+use stillframe::{Mapping, RollBackStats, SnapshotId, Store};
+
+use crate::arguments;
+use crate::context::Context;
+use crate::errors::Exit;
+use crate::human;
+use crate::json::milliseconds;
+use crate::output::Style;
+use crate::progress::progress;
+
+/// Rolls a running process back.
+pub(crate) fn rollback(context: &Context, arguments: &arguments::Rollback) -> anyhow::Result<Exit> {
+    let store = context.open()?;
+    let id = store.find(&arguments.snapshot)?;
+    into_process(context, &store, id, arguments.pid, &arguments.leave)
+}
+
+/// The same with an open store.
+pub(crate) fn into_process(
+    context: &Context,
+    store: &Store,
+    id: SnapshotId,
+    pid: u32,
+    leave: &arguments::Leave,
+) -> anyhow::Result<Exit> {
+    #[derive(Serialize)]
+    struct RollBackObject {
+        id: String,
+        bytes: u64,
+        written_bytes: u64,
+        elapsed_ms: f64,
+        paused_ms: f64,
+        stopped: bool,
+        left_shared: Vec<String>,
+    }
+    let output = &context.output;
+    let stats: RollBackStats = store
+        .roll_back(id)?
+        .leave_new_memory(leave.leave_new_memory)
+        .leave_shared_memory(leave.leave_shared_memory)
+        .progress(progress(context, "rolling back"))
+        .process(pid)?;
+    let named = |mapping: &Mapping| format!("{} {}", mapping.range, human::plain(&mapping.name));
+    let left_shared: Vec<String> = stats.left_shared.iter().map(named).collect();
+    if output.json {
+        output.json(&RollBackObject {
+            id: id.to_string(),
+            bytes: stats.bytes,
+            written_bytes: stats.written_bytes,
+            elapsed_ms: milliseconds(stats.elapsed),
+            paused_ms: milliseconds(stats.paused),
+            stopped: stats.is_stopped,
+            left_shared,
+        })?;
+        return Ok(Exit::Done);
+    }
+    if !output.quiet {
+        output.text(&output.lines(&[
+            ("snapshot", output.styled(Style::Id, &human::short(id))),
+            ("rolled back", format!("process {pid}")),
+            (
+                "memory",
+                format!(
+                    "{}, of which {} differed",
+                    human::size(stats.bytes),
+                    human::size(stats.written_bytes)
+                ),
+            ),
+            (
+                "took",
+                format!(
+                    "{}, the process stood still for {}",
+                    human::duration(stats.elapsed),
+                    human::duration(stats.paused)
+                ),
+            ),
+        ]))?;
+    }
+    // Whoever reads this, and however quiet it is to be: a part of the process is of another moment.
+    for mapping in left_shared {
+        output.warning(&format!("left as it is, although it differs, as it is shared: {mapping}"));
+    }
+    if stats.is_stopped {
+        output.hint(&format!("it was stopped before and still is; to let it go on: kill -CONT {pid}"));
+    }
+    Ok(Exit::Done)
+}

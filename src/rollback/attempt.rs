@@ -1,0 +1,35 @@
+//! A snapshot and the process that is to be rolled back to it, beside each other: what every check looks at.
+
+use super::RollBack;
+use super::captured::CapturedProcess;
+use crate::error::Error;
+use crate::sink::SinkError;
+use crate::source::FrozenProcess;
+
+/// A rollback that has not written anything yet.
+#[derive(Clone, Copy)]
+pub(super) struct Attempt<'a> {
+    pub(super) pid: u32,
+    pub(super) roll_back: &'a RollBack<'a>,
+    /// The process then.
+    pub(super) captured: &'a CapturedProcess,
+    /// The process now, all of whose threads are held.
+    pub(super) held: &'a FrozenProcess,
+}
+
+impl Attempt<'_> {
+    /// The refusal of a process that can never be rolled back, or not now.
+    pub(super) fn refusal(&self, why: impl Into<String>) -> SinkError {
+        SinkError::NoRollBack { pid: self.pid, why: why.into() }
+    }
+
+    /// The refusal of a process that differs from the snapshot in these points.
+    pub(super) fn misfit(&self, differences: Vec<String>) -> SinkError {
+        SinkError::DoesNotFit { pid: self.pid, differences, only_new: false }
+    }
+
+    /// An error if the user has asked to stop.
+    pub(super) fn check_interrupt(&self) -> Result<(), Error> {
+        self.roll_back.progress.check()
+    }
+}

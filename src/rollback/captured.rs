@@ -1,0 +1,44 @@
+//! What a snapshot says about its process beside its memory.
+
+use super::RollBack;
+use crate::error::Error;
+use crate::record::Origin;
+use crate::run::Run;
+use crate::sink::SinkError;
+use crate::source::RSEQ_ATTACHMENT;
+use crate::store::read::{Check, Reader};
+use crate::threads::{AUXV, MACHINE, Threads};
+
+/// What a snapshot says about its process.
+pub(super) struct CapturedProcess {
+    pub(super) threads: Threads,
+    pub(super) auxv: Vec<u8>,
+    /// Of which threads the kernel knew the areas for restartable sequences; older snapshots do not say.
+    pub(super) rseq: Option<Vec<u8>>,
+    /// Which run of which process it was; older snapshots do not say.
+    pub(super) run: Option<Run>,
+}
+
+impl CapturedProcess {
+    /// Reads it; an error if process `pid` cannot be rolled back to such a snapshot.
+    pub(super) fn read(roll_back: &RollBack<'_>, pid: u32) -> Result<CapturedProcess, Error> {
+        let none = |why: &str| SinkError::NoRollBack { pid, why: why.to_owned() };
+        let mut reader = Reader::new(roll_back.shared, Check::Full);
+        let mut read = |name: &str| reader.attachment(&roll_back.record, name);
+        let is_process = matches!(roll_back.record.origin, Origin::Process { .. });
+        let threads = read(Threads::ATTACHMENT)?.filter(|_| is_process);
+        let threads = threads.ok_or_else(|| {
+            none("the snapshot is not one of a live process; it has no registers to go back to")
+        })?;
+        let threads = Threads::from_attachment(&threads)
+            .map_err(|error| none(&format!("the registers in the snapshot cannot be read: {error}")))?;
+        if threads.machine != MACHINE {
+            return Err(none("the snapshot was taken on a machine of another kind").into());
+        }
+        let auxv = read(AUXV)?.unwrap_or_default();
+        let run = read(Run::ATTACHMENT)?.map(|bytes| Run::from_attachment(&bytes)).transpose();
+        let run =
+            run.map_err(|error| none(&format!("its start times in the snapshot cannot be read: {error}")))?;
+        Ok(CapturedProcess { threads, auxv, rseq: read(RSEQ_ATTACHMENT)?, run })
+    }
+}

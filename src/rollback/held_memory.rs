@@ -1,0 +1,136 @@
+//! The memory of a process that stands still: what is compared with the snapshot.
+
+use std::ops::Range;
+
+use super::attempt::Attempt;
+use super::page_state::PageStates;
+use super::plan::{Patch, Target};
+use crate::error::Error;
+use crate::piece::{PIECE_BYTES, overlapping};
+use crate::sink::SinkError;
+use crate::source::{Frozen as _, ProcessMemory};
+use crate::track::{complement, merge};
+use crate::units::AddressRange;
+
+/// What the kernel alone writes of a thread's area for restartable sequences, beside a pointer (bytes 8
+/// to 16): on which processor the thread runs.
+const RSEQ_POINTER: Range<u64> = 8..16;
+
+/// The memory of a process that stands still.
+pub(super) struct HeldMemory<'a> {
+    states: &'a PageStates,
+    pid: u32,
+    memory: ProcessMemory,
+    /// Where there may be anything but zeros.
+    populated: Vec<Range<u64>>,
+    /// What the snapshot does not have: zeros in its tables.
+    left_out: Vec<Range<u64>>,
+    /// This, and what the kernel writes by itself.
+    left_alone: Vec<Range<u64>>,
+}
+
+impl<'a> HeldMemory<'a> {
+    pub(super) fn new(attempt: &Attempt<'_>, states: &'a PageStates) -> Result<HeldMemory<'a>, Error> {
+        let Attempt { pid, roll_back, held, .. } = *attempt;
+        let mut populated = Vec::new();
+        for (index, mapping) in held.address_space().mappings().iter().enumerate() {
+            if mapping.captured {
+                attempt.check_interrupt()?;
+                let start = mapping.range.start();
+                let found = held.populated(index)?;
+                populated.extend(found.into_iter().map(|it| start + it.start..start + it.end));
+            }
+        }
+        merge(&mut populated);
+        let space = &roll_back.space;
+        let left_out = space.excluded().iter().chain(space.unreadable());
+        let mut left_out: Vec<_> = left_out.map(|range| range.start()..range.end()).collect();
+        merge(&mut left_out);
+        let mut left_alone = left_out.clone();
+        for (_, area) in held.rseq_areas() {
+            let pointer = area.start + RSEQ_POINTER.start..area.start + RSEQ_POINTER.end;
+            left_alone.extend([area.start..pointer.start, pointer.end..area.end]);
+        }
+        merge(&mut left_alone);
+        Ok(HeldMemory { states, pid, memory: held.process_memory(), populated, left_out, left_alone })
+    }
+
+    /// Where there may be anything but zeros: sorted and apart.
+    pub(super) fn populated(&self) -> &[Range<u64>] {
+        &self.populated
+    }
+
+    /// Whether any byte of a range can be read.
+    pub(super) fn is_readable(&self, range: &Range<u64>) -> Result<bool, Error> {
+        let mut buffer = vec![0; PIECE_BYTES];
+        for at in range.clone().step_by(PIECE_BYTES) {
+            let length = usize::try_from(range.end - at).map_or(PIECE_BYTES, |left| left.min(PIECE_BYTES));
+            let mut unreadable = Vec::new();
+            self.memory.copy(at, &mut buffer[..length], &mut unreadable)?;
+            if unreadable.iter().map(|it| it.length_bytes()).sum::<u64>() < length as u64 {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
+    /// Patches that empty what is there of these ranges.
+    pub(super) fn zeros_for(&self, ranges: &[Range<u64>]) -> Vec<Patch> {
+        let there = ranges.iter().flat_map(|range| overlapping(&self.populated, range.clone()));
+        there
+            .flat_map(|range| {
+                let starts = range.clone().step_by(PIECE_BYTES);
+                starts.map(move |at| (at, (range.end - at).min(PIECE_BYTES as u64)))
+            })
+            .map(|(at, length)| Patch::of_zeros(at, usize::try_from(length).unwrap_or(PIECE_BYTES)))
+            .collect()
+    }
+
+    fn part<'b>(&self, at: u64, buffer: &'b mut [u8], range: &Range<u64>) -> &'b mut [u8] {
+        let offset = |address: u64| usize::try_from(address - at).unwrap_or(usize::MAX);
+        &mut buffer[offset(range.start)..offset(range.end)]
+    }
+}
+
+impl Target for HeldMemory<'_> {
+    fn bytes<'b>(&'b self, at: u64, length: usize, buffer: &'b mut Vec<u8>) -> Result<&'b [u8], Error> {
+        let window = at..at + length as u64;
+        buffer.resize(length, 0);
+        let there: Vec<_> = overlapping(&self.populated, window.clone()).collect();
+        for range in complement(&there, window.clone()) {
+            self.part(at, buffer, &range).fill(0);
+        }
+        let mut unreadable = Vec::new();
+        for range in there {
+            self.memory.copy(range.start, self.part(at, buffer, &range), &mut unreadable)?;
+        }
+        for range in overlapping(&self.left_out, window) {
+            self.part(at, buffer, &range).fill(0);
+        }
+        let is_left_out = |range: &AddressRange| {
+            let overlap = overlapping(&self.left_out, range.start()..range.end());
+            overlap.map(|it| it.end - it.start).sum::<u64>() == range.length_bytes()
+        };
+        match unreadable.into_iter().find(|range| !is_left_out(range)) {
+            None => Ok(buffer),
+            Some(range) => Err(SinkError::DoesNotFit {
+                pid: self.pid,
+                differences: vec![format!("{range} cannot be read any more")],
+                only_new: false,
+            }
+            .into()),
+        }
+    }
+
+    fn is_absent(&self, range: Range<u64>) -> bool {
+        overlapping(&self.populated, range).next().is_none()
+    }
+
+    fn written_anyhow(&self) -> &[Range<u64>] {
+        self.states.lazily_free()
+    }
+
+    fn left_alone(&self) -> &[Range<u64>] {
+        &self.left_alone
+    }
+}

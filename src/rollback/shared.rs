@@ -1,0 +1,183 @@
+//! Memory that a process shares, or could: what of it is rolled back, what is left, and what makes it impossible.
+//!
+//! | mapping that differs | |
+//! |---|---|
+//! | of memory without a name (memfd, `/dev/zero`, unlinked) that no other process maps or has open | rolled back, once if it is mapped several times |
+//! | the same where others have it or may have it; `/dev/shm`, System V | refused, unless it may be left |
+//! | of a file that another process maps too, writable here | refused, unless it may be left |
+//! | of another file | left and told: a file is not rolled back |
+//!
+//! That no other process has it must be known for certain (`sys/mapped.rs`).
+
+use std::collections::{HashMap, HashSet};
+use std::ops::Range;
+use std::os::unix::fs::MetadataExt;
+
+use super::attempt::Attempt;
+use super::page_state::PageStates;
+use super::plan::{Patch, Plan};
+use crate::address_space::{Mapping, MappingKind};
+use crate::error::Error;
+use crate::hash::Hash;
+use crate::source::Frozen as _;
+use crate::sys::mapped::{self, Holders, MappedFile};
+
+/// What the user is told to do.
+const ADVICE: &str = "--leave-shared-memory rolls back the rest and leaves it as it is";
+
+/// Decides about what is shared and differs. Takes out of the plan what is to be left, and answers with that; an
+/// error if it must be neither left nor rolled back.
+pub(super) fn settle(
+    attempt: &Attempt<'_>,
+    states: &PageStates,
+    plan: &mut Plan<'_>,
+) -> Result<Vec<Mapping>, Error> {
+    let mappings = attempt.held.address_space().mappings();
+    let is_shared = |patch: &&Patch| mapping_at(mappings, patch.at).is_some_and(|it| it.protection.shared);
+    let mut objects: HashMap<Option<MappedFile>, Object<'_>> = HashMap::new();
+    for patch in plan.patches.iter().filter(is_shared) {
+        let Some(mapping) = mapping_at(mappings, patch.at) else { continue };
+        let file = states.at(patch.at).and_then(|state| state.file);
+        let object = objects.entry(file).or_default();
+        if object.mappings.last() != Some(&mapping) {
+            object.mappings.push(mapping);
+        }
+    }
+    if objects.is_empty() {
+        return Ok(Vec::new());
+    }
+    let names = objects
+        .iter()
+        .filter_map(|(file, object)| Some((*file.as_ref()?, object.mappings.first()?.name.clone())));
+    let holders = mapped::holders(&names.collect(), attempt.pid, || attempt.check_interrupt())?;
+    let mut differences = Vec::new();
+    for (file, object) in &mut objects {
+        object.fate = fate(attempt, states, *file, object, &holders);
+        if let (Fate::Refused(why), false) = (&object.fate, attempt.roll_back.leave_shared_memory) {
+            let mapping = object.mappings[0];
+            let range = mapping.range;
+            differences.push(format!(
+                "{range} ({} {}) differs, and {why}",
+                mapping.protection,
+                shown(mapping)
+            ));
+        }
+    }
+    differences.sort_unstable();
+    if let Some(last) = differences.last_mut() {
+        last.push_str("; ");
+        last.push_str(ADVICE);
+        return Err(attempt.misfit(differences).into());
+    }
+    let mut left: Vec<&Mapping> = Vec::new();
+    let mut written: HashSet<Written> = HashSet::new();
+    plan.patches.retain(|patch| {
+        let Some(mapping) = mapping_at(mappings, patch.at).filter(|it| it.protection.shared) else {
+            return true;
+        };
+        let file = states.at(patch.at).and_then(|state| state.file);
+        match objects.get(&file).map(|object| &object.fate) {
+            Some(Fate::RolledBack) => {
+                // A view that cannot be written is one of what is written through another.
+                let offset = patch.at - mapping.range.start() + mapping.file_offset_bytes;
+                mapping.protection.write && written.insert((file, offset, patch.hash, patch.pieces.clone()))
+            }
+            _ => {
+                left.push(mapping);
+                false
+            }
+        }
+    });
+    left.dedup();
+    Ok(left.into_iter().cloned().collect())
+}
+
+/// What was written already through another view: of which file, from where on, which region, which parts of it.
+type Written = (Option<MappedFile>, u64, Hash, Vec<Range<usize>>);
+
+/// A file, on a disk or in memory, of which something differs.
+#[derive(Default)]
+struct Object<'a> {
+    mappings: Vec<&'a Mapping>,
+    fate: Fate,
+}
+
+/// What becomes of it.
+#[derive(Default)]
+enum Fate {
+    RolledBack,
+    #[default]
+    Left,
+    /// Unless it may be left. Says why.
+    Refused(String),
+}
+
+fn fate(
+    attempt: &Attempt<'_>,
+    states: &PageStates,
+    file: Option<MappedFile>,
+    object: &Object<'_>,
+    holders: &Holders,
+) -> Fate {
+    let first = object.mappings[0];
+    let Some(file) = file else {
+        return Fate::Refused("it cannot be known who else has it".to_owned());
+    };
+    let holder = holders.known.get(&file).map(|all| {
+        let (pid, name) = &all[0];
+        match all.len() - 1 {
+            0 => format!("process {pid} ({name}) has it too"),
+            more => format!("process {pid} ({name}) and {more} more have it too"),
+        }
+    });
+    let views = || {
+        let all = attempt.held.address_space().mappings().iter().filter(|it| it.protection.shared);
+        all.filter(|it| states.at(it.range.start()).is_some_and(|state| state.file == Some(file)))
+    };
+    if is_plain_file(first) {
+        return match holder {
+            Some(holder) if views().any(|it| it.protection.write) => Fate::Refused(holder),
+            _ => Fate::Left,
+        };
+    }
+    if let Some(holder) = holder {
+        return Fate::Refused(holder);
+    }
+    match attempt.held.mapped_file(states.range_at(first.range)).and_then(|file| file.metadata()) {
+        Ok(metadata) if metadata.nlink() == 0 && !first.name.starts_with("/SYSV") => {}
+        Ok(_) => return Fate::Refused("others can open it by its name".to_owned()),
+        Err(error) => return Fate::Refused(format!("it cannot be known who else has it ({error})")),
+    }
+    if let Some(why) = &holders.unknown {
+        return Fate::Refused(format!("others may have it: {why}"));
+    }
+    // Each part that differs must be writable somewhere.
+    let span = |it: &Mapping| it.file_offset_bytes..it.file_offset_bytes + it.range.length_bytes();
+    let is_writable = |wanted: &Mapping| {
+        let wanted = span(wanted);
+        views().any(|it| it.protection.write && span(it).start <= wanted.start && wanted.end <= span(it).end)
+    };
+    match object.mappings.iter().all(|it| is_writable(it)) {
+        true => Fate::RolledBack,
+        false => Fate::Refused("it is mapped so that it cannot be written".to_owned()),
+    }
+}
+
+/// A file with a name, on a disk say. What is in `/dev/shm` is memory for others to open.
+fn is_plain_file(mapping: &Mapping) -> bool {
+    let name = &mapping.name;
+    let is_memory = ["/dev/shm/", "/dev/zero", "/memfd:", "/SYSV", "/anon_hugepage"]
+        .iter()
+        .any(|start| name.starts_with(start));
+    mapping.kind == MappingKind::File && !is_memory && !name.ends_with(" (deleted)")
+}
+
+fn shown(mapping: &Mapping) -> &str {
+    if mapping.name.is_empty() { mapping.kind.name() } else { &mapping.name }
+}
+
+/// The mapping that an address is in.
+pub(super) fn mapping_at(mappings: &[Mapping], address: u64) -> Option<&Mapping> {
+    let at = mappings.partition_point(|it| it.range.end() <= address);
+    mappings.get(at).filter(|it| it.range.start() <= address)
+}

@@ -1,0 +1,51 @@
+//! Writing: the memory first, then the registers, while the process is bound to stand still if this program dies.
+
+use super::attempt::Attempt;
+use super::plan::{Done, Patch, Plan};
+use super::shared::mapping_at;
+use super::{refused, registers};
+use crate::error::Error;
+use crate::sink::{ProcessSink, SinkError};
+use crate::source::Frozen as _;
+
+/// What came of writing.
+pub(super) struct Written {
+    pub(super) done: Done,
+    /// Whether the process stands still when it is let go, as it did before.
+    pub(super) is_stopped: bool,
+}
+
+/// Writes what is planned. Until the first byte is written an error leaves the process as it was.
+pub(super) fn write(attempt: &Attempt<'_>, plan: &Plan<'_>) -> Result<Written, Error> {
+    let Attempt { pid, held, .. } = *attempt;
+    let threads = registers::prepared(attempt);
+    let sink = ProcessSink::new(pid, held.open_memory()?)?;
+    let mappings = held.address_space().mappings();
+    let is_read_only = |patch: &&Patch| mapping_at(mappings, patch.at).is_some_and(|it| !it.protection.write);
+    if let Some(patch) = plan.patches.iter().find(is_read_only) {
+        sink.try_to_write(patch.at)?;
+    }
+    // What was read counts only if it stood still, and was not killed meanwhile.
+    held.check_it_stands_still().map_err(|error| refused(pid, error))?;
+    attempt.check_interrupt()?;
+
+    let was_stopped = held.was_stopped();
+    let is_stopped = was_stopped || held.is_about_to_stop();
+    if !was_stopped {
+        sink.stands_still()?;
+    }
+    let write = || -> Result<Done, Error> {
+        let done =
+            plan.write(|patch| patch.at, |at, offset, bytes| Ok(sink.write_at(*at + offset as u64, bytes)?))?;
+        held.set_registers(threads)?;
+        if !is_stopped {
+            sink.goes_on()?;
+        }
+        Ok(done)
+    };
+    let done = write().map_err(|source| match held.check_it_stands_still() {
+        Ok(()) => SinkError::InPart { pid, source: Box::new(source) }.into(),
+        Err(error) => refused(pid, error),
+    })?;
+    Ok(Written { done, is_stopped })
+}

@@ -1,0 +1,193 @@
+//! Which processes have a file mapped or open: `/proc/*/maps` and `/proc/*/fd` of all processes.
+//!
+//! That can be known for certain only by somebody who sees all processes: in the first pid namespace, with `/proc`
+//! mounted so that none is hidden, and allowed to look at each. Files that are on their way in a message
+//! (SCM_RIGHTS) and not yet received are seen by nobody.
+
+use std::collections::{HashMap, HashSet};
+use std::fs;
+use std::io;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+
+/// The number that the first pid namespace of every Linux has as a file: `PROC_PID_INIT_INO`.
+const FIRST_PID_NAMESPACE: &str = "pid:[4026531836]";
+/// The kernel's flag of its own threads in field 9 of `stat`.
+const PF_KTHREAD: u64 = 0x0020_0000;
+
+/// A file as `/proc/PID/maps` names it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct MappedFile {
+    /// Major and minor number, 20 bits for the latter.
+    pub(crate) device: u64,
+    pub(crate) inode: u64,
+}
+
+impl MappedFile {
+    /// The fields `fe:00` and `1234` of a line; the inner `None` where no file is.
+    pub(crate) fn parse(device: &str, inode: &str) -> Option<Option<MappedFile>> {
+        let (major, minor) = device.split_once(':')?;
+        let number = |digits: &str| u64::from_str_radix(digits, 16).ok();
+        let device = number(major)?.checked_mul(1 << 20)?.checked_add(number(minor)?)?;
+        let inode: u64 = inode.parse().ok()?;
+        Some((inode != 0).then_some(MappedFile { device, inode }))
+    }
+
+    /// The same of an open file. Some file systems (btrfs, overlayfs) have other numbers here than in the maps.
+    pub(crate) fn of(metadata: &fs::Metadata) -> MappedFile {
+        let device = u64::from(rustix::fs::major(metadata.dev())) << 20;
+        MappedFile { device: device + u64::from(rustix::fs::minor(metadata.dev())), inode: metadata.ino() }
+    }
+}
+
+/// Who has which files.
+#[derive(Debug, Default)]
+pub(crate) struct Holders {
+    /// Other processes, by file, each with its name.
+    pub(crate) known: HashMap<MappedFile, Vec<(u32, String)>>,
+    /// Why there may be others; `None` if there are none.
+    pub(crate) unknown: Option<String>,
+}
+
+/// Looks who maps these files, or has them open under these names, apart from process `except`. A name is what the
+/// kernel shows: `/memfd:x (deleted)`. `check` is asked after each process whether to stop.
+pub(crate) fn holders<E>(
+    files: &HashMap<MappedFile, String>,
+    except: u32,
+    mut check: impl FnMut() -> Result<(), E>,
+) -> Result<Holders, E> {
+    let mut holders = Holders { unknown: hidden(), ..Holders::default() };
+    let names: HashSet<&str> = files.values().map(String::as_str).collect();
+    let processes = match fs::read_dir("/proc") {
+        Ok(processes) => processes,
+        Err(error) => {
+            holders.unknown = Some(format!("/proc cannot be listed: {error}"));
+            return Ok(holders);
+        }
+    };
+    for process in processes.flatten() {
+        let pid = process.file_name().to_str().and_then(|name| name.parse::<u32>().ok());
+        let Some(pid) = pid.filter(|pid| *pid != except) else { continue };
+        check()?;
+        match held_by(&process.path(), files, &names) {
+            Ok(held) if held.is_empty() => {}
+            Ok(held) => {
+                let name = name_of(pid);
+                for file in held {
+                    holders.known.entry(file).or_default().push((pid, name.clone()));
+                }
+            }
+            // It has ended.
+            Err(error) if matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ESRCH)) => {}
+            Err(_) if is_kernel_thread(pid) => {}
+            Err(_) => {
+                holders
+                    .unknown
+                    .get_or_insert_with(|| format!("process {pid} ({}) may not be looked at", name_of(pid)));
+            }
+        }
+    }
+    Ok(holders)
+}
+
+/// A process, apart from this one, that has the file mapped so that it sees what is written to it. Only those that
+/// may be looked at are known.
+pub(crate) fn mapped_shared_by(metadata: &fs::Metadata) -> Option<(u32, String)> {
+    let wanted = MappedFile::of(metadata);
+    let maps_it = |pid: &u32| {
+        let maps = fs::read(format!("/proc/{pid}/maps")).unwrap_or_default();
+        lines(&maps).any(|(permissions, file)| file == wanted && permissions.ends_with('s'))
+    };
+    let pids =
+        fs::read_dir("/proc").ok()?.flatten().filter_map(|it| it.file_name().to_str()?.parse::<u32>().ok());
+    pids.filter(|pid| *pid != std::process::id()).find(maps_it).map(|pid| (pid, name_of(pid)))
+}
+
+/// The permissions and the file of each line that has one.
+fn lines(maps: &[u8]) -> impl Iterator<Item = (&str, MappedFile)> {
+    maps.split(|byte| *byte == b'\n').filter_map(|line| {
+        let mut fields =
+            line.split(|byte| *byte == b' ').skip(1).map(|field| str::from_utf8(field).unwrap_or(""));
+        let (permissions, _) = (fields.next()?, fields.next()?);
+        Some((permissions, MappedFile::parse(fields.next()?, fields.next()?)??))
+    })
+}
+
+/// Which of the files a process has.
+fn held_by(
+    process: &Path,
+    files: &HashMap<MappedFile, String>,
+    names: &HashSet<&str>,
+) -> io::Result<HashSet<MappedFile>> {
+    let mut held = HashSet::new();
+    let maps = fs::read(process.join("maps"))?;
+    for line in maps.split(|byte| *byte == b'\n') {
+        let mut fields =
+            line.split(|byte| *byte == b' ').skip(3).map(|field| str::from_utf8(field).unwrap_or(""));
+        let file =
+            fields.next().zip(fields.next()).and_then(|(device, inode)| MappedFile::parse(device, inode)?);
+        held.extend(file.filter(|file| files.contains_key(file)));
+    }
+    for descriptor in fs::read_dir(process.join("fd"))?.flatten() {
+        // Only files of these names are looked at: to look at others may take time, or never end.
+        let Ok(name) = fs::read_link(descriptor.path()) else { continue };
+        if str::from_utf8(name.as_os_str().as_bytes()).is_ok_and(|name| names.contains(name)) {
+            let file = fs::metadata(descriptor.path()).map(|metadata| MappedFile::of(&metadata));
+            held.extend(file.ok().filter(|file| files.contains_key(file)));
+        }
+    }
+    Ok(held)
+}
+
+/// Why not all processes can be seen from here, if that is so.
+fn hidden() -> Option<String> {
+    let namespace = fs::read_link("/proc/self/ns/pid").unwrap_or_default();
+    if namespace.as_os_str() != FIRST_PID_NAMESPACE {
+        return Some("processes outside of this pid namespace (container) cannot be seen".to_owned());
+    }
+    let first = fs::metadata("/proc/1");
+    first.is_err().then(|| "other users' processes are hidden (the option hidepid of /proc)".to_owned())
+}
+
+fn name_of(pid: u32) -> String {
+    let name = fs::read(format!("/proc/{pid}/comm")).unwrap_or_default();
+    String::from_utf8_lossy(name.trim_ascii_end()).into_owned()
+}
+
+fn is_kernel_thread(pid: u32) -> bool {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    let flags = stat.rsplit(')').next().and_then(|rest| rest.split_ascii_whitespace().nth(6));
+    flags.and_then(|flags| flags.parse::<u64>().ok()).is_some_and(|flags| flags & PF_KTHREAD != 0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_maps_or_holds_a_file_is_found() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        file.as_file().set_len(4096).unwrap();
+        let wanted = MappedFile::of(&file.as_file().metadata().unwrap());
+        let name = file.path().to_str().unwrap().to_owned();
+        let files = HashMap::from([(wanted, name)]);
+        let look = |except| holders(&files, except, || Ok::<(), ()>(())).unwrap();
+        let me = std::process::id();
+        assert!(!look(me).known.contains_key(&wanted));
+        // It is open here.
+        assert_eq!(look(0).known[&wanted][0].0, me);
+        assert_eq!(holders(&files, 0, || Err(7)).unwrap_err(), 7);
+    }
+
+    #[test]
+    fn numbers_are_those_of_the_maps() {
+        assert_eq!(MappedFile::parse("00:01", "77"), Some(Some(MappedFile { device: 1, inode: 77 })));
+        assert_eq!(MappedFile::parse("00:00", "0"), Some(None));
+        assert_eq!(MappedFile::parse("1:0", "x"), None);
+        assert_eq!(
+            MappedFile::parse("103:00001", "5"),
+            Some(Some(MappedFile { device: (0x103 << 20) + 1, inode: 5 }))
+        );
+    }
+}

@@ -1,0 +1,18 @@
+//! The command through its binary: its verbs, who may use a store, and what it does when system calls fail.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::cast_possible_truncation)]
+
+mod owners;
+mod traced;
+mod verbs;
+
+#[path = "../common/ended.rs"]
+mod ended;
+mod helper;
+#[path = "../common/mount.rs"]
+mod mount;
+#[allow(dead_code)]
+#[path = "../common/needs.rs"]
+mod needs;
+#[path = "../common/noise.rs"]
+mod noise;

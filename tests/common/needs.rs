@@ -1,0 +1,67 @@
+//! What a test needs beyond a Rust toolchain and `cc`. A test that does not find it passes over, with a line that says
+//! what is missing. Where [`ALL`] is set, as `.ci/run` sets it, a tool that can be installed must be there.
+
+use std::collections::BTreeSet;
+use std::io::Write;
+use std::sync::Mutex;
+
+/// Set where every tool is installed: a test that would pass over for want of one fails.
+const ALL: &str = "STILLFRAME_ALL_TESTS";
+
+/// Tools by their name, and the package of Debian that each is in.
+const PACKAGES: [(&str, &str); 14] = [
+    ("cc", "gcc"),
+    ("fusermount3", "fuse3"),
+    ("gcore", "gdb"),
+    ("gdb", "gdb"),
+    ("java", "default-jdk-headless"),
+    ("javac", "default-jdk-headless"),
+    ("mkfs.btrfs", "btrfs-progs"),
+    ("mkfs.ext4", "e2fsprogs"),
+    ("mount", "mount"),
+    ("node", "nodejs"),
+    ("python3", "python3"),
+    ("readelf", "binutils"),
+    ("strace", "strace"),
+    ("unshare", "util-linux"),
+];
+
+/// Whether these tools are there. If not, the test is to return: it has passed over, and this said so.
+#[must_use]
+pub(crate) fn needs(tools: &[&str]) -> bool {
+    let missing: Vec<String> =
+        tools.iter().filter(|tool| !is_there(tool)).map(|tool| described(tool)).collect();
+    if missing.is_empty() {
+        return true;
+    }
+    let missing = missing.join(", ");
+    assert!(std::env::var_os(ALL).is_none(), "{ALL} is set, and there is no {missing}");
+    passed_over(&format!("it needs {missing}"));
+    false
+}
+
+/// Says that a test passes over as this machine was tried and cannot do something that no package brings: mount, or
+/// protect memory against writing. That is no failure anywhere. Says it once for each test.
+pub(crate) fn passed_over(why: &str) {
+    static SAID: Mutex<BTreeSet<String>> = Mutex::new(BTreeSet::new());
+    let thread = std::thread::current();
+    let line = format!("passed over: {}: {why}\n", thread.name().unwrap_or("a test"));
+    if SAID.lock().unwrap().insert(line.clone()) {
+        // Past the harness, which keeps what a test that passes prints.
+        let _ = std::io::stderr().write_all(line.as_bytes());
+    }
+}
+
+fn is_there(tool: &str) -> bool {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    // What root uses is not in everybody's path.
+    let places = std::env::split_paths(&path).chain(["/usr/sbin".into(), "/sbin".into()]);
+    places.map(|place| place.join(tool)).any(|file| file.is_file())
+}
+
+fn described(tool: &str) -> String {
+    match PACKAGES.iter().find(|(name, _)| *name == tool) {
+        Some((_, package)) => format!("{tool} (Debian package {package})"),
+        None => tool.to_owned(),
+    }
+}

@@ -1,0 +1,18 @@
+//! Disks that answer with errors, are full, or lose the bytes of a pack that is open.
+//!
+//! `errors` counts the panics of all threads, so tests that panic on purpose do not belong here.
+
+// A helper of a test may fail as the test itself may.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::cast_possible_truncation)]
+
+mod errors;
+mod full;
+mod unreadable_packs;
+
+#[path = "../common/mount.rs"]
+mod mount;
+#[allow(dead_code)]
+#[path = "../common/needs.rs"]
+mod needs;
+#[path = "../common/noise.rs"]
+mod noise;

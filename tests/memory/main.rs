@@ -1,0 +1,15 @@
+//! Memory of this process: tracked, restored lazily, mapped as an instance, reserved and rolled back in place.
+
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
+mod lazy;
+mod reservation;
+mod rollback;
+mod templates;
+mod tracking;
+
+#[allow(dead_code)]
+#[path = "../common/needs.rs"]
+mod needs;
+#[path = "../common/noise.rs"]
+mod noise;

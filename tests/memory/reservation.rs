@@ -1,0 +1,243 @@
+//! Reservations: whatever happens to a memory in place, its bytes are those of a plain vector to which the same
+//! happens, and so are its snapshots.
+
+use proptest::prelude::*;
+use proptest::test_runner::{Config, TestRunner};
+use stillframe::{
+    CaptureOptions, Codec, Error, Fill, Filled, Means, RegionSize, Reservation, SinkError, SnapshotId, Store,
+    Tracking, Untracked,
+};
+
+use crate::needs::passed_over;
+use crate::noise::noise;
+
+const KIB: usize = 1 << 10;
+const MIB: usize = 1 << 20;
+
+fn new_store() -> (tempfile::TempDir, Store) {
+    let dir = tempfile::tempdir().unwrap();
+    let size = RegionSize::new(4096).unwrap();
+    let store =
+        Store::options().region_size(size).codec(Codec::Lz4).create(dir.path().join("store")).unwrap();
+    (dir, store)
+}
+
+fn capture(store: &Store, memory: &Reservation) -> stillframe::Capture {
+    let options = CaptureOptions { parent: memory.basis(), ..CaptureOptions::default() };
+    store.process("p").capture(memory, &options).unwrap()
+}
+
+fn restored(store: &Store, id: SnapshotId) -> Vec<u8> {
+    let restore = store.restore(id).unwrap();
+    if restore.image_bytes() == 0 { Vec::new() } else { restore.into_mapping().unwrap().to_vec() }
+}
+
+/// Whether this machine tracks writes.
+fn is_tracked(memory: &Reservation) -> bool {
+    use stillframe::Source;
+    match memory.tracker() {
+        Ok(_) => true,
+        Err(why) => {
+            passed_over(&format!("as tracked: {why}"));
+            false
+        }
+    }
+}
+
+#[derive(Clone, Debug)]
+enum Step {
+    Write(usize, usize, u64),
+    Resize(usize),
+    Capture,
+    Restore(usize),
+    RestoreLazily(usize),
+    Instantiate(usize),
+    RollBack(usize),
+}
+
+fn steps() -> impl Strategy<Value = Vec<Step>> {
+    let step = prop_oneof![
+        4 => (0..256 * KIB, 1..30 * KIB, any::<u64>()).prop_map(|(at, length, seed)| Step::Write(at, length, seed)),
+        2 => (0..330 * KIB).prop_map(Step::Resize),
+        1 => (0usize..5).prop_map(|pages| Step::Resize(pages * 64 * KIB)),
+        4 => Just(Step::Capture),
+        1 => (0usize..9).prop_map(Step::Restore),
+        1 => (0usize..9).prop_map(Step::RestoreLazily),
+        2 => (0usize..9).prop_map(Step::Instantiate),
+        3 => (0usize..9).prop_map(Step::RollBack),
+    ];
+    prop::collection::vec(step, 1..40)
+}
+
+/// More cases by `STILLFRAME_RESERVATION_CASES`.
+#[test]
+fn a_memory_that_grows_shrinks_and_goes_to_and_fro_is_what_a_vector_would_be() {
+    let cases = std::env::var("STILLFRAME_RESERVATION_CASES").map_or(24, |cases| cases.parse().unwrap());
+    let mut runner = TestRunner::new(Config { cases, failure_persistence: None, ..Config::default() });
+    let run = |steps: Vec<Step>| {
+        let (_dir, store) = new_store();
+        let mut memory = Reservation::new(MIB, 64 * KIB).unwrap();
+        let start = memory.as_ptr();
+        memory.track_writes_if_possible().unwrap();
+        let mut expected: Vec<u8> = Vec::new();
+        let mut moments: Vec<(SnapshotId, Vec<u8>)> = Vec::new();
+        for step in steps {
+            let chosen = |nth: usize| (!moments.is_empty()).then(|| moments[nth % moments.len()].clone());
+            match step {
+                Step::Write(at, length, seed) => {
+                    let end = (at + length).min(expected.len());
+                    if at < end {
+                        expected[at..end].copy_from_slice(&noise(end - at, seed));
+                        memory.bytes_mut()[at..end].copy_from_slice(&expected[at..end]);
+                    }
+                }
+                Step::Resize(length) => {
+                    expected.resize(length, 0);
+                    memory.set_length_bytes(length).unwrap();
+                }
+                Step::Capture => {
+                    memory.track_writes_if_possible().unwrap();
+                    moments.push((capture(&store, &memory).id, expected.clone()));
+                }
+                Step::Restore(nth) => {
+                    let Some((id, image)) = chosen(nth) else { continue };
+                    memory.restore(store.restore(id).unwrap()).unwrap();
+                    expected = image;
+                }
+                Step::RestoreLazily(nth) => {
+                    let Some((id, image)) = chosen(nth) else { continue };
+                    memory.restore_lazily(store.restore(id).unwrap(), Fill::OnTouch).unwrap();
+                    expected = image;
+                }
+                Step::Instantiate(nth) => {
+                    let Some((id, image)) = chosen(nth) else { continue };
+                    memory.instantiate(&store.template(id).unwrap()).unwrap();
+                    expected = image;
+                }
+                Step::RollBack(nth) => {
+                    let Some((id, image)) = chosen(nth) else { continue };
+                    memory.roll_back(store.roll_back(id).unwrap()).unwrap();
+                    expected = image;
+                }
+            }
+            assert_eq!((memory.as_ptr(), memory.length_bytes()), (start, expected.len()));
+        }
+        assert!(*memory.bytes_mut() == expected[..]);
+        for (id, image) in moments {
+            assert!(restored(&store, id) == image, "{id}");
+        }
+        Ok(())
+    };
+    runner.run(&steps(), run).unwrap();
+}
+
+#[test]
+fn what_is_known_of_a_memory_goes_with_it_and_only_what_changed_is_read() {
+    let (_dir, store) = new_store();
+    let mut memory = Reservation::new(8 * MIB, 0).unwrap();
+    memory.set_length_bytes(4 * MIB).unwrap();
+    memory.bytes_mut().copy_from_slice(&noise(4 * MIB, 1));
+    memory.track_writes_if_possible().unwrap();
+    if !is_tracked(&memory) {
+        return;
+    }
+    let first = capture(&store, &memory).id;
+    memory.bytes_mut()[5000] ^= 1;
+    let second = capture(&store, &memory);
+    assert_eq!((second.changed_regions, &second.tracking), (1, &Tracking::By(Means::WriteProtection)));
+
+    // Restored in full: it is known from the start that it is as in there.
+    memory.restore(store.restore(first).unwrap()).unwrap();
+    assert_eq!(memory.basis(), Some(first));
+    memory.bytes_mut()[9000] ^= 1;
+    let branch = capture(&store, &memory);
+    assert_eq!((branch.parent, branch.changed_regions), (Some(first), 1));
+    assert_eq!(branch.tracking, Tracking::By(Means::WriteProtection));
+
+    // Rolled back: only what differs is looked at and written.
+    let stats = memory.roll_back(store.roll_back(second.id).unwrap()).unwrap();
+    assert_eq!((stats.compared_regions, stats.written_regions), (2, 2));
+    assert_eq!(memory.basis(), Some(second.id));
+
+    // An instance of a template, that grows.
+    memory.instantiate(&store.template(first).unwrap()).unwrap();
+    memory.set_length_bytes(5 * MIB).unwrap();
+    memory.bytes_mut()[4 * MIB + 5000] = 1;
+    let grown = capture(&store, &memory);
+    assert_eq!((grown.parent, grown.changed_regions), (Some(first), 1));
+    assert_eq!(grown.tracking, Tracking::By(Means::CopyOnWrite));
+}
+
+#[test]
+fn what_is_filled_on_first_touch_is_tracked_when_it_is_filled() {
+    let (_dir, store) = new_store();
+    let image = noise(4 * MIB, 2);
+    let first = store.process("p").capture(&image, &CaptureOptions::default()).unwrap().id;
+    let mut memory = Reservation::new(8 * MIB, 0).unwrap();
+    let filled = memory.restore_lazily(store.restore(first).unwrap(), Fill::OnTouch).unwrap();
+    memory.set_length_bytes(5 * MIB).unwrap();
+    if filled == Filled::Lazily {
+        assert!(!memory.is_filled());
+    }
+    assert_eq!((memory.bytes_mut()[3 * MIB], memory.bytes_mut()[4 * MIB]), (image[3 * MIB], 0));
+    memory.track_writes_if_possible().unwrap();
+    assert!(memory.is_filled());
+    let taken = capture(&store, &memory);
+    if is_tracked(&memory) {
+        assert_eq!(taken.tracking, Tracking::Rescan(Untracked::JustBegun));
+        memory.bytes_mut()[5000] ^= 1;
+        let next = capture(&store, &memory);
+        assert_eq!((next.changed_regions, next.tracking), (1, Tracking::By(Means::WriteProtection)));
+    }
+    // Dropped while nobody has touched it.
+    memory.restore_lazily(store.restore(first).unwrap(), Fill::OnTouch).unwrap();
+}
+
+#[test]
+fn a_snapshot_for_which_not_enough_is_set_aside_is_refused_and_nothing_changes() {
+    let (_dir, store) = new_store();
+    let id = store.process("p").capture(&noise(MIB, 3), &CaptureOptions::default()).unwrap().id;
+    let mut memory = Reservation::new(512 * KIB, 0).unwrap();
+    memory.set_length_bytes(64 * KIB).unwrap();
+    memory.bytes_mut().fill(7);
+    let template = store.template(id).unwrap();
+    for refused in [
+        memory.set_length_bytes(513 * KIB),
+        memory.restore(store.restore(id).unwrap()),
+        memory.restore_lazily(store.restore(id).unwrap(), Fill::OnTouch).map(drop),
+        memory.instantiate(&template),
+        memory.roll_back(store.roll_back(id).unwrap()).map(drop),
+    ] {
+        let error = refused.unwrap_err();
+        assert!(matches!(error, Error::Sink(SinkError::Reserved { reserved_bytes: 524_288, .. })), "{error}");
+    }
+    assert!(*memory.bytes_mut() == [7; 64 * KIB][..]);
+}
+
+/// Flips a bit of stored noise in a pack.
+fn damage(store: &std::path::Path, stored: &[u8]) {
+    let pack = store.join("packs/00000001.pack");
+    let mut bytes = std::fs::read(&pack).unwrap();
+    let at = bytes.windows(64).position(|window| window == &stored[..64]).expect("the bytes are in the pack");
+    bytes[at] ^= 1;
+    std::fs::write(pack, bytes).unwrap();
+}
+
+#[test]
+fn damage_leaves_a_memory_that_is_rolled_back_as_it_was_and_one_that_is_restored_empty() {
+    let now = noise(512 * KIB, 6);
+    for length in [256 * KIB, 768 * KIB] {
+        let (dir, store) = new_store();
+        let image = noise(length, 4);
+        let id = store.process("p").capture(&image, &CaptureOptions::default()).unwrap().id;
+        damage(&dir.path().join("store"), &image[length / 2..]);
+        let mut memory = Reservation::new(MIB, 0).unwrap();
+        memory.set_length_bytes(now.len()).unwrap();
+        memory.bytes_mut().copy_from_slice(&now);
+        memory.track_writes_if_possible().unwrap();
+        memory.roll_back(store.roll_back(id).unwrap()).unwrap_err();
+        assert!(*memory.bytes_mut() == now[..]);
+        memory.restore(store.restore(id).unwrap()).unwrap_err();
+        assert!(memory.bytes_mut().iter().all(|byte| *byte == 0));
+    }
+}

@@ -1,0 +1,22 @@
+//! A store and what is in it: round trips, deltas, gc, formats, and the rules that its source keeps.
+
+// A helper of a test may fail as the test itself may.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::cast_possible_truncation)]
+
+mod deltas;
+mod fuzz_corpus;
+mod gc;
+mod gc_model;
+mod independent_reader;
+mod layers;
+mod old_formats;
+mod round_trip;
+
+/// The journal that the benches compare with. Its tests are in its own file.
+#[path = "../../benches/common/journal.rs"]
+mod journal;
+#[allow(dead_code)]
+#[path = "../common/needs.rs"]
+mod needs;
+#[path = "../common/noise.rs"]
+mod noise;
