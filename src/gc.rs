@@ -98,7 +98,7 @@ impl Store {
             return Err(StoreError::UnusablePack { path: name.into(), why: why.clone() }.into());
         }
         if !options.dry_run {
-            shared.log.clear_away(Vec::new())?;
+            shared.clear_away(Vec::new())?;
         }
         let mut stats = match options {
             GcOptions { dry_run: true, .. } => Collecting::begin(shared).plan(&HashSet::new(), options)?,

@@ -5,41 +5,38 @@
 
 #![allow(clippy::unwrap_used)]
 
-#[path = "command/helper.rs"]
-#[allow(dead_code)]
-mod helper;
+#[path = "common/ended.rs"]
+mod ended;
 #[path = "common/lesser_fs.rs"]
 mod lesser_fs;
 #[path = "common/mount.rs"]
 mod mount;
+#[path = "common/needs.rs"]
+mod needs;
+#[path = "common/noise.rs"]
+mod noise;
 
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
-use std::time::Duration;
 
+use ended::output_of;
 use fuser::Errno;
-use helper::noise;
 use lesser_fs::{Lacks, Mounted};
 use mount::mounting;
+use needs::{needs, passed_over};
+use noise::noise;
 use stillframe::{CaptureOptions, Error, GcOptions, SnapshotId, Store, StoreError};
 
 const STILLFRAME: &str = env!("CARGO_BIN_EXE_stillframe");
-
-fn passed_over(what: &str) {
-    eprintln!("SKIPPED: needs {what}");
-}
 
 fn is_root() -> bool {
     rustix::process::geteuid().is_root()
 }
 
-/// Runs the command; nothing here takes longer than a minute, unless it waits for something that does not come.
 fn run(store: &Path, arguments: &[&str]) -> Output {
-    let mut command = assert_cmd::Command::new(STILLFRAME);
-    command.arg("--store").arg(store).args(arguments).timeout(Duration::from_secs(60));
-    command.output().unwrap()
+    output_of(Command::new(STILLFRAME).arg("--store").arg(store).args(arguments))
 }
 
 fn stderr(output: &Output) -> String {
@@ -302,7 +299,7 @@ fn a_pipe_or_a_directory_in_the_place_of_a_pack_keeps_nobody_waiting() {
 #[test]
 fn root_is_kept_from_a_directory_of_another_user_unless_it_trusts_him() {
     if !is_root() {
-        return passed_over("to be root");
+        return passed_over("it needs to be root");
     }
     let given = given();
     std::os::unix::fs::chown(&given.store, Some(12_345), None).unwrap();
@@ -376,7 +373,7 @@ fn a_store_that_is_read_only_by_its_modes_or_immutable_is_read() {
                 assert!(change("chattr", "-i"));
                 tried.unwrap();
             }
-            false => passed_over("a file system with immutable files (chattr, Debian package e2fsprogs)"),
+            false => passed_over("no file can be made immutable here (chattr, Debian package e2fsprogs)"),
         }
     }
     if !is_root() {
@@ -535,8 +532,8 @@ done
 
 #[test]
 fn a_quota_that_is_used_up_is_a_full_disk_and_what_is_stored_can_be_read_and_forgotten() {
-    if Command::new("mkfs.btrfs").arg("--version").output().is_err() {
-        return passed_over("mkfs.btrfs (Debian package btrfs-progs)");
+    if !needs(&["mkfs.btrfs"]) {
+        return;
     }
     let dir = tempfile::tempdir().unwrap();
     let disk = dir.path().join("disk");
@@ -547,7 +544,7 @@ fn a_quota_that_is_used_up_is_a_full_disk_and_what_is_stored_can_be_read_and_for
         return;
     };
     if !may.status.success() {
-        return passed_over("to mount a btrfs with quotas from a file");
+        return passed_over("no btrfs with quotas can be mounted from a file here");
     }
     let output = mounting(QUOTA, &[dir.path(), Path::new(STILLFRAME)]).unwrap();
     assert!(output.status.success(), "{}{}", String::from_utf8_lossy(&output.stdout), stderr(&output));

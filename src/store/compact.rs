@@ -117,7 +117,7 @@ pub(crate) fn compact(
     let_go(shared, &packs)?;
     let removed_bytes = packs.iter().map(|pack| pack.length_bytes()).sum();
     packs.iter().for_each(|pack| drop(shared.log.remove(pack.number)));
-    shared.log.clear_away(packs.iter().map(|pack| pack.name.clone()).collect())?;
+    shared.clear_away(packs.iter().map(|pack| pack.name.clone()).collect())?;
     if was_grounded {
         index.set_may_have_ungrounded(false)?;
     }

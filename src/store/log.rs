@@ -403,9 +403,9 @@ impl Log {
     /// Otherwise the next opening would find there what nobody has kept anything for: snapshots whose tombstones are
     /// gone, or which were never acknowledged.
     pub(crate) fn clear_away(&self, files: Vec<Name>) -> Result<(), StoreError> {
-        self.tail().trim()?;
         let mut superfluous = self.superfluous.lock().unwrap_or_else(PoisonError::into_inner);
         superfluous.extend(files);
+        self.tail().trim()?;
         if superfluous.is_empty() {
             return Ok(());
         }

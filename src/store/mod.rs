@@ -212,8 +212,7 @@ impl StoreOptions {
             let why = "the directory has other files in it; choose an empty or a new one".to_owned();
             return Err(StoreError::NotAStore { path: path.to_owned(), why });
         }
-        std::fs::set_permissions(path, std::os::unix::fs::PermissionsExt::from_mode(0o700))
-            .map_err(StoreError::io("protect", path))?;
+        file::make_dir_private(&dir).map_err(StoreError::io("protect", path))?;
         let lock = Lock::take(&dir, self.wait).inspect_err(|error| {
             // Where no store can be, nothing is left of one.
             if is_new && matches!(error, StoreError::CannotLock { .. }) {
@@ -601,6 +600,16 @@ impl Shared {
         match commit() {
             // A full disk must not keep anybody from forgetting: the index gives its room for it.
             Err(StoreError::DiskFull { .. }) if self.index.make_room()? => commit(),
+            other => other,
+        }
+    }
+
+    /// Removes files and what failed writes have left: [`Log::clear_away`].
+    pub(crate) fn clear_away(&self, files: Vec<Name>) -> Result<(), StoreError> {
+        self.lock.check_writable()?;
+        match self.log.clear_away(files) {
+            // There are quotas under which cutting a file takes room: the index gives its own for it.
+            Err(StoreError::DiskFull { .. }) if self.index.make_room()? => self.log.clear_away(Vec::new()),
             other => other,
         }
     }

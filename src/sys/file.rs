@@ -252,6 +252,11 @@ pub(crate) fn list(dir: &Dir) -> io::Result<Vec<Name>> {
     perform(Call::List(dir.path()), || dir.names())
 }
 
+/// Gives a directory mode 0700.
+pub(crate) fn make_dir_private(dir: &Dir) -> io::Result<()> {
+    lesser::if_there_is(rustix::fs::chmodat(dir, ".", Mode::RWXU, AtFlags::empty()).map_err(Into::into))
+}
+
 /// Gives every file in `dir` mode 0600 and every directory 0700: for what a library created.
 pub(crate) fn make_private(dir: &Dir) -> io::Result<()> {
     for name in dir.names()? {

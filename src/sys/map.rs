@@ -171,7 +171,14 @@ pub(crate) fn map_pack(file: &File, length_bytes: usize) -> io::Result<PackMap> 
     // SAFETY: the bytes must not change while they are borrowed. A pack's bytes below
     // `length_bytes` are written once, before its length is published, and the store's LOCK keeps
     // other stillframe processes out. The length was checked above.
-    let map = file.map(|file| unsafe { MmapOptions::new().len(length_bytes).map(file) })?;
+    let map = file.map(|file| match unsafe { MmapOptions::new().len(length_bytes).map(file) } {
+        // SAFETY: the same. Where a file cannot be mapped together with others it may still be mapped for oneself, and
+        // what is never written through the mapping is the file's either way.
+        Err(error) if matches!(error.raw_os_error(), Some(libc::ENODEV | libc::EINVAL)) => unsafe {
+            MmapOptions::new().len(length_bytes).map_copy_read_only(file)
+        },
+        other => other,
+    })?;
     Ok(PackMap { ready: Ready::new(map.len()), map, path: file.path().to_owned() })
 }
 

@@ -15,6 +15,8 @@ use fuser::{
     ReplyEmpty, ReplyEntry, ReplyOpen, ReplyStatfs, ReplyWrite, Request, TimeOrNow, WriteFlags,
 };
 
+use crate::needs::passed_over;
+
 /// What a file system cannot do, and what it answers.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Lacks {
@@ -40,7 +42,7 @@ pub(crate) fn mount(below: &Path, path: &Path, lacks: Lacks) -> Option<Mounted> 
     match fuser::spawn_mount(file_system, path, &Config::default()) {
         Ok(session) => Some(Mounted { _session: session, path: path.to_owned() }),
         Err(error) => {
-            eprintln!("SKIPPED: needs FUSE (/dev/fuse, and root or the Debian package fuse3): {error}");
+            passed_over(&format!("FUSE cannot be used here (/dev/fuse, and root or the Debian package fuse3): {error}"));
             None
         }
     }
