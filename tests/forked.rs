@@ -276,3 +276,29 @@ fn the_lock_of_a_killed_process_is_free_although_its_child_lives() {
     process.wait().unwrap();
     capture(&Store::open(&path).unwrap(), "p", 1).unwrap();
 }
+
+#[test]
+fn a_child_opens_a_store_of_its_own() {
+    let _one = FORKING.lock().unwrap_or_else(PoisonError::into_inner);
+    let dir = tempfile::tempdir().unwrap();
+    let store = Store::options().create(dir.path().join("vault")).unwrap();
+    capture(&store, "p", 1).unwrap();
+    assert!(store.verify(&Default::default()).unwrap().problems.is_empty());
+    store.gc(&GcOptions { max_unused_percent: 0, ..GcOptions::default() }).unwrap();
+    for bare in [false, true] {
+        let path = dir.path().join(format!("own-{bare}"));
+        let said = in_child(bare, || {
+            let own = Store::options().create(&path).unwrap();
+            let taken: Vec<_> = (0..3).map(|seed| capture(&own, "c", seed).unwrap()).collect();
+            own.forget(&taken[..1]).unwrap();
+            own.gc(&GcOptions { max_unused_percent: 0, ..GcOptions::default() }).unwrap();
+            let problems = own.verify(&Default::default()).unwrap().problems.len();
+            let right = is_there(&own, taken[2], 2);
+            drop(own);
+            vec![format!("{right} {problems}")]
+        });
+        assert_eq!(said, ["true 0"]);
+        let own = Store::open(&path).unwrap();
+        assert_eq!(own.snapshots().len(), 2);
+    }
+}
