@@ -107,9 +107,10 @@ pub(crate) fn finish_interrupted(store: &Dir) -> Result<(), StoreError> {
 fn check_is_of(store: &Dir, new: &Dir) -> Result<(), StoreError> {
     match format::id_line(new)? == format::id_line(store)? {
         true => Ok(()),
-        false => {
-            Err(in_the_way(&store.join(MIGRATION_DIR), "there is another store in it, and no migration".to_owned()))
-        }
+        false => Err(in_the_way(
+            &store.join(MIGRATION_DIR),
+            "there is another store in it, and no migration".to_owned(),
+        )),
     }
 }
 

@@ -14,7 +14,6 @@
 //! second time either copy will do, and the rest are the steps of a gc. No capture runs meanwhile: it could refer to a base
 //! that is about to go.
 
-
 use crate::error::Error;
 use crate::gc::{Marking, live_snapshots};
 use crate::progress::Progress;
@@ -141,8 +140,7 @@ pub(crate) fn check_room(shared: &Shared, lifts: &Lifts) -> Result<(), StoreErro
     let pack_bytes = (lifts.live_bytes + lifts.bytes).min(2 * pack::seal_bytes(shared.log.dir().path()));
     let needed_bytes = lifts.bytes + pack_bytes + index_bytes;
     let dir = shared.log.dir();
-    let room_bytes =
-        file::room_bytes(dir).map_err(StoreError::io("look how much room there is for", dir))?;
+    let room_bytes = file::room_bytes(dir).map_err(StoreError::io("look how much room there is for", dir))?;
     match needed_bytes.checked_sub(room_bytes).filter(|missing| *missing > 0) {
         None => Ok(()),
         Some(missing_bytes) => Err(StoreError::DiskFull {

@@ -7,8 +7,6 @@
 
 #[path = "common/ended.rs"]
 mod ended;
-#[path = "common/lesser_fs.rs"]
-mod lesser_fs;
 #[path = "common/mount.rs"]
 mod mount;
 #[path = "common/needs.rs"]
@@ -22,8 +20,6 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
 use ended::output_of;
-use fuser::Errno;
-use lesser_fs::{Lacks, Mounted};
 use mount::mounting;
 use needs::{needs, passed_over};
 use noise::noise;
@@ -55,11 +51,15 @@ fn capture(store: &Store, process: &str, seed: u64) -> Result<SnapshotId, Error>
 }
 
 fn is_there(store: &Store, id: SnapshotId, seed: u64) -> bool {
-    store.restore(id).and_then(|restore| restore.into_mapping()).is_ok_and(|map| map[..] == noise(200_000, seed)[..])
+    store
+        .restore(id)
+        .and_then(|restore| restore.into_mapping())
+        .is_ok_and(|map| map[..] == noise(200_000, seed)[..])
 }
 
 fn packs(store: &Path) -> Vec<PathBuf> {
-    let mut packs: Vec<_> = fs::read_dir(store.join("packs")).unwrap().map(|entry| entry.unwrap().path()).collect();
+    let mut packs: Vec<_> =
+        fs::read_dir(store.join("packs")).unwrap().map(|entry| entry.unwrap().path()).collect();
     packs.sort();
     packs
 }
@@ -80,7 +80,10 @@ fn an_open_store_that_was_moved_leaves_the_one_in_its_place_alone() {
 
     let is_moved = |error: &Error| matches!(error, Error::Store(StoreError::Moved { .. }));
     assert!(ours.forget(&[first]).is_err_and(|error| is_moved(&error)));
-    assert!(ours.gc(&GcOptions { max_unused_percent: 0, ..GcOptions::default() }).is_err_and(|error| is_moved(&error)));
+    assert!(
+        ours.gc(&GcOptions { max_unused_percent: 0, ..GcOptions::default() })
+            .is_err_and(|error| is_moved(&error))
+    );
     assert!(capture(&ours, "p", 3).is_err_and(|error| is_moved(&error)));
     assert!(is_there(&ours, second, 2), "what is in it can be read all the same");
     drop(ours);
@@ -204,8 +207,14 @@ fn another_store_in_the_place_of_a_migration_does_not_replace_the_store() {
 
 #[test]
 fn links_inside_of_the_index_and_in_place_of_every_name_are_not_followed() {
-    for name in ["index/conf", "index/db", "index/blobs/7", "index/snap.0000000000000000", "index/durable", "index.unfinished"]
-    {
+    for name in [
+        "index/conf",
+        "index/db",
+        "index/blobs/7",
+        "index/snap.0000000000000000",
+        "index/durable",
+        "index.unfinished",
+    ] {
         for target in ["precious/file", "precious/new", "precious"] {
             let given = given();
             let at = given.store.join(name);
@@ -216,9 +225,17 @@ fn links_inside_of_the_index_and_in_place_of_every_name_are_not_followed() {
             done(run(&given.store, &["verify"]));
         }
     }
-    for name in ["LOCK", "FORMAT", "FORMAT.new", "packs", "index", "damaged", "packs/00000001.pack", "packs/00000002.pack",
-        "packs/00000002.unfinished"]
-    {
+    for name in [
+        "LOCK",
+        "FORMAT",
+        "FORMAT.new",
+        "packs",
+        "index",
+        "damaged",
+        "packs/00000001.pack",
+        "packs/00000002.pack",
+        "packs/00000002.unfinished",
+    ] {
         let given = given();
         let at = given.store.join(name);
         if at.is_dir() {
@@ -226,14 +243,30 @@ fn links_inside_of_the_index_and_in_place_of_every_name_are_not_followed() {
         } else {
             let _ = fs::remove_file(&at);
         }
-        symlink(if name.contains('.') || name == "LOCK" { given.precious.join("file") } else { given.precious.clone() }, &at).unwrap();
+        symlink(
+            if name.contains('.') || name == "LOCK" {
+                given.precious.join("file")
+            } else {
+                given.precious.clone()
+            },
+            &at,
+        )
+        .unwrap();
         given.nothing_outside_changes();
     }
 }
 
 #[test]
 fn files_with_a_name_elsewhere_are_not_changed_there() {
-    for name in ["LOCK", "FORMAT.new", "index/conf", "index/db", "index/durable", "damaged/REPORT.txt", "packs/00000002.pack"] {
+    for name in [
+        "LOCK",
+        "FORMAT.new",
+        "index/conf",
+        "index/db",
+        "index/durable",
+        "damaged/REPORT.txt",
+        "packs/00000002.pack",
+    ] {
         let given = given();
         let at = given.store.join(name);
         let _ = fs::remove_file(&at);
@@ -314,7 +347,10 @@ fn root_is_kept_from_a_directory_of_another_user_unless_it_trusts_him() {
     let empty = given.dir.path().join("empty");
     fs::create_dir(&empty).unwrap();
     std::os::unix::fs::chown(&empty, Some(12_345), None).unwrap();
-    assert!(matches!(Store::options().create(&empty), Err(StoreError::OwnedByOther { owner_uid: 12_345, .. })));
+    assert!(matches!(
+        Store::options().create(&empty),
+        Err(StoreError::OwnedByOther { owner_uid: 12_345, .. })
+    ));
     assert_eq!(fs::read_dir(&empty).unwrap().count(), 0);
     Store::options().trust_owner(true).create(&empty).unwrap();
 }
@@ -353,7 +389,11 @@ fn a_store_that_is_read_only_by_its_modes_or_immutable_is_read() {
     // A directory that others may reach, for who is not root.
     fs::set_permissions(given.dir.path(), fs::Permissions::from_mode(0o755)).unwrap();
     let change = |program: &str, how: &str| {
-        Command::new(program).args(["-R", how]).arg(&given.store).output().is_ok_and(|output| output.status.success())
+        Command::new(program)
+            .args(["-R", how])
+            .arg(&given.store)
+            .output()
+            .is_ok_and(|output| output.status.success())
     };
     let reads = |command: &dyn Fn(&[&str]) -> Output| {
         for verb in [&["list"][..], &["show", "latest"], &["cat", "latest"], &["verify"], &["stats"]] {
@@ -396,117 +436,164 @@ fn a_store_that_is_read_only_by_its_modes_or_immutable_is_read() {
 
 // File systems that can less
 
-/// A directory on a file system that lacks something.
-fn lesser(lacks: Lacks) -> Option<(tempfile::TempDir, Mounted)> {
-    let dir = tempfile::tempdir().unwrap();
-    let (below, path) = (dir.path().join("below"), dir.path().join("mounted"));
-    fs::create_dir(&below).unwrap();
-    fs::create_dir(&path).unwrap();
-    let mounted = lesser_fs::mount(&below, &path, lacks)?;
-    Some((dir, mounted))
+/// Runs the rest with some system calls answered by an error, as a file system without them answers: a filter of the
+/// kernel (seccomp). The first argument says which.
+const LIMIT: &str = r#"
+#include <errno.h>
+#include <linux/filter.h>
+#include <linux/seccomp.h>
+#include <stddef.h>
+#include <string.h>
+#include <sys/prctl.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+#define CALL(n, e) BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, n, 0, 1), BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ERRNO | (e))
+#define LOAD(what) BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, what))
+#define ALLOW BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW)
+#ifndef SYS_link
+#define SYS_link -1
+#endif
+#ifndef SYS_chmod
+#define SYS_chmod -1
+#endif
+int install(struct sock_filter *f, unsigned short n) {
+    struct sock_fprog p = { n, f };
+    return prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) || prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, &p);
+}
+#define INSTALL(...) do { struct sock_filter f[] = { LOAD(nr), __VA_ARGS__, ALLOW }; \
+    if (install(f, sizeof f / sizeof f[0])) return 77; } while (0)
+int main(int c, char **v) {
+    if (strstr(v[1], "link")) INSTALL(CALL(SYS_link, EPERM), CALL(SYS_linkat, EPERM));
+    if (strstr(v[1], "many")) INSTALL(CALL(SYS_link, EMLINK), CALL(SYS_linkat, EMLINK));
+    if (strstr(v[1], "rename")) INSTALL(CALL(SYS_renameat2, EINVAL));
+    if (strstr(v[1], "flock")) INSTALL(CALL(SYS_flock, EOPNOTSUPP));
+    if (strstr(v[1], "mode"))
+        INSTALL(CALL(SYS_chmod, EPERM), CALL(SYS_fchmod, EPERM), CALL(SYS_fchmodat, EPERM), CALL(452, EPERM));
+    execvp(v[2], v + 2);
+    return 77;
+}
+"#;
+
+/// The program, if it can be had.
+fn limit(dir: &Path) -> Option<PathBuf> {
+    if !needs(&["cc"]) {
+        return None;
+    }
+    let (source, program) = (dir.join("limit.c"), dir.join("limit"));
+    fs::write(&source, LIMIT).unwrap();
+    assert!(Command::new("cc").arg("-o").arg(&program).arg(&source).status().unwrap().success());
+    match Command::new(&program).args(["rename", "true"]).status().unwrap().success() {
+        true => Some(program),
+        false => {
+            passed_over("system calls cannot be filtered here (seccomp)");
+            None
+        }
+    }
 }
 
-fn every_verb_works(lacks: Lacks) {
-    let Some((dir, mounted)) = lesser(lacks) else { return };
-    let (store, at) = (mounted.path.join("vault"), |name: &str| mounted.path.join(name).to_str().unwrap().to_owned());
-    let image = dir.path().join("image");
+/// Uses a store at `at` with every verb, by this command and what is put before its arguments.
+fn every_verb_works(at: &Path, program: &Path, before: &[&str]) {
+    let store = at.join("vault");
+    let run = |arguments: &[&str]| {
+        let mut command = Command::new(program);
+        output_of(command.args(before).arg("--store").arg(&store).args(arguments))
+    };
+    let name = |name: &str| at.join(name).to_str().unwrap().to_owned();
+    let image = name("image");
     fs::write(&image, noise(300_000, 1)).unwrap();
-    let image = image.to_str().unwrap();
-    done(run(&store, &["init"]));
-    done(run(&store, &["capture", "--file", image, "--process", "p"]));
-    fs::write(image, noise(300_000, 2)).unwrap();
-    done(run(&store, &["capture", "--file", image, "--process", "p"]));
-    done(run(&store, &["label", "latest", "a=b"]));
-    done(run(&store, &["restore", "latest", "--to", &at("new")]));
-    assert_eq!(fs::read(at("new")).unwrap(), noise(300_000, 2));
-    let again = run(&store, &["restore", "latest", "--to", &at("new")]);
+    done(run(&["init"]));
+    done(run(&["capture", "--file", &image, "--process", "p"]));
+    fs::write(&image, noise(300_000, 2)).unwrap();
+    done(run(&["capture", "--file", &image, "--process", "p"]));
+    done(run(&["label", "latest", "a=b"]));
+    done(run(&["restore", "latest", "--to", &name("new")]));
+    assert_eq!(fs::read(name("new")).unwrap(), noise(300_000, 2));
+    let again = run(&["restore", "latest", "--to", &name("new")]);
     assert_eq!(again.status.code(), Some(6), "{}", stderr(&again));
-    done(run(&store, &["restore", "p~1", "--to", &at("new"), "--force"]));
-    assert_eq!(fs::read(at("new")).unwrap(), noise(300_000, 1));
-    done(run(&store, &["restore", "latest", "--core", &at("core")]));
-    assert_eq!(run(&store, &["cat", "latest"]).stdout, noise(300_000, 2));
-    done(run(&store, &["forget", "p~1"]));
-    done(run(&store, &["gc", "--max-unused", "0"]));
-    done(run(&store, &["verify"]));
-    // Its index is rewritten.
-    let open = Store::open(&store).unwrap();
-    let taken: Vec<_> = (3..6).map(|seed| (capture(&open, "q", seed).unwrap(), seed)).collect();
-    drop(open);
+    done(run(&["restore", "p~1", "--to", &name("new"), "--force"]));
+    assert_eq!(fs::read(name("new")).unwrap(), noise(300_000, 1));
+    assert_eq!(run(&["cat", "latest"]).stdout, noise(300_000, 2));
+    done(run(&["forget", "p~1"]));
+    done(run(&["gc", "--max-unused", "0"]));
+    done(run(&["verify"]));
     let pack = packs(&store).pop().unwrap();
     let mut bytes = fs::read(&pack).unwrap();
     bytes[3000] ^= 1;
     fs::write(&pack, bytes).unwrap();
-    for code in [0, 5] {
-        let output = run(&store, &["repair"]);
-        assert!([Some(0), Some(5)].contains(&output.status.code()), "{code}: {}", stderr(&output));
+    for _ in 0..2 {
+        let output = run(&["repair"]);
+        assert!([Some(0), Some(5)].contains(&output.status.code()), "{}", stderr(&output));
     }
-    let open = Store::open(&store).unwrap();
-    assert!(taken.iter().filter(|(id, seed)| is_there(&open, *id, *seed)).count() >= 1);
-    drop(open);
     assert!(fs::read_dir(store.join("damaged")).unwrap().count() >= 2, "the pack and the report");
-    let left: Vec<_> = fs::read_dir(&mounted.path).unwrap().map(|entry| entry.unwrap().file_name()).collect();
-    assert_eq!(left.len(), 3, "{left:?}");
+    done(run(&["capture", "--file", &image, "--process", "p"]));
+    assert_eq!(run(&["cat", "latest"]).stdout, noise(300_000, 2));
+    let mut left: Vec<_> = fs::read_dir(at).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    left.sort();
+    assert_eq!(left, ["image", "new", "vault"]);
 }
 
 #[test]
-fn without_renaming_to_new_names_only_every_verb_works() {
-    every_verb_works(Lacks { rename_flags: Some(Errno::EINVAL), ..Lacks::default() });
-}
-
-#[test]
-fn without_second_names_of_files_every_verb_works() {
-    for error in [Errno::EPERM, Errno::EOPNOTSUPP, Errno::EMLINK, Errno::ENOSYS] {
-        every_verb_works(Lacks { links: Some(error), ..Lacks::default() });
+fn without_second_names_or_renaming_flags_or_modes_every_verb_works() {
+    let dir = tempfile::tempdir().unwrap();
+    let Some(limit) = limit(dir.path()) else { return };
+    for lacks in ["link", "many", "rename", "mode", "link+rename+mode"] {
+        let at = dir.path().join(lacks);
+        fs::create_dir(&at).unwrap();
+        every_verb_works(&at, &limit, &[lacks, STILLFRAME]);
     }
-}
-
-#[test]
-fn without_making_directories_durable_every_verb_works() {
-    for error in [Errno::EINVAL, Errno::EOPNOTSUPP] {
-        every_verb_works(Lacks { sync_dir: Some(error), ..Lacks::default() });
+    let fixture = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/format-1");
+    let store = dir.path().join("old");
+    assert!(Command::new("cp").arg("-r").arg(fixture).arg(&store).status().unwrap().success());
+    for verb in ["migrate", "verify"] {
+        let mut command = Command::new(&limit);
+        done(output_of(command.args(["link+rename", STILLFRAME, "--store"]).arg(&store).arg(verb)));
     }
-}
-
-#[test]
-fn without_modes_or_shared_mappings_or_any_of_all_that_every_verb_works() {
-    every_verb_works(Lacks { modes: Some(Errno::EPERM), ..Lacks::default() });
-    every_verb_works(Lacks { shared_mappings: true, ..Lacks::default() });
-    every_verb_works(Lacks {
-        rename_flags: Some(Errno::EINVAL),
-        links: Some(Errno::EPERM),
-        sync_dir: Some(Errno::EINVAL),
-        modes: Some(Errno::EOPNOTSUPP),
-        shared_mappings: true,
-        ..Lacks::default()
-    });
 }
 
 #[test]
 fn without_locks_there_can_be_no_store_and_nothing_is_left_of_one() {
-    for error in [Errno::ENOSYS, Errno::EOPNOTSUPP, Errno::ENOLCK] {
-        let Some((_dir, mounted)) = lesser(Lacks { locks: Some(error), ..Lacks::default() }) else { return };
-        let output = run(&mounted.path.join("vault"), &["init"]);
-        assert_eq!(output.status.code(), Some(1));
-        assert!(stderr(&output).contains("without file locks (flock)"), "{}", stderr(&output));
-        assert_eq!(fs::read_dir(&mounted.path).unwrap().count(), 0);
-    }
+    let dir = tempfile::tempdir().unwrap();
+    let Some(limit) = limit(dir.path()) else { return };
+    let store = dir.path().join("vault");
+    let output =
+        output_of(Command::new(&limit).args(["flock", STILLFRAME, "--store"]).arg(&store).arg("init"));
+    assert_eq!(output.status.code(), Some(1));
+    assert!(stderr(&output).contains("without file locks (flock)"), "{}", stderr(&output));
+    assert!(!store.exists());
+}
+
+/// Mounts the directory $0/below at $0/mounted by bindfs, a file system in user space without renaming flags, and runs
+/// the rest of this program there.
+const BINDFS: &str =
+    r#"bindfs "$0/below" "$0/mounted"; STILLFRAME_TEST_MOUNTED="$0/mounted" "$@"; umount "$0/mounted""#;
+
+#[test]
+#[ignore = "it is the process that the next test starts in a mount of its own"]
+fn every_verb_works_where_it_is_mounted() {
+    let Some(mounted) = std::env::var_os("STILLFRAME_TEST_MOUNTED") else { return };
+    every_verb_works(Path::new(&mounted), Path::new(STILLFRAME), &[]);
 }
 
 #[test]
-fn an_old_store_is_migrated_where_nothing_but_files_can_be_had() {
-    let lacks = Lacks {
-        rename_flags: Some(Errno::EINVAL),
-        links: Some(Errno::EPERM),
-        sync_dir: Some(Errno::EINVAL),
-        ..Lacks::default()
+fn on_a_file_system_in_user_space_every_verb_works() {
+    if !needs(&["bindfs"]) || !is_root() {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    fs::create_dir(dir.path().join("below")).unwrap();
+    fs::create_dir(dir.path().join("mounted")).unwrap();
+    let Some(may) = mounting(r#"bindfs "$0/below" "$0/mounted" && umount "$0/mounted""#, &[dir.path()])
+    else {
+        return;
     };
-    let Some((_dir, mounted)) = lesser(lacks) else { return };
-    let fixture = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/format-1");
-    let store = mounted.path.join("vault");
-    assert!(Command::new("cp").arg("-r").arg(fixture).arg(&store).status().unwrap().success());
-    done(run(&store, &["migrate"]));
-    done(run(&store, &["verify"]));
-    assert!(done(run(&store, &["list", "-q"])).len() > 60);
+    if !may.status.success() {
+        return passed_over("FUSE cannot be mounted here");
+    }
+    let this = std::env::current_exe().unwrap();
+    let test = ["--exact", "every_verb_works_where_it_is_mounted", "--ignored"].map(Path::new);
+    let output = mounting(BINDFS, &[&[dir.path(), &this], &test[..]].concat()).unwrap();
+    assert!(output.status.success(), "{}{}", String::from_utf8_lossy(&output.stdout), stderr(&output));
+    assert!(String::from_utf8_lossy(&output.stdout).contains("1 passed"));
 }
 
 // Quotas
@@ -540,7 +627,9 @@ fn a_quota_that_is_used_up_is_a_full_disk_and_what_is_stored_can_be_read_and_for
     fs::File::create(&disk).unwrap().set_len(300 << 20).unwrap();
     fs::create_dir(dir.path().join("mounted")).unwrap();
     assert!(Command::new("mkfs.btrfs").arg("-q").arg(&disk).status().unwrap().success());
-    let Some(may) = mounting(r#"mount -o loop "$0/disk" "$0/mounted" && btrfs quota enable "$0/mounted""#, &[dir.path()]) else {
+    let Some(may) =
+        mounting(r#"mount -o loop "$0/disk" "$0/mounted" && btrfs quota enable "$0/mounted""#, &[dir.path()])
+    else {
         return;
     };
     if !may.status.success() {

@@ -46,8 +46,15 @@ impl SparseFile {
         }
         let temporary = name.dir().join(unfinished);
         let file = file::create_new(&temporary).map_err(failed("create"))?;
-        let mut sparse =
-            SparseFile { file, map: None, temporary, name, path: path.to_owned(), overwrite, finished: false };
+        let mut sparse = SparseFile {
+            file,
+            map: None,
+            temporary,
+            name,
+            path: path.to_owned(),
+            overwrite,
+            finished: false,
+        };
         sparse.file.set_length(length_bytes).map_err(failed("set the length of"))?;
         sparse.map = sparse.file.map(SharedMap::of_huge_pages).map_err(failed("map"))?;
         Ok(sparse)

@@ -46,8 +46,7 @@ impl Aside {
         let dir = file::create_dir(&self.dir).map_err(StoreError::io("create", &self.dir))?;
         let free = (0u32..).map(|number| dir.join(format!("{}.{number}", name.name().to_string_lossy())));
         let Some(second) = free.into_iter().find(|second| !second.exists()) else { return Ok(()) };
-        let mut lines =
-            vec![format!("set aside: {} as {}", name.display(), second.name().to_string_lossy())];
+        let mut lines = vec![format!("set aside: {} as {}", name.display(), second.name().to_string_lossy())];
         lines.extend(why.iter().map(|why| format!("    {why}")));
         self.tell(&lines)?;
         file::rename(name, &second).map_err(StoreError::io("set aside", name))?;

@@ -159,6 +159,20 @@ pub enum StoreError {
         /// The process that would use it.
         used_by: u32,
     },
+    /// The process that would open a store was forked from one that has had a store open.
+    #[error(
+        "cannot open the store {} in process {used_by}: it was forked from process {opened_by}, which had a store open, \
+         and has none of the threads for it; fork before the first store is opened, or start a new program (exec)",
+        path.display()
+    )]
+    Forked {
+        /// The store that was to be opened.
+        path: PathBuf,
+        /// The process that had a store open.
+        opened_by: u32,
+        /// The process that would open one.
+        used_by: u32,
+    },
     /// The directory of the open store is not where it was.
     #[error(
         "the store that was opened at {} is not there any more: it was moved or removed while it was open, and what \

@@ -735,10 +735,9 @@ pub(crate) fn check_room(name: &Name) -> Result<(), StoreError> {
 pub(crate) fn check_files(name: &Name) -> Result<(), StoreError> {
     let dir = file::open_dir(name).map_err(StoreError::io("open", name))?;
     match file::stranger(&dir).map_err(StoreError::io("read", &dir))? {
-        Some((stranger, what)) => Err(StoreError::Index {
-            action: "be used",
-            detail: format!("{} is {what}", stranger.display()),
-        }),
+        Some((stranger, what)) => {
+            Err(StoreError::Index { action: "be used", detail: format!("{} is {what}", stranger.display()) })
+        }
         None => Ok(()),
     }
 }

@@ -18,6 +18,7 @@
 use std::fs::TryLockError;
 use std::io;
 use std::os::fd::AsFd;
+use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
 use super::error::StoreError;
@@ -65,10 +66,23 @@ struct Held {
 impl Lock {
     /// Takes the lock of a store, waiting up to `wait` for another owner.
     pub(crate) fn take(store: &Dir, wait: Duration) -> Result<Lock, StoreError> {
+        // The threads of the database and of rayon are shared by all stores of a process, started once, and are not
+        // there in a process that is forked from it; they would be waited for without end.
+        static FIRST: OnceLock<ProcessId> = OnceLock::new();
+        let first = *FIRST.get_or_init(ProcessId::this);
+        if !first.is_this() {
+            let (opened_by, used_by) = (first.pid(), ProcessId::this().pid());
+            return Err(StoreError::Forked { path: store.into(), opened_by, used_by });
+        }
         let started = Instant::now();
         loop {
             if let Some((access, held)) = attempt(store)? {
-                return Ok(Lock { store: store.clone(), access, process: ProcessId::this(), held: Some(held) });
+                return Ok(Lock {
+                    store: store.clone(),
+                    access,
+                    process: ProcessId::this(),
+                    held: Some(held),
+                });
             }
             if started.elapsed() >= wait {
                 let owner = owner(&store.join(LOCK_FILE));
@@ -288,10 +302,7 @@ mod tests {
         let path = dir.path().join(LOCK_FILE);
         // As if the owner had not come to write its own yet.
         std::fs::write(&path, format!("{}\n", child.id())).unwrap();
-        assert!(matches!(
-            Lock::take(&store, Duration::ZERO),
-            Err(StoreError::Owned { owner: None, .. })
-        ));
+        assert!(matches!(Lock::take(&store, Duration::ZERO), Err(StoreError::Owned { owner: None, .. })));
         std::fs::write(&path, format!("{}\n", std::process::id())).unwrap();
         assert_eq!(owner(&store.join(LOCK_FILE)), Some(std::process::id()));
         drop(first);

@@ -206,7 +206,8 @@ impl StoreOptions {
         // Also one that was there: whoever made it may have been killed, or not have cared.
         file::sync_parent(path).map_err(StoreError::io("make durable", path))?;
         // What a creation leaves behind that was interrupted.
-        let is_left = |found: &Name| ["LOCK", "FORMAT.new", names::PACKS_DIR].iter().any(|it| found.name() == *it);
+        let is_left =
+            |found: &Name| ["LOCK", "FORMAT.new", names::PACKS_DIR].iter().any(|it| found.name() == *it);
         let others = !file::list(&dir).map_err(StoreError::io("list", path))?.iter().all(is_left);
         if others {
             let why = "the directory has other files in it; choose an empty or a new one".to_owned();

@@ -121,7 +121,19 @@ pub(crate) fn open(
     }
     let next_number = next_number(store, &dir)?;
     let save = damage_found || is_rebuilding;
-    Ok(Opened { packs, active, ragged, dir, next_number, index, catalog, unusable, index_rebuilt, other_deltas, save })
+    Ok(Opened {
+        packs,
+        active,
+        ragged,
+        dir,
+        next_number,
+        index,
+        catalog,
+        unusable,
+        index_rebuilt,
+        other_deltas,
+        save,
+    })
 }
 
 /// The number after the highest there is, also of files that are no usable packs and of packs that

@@ -70,7 +70,8 @@ impl Dir {
     /// A path to it for a library that wants one. It leads here as long as this is open, where /proc is mounted.
     pub(crate) fn held_path(&self) -> PathBuf {
         let held = PathBuf::from(format!("/proc/self/fd/{}", self.0.descriptor.as_raw_fd()));
-        let leads_here = rustix::fs::stat(&held).is_ok_and(|found| Some(Identity::of(&found)) == self.identity().ok());
+        let leads_here =
+            rustix::fs::stat(&held).is_ok_and(|found| Some(Identity::of(&found)) == self.identity().ok());
         if leads_here { held } else { self.0.absolute.clone() }
     }
 
@@ -188,9 +189,9 @@ impl Name {
     pub(crate) fn open_dir(&self) -> io::Result<Dir> {
         let descriptor = rustix::fs::openat(&self.dir, self.name(), HOLD | OFlags::NOFOLLOW, Mode::empty())
             .map_err(|error| match (error, self.look()) {
-                (_, Ok(Some(found))) if !found.is_dir() => found.is_no("directory"),
-                (error, _) => error.into(),
-            })?;
+            (_, Ok(Some(found))) if !found.is_dir() => found.is_no("directory"),
+            (error, _) => error.into(),
+        })?;
         let absolute = self.dir.0.absolute.join(self.name());
         Ok(Dir(Arc::new(Held { descriptor, path: self.path.clone(), absolute })))
     }

@@ -105,7 +105,8 @@ fn open_plain(name: &Name, flags: OFlags) -> io::Result<File> {
         return Err(found.is_no("plain file"));
     }
     let flags = flags | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
-    let file = std::fs::File::from(rustix::fs::openat(name.dir(), name.name(), flags, Mode::RUSR | Mode::WUSR)?);
+    let file =
+        std::fs::File::from(rustix::fs::openat(name.dir(), name.name(), flags, Mode::RUSR | Mode::WUSR)?);
     let found = Found::of(&file)?;
     if !found.is_plain_file() {
         return Err(found.is_no("plain file"));
@@ -234,9 +235,7 @@ fn remove_all(name: &Name) -> io::Result<()> {
 
 /// Takes a name from a file.
 pub(crate) fn remove(name: &Name) -> io::Result<()> {
-    tell(Call::Remove(name.path()), || {
-        Ok(rustix::fs::unlinkat(name.dir(), name.name(), AtFlags::empty())?)
-    })
+    tell(Call::Remove(name.path()), || Ok(rustix::fs::unlinkat(name.dir(), name.name(), AtFlags::empty())?))
 }
 
 /// The same; does nothing where there is none.

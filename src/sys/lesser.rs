@@ -25,7 +25,9 @@ fn says(error: &io::Error, is_so: impl FnOnce(Errno) -> bool) -> bool {
 
 /// Whether a file cannot have a second name: as its file system knows none, or as it has as many as it may have.
 pub(crate) fn has_no_links(error: &io::Error) -> bool {
-    says(error, |error| is_missing_ability(error) || matches!(error, Errno::PERM | Errno::MLINK | Errno::XDEV))
+    says(error, |error| {
+        is_missing_ability(error) || matches!(error, Errno::PERM | Errno::MLINK | Errno::XDEV)
+    })
 }
 
 /// Lets pass that a file system does not know modes.
