@@ -89,8 +89,8 @@ pub struct Mapping {
     pub name: String,
     /// Where in the file it begins, in bytes.
     pub file_offset_bytes: u64,
-    /// Whether its bytes are part of the snapshot. A mapping that cannot be read (no read
-    /// permission, a device) is recorded and not captured.
+    /// Whether its bytes are part of the snapshot. A mapping that cannot be read (a device) is recorded and
+    /// not captured, and so is what has no pages of a private mapping without read permission: such a mapping is parted.
     pub captured: bool,
 }
 

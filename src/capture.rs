@@ -25,11 +25,12 @@ use crate::codec::Codec;
 use crate::error::Error;
 use crate::hash::Hash;
 use crate::ingest::{Ingest, Staged, Staging};
+use crate::left_out::{LeftOut, WhyLeftOut};
 use crate::progress::Progress;
 use crate::put::{Put, StoreAs};
 use crate::record::{AttachmentRef, Origin, Record, SnapshotId, Trigger};
 use crate::reference::Reference;
-use crate::source::{Attachment, Memory, Source, SourceError};
+use crate::source::{Attachment, Frozen, Memory, Source, SourceError};
 use crate::store::catalog::Labels;
 use crate::store::error::StoreError;
 use crate::store::lane::LaneGuard;
@@ -38,7 +39,7 @@ use crate::store::read::{Check, Reader};
 use crate::store::{Shared, Store, check_length, encode, later_than};
 use crate::sys::fork::ProcessId;
 use crate::table;
-use crate::track::{Taken, Tracker, Tracking, Untracked};
+use crate::track::{Taken, Tracker, Tracking, Untracked, complement};
 use crate::units::AddressRange;
 
 /// How to take a snapshot. The default is what one mostly wants.
@@ -128,6 +129,16 @@ pub struct Capture {
     pub staging_full: bool,
     /// How it was known what had changed.
     pub tracking: Tracking,
+    /// What of its captured mappings the snapshot does not have, and why, in the order of the addresses. It is
+    /// restored as zeros, and a rollback leaves it as it is.
+    pub left_out: Vec<LeftOut>,
+}
+
+impl Capture {
+    /// How many bytes of captured mappings are not in the snapshot.
+    pub fn unreadable_bytes(&self) -> u64 {
+        self.left_out.iter().map(|left_out| left_out.range.length_bytes()).sum()
+    }
 }
 
 /// A capture whose source goes on already. It is finished in a thread of its own; dropping this does not
@@ -326,7 +337,7 @@ impl Process<'_> {
         // Looked at before anything is planned for so many tables: a sparse file may be of any length.
         let tables = table::count(&space, shared.format.region_size);
         check_length(Kind::Root, tables.saturating_mul(Hash::BYTES))?;
-        let mut known = Known::new(tracker, &space, parent.as_ref(), &shared)?;
+        let mut known = Known::new(tracker, &*frozen, &mut space, parent.as_ref(), &shared)?;
         let changes = known.changes.take();
         let is_tracked = changes.is_some();
         let has_parent = parent.is_some();
@@ -363,6 +374,7 @@ impl Process<'_> {
             }
             false => Some(ingest.stage(&*frozen, staging)?),
         };
+        let left_out = frozen.left_out();
         let paused = frozen.release();
         drop(frozen);
         if reference.is_none() {
@@ -381,6 +393,7 @@ impl Process<'_> {
             space,
             origin,
             attachments,
+            left_out,
             paused,
             ingest,
             staged,
@@ -401,21 +414,28 @@ struct Known {
 }
 
 impl Known {
-    /// Asks the tracker, whether or not what it knows can be used: it begins anew in any case.
+    /// Asks the tracker, whether or not what it knows can be used: it begins anew in any case. Enters what
+    /// cannot be read into `space`.
     fn new(
         tracker: Result<Arc<dyn Tracker>, Untracked>,
-        space: &AddressSpace,
+        frozen: &dyn Frozen,
+        space: &mut AddressSpace,
         parent: Option<&Reference>,
         shared: &Shared,
     ) -> Result<Known, Error> {
+        // What cannot be read a tracker may find out first.
+        let taken = tracker.as_ref().map(|tracker| tracker.take(space, parent.map(|parent| parent.id)));
+        space.set_unreadable(frozen.left_out().into_iter().map(|left_out| left_out.range).collect());
+        let Taken { number, changes } = match taken {
+            Ok(taken) => taken.map_err(SourceError::Track)?,
+            Err(_) => Taken { number: 0, changes: Err(Untracked::NoTracker) },
+        };
         let tracker = match tracker {
             Ok(tracker) => tracker,
             Err(why) => {
                 return Ok(Known { changes: None, tracking: Tracking::Rescan(why), acknowledge: None });
             }
         };
-        let Taken { number, changes } =
-            tracker.take(space, parent.map(|parent| parent.id)).map_err(SourceError::Track)?;
         let means = tracker.means();
         let acknowledge = Some((tracker, number));
         let usable = changes.and_then(|changes| match parent {
@@ -442,6 +462,7 @@ struct Begun {
     space: AddressSpace,
     origin: Origin,
     attachments: Vec<Attachment>,
+    left_out: Vec<LeftOut>,
     paused: Duration,
     ingest: Ingest,
     staged: Option<Staged>,
@@ -456,11 +477,17 @@ struct Begun {
 impl Begun {
     /// The second step.
     fn finish(self) -> Result<Capture, Error> {
-        let Begun { shared, mut space, parent, reference, .. } = self;
+        let Begun { shared, mut space, parent, reference, mut attachments, mut left_out, .. } = self;
         let reference = reference.as_ref();
         let staging_full = self.staged.as_ref().is_some_and(|staged| staged.was_full);
         let (done, guard) = self.ingest.finish(self.staged)?;
-        space.set_unreadable(done.unreadable);
+        left_out.extend(refused(&space, done.unreadable));
+        left_out.sort_unstable_by_key(|left_out| left_out.range);
+        space.set_unreadable(left_out.iter().map(|left_out| left_out.range).collect());
+        if matches!(self.origin, Origin::Process { .. }) {
+            let bytes = encode(Kind::Attachment, &left_out)?;
+            attachments.push(Attachment { name: LeftOut::ATTACHMENT.to_owned(), bytes });
+        }
         let zero_bytes = self.taken_over_zero_bytes + done.zero_bytes - done.parent_zero_bytes;
 
         let mut added_bytes = done.added_bytes;
@@ -475,9 +502,8 @@ impl Begun {
         };
         let like = reference.and_then(Reference::layout);
         let layout = put(Kind::Layout, &encode(Kind::Layout, &space)?, like)?;
-        check_attachment_names(&self.attachments)?;
-        let attachments = self
-            .attachments
+        check_attachment_names(&attachments)?;
+        let attachments = attachments
             .into_iter()
             .map(|Attachment { name, bytes }| {
                 check_length(Kind::Attachment, bytes.len())?;
@@ -522,8 +548,18 @@ impl Begun {
             paused: self.paused,
             staging_full,
             tracking: self.known.tracking,
+            left_out,
         })
     }
+}
+
+/// What could not be copied, beside what was known to be left out.
+fn refused(space: &AddressSpace, mut unreadable: Vec<AddressRange>) -> Vec<LeftOut> {
+    unreadable.sort_unstable();
+    let known: Vec<Range<u64>> = space.unreadable().iter().map(|range| range.start()..range.end()).collect();
+    let rest = unreadable.into_iter().flat_map(|range| complement(&known, range.start()..range.end()));
+    let ranges = rest.filter_map(|range| AddressRange::new(range.start, range.end).ok());
+    ranges.map(|range| LeftOut { range, why: WhyLeftOut::Refused }).collect()
 }
 
 fn shorten(text: &str) -> String {

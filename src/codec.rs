@@ -308,6 +308,36 @@ mod tests {
         }
     }
 
+    /// Of a target that has the right bytes already nothing is written, which this cannot see; but what it has otherwise
+    /// must not stay.
+    #[test]
+    fn large_objects_decode_into_any_target_and_are_refused_at_any_other_length() {
+        let mut plain = vec![0; LARGE_BYTES + 12_345];
+        for at in [0, 4095, 500_000, LARGE_BYTES + 12_344] {
+            plain[at..=at].fill(7);
+        }
+        let mut stored = Vec::new();
+        assert_eq!(encode(Codec::Zstd, &plain, &mut stored), Encoding::Zstd);
+        assert!(stored.len() < 1000, "{}", stored.len());
+        assert!(lengths_are_possible(Encoding::Zstd, stored.len(), plain.len()));
+        for filler in [0, 0xAA] {
+            let mut back = vec![filler; plain.len()];
+            decode(Encoding::Zstd, &stored, &mut back).unwrap();
+            assert!(back == plain);
+        }
+        for length in [LARGE_BYTES, plain.len() - 1, plain.len() + 1, 2 * plain.len()] {
+            let error = decode(Encoding::Zstd, &stored, &mut vec![0; length]).unwrap_err();
+            assert!(matches!(error, CodecError::Length { .. }), "{length}: {error}");
+        }
+        assert!(decode(Encoding::Zstd, &stored[..stored.len() - 3], &mut vec![0; plain.len()]).is_err());
+        // What others read who decode it at once, and what they write.
+        assert!(zstd::bulk::decompress(&stored, plain.len()).unwrap() == plain);
+        let at_once = zstd::bulk::compress(&plain, ZSTD_LEVEL).unwrap();
+        let mut back = vec![1; plain.len()];
+        decode(Encoding::Zstd, &at_once, &mut back).unwrap();
+        assert!(back == plain);
+    }
+
     /// Lengths are believed only so far as the stored bytes can stand for them.
     #[test]
     fn lengths_are_refused_that_no_encoding_leads_to() {

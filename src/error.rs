@@ -18,6 +18,17 @@ pub enum Error {
     /// The place where memory was to go cannot be used.
     #[error(transparent)]
     Sink(#[from] SinkError),
+    /// There is no memory to copy a source into that stands still.
+    #[error(
+        "cannot make {bytes} bytes of memory ready to copy the source into; give this program more of the address \
+         space (`ulimit -v`), or set a smaller `staging_bytes`: then the source stands still for longer"
+    )]
+    Staging {
+        /// How much was asked for.
+        bytes: u64,
+        /// What the operating system said.
+        source: std::io::Error,
+    },
     /// A number or a range breaks a rule of its type.
     #[error(transparent)]
     Unit(#[from] UnitError),

@@ -85,6 +85,7 @@ mod hash;
 mod history;
 mod ingest;
 mod lazy;
+mod left_out;
 mod migrate;
 #[path = "../migrations/mod.rs"]
 mod migrations;
@@ -156,6 +157,7 @@ pub use gc::{GcOptions, GcStats};
 pub use hash::Hash;
 pub use history::{History, Moment};
 pub use lazy::{Fill, Filled, HotSet, LazyMapping};
+pub use left_out::{LeftOut, WhyLeftOut};
 pub use migrate::Migration;
 pub use progress::Progress;
 pub use record::{AttachmentRef, Origin, Record, RecordError, SnapshotId, Trigger};

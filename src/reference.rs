@@ -157,7 +157,8 @@ impl Reference {
         let Some((before, _)) = self.content.as_ref().filter(|_| !shared.damage_known()) else {
             return Err(Untracked::ParentUnusable);
         };
-        let unchanged = before.excluded() == space.excluded() && before.unreadable().is_empty();
+        // What could not be read is zeros there, whatever it was.
+        let unchanged = before.excluded() == space.excluded() && before.unreadable() == space.unreadable();
         // A mapping that became shorter may have cut a region; one that is gone is not missed.
         let lengths: HashMap<u64, u64> =
             space.captured().map(|(_, it)| (it.range.start(), it.range.length_bytes())).collect();

@@ -253,8 +253,10 @@ pub fn maps(data: &[u8]) {
         .map(|line| {
             let Mapping { range, protection, name, file_offset_bytes, .. } = &line.mapping;
             let (start, end, name) = (range.start(), range.end(), name.replace('\n', "\\012"));
-            let inode = u8::from(!line.absent_is_zero);
-            format!("{start:x}-{end:x} {protection} {file_offset_bytes:08x} 00:00 {inode} {name}\n")
+            let ((major, minor), inode) = (line.device, line.inode);
+            format!(
+                "{start:x}-{end:x} {protection} {file_offset_bytes:08x} {major:02x}:{minor:02x} {inode} {name}\n"
+            )
         })
         .collect();
     assert_eq!(maps::parse(text.as_bytes()), Ok(lines));

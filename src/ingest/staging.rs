@@ -10,7 +10,6 @@ use memmap2::MmapMut;
 use super::{FailOnPanic, Ingest, Worker, copy_in_place, lock, on_all_cores, total_bytes};
 use crate::error::Error;
 use crate::piece::Piece;
-use crate::sink::SinkError;
 use crate::source::{CopyOut, Frozen, Memory};
 use crate::sys::map;
 use crate::workers::cores;
@@ -32,7 +31,7 @@ impl Staging {
     pub(crate) fn new(length_bytes: usize, ready_bytes: usize) -> Result<Staging, Error> {
         let bytes = length_bytes as u64;
         let mut buffer =
-            map::map_zeros(length_bytes.max(1)).map_err(|source| SinkError::Mapping { bytes, source })?;
+            map::map_zeros(length_bytes.max(1)).map_err(|source| Error::Staging { bytes, source })?;
         for byte in buffer[..ready_bytes.min(length_bytes)].iter_mut().step_by(4096) {
             *byte = 0;
         }

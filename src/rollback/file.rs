@@ -47,8 +47,9 @@ impl RollBack<'_> {
         let data = data_in_memory_file(file.file(), self.space.image_bytes());
         let target = FileTarget { file: &file, data };
         let places = self.places();
-        let parts = self.root.places(&places).map(|(table, place)| Part {
-            table,
+        // Those of zeros too: something may be there now.
+        let parts = places.iter().enumerate().map(|(at, place)| Part {
+            table: self.root.get(at),
             place,
             at: place.image_bytes,
             look: Look::Everything,

@@ -6,6 +6,7 @@ use super::attempt::Attempt;
 use super::page_state::PageStates;
 use super::plan::{Patch, Target};
 use crate::error::Error;
+use crate::left_out::WhyLeftOut;
 use crate::piece::{PIECE_BYTES, overlapping};
 use crate::sink::SinkError;
 use crate::source::{Frozen as _, ProcessMemory};
@@ -23,7 +24,10 @@ pub(super) struct HeldMemory<'a> {
     memory: ProcessMemory,
     /// Where there may be anything but zeros.
     populated: Vec<Range<u64>>,
-    /// What the snapshot does not have: zeros in its tables.
+    /// What cannot be read, nor written: guards, pages that a userfaultfd fills, what lies behind a file's end.
+    out_of_reach: Vec<Range<u64>>,
+    /// What the snapshot does not have: zeros in its tables. And what cannot be compared: pages that are the file's,
+    /// which cannot be read beside the process.
     left_out: Vec<Range<u64>>,
     /// This, and what the kernel writes by itself.
     left_alone: Vec<Range<u64>>,
@@ -45,19 +49,41 @@ impl<'a> HeldMemory<'a> {
         let space = &roll_back.space;
         let left_out = space.excluded().iter().chain(space.unreadable());
         let mut left_out: Vec<_> = left_out.map(|range| range.start()..range.end()).collect();
+        let mut out_of_reach = Vec::new();
+        for now in held.left_out() {
+            let range = now.range.start()..now.range.end();
+            match now.why {
+                WhyLeftOut::FileClosed | WhyLeftOut::FileServer => left_out.push(range),
+                _ => out_of_reach.push(range),
+            }
+        }
         merge(&mut left_out);
+        merge(&mut out_of_reach);
         let mut left_alone = left_out.clone();
         for (_, area) in held.rseq_areas() {
             let pointer = area.start + RSEQ_POINTER.start..area.start + RSEQ_POINTER.end;
             left_alone.extend([area.start..pointer.start, pointer.end..area.end]);
         }
         merge(&mut left_alone);
-        Ok(HeldMemory { states, pid, memory: held.process_memory(), populated, left_out, left_alone })
+        Ok(HeldMemory {
+            states,
+            pid,
+            memory: held.process_memory(),
+            populated,
+            out_of_reach,
+            left_out,
+            left_alone,
+        })
     }
 
     /// Where there may be anything but zeros: sorted and apart.
     pub(super) fn populated(&self) -> &[Range<u64>] {
         &self.populated
+    }
+
+    /// Fills `buffer` from an address on; what cannot be read is zeros.
+    pub(super) fn copy(&self, address: u64, buffer: &mut [u8]) -> Result<(), Error> {
+        Ok(self.memory.copy(address, buffer, &mut Vec::new())?)
     }
 
     /// Whether any byte of a range can be read.
@@ -104,9 +130,11 @@ impl Target for HeldMemory<'_> {
         for range in there {
             self.memory.copy(range.start, self.part(at, buffer, &range), &mut unreadable)?;
         }
-        for range in overlapping(&self.left_out, window) {
+        for range in overlapping(&self.left_out, window.clone()) {
             self.part(at, buffer, &range).fill(0);
         }
+        let out_of_reach = overlapping(&self.out_of_reach, window);
+        unreadable.extend(out_of_reach.filter_map(|range| AddressRange::new(range.start, range.end).ok()));
         let is_left_out = |range: &AddressRange| {
             let overlap = overlapping(&self.left_out, range.start()..range.end());
             overlap.map(|it| it.end - it.start).sum::<u64>() == range.length_bytes()

@@ -9,7 +9,7 @@ use std::path::Path;
 use super::attempt::Attempt;
 use crate::record::Origin;
 use crate::sink::SinkError;
-use crate::source::Frozen as _;
+use crate::source::{Frozen as _, others_sharing_memory};
 
 /// An error unless it is the same run of the same program.
 pub(super) fn check(attempt: &Attempt<'_>) -> Result<(), SinkError> {
@@ -23,6 +23,13 @@ pub(super) fn check(attempt: &Attempt<'_>) -> Result<(), SinkError> {
     }
     if attempt.captured.auxv != attempt.held.auxv() {
         return Err(attempt.misfit(vec!["it is another run of the program".to_owned()]));
+    }
+    // Where that cannot be found out, as the kernel lacks the call, there are hardly any.
+    if let Some(other) = others_sharing_memory(attempt.pid).unwrap_or_default().first() {
+        return Err(attempt.refusal(format!(
+            "process {other} shares its memory without being one of its threads (CLONE_VM), and would see it change; \
+             end that one first"
+        )));
     }
     let Some(then) = &attempt.captured.run else { return Ok(()) };
     let now = attempt.held.run();

@@ -292,6 +292,19 @@ impl Patch {
 }
 
 impl Plan<'_> {
+    /// Takes out of the regions of zeros what is in these ranges, which are sorted and apart.
+    pub(super) fn leave_zeros_out(&mut self, ranges: &[Range<u64>]) {
+        for patch in self.patches.iter_mut().filter(|patch| patch.hash.is_zero()) {
+            let offset = |address: u64| usize::try_from(address - patch.at).unwrap_or(patch.length);
+            let rest = |piece: &Range<usize>| {
+                let whole = patch.at + piece.start as u64..patch.at + piece.end as u64;
+                complement(ranges, whole)
+            };
+            let rest: Vec<Range<u64>> = patch.pieces.iter().flat_map(rest).collect();
+            patch.pieces = rest.into_iter().map(|it| offset(it.start)..offset(it.end)).collect();
+        }
+    }
+
     /// Writes everything, in parallel. `part` gives for each patch what `write` needs to write it: bytes go to an
     /// offset in the patch's region.
     pub(super) fn write<'p, T: Send>(

@@ -16,7 +16,7 @@ use super::captured::CapturedProcess;
 use super::held_memory::HeldMemory;
 use super::page_state::{self, PageStates};
 use super::plan::{self, Look, Part};
-use super::{RollBack, RollBackStats, fit, identity, registers, same_threads, shared, write};
+use super::{RollBack, RollBackStats, fit, identity, memory_limit, registers, same_threads, shared, write};
 use crate::address_space::MappingKind;
 use crate::error::Error;
 use crate::sink::SinkError;
@@ -102,7 +102,9 @@ impl RollBack<'_> {
         plan.patches.extend(memory.zeros_for(&grown));
         page_state::check_writes(&attempt, &states, &plan)?;
 
-        let write::Written { done, is_stopped } = write::write(&attempt, &plan)?;
+        let relief = memory_limit::check(&attempt, &states, &memory, &mut plan)?;
+
+        let write::Written { done, is_stopped } = write::write(&attempt, relief.as_ref(), &plan)?;
         let paused = held.release();
         let tracking = Tracking::Rescan(Untracked::NoTracker);
         let stats = self.stats(begun, self.space.image_bytes(), tracking, done);

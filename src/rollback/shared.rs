@@ -49,7 +49,7 @@ pub(super) fn settle(
     let names = objects
         .iter()
         .filter_map(|(file, object)| Some((*file.as_ref()?, object.mappings.first()?.name.clone())));
-    let holders = mapped::holders(&names.collect(), attempt.pid, || attempt.check_interrupt())?;
+    let holders = mapped::holders(names.collect(), attempt.pid, || attempt.check_interrupt())?;
     let mut differences = Vec::new();
     for (file, object) in &mut objects {
         object.fate = fate(attempt, states, *file, object, &holders);

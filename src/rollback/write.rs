@@ -1,12 +1,14 @@
 //! Writing: the memory first, then the registers, while the process is bound to stand still if this program dies.
 
 use super::attempt::Attempt;
+use super::memory_limit::Relief;
 use super::plan::{Done, Patch, Plan};
 use super::shared::mapping_at;
-use super::{refused, registers};
+use super::{injection, refused, registers};
 use crate::error::Error;
 use crate::sink::{ProcessSink, SinkError};
 use crate::source::Frozen as _;
+use crate::source::injection::InjectionError;
 
 /// What came of writing.
 pub(super) struct Written {
@@ -15,8 +17,12 @@ pub(super) struct Written {
     pub(super) is_stopped: bool,
 }
 
-/// Writes what is planned. Until the first byte is written an error leaves the process as it was.
-pub(super) fn write(attempt: &Attempt<'_>, plan: &Plan<'_>) -> Result<Written, Error> {
+/// Throws away what is to be, and writes what is planned. Until the first byte is written an error leaves the process as it was.
+pub(super) fn write(
+    attempt: &Attempt<'_>,
+    relief: Option<&Relief>,
+    plan: &Plan<'_>,
+) -> Result<Written, Error> {
     let Attempt { pid, held, .. } = *attempt;
     let threads = registers::prepared(attempt);
     let sink = ProcessSink::new(pid, held.open_memory()?)?;
@@ -31,6 +37,14 @@ pub(super) fn write(attempt: &Attempt<'_>, plan: &Plan<'_>) -> Result<Written, E
 
     let was_stopped = held.was_stopped();
     let is_stopped = was_stopped || held.is_about_to_stop();
+    if let Some(Relief { ranges, foothold }) = relief {
+        // From its first step on the process stands still if this program dies, as by the SIGSTOP below.
+        let discarded = injection::discard(attempt, *foothold, ranges);
+        if matches!(discarded, Err(InjectionError::Impossible(_))) && !is_stopped {
+            sink.goes_on()?;
+        }
+        discarded.map_err(|error| injection::refused(attempt, error))?;
+    }
     if !was_stopped {
         sink.stands_still()?;
     }

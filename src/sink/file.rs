@@ -55,7 +55,13 @@ impl SparseFile {
             overwrite,
             finished: false,
         };
-        sparse.file.set_length(length_bytes).map_err(failed("set the length of"))?;
+        sparse.file.set_length(length_bytes).map_err(|source| match source.raw_os_error() {
+            // EFBIG, or EINVAL for what no file system of Linux takes.
+            Some(libc::EFBIG | libc::EINVAL) => {
+                SinkError::TooLong { path: path.to_owned(), bytes: length_bytes, source }
+            }
+            _ => failed("set the length of")(source),
+        })?;
         sparse.map = sparse.file.map(SharedMap::of_huge_pages).map_err(failed("map"))?;
         Ok(sparse)
     }

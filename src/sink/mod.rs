@@ -178,6 +178,20 @@ pub enum SinkError {
         /// What the operating system said.
         source: io::Error,
     },
+    /// The file system has no files so long.
+    #[error(
+        "{} cannot become a file of {bytes} bytes, holes included: its file system has no files so long; restore to \
+         another one (xfs, btrfs and tmpfs take files of 8 EiB), or take only what is wanted by `stillframe cat --range`",
+        path.display()
+    )]
+    TooLong {
+        /// The file.
+        path: PathBuf,
+        /// How long it was to be.
+        bytes: u64,
+        /// What the operating system said.
+        source: io::Error,
+    },
     /// The snapshot cannot be written as a core file.
     #[error("the snapshot cannot be written as a core file: {why}")]
     Core {

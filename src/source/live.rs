@@ -1,6 +1,7 @@
 //! Memory of this process that others own and write: a wasm linear memory, a mapped guest, an arena.
 
 use std::fmt;
+use std::fs::File;
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -8,9 +9,11 @@ use std::time::{Duration, Instant};
 
 use super::{Attachment, CopyOut, Frozen, Memory, Source, SourceError};
 use crate::address_space::AddressSpace;
+use crate::left_out::{LeftOut, WhyLeftOut};
+use crate::piece::overlapping;
 use crate::record::Origin;
-use crate::sys::process_memory;
-use crate::track::{TrackError, Tracker, Untracked, WriteProtection, complement};
+use crate::sys::{pagemap, process_memory};
+use crate::track::{TrackError, Tracker, Untracked, WriteProtection, complement, merge};
 use crate::units::AddressRange;
 
 /// Called when the owner of the memory is to stand still, and when it may go on.
@@ -194,9 +197,23 @@ impl Frozen for FrozenMemory<'_> {
     }
 
     fn populated(&self, _mapping_index: usize) -> Result<Vec<Range<u64>>, SourceError> {
-        // What was absent when the tracker looked was zeros then. Reading it would fill it.
-        let absent = self.memory.protection.as_ref().map(|protection| protection.forget_absent());
+        // What was absent when the tracker looked was zeros then. Reading it would fill it, and reading a guard
+        // fails.
+        let absent = self.memory.protection.as_ref().map(|protection| {
+            let mut absent = protection.forget_absent();
+            absent.append(&mut protection.guards());
+            merge(&mut absent);
+            absent
+        });
         Ok(complement(&absent.unwrap_or_default(), 0..self.memory_bytes))
+    }
+
+    fn left_out(&self) -> Vec<LeftOut> {
+        // Without a tracker guards are found when copying fails.
+        let guards = self.memory.protection.as_ref().map(|protection| protection.guards());
+        let ranges = guards.unwrap_or_default().into_iter();
+        let ranges = ranges.filter_map(|range| AddressRange::new(range.start, range.end).ok());
+        ranges.map(|range| LeftOut { range, why: WhyLeftOut::Guard }).collect()
     }
 
     fn memory(&self) -> Memory<'_> {
@@ -236,8 +253,52 @@ impl CopyOut for FrozenMemory<'_> {
         _mapping_index: usize,
         ranges: &[Range<u64>],
         buffer: &mut [u8],
-        _unreadable: &mut Vec<AddressRange>,
+        unreadable: &mut Vec<AddressRange>,
     ) -> Result<(), SourceError> {
-        self.memory.copy(ranges, buffer)
+        let error = match self.memory.copy(ranges, buffer) {
+            Ok(()) => return Ok(()),
+            Err(error) => error,
+        };
+        let guards = self.guards_in(ranges);
+        if guards.is_empty() {
+            return Err(error);
+        }
+        let mut buffer = buffer;
+        for range in ranges {
+            let length = usize::try_from(range.end - range.start).unwrap_or(usize::MAX);
+            let (part, rest) = std::mem::take(&mut buffer).split_at_mut(length);
+            buffer = rest;
+            part.fill(0);
+            for there in complement(&guards, range.clone()) {
+                let place = |at: u64| usize::try_from(at - range.start).unwrap_or(usize::MAX);
+                self.memory
+                    .copy(std::slice::from_ref(&there), &mut part[place(there.start)..place(there.end)])?;
+            }
+            let guards = overlapping(&guards, range.clone());
+            unreadable.extend(guards.filter_map(|guard| AddressRange::new(guard.start, guard.end).ok()));
+        }
+        Ok(())
+    }
+}
+
+impl FrozenMemory<'_> {
+    /// The guards in these ranges, from the memory's start: sorted and apart.
+    fn guards_in(&self, ranges: &[Range<u64>]) -> Vec<Range<u64>> {
+        let page_bytes = rustix::param::page_size() as u64;
+        let start = self.memory.address;
+        let Ok(pagemap) = File::open("/proc/self/pagemap") else { return Vec::new() };
+        let mut guards = Vec::new();
+        for range in ranges {
+            let from = start.saturating_add(range.start) / page_bytes * page_bytes;
+            let to = start.saturating_add(range.end).checked_next_multiple_of(page_bytes).unwrap_or(u64::MAX);
+            let found = pagemap::guards(&pagemap, from..to).unwrap_or_default().into_iter();
+            guards.extend(
+                found.map(|guard| {
+                    guard.start.saturating_sub(start)..(guard.end - start).min(self.memory_bytes)
+                }),
+            );
+        }
+        merge(&mut guards);
+        guards
     }
 }

@@ -1,8 +1,10 @@
-//! The lines of `/proc/PID/maps`, as bytes: a file name may be anything but NUL.
+//! The lines of `/proc/PID/maps`, as bytes: a file name may be anything but NUL. `/proc/PID/smaps` has the same
+//! lines, each with more about its mapping below.
 //!
 //! ```text
 //! 55d0c8a5b000-55d0c8a5d000 r--p 00002000 fe:00 1234        /usr/bin/a name (deleted)
 //! start        end          perm offset   dev   inode       name, or nothing
+//! VmFlags: rd mr mw me sd                                   in smaps alone, among others
 //! ```
 
 use crate::address_space::{Mapping, MappingKind, Protection};
@@ -12,8 +14,64 @@ use crate::units::AddressRange;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct MapsLine {
     pub(crate) mapping: Mapping,
+    /// Major and minor number of the file system, as the table of mounts has them too.
+    pub(crate) device: (u32, u32),
+    /// The file's number in it; 0 for none.
+    pub(crate) inode: u64,
+    /// What only smaps tells.
+    pub(crate) flags: Flags,
     /// Whether a page that is not there is one of zeros: nothing else is behind this mapping.
     pub(crate) absent_is_zero: bool,
+}
+
+/// What the kernel says of a mapping in `VmFlags`; all `false` where it was not asked.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Flags {
+    /// A userfaultfd fills pages that are missing (`um`).
+    pub(crate) is_filled: bool,
+    /// A userfaultfd says when pages that a file has may be mapped (`ui`), and may write them before.
+    pub(crate) is_continued: bool,
+    /// It is a device's memory (`io`, `pf`).
+    pub(crate) is_device_memory: bool,
+    /// Its pages are huge ones of the pool (`ht`).
+    pub(crate) is_hugetlb: bool,
+}
+
+impl Flags {
+    /// Of the words behind `VmFlags:`.
+    fn parse(words: &[u8]) -> Flags {
+        let mut flags = Flags::default();
+        for word in words.split(|byte| *byte == b' ') {
+            match word {
+                b"um" => flags.is_filled = true,
+                b"ui" => flags.is_continued = true,
+                b"io" | b"pf" => flags.is_device_memory = true,
+                b"ht" => flags.is_hugetlb = true,
+                _ => {}
+            }
+        }
+        flags
+    }
+}
+
+/// All mappings in `/proc/PID/smaps`, with their flags; an error, which is the line, if one has an unknown form.
+pub(crate) fn parse_smaps(smaps: &[u8]) -> Result<Vec<MapsLine>, String> {
+    let mut lines: Vec<MapsLine> = Vec::new();
+    for line in smaps.split(|byte| *byte == b'\n') {
+        match line.first() {
+            None => {}
+            // "Rss:", "VmFlags:" … The line of a mapping begins with a digit of its address.
+            Some(first) if first.is_ascii_uppercase() => {
+                if let (Some(words), Some(last)) = (line.strip_prefix(b"VmFlags:"), lines.last_mut()) {
+                    last.flags = Flags::parse(words);
+                }
+            }
+            Some(_) => {
+                lines.push(parse_line(line).ok_or_else(|| String::from_utf8_lossy(line).into_owned())?);
+            }
+        }
+    }
+    Ok(lines)
 }
 
 /// All lines; an error, which is the line, if one has an unknown form.
@@ -28,7 +86,7 @@ fn parse_line(line: &[u8]) -> Option<MapsLine> {
     let (range, rest) = split_field(line)?;
     let (permissions, rest) = split_field(rest)?;
     let (offset, rest) = split_field(rest)?;
-    let (_device, rest) = split_field(rest)?;
+    let (device, rest) = split_field(rest)?;
     let (inode, rest) = split_field(rest).unwrap_or((rest, b""));
 
     let (start, end) = str::from_utf8(range).ok()?.split_once('-')?;
@@ -42,6 +100,9 @@ fn parse_line(line: &[u8]) -> Option<MapsLine> {
     };
     let file_offset_bytes = hexadecimal(str::from_utf8(offset).ok()?)?;
     let inode: u64 = str::from_utf8(inode).ok()?.parse().ok()?;
+    let (major, minor) = str::from_utf8(device).ok()?.split_once(':')?;
+    let number = |digits| u32::try_from(hexadecimal(digits)?).ok();
+    let device = (number(major)?, number(minor)?);
     let name = rest.trim_ascii_start();
     let kind = kind_of(name);
 
@@ -59,7 +120,7 @@ fn parse_line(line: &[u8]) -> Option<MapsLine> {
     let name = unescape(name);
     let name = String::from_utf8_lossy(&name).into_owned();
     let mapping = Mapping { range, protection, kind, name, file_offset_bytes, captured };
-    Some(MapsLine { mapping, absent_is_zero })
+    Some(MapsLine { mapping, device, inode, flags: Flags::default(), absent_is_zero })
 }
 
 /// The bytes before the first space, and those after it.
@@ -188,11 +249,28 @@ mod tests {
             "1000-2000 rw-p x 00:00 0",
             "1000-2000 rw-p 0 00:00 x",
             "1000-10000000000000000 rw-p 0 00:00 0",
+            "1000-2000 rw-p 0 0000 0",
+            "1000-2000 rw-p 0 00:fffffffff 0",
         ] {
             assert_eq!(parse_line(line.as_bytes()), None, "{line}");
         }
         let maps = b"1000-2000 rw-p 0 00:00 0\nnonsense\n";
         assert_eq!(parse(maps), Err("nonsense".to_owned()));
+    }
+
+    #[test]
+    fn flags_belong_to_the_mapping_above_them() {
+        let smaps = b"1000-2000 rw-p 0 fe:01 77 /a\nSize:  4 kB\nVmFlags: rd wr um ui \n\
+            2000-3000 rw-p 0 00:00 0\nVmFlags: rd io\n3000-4000 rw-p 0 00:00 0\n";
+        let lines = parse_smaps(smaps).unwrap();
+        assert_eq!((lines[0].device, lines[0].inode), ((0xfe, 1), 77));
+        let flags: Vec<_> = lines.iter().map(|line| line.flags).collect();
+        let both = Flags { is_filled: true, is_continued: true, ..Flags::default() };
+        let device = Flags { is_device_memory: true, ..Flags::default() };
+        assert_eq!(flags, [both, device, Flags::default()]);
+        assert_eq!(parse_smaps(b"Size: 4 kB\nnonsense\n"), Err("nonsense".to_owned()));
+        let both = ["maps", "smaps"].map(|name| std::fs::read(format!("/proc/self/{name}")).unwrap());
+        assert!(parse_smaps(&both[1]).unwrap().len().abs_diff(parse(&both[0]).unwrap().len()) < 4);
     }
 
     #[test]
@@ -212,6 +290,7 @@ mod tests {
         #[test]
         fn no_bytes_make_it_panic(bytes: Vec<u8>) {
             let _ = parse(&bytes);
+            let _ = parse_smaps(&bytes);
         }
 
         #[test]

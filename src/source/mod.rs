@@ -7,11 +7,13 @@ mod bytes;
 mod core;
 mod file;
 mod holes;
+pub(crate) mod injection;
 mod live;
 pub(crate) mod maps;
 mod proc_directory;
 mod process;
 mod regular_file;
+mod sharers;
 mod smaps;
 mod stop;
 mod tracked;
@@ -23,6 +25,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::address_space::{AddressSpace, AddressSpaceError};
+use crate::left_out::LeftOut;
 use crate::record::Origin;
 use crate::track::{TrackError, Tracker, Untracked};
 use crate::units::AddressRange;
@@ -34,6 +37,7 @@ pub use live::LiveMemory;
 pub use process::ProcessSource;
 use process::refusal;
 pub(crate) use process::{FrozenProcess, ProcessMemory, RSEQ_ATTACHMENT};
+pub(crate) use sharers::others_sharing_memory;
 pub(crate) use smaps::MappingState;
 pub use tracked::{SourceExt, Tracked};
 
@@ -74,6 +78,12 @@ pub trait Frozen {
     ///
     /// When the source went away.
     fn populated(&self, mapping_index: usize) -> Result<Vec<Range<u64>>, SourceError>;
+
+    /// What of its captured mappings cannot be had, and why; in the order of the addresses. It is not
+    /// [populated](Self::populated).
+    fn left_out(&self) -> Vec<LeftOut> {
+        Vec::new()
+    }
 
     /// How the bytes may be had.
     fn memory(&self) -> Memory<'_>;

@@ -63,6 +63,17 @@ impl ProcDirectory {
         Ok(File::from(rustix::fs::openat(&self.directory, name, flags, Mode::empty())?))
     }
 
+    /// A file to look at: nothing is asked of its file system or driver.
+    pub(super) fn open_path(&self, name: &str) -> io::Result<OwnedFd> {
+        let flags = OFlags::PATH | OFlags::CLOEXEC;
+        Ok(rustix::fs::openat(&self.directory, name, flags, Mode::empty())?)
+    }
+
+    /// Where a link of the kernel leads.
+    pub(super) fn read_link(&self, name: &str) -> io::Result<Vec<u8>> {
+        Ok(rustix::fs::readlinkat(&self.directory, name, Vec::new())?.into_bytes())
+    }
+
     pub(super) fn read(&self, name: &str) -> io::Result<Vec<u8>> {
         // Room for most of what is read here, so that one call gets it.
         let mut bytes = Vec::with_capacity(16 * 1024);
@@ -78,6 +89,14 @@ impl ProcDirectory {
         parse_stat(&self.read(&format!("task/{tid}/stat"))?)
     }
 
+    /// When it was started, in seconds of the machine's clock as it goes now.
+    pub(super) fn started(&self) -> io::Result<i64> {
+        let ticks = self.stat()?.start;
+        let seconds = i64::try_from(ticks / rustix::param::clock_ticks_per_second().max(1)).unwrap_or(0);
+        let since_boot = rustix::time::clock_gettime(rustix::time::ClockId::Boottime).tv_sec;
+        Ok(rustix::time::clock_gettime(rustix::time::ClockId::Realtime).tv_sec - since_boot + seconds)
+    }
+
     /// The same with the thread's name, in one read.
     pub(super) fn named_thread_stat(&self, tid: u32) -> io::Result<(Vec<u8>, Stat)> {
         let line = self.read(&format!("task/{tid}/stat"))?;
@@ -89,14 +108,23 @@ impl ProcDirectory {
 
     /// The threads there are. The kernel may leave some out while others end.
     pub(super) fn thread_ids(&self) -> io::Result<Vec<u32>> {
+        self.numbers("task")
+    }
+
+    /// The numbers of its open files.
+    pub(super) fn descriptors(&self) -> io::Result<Vec<u32>> {
+        self.numbers("fd")
+    }
+
+    fn numbers(&self, name: &str) -> io::Result<Vec<u32>> {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        let tasks = rustix::fs::openat(&self.directory, "task", flags, Mode::empty())?;
-        let mut tids = Vec::new();
-        for entry in Dir::new(tasks)? {
+        let directory = rustix::fs::openat(&self.directory, name, flags, Mode::empty())?;
+        let mut numbers = Vec::new();
+        for entry in Dir::new(directory)? {
             // "." and ".." are no numbers.
-            tids.extend(entry?.file_name().to_str().ok().and_then(|name| name.parse::<u32>().ok()));
+            numbers.extend(entry?.file_name().to_str().ok().and_then(|name| name.parse::<u32>().ok()));
         }
-        Ok(tids)
+        Ok(numbers)
     }
 
     /// A number of `/proc/PID/status` (`Tgid`, `TracerPid`), or of a thread's, `task/TID/status`.

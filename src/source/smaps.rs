@@ -21,6 +21,8 @@ pub(crate) struct MappingState {
     pub(crate) userfault: Option<&'static str>,
     /// There may be guard pages in it (`gu` of `VmFlags`; Linux 6.18 and newer tell).
     pub(crate) may_have_guards: bool,
+    /// Its pages cannot be thrown away: locked, or huge ones of the pool (`lo`, `ht`).
+    pub(crate) is_pinned: bool,
 }
 
 /// All mappings, in the order of their addresses; an error, which is the line, if one has an unknown form.
@@ -38,6 +40,7 @@ pub(crate) fn parse(smaps: &[u8]) -> Result<Vec<MappingState>, String> {
         } else if let Some(flags) = line.strip_prefix(b"VmFlags:") {
             let has = |flag: &[u8]| flags.split(|byte| *byte == b' ').any(|it| it == flag);
             last.may_have_guards = has(b"gu");
+            last.is_pinned = has(b"lo") || has(b"ht");
             last.userfault = match (has(b"um"), has(b"uw"), has(b"ui")) {
                 (true, ..) => Some("fills its missing pages"),
                 (_, true, _) => Some("is told of writes to it"),
@@ -58,7 +61,14 @@ fn head(line: &[u8]) -> Option<MappingState> {
     let number = |digits: &str| u64::from_str_radix(digits, 16).ok();
     let range = AddressRange::new(number(start)?, number(end)?).ok()?;
     let file = MappedFile::parse(fields.nth(2)?, fields.next()?)?;
-    Some(MappingState { range, file, lazily_free_bytes: 0, userfault: None, may_have_guards: false })
+    Some(MappingState {
+        range,
+        file,
+        lazily_free_bytes: 0,
+        userfault: None,
+        may_have_guards: false,
+        is_pinned: false,
+    })
 }
 
 fn kibibytes(amount: &[u8]) -> Option<u64> {

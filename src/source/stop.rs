@@ -18,6 +18,7 @@
 //! the opener free to move between threads.
 
 use std::collections::BTreeMap;
+use std::fs::File;
 use std::io;
 use std::ops::Range;
 use std::sync::Arc;
@@ -27,6 +28,7 @@ use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, WaitId, WaitIdOptions};
 
+use super::injection::{Call, Caller, Foothold, InjectionError};
 use super::proc_directory::{ProcDirectory, says_gone};
 use super::{SourceError, refusal};
 use crate::sys::ptrace::{self, Stop};
@@ -67,8 +69,21 @@ struct Found {
     starts: Vec<(u32, u64)>,
 }
 
-/// Threads to be set back, and where to answer.
-type Order = (Vec<Thread>, Sender<Result<(), SourceError>>);
+/// What the tracer is to do, and where it answers.
+enum Order {
+    SetRegisters(Vec<Thread>, Sender<Result<(), SourceError>>),
+    MakeCalls(Calls, Sender<Result<Vec<i64>, InjectionError>>),
+}
+
+/// Calls for a thread of the process to make.
+pub(super) struct Calls {
+    /// The pid as the process itself knows it.
+    pub(super) own_pid: u32,
+    pub(super) foothold: Foothold,
+    /// `/proc/PID/mem`.
+    pub(super) memory: File,
+    pub(super) calls: Vec<Call>,
+}
 
 impl StoppedProcess {
     /// Stops every thread of the process.
@@ -136,10 +151,22 @@ impl StoppedProcess {
     pub(super) fn set_registers(&self, threads: Vec<Thread>) -> Result<(), SourceError> {
         let pid = self.found.threads.pid;
         let (answer_to, answer) = channel();
-        let is_asked = self.hold.as_ref().is_some_and(|(hold, _)| hold.send((threads, answer_to)).is_ok());
+        let order = Order::SetRegisters(threads, answer_to);
+        let is_asked = self.hold.as_ref().is_some_and(|(hold, _)| hold.send(order).is_ok());
         match answer.recv() {
             Ok(done) if is_asked => done,
             _ => Err(SourceError::Released { pid }),
+        }
+    }
+
+    /// Has a thread make system calls; see [`injection`](super::injection).
+    pub(super) fn make_calls(&self, calls: Calls) -> Result<Vec<i64>, InjectionError> {
+        let (answer_to, answer) = channel();
+        let order = Order::MakeCalls(calls, answer_to);
+        let is_asked = self.hold.as_ref().is_some_and(|(hold, _)| hold.send(order).is_ok());
+        match answer.recv() {
+            Ok(done) if is_asked => done,
+            _ => Err(InjectionError::Impossible("it is not held any more".to_owned())),
         }
     }
 
@@ -194,8 +221,15 @@ impl<'a> Tracer<'a> {
         let is_stopped = report.is_ok();
         if report_to.send(report).is_ok() && is_stopped {
             // This ends when the opener hangs up.
-            for (threads, answer_to) in orders {
-                let _ = answer_to.send(self.set_registers(&threads));
+            for order in orders {
+                match order {
+                    Order::SetRegisters(threads, answer_to) => {
+                        let _ = answer_to.send(self.set_registers(&threads));
+                    }
+                    Order::MakeCalls(calls, answer_to) => {
+                        let _ = answer_to.send(self.make_calls(&calls));
+                    }
+                }
             }
         }
         for (tid, stop) in &self.held {
@@ -204,6 +238,27 @@ impl<'a> Tracer<'a> {
             let _ = ptrace::detach(*tid, signal);
         }
         self.first_interrupt.map_or(Duration::ZERO, |first| first.elapsed())
+    }
+
+    fn make_calls(&self, calls: &Calls) -> Result<Vec<i64>, InjectionError> {
+        let can_call = |stop: &Stop| matches!(stop, Stop::Interrupted | Stop::WithProcess);
+        let Some((tid, _)) = self.held.iter().find(|(_, stop)| can_call(stop)) else {
+            return Err(InjectionError::Impossible(
+                "all its threads are on their way into a signal".to_owned(),
+            ));
+        };
+        let others: Vec<u32> = self.held.keys().copied().filter(|other| other != tid).collect();
+        let is_stopped = self.held.values().any(|stop| *stop == Stop::WithProcess);
+        let caller = Caller {
+            pid: self.process.pid(),
+            own_pid: calls.own_pid,
+            tid: *tid,
+            others: &others,
+            is_stopped,
+            memory: &calls.memory,
+            foothold: calls.foothold,
+        };
+        caller.make(&calls.calls)
     }
 
     /// Stops what is listed until nothing new can appear: threads that stand still make no others.
@@ -385,7 +440,7 @@ impl<'a> Tracer<'a> {
             return Err(io::Error::other("the kernel gives no general registers"));
         }
         let (pending_signal, signal_information) = match stop {
-            Stop::Interrupted | Stop::WithProcess => (0, Vec::new()),
+            Stop::Interrupted | Stop::WithProcess | Stop::Call => (0, Vec::new()),
             Stop::Signal { signal, information } => (signal, information.to_vec()),
         };
         let signal_mask = ptrace::signal_mask(tid)?;

@@ -289,6 +289,8 @@ fn write(
     let Some((mut new, _unfinished)) = begun else { return Ok(None) };
     new.append(&buffer)?;
     new.sync()?;
+    // What was appended to before it has a lower number, and must not be torn once this one has its name.
+    shared.log.sync_sealed()?;
     let name = shared.log.dir().join(pack::file_name(new.number));
     new.rename(name.clone()).map_err(StoreError::io("give its name to", &name))?;
     if let Err(error) = file::sync_dir(shared.log.dir()) {

@@ -350,12 +350,7 @@ impl Log {
             Some(_) => tail.seal(),
             None => {}
         }
-        // A pack is durable before the next one is begun: only the last one can be torn.
-        tail.trim()?;
-        if let Err(error) = tail.sealed.iter().try_for_each(|pack| pack.sync()) {
-            self.take_back_unsynced(tail);
-            return Err(error);
-        }
+        self.sync_sealed_of(tail)?;
         let number = self.take_number(tail)?;
         let name = self.dir.join(pack::file_name(number));
         let mut pack = Pack::create(name.with_extension(UNFINISHED), &self.format, number, Vec::new())?;
@@ -367,6 +362,21 @@ impl Log {
         tail.active = Some(pack.clone());
         self.add(pack.clone());
         Ok(pack)
+    }
+
+    /// Makes sealed packs durable, before a pack with a higher number gets its name: only the one with the highest
+    /// can be torn.
+    pub(crate) fn sync_sealed(&self) -> Result<(), StoreError> {
+        self.sync_sealed_of(&mut self.tail())
+    }
+
+    fn sync_sealed_of(&self, tail: &mut Tail) -> Result<(), StoreError> {
+        tail.trim()?;
+        if let Err(error) = tail.sealed.iter().try_for_each(|pack| pack.sync()) {
+            self.take_back_unsynced(tail);
+            return Err(error);
+        }
+        Ok(())
     }
 
     fn take_number(&self, tail: &mut Tail) -> Result<u32, StoreError> {

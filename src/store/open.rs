@@ -113,8 +113,15 @@ pub(crate) fn open(
         }
     };
     let is_rebuilding = index.is_rebuilding();
-    let CaughtUp { active, ragged, other_deltas, damage_found } =
-        catch_up(&packs, &index, &mut catalog, access, &durable_bytes, progress)?;
+    let CaughtUp { active, ragged, other_deltas, damage_found } = catch_up(
+        &packs,
+        &index,
+        &mut catalog,
+        access,
+        &durable_bytes,
+        last_appended(&packs, &unusable),
+        progress,
+    )?;
     if !unusable.is_empty() {
         // What is in them is missing, and the bases of deltas with it.
         index.set_damage_known(true)?;
@@ -134,6 +141,15 @@ pub(crate) fn open(
         other_deltas,
         save,
     })
+}
+
+/// The pack that may have a torn tail: the one with the highest number. All others were durable before a higher number
+/// got its name, and so was one that gc wrote.
+fn last_appended(packs: &[Arc<Pack>], unusable: &Unusable) -> Option<u32> {
+    let number = |name: &Name| name.name().to_str().and_then(pack::number_of);
+    let unusable = unusable.iter().filter_map(|(name, _)| number(name)).max();
+    let last = packs.last().filter(|pack| pack.replaces.is_empty())?;
+    (Some(last.number) > unusable).then_some(last.number)
 }
 
 /// The number after the highest there is, also of files that are no usable packs and of packs that
@@ -321,6 +337,7 @@ fn catch_up(
     catalog: &mut Catalog,
     access: Access,
     durable_bytes: &HashMap<u32, u64>,
+    last_appended: Option<u32>,
     progress: &Progress,
 ) -> Result<CaughtUp, StoreError> {
     let (watermarks, rebuilding) = (index.watermarks(), index.is_rebuilding());
@@ -336,12 +353,9 @@ fn catch_up(
     let mut ends = Vec::new();
     let (mut ragged, mut damage_found) = (Vec::new(), false);
     let mut other_deltas = Vec::new();
-    // What was appended to last. Packs before it were durable before it was begun, and those that
-    // gc wrote before they had their names; those are never appended to.
-    let last_begun = packs.iter().rev().find(|pack| pack.replaces.is_empty()).map(|pack| pack.number);
     for pack in packs {
         let indexed_bytes = first_bytes(pack);
-        let may_be_torn = last_begun == Some(pack.number);
+        let may_be_torn = last_appended == Some(pack.number);
         let (mut damaged, mut is_ragged) = (false, false);
         if pack.length_bytes() > indexed_bytes {
             // Whoever wrote it may have been killed before it was durable, and from here on it is relied on.

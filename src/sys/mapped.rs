@@ -10,6 +10,8 @@ use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
+use std::sync::mpsc::{RecvTimeoutError, channel};
+use std::time::{Duration, Instant};
 
 /// The number that the first pid namespace of every Linux has as a file: `PROC_PID_INIT_INO`.
 const FIRST_PID_NAMESPACE: &str = "pid:[4026531836]";
@@ -50,26 +52,53 @@ pub(crate) struct Holders {
     pub(crate) unknown: Option<String>,
 }
 
+/// How long it may take to look at all processes. One that hangs in the kernel may make it last for any time.
+const PATIENCE: Duration = Duration::from_secs(10);
+/// How often it is asked whether to stop.
+const PAUSE_BETWEEN_CHECKS: Duration = Duration::from_millis(20);
+
 /// Looks who maps these files, or has them open under these names, apart from process `except`. A name is what the
-/// kernel shows: `/memfd:x (deleted)`. `check` is asked after each process whether to stop.
+/// kernel shows: `/memfd:x (deleted)`. `check` is asked meanwhile whether to stop.
+///
+/// A thread of its own looks, as `/proc/PID/maps` of a process that hangs may not be given.
 pub(crate) fn holders<E>(
-    files: &HashMap<MappedFile, String>,
+    files: HashMap<MappedFile, String>,
     except: u32,
     mut check: impl FnMut() -> Result<(), E>,
 ) -> Result<Holders, E> {
+    let (answer_to, answer) = channel();
+    let unknown = |why: &str| Holders { unknown: Some(why.to_owned()), ..Holders::default() };
+    let look = move || {
+        // Nobody listens any more if it took too long.
+        let _ = answer_to.send(look(&files, except));
+    };
+    if std::thread::Builder::new().name("stillframe-holders".to_owned()).spawn(look).is_err() {
+        return Ok(unknown("no thread can be started to look"));
+    }
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        check()?;
+        match answer.recv_timeout(PAUSE_BETWEEN_CHECKS) {
+            Ok(holders) => return Ok(holders),
+            Err(RecvTimeoutError::Timeout) if Instant::now() < deadline => {}
+            Err(_) => return Ok(unknown("a process could not be looked at in time")),
+        }
+    }
+}
+
+fn look(files: &HashMap<MappedFile, String>, except: u32) -> Holders {
     let mut holders = Holders { unknown: hidden(), ..Holders::default() };
     let names: HashSet<&str> = files.values().map(String::as_str).collect();
     let processes = match fs::read_dir("/proc") {
         Ok(processes) => processes,
         Err(error) => {
             holders.unknown = Some(format!("/proc cannot be listed: {error}"));
-            return Ok(holders);
+            return holders;
         }
     };
     for process in processes.flatten() {
         let pid = process.file_name().to_str().and_then(|name| name.parse::<u32>().ok());
         let Some(pid) = pid.filter(|pid| *pid != except) else { continue };
-        check()?;
         match held_by(&process.path(), files, &names) {
             Ok(held) if held.is_empty() => {}
             Ok(held) => {
@@ -82,13 +111,12 @@ pub(crate) fn holders<E>(
             Err(error) if matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ESRCH)) => {}
             Err(_) if is_kernel_thread(pid) => {}
             Err(_) => {
-                holders
-                    .unknown
-                    .get_or_insert_with(|| format!("process {pid} ({}) may not be looked at", name_of(pid)));
+                let why = || format!("process {pid} ({}) may not be looked at", name_of(pid));
+                holders.unknown.get_or_insert_with(why);
             }
         }
     }
-    Ok(holders)
+    holders
 }
 
 /// A process, apart from this one, that has the file mapped so that it sees what is written to it. Only those that
@@ -172,12 +200,12 @@ mod tests {
         let wanted = MappedFile::of(&file.as_file().metadata().unwrap());
         let name = file.path().to_str().unwrap().to_owned();
         let files = HashMap::from([(wanted, name)]);
-        let look = |except| holders(&files, except, || Ok::<(), ()>(())).unwrap();
+        let look = |except| holders(files.clone(), except, || Ok::<(), ()>(())).unwrap();
         let me = std::process::id();
         assert!(!look(me).known.contains_key(&wanted));
         // It is open here.
         assert_eq!(look(0).known[&wanted][0].0, me);
-        assert_eq!(holders(&files, 0, || Err(7)).unwrap_err(), 7);
+        assert_eq!(holders(files, 0, || Err(7)).unwrap_err(), 7);
     }
 
     #[test]

@@ -3,12 +3,18 @@
 //! Since Linux 6.7 the `PAGEMAP_SCAN` ioctl walks the page tables and answers with ranges, so that
 //! a terabyte of nothing costs microseconds. Before, there is one 64-bit word to read for every
 //! page, present or not.
+//!
+//! What stands in the place of a page and is none looks like swap to the scan: guards
+//! (`MADV_GUARD_INSTALL`) and the markers of write protection. Since Linux 6.15 the scan tells guards. Markers have
+//! a swap type of their own in the page's word, which the kernel shows to those with `CAP_SYS_ADMIN`; to others
+//! they count as pages, which read as zeros.
 
 use std::fs::File;
 use std::io;
 use std::ops::Range;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::FileExt;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 /// `_IOWR('f', 16, struct pm_scan_arg)`, which says that the argument has 96 (0x60) bytes.
 const PAGEMAP_SCAN: u32 = 0xc060_6610;
@@ -19,6 +25,8 @@ const PAGE_IS_PRESENT: u64 = 1 << 3;
 const PAGE_IS_SWAPPED: u64 = 1 << 4;
 const PAGE_IS_PFNZERO: u64 = 1 << 5;
 const PAGE_IS_SOFT_DIRTY: u64 = 1 << 7;
+/// Linux 6.15.
+const PAGE_IS_GUARD: u64 = 1 << 8;
 /// `PM_SCAN_WP_MATCHING | PM_SCAN_CHECK_WPASYNC`: write-protects what it answers, in the same step,
 /// and fails where that is impossible.
 const PROTECT_MATCHING: u64 = 1 | 2;
@@ -30,8 +38,17 @@ const WORD_SOFT_DIRTY: u64 = 1 << 55;
 /// A pagemap word's bit: the page is one of a file.
 const WORD_FILE: u64 = 1 << 61;
 
+/// A pagemap word's bit: the page is in swap, or something that is no page stands in its place.
+const WORD_SWAPPED: u64 = 1 << 62;
+/// A pagemap word's bit: the page is a guard. Linux 6.15.
+const WORD_GUARD: u64 = 1 << 58;
+/// A swapped page's type; all ones for a marker, 0 also where it is not shown.
+const WORD_SWAP_TYPE: u64 = 31;
+
 /// How many ranges one scan may answer: 24 KiB of them.
 const RANGES_PER_SCAN: usize = 1024;
+/// The same for the first scan of a range: most have a few only, and the room for the answers is cleared.
+const RANGES_PER_FIRST_SCAN: usize = 64;
 /// How many pagemap words one read takes: 512 KiB.
 const WORDS_PER_READ: usize = 64 * 1024;
 
@@ -61,15 +78,126 @@ struct ScanRange {
     categories: u64,
 }
 
-/// The addresses in `range`, whole pages, whose pages are in memory or in swap: sorted and
-/// coalesced. Only for private anonymous memory does absence mean zeros.
-pub(crate) fn populated(pagemap: &File, range: Range<u64>) -> io::Result<Vec<Range<u64>>> {
-    match scan(pagemap, range.clone()) {
-        Err(error) if matches!(error.raw_os_error(), Some(libc::ENOTTY | libc::EINVAL)) => {
-            read(pagemap, range)
+/// The pages of a mapping: each list is sorted and coalesced.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(crate) struct Pages {
+    /// Those in memory or in swap, but for the shared page of zeros.
+    pub(crate) held: Vec<Range<u64>>,
+    /// Those of them that are no file's, or not any more: they were written.
+    pub(crate) own: Vec<Range<u64>>,
+    /// The shared page of zeros.
+    pub(crate) zeros: Vec<Range<u64>>,
+    /// Guards: nothing is there, and a touch is a fatal signal.
+    pub(crate) guards: Vec<Range<u64>>,
+}
+
+/// What the page tables have in `range`, whole pages. Only of private memory without a file does
+/// absence mean zeros, and there only where no userfaultfd fills it.
+pub(crate) fn pages(pagemap: &File, range: Range<u64>) -> io::Result<Pages> {
+    /// Whether the kernel was found to know no guards.
+    static KNOWS_NO_GUARDS: AtomicBool = AtomicBool::new(false);
+    if !KNOWS_NO_GUARDS.load(Ordering::Relaxed) {
+        match scan_pages(pagemap, range.clone(), PAGE_IS_GUARD) {
+            Err(error) if error.raw_os_error() == Some(libc::EINVAL) => {}
+            Err(error) if error.raw_os_error() == Some(libc::ENOTTY) => {
+                return pages_by_words(pagemap, range);
+            }
+            answer => return answer,
         }
-        answer => answer,
     }
+    match scan_pages(pagemap, range.clone(), 0) {
+        Err(error) if matches!(error.raw_os_error(), Some(libc::ENOTTY | libc::EINVAL)) => {
+            pages_by_words(pagemap, range)
+        }
+        answer => {
+            KNOWS_NO_GUARDS.store(answer.is_ok(), Ordering::Relaxed);
+            answer
+        }
+    }
+}
+
+/// By `PAGEMAP_SCAN`, which is to tell guards by the category `guard`; 0 where it cannot.
+fn scan_pages(pagemap: &File, range: Range<u64>, guard: u64) -> io::Result<Pages> {
+    let mut pages = Pages::default();
+    // What may be no page, and only the pages' words tell.
+    let mut doubtful: Vec<Range<u64>> = Vec::new();
+    let query = Query {
+        any_of: PAGE_IS_PRESENT | PAGE_IS_SWAPPED,
+        told: PAGE_IS_PRESENT | PAGE_IS_SWAPPED | PAGE_IS_FILE | PAGE_IS_PFNZERO | PAGE_IS_WRITTEN | guard,
+        ..Query::default()
+    };
+    walk(pagemap, range, query, |found, categories| {
+        if categories & guard != 0 {
+            add(&mut pages.guards, found);
+        } else if categories & PAGE_IS_PFNZERO != 0 {
+            add(&mut pages.zeros, found);
+        } else {
+            // A marker of write protection counts as not written; a guard that is not told as written.
+            if categories & PAGE_IS_PRESENT == 0 && (guard == 0 || categories & PAGE_IS_WRITTEN == 0) {
+                add(&mut doubtful, found.clone());
+            }
+            add(&mut pages.held, found.clone());
+            if categories & PAGE_IS_FILE == 0 {
+                add(&mut pages.own, found);
+            }
+        }
+    })?;
+    let mut markers = Vec::new();
+    for range in doubtful {
+        words(pagemap, range, is_marker, |page, _| add(&mut markers, page))?;
+    }
+    if !markers.is_empty() {
+        pages.held = without(&pages.held, &markers);
+        pages.own = without(&pages.own, &markers);
+    }
+    Ok(pages)
+}
+
+/// Word by word. The shared page of zeros is not told from others.
+fn pages_by_words(pagemap: &File, range: Range<u64>) -> io::Result<Pages> {
+    let mut pages = Pages::default();
+    let is_wanted = |word| word & WORD_PRESENT_OR_SWAPPED != 0;
+    words(pagemap, range, is_wanted, |page, word| {
+        if word & WORD_GUARD != 0 {
+            add(&mut pages.guards, page);
+        } else {
+            if word & WORD_FILE == 0 {
+                add(&mut pages.own, page.clone());
+            }
+            add(&mut pages.held, page);
+        }
+    })?;
+    Ok(pages)
+}
+
+/// Whether a word is that of a marker. Kernels that have no scan used the type for something else.
+fn is_marker(word: u64) -> bool {
+    word & WORD_SWAPPED != 0 && word & WORD_SWAP_TYPE == WORD_SWAP_TYPE
+}
+
+/// What of `ranges` is in none of `others`; both are sorted and apart.
+fn without(ranges: &[Range<u64>], others: &[Range<u64>]) -> Vec<Range<u64>> {
+    let mut rest = Vec::new();
+    let mut others = others.iter().peekable();
+    for range in ranges {
+        let mut start = range.start;
+        while let Some(other) = others.peek().filter(|other| other.start < range.end) {
+            add(&mut rest, start..other.start.max(start));
+            start = start.max(other.end);
+            if other.end > range.end {
+                break;
+            }
+            others.next();
+        }
+        add(&mut rest, start..range.end.max(start));
+    }
+    rest
+}
+
+/// The addresses in `range`, whole pages, whose pages are in memory or in swap: sorted and
+/// coalesced.
+pub(crate) fn populated(pagemap: &File, range: Range<u64>) -> io::Result<Vec<Range<u64>>> {
+    Ok(pages(pagemap, range)?.held)
 }
 
 /// What a scan asks of each page.
@@ -86,20 +214,6 @@ struct Query {
     told: u64,
 }
 
-/// By `PAGEMAP_SCAN`. The shared page of zeros counts as absent.
-fn scan(pagemap: &File, range: Range<u64>) -> io::Result<Vec<Range<u64>>> {
-    let mut found = Vec::new();
-    let query = Query {
-        inverted: PAGE_IS_PFNZERO,
-        all_of: PAGE_IS_PFNZERO,
-        any_of: PAGE_IS_PRESENT | PAGE_IS_SWAPPED,
-        told: PAGE_IS_PRESENT,
-        ..Query::default()
-    };
-    walk(pagemap, range, query, |pages, _| add(&mut found, pages))?;
-    Ok(found)
-}
-
 /// What happened to write-protected memory since it was protected the last time.
 #[derive(Debug, Default)]
 pub(crate) struct Touched {
@@ -108,6 +222,8 @@ pub(crate) struct Touched {
     /// The pages that went away, or were never there and not yet protected: zeros, if the memory is
     /// private and anonymous.
     pub(crate) absent: Vec<Range<u64>>,
+    /// Guards, whether or not they were there before. Before Linux 6.15 they are among the others.
+    pub(crate) guards: Vec<Range<u64>>,
 }
 
 /// Finds the pages that were touched since they were protected, and protects them again in the same
@@ -118,16 +234,28 @@ pub(crate) struct Touched {
 /// calls it written all the same, which no manual promises: so absent pages are asked for as well. A
 /// page that was never there and is protected has a marker in its place, which looks like swap.
 pub(crate) fn take_touched(pagemap: &File, range: Range<u64>) -> io::Result<Touched> {
+    match take_touched_and_guards(pagemap, range.clone(), PAGE_IS_GUARD) {
+        // Such a kernel has not begun to look.
+        Err(error) if error.raw_os_error() == Some(libc::EINVAL) => {
+            take_touched_and_guards(pagemap, range, 0)
+        }
+        answer => answer,
+    }
+}
+
+fn take_touched_and_guards(pagemap: &File, range: Range<u64>, guard: u64) -> io::Result<Touched> {
     let mut touched = Touched::default();
     let query = Query {
         flags: PROTECT_MATCHING,
         inverted: PAGE_IS_PRESENT,
         any_of: PAGE_IS_WRITTEN | PAGE_IS_PRESENT,
-        told: PAGE_IS_WRITTEN | PAGE_IS_PRESENT | PAGE_IS_SWAPPED,
+        told: PAGE_IS_WRITTEN | PAGE_IS_PRESENT | PAGE_IS_SWAPPED | guard,
         ..Query::default()
     };
     walk(pagemap, range, query, |pages, categories| {
-        if categories & (PAGE_IS_PRESENT | PAGE_IS_SWAPPED) == 0 {
+        if categories & guard != 0 {
+            add(&mut touched.guards, pages);
+        } else if categories & (PAGE_IS_PRESENT | PAGE_IS_SWAPPED) == 0 {
             add(&mut touched.absent, pages);
         } else if categories & PAGE_IS_WRITTEN != 0 {
             add(&mut touched.written, pages);
@@ -136,12 +264,33 @@ pub(crate) fn take_touched(pagemap: &File, range: Range<u64>) -> io::Result<Touc
     Ok(touched)
 }
 
+/// The guards in `range`, whole pages. Before Linux 6.15 none are found.
+pub(crate) fn guards(pagemap: &File, range: Range<u64>) -> io::Result<Vec<Range<u64>>> {
+    let mut found = Vec::new();
+    let query = Query { all_of: PAGE_IS_GUARD, told: PAGE_IS_GUARD, ..Query::default() };
+    match walk(pagemap, range, query, |pages, _| add(&mut found, pages)) {
+        Err(error) if matches!(error.raw_os_error(), Some(libc::ENOTTY | libc::EINVAL)) => Ok(Vec::new()),
+        answer => answer.map(|()| found),
+    }
+}
+
 /// How many bytes of pages [`take_touched`] would call written. Changes nothing.
 pub(crate) fn count_written(pagemap: &File, range: Range<u64>) -> io::Result<u64> {
-    let query = Query { all_of: PAGE_IS_WRITTEN, told: PAGE_IS_WRITTEN, ..Query::default() };
-    let mut written_bytes = 0;
-    walk(pagemap, range, query, |pages, _| written_bytes += pages.end - pages.start)?;
-    Ok(written_bytes)
+    let count = |guard: u64| {
+        let query = Query {
+            inverted: guard,
+            all_of: PAGE_IS_WRITTEN | guard,
+            told: PAGE_IS_WRITTEN,
+            ..Query::default()
+        };
+        let mut written_bytes = 0;
+        walk(pagemap, range.clone(), query, |pages, _| written_bytes += pages.end - pages.start)?;
+        Ok(written_bytes)
+    };
+    match count(PAGE_IS_GUARD) {
+        Err(error) if io::Error::raw_os_error(&error) == Some(libc::EINVAL) => count(0),
+        answer => answer,
+    }
 }
 
 /// The pages of `range` that the kernel has marked soft-dirty.
@@ -151,7 +300,7 @@ pub(crate) fn soft_dirty(pagemap: &File, range: Range<u64>) -> io::Result<Vec<Ra
     match walk(pagemap, range.clone(), query, |pages, _| add(&mut found, pages)) {
         Err(error) if matches!(error.raw_os_error(), Some(libc::ENOTTY | libc::EINVAL)) => {
             found.clear();
-            words(pagemap, range, |word| word & WORD_SOFT_DIRTY != 0, |page| add(&mut found, page))?;
+            words(pagemap, range, |word| word & WORD_SOFT_DIRTY != 0, |page, _| add(&mut found, page))?;
         }
         answer => answer?,
     }
@@ -181,7 +330,7 @@ pub(crate) fn copied(pagemap: &File, range: Range<u64>) -> io::Result<Vec<Range<
 fn copied_by_words(pagemap: &File, range: Range<u64>) -> io::Result<Vec<Range<u64>>> {
     let mut found = Vec::new();
     let is_copied = |word| word & WORD_PRESENT_OR_SWAPPED != 0 && word & WORD_FILE == 0;
-    words(pagemap, range, is_copied, |page| add(&mut found, page))?;
+    words(pagemap, range, is_copied, |page, _| add(&mut found, page))?;
     Ok(found)
 }
 
@@ -192,7 +341,8 @@ fn walk(
     query: Query,
     mut found: impl FnMut(Range<u64>, u64),
 ) -> io::Result<()> {
-    let mut answers = vec![ScanRange { start: 0, end: 0, categories: 0 }; RANGES_PER_SCAN];
+    let nothing = ScanRange { start: 0, end: 0, categories: 0 };
+    let mut answers = vec![nothing; RANGES_PER_FIRST_SCAN];
     let mut start = range.start;
     while start < range.end {
         let mut argument = ScanArgument {
@@ -202,7 +352,7 @@ fn walk(
             end: range.end,
             walk_end: 0,
             ranges: answers.as_mut_ptr().expose_provenance() as u64,
-            range_count: RANGES_PER_SCAN as u64,
+            range_count: answers.len() as u64,
             max_pages: 0,
             category_inverted: query.inverted,
             category_mask: query.all_of,
@@ -215,7 +365,7 @@ fn walk(
         let answered = unsafe { libc::ioctl(pagemap.as_raw_fd(), PAGEMAP_SCAN as _, &raw mut argument) };
         let answered = usize::try_from(answered).map_err(|_| io::Error::last_os_error())?;
         let mut walked_to = argument.walk_end;
-        for answer in &answers[..answered.min(RANGES_PER_SCAN)] {
+        for answer in &answers[..answered.min(answers.len())] {
             found(answer.start.max(range.start)..answer.end.min(range.end), answer.categories);
             // Linux 6.18 answers with more ranges than `walk_end` admits when there are over 512.
             walked_to = walked_to.max(answer.end);
@@ -224,35 +374,31 @@ fn walk(
             return Err(io::Error::other("the kernel's scan of the page tables does not advance"));
         }
         start = walked_to;
+        answers.resize(RANGES_PER_SCAN, nothing);
     }
     Ok(())
 }
 
-/// Word by word.
-fn read(pagemap: &File, range: Range<u64>) -> io::Result<Vec<Range<u64>>> {
-    let mut found = Vec::new();
-    words(pagemap, range, |word| word & WORD_PRESENT_OR_SWAPPED != 0, |page| add(&mut found, page))?;
-    Ok(found)
-}
-
-/// Calls `found` with every page whose word is wanted.
+/// Calls `found` with every page whose word is wanted, and the word.
 fn words(
     pagemap: &File,
     range: Range<u64>,
     is_wanted: impl Fn(u64) -> bool,
-    mut found: impl FnMut(Range<u64>),
+    mut found: impl FnMut(Range<u64>, u64),
 ) -> io::Result<()> {
     let page_bytes = rustix::param::page_size() as u64;
-    let mut words = vec![0u8; WORDS_PER_READ * 8];
     let mut page = range.start / page_bytes;
     let end_page = range.end.div_ceil(page_bytes);
+    let most = usize::try_from(end_page - page).map_or(WORDS_PER_READ, |pages| pages.min(WORDS_PER_READ));
+    let mut words = vec![0u8; most * 8];
     while page < end_page {
         let wanted = usize::try_from(end_page - page).map_or(WORDS_PER_READ, |left| left.min(WORDS_PER_READ));
         let words = &mut words[..wanted * 8];
         pagemap.read_exact_at(words, page * 8)?;
         for word in words.as_chunks::<8>().0 {
-            if is_wanted(u64::from_ne_bytes(*word)) {
-                found(page * page_bytes..(page + 1) * page_bytes);
+            let word = u64::from_ne_bytes(*word);
+            if is_wanted(word) {
+                found(page * page_bytes..(page + 1) * page_bytes, word);
             }
             page += 1;
         }
@@ -293,11 +439,23 @@ mod tests {
         let pagemap = File::open("/proc/self/pagemap").unwrap();
         let whole = base..base + memory.len() as u64;
         // `assert!`: the lists are long.
-        assert!(read(&pagemap, whole.clone()).unwrap() == expected);
-        assert!(scan(&pagemap, whole.clone()).unwrap() == expected);
+        assert!(pages_by_words(&pagemap, whole.clone()).unwrap().held == expected);
+        let scanned = scan_pages(&pagemap, whole.clone(), 0).unwrap();
+        assert!(scanned.held == expected && scanned.own == expected);
         // A page that was only read is the shared page of zeros.
         assert_eq!(std::hint::black_box(memory[4999 * page_bytes]), 0);
-        assert!(populated(&pagemap, whole).unwrap() == expected);
+        let found = super::pages(&pagemap, whole).unwrap();
+        assert!(found.held == expected && found.guards.is_empty());
+        let last = base + 4999 * page_bytes as u64;
+        assert_eq!(found.zeros, [last..last + page_bytes as u64][..]);
+    }
+
+    #[test]
+    fn markers_are_taken_out_of_the_pages() {
+        assert_eq!(without(&[0..10, 20..30], &[2..4, 8..10, 25..26]), [0..2, 4..8, 20..25, 26..30]);
+        assert_eq!(without(&[0..10, 20..30], &[0..30]), []);
+        assert_eq!(without(&[0..10, 20..30], &[5..22, 40..50]), [0..5, 22..30]);
+        assert_eq!(without(&[5..10], &[]), [5..10][..]);
     }
 
     #[test]
@@ -322,6 +480,6 @@ mod tests {
     fn an_old_kernel_is_told_from_a_new_one_by_the_answer_to_the_scan() {
         // A plain file has no scan either and answers as an old kernel's pagemap does.
         let file = File::open("/proc/self/stat").unwrap();
-        assert_eq!(scan(&file, 0..4096).unwrap_err().raw_os_error(), Some(libc::ENOTTY));
+        assert_eq!(scan_pages(&file, 0..4096, 0).unwrap_err().raw_os_error(), Some(libc::ENOTTY));
     }
 }

@@ -8,7 +8,10 @@ use std::io;
 use libc::{c_long, c_void};
 
 // `libc` has these with differing types, or for some targets only. They are part of the kernel's ABI.
+const CONTINUE: u32 = 7;
 const DETACH: u32 = 17;
+const CONTINUE_TO_CALL: u32 = 24;
+const SET_OPTIONS: u32 = 0x4200;
 const GETSIGINFO: u32 = 0x4202;
 const GETREGSET: u32 = 0x4204;
 const SETREGSET: u32 = 0x4205;
@@ -18,6 +21,9 @@ const GETSIGMASK: u32 = 0x420a;
 const SETSIGMASK: u32 = 0x420b;
 const GET_RSEQ_CONFIGURATION: u32 = 0x420f;
 const EVENT_STOP: i32 = 128;
+/// The option by which stops at system calls can be told from others, and their `si_code` then.
+const OPTION_TELL_CALLS: usize = 1;
+const CALL_CODE: i32 = libc::SIGTRAP | 0x80;
 
 /// How long the kernel's `siginfo_t` is.
 const SIGNAL_INFO_BYTES: usize = 128;
@@ -32,6 +38,8 @@ pub(crate) enum Stop {
     Interrupted,
     /// Its whole process was stopped anyhow, by SIGSTOP say.
     WithProcess,
+    /// On its way into a system call or out of it, after [`resume_to_call`].
+    Call,
     /// On its way into a signal, which must be given back to it by [`detach`].
     Signal {
         /// The signal's number.
@@ -55,6 +63,27 @@ pub(crate) fn interrupt(tid: u32) -> io::Result<()> {
 /// SIGSTOP say, it stays so.
 pub(crate) fn detach(tid: u32, signal: i32) -> io::Result<()> {
     request(DETACH, tid, usize::try_from(signal).unwrap_or(0))
+}
+
+/// Lets a stopped thread run on, without a signal, until it stops for another reason.
+pub(crate) fn resume(tid: u32) -> io::Result<()> {
+    request(CONTINUE, tid, 0)
+}
+
+/// The same, and it stops where it enters the next system call, or leaves the one that it is in ([`Stop::Call`]).
+pub(crate) fn resume_to_call(tid: u32) -> io::Result<()> {
+    request(SET_OPTIONS, tid, OPTION_TELL_CALLS)?;
+    request(CONTINUE_TO_CALL, tid, 0)
+}
+
+/// Sends SIGSTOP to one thread of a process. A thread that is held takes it when it is let go, before it runs on.
+pub(crate) fn stop_when_let_go(pid: u32, tid: u32) -> io::Result<()> {
+    let (pid, tid) = (libc::c_long::from(pid), libc::c_long::from(tid));
+    // SAFETY: tgkill takes numbers only and accesses no memory of this process.
+    match unsafe { libc::syscall(libc::SYS_tgkill, pid, tid, libc::c_long::from(libc::SIGSTOP)) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
 }
 
 /// How a seized thread stands still, or `None` while it runs or when it has ended.
@@ -84,6 +113,7 @@ pub(crate) fn stop(tid: u32) -> io::Result<Option<Stop>> {
     Ok(Some(match (code >> 8 == EVENT_STOP, signal) {
         (true, libc::SIGTRAP) => Stop::Interrupted,
         (true, _) => Stop::WithProcess,
+        (false, libc::SIGTRAP) if code == CALL_CODE => Stop::Call,
         (false, _) => Stop::Signal { signal, information },
     }))
 }
@@ -163,9 +193,9 @@ pub(crate) fn signal_mask(tid: u32) -> io::Result<u64> {
 
 /// A request that passes numbers only.
 fn request(request: u32, tid: u32, data: usize) -> io::Result<()> {
-    debug_assert!(matches!(request, SEIZE | INTERRUPT | DETACH));
-    // SAFETY: SEIZE, INTERRUPT and DETACH, of which the callers pass one, take `data` for a number
-    // (options, nothing, a signal) and write no memory of this process.
+    debug_assert!(matches!(request, SEIZE | INTERRUPT | DETACH | CONTINUE | CONTINUE_TO_CALL | SET_OPTIONS));
+    // SAFETY: these requests, of which the callers pass one, take `data` for a number (options, nothing, a
+    // signal) and write no memory of this process.
     unsafe { request_at(request, tid, 0, std::ptr::without_provenance_mut(data)) }
 }
 

@@ -10,6 +10,7 @@
 //! | written, by the program or by the kernel for it | written; in a huge page it is split first, so 4 KiB |
 //! | swapped out and in again | protected or written as before: the note moves with it |
 //! | thrown away (MADV_DONTNEED), moved away (mremap) | absent, which counts as changed |
+//! | a guard (MADV_GUARD_INSTALL) | a guard, at every take: it counts as changed and is not touched |
 //! | never there, protected | a marker stands in its place; the first write shows |
 //! | unmapped and mapped anew | the new mapping is not registered: `EPERM`, and all is read |
 //! | unmapped | nothing at all, so the mappings are looked at as well |
@@ -49,6 +50,8 @@ struct State {
     memory_bytes: u64,
     /// What the last take found absent, from the memory's start, until it is asked for.
     absent: Vec<Range<u64>>,
+    /// The guards that the last take found, from the memory's start.
+    guards: Vec<Range<u64>>,
 }
 
 impl WriteProtection {
@@ -63,7 +66,8 @@ impl WriteProtection {
         let pagemap = File::open("/proc/self/pagemap").map_err(unavailable)?;
         // Kernels before 6.7 say here that they have no such scan.
         pagemap::count_written(&pagemap, start..start + page_bytes).map_err(unavailable)?;
-        let state = State { ledger: Ledger::default(), memory_bytes: 0, absent: Vec::new() };
+        let state =
+            State { ledger: Ledger::default(), memory_bytes: 0, absent: Vec::new(), guards: Vec::new() };
         let protection = WriteProtection {
             userfault,
             pagemap,
@@ -94,6 +98,11 @@ impl WriteProtection {
     /// What the last take found absent: zeros since then, unless it was written later. Answers once.
     pub(crate) fn forget_absent(&self) -> Vec<Range<u64>> {
         std::mem::take(&mut self.state().absent)
+    }
+
+    /// The guards that the last take found (`MADV_GUARD_INSTALL`), which must not be touched.
+    pub(crate) fn guards(&self) -> Vec<Range<u64>> {
+        self.state().guards.clone()
     }
 
     /// The pages that the memory's first `memory_bytes` lie in.
@@ -157,14 +166,18 @@ impl Tracker for WriteProtection {
         let found = match was_registered {
             Some(touched) => {
                 let written = self.offsets(touched.written, memory_bytes);
+                state.guards = self.offsets(touched.guards, memory_bytes);
                 state.absent = self.offsets(touched.absent, memory_bytes);
                 let mut changed = written.clone();
                 changed.extend_from_slice(&state.absent);
+                // Something may have been there before the guard.
+                changed.extend_from_slice(&state.guards);
                 merge(&mut changed);
                 Found::Ranges(changed)
             }
             None => {
                 state.absent.clear();
+                state.guards.clear();
                 Found::Anything(Untracked::Interrupted)
             }
         };
@@ -173,8 +186,9 @@ impl Tracker for WriteProtection {
         let (number, changes) = state.ledger.take(found, since);
         if interrupted {
             self.register(pages.clone())?;
-            pagemap::take_touched(&self.pagemap, pages.clone())
+            let touched = pagemap::take_touched(&self.pagemap, pages.clone())
                 .map_err(|source| TrackError::System { action: "write-protect the memory", source })?;
+            state.guards = self.offsets(touched.guards, memory_bytes);
         }
         if let Ok(range) = AddressRange::new(pages.start, pages.end) {
             userfault::check_mapped(pages).map_err(|_| TrackError::NotPrivate {

@@ -9,7 +9,7 @@ use std::sync::Mutex;
 const ALL: &str = "STILLFRAME_ALL_TESTS";
 
 /// Tools by their name, and the package of Debian that each is in.
-const PACKAGES: [(&str, &str); 15] = [
+const PACKAGES: [(&str, &str); 16] = [
     ("bindfs", "bindfs"),
     ("cc", "gcc"),
     ("fusermount3", "fuse3"),
@@ -23,6 +23,7 @@ const PACKAGES: [(&str, &str); 15] = [
     ("node", "nodejs"),
     ("python3", "python3"),
     ("readelf", "binutils"),
+    ("setpriv", "util-linux"),
     ("strace", "strace"),
     ("unshare", "util-linux"),
 ];

@@ -123,3 +123,49 @@ fn a_pack_cut_into_what_was_acknowledged_costs_what_lay_there_alone() {
     capture(&store, "b1");
     assert_eq!(verify(&store).problems, []);
 }
+
+/// Two packs, of which gc wrote the one with the higher number.
+fn with_a_pack_of_gc_behind() -> (tempfile::TempDir, std::path::PathBuf) {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("store");
+    let store = Store::options().create(&path).unwrap();
+    let capture = |process: &str, seed| {
+        store.process(process).capture(&noise(200_000, seed), &CaptureOptions::default()).unwrap().id
+    };
+    let collect =
+        || store.gc(&stillframe::GcOptions { max_unused_percent: 0, ..Default::default() }).unwrap();
+    let (first, second, _) = (capture("a", 1), capture("b", 2), capture("c", 3));
+    store.forget(&[first]).unwrap();
+    collect();
+    capture("d", 4);
+    store.forget(&[second]).unwrap();
+    collect();
+    drop(store);
+    let names: Vec<_> =
+        files_in(&path.join("packs")).iter().map(|it| it.file_name().unwrap().to_owned()).collect();
+    assert_eq!(names, ["00000003.pack", "00000004.pack"]);
+    (dir, path)
+}
+
+#[test]
+fn bytes_behind_a_pack_that_is_not_the_last_one_are_damage_and_no_torn_tail() {
+    for index_is_lost in [false, true] {
+        for tail in [vec![0xA5; 64], vec![0; 64], vec![0x53]] {
+            let (_dir, path) = with_a_pack_of_gc_behind();
+            let pack = path.join("packs/00000003.pack");
+            let before = std::fs::read(&pack).unwrap();
+            std::fs::write(&pack, [&before[..], &tail].concat()).unwrap();
+            if index_is_lost {
+                std::fs::remove_dir_all(path.join("index")).unwrap();
+            }
+            let store = Store::open(&path).unwrap();
+            let problems = verify(&store).problems;
+            assert_eq!(problems.len(), 1, "{tail:?}, the index lost: {index_is_lost}: {problems:?}");
+            assert_eq!((&*problems[0].kind, &problems[0].snapshots[..]), ("pack", &[][..]));
+            drop(store);
+            let report = Store::repair(&path, &RepairOptions::default()).unwrap();
+            assert_eq!((report.damaged.len(), &report.lost_snapshots[..]), (1, &[][..]), "{report:?}");
+            assert_eq!(verify(&Store::open(&path).unwrap()).problems, []);
+        }
+    }
+}

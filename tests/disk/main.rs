@@ -5,6 +5,7 @@
 // A helper of a test may fail as the test itself may.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::cast_possible_truncation)]
 
+mod erase;
 mod errors;
 mod full;
 mod unreadable_packs;

@@ -2,10 +2,15 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::cast_possible_truncation)]
 
+mod absent;
 mod cores;
+mod in_place;
 mod processes;
 mod rollback;
+mod rollback_limits;
+mod rollback_states;
 mod sources;
+mod sparse;
 
 #[allow(dead_code)]
 #[path = "../common/needs.rs"]

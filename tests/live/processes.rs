@@ -14,8 +14,8 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use stillframe::{
-    AddressSpace, Attachment, Capture, CaptureOptions, Error, Frozen, Hash, Mapping, MappingKind, Memory,
-    Origin, ProcessSource, Progress, SnapshotId, Source, SourceError, Store, Threads, VerifyOptions,
+    AddressSpace, Attachment, Capture, CaptureOptions, Error, Frozen, Hash, LeftOut, Mapping, MappingKind,
+    Memory, Origin, ProcessSource, Progress, SnapshotId, Source, SourceError, Store, Threads, VerifyOptions,
 };
 
 // ---- A program that works -----------------------------------------------------------------------
@@ -139,6 +139,10 @@ impl Frozen for WatchedFrozen<'_> {
 
     fn attachments(&self) -> Vec<Attachment> {
         self.frozen.attachments()
+    }
+
+    fn left_out(&self) -> Vec<LeftOut> {
+        self.frozen.left_out()
     }
 
     fn populated(&self, mapping_index: usize) -> Result<Vec<Range<u64>>, SourceError> {

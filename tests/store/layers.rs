@@ -10,7 +10,10 @@ use std::path::{Path, PathBuf};
 const LAYERS: [(&str, &[&str]); 6] = [
     ("units, errors, progress, workers, all Linux calls", &["units", "error", "progress", "workers", "sys"]),
     ("what a region is", &["region", "hash", "codec", "delta"]),
-    ("what a snapshot is", &["record", "table", "root", "address_space", "threads", "run", "elf", "piece"]),
+    (
+        "what a snapshot is",
+        &["record", "table", "root", "address_space", "threads", "run", "elf", "piece", "left_out"],
+    ),
     ("what changed since a snapshot", &["track"]),
     ("where memory comes from, stays and goes", &["source", "store", "sink"]),
     (

@@ -138,7 +138,11 @@ pub(crate) struct Init {
 #[command(group = ArgGroup::new("source").required(true))]
 #[command(
     after_help = "The process stands still only while its memory is copied, and runs on whatever happens. \
-    Its latest snapshot becomes the new one's parent, or the one that --parent names."
+    Its latest snapshot becomes the new one's parent, or the one that --parent names.\n\n\
+    The process does not get larger by it. Memory that cannot be had without harm is left out, and told on standard \
+    error: pages that a userfaultfd has yet to fill, files whose file system asks a server and that are not in \
+    memory, and without CAP_SYS_ADMIN or CAP_CHECKPOINT_RESTORE what of nameless shared memory is not mapped yet. It \
+    is restored as zeros, and a rollback leaves it as it is."
 )]
 pub(crate) struct Capture {
     /// Capture the running process with this pid

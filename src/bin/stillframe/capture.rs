@@ -3,7 +3,8 @@
 use std::path::{Path, PathBuf};
 
 use stillframe::{
-    Capture, CaptureOptions, CoreSource, FileSource, ProcessSource, Source, SourceError, Store,
+    Capture, CaptureOptions, CoreSource, FileSource, LeftOut, ProcessSource, Source, SourceError, Store,
+    WhyLeftOut,
 };
 
 use crate::context::Context;
@@ -49,6 +50,7 @@ pub(crate) fn capture(context: &Context, arguments: arguments::Capture) -> anyho
     let process = arguments.process.unwrap_or(default_name);
     let capture = store.process(&process).capture(&*source, &options)?;
     drop(options);
+    warn_of_losses(&capture);
     print_capture(&context.output, &store, &capture)?;
     context.output.hint(&format!("look at it: stillframe show {}", human::short(capture.id)));
     Ok(Exit::Done)
@@ -76,7 +78,7 @@ fn print_capture(output: &Output, store: &Store, capture: &Capture) -> anyhow::R
             if capture.staging_full { ", longer as it did not fit into the staging buffer" } else { "" }
         ),
     };
-    output.text(&output.lines(&[
+    let mut lines = vec![
         ("snapshot", output.styled(Style::Id, &human::short(capture.id))),
         ("process", human::plain(&capture.process)),
         ("source", human::plain(&source_text(&store.snapshot(capture.id)?.record().origin))),
@@ -86,8 +88,29 @@ fn print_capture(output: &Output, store: &Store, capture: &Capture) -> anyhow::R
         ),
         ("changed", changed),
         ("stored", stored_text(capture)),
-        ("took", took),
-    ]))
+    ];
+    if !capture.left_out.is_empty() {
+        lines.push(("left out", left_out_text(&capture.left_out, |_| true)));
+    }
+    lines.push(("took", took));
+    output.text(&output.lines(&lines))
+}
+
+/// Says on standard error, to people and scripts, what the process may have and the snapshot has not.
+fn warn_of_losses(capture: &Capture) {
+    let lost = left_out_text(&capture.left_out, WhyLeftOut::is_a_loss);
+    if !lost.is_empty() {
+        eprintln!(
+            "stillframe: not in the snapshot: {lost}; it is restored as zeros, and a rollback leaves it as it is"
+        );
+    }
+}
+
+/// How much was left out for which of these reasons.
+fn left_out_text(left_out: &[LeftOut], counts: impl Fn(WhyLeftOut) -> bool) -> String {
+    let sums = LeftOut::sums(left_out).into_iter().filter(|(why, _)| counts(*why));
+    let texts: Vec<String> = sums.map(|(why, bytes)| format!("{} {why}", human::size(bytes))).collect();
+    texts.join(", ")
 }
 
 /// What was added to the store, and by which kinds of regions.

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use serde::Serialize;
-use stillframe::{AddressRange, AddressSpace, Capture, Origin, Snapshot, SnapshotId};
+use stillframe::{AddressRange, AddressSpace, Capture, LeftOut, Origin, Snapshot, SnapshotId};
 
 /// A duration in milliseconds, to the microsecond.
 pub(crate) fn milliseconds(duration: Duration) -> f64 {
@@ -34,6 +34,15 @@ pub(crate) struct CaptureObject {
     paused_ms: f64,
     staging_full: bool,
     tracking: &'static str,
+    unreadable_bytes: u64,
+    left_out: Vec<LeftOutSum>,
+}
+
+/// How many bytes are not in a snapshot for one reason.
+#[derive(Debug, Serialize)]
+struct LeftOutSum {
+    why: &'static str,
+    bytes: u64,
 }
 
 impl From<&Capture> for CaptureObject {
@@ -54,8 +63,14 @@ impl From<&Capture> for CaptureObject {
             paused_ms: milliseconds(capture.paused),
             staging_full: capture.staging_full,
             tracking: capture.tracking.name(),
+            unreadable_bytes: capture.unreadable_bytes(),
+            left_out: left_out_sums(&capture.left_out),
         }
     }
+}
+
+fn left_out_sums(all: &[LeftOut]) -> Vec<LeftOutSum> {
+    LeftOut::sums(all).into_iter().map(|(why, bytes)| LeftOutSum { why: why.name(), bytes }).collect()
 }
 
 /// A snapshot, and if asked for its mappings.
@@ -76,6 +91,10 @@ pub(crate) struct SnapshotObject {
     excluded: Option<Vec<RangeObject>>,
     #[serde(skip_serializing_if = "Option::is_none")]
     unreadable: Option<Vec<RangeObject>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    unreadable_bytes: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    left_out: Option<Vec<LeftOutSum>>,
 }
 
 #[derive(Debug, Serialize)]
@@ -129,13 +148,16 @@ impl From<&Snapshot<'_>> for SnapshotObject {
             mappings: None,
             excluded: None,
             unreadable: None,
+            unreadable_bytes: None,
+            left_out: None,
         }
     }
 }
 
 impl SnapshotObject {
-    /// The object with the mappings of its address space, and the ranges whose bytes were left out.
-    pub(crate) fn with_mappings(self, space: &AddressSpace) -> SnapshotObject {
+    /// The object with the mappings of its address space, and the ranges whose bytes were left out; the reasons
+    /// for that where they are known.
+    pub(crate) fn with_mappings(self, space: &AddressSpace, left_out: &[LeftOut]) -> SnapshotObject {
         let mapping = |mapping: &stillframe::Mapping| MappingObject {
             start: mapping.range.start(),
             end: mapping.range.end(),
@@ -150,6 +172,8 @@ impl SnapshotObject {
             mappings: Some(space.mappings().iter().map(mapping).collect()),
             excluded: ranges(space.excluded()),
             unreadable: ranges(space.unreadable()),
+            unreadable_bytes: Some(space.unreadable().iter().map(|range| range.length_bytes()).sum()),
+            left_out: Some(left_out_sums(left_out)),
             ..self
         }
     }

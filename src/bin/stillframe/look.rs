@@ -4,7 +4,7 @@ use std::io::{self, BufWriter, Write};
 
 use jiff::Timestamp;
 use serde::Serialize;
-use stillframe::{AddressRange, Labels, Mapping, Origin, Snapshot, Store};
+use stillframe::{AddressRange, AttachmentRef, Labels, LeftOut, Mapping, Origin, Snapshot, Store};
 
 use crate::arguments;
 use crate::context::Context;
@@ -66,15 +66,27 @@ pub(crate) fn show(context: &Context, arguments: &arguments::Show) -> anyhow::Re
     let store = context.open()?;
     let snapshot = store.snapshot(store.find(&arguments.snapshot)?)?;
     let space = snapshot.address_space()?;
+    // Snapshots of older programs have no reasons; damaged ones are shown without.
+    let attachment = snapshot.attachment(LeftOut::ATTACHMENT).ok().flatten();
+    let left_out = attachment.and_then(|bytes| LeftOut::from_attachment(&bytes).ok()).unwrap_or_default();
     if output.json {
-        output.json(&SnapshotObject::from(&snapshot).with_mappings(&space))?;
+        output.json(&SnapshotObject::from(&snapshot).with_mappings(&space, &left_out))?;
         return Ok(Exit::Done);
     }
     let mut text = output.lines(&snapshot_lines(output, &snapshot));
-    for (title, ranges) in [("excluded", space.excluded()), ("unreadable", space.unreadable())] {
-        for range in ranges {
-            text.push_str(&output.lines(&[(title, format!("{range}, restored as zeros"))]));
-        }
+    for range in space.excluded() {
+        text.push_str(&output.lines(&[("excluded", format!("{range}, restored as zeros"))]));
+    }
+    for range in space.unreadable() {
+        let mut reasons: Vec<_> = left_out
+            .iter()
+            .filter(|left_out| left_out.range.intersection(*range).is_some())
+            .map(|left_out| left_out.why)
+            .collect();
+        reasons.sort_unstable();
+        reasons.dedup();
+        let reasons: String = reasons.iter().map(|why| format!(", memory {why}")).collect();
+        text.push_str(&output.lines(&[("unreadable", format!("{range}, restored as zeros{reasons}"))]));
     }
     let columns = [
         Column::left("ADDRESSES"),
@@ -118,7 +130,8 @@ fn snapshot_lines(output: &Output, snapshot: &Snapshot<'_>) -> Vec<(&'static str
     if !snapshot.labels().is_empty() {
         lines.push(("labels", labels_text(snapshot.labels())));
     }
-    lines.extend(record.attachments.iter().map(|attachment| {
+    let shown = |attachment: &&AttachmentRef| attachment.name != LeftOut::ATTACHMENT;
+    lines.extend(record.attachments.iter().filter(shown).map(|attachment| {
         ("beside it", format!("{}, {}", human::plain(&attachment.name), human::size(attachment.length_bytes)))
     }));
     lines

@@ -1,8 +1,15 @@
 //! A live Linux process as a source.
 //!
 //! Opening it stops all its threads (`stop.rs`), reads what is mapped (`maps.rs`) and what is there
-//! (the pagemap); its memory is then copied with `process_vm_readv` until it is released. Nothing
-//! is written to the process and no code runs in it.
+//! (the pagemap), and finds the files behind its mappings (`file.rs`); `content.rs` decides what of each mapping is
+//! read and how. Its memory is then copied until it is released (`memory.rs`). Nothing is written to the process, no
+//! code runs in it, and it does not get larger: nothing is read through a mapping that is not in its memory.
+
+mod content;
+mod file;
+mod memory;
+mod mounts;
+mod refusal;
 
 use std::cell::RefCell;
 use std::fs::File;
@@ -12,16 +19,22 @@ use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::holes::data_ranges;
-use super::maps;
-use super::proc_directory::{ProcDirectory, says_gone};
+use content::contents;
+use file::Backings;
+pub(crate) use memory::ProcessMemory;
+pub(super) use refusal::refusal;
+use refusal::{find, process_error};
+
+use super::injection::{Call, Foothold, InjectionError};
+use super::maps::{self, MapsLine};
+use super::proc_directory::ProcDirectory;
 use super::smaps::{self, MappingState};
-use super::stop::StoppedProcess;
+use super::stop::{Calls, StoppedProcess};
 use super::{Attachment, CopyOut, Frozen, Memory, Source, SourceError, owner_attachment};
-use crate::address_space::{AddressSpace, Mapping};
+use crate::address_space::AddressSpace;
+use crate::left_out::LeftOut;
 use crate::record::Origin;
 use crate::run::Run;
-use crate::sys::{pagemap, process_memory};
 use crate::threads::{AUXV, Thread, Threads};
 use crate::track::{SoftDirty, TrackError, Tracker, Untracked};
 use crate::units::AddressRange;
@@ -34,7 +47,8 @@ use crate::units::AddressRange;
 /// return early with `EINTR`, as it may after SIGSTOP and SIGCONT.
 ///
 /// Attachments: `threads` (see [`Threads`]); `auxv`, the raw auxiliary vector; `rseq`, where threads have their
-/// areas for restartable sequences; `run`, when process and threads were started; `owner`, its real and effective user.
+/// areas for restartable sequences; `run`, when process and threads were started; `owner`, its real and effective user;
+/// `left-out` (see [`LeftOut`]).
 ///
 /// The kernel allows it for processes of the same user, subject to
 /// `/proc/sys/kernel/yama/ptrace_scope`, or with the capability `CAP_SYS_PTRACE`.
@@ -43,7 +57,13 @@ use crate::units::AddressRange;
 /// that of a child, whatever the options, and `std::process::Child` takes it for an end.
 ///
 /// What another process writes to memory shared with this one changes while this one stands still.
-/// Pages that a `userfaultfd` would fill on first touch count as zeros.
+///
+/// The process does not get larger by being captured: what is not in its memory is read from its files and not
+/// through its mappings. What cannot be had so is left out, recorded as unreadable, and told with the reason
+/// ([`Capture::left_out`](crate::Capture::left_out)): pages that a `userfaultfd` would fill, what a file system would
+/// have to ask a server for, and what of shared memory without a name is not mapped yet, unless one
+/// has `CAP_SYS_ADMIN` or `CAP_CHECKPOINT_RESTORE`. Memory that the process may not read itself (`PROT_NONE`) is
+/// captured where it has pages; the rest of such a mapping is not.
 ///
 /// ```
 /// use stillframe::{ProcessSource, Source};
@@ -114,29 +134,23 @@ impl ProcessSource {
         let read = |name: &str, action| {
             process.read(&format!("task/{tid}/{name}")).map_err(|error| process_error(pid, action, error))
         };
-        let maps = read("maps", "read the mappings of")?;
+        let lines = mappings(pid, read)?;
         let auxv = read("auxv", "read the auxiliary vector of")?;
         let state = process
             .open_file(&format!("task/{tid}/stat"))
             .map_err(|error| process_error(pid, "look at", error))?;
         // Without it everything counts as populated.
         let pagemap = process.open_file(&format!("task/{tid}/pagemap")).ok();
-
-        let lines = maps::parse(&maps).map_err(|line| SourceError::Uncapturable {
-            pid,
-            why: format!("a line of /proc/{pid}/maps has an unknown form: {line:?}"),
-        })?;
-        let absent_is_zero = lines.iter().map(|line| line.absent_is_zero).collect();
-        let space = AddressSpace::new(lines.into_iter().map(|line| line.mapping).collect())?;
+        let memory = process.open_file(&format!("task/{tid}/mem")).ok();
+        let found = contents(lines, &mut Backings::new(&process), pagemap.as_ref());
+        let (mappings, contents) = found.into_iter().unzip();
         let frozen = FrozenProcess {
+            memory: ProcessMemory::new(pid, tid, contents, memory),
             process,
-            memory: ProcessMemory { pid, tid },
-            space,
-            absent_is_zero,
+            space: AddressSpace::new(mappings)?,
             origin,
             users,
             auxv,
-            pagemap,
             state,
             stopped: RefCell::new(stopped),
         };
@@ -158,127 +172,49 @@ impl Source for ProcessSource {
     }
 }
 
-/// The process, if it is one that can be captured.
-fn find(pid: u32) -> Result<ProcDirectory, SourceError> {
-    let uncapturable = |why: String| SourceError::Uncapturable { pid, why };
-    let look_error = |error: io::Error| {
-        if says_gone(&error) {
-            SourceError::NoSuchProcess { pid }
-        } else {
-            SourceError::Process { pid, action: "look up", source: error }
-        }
+/// The lines of smaps, or of maps where the kernel has no smaps. Cost of the former: the page tables are walked, 10 ms
+/// for a GiB in pages of 4 KiB, and a microsecond and a half for each mapping; nothing else tells that a userfaultfd
+/// fills memory.
+fn mappings(
+    pid: u32,
+    read: impl Fn(&str, &'static str) -> Result<Vec<u8>, SourceError>,
+) -> Result<Vec<MapsLine>, SourceError> {
+    let lines = match read("smaps", "read the mappings of") {
+        Ok(smaps) if !smaps.is_empty() => maps::parse_smaps(&smaps),
+        _ => maps::parse(&read("maps", "read the mappings of")?),
     };
-    if !std::path::Path::new("/proc/self/stat").exists() {
-        let source = io::Error::other("/proc is not mounted; `mount -t proc proc /proc` does it");
-        return Err(SourceError::Process { pid, action: "look up", source });
-    }
-    let process = ProcDirectory::open(pid).map_err(look_error)?;
-    let thread_group = process.status_number("status", "Tgid").map_err(look_error)?;
-    if thread_group == std::process::id() {
-        return Err(uncapturable(
-            "it is this process itself; name it in another process, or use its bytes as a slice".to_owned(),
-        ));
-    }
-    if thread_group != pid {
-        return Err(uncapturable(format!("it is a thread of process {thread_group}; name that one")));
-    }
-    let stat = process.stat().map_err(look_error)?;
-    if stat.is_kernel_thread {
-        return Err(uncapturable("it is a thread of the kernel and has no memory of its own".to_owned()));
-    }
-    if stat.is_dead() && stat.thread_count <= 1 {
-        return Err(uncapturable(
-            "it has ended and only waits for its parent to take notice (a zombie)".to_owned(),
-        ));
-    }
-    Ok(process)
-}
-
-/// Why the kernel refused something about a thread of a process.
-pub(super) fn refusal(
-    process: &ProcDirectory,
-    tid: u32,
-    action: &'static str,
-    error: io::Error,
-) -> SourceError {
-    let pid = process.pid();
-    let tracer = process.status_number(&format!("task/{tid}/status"), "TracerPid").unwrap_or(0);
-    if tracer != 0 {
-        let name = std::fs::read(format!("/proc/{tracer}/comm")).unwrap_or_default();
-        let name = String::from_utf8_lossy(name.trim_ascii_end()).into_owned();
-        let why = format!("process {tracer} ({name}) traces it already; end that debugger or capture first");
-        return SourceError::Uncapturable { pid, why };
-    }
-    if matches!(error.raw_os_error(), Some(libc::EPERM | libc::EACCES)) {
-        SourceError::NotPermitted { pid, action, advice: advice() }
-    } else {
-        process_error(pid, action, error)
-    }
-}
-
-/// What helps when the kernel does not permit it.
-fn advice() -> String {
-    let mut advice =
-        "do it as the user that the process runs as, or with the capability CAP_SYS_PTRACE (as root)"
-            .to_owned();
-    let scope = std::fs::read_to_string("/proc/sys/kernel/yama/ptrace_scope").unwrap_or_default();
-    let meaning = match scope.trim() {
-        "1" => "only a parent may stop its children",
-        "2" => "only CAP_SYS_PTRACE helps",
-        "3" => "nobody may stop any process until the next boot",
-        _ => return advice,
-    };
-    advice += &format!("; /proc/sys/kernel/yama/ptrace_scope is {}: {meaning}", scope.trim());
-    advice
-}
-
-fn process_error(pid: u32, action: &'static str, source: io::Error) -> SourceError {
-    if says_gone(&source) {
-        SourceError::ProcessEnded { pid }
-    } else {
-        SourceError::Process { pid, action, source }
-    }
+    lines.map_err(|line| SourceError::Uncapturable {
+        pid,
+        why: format!("a line of /proc/{pid}/smaps has an unknown form: {line:?}"),
+    })
 }
 
 /// The attachment that says which threads had told the kernel where their area for restartable sequences is.
 pub(crate) const RSEQ_ATTACHMENT: &str = "rseq";
-
-/// The kernel's number for files in memory: shared memory, memfd, /dev/shm.
-const TMPFS_MAGIC: rustix::fs::FsWord = 0x0102_1994;
 
 /// A process that stands still.
 pub(crate) struct FrozenProcess {
     process: Arc<ProcDirectory>,
     memory: ProcessMemory,
     space: AddressSpace,
-    /// For each mapping whether a page that is not there is one of zeros.
-    absent_is_zero: Vec<bool>,
     origin: Origin,
     users: Option<(u32, u32)>,
     auxv: Vec<u8>,
-    pagemap: Option<File>,
     /// `/proc/PID/task/TID/stat`, which is made anew for every read.
     state: File,
     stopped: RefCell<StoppedProcess>,
-}
-
-/// The memory of a process, by a thread of it that is alive.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct ProcessMemory {
-    pid: u32,
-    tid: u32,
 }
 
 impl FrozenProcess {
     /// Its memory, which any thread may read, but which counts only if it
     /// [stands still](Self::check_it_stands_still) afterwards.
     pub(crate) fn process_memory(&self) -> ProcessMemory {
-        self.memory
+        self.memory.clone()
     }
 
     /// The same for writing, whatever the protection of a private mapping.
     pub(crate) fn open_memory(&self) -> Result<File, SourceError> {
-        let name = format!("task/{}/mem", self.memory.tid);
+        let name = format!("task/{}/mem", self.memory.tid());
         let pid = self.process.pid();
         self.process
             .open_for_writing(&name)
@@ -288,7 +224,7 @@ impl FrozenProcess {
     /// What the kernel knows of each mapping beyond its layout.
     pub(crate) fn mapping_states(&self) -> Result<Vec<MappingState>, SourceError> {
         let pid = self.process.pid();
-        let smaps = self.process.read(&format!("task/{}/smaps", self.memory.tid));
+        let smaps = self.process.read(&format!("task/{}/smaps", self.memory.tid()));
         let smaps = smaps.map_err(|error| process_error(pid, "read the state of the mappings of", error))?;
         smaps::parse(&smaps).map_err(|line| SourceError::Uncapturable {
             pid,
@@ -320,13 +256,34 @@ impl FrozenProcess {
         (pending.unwrap_or(0) | on_their_way) & bit != 0
     }
 
+    /// Has a thread of it make these system calls, and answers with what each returned. The registers of that
+    /// thread are others afterwards, and the process stands still when it is let go, until it gets a SIGCONT.
+    pub(crate) fn make_calls(
+        &self,
+        foothold: Foothold,
+        calls: Vec<Call>,
+    ) -> Result<Vec<i64>, InjectionError> {
+        let impossible = |why: String| InjectionError::Impossible(why);
+        let memory = self.open_memory().map_err(|error| impossible(error.to_string()))?;
+        // The last number is that in the innermost namespace.
+        let own_pid =
+            self.status("NSpid").and_then(|pids| pids.split_ascii_whitespace().last()?.parse().ok());
+        let own_pid = own_pid.unwrap_or(self.process.pid());
+        self.stopped.borrow().make_calls(Calls { own_pid, foothold, memory, calls })
+    }
+
+    /// Whether the kernel may end it for a system call (seccomp).
+    pub(crate) fn is_confined(&self) -> bool {
+        self.status("Seccomp").is_some_and(|mode| mode != "0")
+    }
+
     /// Whether it runs with shadow stacks, where return addresses stand a second time.
     pub(crate) fn has_shadow_stacks(&self) -> bool {
         self.status("x86_Thread_features").is_some_and(|features| features.contains("shstk"))
     }
 
     fn status(&self, key: &str) -> Option<String> {
-        self.process.status_text(&format!("task/{}/status", self.memory.tid), key).ok().flatten()
+        self.process.status_text(&format!("task/{}/status", self.memory.tid()), key).ok().flatten()
     }
 
     /// Where the kernel writes for the threads by itself: their areas for restartable sequences.
@@ -362,7 +319,7 @@ impl FrozenProcess {
         if self.stopped.borrow().is_held() {
             Ok(())
         } else {
-            Err(SourceError::Released { pid: self.memory.pid })
+            Err(SourceError::Released { pid: self.memory.pid() })
         }
     }
 
@@ -375,78 +332,13 @@ impl FrozenProcess {
         let length = self
             .state
             .read_at(&mut line, 0)
-            .map_err(|error| process_error(self.memory.pid, "look at", error))?;
+            .map_err(|error| process_error(self.memory.pid(), "look at", error))?;
         let line = &line[..length];
         let name_end = line.iter().rposition(|byte| *byte == b')');
         match name_end.and_then(|at| line.get(at + 2)) {
             Some(b't') => Ok(()),
-            _ => Err(SourceError::ProcessEnded { pid: self.memory.pid }),
+            _ => Err(SourceError::ProcessEnded { pid: self.memory.pid() }),
         }
-    }
-
-    /// The pages of private anonymous memory that are there, or `None` if that cannot be known.
-    fn present_pages(&self, mapping: &Mapping) -> Option<Vec<Range<u64>>> {
-        let start = mapping.range.start();
-        let found = pagemap::populated(self.pagemap.as_ref()?, start..mapping.range.end()).ok()?;
-        Some(found.into_iter().map(|found| found.start - start..found.end - start).collect())
-    }
-
-    /// What is there of shared memory, which is a file in memory, or `None` if that cannot be known:
-    /// the kernel shows the file only to those with `CAP_SYS_ADMIN` or `CAP_CHECKPOINT_RESTORE`.
-    ///
-    /// Its holes are not merely slow to read: reading one through the mapping would fill it, and
-    /// the process would need more memory because it was captured.
-    fn shared_data(&self, mapping: &Mapping) -> Option<Vec<Range<u64>>> {
-        let (start, end) = (mapping.range.start(), mapping.range.end());
-        let file = self.process.open_file(&format!("map_files/{start:x}-{end:x}")).ok()?;
-        // A file on a disk may have been written through the mapping where the disk has a hole yet.
-        if rustix::fs::fstatfs(&file).ok()?.f_type != TMPFS_MAGIC {
-            return None;
-        }
-        let first = mapping.file_offset_bytes;
-        let within = first..first.checked_add(mapping.range.length_bytes())?;
-        let mut found = data_ranges(&file, within.clone()).ok()?;
-        // Behind the end of the file nothing can be read, which copying finds out and reports.
-        let page_bytes = rustix::param::page_size() as u64;
-        let file_end = file.metadata().ok()?.len().checked_next_multiple_of(page_bytes)?;
-        if file_end < within.end {
-            found.push(file_end.max(first)..within.end);
-        }
-        Some(found.into_iter().map(|found| found.start - first..found.end - first).collect())
-    }
-}
-
-impl ProcessMemory {
-    /// Fills `buffer` from `address` on, with zeros where nothing can be read.
-    pub(crate) fn copy(
-        &self,
-        mut address: u64,
-        mut buffer: &mut [u8],
-        unreadable: &mut Vec<AddressRange>,
-    ) -> Result<(), SourceError> {
-        let page_bytes = rustix::param::page_size();
-        while !buffer.is_empty() {
-            let done_bytes = match process_memory::read(self.tid, address, buffer) {
-                Ok(copied_bytes) if copied_bytes > 0 => copied_bytes,
-                Err(error) if error.raw_os_error() == Some(libc::EINTR) => continue,
-                Err(error)
-                    if !matches!(error.raw_os_error(), Some(libc::EFAULT | libc::EIO | libc::ENOMEM)) =>
-                {
-                    return Err(process_error(self.pid, "read the memory of", error));
-                }
-                // The page at `address` cannot be read; the next one may.
-                _ => {
-                    let into_page = usize::try_from(address % page_bytes as u64).unwrap_or(0);
-                    let skipped = (page_bytes - into_page).min(buffer.len());
-                    buffer[..skipped].fill(0);
-                    unreadable.extend(AddressRange::with_length(address, skipped as u64));
-                    skipped
-                }
-            };
-            buffer = &mut buffer[done_bytes..];
-            address = address.saturating_add(done_bytes as u64);
-        }
-        Ok(())
     }
 }
 
@@ -476,17 +368,15 @@ impl Frozen for FrozenProcess {
 
     fn populated(&self, mapping_index: usize) -> Result<Vec<Range<u64>>, SourceError> {
         self.check_it_is_held()?;
-        let mapping = &self.space.mappings()[mapping_index];
-        let found = if self.absent_is_zero[mapping_index] {
-            self.present_pages(mapping)
-        } else if mapping.protection.shared && mapping.captured {
-            self.shared_data(mapping)
-        } else {
-            None
-        };
+        let content = &self.memory.contents()[mapping_index];
         // What a killed process does not have any more must not pass for zeros.
         self.check_it_stands_still()?;
-        Ok(found.unwrap_or_else(|| std::iter::once(0..mapping.range.length_bytes()).collect()))
+        let start = content.range.start;
+        Ok(content.populated.iter().map(|range| range.start - start..range.end - start).collect())
+    }
+
+    fn left_out(&self) -> Vec<LeftOut> {
+        self.memory.contents().iter().flat_map(|content| &content.left_out).copied().collect()
     }
 
     fn memory(&self) -> Memory<'_> {

@@ -1,0 +1,252 @@
+//! What of each mapping is to be read, from where, and what is left out.
+//!
+//! A capture must not make the process larger, so nothing is read through a mapping that is not in the
+//! memory of the process: the kernel would put it there. `p` is what its page tables hold, in memory or in swap.
+//!
+//! | behind the mapping | read through the mapping | read from the file | zeros | left out |
+//! |---|---|---|---|---|
+//! | nothing; huge pages of its own | `p` | | the rest | |
+//! | … filled by a userfaultfd | `p` | | zeros it was given | the rest |
+//! | a file, private | of `p` what was written | the rest, up to its end | its holes | behind its end |
+//! | a file, shared | | all, up to its end | its holes | behind its end |
+//! | … whose pages a userfaultfd fills | | all but the holes | | the holes |
+//! | … or lets be mapped | `p` | | | the rest |
+//! | a file that cannot be opened, or is asked of a server | `p` | | | the rest |
+//! | secret memory | | | | all |
+//!
+//! Guards are left out everywhere. A mapping that the process may not read (`PROT_NONE`) is parted: what of it is in
+//! memory is captured, through `/proc/PID/mem`, which asks for no permission; the rest, which may be
+//! terabytes, is recorded and not captured. That is so for memory without a file, for what was written of private
+//! files, and for shared files that are in memory only.
+
+use std::fs::File;
+use std::ops::Range;
+use std::sync::Arc;
+
+use super::file::{Backing, Backings, OpenFile};
+use crate::address_space::{Mapping, MappingKind};
+use crate::left_out::{LeftOut, WhyLeftOut};
+use crate::source::maps::MapsLine;
+use crate::sys::pagemap::{self, Pages};
+use crate::track::{complement, merge};
+use crate::units::AddressRange;
+
+/// Where a mapping is parted that may not be read: a longer stretch without pages is not captured.
+const LONGEST_GAP_BYTES: u64 = 2 << 20;
+
+/// How the bytes of a mapping may be had.
+#[derive(Debug)]
+pub(super) struct Content {
+    /// The addresses of the mapping.
+    pub(super) range: Range<u64>,
+    /// What may be anything but zeros and is to be read: sorted and apart.
+    pub(super) populated: Vec<Range<u64>>,
+    /// What is read through the mapping although there is a file; without one that is all.
+    pub(super) through_mapping: Vec<Range<u64>>,
+    /// The file that the rest is read from, and where in it the mapping begins.
+    pub(super) file: Option<(Arc<OpenFile>, u64)>,
+    /// Whether it takes `/proc/PID/mem`, as the process itself may not read it.
+    pub(super) is_forbidden: bool,
+    pub(super) left_out: Vec<LeftOut>,
+}
+
+/// The mappings in these lines, each with how its bytes may be had.
+pub(super) fn contents(
+    lines: Vec<MapsLine>,
+    backings: &mut Backings<'_>,
+    pagemap: Option<&File>,
+) -> Vec<(Mapping, Content)> {
+    let mut found = Vec::with_capacity(lines.len());
+    for line in lines {
+        let kind = line.mapping.kind;
+        if kind == MappingKind::Kernel {
+            let content = Content::all_through_the_mapping(&line.mapping);
+            found.push((line.mapping, content));
+        } else if kind == MappingKind::Device || line.flags.is_device_memory {
+            let content = Content::nothing(&line.mapping);
+            found.push((Mapping { captured: false, ..line.mapping }, content));
+        } else {
+            let backing = backings.of(&line);
+            let pages = pages(&line, pagemap);
+            match line.mapping.captured {
+                true => {
+                    let content = content(&line, &pages, &backing, line.mapping.range);
+                    found.push((line.mapping, content));
+                }
+                false => found.extend(parted(&line, &pages, &backing)),
+            }
+        }
+    }
+    found
+}
+
+/// What the page tables have of a mapping; all of it where the kernel does not tell.
+fn pages(line: &MapsLine, pagemap: Option<&File>) -> Pages {
+    let range = range_of(line.mapping.range);
+    let told = pagemap.and_then(|pagemap| pagemap::pages(pagemap, range.clone()).ok());
+    told.unwrap_or_else(|| Pages { held: vec![range.clone()], own: vec![range], ..Pages::default() })
+}
+
+/// Of a mapping that may be read.
+fn content(line: &MapsLine, pages: &Pages, backing: &Backing, within: AddressRange) -> Content {
+    let whole = range_of(within);
+    let mut content = Content::nothing(&Mapping { range: within, ..line.mapping.clone() });
+    let known = joined([&pages.held, &pages.zeros, &pages.guards]);
+    let unknown = || complement(&known, whole.clone());
+    content.leave_out(&pages.guards, WhyLeftOut::Guard);
+    match backing {
+        Backing::Unknown(WhyLeftOut::Secret) => {
+            content.left_out.clear();
+            content.leave_out(std::slice::from_ref(&whole), WhyLeftOut::Secret);
+        }
+        _ if line.flags.is_continued => {
+            content.populated = pages.held.clone();
+            content.leave_out(&unknown(), WhyLeftOut::Userfault);
+        }
+        Backing::Nothing => {
+            content.populated = pages.held.clone();
+            if line.flags.is_filled {
+                content.leave_out(&unknown(), WhyLeftOut::Userfault);
+            }
+        }
+        Backing::Unknown(why) => {
+            content.populated = pages.held.clone();
+            content.leave_out(&unknown(), *why);
+        }
+        Backing::File(file) => content.read_file(line, pages, file),
+    }
+    content.left_out.sort_unstable_by_key(|left_out| left_out.range);
+    content
+}
+
+/// A mapping that may not be read: what of it is in memory, and the rest.
+fn parted(line: &MapsLine, pages: &Pages, backing: &Backing) -> Vec<(Mapping, Content)> {
+    let whole = range_of(line.mapping.range);
+    let in_memory = match backing {
+        Backing::Nothing => &pages.held,
+        Backing::File(file) if line.mapping.protection.shared && !file.is_memory() => &Vec::new(),
+        Backing::Unknown(WhyLeftOut::Secret) => &Vec::new(),
+        Backing::Unknown(_) | Backing::File(_) if line.mapping.protection.shared => &pages.held,
+        Backing::Unknown(_) | Backing::File(_) => &pages.own,
+    };
+    let mut there: Vec<Range<u64>> = Vec::new();
+    for range in in_memory {
+        match there.last_mut() {
+            Some(last) if range.start - last.end <= LONGEST_GAP_BYTES => last.end = range.end,
+            _ => there.push(range.clone()),
+        }
+    }
+    let mut parts: Vec<_> = complement(&there, whole).into_iter().map(|range| (range, false)).collect();
+    parts.extend(there.into_iter().map(|range| (range, true)));
+    parts.sort_unstable_by_key(|(range, _)| range.start);
+    let part = |(range, captured): (Range<u64>, bool)| {
+        let addresses = AddressRange::new(range.start, range.end).ok()?;
+        let into_file = match line.inode {
+            0 => 0,
+            _ => range.start - line.mapping.range.start(),
+        };
+        let file_offset_bytes = line.mapping.file_offset_bytes.saturating_add(into_file);
+        let mapping = Mapping { range: addresses, file_offset_bytes, captured, ..line.mapping.clone() };
+        let mut content = Content::nothing(&mapping);
+        if captured {
+            content.populated = clipped(in_memory, &range);
+            content.is_forbidden = true;
+            content.leave_out(&pages.guards, WhyLeftOut::Guard);
+        }
+        if line.flags.is_filled || line.flags.is_continued {
+            let known = joined([&pages.held, &pages.zeros, &pages.guards]);
+            content.leave_out(&complement(&known, range), WhyLeftOut::Userfault);
+        }
+        content.left_out.sort_unstable_by_key(|left_out| left_out.range);
+        Some((mapping, content))
+    };
+    parts.into_iter().filter_map(part).collect()
+}
+
+impl Content {
+    fn nothing(mapping: &Mapping) -> Content {
+        Content {
+            range: range_of(mapping.range),
+            populated: Vec::new(),
+            through_mapping: Vec::new(),
+            file: None,
+            is_forbidden: false,
+            left_out: Vec::new(),
+        }
+    }
+
+    fn all_through_the_mapping(mapping: &Mapping) -> Content {
+        Content { populated: vec![range_of(mapping.range)], ..Content::nothing(mapping) }
+    }
+
+    /// Leaves out what of these addresses is inside the mapping.
+    fn leave_out(&mut self, ranges: &[Range<u64>], why: WhyLeftOut) {
+        let inside = clipped(ranges, &self.range).into_iter();
+        let ranges = inside.filter_map(|range| AddressRange::new(range.start, range.end).ok());
+        self.left_out.extend(ranges.map(|range| LeftOut { range, why }));
+    }
+
+    fn read_file(&mut self, line: &MapsLine, pages: &Pages, file: &Arc<OpenFile>) {
+        let (start, end) = (self.range.start, self.range.end);
+        let first = line.mapping.file_offset_bytes;
+        let address = |offset: u64| start.saturating_add(offset.saturating_sub(first)).min(end);
+        let page_bytes = rustix::param::page_size() as u64;
+        let is_shared = line.mapping.protection.shared;
+
+        let mut data: Vec<_> = file
+            .data(first..first.saturating_add(end - start))
+            .into_iter()
+            .map(|range| address(range.start)..address(range.end))
+            .collect();
+        let end_of_file = address(file.length_bytes);
+        let end_of_pages =
+            address(file.length_bytes.checked_next_multiple_of(page_bytes).unwrap_or(u64::MAX));
+        let through_mapping = match is_shared {
+            // What stands behind the end of the file in its last page is in no file.
+            _ if file.may_be_newer() => pages.held.clone(),
+            true => clipped(&pages.held, &(end_of_file / page_bytes * page_bytes..end_of_pages)),
+            false => pages.own.clone(),
+        };
+        if line.flags.is_filled {
+            let known = joined([&data, &pages.held, &pages.zeros, &pages.guards]);
+            self.leave_out(&complement(&whole_pages(&known), start..end_of_pages), WhyLeftOut::Userfault);
+        }
+        self.leave_out(std::slice::from_ref(&(end_of_pages..end)), WhyLeftOut::BehindFile);
+        // A guard hides what the file has.
+        data = complement(&joined([&complement(&data, start..end), &pages.guards]), start..end);
+        self.populated = joined([&data, &through_mapping]);
+        if !file.is_memory() && is_shared {
+            // What was written through the mapping has a place on the disk, or the file system has not told of it.
+            self.populated = joined([&self.populated, &clipped(&pages.held, &(start..end_of_file))]);
+        }
+        self.through_mapping = through_mapping;
+        self.file = Some((file.clone(), first));
+    }
+}
+
+fn range_of(range: AddressRange) -> Range<u64> {
+    range.start()..range.end()
+}
+
+/// What all of these ranges cover: sorted and apart.
+fn joined<const N: usize>(lists: [&Vec<Range<u64>>; N]) -> Vec<Range<u64>> {
+    let mut all: Vec<_> = lists.into_iter().flatten().cloned().collect();
+    merge(&mut all);
+    all
+}
+
+/// What of these ranges is inside `window`.
+fn clipped(ranges: &[Range<u64>], window: &Range<u64>) -> Vec<Range<u64>> {
+    crate::piece::overlapping(ranges, window.clone()).collect()
+}
+
+/// The ranges lengthened to whole pages.
+fn whole_pages(ranges: &[Range<u64>]) -> Vec<Range<u64>> {
+    let page_bytes = rustix::param::page_size() as u64;
+    let mut pages: Vec<_> = ranges
+        .iter()
+        .map(|range| range.start / page_bytes * page_bytes..range.end.next_multiple_of(page_bytes))
+        .collect();
+    merge(&mut pages);
+    pages
+}

@@ -1,0 +1,312 @@
+//! The files behind the mappings of a process, opened to be read beside it.
+//!
+//! What of a file is not in the memory of the process is read from the file: read through the mapping it
+//! would be put there, a hole of a file in memory would be filled, and a userfaultfd or a server of a file system
+//! would be asked. So nothing here asks a file system that is not known to answer by itself: of what type
+//! it is comes from the tables of mounts. A file is found
+//!
+//! 1. by `map_files`, which shows it to those with `CAP_SYS_ADMIN` or `CAP_CHECKPOINT_RESTORE`;
+//! 2. by its name, as the process sees it;
+//! 3. by an open descriptor of the process, or as its executable: files without a name, memfds.
+//!
+//! In the second and third way it counts only if it is the file that is mapped: the same file system and number.
+
+use std::collections::HashMap;
+use std::ffi::OsStr;
+use std::fs::File;
+use std::ops::Range;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::sync::Arc;
+
+use memmap2::MmapOptions;
+use rustix::fs::{Mode, OFlags, ResolveFlags};
+
+use super::mounts::{FileSystem, Mounts};
+use crate::left_out::WhyLeftOut;
+use crate::source::holes::data_ranges;
+use crate::source::maps::{self, MapsLine};
+use crate::source::proc_directory::ProcDirectory;
+
+/// The kernel's number for files in memory: shared memory, memfd, /dev/shm.
+const TMPFS_MAGIC: rustix::fs::FsWord = 0x0102_1994;
+
+/// The device `/dev/zero`.
+const ZERO_DEVICE: (u32, u32) = (1, 5);
+
+/// What is behind a mapping.
+#[derive(Clone, Debug)]
+pub(super) enum Backing {
+    /// Nothing: a page that is not there is one of zeros.
+    Nothing,
+    /// A file that can be read beside it.
+    File(Arc<OpenFile>),
+    /// Something that cannot be read beside it, and why not.
+    Unknown(WhyLeftOut),
+}
+
+/// A file behind mappings.
+#[derive(Debug)]
+pub(super) struct OpenFile {
+    pub(super) file: File,
+    pub(super) length_bytes: u64,
+    file_system: FileSystem,
+}
+
+impl OpenFile {
+    /// The parts of `within` in which it may have anything but zeros, up to its end.
+    pub(super) fn data(&self, within: Range<u64>) -> Vec<Range<u64>> {
+        let within = within.start..within.end.min(self.length_bytes);
+        let whole = || if within.is_empty() { Vec::new() } else { vec![within.clone()] };
+        match self.file_system {
+            FileSystem::Memory | FileSystem::DiskWithHoles => {
+                data_ranges(&self.file, within.clone()).unwrap_or_else(|_| whole())
+            }
+            _ => whole(),
+        }
+    }
+
+    /// Whether it is in memory, and nowhere else.
+    pub(super) fn is_memory(&self) -> bool {
+        matches!(self.file_system, FileSystem::Memory | FileSystem::HugePages)
+    }
+
+    /// Whether a mapping may show it as it was before.
+    pub(super) fn may_be_newer(&self) -> bool {
+        self.file_system == FileSystem::Overlay
+    }
+}
+
+/// What is behind the mappings of one process.
+pub(super) struct Backings<'a> {
+    process: &'a ProcDirectory,
+    /// By device, number, name, and whether it may be written through the mapping.
+    known: HashMap<((u32, u32), u64, Vec<u8>, bool), Backing>,
+    /// Of the process, of this program.
+    mounts: Option<(Mounts, Mounts)>,
+    /// The file system of memfds and of shared memory without a name.
+    shared_memory: Option<(u32, u32)>,
+    /// The open files of the process by name.
+    descriptors: Option<HashMap<Vec<u8>, Vec<String>>>,
+}
+
+impl<'a> Backings<'a> {
+    pub(super) fn new(process: &'a ProcDirectory) -> Self {
+        let shared_memory = rustix::fs::memfd_create("stillframe", rustix::fs::MemfdFlags::CLOEXEC);
+        let shared_memory = shared_memory.and_then(rustix::fs::fstat).ok();
+        Backings {
+            process,
+            known: HashMap::new(),
+            mounts: None,
+            shared_memory: shared_memory.map(|stat| device(stat.st_dev)),
+            descriptors: None,
+        }
+    }
+
+    /// What is behind a mapping, which the process has just so.
+    pub(super) fn of(&mut self, line: &MapsLine) -> Backing {
+        if line.inode == 0 {
+            // Without a file, or something of the kernel's.
+            return if line.absent_is_zero {
+                Backing::Nothing
+            } else {
+                Backing::Unknown(WhyLeftOut::Refused)
+            };
+        }
+        let is_shared = line.mapping.protection.shared;
+        let name = line.mapping.name.as_bytes();
+        if name.starts_with(b"/secretmem") && self.file_system(line) == FileSystem::Other {
+            return Backing::Unknown(WhyLeftOut::Secret);
+        }
+        if !is_shared && line.flags.is_hugetlb && name.starts_with(b"/anon_hugepage") {
+            return match self.is_mounted(line) {
+                false => Backing::Nothing,
+                true => self.file(line),
+            };
+        }
+        let is_written = is_shared && line.mapping.protection.write;
+        let key = (line.device, line.inode, name.to_owned(), is_written);
+        if let Some(backing) = self.known.get(&key) {
+            return backing.clone();
+        }
+        let backing = self.file(line);
+        self.known.insert(key, backing.clone());
+        backing
+    }
+
+    fn file(&mut self, line: &MapsLine) -> Backing {
+        let file_system = self.file_system(line);
+        match file_system {
+            FileSystem::Server => return Backing::Unknown(WhyLeftOut::FileServer),
+            FileSystem::Other => return Backing::Unknown(WhyLeftOut::FileClosed),
+            _ => {}
+        }
+        match self.find(line) {
+            Some(Found::Zeros(_)) if !line.mapping.protection.shared => Backing::Nothing,
+            Some(Found::File(file)) => match open_file(file, file_system) {
+                Some(file) if self.is_as_it_was_mapped(&file, line) => Backing::File(Arc::new(file)),
+                _ => Backing::Unknown(WhyLeftOut::FileClosed),
+            },
+            _ => Backing::Unknown(WhyLeftOut::FileClosed),
+        }
+    }
+
+    /// Whether a mapping of this file shows what is in it now. On layers it may show the lower one's file, as it was
+    /// before somebody wrote to it, unless the process opened it for writing.
+    fn is_as_it_was_mapped(&self, file: &OpenFile, line: &MapsLine) -> bool {
+        let protection = line.mapping.protection;
+        if file.file_system != FileSystem::Overlay || protection.shared && protection.write {
+            return true;
+        }
+        let changed = file.file.metadata().map(|metadata| metadata.ctime());
+        matches!((changed, self.process.started()), (Ok(changed), Ok(started)) if changed < started)
+    }
+
+    fn mounts(&mut self) -> &(Mounts, Mounts) {
+        let process = self.process;
+        self.mounts.get_or_insert_with(|| {
+            let own = std::fs::read("/proc/self/mountinfo").unwrap_or_default();
+            (Mounts::parse(&process.read("mountinfo").unwrap_or_default()), Mounts::parse(&own))
+        })
+    }
+
+    fn is_mounted(&mut self, line: &MapsLine) -> bool {
+        let (theirs, own) = self.mounts();
+        theirs.file_system(line.device).or(own.file_system(line.device)).is_some()
+    }
+
+    fn file_system(&mut self, line: &MapsLine) -> FileSystem {
+        if self.shared_memory == Some(line.device) {
+            return FileSystem::Memory;
+        }
+        let (theirs, own) = self.mounts();
+        let mounted = theirs.file_system(line.device).or(own.file_system(line.device));
+        mounted.unwrap_or(match line.device.0 {
+            _ if line.flags.is_hugetlb => FileSystem::HugePages,
+            0 => FileSystem::Other,
+            // A real device, which somebody else has mounted: what lies under the layers of a container.
+            _ => FileSystem::Disk,
+        })
+    }
+
+    /// The file itself, in one of the ways.
+    fn find(&mut self, line: &MapsLine) -> Option<Found> {
+        let range = line.mapping.range;
+        let map_file = format!("map_files/{:x}-{:x}", range.start(), range.end());
+        if let Ok(path) = self.process.open_path(&map_file) {
+            return reopen(&path);
+        }
+        if let Some(path) = self.by_name(line)
+            && let Some(found) = reopen(&path).filter(|found| found.is_mapped_in(line))
+        {
+            return Some(found);
+        }
+        let candidates = self.descriptors().get(line.mapping.name.as_bytes()).cloned().unwrap_or_default();
+        candidates.iter().find_map(|name| {
+            let number = name.strip_prefix("fd/");
+            let info = number.and_then(|number| self.process.read(&format!("fdinfo/{number}")).ok());
+            if info.as_deref().and_then(inode_in).is_some_and(|inode| inode != line.inode) {
+                return None;
+            }
+            let path = self.process.open_path(name).ok()?;
+            reopen(&path).filter(|found| found.is_mapped_in(line))
+        })
+    }
+
+    fn by_name(&mut self, line: &MapsLine) -> Option<OwnedFd> {
+        let name = line.mapping.name.as_bytes();
+        let path = name.strip_prefix(b"/")?;
+        let own_namespace = std::fs::read_link("/proc/self/ns/mnt").ok()?;
+        let is_same = self.process.read_link("ns/mnt").ok()? == own_namespace.as_os_str().as_bytes();
+        let (theirs, own) = self.mounts();
+        if !(if is_same { own } else { theirs }).asks_no_server(name) {
+            return None;
+        }
+        // The kernel names files as seen from this program's root, if it sees them.
+        let root = match is_same {
+            true => rustix::fs::open("/", OFlags::PATH | OFlags::CLOEXEC, Mode::empty()).ok()?,
+            false => self.process.open_path("root").ok()?,
+        };
+        let (flags, resolve) =
+            (OFlags::PATH | OFlags::CLOEXEC, ResolveFlags::IN_ROOT | ResolveFlags::NO_SYMLINKS);
+        rustix::fs::openat2(root, OsStr::from_bytes(path), flags, Mode::empty(), resolve).ok()
+    }
+
+    fn descriptors(&mut self) -> &HashMap<Vec<u8>, Vec<String>> {
+        let process = self.process;
+        self.descriptors.get_or_insert_with(|| {
+            let mut by_name: HashMap<Vec<u8>, Vec<String>> = HashMap::new();
+            let numbers = process.descriptors().unwrap_or_default().into_iter();
+            for name in numbers.map(|number| format!("fd/{number}")).chain(["exe".to_owned()]) {
+                if let Ok(target) = process.read_link(&name) {
+                    by_name.entry(target).or_default().push(name);
+                }
+            }
+            by_name
+        })
+    }
+}
+
+/// What was found where a file was looked for.
+enum Found {
+    File(File),
+    /// The device that is read as zeros; its file system and number.
+    Zeros(((u32, u32), u64)),
+}
+
+impl Found {
+    /// Whether it is what is mapped. Some file systems (btrfs, overlayfs) call themselves otherwise in a mapping than in an
+    /// answer to `stat`: then the kernel is asked what it calls this one when it is mapped.
+    fn is_mapped_in(&self, line: &MapsLine) -> bool {
+        let file = match self {
+            Found::Zeros(file) => return *file == (line.device, line.inode),
+            Found::File(file) => file,
+        };
+        let Ok(metadata) = file.metadata() else { return false };
+        if metadata.ino() == line.inode && device(metadata.dev()) == line.device {
+            return true;
+        }
+        // Nobody looks into it.
+        let Ok(mapped) = MmapOptions::new().len(1).map_raw_read_only(file) else { return false };
+        let address = mapped.as_ptr().addr() as u64;
+        let lines = std::fs::read("/proc/self/maps").ok().and_then(|maps| maps::parse(&maps).ok());
+        lines.into_iter().flatten().any(|own| {
+            own.mapping.range.start() == address && (own.device, own.inode) == (line.device, line.inode)
+        })
+    }
+}
+
+/// Opens what was looked at, if it is a plain file or the device of zeros.
+fn reopen(path: &OwnedFd) -> Option<Found> {
+    let name = format!("/proc/self/fd/{}", path.as_raw_fd());
+    let metadata = std::fs::metadata(&name).ok()?;
+    if metadata.file_type().is_char_device() {
+        return (device(metadata.rdev()) == ZERO_DEVICE)
+            .then(|| Found::Zeros((device(metadata.dev()), metadata.ino())));
+    }
+    if !metadata.is_file() {
+        return None;
+    }
+    let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK | OFlags::NOCTTY;
+    // That it was read shows nowhere, if it is ours to say so.
+    let open = |flags| rustix::fs::open(&name, flags, Mode::empty());
+    open(flags | OFlags::NOATIME).or_else(|_| open(flags)).ok().map(|file| Found::File(File::from(file)))
+}
+
+fn open_file(file: File, file_system: FileSystem) -> Option<OpenFile> {
+    let length_bytes = file.metadata().ok()?.len();
+    // What counts as tmpfs may be a ramfs, which fills its holes when they are read.
+    let is_memory = rustix::fs::fstatfs(&file).ok()?.f_type == TMPFS_MAGIC;
+    (is_memory == (file_system == FileSystem::Memory)).then_some(OpenFile { file, length_bytes, file_system })
+}
+
+/// The number of the file in `/proc/PID/fdinfo/N`; older kernels do not have it.
+fn inode_in(info: &[u8]) -> Option<u64> {
+    let line = info.split(|byte| *byte == b'\n').find_map(|line| line.strip_prefix(b"ino:"))?;
+    str::from_utf8(line).ok()?.trim().parse().ok()
+}
+
+fn device(number: u64) -> (u32, u32) {
+    (rustix::fs::major(number), rustix::fs::minor(number))
+}

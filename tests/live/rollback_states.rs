@@ -1,0 +1,273 @@
+//! Rolling back is more than bytes: arenas, pages that the kernel may take, guards, page faults that somebody else
+//! serves, shared memory, and processes that are mistaken for one another.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::OnceLock;
+
+use stillframe::{Error, SinkError, SnapshotId, Store};
+
+use super::rollback::{Program, Vault, capture, misfit, new_store, roll_back};
+use crate::needs::{needs, passed_over};
+
+/// Compiles a C program of this directory once.
+pub(super) fn compiled(name: &str) -> PathBuf {
+    let binary = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("{name}-{}", std::process::id()));
+    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("tests/live/{name}.c"));
+    let mut cc = Command::new("cc");
+    let status = cc.args(["-O1", "-pthread", "-o"]).arg(&binary).arg(source).status().unwrap();
+    assert!(status.success(), "cc cannot compile it");
+    binary
+}
+
+/// `states.c`.
+pub(super) fn states(arguments: &[&Path], one_thread: bool) -> Program {
+    static COMPILED: OnceLock<PathBuf> = OnceLock::new();
+    let mut command = Command::new(COMPILED.get_or_init(|| compiled("states")));
+    command.args(arguments);
+    // A thread's first allocation takes new memory, which would have to be left.
+    if one_thread {
+        command.env("ONE_THREAD", "1");
+    }
+    Program::start(command)
+}
+
+/// Whether it can be known here which processes share memory.
+fn sees_all_processes() -> bool {
+    let namespace = fs::read_link("/proc/self/ns/pid").unwrap();
+    let sees = rustix::process::geteuid().is_root() && namespace.as_os_str() == "pid:[4026531836]";
+    if !sees {
+        passed_over("it needs root in the first pid namespace, to see all processes");
+    }
+    sees
+}
+
+/// Why it was refused.
+#[track_caller]
+fn refusal(store: &Store, id: SnapshotId, program: &Program) -> String {
+    match store.roll_back(id).unwrap().process(program.pid()).unwrap_err() {
+        Error::Sink(SinkError::NoRollBack { why, .. }) => why,
+        error => panic!("{error:?}"),
+    }
+}
+
+// ---- States of pages ----------------------------------------------------------------------------
+
+#[test]
+fn an_arena_that_has_grown_is_new_memory_and_is_emptied() {
+    if !needs(&["cc"]) {
+        return;
+    }
+    let (_dir, store) = new_store();
+    let mut program = states(&[], false);
+    program.ask("grow");
+    let id = capture(&store, &program);
+    for _ in 0..3 {
+        program.ask("grow");
+        program.ask("grow");
+        let found = misfit(&store, id, program.pid()).join("; ");
+        assert!(found.contains("set aside then, are memory now"), "{found}");
+        store.roll_back(id).unwrap().leave_new_memory(true).process(program.pid()).unwrap();
+        // `calloc` takes new parts of an arena for zeros, which the program checks.
+        assert_eq!(program.ask("grow"), "done");
+        store.roll_back(id).unwrap().leave_new_memory(true).process(program.pid()).unwrap();
+    }
+}
+
+#[test]
+fn pages_that_the_kernel_may_take_are_written_even_if_they_are_equal() {
+    if !needs(&["cc"]) {
+        return;
+    }
+    let (_dir, store) = new_store();
+    let mut program = states(&[], true);
+    let id = capture(&store, &program);
+    assert_eq!(program.ask("free"), "done");
+    roll_back(&store, id, &program);
+    program.ask("pressure");
+    assert_eq!(program.ask("count"), "1048576");
+    // Without the rollback they are gone.
+    program.ask("free");
+    program.ask("pressure");
+    if program.ask("count") != "0" {
+        passed_over("this kernel does not take pages back when it is asked to");
+    }
+}
+
+#[test]
+fn guard_pages_then_or_now_are_refused() {
+    if !needs(&["cc"]) {
+        return;
+    }
+    let (_dir, store) = new_store();
+    let mut program = states(&[], true);
+    let without = capture(&store, &program);
+    if program.ask("guard") != "done" {
+        return passed_over("it needs guard pages (Linux 6.13)");
+    }
+    let with = capture(&store, &program);
+    let found = misfit(&store, without, program.pid()).join("; ");
+    assert!(found.contains("cannot be read any more"), "{found}");
+    roll_back(&store, with, &program);
+    program.ask("unguard");
+    let found = misfit(&store, with, program.pid()).join("; ");
+    assert!(found.contains("guard page") && found.contains("has content now"), "{found}");
+    roll_back(&store, without, &program);
+    assert_eq!(program.ask("count"), "1048576");
+}
+
+#[test]
+fn memory_that_a_userfaultfd_serves_is_refused_by_name_before_anything_is_written() {
+    if !needs(&["cc"]) {
+        return;
+    }
+    let (_dir, store) = new_store();
+    let mut program = states(&[], true);
+    program.ask("write");
+    let id = capture(&store, &program);
+    if program.ask("serve") != "done" {
+        return passed_over("it needs userfaultfd for write protection");
+    }
+    // Equal memory may stay as it is.
+    roll_back(&store, id, &program);
+    program.ask("unserve");
+    let mut program = states(&[], true);
+    let id = capture(&store, &program);
+    program.ask("write");
+    program.ask("serve");
+    let why = refusal(&store, id, &program);
+    assert!(why.contains("userfaultfd is told of writes"), "{why}");
+    assert_eq!(program.ask("count"), "0");
+    program.ask("unserve");
+    roll_back(&store, id, &program);
+    assert_eq!(program.ask("count"), "1048576");
+}
+
+// ---- Shared memory ------------------------------------------------------------------------------
+
+#[test]
+fn shared_memory_that_nobody_else_has_is_rolled_back_once_however_often_it_is_mapped() {
+    if !needs(&["cc"]) {
+        return;
+    }
+    if !sees_all_processes() {
+        return;
+    }
+    let (_dir, store) = new_store();
+    let mut program = states(&[], true);
+    assert_eq!(program.ask("look"), "1 1 1 1 0");
+    let id = capture(&store, &program);
+    program.ask("set");
+    assert_eq!(program.ask("look"), "2 2 2 2 0");
+    let stats = roll_back(&store, id, &program);
+    assert_eq!((program.ask("look"), stats.left_shared.len()), ("1 1 1 1 0".to_owned(), 0));
+    // One page of the memfd, not three, and one of the anonymous memory; and what the program itself wrote.
+    assert!(stats.written_regions < 20, "{stats:?}");
+}
+
+#[test]
+fn shared_memory_that_others_have_is_refused_unless_it_may_be_left() {
+    if !needs(&["cc"]) {
+        return;
+    }
+    let (_dir, store) = new_store();
+    let mut program = states(&[], true);
+    program.ask("fork");
+    let id = capture(&store, &program);
+    roll_back(&store, id, &program);
+    program.ask("set");
+    let found = misfit(&store, id, program.pid()).join("; ");
+    assert!(found.contains("differs, and ") && found.contains("--leave-shared-memory"), "{found}");
+    if sees_all_processes() {
+        assert!(found.contains("(states") && found.contains("has it too"), "{found}");
+    }
+    assert_eq!(program.ask("look"), "2 2 2 2 0");
+    let stats = store.roll_back(id).unwrap().leave_shared_memory(true).process(program.pid()).unwrap();
+    assert!(stats.left_shared.len() >= 2, "{:?}", stats.left_shared);
+    assert_eq!(program.ask("look"), "2 2 2 2 0");
+    program.ask("reap");
+    if sees_all_processes() {
+        roll_back(&store, id, &program);
+        assert_eq!(program.ask("look"), "1 1 1 1 0");
+    }
+}
+
+#[test]
+fn a_mapped_file_is_left_and_that_is_told_to_scripts_too() {
+    if !needs(&["cc"]) {
+        return;
+    }
+    if !sees_all_processes() {
+        return;
+    }
+    let vault = Vault::new();
+    let file = vault.directory.path().join("mapped");
+    let mut program = states(&[&file], true);
+    let pid = program.pid().to_string();
+    vault.json(&["capture", "--pid", &pid, "--process", "p"]);
+    program.ask("set");
+    let output = vault.run(&["--quiet", "rollback", "p@latest", "--pid", &pid]);
+    let stderr = String::from_utf8(output.stderr).unwrap();
+    assert_eq!((output.status.code(), output.stdout.len()), (Some(0), 0), "{stderr}");
+    assert!(stderr.contains("left as it is") && stderr.contains("/mapped"), "{stderr}");
+    assert_eq!(program.ask("look"), "1 1 1 1 2");
+    let done = vault.json(&["rollback", "p@latest", "--pid", &pid]);
+    let left = done["left_shared"].as_array().unwrap();
+    assert!(left.len() == 1 && left[0].as_str().unwrap().ends_with("/mapped"), "{done}");
+    // Another process has it too.
+    let mut other = states(&[&file], true);
+    program.ask("set");
+    let output = vault.run(&["rollback", "p@latest", "--pid", &pid]);
+    let stderr = String::from_utf8(output.stderr).unwrap();
+    assert!(
+        output.status.code() == Some(6) && stderr.contains(&format!("process {}", other.pid())),
+        "{stderr}"
+    );
+    let output = vault.run(&["rollback", "p@latest", "--pid", &pid, "--leave-shared-memory"]);
+    assert_eq!(output.status.code(), Some(0));
+    assert_eq!(other.ask("which"), "0 0");
+}
+
+// ---- The same process ---------------------------------------------------------------------------
+
+#[test]
+fn a_process_that_shares_its_memory_with_another_one_is_refused() {
+    if !needs(&["cc"]) {
+        return;
+    }
+    let (_dir, store) = new_store();
+    let mut program = states(&[], true);
+    let id = capture(&store, &program);
+    if program.ask("clone") != "done" {
+        return passed_over("it needs clone with CLONE_VM");
+    }
+    let why = refusal(&store, id, &program);
+    assert!(why.contains("shares its memory without being one of its threads"), "{why}");
+    program.ask("reap");
+    roll_back(&store, id, &program);
+    assert_eq!(program.ask("count"), "1048576");
+}
+
+#[test]
+fn a_sibling_that_has_got_the_pid_is_not_taken_for_the_process() {
+    if !needs(&["cc"]) {
+        return;
+    }
+    if fs::OpenOptions::new().write(true).open("/proc/sys/kernel/ns_last_pid").is_err() {
+        return passed_over("it needs root, to have a process get a certain pid");
+    }
+    let (_dir, store) = new_store();
+    let mut command = Command::new(compiled("siblings"));
+    command.env("LC_ALL", "C");
+    let mut master = Program::start(command);
+    let first: u32 = master.line().parse().unwrap();
+    let source = stillframe::ProcessSource::new(first);
+    let id = store.process("p").capture(&source, &stillframe::CaptureOptions::default()).unwrap().id;
+    store.roll_back(id).unwrap().process(first).unwrap();
+    if master.ask("next") != first.to_string() {
+        return passed_over("the pid did not come back");
+    }
+    let found = misfit(&store, id, first).join("; ");
+    assert!(found.contains("has got that one's pid"), "{found}");
+}
