@@ -161,7 +161,8 @@ fn a_child_gets_an_error_from_every_call_and_changes_nothing() {
         });
         assert_eq!(said.len(), 25, "{said:?}");
         assert!(said.iter().all(|said| said == "refused"), "{said:#?}");
-        drop((snapshot, store));
+        drop(snapshot);
+        drop(store);
         let store = reopened(&path, before.len(), &mut taken);
         assert!(store.verify(&Default::default()).unwrap().problems.is_empty());
     }
