@@ -157,6 +157,13 @@ impl Database {
         !name.open_dir().is_ok_and(|dir| dir.join(FILE).exists())
     }
 
+    /// Removes the file without which there is no database of this name.
+    pub(crate) fn remove_file(name: &Name) -> Result<(), StoreError> {
+        let dir = file::open_dir(name).map_err(StoreError::io("open", name))?;
+        file::remove_if_there(&dir.join(FILE)).map_err(StoreError::io("take away", name))?;
+        file::sync_dir(&dir).map_err(StoreError::io("make durable", name))
+    }
+
     /// Opens the database of this name, or creates it, and counts what is in it. An error means that it is not usable
     /// and wants to be rebuilt; that of another store or schema counts as such.
     ///

@@ -439,7 +439,14 @@ impl Index {
         // In one step, as half of one would be taken for a whole one.
         let leaving = self.name.with_extension(UNFINISHED);
         remove(&leaving)?;
-        file::rename(&self.name, &leaving).map_err(StoreError::io("take away", &self.name))?;
+        match file::rename(&self.name, &leaving) {
+            // There are quotas under which renaming takes room. Without this file there is no index either.
+            Err(error) if file::is_no_room(&error) => {
+                Database::remove_file(&self.name)?;
+                return remove(&self.name);
+            }
+            other => other.map_err(StoreError::io("take away", &self.name))?,
+        }
         let store = self.name.dir();
         file::sync_dir(store).map_err(StoreError::io("make durable", store))?;
         remove(&leaving)

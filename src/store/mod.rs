@@ -438,7 +438,7 @@ impl Shared {
 
     /// Where an object is.
     pub(crate) fn locate(&self, tree: Tree, hash: &Hash) -> Result<Option<Location>, StoreError> {
-        self.check_fork()?;
+        self.check_process()?;
         // First the pending ones: an object leaves them only when the index has it.
         match self.log.pending(tree, hash) {
             Some(location) => Ok(Some(location)),
