@@ -84,9 +84,17 @@ impl Pages {
             // SAFETY: as above. The bytes must not change, nor the file become shorter: the caller sees to it.
             Content::Copy(file) => unsafe { mm::mmap(start, mapped_bytes, none, private, file, 0) },
             // SAFETY: as above.
-            Content::ToRead(file) => unsafe {
-                mm::mmap(start, mapped_bytes, none, MapFlags::SHARED, file, 0)
-            },
+            Content::ToRead(file) => {
+                match unsafe { mm::mmap(start, mapped_bytes, none, MapFlags::SHARED, file, 0) } {
+                    // Where a file cannot be mapped together with others it may still be mapped for oneself, and what is
+                    // never written through the mapping is the file's either way.
+                    // SAFETY: as above.
+                    Err(rustix::io::Errno::NODEV | rustix::io::Errno::INVAL) => unsafe {
+                        mm::mmap(start, mapped_bytes, none, MapFlags::PRIVATE, file, 0)
+                    },
+                    other => other,
+                }
+            }
         };
         let start: *mut u8 = start.map_err(|error| explain(error.into()))?.cast();
         let is_writable = !matches!(content, Content::ToRead(_));

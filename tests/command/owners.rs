@@ -95,7 +95,7 @@ fn a_store_on_a_read_only_file_system_is_read_and_not_changed() {
         ] {
             let done = read_only(&vault, &[], verb).unwrap();
             assert_eq!(done.code, Some(1), "{verb:?}: {}", done.stderr);
-            assert!(done.stderr.contains("is on a read-only file system"), "{verb:?}: {}", done.stderr);
+            assert!(done.stderr.contains("is read-only (its file system"), "{verb:?}: {}", done.stderr);
             assert_eq!(done.stderr.lines().count(), 1, "{verb:?}: {}", done.stderr);
         }
         assert!(content(&vault.store()) == before, "something was written");
