@@ -83,15 +83,15 @@ impl Pages {
             Content::Zeros => unsafe { mm::mmap_anonymous(start, mapped_bytes, none, private) },
             // SAFETY: as above. The bytes must not change, nor the file become shorter: the caller sees to it.
             Content::Copy(file) => unsafe { mm::mmap(start, mapped_bytes, none, private, file, 0) },
-            // SAFETY: as above.
             Content::ToRead(file) => {
+                // SAFETY: as above.
                 match unsafe { mm::mmap(start, mapped_bytes, none, MapFlags::SHARED, file, 0) } {
-                    // Where a file cannot be mapped together with others it may still be mapped for oneself, and what is
-                    // never written through the mapping is the file's either way.
-                    // SAFETY: as above.
-                    Err(rustix::io::Errno::NODEV | rustix::io::Errno::INVAL) => unsafe {
-                        mm::mmap(start, mapped_bytes, none, MapFlags::PRIVATE, file, 0)
-                    },
+                    // A file that cannot be mapped shared may still be mapped privately. What is never written
+                    // through the mapping is the file's either way.
+                    Err(rustix::io::Errno::NODEV | rustix::io::Errno::INVAL) => {
+                        // SAFETY: as above.
+                        unsafe { mm::mmap(start, mapped_bytes, none, MapFlags::PRIVATE, file, 0) }
+                    }
                     other => other,
                 }
             }

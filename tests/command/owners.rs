@@ -184,12 +184,8 @@ fn an_index_with_a_pipe_in_it_is_set_aside_unopened_and_rebuilt_with_one_line() 
     fs::remove_file(&conf).unwrap();
     // The database would wait for somebody to write into it.
     assert!(Command::new("mkfifo").arg("-m600").arg(&conf).status().unwrap().success());
-    let output = Command::new(STILLFRAME)
-        .arg("--store")
-        .arg(vault.store())
-        .args(["cat", "latest"])
-        .output()
-        .unwrap();
+    let output =
+        Command::new(STILLFRAME).arg("--store").arg(vault.store()).args(["cat", "latest"]).output().unwrap();
     let done = done(output);
     assert_eq!((done.code, done.stdout == image), (Some(0), true), "{}", done.stderr);
     assert_eq!(done.stderr.lines().count(), 1, "{}", done.stderr);

@@ -3,26 +3,15 @@
 //!
 //! What cannot be had here (FUSE, mounting, being root) is passed over with a line that says so.
 
-#![allow(clippy::unwrap_used)]
-
-#[path = "common/ended.rs"]
-mod ended;
-#[path = "common/mount.rs"]
-mod mount;
-#[path = "common/needs.rs"]
-mod needs;
-#[path = "common/noise.rs"]
-mod noise;
-
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
-use ended::output_of;
-use mount::mounting;
-use needs::{needs, passed_over};
-use noise::noise;
+use crate::ended::output_of;
+use crate::mount::mounting;
+use crate::needs::{needs, passed_over};
+use crate::noise::noise;
 use stillframe::{CaptureOptions, Error, GcOptions, SnapshotId, Store, StoreError};
 
 const STILLFRAME: &str = env!("CARGO_BIN_EXE_stillframe");
@@ -591,7 +580,7 @@ fn on_a_file_system_in_user_space_every_verb_works() {
         return passed_over("FUSE cannot be mounted here");
     }
     let this = std::env::current_exe().unwrap();
-    let test = ["--exact", "every_verb_works_where_it_is_mounted", "--ignored"].map(Path::new);
+    let test = ["--exact", "places::every_verb_works_where_it_is_mounted", "--ignored"].map(Path::new);
     let output = mounting(BINDFS, &[&[dir.path(), &this], &test[..]].concat()).unwrap();
     assert!(output.status.success(), "{}{}", String::from_utf8_lossy(&output.stdout), stderr(&output));
     assert!(String::from_utf8_lossy(&output.stdout).contains("1 passed"));

@@ -3,11 +3,6 @@
 //! The child has all of the memory, none of the threads, and not the lock. It gets an error from every call, and what
 //! it drops leaves the files and the parent's lock as they are.
 
-#![allow(clippy::unwrap_used)]
-
-#[path = "common/noise.rs"]
-mod noise;
-
 use std::io::Read;
 use std::os::fd::FromRawFd;
 use std::path::Path;
@@ -15,7 +10,7 @@ use std::process::Command;
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use noise::noise;
+use crate::noise::noise;
 use stillframe::{CaptureOptions, Error, Fill, GcOptions, KeepPolicy, SnapshotId, Store, StoreError};
 
 /// One fork at a time: a child has the locks of all stores of the process for the moment of the fork.
@@ -277,7 +272,7 @@ fn the_lock_of_a_killed_process_is_free_although_its_child_lives() {
     drop(Store::options().create(&path).unwrap());
     let mut process = Command::new(std::env::current_exe().unwrap());
     process
-        .args(["--exact", "a_process_that_forks_and_is_killed", "--ignored", "--nocapture"])
+        .args(["--exact", "forked::a_process_that_forks_and_is_killed", "--ignored", "--nocapture"])
         .env(HOLDS, &path);
     let mut process = process.stdout(std::process::Stdio::piped()).spawn().unwrap();
     let lines = std::io::BufRead::lines(std::io::BufReader::new(process.stdout.take().unwrap()));
