@@ -19,11 +19,10 @@
 #[path = "0001_create.rs"]
 pub(crate) mod create;
 
-use std::path::Path;
-
 use crate::store::error::StoreError;
 use crate::store::format::{self, FORMAT_FILE};
 use crate::store::names::{INDEX_DIR, MIGRATION_DIR, PACKS_DIR};
+use crate::sys::dir::{Dir, Name};
 use crate::sys::file;
 
 /// A way from one format to the next.
@@ -32,7 +31,7 @@ pub(crate) struct Step {
     pub(crate) from: u32,
     /// Reads the store in the first directory and writes packs and FORMAT into the second, which
     /// is empty: the packs first, everything durable, FORMAT last.
-    pub(crate) apply: fn(&Path, &Path) -> Result<(), StoreError>,
+    pub(crate) apply: fn(&Dir, &Dir) -> Result<(), StoreError>,
 }
 
 /// All steps there are. Format 1 is the first, so there is none yet.
@@ -41,7 +40,7 @@ pub(crate) const STEPS: &[Step] = &[];
 const OLD_PACKS_DIR: &str = "old-packs";
 
 /// Brings `store`, whose lock the caller holds, to the format `to`.
-pub(crate) fn run(store: &Path, steps: &[Step], to: u32) -> Result<(), StoreError> {
+pub(crate) fn run(store: &Dir, steps: &[Step], to: u32) -> Result<(), StoreError> {
     finish_interrupted(store)?;
     loop {
         let from = format::version(store)?;
@@ -50,30 +49,43 @@ pub(crate) fn run(store: &Path, steps: &[Step], to: u32) -> Result<(), StoreErro
         }
         let step = steps.iter().find(|step| step.from == from);
         let step = step.ok_or_else(|| StoreError::NotAStore {
-            path: store.to_owned(),
+            path: store.into(),
             why: format!("its format {from} was never released, and no migration knows it"),
         })?;
-        tracing::info!("migrating {} from format {from} to {}", store.display(), from + 1);
+        tracing::info!("migrating {} from format {from} to {}", store.path().display(), from + 1);
         let new = store.join(MIGRATION_DIR);
-        file::create_dir(&new).map_err(StoreError::io("create", &new))?;
+        let new = file::create_dir(&new).map_err(StoreError::io("create", &new))?;
         (step.apply)(store, &new)?;
         finish_interrupted(store)?;
     }
 }
 
 /// Throws an incomplete migration away, and puts a complete one in the place of the old store.
-pub(crate) fn finish_interrupted(store: &Path) -> Result<(), StoreError> {
-    let new = store.join(MIGRATION_DIR);
-    if !new.is_dir() {
-        return Ok(());
+///
+/// Somebody else may have made the store, so nothing here follows a link, and what is said to be complete must be of
+/// this store.
+pub(crate) fn finish_interrupted(store: &Dir) -> Result<(), StoreError> {
+    let migration = store.join(MIGRATION_DIR);
+    let Some(found) = migration.look().map_err(StoreError::io("open", &migration))? else { return Ok(()) };
+    if !found.is_dir() {
+        return Err(in_the_way(&migration, found.is_no("directory").to_string()));
     }
+    let new = file::open_dir(&migration).map_err(StoreError::io("open", &migration))?;
     let (packs, new_packs, old_packs) = (store.join(PACKS_DIR), new.join(PACKS_DIR), new.join(OLD_PACKS_DIR));
-    let durable = |dir: &Path| file::sync_dir(dir).map_err(StoreError::io("make durable", dir));
+    let durable = |dir: &Dir| file::sync_dir(dir).map_err(StoreError::io("make durable", dir));
     // Whoever came this far may have been killed before it was.
     durable(&new)?;
     durable(store)?;
-    if new.join(FORMAT_FILE).is_file() {
-        let rename = |from: &Path, to: &Path| {
+    if new.join(FORMAT_FILE).exists() {
+        check_is_of(store, &new)?;
+        for name in [&new_packs, &old_packs, &packs] {
+            if let Some(found) = name.look().map_err(StoreError::io("open", name))?
+                && !found.is_dir()
+            {
+                return Err(in_the_way(name, found.is_no("directory").to_string()));
+            }
+        }
+        let rename = |from: &Name, to: &Name| {
             file::rename(from, to).map_err(StoreError::io("give its new place to", from))?;
             durable(store)?;
             durable(&new)
@@ -87,11 +99,26 @@ pub(crate) fn finish_interrupted(store: &Path) -> Result<(), StoreError> {
         }
         rename(&new.join(FORMAT_FILE), &store.join(FORMAT_FILE))?;
     }
-    remove(&new)?;
+    remove(&migration)?;
     durable(store)
 }
 
-fn remove(dir: &Path) -> Result<(), StoreError> {
+/// An error if what a migration has written does not belong to this store.
+fn check_is_of(store: &Dir, new: &Dir) -> Result<(), StoreError> {
+    match format::id_line(new)? == format::id_line(store)? {
+        true => Ok(()),
+        false => Err(in_the_way(
+            &store.join(MIGRATION_DIR),
+            "there is another store in it, and no migration".to_owned(),
+        )),
+    }
+}
+
+fn in_the_way(name: &Name, why: String) -> StoreError {
+    StoreError::InTheWay { path: name.into(), why }
+}
+
+fn remove(dir: &Name) -> Result<(), StoreError> {
     file::remove_dir(dir).map_err(StoreError::io("remove", dir))
 }
 
@@ -107,7 +134,7 @@ mod tests {
     pub(super) use crate::fault_injection::{Call, Witness, watch};
     use crate::store::pack;
     use std::io::{self, BufRead, BufReader};
-    use std::path::PathBuf;
+    use std::path::{Path, PathBuf};
     use std::process::{Command, Stdio};
     use std::sync::Arc;
     use std::sync::atomic::{AtomicI64, Ordering};
@@ -115,30 +142,30 @@ mod tests {
 
     /// A made-up step: copies the packs, with a file beside them by which they are known from those of other formats,
     /// and writes a FORMAT of the next version.
-    fn copy_and_raise(old: &Path, new: &Path) -> Result<(), StoreError> {
+    fn copy_and_raise(old: &Dir, new: &Dir) -> Result<(), StoreError> {
         let (old_packs, packs) = (old.join(PACKS_DIR), new.join(PACKS_DIR));
         let mut format = format::Format::read_any(old)?;
         format.version += 1;
-        let write = |path: PathBuf, bytes: &[u8]| -> io::Result<()> {
-            let file = file::create_new(&path)?;
+        let write = |name: Name, bytes: &[u8]| -> io::Result<()> {
+            let file = file::create_new(&name)?;
             file.write_all_at(bytes, 0)?;
             file.sync()
         };
         let copy = || -> io::Result<()> {
-            file::create_dir(&packs)?;
-            for (_, path) in pack::list(&old_packs).unwrap() {
-                write(packs.join(path.file_name().unwrap()), &std::fs::read(&path)?)?;
+            let packs = file::create_dir(&packs)?;
+            for (_, name) in pack::list(&old_packs.open_dir()?).unwrap() {
+                write(packs.join(name.name()), &std::fs::read(name.path())?)?;
             }
             write(packs.join(OF_FORMAT), format.version.to_string().as_bytes())?;
             file::sync_dir(&packs)
         };
-        copy().map_err(StoreError::io("copy", old_packs))?;
+        copy().map_err(StoreError::io("copy", &old_packs))?;
         format.write(new)
     }
 
-    fn fails(_: &Path, new: &Path) -> Result<(), StoreError> {
+    fn fails(_: &Dir, new: &Dir) -> Result<(), StoreError> {
         file::create_dir(&new.join(PACKS_DIR)).unwrap();
-        std::fs::write(new.join(PACKS_DIR).join("00000001.pack"), "half a pack").unwrap();
+        std::fs::write(new.path().join(PACKS_DIR).join("00000001.pack"), "half a pack").unwrap();
         Err(StoreError::WriteFailedMeanwhile)
     }
 
@@ -158,48 +185,53 @@ mod tests {
         (path, content)
     }
 
+    pub(super) fn dir(path: &Path) -> Dir {
+        Dir::open(path).unwrap()
+    }
+
     fn content(store: &Path) -> Vec<(PathBuf, Vec<u8>)> {
         let mut files = vec![store.join(FORMAT_FILE)];
-        files.extend(pack::list(&store.join(PACKS_DIR)).unwrap().into_iter().map(|(_, path)| path));
+        let packs = pack::list(&dir(&store.join(PACKS_DIR))).unwrap();
+        files.extend(packs.into_iter().map(|(_, name)| name.path().to_owned()));
         files.into_iter().map(|path| (path.clone(), std::fs::read(&path).unwrap())).collect()
     }
 
     #[test]
     fn the_runner_walks_from_any_older_format_to_this_one() {
-        let dir = tempfile::tempdir().unwrap();
-        let (store, before) = store(dir.path());
-        run(&store, MADE_UP, 3).unwrap();
-        assert_eq!(format::version(&store).unwrap(), 3);
+        let scratch = tempfile::tempdir().unwrap();
+        let (store, before) = store(scratch.path());
+        run(&dir(&store), MADE_UP, 3).unwrap();
+        assert_eq!(format::version(&dir(&store)).unwrap(), 3);
         let after = content(&store);
         assert_eq!(after.len(), before.len());
         assert_eq!(after[1..], before[1..], "the packs are those that the steps wrote");
         assert!(!store.join(MIGRATION_DIR).exists());
-        run(&store, MADE_UP, 3).unwrap();
+        run(&dir(&store), MADE_UP, 3).unwrap();
         assert_eq!(content(&store), after, "doing it again does nothing");
     }
 
     #[test]
     fn a_step_that_fails_leaves_the_old_store_whole() {
-        let dir = tempfile::tempdir().unwrap();
-        let (path, before) = store(dir.path());
-        run(&path, &[Step { from: 1, apply: fails }], 2).unwrap_err();
+        let scratch = tempfile::tempdir().unwrap();
+        let (path, before) = store(scratch.path());
+        run(&dir(&path), &[Step { from: 1, apply: fails }], 2).unwrap_err();
         assert_eq!(content(&path), before);
         assert_eq!(Store::open(&path).unwrap().snapshots().len(), 1);
         assert!(!path.join(MIGRATION_DIR).exists(), "opening throws what is incomplete away");
-        run(&path, MADE_UP, 2).unwrap();
-        assert_eq!(format::version(&path).unwrap(), 2);
+        run(&dir(&path), MADE_UP, 2).unwrap();
+        assert_eq!(format::version(&dir(&path)).unwrap(), 2);
     }
 
     #[test]
     fn taking_the_place_goes_on_wherever_it_was_interrupted() {
         for done in 0..4 {
-            let dir = tempfile::tempdir().unwrap();
-            let (store, before) = store(dir.path());
+            let scratch = tempfile::tempdir().unwrap();
+            let (store, before) = store(scratch.path());
             let new = store.join(MIGRATION_DIR);
-            file::create_dir(&new).unwrap();
-            copy_and_raise(&store, &new).unwrap();
+            std::fs::create_dir(&new).unwrap();
+            copy_and_raise(&dir(&store), &dir(&new)).unwrap();
             if done > 0 {
-                remove(&store.join(INDEX_DIR)).unwrap();
+                remove(&dir(&store).join(INDEX_DIR)).unwrap();
             }
             if done > 1 {
                 std::fs::rename(store.join(PACKS_DIR), new.join(OLD_PACKS_DIR)).unwrap();
@@ -207,8 +239,8 @@ mod tests {
             if done > 2 {
                 std::fs::rename(new.join(PACKS_DIR), store.join(PACKS_DIR)).unwrap();
             }
-            finish_interrupted(&store).unwrap();
-            assert_eq!(format::version(&store).unwrap(), 2, "after {done} steps");
+            finish_interrupted(&dir(&store)).unwrap();
+            assert_eq!(format::version(&dir(&store)).unwrap(), 2, "after {done} steps");
             assert_eq!(content(&store)[1..], before[1..], "after {done} steps");
             assert!(!new.exists());
         }
@@ -237,7 +269,7 @@ mod tests {
         let calls = std::env::var(KILLED_AFTER_CALLS).map_or(i64::MAX, |text| text.parse().unwrap());
         let _watching = watch(&store, Arc::new(Countdown(AtomicI64::new(calls))));
         println!("begun");
-        run(&store, MADE_UP, 3).unwrap();
+        run(&dir(&store), MADE_UP, 3).unwrap();
     }
 
     /// When the child dies.
@@ -250,8 +282,8 @@ mod tests {
     /// Has a child migrate a store until it dies, and then somebody call again. Says how long the child
     /// took, and whether it was in the middle of it.
     fn kill(death: &Death) -> (Duration, bool) {
-        let dir = tempfile::tempdir().unwrap();
-        let (store, before) = store(dir.path());
+        let scratch = tempfile::tempdir().unwrap();
+        let (store, before) = store(scratch.path());
         let mut child = Command::new(std::env::current_exe().unwrap());
         child
             .args(["--exact", "migrations::tests::a_child_migrates_until_it_is_killed"])
@@ -271,9 +303,9 @@ mod tests {
         }
         child.wait().unwrap();
         let took = began.elapsed();
-        let is_under_way = store.join(MIGRATION_DIR).exists() || format::version(&store).unwrap() == 2;
-        run(&store, MADE_UP, 3).unwrap();
-        assert_eq!(format::version(&store).unwrap(), 3);
+        let is_under_way = store.join(MIGRATION_DIR).exists() || format::version(&dir(&store)).unwrap() == 2;
+        run(&dir(&store), MADE_UP, 3).unwrap();
+        assert_eq!(format::version(&dir(&store)).unwrap(), 3);
         assert_eq!(content(&store)[1..], before[1..]);
         assert!(!store.join(MIGRATION_DIR).exists());
         (took, is_under_way)
@@ -281,11 +313,11 @@ mod tests {
 
     #[test]
     fn a_migration_that_is_killed_before_any_of_its_calls_goes_on_when_it_is_called_again() {
-        let dir = tempfile::tempdir().unwrap();
-        let (store, _) = store(dir.path());
+        let scratch = tempfile::tempdir().unwrap();
+        let (store, _) = store(scratch.path());
         let count = Arc::new(Countdown(AtomicI64::new(i64::MAX)));
         let watching = watch(&store, count.clone());
-        run(&store, MADE_UP, 3).unwrap();
+        run(&dir(&store), MADE_UP, 3).unwrap();
         drop(watching);
         let calls = i64::MAX - count.0.load(Ordering::Relaxed);
         let under_way = (0..calls).filter(|call| kill(&Death::AfterCalls(*call)).1).count();
@@ -305,9 +337,9 @@ mod tests {
 
     #[test]
     fn a_format_that_no_step_knows_is_an_honest_error() {
-        let dir = tempfile::tempdir().unwrap();
-        let (store, before) = store(dir.path());
-        run(&store, &MADE_UP[1..], 3).unwrap_err();
+        let scratch = tempfile::tempdir().unwrap();
+        let (store, before) = store(scratch.path());
+        run(&dir(&store), &MADE_UP[1..], 3).unwrap_err();
         assert_eq!(content(&store), before);
     }
 }

@@ -14,7 +14,7 @@ use std::sync::Arc;
 use anyhow::{Context, Result, ensure};
 use disk::{Disk, Event, Failure, IndexFiles, Model};
 
-use super::tests::{MADE_UP, OF_FORMAT, Store, store, watch};
+use super::tests::{MADE_UP, OF_FORMAT, Store, dir, store, watch};
 use super::*;
 use crate::store::pack;
 
@@ -33,29 +33,28 @@ const FROM: u32 = 1;
 const TO: u32 = 3;
 
 fn packs(store: &Path) -> Result<Vec<(String, Vec<u8>)>> {
-    let packs = pack::list(&store.join(PACKS_DIR))?;
-    let named = packs.into_iter().map(|(_, path)| {
-        let name = path.file_name().context("a pack has a name")?.to_string_lossy().into_owned();
-        Ok((name, std::fs::read(path)?))
-    });
+    let packs = pack::list(&Dir::open(&store.join(PACKS_DIR))?)?;
+    let named = packs
+        .into_iter()
+        .map(|(_, name)| Ok((name.name().to_string_lossy().into_owned(), std::fs::read(name.path())?)));
     named.collect()
 }
 
 /// Migrates a store; `stop_after` so many changes the process is as good as dead, and another one goes on.
 fn migrated(stop_after: Option<usize>) -> Migrated {
-    let dir = disk::scratch();
-    let (path, _) = store(dir.path());
-    let (before, index) = (Model::load(dir.path()), disk::read_index(&path.join(INDEX_DIR)));
+    let scratch = disk::scratch();
+    let (path, _) = store(scratch.path());
+    let (before, index) = (Model::load(scratch.path()), disk::read_index(&path.join(INDEX_DIR)));
     let packs = packs(&path).unwrap();
-    let disk = Disk::new(dir.path());
-    let watching = watch(dir.path(), disk.clone());
+    let disk = Disk::new(scratch.path());
+    let watching = watch(scratch.path(), disk.clone());
     disk.at_work("migrate");
     if let Some(changes) = stop_after {
         disk.stop_after(changes);
-        assert_eq!(run(&path, MADE_UP, TO).is_err(), disk.go_on());
+        assert_eq!(run(&dir(&path), MADE_UP, TO).is_err(), disk.go_on());
         disk.at_work("go on");
     }
-    run(&path, MADE_UP, TO).unwrap();
+    run(&dir(&path), MADE_UP, TO).unwrap();
     disk.mark(0);
     drop(watching);
     Migrated { before, index, packs, history: disk.history() }
@@ -87,14 +86,14 @@ impl Migrated {
     }
 
     fn fail(&self, model: &Model, failure: Failure, is_done: bool, with_index: bool) -> Result<()> {
-        let dir = disk::scratch();
-        let store = dir.path().join(STORE);
-        model.crash(failure, dir.path());
+        let scratch = disk::scratch();
+        let store = scratch.path().join(STORE);
+        model.crash(failure, scratch.path());
         if with_index && !is_done {
             disk::write_index(&store.join(INDEX_DIR), &self.index);
         }
-        let _watching = watch(dir.path(), Arc::new(disk::NothingDurable));
-        finish_interrupted(&store)?;
+        let _watching = watch(scratch.path(), Arc::new(disk::NothingDurable));
+        finish_interrupted(&dir(&store))?;
         let version = self.check(&store)?;
         ensure!(version == TO || !is_done, "it was migrated, and has format {version} again");
         if version == FROM && failure.seed.is_multiple_of(4) {
@@ -102,14 +101,14 @@ impl Migrated {
             let id = store.snapshots().first().context("the old store has lost its snapshot")?.id();
             ensure!(store.restore(id)?.into_mapping()?[..] == [7; 100_000]);
         }
-        run(&store, MADE_UP, TO)?;
+        run(&dir(&store), MADE_UP, TO)?;
         ensure!(self.check(&store)? == TO);
         Ok(())
     }
 
     /// That there is a store of one format, whole. Returns which.
     fn check(&self, store: &Path) -> Result<u32> {
-        let version = format::version(store)?;
+        let version = format::version(&dir(store))?;
         ensure!(packs(store)? == self.packs, "the packs under format {version} are not whole");
         let of_format = std::fs::read_to_string(store.join(PACKS_DIR).join(OF_FORMAT)).ok();
         let expected = (version > FROM).then(|| version.to_string());

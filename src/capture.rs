@@ -13,6 +13,7 @@
 
 use std::ops::Range;
 use std::panic::AssertUnwindSafe;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -36,6 +37,7 @@ use crate::store::lane::LaneGuard;
 use crate::store::object::Kind;
 use crate::store::read::{Check, Reader};
 use crate::store::{Shared, Store, check_length, encode};
+use crate::sys::fork::ProcessId;
 use crate::table;
 use crate::text::is_control;
 use crate::track::{Taken, Tracker, Tracking, Untracked, complement};
@@ -147,7 +149,11 @@ impl Capture {
 /// end it, and the snapshot appears all the same. Dropping the store waits for it.
 #[must_use = "the snapshot is durable only when `wait` has returned"]
 pub struct PendingCapture {
-    done: Receiver<std::thread::Result<Result<Capture, Error>>>,
+    /// `None` in a process that was forked from the one that has begun it.
+    done: Option<Receiver<std::thread::Result<Result<Capture, Error>>>>,
+    process: ProcessId,
+    /// Where the store is.
+    path: PathBuf,
 }
 
 impl PendingCapture {
@@ -157,17 +163,29 @@ impl PendingCapture {
     ///
     /// As [`Process::capture`]. Nothing is recorded then, and what had changed is in the next one.
     pub fn wait(self) -> Result<Capture, Error> {
-        match self.done.recv() {
-            Ok(Ok(result)) => result,
-            Ok(Err(panic)) => std::panic::resume_unwind(panic),
+        if !self.process.is_this() {
+            return Err(StoreError::of_other_process(&self.path, self.process).into());
+        }
+        match self.done.as_ref().map(Receiver::recv) {
+            Some(Ok(Ok(result))) => result,
+            Some(Ok(Err(panic))) => std::panic::resume_unwind(panic),
             // The thread answers before it ends, however it does.
-            Err(_) => Err(Error::Interrupted),
+            Some(Err(_)) | None => Err(Error::Interrupted),
         }
     }
 
     /// Whether [`wait`](Self::wait) would return at once.
     pub fn is_done(&self) -> bool {
-        !self.done.is_empty()
+        self.done.as_ref().is_none_or(|done| !done.is_empty())
+    }
+}
+
+impl Drop for PendingCapture {
+    fn drop(&mut self) {
+        if !self.process.is_this() {
+            // Whoever works on it is in the other process.
+            std::mem::forget(self.done.take());
+        }
     }
 }
 
@@ -205,12 +223,18 @@ impl Process<'_> {
 
     /// The ids of its snapshots, oldest first.
     pub fn snapshots(&self) -> Vec<SnapshotId> {
-        self.store.shared().catalog().of_process(&self.name).collect()
+        match self.store.shared().is_elsewhere() {
+            true => Vec::new(),
+            false => self.store.shared().catalog().of_process(&self.name).collect(),
+        }
     }
 
     /// Its newest snapshot.
     pub fn latest(&self) -> Option<SnapshotId> {
-        self.store.shared().catalog().of_process(&self.name).next_back()
+        match self.store.shared().is_elsewhere() {
+            true => None,
+            false => self.store.shared().catalog().of_process(&self.name).next_back(),
+        }
     }
 
     /// Whether a capture with these options can begin, as far as that is known before its source is opened.
@@ -293,7 +317,8 @@ impl Process<'_> {
             // Nobody need wait for it.
             let _ = answer.send(result);
         })?;
-        Ok(PendingCapture { done })
+        let path = self.store.shared().path.clone();
+        Ok(PendingCapture { done: Some(done), process: ProcessId::this(), path })
     }
 
     /// The first step: the source stands still and is copied. With `let_go` it is all copied; else

@@ -14,8 +14,6 @@
 //! second time either copy will do, and the rest are the steps of a gc. No capture runs meanwhile: it could refer to a base
 //! that is about to go.
 
-use std::path::PathBuf;
-
 use crate::error::Error;
 use crate::gc::{Marking, live_snapshots};
 use crate::progress::Progress;
@@ -27,6 +25,7 @@ use crate::store::object;
 use crate::store::pack;
 use crate::store::read::{Check, Reader};
 use crate::store::tree::{IndexEntry, Tree};
+use crate::sys::dir::{Dir, Name};
 use crate::sys::file;
 
 /// So many bytes that are stored whole are appended at a time.
@@ -82,22 +81,26 @@ pub(crate) fn check(shared: &Shared) -> Result<(), StoreError> {
 }
 
 /// A file or directory that is no part of the open store and may hold what it held.
-fn leftover(shared: &Shared) -> Result<Option<PathBuf>, StoreError> {
-    let listed = |dir: PathBuf| file::list(&dir).map_err(StoreError::io("list", dir));
+fn leftover(shared: &Shared) -> Result<Option<Name>, StoreError> {
+    let listed = |dir: &Dir| file::list(dir).map_err(StoreError::io("list", dir));
     for name in [DAMAGED_DIR, MIGRATION_DIR] {
-        let dir = shared.path.join(name);
-        if dir.symlink_metadata().is_ok() && (!dir.is_dir() || !listed(dir.clone())?.is_empty()) {
-            return Ok(Some(dir));
+        let name = shared.dir.join(name);
+        let is_empty = |name: &Name| {
+            let dir = file::open_dir(name).map_err(StoreError::io("open", name))?;
+            Ok::<_, StoreError>(listed(&dir)?.is_empty())
+        };
+        if name.exists() && (!name.is_dir() || !is_empty(&name)?) {
+            return Ok(Some(name));
         }
     }
-    let is_unfinished = |path: &PathBuf| path.extension().is_some_and(|extension| extension == UNFINISHED);
-    if let Some(left) = listed(shared.path.clone())?.into_iter().find(is_unfinished) {
+    let is_unfinished =
+        |name: &Name| name.path().extension().is_some_and(|extension| extension == UNFINISHED);
+    if let Some(left) = listed(&shared.dir)?.into_iter().find(is_unfinished) {
         return Ok(Some(left));
     }
-    let open: Vec<_> = shared.log.packs().into_iter().map(|pack| pack.path.clone()).collect();
-    let names: Vec<_> = open.iter().filter_map(|path| path.file_name()).collect();
-    let is_other = |path: &PathBuf| path.file_name().is_none_or(|name| !names.contains(&name));
-    Ok(listed(shared.log.dir().to_owned())?.into_iter().find(is_other))
+    let open: Vec<_> = shared.log.packs().into_iter().map(|pack| pack.name.clone()).collect();
+    let names: Vec<_> = open.iter().map(Name::name).collect();
+    Ok(listed(shared.log.dir())?.into_iter().find(|name| !names.contains(&name.name())))
 }
 
 /// What must be stored whole before the bases that no live snapshot has can go. Changes nothing.
@@ -134,15 +137,14 @@ pub(crate) fn plan(shared: &Shared, progress: &Progress) -> Result<Lifts, Error>
 pub(crate) fn check_room(shared: &Shared, lifts: &Lifts) -> Result<(), StoreError> {
     let index_bytes = shared.index().disk_bytes() + INDEX_BYTES;
     // Packs are replaced by one new pack at a time.
-    let pack_bytes = (lifts.live_bytes + lifts.bytes).min(2 * pack::seal_bytes(shared.log.dir()));
+    let pack_bytes = (lifts.live_bytes + lifts.bytes).min(2 * pack::seal_bytes(shared.log.dir().path()));
     let needed_bytes = lifts.bytes + pack_bytes + index_bytes;
-    let path = shared.log.dir();
-    let room_bytes =
-        file::room_bytes(path).map_err(StoreError::io("look how much room there is for", path))?;
+    let dir = shared.log.dir();
+    let room_bytes = file::room_bytes(dir).map_err(StoreError::io("look how much room there is for", dir))?;
     match needed_bytes.checked_sub(room_bytes).filter(|missing| *missing > 0) {
         None => Ok(()),
         Some(missing_bytes) => Err(StoreError::DiskFull {
-            path: path.to_owned(),
+            path: dir.into(),
             missing_bytes: Some(missing_bytes),
             source: std::io::Error::from(std::io::ErrorKind::StorageFull),
         }),

@@ -79,6 +79,7 @@ impl Store {
     ///
     /// [`StoreError::NoSuchSnapshot`] if the process has no snapshots.
     pub fn plan_forget(&self, policy: &KeepPolicy, process: Option<&str>) -> Result<ForgetPlan, Error> {
+        self.shared().check_process()?;
         let now = Timestamp::now();
         let snapshots = match process {
             Some(process) => self.snapshots_of(process),
@@ -114,6 +115,7 @@ impl Store {
     /// the store cannot be written.
     pub fn forget(&self, snapshots: &[SnapshotId]) -> Result<(), Error> {
         let shared = self.shared();
+        shared.check_writable()?;
         let mut seen = HashSet::new();
         let ids: Vec<SnapshotId> = snapshots.iter().copied().filter(|id| seen.insert(*id)).collect();
         for id in &ids {

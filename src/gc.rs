@@ -90,15 +90,16 @@ impl Store {
     pub fn gc(&self, options: &GcOptions) -> Result<GcStats, Error> {
         let started = Instant::now();
         let shared = &**self.shared();
+        shared.check_process()?;
         if !options.dry_run {
             shared.check_writable()?;
         }
         let _one_at_a_time = shared.collecting.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some((path, why)) = shared.unusable.first() {
-            return Err(StoreError::UnusablePack { path: path.clone(), why: why.clone() }.into());
+        if let Some((name, why)) = shared.unusable.first() {
+            return Err(StoreError::UnusablePack { path: name.into(), why: why.clone() }.into());
         }
         if !options.dry_run {
-            shared.log.clear_away(Vec::new())?;
+            shared.clear_away(Vec::new())?;
         }
         let mut stats = match options {
             GcOptions { dry_run: true, .. } => Collecting::begin(shared).plan(&HashSet::new(), options)?,
@@ -121,6 +122,7 @@ impl Store {
     /// As [`gc`](Self::gc).
     pub fn freeable_bytes(&self, forgotten: &[SnapshotId]) -> Result<u64, Error> {
         let shared = &**self.shared();
+        shared.check_process()?;
         let _one_at_a_time = shared.collecting.lock().unwrap_or_else(PoisonError::into_inner);
         let forgotten = forgotten.iter().copied().collect();
         Ok(Collecting::begin(shared).plan(&forgotten, &GcOptions::default())?.freed_bytes)

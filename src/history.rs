@@ -118,6 +118,7 @@ impl Store {
             return Err(UnitError::RangeTooLong { found_bytes, most_bytes: MAX_RANGE_BYTES }.into());
         }
         let shared = &**self.shared();
+        shared.check_process()?;
         let reader = || Reader::new(shared, Check::Full);
         let mut layouts = reader();
         let mut places: HashMap<Hash, Arc<RangePlace>> = HashMap::new();

@@ -5,9 +5,10 @@ use std::time::Duration;
 
 use crate::error::Error;
 use crate::migrations;
-use crate::store::Store;
+use crate::store::directory;
 use crate::store::format::{FORMAT_VERSION, Format};
 use crate::store::lock::Lock;
+use crate::store::{Store, StoreOptions};
 
 /// What a migration did, or would do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -31,13 +32,24 @@ impl Store {
     /// [`StoreError::NewerFormat`](crate::StoreError::NewerFormat),
     /// [`StoreError::Owned`](crate::StoreError::Owned); when something cannot be read or written.
     pub fn migrate(path: impl AsRef<Path>, dry_run: bool, wait: Duration) -> Result<Migration, Error> {
-        let path = path.as_ref();
-        Format::read(path)?;
-        let lock = Lock::take(path, wait)?;
-        let from = Format::read(path)?.version;
+        Store::options().wait(wait).migrate(path, dry_run)
+    }
+}
+
+impl StoreOptions {
+    /// The same as [`Store::migrate`], with these options for opening the store.
+    ///
+    /// # Errors
+    ///
+    /// As [`Store::migrate`].
+    pub fn migrate(&self, path: impl AsRef<Path>, dry_run: bool) -> Result<Migration, Error> {
+        let dir = directory::open(path.as_ref(), self.trust_owner)?;
+        Format::read(&dir)?;
+        let lock = Lock::take(&dir, self.wait)?;
+        let from = Format::read(&dir)?.version;
         if !dry_run {
-            lock.check_writable(path)?;
-            migrations::run(path, migrations::STEPS, FORMAT_VERSION)?;
+            lock.check_writable()?;
+            migrations::run(&dir, migrations::STEPS, FORMAT_VERSION)?;
         }
         Ok(Migration { from, to: FORMAT_VERSION })
     }

@@ -21,6 +21,7 @@ use crate::record::SnapshotId;
 use crate::store::aside::Aside;
 use crate::store::collected::{self, Collected};
 use crate::store::compact::{KeepAll, compact, salvage};
+use crate::store::directory;
 use crate::store::error::StoreError;
 use crate::store::format::{FORMAT_FILE, Format};
 use crate::store::location::Location;
@@ -32,6 +33,7 @@ use crate::store::pack::{Pack, Scanned};
 use crate::store::read::{Check, Reader};
 use crate::store::tree::Tree;
 use crate::store::{Shared, Store, encode};
+use crate::sys::dir::Dir;
 use crate::sys::file;
 use crate::sys::heap;
 use crate::text::printable;
@@ -45,6 +47,10 @@ pub struct RepairOptions {
     pub dry_run: bool,
     /// How long to wait for another process that has the store open.
     pub wait: Duration,
+    /// Repair a store in a directory that belongs to another user also as root ([`StoreOptions::trust_owner`]).
+    ///
+    /// [`StoreOptions::trust_owner`]: crate::StoreOptions::trust_owner
+    pub trust_owner: bool,
     /// Watches it: opening, looking for damage and verifying count towards a total each. Interrupted, it has done
     /// no harm, and a second run completes it.
     pub progress: Progress,
@@ -85,25 +91,26 @@ impl Store {
 }
 
 fn repair(path: &Path, options: &RepairOptions) -> Result<RepairReport, Error> {
+    let dir = &directory::open(path, options.trust_owner)?;
     // Before a LOCK is made in what may be no store.
-    Format::found(path)?;
-    let lock = Arc::new(Lock::take(path, options.wait)?);
+    Format::found(dir)?;
+    let lock = Arc::new(Lock::take(dir, options.wait)?);
     if !options.dry_run {
-        lock.check_writable(path)?;
+        lock.check_writable()?;
     }
     if lock.access() == Access::Owner {
-        crate::migrations::finish_interrupted(path)?;
+        crate::migrations::finish_interrupted(dir)?;
     }
     let mut report = RepairReport::default();
-    let mut aside = Aside::begin(path);
-    let (format, wrong) = Format::found(path)?;
+    let mut aside = Aside::begin(dir);
+    let (format, wrong) = Format::found(dir)?;
     if let Some(wrong) = wrong {
         report.damaged.push(format!("{}: {wrong}", path.join(FORMAT_FILE).display()));
         if !options.dry_run {
-            mend_format(path, &format, wrong, &mut aside)?;
+            mend_format(dir, &format, wrong, &mut aside)?;
         }
     }
-    let open = |rebuild| Store::open_as(path, &lock, format.clone(), rebuild, &options.progress);
+    let open = |rebuild| Store::open_as(dir, &lock, format.clone(), rebuild, &options.progress);
     let mut store = open(false)?;
     report.index_rebuilt = store.shared().index_rebuilt;
     if !options.dry_run && !report.index_rebuilt {
@@ -115,13 +122,15 @@ fn repair(path: &Path, options: &RepairOptions) -> Result<RepairReport, Error> {
     }
     let shared = &**store.shared();
     let mut others = shared.other_deltas.clone();
-    for (path, why) in &shared.unusable {
+    for (name, why) in &shared.unusable {
         options.progress.check()?;
-        report.damaged.push(format!("{}: {why}", path.display()));
-        if !options.dry_run {
-            aside.put(path, std::slice::from_ref(why))?;
-            others.extend(salvage(shared, path)?);
-            file::remove(path).map_err(StoreError::io("remove", path))?;
+        report.damaged.push(format!("{}: {why}", name.display()));
+        if !options.dry_run && name.is_dir() {
+            aside.move_dir(name, std::slice::from_ref(why))?;
+        } else if !options.dry_run {
+            aside.put(name, std::slice::from_ref(why))?;
+            others.extend(salvage(shared, name)?);
+            file::remove(name).map_err(StoreError::io("remove", name))?;
             file::sync_dir(shared.log.dir()).map_err(StoreError::io("make durable", shared.log.dir()))?;
         }
     }
@@ -142,8 +151,8 @@ fn repair(path: &Path, options: &RepairOptions) -> Result<RepairReport, Error> {
             // It is on record now.
             let gone = shared.lost.iter().filter(|lost| lost.found_bytes.is_none());
             let gone: Vec<_> = gone.map(|lost| Collected { pack: lost.pack, kept_in: None }).collect();
-            collected::add(&shared.path, &gone)?;
-            lost::write(&shared.path, &[])?;
+            collected::add(&shared.dir, &gone)?;
+            lost::write(&shared.dir, &[])?;
         }
     }
     report.lost_snapshots = lost;
@@ -152,13 +161,13 @@ fn repair(path: &Path, options: &RepairOptions) -> Result<RepairReport, Error> {
     Ok(report)
 }
 
-fn mend_format(path: &Path, format: &Format, wrong: String, aside: &mut Aside) -> Result<(), Error> {
-    let (file, anew) = (path.join(FORMAT_FILE), "it is written anew from the packs".to_owned());
-    match file.symlink_metadata().is_ok() {
+fn mend_format(dir: &Dir, format: &Format, wrong: String, aside: &mut Aside) -> Result<(), Error> {
+    let (file, anew) = (dir.join(FORMAT_FILE), "it is written anew from the packs".to_owned());
+    match file.exists() {
         true => aside.put(&file, &[wrong, anew])?,
         false => aside.tell(&[format!("{}: {wrong}; {anew}", file.display())])?,
     }
-    format.write(path)?;
+    format.write(dir)?;
     Ok(())
 }
 
@@ -178,7 +187,7 @@ fn mend_packs(
             continue;
         }
         if !options.dry_run {
-            aside.put(&pack.path, &found)?;
+            aside.put(&pack.name, &found)?;
             shared.log.seal(pack.number);
             compact(shared, &[pack], &KeepAll, true)?;
             heap::give_back();
@@ -242,7 +251,7 @@ fn damage(pack: &Arc<Pack>) -> Result<Vec<String>, Error> {
         Ok(Scanned::Object { offset_bytes, header, payload }) => {
             let location = Location::new(pack.number, offset_bytes, &header);
             let why = open::fact(&header, payload, location).err()?;
-            let (path, end_bytes) = (pack.path.display(), location.end_bytes());
+            let (path, end_bytes) = (pack.name.display(), location.end_bytes());
             Some(Ok(format!(
                 "{path} bytes {offset_bytes}..{end_bytes} ({} {}): {why}",
                 header.kind, header.hash
@@ -251,7 +260,7 @@ fn damage(pack: &Arc<Pack>) -> Result<Vec<String>, Error> {
         Ok(Scanned::Damaged { offset_bytes, end_bytes, header, why }) => {
             let what =
                 header.map_or_else(String::new, |header| format!(" ({} {})", header.kind, header.hash));
-            Some(Ok(format!("{} bytes {offset_bytes}..{end_bytes}{what}: {why}", pack.path.display())))
+            Some(Ok(format!("{} bytes {offset_bytes}..{end_bytes}{what}: {why}", pack.name.display())))
         }
     });
     lines.collect()

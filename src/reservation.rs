@@ -180,6 +180,7 @@ impl Reservation {
     ///
     /// As [`set_length_bytes`](Self::set_length_bytes); damage: then it is all zeros.
     pub fn restore(&mut self, restore: Restore<'_>) -> Result<(), Error> {
+        restore.shared.check_process()?;
         let id = restore.id;
         self.empty(restore.image_bytes())?;
         self.addresses.prefer_huge_pages();
@@ -203,6 +204,7 @@ impl Reservation {
     /// As [`set_length_bytes`](Self::set_length_bytes); where it is restored at once, as
     /// [`restore`](Self::restore).
     pub fn restore_lazily(&mut self, restore: Restore<'_>, fill: Fill) -> Result<Filled, Error> {
+        restore.shared.check_process()?;
         let bytes = restore.image_bytes();
         let length = self.check_room(bytes)?;
         self.forget_content();

@@ -235,7 +235,8 @@ mod tests {
                 let mut offset_bytes = 0;
                 while offset_bytes < mapping.range.length_bytes() {
                     let length = covered.min(mapping.range.length_bytes() - offset_bytes);
-                    let (length_bytes, regions) = (length as usize, length.div_ceil(512) as usize);
+                    let length_bytes = usize::try_from(length).unwrap();
+                    let regions = length_bytes.div_ceil(512);
                     all.push(Place { mapping_index, offset_bytes, image_bytes, length_bytes, regions });
                     offset_bytes += length;
                     image_bytes += length;

@@ -53,8 +53,12 @@ pub struct ProcessSummary {
 
 impl Store {
     /// All snapshots, oldest first. Cost: about a microsecond each, and another one when its record is looked at.
+    /// None in a process that was forked from the one that opened the store; the log says so.
     pub fn snapshots(&self) -> Vec<Snapshot<'_>> {
         let shared = &**self.shared();
+        if shared.is_elsewhere() {
+            return Vec::new();
+        }
         let catalog = shared.catalog();
         let snapshot = |id| Some(Snapshot::new(shared, id, catalog.live(&id)?));
         catalog.in_order().into_iter().filter_map(snapshot).collect()
@@ -63,6 +67,9 @@ impl Store {
     /// The snapshots of one process, oldest first.
     pub(crate) fn snapshots_of(&self, process: &str) -> Vec<Snapshot<'_>> {
         let shared = &**self.shared();
+        if shared.is_elsewhere() {
+            return Vec::new();
+        }
         let catalog = shared.catalog();
         let snapshot = |id| Some(Snapshot::new(shared, id, catalog.live(&id)?));
         catalog.of_process(process).filter_map(snapshot).collect()
@@ -75,6 +82,7 @@ impl Store {
     /// [`StoreError::NoSuchSnapshot`].
     pub fn snapshot(&self, id: SnapshotId) -> Result<Snapshot<'_>, Error> {
         let shared = &**self.shared();
+        shared.check_process()?;
         let catalog = shared.catalog();
         let entry = catalog.live(&id).ok_or_else(|| StoreError::NoSuchSnapshot { text: id.to_string() })?;
         Ok(Snapshot::new(shared, id, entry))
@@ -82,6 +90,9 @@ impl Store {
 
     /// All processes that have snapshots, by name.
     pub fn processes(&self) -> Vec<ProcessSummary> {
+        if self.shared().is_elsewhere() {
+            return Vec::new();
+        }
         let catalog = self.shared().catalog();
         let summary = |process: &str| {
             let latest = catalog.of_process(process).next_back()?;
@@ -103,6 +114,7 @@ impl Store {
     /// [`StoreError::NoSuchSnapshot`], [`StoreError::AmbiguousPrefix`], and
     /// [`StoreError::BadSnapshotName`] for a text of none of these forms.
     pub fn find(&self, text: &str) -> Result<SnapshotId, Error> {
+        self.shared().check_process()?;
         let catalog = self.shared().catalog();
         let none = || StoreError::NoSuchSnapshot { text: text.to_owned() };
         if text == "latest" {
@@ -149,6 +161,7 @@ impl Store {
     ///
     /// [`StoreError::NoSuchSnapshot`], [`StoreError::BadLabel`], or that the store cannot be written.
     pub fn label(&self, id: SnapshotId, changes: &[(String, Option<String>)]) -> Result<Snapshot<'_>, Error> {
+        self.shared().check_writable()?;
         // Held over reading and writing, so that two calls do not undo one another.
         let _lane = self.shared().lane("\0labels");
         let mut labels = self.snapshot(id)?.labels.clone();

@@ -45,6 +45,7 @@ impl Store {
     /// When the index cannot be read.
     pub fn stats(&self) -> Result<Stats, Error> {
         let shared = self.shared();
+        shared.check_process()?;
         shared.settle_all();
         let (mut snapshots, mut logical_bytes, mut zero_bytes) = (0, 0, 0);
         let processes = {
@@ -75,7 +76,7 @@ impl Store {
             unique_bytes,
             stored_bytes,
             index_bytes: index.disk_bytes(),
-            disk_bytes: file::disk_bytes(&shared.path).unwrap_or(0),
+            disk_bytes: file::disk_bytes(&shared.dir).unwrap_or(0),
             regions,
             deltas,
             dedup_ratio: ratio(logical_bytes - zero_bytes, unique_bytes),

@@ -540,7 +540,7 @@ mod tests {
                 auxv: vec![1; 32],
                 command,
                 register_layout: vec![2; 32],
-                whole: vec![0x1000..0x9000],
+                whole: std::iter::once(0x1000..0x9000).collect(),
                 ..Notes::default()
             };
             let mut bytes = notes.write();

@@ -130,6 +130,7 @@ impl Restore<'_> {
     /// [`SinkError::Mapping`] if the image is too large for this machine, or no thread
     /// can be started. Damage is met later, unless everything had to be restored at once.
     pub fn into_lazy(self, fill: Fill) -> Result<LazyMapping, Error> {
+        self.shared.check_process()?;
         let bytes = self.image_bytes();
         let failed = |source| Error::from(SinkError::Mapping { bytes, source });
         let length = usize::try_from(bytes).unwrap_or(usize::MAX);

@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use super::SinkError;
+use crate::sys::dir::Name;
 use crate::sys::file::{self, File};
 use crate::sys::mapped::mapped_shared_by;
 use crate::sys::shared_map::SharedMap;
@@ -12,7 +13,8 @@ pub(crate) struct SparseFile {
     file: File,
     /// Where it cannot be written otherwise.
     map: Option<SharedMap>,
-    temporary: PathBuf,
+    temporary: Name,
+    name: Name,
     path: PathBuf,
     overwrite: bool,
     finished: bool,
@@ -22,25 +24,37 @@ impl SparseFile {
     /// Begins a file of `length_bytes` zeros that nobody else may read.
     pub(crate) fn create(path: &Path, length_bytes: u64, overwrite: bool) -> Result<SparseFile, SinkError> {
         let directory = path.is_dir() || path.as_os_str().as_encoded_bytes().ends_with(b"/");
-        let (Some(name), false) = (path.file_name(), directory) else {
+        let (Some(file_name), false) = (path.file_name(), directory) else {
             return Err(SinkError::Directory { path: path.to_owned() });
         };
-        if !overwrite && path.symlink_metadata().is_ok() {
-            return Err(SinkError::Exists { path: path.to_owned() });
-        }
-        if let Some((pid, name)) = std::fs::metadata(path).ok().and_then(|it| mapped_shared_by(&it)) {
-            return Err(SinkError::Mapped { path: path.to_owned(), pid, name });
-        }
-        let mut name = name.to_owned();
-        name.push(format!(".{}.unfinished", std::process::id()));
-        let temporary = path.with_file_name(name);
         let failed = |action| {
             let path = path.to_owned();
             move |source| SinkError::File { path, action, source }
         };
+        let mut unfinished = file_name.to_owned();
+        unfinished.push(format!(".{}.unfinished", std::process::id()));
+        let name = Name::at(path).map_err(failed("create"))?;
+        match name.look().map_err(failed("create"))? {
+            Some(_) if !overwrite => return Err(SinkError::Exists { path: path.to_owned() }),
+            Some(found) if !found.is_plain_file() => {
+                return Err(SinkError::NoPlainFile { path: path.to_owned(), found: found.what() });
+            }
+            _ => {}
+        }
+        if let Some((pid, name)) = std::fs::metadata(path).ok().and_then(|it| mapped_shared_by(&it)) {
+            return Err(SinkError::Mapped { path: path.to_owned(), pid, name });
+        }
+        let temporary = name.dir().join(unfinished);
         let file = file::create_new(&temporary).map_err(failed("create"))?;
-        let mut sparse =
-            SparseFile { file, map: None, temporary, path: path.to_owned(), overwrite, finished: false };
+        let mut sparse = SparseFile {
+            file,
+            map: None,
+            temporary,
+            name,
+            path: path.to_owned(),
+            overwrite,
+            finished: false,
+        };
         sparse.file.set_length(length_bytes).map_err(|source| match source.raw_os_error() {
             // EFBIG, or EINVAL for what no file system of Linux takes.
             Some(libc::EFBIG | libc::EINVAL) => {
@@ -64,9 +78,9 @@ impl SparseFile {
     /// Gives the complete file its name.
     pub(crate) fn finish(mut self) -> Result<(), SinkError> {
         let renamed = match self.overwrite {
-            true => file::rename(&self.temporary, &self.path),
+            true => file::rename(&self.temporary, &self.name),
             // Fails, unlike a renaming, where a file has come into being meanwhile.
-            false => file::link(&self.temporary, &self.path).and_then(|()| file::remove(&self.temporary)),
+            false => file::publish(&self.temporary, &self.name),
         };
         match renamed {
             Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {

@@ -137,6 +137,17 @@ pub enum SinkError {
         /// The path given.
         path: PathBuf,
     },
+    /// What would be overwritten is no plain file, and what depends on it would be harmed.
+    #[error(
+        "{} is {found} and no plain file, so it is not replaced; choose another name, or remove it first",
+        path.display()
+    )]
+    NoPlainFile {
+        /// The path given.
+        path: PathBuf,
+        /// What is there.
+        found: &'static str,
+    },
     /// What is to be written in place is no plain file.
     #[error("{} is no plain file; name the memory file itself", path.display())]
     NotAFile {

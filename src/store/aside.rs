@@ -3,10 +3,11 @@
 //! A file gets a second name there before it loses its first one, and the report tells of it in between. So
 //! whenever this is interrupted, nothing is gone and nothing lies there unexplained.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use super::error::StoreError;
 use super::names::DAMAGED_DIR;
+use crate::sys::dir::{Dir, Name};
 use crate::sys::file;
 
 const REPORT_FILE: &str = "REPORT.txt";
@@ -19,42 +20,62 @@ may be deleted.
 
 /// The folder for damaged things of a store, and the section of its report that a repair writes.
 pub(crate) struct Aside {
-    dir: PathBuf,
+    dir: Name,
     title: Option<String>,
 }
 
 impl Aside {
     /// Begins a section, which is written when there is something to tell.
-    pub(crate) fn begin(store: &Path) -> Aside {
+    pub(crate) fn begin(store: &Dir) -> Aside {
         Aside { dir: store.join(DAMAGED_DIR), title: Some(format!("\n{}\n", jiff::Timestamp::now())) }
     }
 
     /// Gives a file a second name in the folder and tells why. It keeps the first one.
-    pub(crate) fn put(&mut self, path: &Path, why: &[String]) -> Result<(), StoreError> {
-        file::create_dir(&self.dir).map_err(StoreError::io("create", &self.dir))?;
-        let second = file::link_into(path, &self.dir).map_err(StoreError::io("set aside", path))?;
-        file::sync_dir(&self.dir).map_err(StoreError::io("make durable", &self.dir))?;
-        let name = second.file_name().unwrap_or_default().to_string_lossy();
-        let mut lines = vec![format!("set aside: {} as {name}", path.display())];
+    pub(crate) fn put(&mut self, name: &Name, why: &[String]) -> Result<(), StoreError> {
+        let dir = file::create_dir(&self.dir).map_err(StoreError::io("create", &self.dir))?;
+        let second = file::link_into(name, &dir).map_err(StoreError::io("set aside", name))?;
+        file::sync_dir(&dir).map_err(StoreError::io("make durable", &dir))?;
+        let second = second.name().to_string_lossy();
+        let mut lines = vec![format!("set aside: {} as {second}", name.display())];
         lines.extend(why.iter().map(|why| format!("    {why}")));
         self.tell(&lines)
     }
 
+    /// Moves a directory, which cannot have a second name, into the folder and tells why.
+    pub(crate) fn move_dir(&mut self, name: &Name, why: &[String]) -> Result<(), StoreError> {
+        let dir = file::create_dir(&self.dir).map_err(StoreError::io("create", &self.dir))?;
+        let free = (0u32..).map(|number| dir.join(format!("{}.{number}", name.name().to_string_lossy())));
+        let Some(second) = free.into_iter().find(|second| !second.exists()) else { return Ok(()) };
+        let mut lines = vec![format!("set aside: {} as {}", name.display(), second.name().to_string_lossy())];
+        lines.extend(why.iter().map(|why| format!("    {why}")));
+        self.tell(&lines)?;
+        file::rename(name, &second).map_err(StoreError::io("set aside", name))?;
+        for dir in [name.dir(), &dir] {
+            file::sync_dir(dir).map_err(StoreError::io("make durable", dir))?;
+        }
+        Ok(())
+    }
+
     /// Adds lines to the report: durable when this returns.
     pub(crate) fn tell(&mut self, lines: &[String]) -> Result<(), StoreError> {
-        file::create_dir(&self.dir).map_err(StoreError::io("create", &self.dir))?;
-        let path = self.report();
+        let dir = file::create_dir(&self.dir).map_err(StoreError::io("create", &self.dir))?;
+        let name = dir.join(REPORT_FILE);
         let append = || {
-            let file = file::open_or_create(&path)?;
+            let mut file = file::open_or_create(&name)?;
+            if file.has_other_names()? {
+                // What has been told stays there, under the other name.
+                file::remove(&name)?;
+                file = file::create_new(&name)?;
+            }
             let length_bytes = file.length_bytes()?;
             let introduction = if length_bytes == 0 { INTRODUCTION } else { "" };
             let title = self.title.as_deref().unwrap_or_default();
             let text = format!("{introduction}{title}{}\n", lines.join("\n"));
             file.write_all_at(text.as_bytes(), length_bytes)?;
             file.sync()?;
-            file::sync_dir(&self.dir)
+            file::sync_dir(&dir)
         };
-        append().map_err(StoreError::io("write", &path))?;
+        append().map_err(StoreError::io("write", &name))?;
         self.title = None;
         Ok(())
     }
@@ -66,6 +87,6 @@ impl Aside {
 
     /// Where the report is.
     pub(crate) fn report(&self) -> PathBuf {
-        self.dir.join(REPORT_FILE)
+        self.dir.path().join(REPORT_FILE)
     }
 }

@@ -12,10 +12,9 @@
 //!  +--------+---------+--------+---------+--------+
 //! ```
 
-use std::path::Path;
-
 use super::error::StoreError;
 use super::id::PackId;
+use crate::sys::dir::Dir;
 use crate::sys::file;
 
 const COLLECTED_FILE: &str = "COLLECTED";
@@ -34,7 +33,7 @@ pub(crate) struct Collected {
 }
 
 /// What the file says; nothing if there is none.
-pub(crate) fn read(store: &Path) -> Vec<Collected> {
+pub(crate) fn read(store: &Dir) -> Vec<Collected> {
     // A gc of every pack of a terabyte appends 160 KiB.
     let bytes = file::read_bounded(&store.join(COLLECTED_FILE), 256 << 20).unwrap_or_default();
     let named = |bytes: &[u8]| {
@@ -53,8 +52,8 @@ pub(crate) fn read(store: &Path) -> Vec<Collected> {
 }
 
 /// Appends to the file: durable when this returns.
-pub(crate) fn add(store: &Path, collected: &[Collected]) -> Result<(), StoreError> {
-    let path = store.join(COLLECTED_FILE);
+pub(crate) fn add(store: &Dir, collected: &[Collected]) -> Result<(), StoreError> {
+    let name = store.join(COLLECTED_FILE);
     let named = |(number, id): Named| [&number.to_le_bytes()[..], &id.0].concat();
     let entry = |it: &Collected| {
         let packs = [named(it.pack), named(it.kept_in.unwrap_or((0, PackId([0; 16]))))].concat();
@@ -63,15 +62,15 @@ pub(crate) fn add(store: &Path, collected: &[Collected]) -> Result<(), StoreErro
     };
     let bytes: Vec<u8> = collected.iter().flat_map(entry).collect();
     let append = || {
-        let is_new = path.symlink_metadata().is_err();
-        let file = file::open_or_create(&path)?;
+        let is_new = !name.exists();
+        let file = file::open_or_create(&name)?;
         let end_bytes = file.length_bytes()?;
         let end_bytes = end_bytes - end_bytes % ENTRY_BYTES as u64;
         file.write_all_at(&bytes, end_bytes)?;
         file.sync()?;
         if is_new { file::sync_dir(store) } else { Ok(()) }
     };
-    append().map_err(StoreError::io("write", &path))
+    append().map_err(StoreError::io("write", &name))
 }
 
 #[cfg(test)]
@@ -80,24 +79,25 @@ mod tests {
 
     #[test]
     fn what_was_added_is_there_and_half_an_entry_says_nothing() {
-        let dir = tempfile::tempdir().unwrap();
-        assert_eq!(read(dir.path()), []);
+        let scratch = tempfile::tempdir().unwrap();
+        let dir = &Dir::open(scratch.path()).unwrap();
+        assert_eq!(read(dir), []);
         let named = |number| (number, PackId([u8::try_from(number).unwrap(); 16]));
         let one = Collected { pack: named(1), kept_in: Some(named(3)) };
         let two = Collected { pack: named(2), kept_in: None };
-        add(dir.path(), &[one, two]).unwrap();
-        let path = dir.path().join(COLLECTED_FILE);
+        add(dir, &[one, two]).unwrap();
+        let path = scratch.path().join(COLLECTED_FILE);
         let whole = std::fs::read(&path).unwrap();
         std::fs::write(&path, &whole[..70]).unwrap();
-        assert_eq!(read(dir.path()), [one]);
-        add(dir.path(), &[two]).unwrap();
-        assert_eq!(read(dir.path()), [one, two]);
+        assert_eq!(read(dir), [one]);
+        add(dir, &[two]).unwrap();
+        assert_eq!(read(dir), [one, two]);
         // What a power failure may leave of an entry that was not durable.
         let mut torn = std::fs::read(&path).unwrap();
         torn.extend([0; ENTRY_BYTES]);
         torn.extend(&whole[..30]);
         torn.extend([0; ENTRY_BYTES - 30]);
         std::fs::write(&path, &torn).unwrap();
-        assert_eq!(read(dir.path()), [one, two]);
+        assert_eq!(read(dir), [one, two]);
     }
 }

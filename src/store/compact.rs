@@ -4,7 +4,7 @@
 //! Then the index is pointed at it, and then the old packs go. A crash in between leaves either the
 //! old packs alone or the new one with some old ones beside it, which the next open removes.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use super::Shared;
@@ -19,6 +19,7 @@ use super::pack::{self, Pack, Scan, Scanned};
 use super::tree::{IndexEntry, Tree};
 use crate::hash::Hash;
 use crate::record::{self, Note, Record, SnapshotId, Tombstone};
+use crate::sys::dir::Name;
 use crate::sys::file;
 use crate::sys::map::{self, PackMap};
 
@@ -103,8 +104,8 @@ pub(crate) fn compact(
         }
         match damaged && !also_damaged {
             true => {
-                tracing::warn!("{} is damaged and stays as it is; see `verify`", victim.path.display());
-                left.get_or_insert(victim.path.clone());
+                tracing::warn!("{} is damaged and stays as it is; see `verify`", victim.name.display());
+                left.get_or_insert(PathBuf::from(&victim.name));
             }
             false => packs.push(victim.clone()),
         }
@@ -131,7 +132,7 @@ pub(crate) fn compact(
     let_go(shared, &packs, kept_in)?;
     let removed_bytes = packs.iter().map(|pack| pack.length_bytes()).sum();
     packs.iter().for_each(|pack| drop(shared.log.remove(pack.number)));
-    shared.log.clear_away(packs.iter().map(|pack| pack.path.clone()).collect())?;
+    shared.clear_away(packs.iter().map(|pack| pack.name.clone()).collect())?;
     if was_grounded {
         index.set_may_have_ungrounded(false)?;
     }
@@ -194,15 +195,18 @@ fn let_go(shared: &Shared, packs: &[Arc<Pack>], kept_in: Option<Named>) -> Resul
     }
     let gone = packs.iter().map(|pack| Collected { pack: (pack.number, pack.id), kept_in });
     let gone: Vec<Collected> = gone.collect();
-    index.let_packs_go(|| collected::add(&shared.path, &gone))
+    index.let_packs_go(|| collected::add(&shared.dir, &gone))
 }
 
 /// Copies the whole objects out of a file that should be a pack and has no usable header, and
 /// takes them into the index. A file of another store has nothing to give. Returns the deltas that
 /// [`Shared::ground`] is to be told of.
-pub(crate) fn salvage(shared: &Shared, path: &Path) -> Result<Vec<IndexEntry>, StoreError> {
-    let failed = || StoreError::io("read", path);
-    let file = file::open_existing(path).map_err(failed())?;
+pub(crate) fn salvage(shared: &Shared, name: &Name) -> Result<Vec<IndexEntry>, StoreError> {
+    let failed = || StoreError::io("read", name);
+    if name.look().map_err(failed())?.is_some_and(|found| !found.is_plain_file()) {
+        return Ok(Vec::new());
+    }
+    let file = file::open_to_read(name).map_err(failed())?;
     let length_bytes = usize::try_from(file.length_bytes().map_err(failed())?).unwrap_or(usize::MAX);
     if length_bytes == 0 {
         return Ok(Vec::new());
@@ -212,7 +216,7 @@ pub(crate) fn salvage(shared: &Shared, path: &Path) -> Result<Vec<IndexEntry>, S
     if pack::store_of(&bytes).is_some_and(|store| store != shared.format.id) {
         return Ok(Vec::new());
     }
-    let number = path.file_name().and_then(|name| pack::number_of(name.to_str()?)).unwrap_or(0);
+    let number = name.name().to_str().and_then(pack::number_of).unwrap_or(0);
     let Some(written) = write(shared, &[(number, bytes, 0)], Vec::new(), &KeepAll)? else {
         return Ok(Vec::new());
     };
@@ -304,11 +308,11 @@ fn write(
     new.sync()?;
     // What was appended to before it has a lower number, and must not be torn once this one has its name.
     shared.log.sync_sealed()?;
-    let path = shared.log.dir().join(pack::file_name(new.number));
-    new.rename(path.clone()).map_err(StoreError::io("give its name to", &path))?;
+    let name = shared.log.dir().join(pack::file_name(new.number));
+    new.rename(name.clone()).map_err(StoreError::io("give its name to", &name))?;
     if let Err(error) = file::sync_dir(shared.log.dir()) {
         // It must not stay: what changes from now on it would not know, and the next opening would believe it.
-        if let Err(error) = shared.log.clear_away(vec![path]) {
+        if let Err(error) = shared.log.clear_away(vec![name]) {
             tracing::warn!("{error}");
         }
         return Err(StoreError::io("make durable", shared.log.dir())(error));
@@ -383,7 +387,7 @@ fn subject(header: &Header, payload: &[u8]) -> Option<SnapshotId> {
 }
 
 /// A file that goes unless it was given another name.
-struct Unfinished(std::path::PathBuf);
+struct Unfinished(Name);
 
 impl Drop for Unfinished {
     fn drop(&mut self) {

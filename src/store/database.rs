@@ -30,8 +30,6 @@
 //! turn in circles after it.
 
 use std::collections::BTreeMap;
-use std::io;
-use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
@@ -41,7 +39,12 @@ use super::id::StoreId;
 use super::tree::Tree;
 use super::watermark::Watermark;
 use crate::hash::Hash;
+use crate::sys::dir::{Dir, Name};
+use crate::sys::fork::{self, NotInherited};
 use crate::sys::{file, heap};
+
+/// Sled's own file in its directory.
+const FILE: &str = "db";
 
 /// Changes with what the trees hold. A store with another one gets its index rebuilt.
 const SCHEMA: u8 = 3;
@@ -84,15 +87,11 @@ fn is_locked(error: &sled::Error) -> bool {
 }
 
 /// What sled says, with a full disk told apart: that is no damage, and nothing can be rebuilt there either.
-fn failed(action: &'static str, path: &Path) -> impl FnOnce(sled::Error) -> StoreError {
+fn failed(action: &'static str, name: &Name) -> impl FnOnce(sled::Error) -> StoreError {
     move |error| match error {
-        sled::Error::Io(error) if is_no_room(&error) => StoreError::io("write", path)(error),
+        sled::Error::Io(error) if file::is_no_room(&error) => StoreError::io("write", name)(error),
         error => StoreError::Index { action, detail: error.to_string() },
     }
-}
-
-fn is_no_room(error: &io::Error) -> bool {
-    matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
 }
 
 fn not_in_order(what: &str) -> StoreError {
@@ -132,7 +131,10 @@ impl Buckets {
 
 /// An open database.
 pub(crate) struct Database {
-    path: PathBuf,
+    name: Name,
+    /// The directory that sled has open, by a path that leads to it as long as this is.
+    dir: Dir,
+    not_inherited: Vec<NotInherited>,
     /// None when it is closed.
     sled: Option<Sled>,
     buckets: [Buckets; Tree::ALL.len()],
@@ -150,42 +152,49 @@ struct Sled {
 }
 
 impl Database {
-    /// Whether there is no database at `path` yet.
-    pub(crate) fn is_missing(path: &Path) -> bool {
-        !path.join("db").exists()
+    /// Whether there is no database of this name yet.
+    pub(crate) fn is_missing(name: &Name) -> bool {
+        !name.open_dir().is_ok_and(|dir| dir.join(FILE).exists())
     }
 
-    /// Opens the database at `path`, or creates it, and counts what is in it. An error means that it is not usable
+    /// Removes the file without which there is no database of this name.
+    pub(crate) fn remove_file(name: &Name) -> Result<(), StoreError> {
+        let dir = file::open_dir(name).map_err(StoreError::io("open", name))?;
+        file::remove_if_there(&dir.join(FILE)).map_err(StoreError::io("take away", name))?;
+        file::sync_dir(&dir).map_err(StoreError::io("make durable", name))
+    }
+
+    /// Opens the database of this name, or creates it, and counts what is in it. An error means that it is not usable
     /// and wants to be rebuilt; that of another store or schema counts as such.
     ///
     /// Cost: reads all of it, 0.16 s for a million entries, which sled then keeps in 43 MiB of memory, whatever its cache
     /// may be. So a large one is closed and opened once more.
-    pub(crate) fn open(path: &Path, store: StoreId) -> Result<Database, StoreError> {
-        let database = Database::open_again(path, store)?;
+    pub(crate) fn open(name: &Name, store: StoreId) -> Result<Database, StoreError> {
+        let database = Database::open_again(name, store)?;
         database.check_whole()?;
         if database.buckets.iter().map(|buckets| buckets.entries).sum::<u64>() < MANY_ENTRIES {
             return Ok(database);
         }
         drop(database);
         heap::give_back();
-        Database::open_again(path, store)
+        Database::open_again(name, store)
     }
 
     /// The same without counting: for one that was whole a moment ago.
-    pub(crate) fn open_again(path: &Path, store: StoreId) -> Result<Database, StoreError> {
-        file::create_dir(path).map_err(StoreError::io("create", path))?;
+    pub(crate) fn open_again(name: &Name, store: StoreId) -> Result<Database, StoreError> {
+        let dir = file::create_dir(name).map_err(StoreError::io("create", name))?;
         let started = Instant::now();
         let mut database = loop {
-            match Database::open_sled(path) {
+            match Database::open_sled(name, &dir) {
                 Err(error) if is_locked(&error) && started.elapsed() < MAX_LOCKED => {
                     std::thread::sleep(Duration::from_millis(1));
                 }
-                other => break other.map_err(failed("be opened", path))?,
+                other => break other.map_err(failed("be opened", name))?,
             }
         };
-        file::make_private(path).map_err(StoreError::io("protect", path))?;
+        file::make_private(&dir).map_err(StoreError::io("protect", name))?;
         let schema = [&[SCHEMA], &store.0[..]].concat();
-        match database.sled()?.meta.get("schema").map_err(failed("be read", path))? {
+        match database.sled()?.meta.get("schema").map_err(failed("be read", name))? {
             Some(found) if *found == schema[..] => {}
             Some(found) if found.first() < schema.first() && found[1..] == schema[1..] => {
                 let detail = "an earlier stillframe wrote it".to_owned();
@@ -200,9 +209,9 @@ impl Database {
                 .meta
                 .insert("schema", schema)
                 .map(drop)
-                .map_err(failed("be written", path))?,
+                .map_err(failed("be written", name))?,
         }
-        if let Some(bytes) = database.sled()?.meta.get("buckets").map_err(failed("be read", path))? {
+        if let Some(bytes) = database.sled()?.meta.get("buckets").map_err(failed("be read", name))? {
             let (of_trees, []) = bytes.as_chunks::<12>() else { return Err(not_in_order("a number")) };
             for (buckets, [a, b, c, d, entries @ ..]) in database.buckets.iter_mut().zip(of_trees) {
                 *buckets = Buckets {
@@ -227,7 +236,7 @@ impl Database {
         for tree in Tree::ALL {
             let (mut found, expected) = (0, self.buckets(tree).entries);
             for value in self.tree(tree)?.iter().values() {
-                let value = value.map_err(failed("be read", &self.path))?;
+                let value = value.map_err(failed("be read", &self.name))?;
                 found += Block::parse(&value).ok_or_else(|| not_in_order("a block"))?.entry_count();
             }
             if found != expected {
@@ -235,12 +244,12 @@ impl Database {
             }
         }
         for (name, tree) in [(PAGES, &self.sled()?.snapshots), (FULL_SLOTS, &self.sled()?.runs)] {
-            let expected = self.sled()?.meta.get(name).map_err(failed("be read", &self.path))?;
+            let expected = self.sled()?.meta.get(name).map_err(failed("be read", &self.name))?;
             let expected =
                 expected.and_then(|bytes| Some(u32::from_le_bytes(bytes.as_ref().try_into().ok()?)));
             let mut found = 0;
             for value in tree.iter().values() {
-                found += u64::from(!value.map_err(failed("be read", &self.path))?.is_empty());
+                found += u64::from(!value.map_err(failed("be read", &self.name))?.is_empty());
             }
             let expected = expected.unwrap_or(0).into();
             if found < expected {
@@ -255,12 +264,13 @@ impl Database {
             .meta
             .insert(name, &count.to_le_bytes())
             .map(drop)
-            .map_err(failed("be written", &self.path))
+            .map_err(failed("be written", &self.name))
     }
 
-    fn open_sled(path: &Path) -> sled::Result<Database> {
+    fn open_sled(name: &Name, dir: &Dir) -> sled::Result<Database> {
+        // Not by its path: another store may be in its place by the time that something is written.
         let db = sled::Config::new()
-            .path(path)
+            .path(dir.held_path())
             .cache_capacity(CACHE_BYTES)
             .segment_size(SEGMENT_BYTES)
             .flush_every_ms(None)
@@ -274,8 +284,13 @@ impl Database {
             meta: db.open_tree("meta")?,
             db,
         };
+        // It locks this file, and a child of a fork would keep the lock.
+        let locked = dir.join(FILE).look()?;
+        let not_inherited = locked.map_or_else(Vec::new, |it| fork::all_not_inherited(it.identity(), dir));
         Ok(Database {
-            path: path.to_owned(),
+            name: name.clone(),
+            not_inherited,
+            dir: dir.clone(),
             sled: Some(sled),
             buckets: [Buckets::default(); Tree::ALL.len()],
             next_slot: AtomicU32::new(0),
@@ -295,6 +310,7 @@ impl Database {
     /// Lets sled go, in a thread of its own: it panics where it cannot make durable what it has written.
     fn shut(&mut self) -> Result<(), StoreError> {
         let Some(sled) = self.sled.take() else { return Ok(()) };
+        self.not_inherited.clear();
         let failed = |detail: String| StoreError::Index { action: "be closed", detail };
         let thread = std::thread::Builder::new().name(INDEX_THREAD.to_owned()).spawn(move || drop(sled));
         let thread = thread.map_err(|error| failed(format!("no thread can be started for it: {error}")))?;
@@ -326,7 +342,7 @@ impl Database {
             return Ok(T::default());
         }
         let key = buckets.bucket(hash).to_be_bytes();
-        let value = self.tree(tree)?.get(key).map_err(failed("be read", &self.path))?;
+        let value = self.tree(tree)?.get(key).map_err(failed("be read", &self.name))?;
         // Every bucket has a value. After an error of the disk sled was seen to open without some.
         let value = value.ok_or_else(|| not_in_order("a bucket"))?;
         Block::parse(&value).map(look).ok_or_else(|| not_in_order("a block"))
@@ -351,7 +367,7 @@ impl Database {
     ) -> Result<(), StoreError> {
         let mut buckets = Buckets::of(about_entries);
         for bucket in 0..buckets.count {
-            self.tree(tree)?.insert(bucket.to_be_bytes(), &[]).map_err(failed("be written", &self.path))?;
+            self.tree(tree)?.insert(bucket.to_be_bytes(), &[]).map_err(failed("be written", &self.name))?;
         }
         let mut bytes = Vec::new();
         let mut put = |bucket: u32, entries: &[Stored]| {
@@ -359,7 +375,7 @@ impl Database {
             self.tree(tree)?
                 .insert(bucket.to_be_bytes(), &bytes[..])
                 .map(drop)
-                .map_err(failed("be written", &self.path))
+                .map_err(failed("be written", &self.name))
         };
         let (mut present, mut in_present) = (0, Vec::new());
         let mut count = 0;
@@ -382,14 +398,14 @@ impl Database {
             .iter()
             .flat_map(|it| [&it.count.to_le_bytes()[..], &it.entries.to_le_bytes()[..]].concat())
             .collect();
-        self.sled()?.meta.insert("buckets", of_trees).map(drop).map_err(failed("be written", &self.path))
+        self.sled()?.meta.insert("buckets", of_trees).map(drop).map_err(failed("be written", &self.name))
     }
 
     /// How many slots there are up to the last one that is not empty.
     fn slots_in_use(&self) -> Result<u32, StoreError> {
         let mut in_use = 0;
         for slot in self.sled()?.runs.iter().rev() {
-            let (key, value) = slot.map_err(failed("be read", &self.path))?;
+            let (key, value) = slot.map_err(failed("be read", &self.name))?;
             if !value.is_empty() {
                 let number = key.as_ref().try_into().map_err(|_| not_in_order("a run"))?;
                 in_use = u32::from_be_bytes(number).saturating_add(1);
@@ -406,7 +422,7 @@ impl Database {
                 self.sled()?
                     .runs
                     .insert(slot.to_be_bytes(), &[])
-                    .map_err(failed("be written", &self.path))?;
+                    .map_err(failed("be written", &self.name))?;
             }
         }
         let value = [&[letter], content].concat();
@@ -414,7 +430,7 @@ impl Database {
             .runs
             .insert(slot.to_be_bytes(), value)
             .map(drop)
-            .map_err(failed("be written", &self.path))
+            .map_err(failed("be written", &self.name))
     }
 
     /// Writes what is newer than all before: entries, of each tree in order, and catalog entries. An
@@ -438,7 +454,7 @@ impl Database {
     /// Hands the entries of all runs to `take`, the newest of each object last.
     pub(crate) fn read_runs(&self, mut take: impl FnMut(Tree, Stored)) -> Result<(), StoreError> {
         for slot in self.sled()?.runs.iter() {
-            let (_, value) = slot.map_err(failed("be read", &self.path))?;
+            let (_, value) = slot.map_err(failed("be read", &self.name))?;
             let Some((letter, block)) = value.split_first() else { continue };
             let Some(tree) = Tree::ALL.into_iter().find(|tree| LETTERS[*tree as usize] == *letter) else {
                 continue;
@@ -457,13 +473,13 @@ impl Database {
     ) -> Result<bool, StoreError> {
         let mut read = |page: &[u8]| read_page(page, &mut take).ok_or_else(|| not_in_order("a page"));
         for page in self.sled()?.snapshots.iter() {
-            let (_, page) = page.map_err(failed("be read", &self.path))?;
+            let (_, page) = page.map_err(failed("be read", &self.name))?;
             if !read(&page)? {
                 return Ok(false);
             }
         }
         for slot in self.sled()?.runs.iter() {
-            let (_, value) = slot.map_err(failed("be read", &self.path))?;
+            let (_, value) = slot.map_err(failed("be read", &self.name))?;
             if let Some((&SNAPSHOTS_LETTER, page)) = value.split_first()
                 && !read(page)?
             {
@@ -481,7 +497,7 @@ impl Database {
                 .snapshots
                 .insert(at.to_be_bytes(), page)
                 .map(drop)
-                .map_err(failed("be written", &self.path))
+                .map_err(failed("be written", &self.name))
         };
         (0..).zip(&pages).try_for_each(|(at, _)| put(at, &[]))?;
         (0..).zip(&pages).try_for_each(|(at, page)| put(at, page))?;
@@ -492,7 +508,7 @@ impl Database {
     pub(crate) fn watermarks(&self) -> Result<BTreeMap<u32, Watermark>, StoreError> {
         let mut watermarks = BTreeMap::new();
         for entry in self.sled()?.meta.scan_prefix(b"p") {
-            let (key, value) = entry.map_err(failed("be read", &self.path))?;
+            let (key, value) = entry.map_err(failed("be read", &self.name))?;
             if let (Ok(number), Ok(bytes)) = (key[1..].try_into(), <&[u8; _]>::try_from(value.as_ref())) {
                 watermarks.insert(u32::from_be_bytes(number), Watermark::from_bytes(bytes));
             }
@@ -505,7 +521,7 @@ impl Database {
     pub(crate) fn put_watermark(&self, pack: u32, indexed: Option<Watermark>) -> Result<(), StoreError> {
         let key = [b"p", &pack.to_be_bytes()[..]].concat();
         let value = indexed.map_or(Vec::new(), |watermark| watermark.to_bytes().to_vec());
-        self.sled()?.meta.insert(key, value).map(drop).map_err(failed("be written", &self.path))
+        self.sled()?.meta.insert(key, value).map(drop).map_err(failed("be written", &self.name))
     }
 
     /// Whether this mark is set; where it cannot be read it may be.
@@ -525,7 +541,7 @@ impl Database {
             return Ok(());
         }
         let value: &[u8] = if may { b"may" } else { b"" };
-        self.sled()?.meta.insert("ungrounded", value).map_err(failed("be written", &self.path))?;
+        self.sled()?.meta.insert("ungrounded", value).map_err(failed("be written", &self.name))?;
         self.flush()
     }
 
@@ -540,7 +556,7 @@ impl Database {
             return Ok(());
         }
         let value: &[u8] = if rebuilding { b"rebuilding" } else { b"" };
-        self.sled()?.meta.insert("rebuilding", value).map_err(failed("be written", &self.path))?;
+        self.sled()?.meta.insert("rebuilding", value).map_err(failed("be written", &self.name))?;
         self.flush()
     }
 
@@ -552,13 +568,13 @@ impl Database {
     /// Remembers whether there is known damage.
     pub(crate) fn put_damage_known(&self, known: bool) -> Result<(), StoreError> {
         let value: &[u8] = if known { b"known" } else { b"" };
-        self.sled()?.meta.insert("damage", value).map(drop).map_err(failed("be written", &self.path))
+        self.sled()?.meta.insert("damage", value).map(drop).map_err(failed("be written", &self.name))
     }
 
     /// Writes everything to disk.
     pub(crate) fn flush(&self) -> Result<(), StoreError> {
-        self.sled()?.db.flush().map_err(failed("be flushed", &self.path))?;
-        file::make_private(&self.path).map_err(StoreError::io("protect", &self.path))
+        self.sled()?.db.flush().map_err(failed("be flushed", &self.name))?;
+        file::make_private(&self.dir).map_err(StoreError::io("protect", &self.name))
     }
 }
 

@@ -13,23 +13,23 @@
 //! ```
 
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
 
 use super::error::StoreError;
 use super::watermark::Watermark;
+use crate::sys::dir::{Dir, Name};
 use crate::sys::file;
 
 /// Up to where packs are durable, by their numbers.
 pub(crate) type Durable = BTreeMap<u32, Watermark>;
 
-fn path_in(index: &Path) -> PathBuf {
+fn name_in(index: &Dir) -> Name {
     index.join("durable")
 }
 
 /// What the file in the directory of the index says; nothing if there is none in order.
-pub(crate) fn read(index: &Path) -> Durable {
+pub(crate) fn read(index: &Dir) -> Durable {
     // 28 bytes a pack, of which there are fewer than a million.
-    decode(&file::read_bounded(&path_in(index), 32 << 20).unwrap_or_default())
+    decode(&file::read_bounded(&name_in(index), 32 << 20).unwrap_or_default())
 }
 
 /// What these bytes say; nothing if they are not in order.
@@ -56,21 +56,21 @@ pub(crate) fn encode(durable: &Durable) -> Vec<u8> {
 }
 
 /// Writes the file. It is not made durable itself.
-pub(crate) fn write(index: &Path, durable: &Durable) -> Result<(), StoreError> {
+pub(crate) fn write(index: &Dir, durable: &Durable) -> Result<(), StoreError> {
     let bytes = encode(durable);
-    let path = path_in(index);
+    let name = name_in(index);
     let write = || {
-        let file = file::open_or_create(&path)?;
-        file.set_length(0)?;
-        file.write_all_at(&bytes, 0)
+        // Never into one that has another name elsewhere.
+        file::remove_if_there(&name)?;
+        file::create_new(&name)?.write_all_at(&bytes, 0)
     };
-    write().map_err(StoreError::io("write", &path))
+    write().map_err(StoreError::io("write", &name))
 }
 
 /// Removes the file, if there is one.
-pub(crate) fn remove(index: &Path) -> Result<(), StoreError> {
-    let path = path_in(index);
-    file::remove_if_there(&path).map_err(StoreError::io("remove", path))
+pub(crate) fn remove(index: &Dir) -> Result<(), StoreError> {
+    let name = name_in(index);
+    file::remove_if_there(&name).map_err(StoreError::io("remove", &name))
 }
 
 #[cfg(test)]
@@ -80,23 +80,24 @@ mod tests {
 
     #[test]
     fn what_is_not_in_order_says_nothing() {
-        let dir = tempfile::tempdir().unwrap();
-        assert_eq!(read(dir.path()), Durable::new());
+        let scratch = tempfile::tempdir().unwrap();
+        let dir = &Dir::open(scratch.path()).unwrap();
+        assert_eq!(read(dir), Durable::new());
         let at = |end_bytes| Watermark { pack: PackId([9; 16]), end_bytes };
         let durable = Durable::from([(1, at(268_435_456)), (7, at(48))]);
-        write(dir.path(), &Durable::from([(1, at(4)), (2, at(5)), (3, at(6))])).unwrap();
-        write(dir.path(), &durable).unwrap();
-        assert_eq!(read(dir.path()), durable);
-        let whole = std::fs::read(path_in(dir.path())).unwrap();
+        write(dir, &Durable::from([(1, at(4)), (2, at(5)), (3, at(6))])).unwrap();
+        write(dir, &durable).unwrap();
+        assert_eq!(read(dir), durable);
+        let whole = std::fs::read(name_in(dir).path()).unwrap();
         for at in 0..whole.len() {
             let mut flipped = whole.clone();
             flipped[at] ^= 4;
             for bytes in [&flipped[..], &whole[..at]] {
-                std::fs::write(path_in(dir.path()), bytes).unwrap();
-                assert_eq!(read(dir.path()), Durable::new());
+                std::fs::write(name_in(dir).path(), bytes).unwrap();
+                assert_eq!(read(dir), Durable::new());
             }
         }
-        remove(dir.path()).unwrap();
-        remove(dir.path()).unwrap();
+        remove(dir).unwrap();
+        remove(dir).unwrap();
     }
 }

@@ -7,6 +7,7 @@ use super::location::Position;
 use super::object::{Header, Kind};
 use crate::hash::Hash;
 use crate::record::{RecordError, SnapshotId};
+use crate::sys::fork::ProcessId;
 
 /// A store that cannot be opened, read or written.
 #[derive(Debug, thiserror::Error)]
@@ -53,10 +54,10 @@ pub enum StoreError {
         /// Why it was left.
         why: &'static str,
     },
-    /// The store is on a read-only file system.
+    /// Nothing can be written where the store is: its file system is read-only, or modes or flags forbid it.
     #[error(
-        "the store {} is on a read-only file system: it can be read, but not changed; \
-         make it writable, or change a copy of it",
+        "the store {} is read-only (its file system, its modes, or an immutable flag): it can be read, but not \
+         changed; make it writable, or change a copy of it",
         path.display()
     )]
     ReadOnly {
@@ -143,6 +144,86 @@ pub enum StoreError {
         path: PathBuf,
         /// The owner's pid, if it could be read.
         owner: Option<u32>,
+    },
+    /// The process that uses the store was forked from the one that opened it.
+    #[error(
+        "the store {} was opened by process {opened_by}, and this is process {used_by}, which was forked from that; \
+         use it in the process that opened it",
+        path.display()
+    )]
+    OtherProcess {
+        /// Where the store is.
+        path: PathBuf,
+        /// The process that opened it.
+        opened_by: u32,
+        /// The process that would use it.
+        used_by: u32,
+    },
+    /// The process that would open a store was forked from one that has had a store open.
+    #[error(
+        "cannot open the store {} in process {used_by}: it was forked from process {opened_by}, which had a store open, \
+         and has none of the threads for it; fork before the first store is opened, or start a new program (exec)",
+        path.display()
+    )]
+    Forked {
+        /// The store that was to be opened.
+        path: PathBuf,
+        /// The process that had a store open.
+        opened_by: u32,
+        /// The process that would open one.
+        used_by: u32,
+    },
+    /// The directory of the open store is not where it was.
+    #[error(
+        "the store that was opened at {} is not there any more: it was moved or removed while it was open, and what \
+         is there now, if anything, is left alone; put it back, or open it where it is now",
+        path.display()
+    )]
+    Moved {
+        /// Where it was opened.
+        path: PathBuf,
+    },
+    /// The LOCK of the open store is not the one that it holds.
+    #[error(
+        "{} was removed or replaced while the store was open, so another program may have opened the store; nothing \
+         is written any more; close the store in all programs and open it again",
+        path.display()
+    )]
+    LockReplaced {
+        /// The file.
+        path: PathBuf,
+    },
+    /// The file system has no locks, without which two programs could change a store at once.
+    #[error(
+        "cannot lock {}: without file locks (flock) two programs could change the store at once; keep the store on a \
+         file system that has them",
+        path.display()
+    )]
+    CannotLock {
+        /// The file that was to be locked.
+        path: PathBuf,
+        /// What the operating system said.
+        source: io::Error,
+    },
+    /// The directory belongs to another user, who could use what root does in it.
+    #[error(
+        "the directory {} belongs to the user with id {owner_uid}, who could make root change other files through \
+         it; use it as that user, give it to root, or allow it with --trust-owner (StoreOptions::trust_owner)",
+        path.display()
+    )]
+    OwnedByOther {
+        /// The directory.
+        path: PathBuf,
+        /// Whose it is.
+        owner_uid: u32,
+    },
+    /// There is something in the store's directory that no stillframe has put there.
+    #[error("{} is in the way: {why}; see what it is and take it away", path.display())]
+    InTheWay {
+        /// What is there.
+        path: PathBuf,
+        /// Why it cannot be used.
+        why: String,
     },
     /// A stored object cannot be read as it was written.
     #[error("the {kind} {hash} in pack {pack} at byte {offset_bytes} is damaged: {detail}")]
@@ -326,6 +407,12 @@ impl StoreError {
             }
             _ => StoreError::Io { action, path, source },
         }
+    }
+
+    /// That this process was forked from the one that opened the store at `path`.
+    pub(crate) fn of_other_process(path: impl Into<PathBuf>, opened_by: ProcessId) -> StoreError {
+        let (opened_by, used_by) = (opened_by.pid(), ProcessId::this().pid());
+        StoreError::OtherProcess { path: path.into(), opened_by, used_by }
     }
 
     /// This error about the base of the object with this header.

@@ -12,14 +12,12 @@
 //! The header of every pack says the same, but for the codec. So a store whose FORMAT is lost or damaged is not
 //! opened, but repair writes the file anew from the packs.
 
-use std::fs;
-use std::path::{Path, PathBuf};
-
 use super::error::StoreError;
 use super::id::StoreId;
 use super::names::PACKS_DIR;
 use super::pack::{self, Home};
 use crate::codec::Codec;
+use crate::sys::dir::{Dir, Name};
 use crate::sys::file;
 use crate::units::RegionSize;
 
@@ -85,14 +83,15 @@ impl Format {
     }
 
     /// Writes the file, whole and durable or not at all.
-    pub(crate) fn write(&self, store: &Path) -> Result<(), StoreError> {
-        let path = store.join(FORMAT_FILE);
-        file::write_whole(&path, self.text().as_bytes()).map_err(StoreError::io("write", path))
+    pub(crate) fn write(&self, store: &Dir) -> Result<(), StoreError> {
+        let name = store.join(FORMAT_FILE);
+        file::write_whole(&name, self.text().as_bytes()).map_err(StoreError::io("write", &name))
     }
 
     /// Reads the file of a store that is not newer than this program.
-    pub(crate) fn read(store: &Path) -> Result<Format, StoreError> {
-        let (path, text, found) = read_text(store)?;
+    pub(crate) fn read(store: &Dir) -> Result<Format, StoreError> {
+        let (name, text, found) = read_text(store)?;
+        let path = (&name).into();
         // A newer format may change the rest, but not so that it fits this one.
         let as_ours = format!("{FIRST_LINE}\nformat = {FORMAT_VERSION}\n");
         let rest = text.splitn(3, '\n').nth(2).unwrap_or_default();
@@ -102,14 +101,14 @@ impl Format {
         }
         if found > FORMAT_VERSION {
             let supported = FORMAT_VERSION;
-            return Err(StoreError::NewerFormat { path: store.to_owned(), found, supported });
+            return Err(StoreError::NewerFormat { path: store.into(), found, supported });
         }
         Format::parse(&text).map_err(|detail| StoreError::FormatFile { path, detail })
     }
 
     /// What the file should say, and what is wrong with it if it says something else or is not there: by
     /// the headers of the packs where they agree. An error where there is no store, or none can be made of it.
-    pub(crate) fn found(store: &Path) -> Result<(Format, Option<String>), StoreError> {
+    pub(crate) fn found(store: &Dir) -> Result<(Format, Option<String>), StoreError> {
         let read = Format::read(store);
         let homes = homes(store)?;
         let wrong = match read {
@@ -127,11 +126,11 @@ impl Format {
     }
 
     /// An error if there are packs in order and this is not the format of any.
-    fn check_against(&self, store: &Path, homes: &[Home]) -> Result<(), StoreError> {
+    fn check_against(&self, store: &Dir, homes: &[Home]) -> Result<(), StoreError> {
         let fits = |home: &Home| home.store == self.id && home.region_bytes == u32::from(self.region_size);
         match homes.first() {
             Some(other) if !homes.iter().any(fits) => Err(StoreError::FormatFile {
-                path: store.join(FORMAT_FILE),
+                path: (&store.join(FORMAT_FILE)).into(),
                 detail: format!("it is that of the store {}, and the packs are of {}", self.id, other.store),
             }),
             _ => Ok(()),
@@ -140,7 +139,7 @@ impl Format {
 
     /// The format that the packs tell; of the codec, which they do not, what is left of the file. Why
     /// there is none otherwise.
-    fn of_packs(store: &Path, homes: &[Home]) -> Result<Format, String> {
+    fn of_packs(store: &Dir, homes: &[Home]) -> Result<Format, String> {
         let bytes = file::read_bounded(&store.join(FORMAT_FILE), MAX_BYTES).unwrap_or_default();
         let text = String::from_utf8_lossy(&bytes);
         let named = |home: &&Home| text.contains(&format!("id = {}", home.store));
@@ -160,9 +159,9 @@ impl Format {
 
     /// Reads the file whatever version it is of.
     #[cfg(test)]
-    pub(crate) fn read_any(store: &Path) -> Result<Format, StoreError> {
-        let (path, text, _) = read_text(store)?;
-        Format::parse(&text).map_err(|detail| StoreError::FormatFile { path, detail })
+    pub(crate) fn read_any(store: &Dir) -> Result<Format, StoreError> {
+        let (name, text, _) = read_text(store)?;
+        Format::parse(&text).map_err(|detail| StoreError::FormatFile { path: (&name).into(), detail })
     }
 }
 
@@ -172,12 +171,13 @@ fn field<'a>(text: &'a str, name: &str) -> Option<&'a str> {
 }
 
 /// What those packs say of their store that have a header in order.
-fn homes(store: &Path) -> Result<Vec<Home>, StoreError> {
+fn homes(store: &Dir) -> Result<Vec<Home>, StoreError> {
     let mut homes = Vec::new();
     let packs = store.join(PACKS_DIR);
     if packs.is_dir() {
-        for (number, path) in pack::list(&packs)? {
-            homes.extend(pack::home(&path, number).map_err(StoreError::io("read", &path))?);
+        let packs = file::open_dir(&packs).map_err(StoreError::io("open", &packs))?;
+        for (number, name) in pack::list(&packs)? {
+            homes.extend(pack::home(&name, number).map_err(StoreError::io("read", &name))?);
         }
     }
     Ok(homes)
@@ -185,53 +185,51 @@ fn homes(store: &Path) -> Result<Vec<Home>, StoreError> {
 
 /// An error if there are packs in order and this is the format of none: then it is that of another store,
 /// and what is in the packs would be taken for damaged.
-pub(crate) fn check_packs(store: &Path, format: &Format) -> Result<(), StoreError> {
+pub(crate) fn check_packs(store: &Dir, format: &Format) -> Result<(), StoreError> {
     format.check_against(store, &homes(store)?)
 }
 
 /// The version of the store at `store`, if it is one.
-pub(crate) fn version(store: &Path) -> Result<u32, StoreError> {
+pub(crate) fn version(store: &Dir) -> Result<u32, StoreError> {
     Ok(read_text(store)?.2)
 }
 
-/// The file's path, its text, and the version in it: which is read before the check, so that a newer
+/// Which store the file says it is of; whatever its version, as that is read by another program.
+pub(crate) fn id_line(store: &Dir) -> Result<String, StoreError> {
+    let (name, text, _) = read_text(store)?;
+    let detail = || "it has no id line".to_owned();
+    let id = field(&text, "id").map(str::to_owned);
+    id.ok_or_else(|| StoreError::FormatFile { path: (&name).into(), detail: detail() })
+}
+
+/// The file, its text, and the version in it: which is read before the check, so that a newer
 /// format may change the rest.
-fn read_text(store: &Path) -> Result<(PathBuf, String, u32), StoreError> {
-    let not_a_store = |why: &str| StoreError::NotAStore { path: store.to_owned(), why: why.to_owned() };
-    let path = store.join(FORMAT_FILE);
-    let metadata = fs::metadata(store).map_err(|error| match error.kind() {
-        std::io::ErrorKind::NotFound => {
-            not_a_store("there is nothing; `stillframe init` or the first capture creates one")
-        }
-        _ => StoreError::io("open", store)(error),
-    })?;
-    if !metadata.is_dir() {
-        return Err(not_a_store("it is a file; a store is a directory"));
-    }
-    let text = match file::read_bounded(&path, MAX_BYTES) {
+fn read_text(store: &Dir) -> Result<(Name, String, u32), StoreError> {
+    let not_a_store = |why: &str| StoreError::NotAStore { path: store.into(), why: why.to_owned() };
+    let name = store.join(FORMAT_FILE);
+    let damaged = |detail| StoreError::FormatFile { path: (&name).into(), detail };
+    let text = match file::read_bounded(&name, MAX_BYTES) {
         Ok(bytes) => String::from_utf8_lossy(&bytes).into_owned(),
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-            let has_packs = pack::list(&store.join(PACKS_DIR)).is_ok_and(|packs| !packs.is_empty());
+            let packs = store.join(PACKS_DIR).open_dir().map_err(StoreError::io("open", store));
+            let has_packs = packs.and_then(|packs| pack::list(&packs)).is_ok_and(|packs| !packs.is_empty());
             return Err(match has_packs {
-                true => {
-                    StoreError::FormatFile { path, detail: "it is missing, and there are packs".to_owned() }
-                }
+                true => damaged("it is missing, and there are packs".to_owned()),
                 false => not_a_store("the directory has no FORMAT file"),
             });
         }
         Err(error) if error.kind() == std::io::ErrorKind::InvalidData => {
-            return Err(StoreError::FormatFile { path, detail: format!("it has {error}") });
+            return Err(damaged(format!("it has {error}")));
         }
-        Err(error) => return Err(StoreError::io("read", path)(error)),
+        Err(error) => return Err(StoreError::io("read", &name)(error)),
     };
-    let damaged = |detail| StoreError::FormatFile { path: path.clone(), detail };
     let mut lines = text.lines();
     if lines.next() != Some(FIRST_LINE) {
         return Err(damaged(format!("its first line is not {FIRST_LINE:?}")));
     }
     let version = lines.next().and_then(|line| line.strip_prefix("format = ")?.parse::<u32>().ok());
     let version = version.ok_or_else(|| damaged("its second line does not give the format".to_owned()))?;
-    Ok((path, text, version))
+    Ok((name, text, version))
 }
 
 #[cfg(test)]
@@ -249,9 +247,10 @@ mod tests {
 
     #[test]
     fn the_file_reads_back_as_it_was_written() {
-        let store = tempfile::tempdir().unwrap();
-        format().write(store.path()).unwrap();
-        let read = Format::read(store.path()).unwrap();
+        let dir = tempfile::tempdir().unwrap();
+        let store = &Dir::open(dir.path()).unwrap();
+        format().write(store).unwrap();
+        let read = Format::read(store).unwrap();
         assert_eq!((read.version, read.codec), (FORMAT_VERSION, Codec::Lz4));
     }
 
@@ -267,8 +266,9 @@ mod tests {
 
     #[test]
     fn a_newer_format_is_told_apart_from_a_damaged_one() {
-        let store = tempfile::tempdir().unwrap();
-        fs::write(store.path().join(FORMAT_FILE), "stillframe store\nformat = 99\nwhatever\n").unwrap();
-        assert!(matches!(Format::read(store.path()), Err(StoreError::NewerFormat { found: 99, .. })));
+        let dir = tempfile::tempdir().unwrap();
+        let store = &Dir::open(dir.path()).unwrap();
+        std::fs::write(dir.path().join(FORMAT_FILE), "stillframe store\nformat = 99\nwhatever\n").unwrap();
+        assert!(matches!(Format::read(store), Err(StoreError::NewerFormat { found: 99, .. })));
     }
 }

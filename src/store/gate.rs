@@ -24,11 +24,14 @@ use super::marks::Marks;
 use super::tree::Tree;
 use crate::hash::Hash;
 use crate::record::SnapshotId;
+use crate::sys::fork::ProcessId;
 
 #[derive(Default)]
 pub(crate) struct Gate {
     condemned: RwLock<Option<Arc<Condemned>>>,
     pins: Mutex<Pins>,
+    /// In a process that is forked from this one whoever holds a lock may not be there.
+    process: ProcessId,
     /// Told when a capture ends, and when captures may begin again.
     captures_changed: Condvar,
 }
@@ -191,6 +194,9 @@ impl Drop for HeldCaptures<'_> {
 
 impl Drop for CaptureGuard {
     fn drop(&mut self) {
+        if !self.gate.process.is_this() {
+            return;
+        }
         let mut pins = self.gate.pins();
         if let Some(prefixes) = pins.captures.remove(&self.number)
             && let Some(handed_over) = &mut pins.handed_over
@@ -204,6 +210,9 @@ impl Drop for CaptureGuard {
 
 impl Drop for SnapshotGuard {
     fn drop(&mut self) {
+        if !self.gate.process.is_this() {
+            return;
+        }
         let mut pins = self.gate.pins();
         let Some((count, record)) = pins.snapshots.get_mut(&self.id) else { return };
         *count -= 1;

@@ -24,7 +24,6 @@
 
 use std::collections::{BTreeMap, btree_map};
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::time::Duration;
 
@@ -39,6 +38,7 @@ use super::overlay::{Change, Lower, State};
 use super::tree::{IndexEntry, Tree};
 use super::watermark::Watermark;
 use crate::hash::Hash;
+use crate::sys::dir::{Dir, Name};
 use crate::sys::file;
 use crate::sys::heap;
 
@@ -79,7 +79,7 @@ const MIN_BYTES: u64 = 1 << 20;
 
 /// The open index.
 pub(crate) struct Index {
-    path: PathBuf,
+    name: Name,
     store: StoreId,
     limits: Limits,
     state: RwLock<State>,
@@ -90,22 +90,22 @@ pub(crate) struct Index {
 }
 
 impl Index {
-    /// Opens the index at `path`, or creates it. An error means that it is not usable and wants
+    /// Opens the index of this name, or creates it. An error means that it is not usable and wants
     /// to be rebuilt; that of another store or schema counts as such, and one that does not open in time.
-    pub(crate) fn open(path: &Path, store: StoreId) -> Result<Index, StoreError> {
-        let place = path.to_owned();
-        guard(open_within(path), move || Index::open_with(&place, store, LIMITS))
+    pub(crate) fn open(name: &Name, store: StoreId) -> Result<Index, StoreError> {
+        let place = name.clone();
+        guard(open_within(name), move || Index::open_with(&place, store, LIMITS))
     }
 
-    fn open_with(path: &Path, store: StoreId, limits: Limits) -> Result<Index, StoreError> {
-        remove(&path.with_extension(UNFINISHED))?;
-        check_room(path)?;
-        if Database::is_missing(path) {
+    fn open_with(name: &Name, store: StoreId, limits: Limits) -> Result<Index, StoreError> {
+        remove(&name.with_extension(UNFINISHED))?;
+        check_room(name)?;
+        if Database::is_missing(name) {
             // With its second opening it takes the space of a whole segment. That is part of an empty store
             // and not of the second snapshot.
-            drop(Database::open(path, store)?);
+            drop(Database::open(name, store)?);
         }
-        let database = Database::open(path, store)?;
+        let database = Database::open(name, store)?;
         let mut overlays: [Vec<(Hash, Change)>; Tree::ALL.len()] = Default::default();
         database.read_runs(|tree, (hash, place)| {
             overlays[tree as usize].push((hash, Change { place, epoch: 0 }));
@@ -120,27 +120,27 @@ impl Index {
             lower: Lower::Database(Arc::new(database)),
             ..State::held_in_memory()
         };
-        Ok(Index::with(path, store, limits, state))
+        Ok(Index::with(name, store, limits, state))
     }
 
-    /// Whether there is nothing that could be an index at `path`.
-    pub(crate) fn is_missing(path: &Path) -> bool {
-        Database::is_missing(path)
+    /// Whether there is nothing that could be an index of this name.
+    pub(crate) fn is_missing(name: &Name) -> bool {
+        Database::is_missing(name)
     }
 
-    /// An index with nothing in it that is held in memory. The one at `path` stays as it is.
-    pub(crate) fn in_memory(path: &Path, store: StoreId) -> Index {
-        Index::with(path, store, LIMITS, State::held_in_memory())
+    /// An index with nothing in it that is held in memory. The one of this name stays as it is.
+    pub(crate) fn in_memory(name: &Name, store: StoreId) -> Index {
+        Index::with(name, store, LIMITS, State::held_in_memory())
     }
 
-    fn with(path: &Path, store: StoreId, limits: Limits, state: State) -> Index {
+    fn with(name: &Name, store: StoreId, limits: Limits, state: State) -> Index {
         Index {
-            path: path.to_owned(),
+            name: name.clone(),
             store,
             limits,
             state: RwLock::new(state),
             writing: Mutex::new(()),
-            durable: durable::read(path),
+            durable: name.open_dir().map(|dir| durable::read(&dir)).unwrap_or_default(),
         }
     }
 
@@ -174,7 +174,7 @@ impl Index {
             state.snapshots.entry(key).or_insert((value, epoch));
         }
         state.lower = Lower::Nothing;
-        warn_held(&self.path);
+        warn_held(&self.name);
         Ok(())
     }
 
@@ -422,7 +422,7 @@ impl Index {
         }
         self.write().saved(epoch);
         // The watermarks say more now.
-        durable::remove(&self.path)
+        durable::remove(&self.dir()?)
     }
 
     /// Makes room on a full disk: from now on the index is held in memory. Returns whether it made some.
@@ -431,7 +431,7 @@ impl Index {
         if !self.is_held() {
             self.hold()?;
         }
-        let there_was = self.path.exists();
+        let there_was = self.name.exists();
         self.leave_disk().map(|()| there_was)
     }
 
@@ -458,15 +458,22 @@ impl Index {
 
     /// Removes the index that is held in memory from the disk, which makes room there.
     fn leave_disk(&self) -> Result<(), StoreError> {
-        if !self.path.exists() {
+        if !self.name.exists() {
             return Ok(());
         }
         // In one step, as half of one would be taken for a whole one.
-        let leaving = self.path.with_extension(UNFINISHED);
+        let leaving = self.name.with_extension(UNFINISHED);
         remove(&leaving)?;
-        file::rename(&self.path, &leaving).map_err(StoreError::io("take away", &self.path))?;
-        let parent = self.path.parent().unwrap_or(Path::new("."));
-        file::sync_dir(parent).map_err(StoreError::io("make durable", parent))?;
+        match file::rename(&self.name, &leaving) {
+            // There are quotas under which renaming takes room. Without this file there is no index either.
+            Err(error) if file::is_no_room(&error) => {
+                Database::remove_file(&self.name)?;
+                return remove(&self.name);
+            }
+            other => other.map_err(StoreError::io("take away", &self.name))?,
+        }
+        let store = self.name.dir();
+        file::sync_dir(store).map_err(StoreError::io("make durable", store))?;
         remove(&leaving)
     }
 
@@ -502,18 +509,23 @@ impl Index {
         };
         match is_saved || durable == self.durable {
             true => Ok(()),
-            false => durable::write(&self.path, &durable),
+            false => durable::write(&self.dir()?, &durable),
         }
     }
 
-    fn open_database(&self, path: &Path) -> Result<Database, StoreError> {
-        let (place, store) = (path.to_owned(), self.store);
-        guard(open_within(path), move || Database::open_again(&place, store))
+    /// The directory that it is in.
+    fn dir(&self) -> Result<Dir, StoreError> {
+        file::open_dir(&self.name).map_err(StoreError::io("open", &self.name))
+    }
+
+    fn open_database(&self, name: &Name) -> Result<Database, StoreError> {
+        let (place, store) = (name.clone(), self.store);
+        guard(open_within(name), move || Database::open_again(&place, store))
     }
 
     /// How much disk the index takes.
     pub(crate) fn disk_bytes(&self) -> u64 {
-        file::disk_bytes(&self.path).unwrap_or(0)
+        disk_bytes(&self.name)
     }
 
     /// Writes the database anew if it takes far more disk than its entries need.
@@ -547,7 +559,7 @@ impl Index {
         if self.is_held() {
             return Ok(false);
         }
-        let new = self.path.with_extension(UNFINISHED);
+        let new = self.name.with_extension(UNFINISHED);
         remove(&new)?;
         let snapshots = self.snapshots()?;
         let (epoch, snapshots, watermarks, about_entries, old) = {
@@ -608,8 +620,8 @@ impl Index {
         }
         // Nobody else has it: whoever changes it holds the lock for that, and all others the state's.
         state.lower = Lower::Lost;
-        let exchanged = file::exchange_dirs(&new, &self.path).map_err(StoreError::io("replace", &self.path));
-        let database = self.open_database(&self.path)?;
+        let exchanged = file::exchange_dirs(&new, &self.name).map_err(StoreError::io("replace", &self.name));
+        let database = self.open_database(&self.name)?;
         if let Err(error) = exchanged {
             state.lower = Lower::Database(Arc::new(database));
             drop(state);
@@ -693,15 +705,19 @@ fn merge(older: Vec<Stored>, newer: btree_map::Range<'_, Hash, Change>) -> Vec<S
     merged
 }
 
-/// How long the index at `path` may take to open: a million entries took 14 ms, so this is for disks that are very
+/// How long the index of this name may take to open: a million entries took 14 ms, so this is for disks that are very
 /// slow, and ends a sled that turns in circles.
-fn open_within(path: &Path) -> Duration {
+fn open_within(name: &Name) -> Duration {
     #[cfg(feature = "fault-injection")]
     if let Some(millis) = std::env::var("STILLFRAME_INDEX_WITHIN_MS").ok().and_then(|text| text.parse().ok())
     {
         return Duration::from_millis(millis);
     }
-    OPEN_WITHIN + Duration::from_secs(file::disk_bytes(path).unwrap_or(0) / OPEN_BYTES_A_SECOND)
+    OPEN_WITHIN + Duration::from_secs(disk_bytes(name) / OPEN_BYTES_A_SECOND)
+}
+
+fn disk_bytes(name: &Name) -> u64 {
+    name.open_dir().and_then(|dir| file::disk_bytes(&dir)).unwrap_or(0)
 }
 
 /// Opens the index in a thread of its own, which is left behind if that takes too long. On a damaged database sled
@@ -727,29 +743,38 @@ fn guard<T: Send + 'static>(
     }
 }
 
-/// Says that the index in the directory `path` is held in memory.
-pub(crate) fn warn_held(path: &Path) {
+/// Says that the index of this name is held in memory.
+pub(crate) fn warn_held(name: &Name) {
     tracing::warn!(
         "no space is left to write {}: the index is held in memory, and built anew with each opening until \
          some space is free",
-        path.display()
+        name.display()
     );
 }
 
-/// An error where there is too little room to open the index at `path`. To be asked before sled finds out: it
+/// An error where there is too little room to open the index of this name. To be asked before sled finds out: it
 /// writes when it opens, and a database in which that failed was found damaged the next time.
-pub(crate) fn check_room(path: &Path) -> Result<(), StoreError> {
-    let exists = path.exists();
-    let place = if exists { path } else { path.parent().unwrap_or(path) };
-    let index_bytes = if exists { file::disk_bytes(path).unwrap_or(0) } else { 0 };
+pub(crate) fn check_room(name: &Name) -> Result<(), StoreError> {
     // Where the file system cannot tell, there is room.
-    match file::room_bytes(place).unwrap_or(u64::MAX) < MIN_BYTES + index_bytes / 16 {
-        true => Err(StoreError::io("write", path)(std::io::ErrorKind::StorageFull.into())),
+    match file::room_bytes(name.dir()).unwrap_or(u64::MAX) < MIN_BYTES + disk_bytes(name) / 16 {
+        true => Err(StoreError::io("write", name)(std::io::ErrorKind::StorageFull.into())),
         false => Ok(()),
     }
 }
 
-fn remove(dir: &Path) -> Result<(), StoreError> {
+/// An error if there is anything in the index of this name that no stillframe has put there and the database would
+/// follow or change: links, files that have names elsewhere, pipes. To be asked before it is opened.
+pub(crate) fn check_files(name: &Name) -> Result<(), StoreError> {
+    let dir = file::open_dir(name).map_err(StoreError::io("open", name))?;
+    match file::stranger(&dir).map_err(StoreError::io("read", &dir))? {
+        Some((stranger, what)) => {
+            Err(StoreError::Index { action: "be used", detail: format!("{} is {what}", stranger.display()) })
+        }
+        None => Ok(()),
+    }
+}
+
+fn remove(dir: &Name) -> Result<(), StoreError> {
     file::remove_dir(dir).map_err(StoreError::io("remove", dir))
 }
 
@@ -758,6 +783,11 @@ mod tests {
     use super::*;
     use crate::codec::Encoding;
     use proptest::prelude::*;
+    use std::path::Path;
+
+    fn name(path: &Path) -> Name {
+        Name::at(path).unwrap()
+    }
 
     fn location(pack: u32) -> Location {
         Location { pack, offset_bytes: 48, encoding: Encoding::Raw, stored_bytes: 9, plain_bytes: 9 }
@@ -832,7 +862,7 @@ mod tests {
         fn it_agrees_with_maps_whatever_happens(steps in steps()) {
             let dir = tempfile::tempdir().unwrap();
             let path = dir.path().join("index");
-            let mut index = Index::open_with(&path, STORE, SMALL).unwrap();
+            let mut index = Index::open_with(&name(&path), STORE, SMALL).unwrap();
             let mut model = Model::default();
             // What must be there after a crash.
             let mut saved = Model::default();
@@ -898,7 +928,7 @@ mod tests {
                             }
                         }
                         drop(index);
-                        index = Index::open_with(&path, STORE, SMALL).unwrap();
+                        index = Index::open_with(&name(&path), STORE, SMALL).unwrap();
                         model = saved.clone();
                     }
                 }
@@ -917,7 +947,7 @@ mod tests {
     fn what_is_taken_out_while_the_database_is_written_anew_may_be_there_in_part_after_a_kill() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("index");
-        let index = Index::open_with(&path, STORE, SMALL).unwrap();
+        let index = Index::open_with(&name(&path), STORE, SMALL).unwrap();
         let hashes: Vec<Hash> = (0..100u8).map(|number| Hash::of(&[number])).collect();
         index.insert(&hashes.iter().map(|hash| (Tree::Regions, *hash, location(1))).collect::<Vec<_>>());
         index.rewrite(|_, _, location| Some(location)).unwrap();
@@ -930,7 +960,7 @@ mod tests {
         };
         index.rewrite(change).unwrap();
         drop(index);
-        let index = Index::open_with(&path, STORE, SMALL).unwrap();
+        let index = Index::open_with(&name(&path), STORE, SMALL).unwrap();
         assert_eq!(index.get(Tree::Regions, last).unwrap(), None);
         assert_eq!(index.entries(Tree::Regions).count(), 99);
         assert!(index.may_have_ungrounded());
@@ -939,7 +969,7 @@ mod tests {
     #[test]
     fn what_is_saved_while_entries_are_taken_out_may_be_there_in_part_after_a_kill() {
         let dir = tempfile::tempdir().unwrap();
-        let index = Index::open_with(&dir.path().join("index"), STORE, SMALL).unwrap();
+        let index = Index::open_with(&name(&dir.path().join("index")), STORE, SMALL).unwrap();
         let hashes: Vec<Hash> = (0..10u8).map(|number| Hash::of(&[number])).collect();
         let entries = hashes.iter().map(|hash| (Tree::Regions, *hash, location(1)));
         index.insert(&entries.clone().collect::<Vec<_>>());
@@ -957,7 +987,7 @@ mod tests {
     #[test]
     fn look_ups_go_on_while_the_database_is_written_anew() {
         let dir = tempfile::tempdir().unwrap();
-        let index = Index::open_with(&dir.path().join("index"), STORE, SMALL).unwrap();
+        let index = Index::open_with(&name(&dir.path().join("index")), STORE, SMALL).unwrap();
         let hash = |number: u32| Hash::of(&number.to_le_bytes());
         let known = std::sync::atomic::AtomicU32::new(0);
         let order = std::sync::atomic::Ordering::SeqCst;
@@ -996,7 +1026,7 @@ mod tests {
     fn what_changes_while_the_database_is_written_anew_stays_changed() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("index");
-        let index = Index::open_with(&path, STORE, SMALL).unwrap();
+        let index = Index::open_with(&name(&path), STORE, SMALL).unwrap();
         let hash = |number: u8| Hash::of(&[number]);
         let entries: Vec<_> = (0..200).map(|number| (Tree::Regions, hash(number), location(1))).collect();
         index.insert(&entries);
@@ -1028,20 +1058,20 @@ mod tests {
         check(&index);
         index.close().unwrap();
         drop(index);
-        check(&Index::open_with(&path, STORE, SMALL).unwrap());
+        check(&Index::open_with(&name(&path), STORE, SMALL).unwrap());
     }
 
     #[test]
     fn a_new_database_that_was_not_finished_is_removed() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("index");
-        let index = Index::open(&path, STORE).unwrap();
+        let index = Index::open(&name(&path), STORE).unwrap();
         index.insert(&[(Tree::Objects, Hash::of(b"x"), location(1))]);
         index.save().unwrap();
         drop(index);
         let unfinished = path.with_extension(UNFINISHED);
-        drop(Database::open(&unfinished, STORE).unwrap());
-        let index = Index::open(&path, STORE).unwrap();
+        drop(Database::open(&name(&unfinished), STORE).unwrap());
+        let index = Index::open(&name(&path), STORE).unwrap();
         assert_eq!(index.get(Tree::Objects, &Hash::of(b"x")).unwrap(), Some(location(1)));
         assert!(!unfinished.exists());
     }
@@ -1049,7 +1079,7 @@ mod tests {
     #[test]
     fn an_entry_of_a_large_index_takes_less_than_50_bytes_of_disk() {
         let dir = tempfile::tempdir().unwrap();
-        let index = Index::open(&dir.path().join("index"), STORE).unwrap();
+        let index = Index::open(&name(&dir.path().join("index")), STORE).unwrap();
         let count = 200_000u32;
         let entry = |number: u32| {
             let location = Location { offset_bytes: u64::from(number) * 3000, ..location(1) };
@@ -1065,7 +1095,7 @@ mod tests {
     #[test]
     fn an_index_of_another_store_is_refused() {
         let dir = tempfile::tempdir().unwrap();
-        drop(Index::open(dir.path(), STORE).unwrap());
-        assert!(Index::open(dir.path(), StoreId::new()).is_err());
+        drop(Index::open(&name(dir.path()), STORE).unwrap());
+        assert!(Index::open(&name(dir.path()), StoreId::new()).is_err());
     }
 }

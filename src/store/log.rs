@@ -10,7 +10,6 @@
 //! and must be before another pack is begun and before gc drops anything.
 
 use std::collections::{BTreeMap, HashMap};
-use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
 use super::catalog::Fact;
@@ -25,6 +24,7 @@ use super::watermark::Watermark;
 use crate::codec::{self, Codec, Encoding};
 use crate::delta::{self, Base};
 use crate::hash::Hash;
+use crate::sys::dir::{Dir, Name};
 use crate::sys::file;
 
 /// From so many unsynced bytes on the settler makes them durable meanwhile, so that the wait at the
@@ -33,7 +33,7 @@ pub(crate) const SYNC_EARLY_BYTES: u64 = 32 << 20;
 
 /// All packs of a store.
 pub(crate) struct Log {
-    dir: PathBuf,
+    dir: Dir,
     format: Format,
     packs: RwLock<BTreeMap<u32, Arc<Pack>>>,
     tail: Mutex<Tail>,
@@ -41,7 +41,7 @@ pub(crate) struct Log {
     syncing: Mutex<()>,
     pending: RwLock<Pending>,
     /// Files that gc has no more use for and could not yet remove, durably.
-    superfluous: Mutex<Vec<PathBuf>>,
+    superfluous: Mutex<Vec<Name>>,
 }
 
 #[derive(Default)]
@@ -209,13 +209,15 @@ pub(crate) struct Appended {
 }
 
 impl Log {
-    /// The log of the packs that are open already. The last one goes on if `active` says so.
+    /// The log of the packs that are open already. The last one goes on if `active` says so. The `ragged` ones have
+    /// something past their end, or holes, that could not be mended when they were opened.
     /// Packs made from now on are numbered from `next_number` on.
     pub(crate) fn new(
-        dir: PathBuf,
+        dir: Dir,
         format: Format,
         packs: Vec<Arc<Pack>>,
         active: Option<Arc<Pack>>,
+        ragged: Vec<Arc<Pack>>,
         next_number: u32,
     ) -> Log {
         let packs = packs.into_iter().map(|pack| (pack.number, pack)).collect();
@@ -223,7 +225,7 @@ impl Log {
             dir,
             format,
             packs: RwLock::new(packs),
-            tail: Mutex::new(Tail { active, next_number, ..Tail::default() }),
+            tail: Mutex::new(Tail { active, next_number, ragged, ..Tail::default() }),
             syncing: Mutex::new(()),
             pending: RwLock::default(),
             superfluous: Mutex::default(),
@@ -235,7 +237,7 @@ impl Log {
     }
 
     /// The directory of the packs.
-    pub(crate) fn dir(&self) -> &Path {
+    pub(crate) fn dir(&self) -> &Dir {
         &self.dir
     }
 
@@ -342,16 +344,19 @@ impl Log {
 
     /// The pack that is appended to; a new one where there is none.
     fn active(&self, tail: &mut Tail) -> Result<Arc<Pack>, StoreError> {
-        if let Some(active) = &tail.active {
-            return Ok(active.clone());
+        match &tail.active {
+            Some(active) if active.is_ours_alone() => return Ok(active.clone()),
+            // Somebody has made a backup of hard links meanwhile.
+            Some(_) => tail.seal(),
+            None => {}
         }
         self.sync_sealed_of(tail)?;
         let number = self.take_number(tail)?;
-        let path = self.dir.join(pack::file_name(number));
-        let mut pack = Pack::create(path.with_extension(UNFINISHED), &self.format, number, Vec::new())?;
+        let name = self.dir.join(pack::file_name(number));
+        let mut pack = Pack::create(name.with_extension(UNFINISHED), &self.format, number, Vec::new())?;
         // First its header: a power failure may keep the name and what is appended, and lose the first sector.
         pack.sync()?;
-        pack.rename(path.clone()).map_err(StoreError::io("give its name to", path))?;
+        pack.rename(name.clone()).map_err(StoreError::io("give its name to", &name))?;
         let pack = Arc::new(pack);
         tail.directory_changed = true;
         tail.active = Some(pack.clone());
@@ -407,15 +412,15 @@ impl Log {
     ///
     /// Otherwise the next opening would find there what nobody has kept anything for: snapshots whose tombstones are
     /// gone, or which were never acknowledged.
-    pub(crate) fn clear_away(&self, files: Vec<PathBuf>) -> Result<(), StoreError> {
-        self.tail().trim()?;
+    pub(crate) fn clear_away(&self, files: Vec<Name>) -> Result<(), StoreError> {
         let mut superfluous = self.superfluous.lock().unwrap_or_else(PoisonError::into_inner);
         superfluous.extend(files);
+        self.tail().trim()?;
         if superfluous.is_empty() {
             return Ok(());
         }
-        for path in superfluous.iter() {
-            file::remove_if_there(path).map_err(StoreError::io("remove", path))?;
+        for name in superfluous.iter() {
+            file::remove_if_there(name).map_err(StoreError::io("remove", name))?;
         }
         file::sync_dir(&self.dir).map_err(StoreError::io("make durable", &self.dir))?;
         superfluous.clear();

@@ -12,7 +12,6 @@
 
 use std::collections::{BTreeMap, HashSet};
 use std::fmt::Write;
-use std::path::Path;
 use std::sync::Arc;
 
 use super::catalog::Catalog;
@@ -23,6 +22,7 @@ use super::pack::{self, Pack};
 use super::watermark::Watermark;
 use crate::hash::Hash;
 use crate::record::SnapshotId;
+use crate::sys::dir::Dir;
 use crate::sys::file;
 
 const LOST_FILE: &str = "LOST";
@@ -149,7 +149,7 @@ pub(crate) fn join(mut before: Vec<Lost>, now: Vec<Lost>) -> Vec<Lost> {
 }
 
 /// What the file says; nothing if there is none.
-pub(crate) fn read(store: &Path) -> Vec<Lost> {
+pub(crate) fn read(store: &Dir) -> Vec<Lost> {
     let bytes = file::read_bounded(&store.join(LOST_FILE), 64 << 20).unwrap_or_default();
     let mut all: Vec<Lost> = Vec::new();
     for line in String::from_utf8_lossy(&bytes).lines() {
@@ -180,10 +180,10 @@ fn id_of<const N: usize>(digits: &str) -> Option<[u8; N]> {
 }
 
 /// Writes the file, whole and durable or not at all; removes it where nothing is lost.
-pub(crate) fn write(store: &Path, lost: &[Lost]) -> Result<(), StoreError> {
-    let path = store.join(LOST_FILE);
+pub(crate) fn write(store: &Dir, lost: &[Lost]) -> Result<(), StoreError> {
+    let name = store.join(LOST_FILE);
     if lost.is_empty() {
-        return file::remove_if_there(&path).map_err(StoreError::io("remove", &path));
+        return file::remove_if_there(&name).map_err(StoreError::io("remove", &name));
     }
     let mut text = INTRODUCTION.to_owned();
     let hex = |id: &PackId| id.0.iter().map(|byte| format!("{byte:02x}")).collect::<String>();
@@ -195,7 +195,7 @@ pub(crate) fn write(store: &Path, lost: &[Lost]) -> Result<(), StoreError> {
             let _ = writeln!(text, "snapshot {id}");
         }
     }
-    file::write_whole(&path, text.as_bytes()).map_err(StoreError::io("write", &path))
+    file::write_whole(&name, text.as_bytes()).map_err(StoreError::io("write", &name))
 }
 
 #[cfg(test)]
@@ -204,7 +204,8 @@ mod tests {
 
     #[test]
     fn what_is_written_is_read_and_other_lines_are_left_out() {
-        let dir = tempfile::tempdir().unwrap();
+        let scratch = tempfile::tempdir().unwrap();
+        let dir = &Dir::open(scratch.path()).unwrap();
         let id = |byte| SnapshotId(Hash([byte; 32]));
         let lost = |number, found_bytes, snapshots| Lost {
             pack: (number, PackId([7; 16])),
@@ -213,12 +214,12 @@ mod tests {
             snapshots,
         };
         let all = [lost(3, None, vec![id(1), id(2)]), lost(5, Some(64), Vec::new())];
-        write(dir.path(), &all).unwrap();
-        let path = dir.path().join(LOST_FILE);
+        write(dir, &all).unwrap();
+        let path = scratch.path().join(LOST_FILE);
         let text = std::fs::read_to_string(&path).unwrap();
         std::fs::write(&path, format!("snapshot 00\n{text}\npack x\npack 1 zz 1 -\nsnapshot 0g\n")).unwrap();
-        assert_eq!(read(dir.path()), all);
-        write(dir.path(), &[]).unwrap();
-        assert_eq!(read(dir.path()), []);
+        assert_eq!(read(dir), all);
+        write(dir, &[]).unwrap();
+        assert_eq!(read(dir), []);
     }
 }

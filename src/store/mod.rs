@@ -1,9 +1,9 @@
 //! The store: packs as the log, sled as the index, and what holds them together.
 //!
 //! ```text
-//! STORE/               0700; every file 0600: memory holds secrets
+//! STORE/               directory.rs 0700; every file 0600: memory holds secrets
 //!   FORMAT             format.rs    what the store is
-//!   LOCK               lock.rs      held by the process that has it open
+//!   LOCK               lock.rs      held, as the directory is, by the process that has it open
 //!   packs/N.pack       pack.rs      objects (object.rs), appended by the log (log.rs)
 //!   index/             index.rs     where each object is (location.rs); fed by the settler (settle.rs)
 //!                      … overlay.rs in memory, database.rs in blocks (block.rs); durable.rs
@@ -19,6 +19,7 @@ pub(crate) mod catalog;
 pub(crate) mod collected;
 pub(crate) mod compact;
 mod database;
+pub(crate) mod directory;
 pub(crate) mod durable;
 pub(crate) mod error;
 pub(crate) mod format;
@@ -56,6 +57,7 @@ use crate::codec::Codec;
 use crate::hash::Hash;
 use crate::progress::Progress;
 use crate::record::{self, Note, Record, SnapshotId, Tombstone};
+use crate::sys::dir::{Dir, Name};
 use crate::sys::file;
 use crate::units::RegionSize;
 use catalog::{Catalog, Entry, Fact, Labels};
@@ -110,7 +112,8 @@ pub struct Store {
 pub struct StoreOptions {
     region_size: RegionSize,
     codec: Codec,
-    wait: Duration,
+    pub(crate) wait: Duration,
+    pub(crate) trust_owner: bool,
 }
 
 /// What a store is, fixed when it was created.
@@ -131,7 +134,10 @@ pub struct StoreInfo {
 
 /// What the threads of a store share.
 pub(crate) struct Shared {
+    /// As what it was opened, for messages.
     pub(crate) path: PathBuf,
+    /// What it is reached by.
+    pub(crate) dir: Dir,
     pub(crate) format: Format,
     pub(crate) log: Log,
     index: Index,
@@ -150,7 +156,7 @@ pub(crate) struct Shared {
     /// Set when damage was found: then captures look up also what their parent has.
     damage_known: AtomicBool,
     damage_findings: AtomicU64,
-    pub(crate) unusable: Vec<(PathBuf, String)>,
+    pub(crate) unusable: Vec<(Name, String)>,
     /// Packs that were there once, and what is known to have been in them.
     pub(crate) lost: Vec<lost::Lost>,
     pub(crate) index_rebuilt: bool,
@@ -178,6 +184,13 @@ impl StoreOptions {
         self
     }
 
+    /// Uses a directory that belongs to another user also as root. Otherwise that is refused, as that user can
+    /// change what is in it at any moment, and with it what root does to other files. No, unless set.
+    pub fn trust_owner(mut self, trust: bool) -> Self {
+        self.trust_owner = trust;
+        self
+    }
+
     /// Creates a store in the directory `path`, which must not exist or be empty, and opens it.
     ///
     /// # Errors
@@ -186,36 +199,39 @@ impl StoreOptions {
     /// something else.
     pub fn create(&self, path: impl AsRef<Path>) -> Result<Store, StoreError> {
         let path = path.as_ref();
-        match Format::read(path) {
+        match directory::open(path, self.trust_owner).and_then(|dir| Format::read(&dir)) {
             Ok(_) | Err(StoreError::NewerFormat { .. } | StoreError::FormatFile { .. }) => {
                 return Err(StoreError::AlreadyAStore { path: path.to_owned() });
             }
             Err(StoreError::NotAStore { .. }) if path.is_dir() || !path.exists() => {}
             Err(error) => return Err(error),
         }
-        if !path.is_dir() {
-            file::create_dir(path).map_err(StoreError::io("create", path))?;
+        let is_new = !path.is_dir();
+        if is_new {
+            file::create_dir_at(path).map_err(StoreError::io("create", path))?;
         }
+        let dir = directory::open(path, self.trust_owner)?;
         // Also one that was there: whoever made it may have been killed, or not have cared.
         file::sync_parent(path).map_err(StoreError::io("make durable", path))?;
         // What a creation leaves behind that was interrupted.
-        let is_left = |found: &PathBuf| {
-            ["LOCK", "FORMAT.new", names::PACKS_DIR]
-                .iter()
-                .any(|name| found.file_name() == Some(name.as_ref()))
-        };
-        let others = !file::list(path).map_err(StoreError::io("list", path))?.iter().all(is_left);
+        let is_left =
+            |found: &Name| ["LOCK", "FORMAT.new", names::PACKS_DIR].iter().any(|it| found.name() == *it);
+        let others = !file::list(&dir).map_err(StoreError::io("list", path))?.iter().all(is_left);
         if others {
             let why = "the directory has other files in it; choose an empty or a new one".to_owned();
             return Err(StoreError::NotAStore { path: path.to_owned(), why });
         }
-        std::fs::set_permissions(path, std::os::unix::fs::PermissionsExt::from_mode(0o700))
-            .map_err(StoreError::io("protect", path))?;
-        let lock = Lock::take(path, self.wait)?;
-        let packs = path.join(names::PACKS_DIR);
-        file::create_dir(&packs).map_err(StoreError::io("create", packs))?;
-        crate::migrations::create::write(path, self.region_size, self.codec)?;
-        Store::open_locked(path, lock)
+        file::make_dir_private(&dir).map_err(StoreError::io("protect", path))?;
+        let lock = Lock::take(&dir, self.wait).inspect_err(|error| {
+            // Where no store can be, nothing is left of one.
+            if is_new && matches!(error, StoreError::CannotLock { .. }) {
+                let _ = std::fs::remove_dir(path);
+            }
+        })?;
+        let packs = dir.join(names::PACKS_DIR);
+        file::create_dir(&packs).map_err(StoreError::io("create", &packs))?;
+        crate::migrations::create::write(&dir, self.region_size, self.codec)?;
+        Store::open_locked(&dir, lock)
     }
 
     /// Opens the store in the directory `path`.
@@ -229,9 +245,9 @@ impl StoreOptions {
     /// [`StoreError::NotAStore`], [`StoreError::NewerFormat`], [`StoreError::OlderFormat`],
     /// [`StoreError::Owned`], or what the operating system said.
     pub fn open(&self, path: impl AsRef<Path>) -> Result<Store, StoreError> {
-        let path = path.as_ref();
-        Format::read(path)?;
-        Store::open_locked(path, Lock::take(path, self.wait)?)
+        let dir = directory::open(path.as_ref(), self.trust_owner)?;
+        Format::read(&dir)?;
+        Store::open_locked(&dir, Lock::take(&dir, self.wait)?)
     }
 
     /// Opens the store in the directory `path`, or creates it if there is nothing.
@@ -263,24 +279,24 @@ impl Store {
         StoreOptions::default()
     }
 
-    fn open_locked(path: &Path, lock: Lock) -> Result<Store, StoreError> {
-        if let Some(exposed) = file::exposed(path) {
+    fn open_locked(dir: &Dir, lock: Lock) -> Result<Store, StoreError> {
+        if let Some(exposed) = file::exposed(dir) {
             tracing::warn!(
                 "{} is open to other users, and memory holds secrets: `chmod -R go= {}` closes it",
                 exposed.display(),
-                path.display()
+                dir.path().display()
             );
         }
         if lock.access() == Access::Owner {
-            crate::migrations::finish_interrupted(path)?;
+            crate::migrations::finish_interrupted(dir)?;
         }
-        let format = Format::read(path)?;
-        Store::open_as(path, &Arc::new(lock), format, false, &Progress::default())
+        let format = Format::read(dir)?;
+        Store::open_as(dir, &Arc::new(lock), format, false, &Progress::default())
     }
 
     /// Opens a store of a known format, whose lock is taken. `rebuild` throws its index away first.
     pub(crate) fn open_as(
-        path: &Path,
+        dir: &Dir,
         lock: &Arc<Lock>,
         format: Format,
         rebuild: bool,
@@ -288,18 +304,20 @@ impl Store {
     ) -> Result<Store, StoreError> {
         if format.version < FORMAT_VERSION {
             let (found, supported) = (format.version, FORMAT_VERSION);
-            return Err(StoreError::OlderFormat { path: path.to_owned(), found, supported });
+            return Err(StoreError::OlderFormat { path: dir.into(), found, supported });
         }
         let access = lock.access();
-        let opened = open::open(path, &format, access, rebuild, progress)?;
+        let opened = open::open(dir, &format, access, rebuild, progress)?;
         let (tasks, receiver) = crossbeam_channel::unbounded();
         let shared = Arc::new(Shared {
-            path: path.to_owned(),
+            path: dir.into(),
+            dir: dir.clone(),
             log: Log::new(
-                path.join(names::PACKS_DIR),
+                opened.dir,
                 format.clone(),
                 opened.packs,
                 opened.active,
+                opened.ragged,
                 opened.next_number,
             ),
             format,
@@ -321,7 +339,7 @@ impl Store {
             lock: lock.clone(),
         });
         let settler =
-            settle::start(shared.clone(), receiver).map_err(StoreError::io("start a thread for", path))?;
+            settle::start(shared.clone(), receiver).map_err(StoreError::io("start a thread for", dir))?;
         // From here on dropping it, also for an error, ends the thread.
         let store = Store { shared, settler: Some(settler) };
         let shared = &store.shared;
@@ -346,12 +364,13 @@ impl Store {
         StoreInfo { path: self.shared.path.clone(), format: version, region_size, codec, id }
     }
 
-    /// An error where the store is on a read-only file system and cannot be changed. Whatever changes it says so
-    /// itself; this is for who wants to know before.
+    /// An error where the store cannot be changed: as it is read-only, as it is not any more where it was opened, or as
+    /// this process was forked from the one that opened it. Whatever changes it says so itself; this is for who wants
+    /// to know before.
     ///
     /// # Errors
     ///
-    /// [`StoreError::ReadOnly`].
+    /// [`StoreError::ReadOnly`], [`StoreError::Moved`], [`StoreError::LockReplaced`], [`StoreError::OtherProcess`].
     pub fn check_writable(&self) -> Result<(), StoreError> {
         self.shared.check_writable()
     }
@@ -363,6 +382,12 @@ impl Store {
 
 impl Drop for Store {
     fn drop(&mut self) {
+        if !self.shared.lock.is_of_this_process() {
+            // A forked process has the memory of all this and none of the threads. Whatever were done here would be
+            // done to the files of the process that has it open; so it is left as it is.
+            std::mem::forget((self.shared.clone(), self.settler.take()));
+            return;
+        }
         let background =
             std::mem::take(&mut *self.shared.background.lock().unwrap_or_else(PoisonError::into_inner));
         for thread in background {
@@ -407,6 +432,7 @@ impl Shared {
     pub(crate) fn pin(&self, id: SnapshotId) -> Result<(Arc<Record>, SnapshotGuard), StoreError> {
         // In one step: a snapshot that is forgotten when it is pinned may be gone, and the next gc would
         // fail to mark it.
+        self.check_process()?;
         let catalog = self.catalog();
         let held = catalog.live(&id).map(|entry| entry.held());
         let held = held.ok_or_else(|| StoreError::NoSuchSnapshot { text: id.to_string() })?;
@@ -422,6 +448,7 @@ impl Shared {
 
     /// Where an object is.
     pub(crate) fn locate(&self, tree: Tree, hash: &Hash) -> Result<Option<Location>, StoreError> {
+        self.check_process()?;
         // First the pending ones: an object leaves them only when the index has it.
         match self.log.pending(tree, hash) {
             Some(location) => Ok(Some(location)),
@@ -460,7 +487,23 @@ impl Shared {
 
     /// An error where nothing in the store can be changed.
     pub(crate) fn check_writable(&self) -> Result<(), StoreError> {
-        self.lock.check_writable(&self.path)
+        self.lock.check_writable()
+    }
+
+    /// An error in a process that was forked from the one that has the store open: it has none of the store's threads,
+    /// and the lock is not its own.
+    pub(crate) fn check_process(&self) -> Result<(), StoreError> {
+        self.lock.check_process()
+    }
+
+    /// The same for what is done very often.
+    pub(crate) fn check_fork(&self) -> Result<(), StoreError> {
+        self.lock.check_fork()
+    }
+
+    /// Whether this is such a process, for what cannot answer with an error; then it is told here.
+    pub(crate) fn is_elsewhere(&self) -> bool {
+        self.check_process().inspect_err(|error| tracing::error!("{error}")).is_err()
     }
 
     /// Appends the objects of a batch. Large captures are slowed to the pace of the disk and the
@@ -579,6 +622,16 @@ impl Shared {
         match commit() {
             // A full disk must not keep anybody from forgetting: the index gives its room for it.
             Err(StoreError::DiskFull { .. }) if self.index.make_room()? => commit(),
+            other => other,
+        }
+    }
+
+    /// Removes files and what failed writes have left: [`Log::clear_away`].
+    pub(crate) fn clear_away(&self, files: Vec<Name>) -> Result<(), StoreError> {
+        self.lock.check_writable()?;
+        match self.log.clear_away(files) {
+            // There are quotas under which cutting a file takes room: the index gives its own for it.
+            Err(StoreError::DiskFull { .. }) if self.index.make_room()? => self.log.clear_away(Vec::new()),
             other => other,
         }
     }

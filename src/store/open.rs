@@ -6,13 +6,12 @@
 
 use std::collections::HashMap;
 use std::ops::Range;
-use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::catalog::{Catalog, Entry, Fact, FactRoom};
 use super::collected::{self, Collected};
 use super::database::OUTDATED;
-use super::durable;
+use super::durable::{self, Durable};
 use super::error::StoreError;
 use super::format::{self, Format};
 use super::held::Held;
@@ -29,18 +28,23 @@ use crate::hash::Hash;
 use crate::progress::{Meter, Progress};
 use crate::record::{self, Note, SnapshotId, Tombstone};
 use crate::region::is_zero;
+use crate::sys::dir::{Dir, Name};
 use crate::sys::file;
 
 /// What was found.
 pub(crate) struct Opened {
     pub(crate) packs: Vec<Arc<Pack>>,
     pub(crate) active: Option<Arc<Pack>>,
+    /// Packs that are to be mended as soon as there is room for it.
+    pub(crate) ragged: Vec<Arc<Pack>>,
+    /// The directory of the packs.
+    pub(crate) dir: Dir,
     /// No pack has this number or one above it, nor any file in the place of one.
     pub(crate) next_number: u32,
     pub(crate) index: Index,
     pub(crate) catalog: Catalog,
     /// Files in the place of packs that are none, and what is wrong with them.
-    pub(crate) unusable: Vec<(PathBuf, String)>,
+    pub(crate) unusable: Vec<(Name, String)>,
     /// Packs that were there once.
     pub(crate) lost: Vec<Lost>,
     pub(crate) index_rebuilt: bool,
@@ -54,7 +58,7 @@ pub(crate) struct Opened {
 /// Opens all packs and brings the index up to date. `rebuild` throws the index away first. Interrupted, it
 /// goes on with the next opening.
 pub(crate) fn open(
-    store: &Path,
+    store: &Dir,
     format: &Format,
     access: Access,
     rebuild: bool,
@@ -64,19 +68,25 @@ pub(crate) fn open(
         // Whoever wrote FORMAT may have been killed before it was durable.
         file::sync_dir(store).map_err(StoreError::io("make durable", store))?;
     }
-    let (packs, unusable) = open_packs(store, format, access)?;
+    let packs = store.join(PACKS_DIR);
+    let dir = match access {
+        Access::Owner => file::create_dir(&packs).map_err(StoreError::io("create", &packs)),
+        Access::Reader => file::open_dir(&packs).map_err(StoreError::io("open", &packs)),
+    }?;
+    let (packs, unusable) = open_packs(store, &dir, format, access)?;
     if packs.is_empty() {
         format::check_packs(store, format)?;
     }
-    for (path, why) in &unusable {
+    for (name, why) in &unusable {
         tracing::warn!(
             "{} is not usable: {why}; `stillframe repair` brings back what is in it",
-            path.display()
+            name.display()
         );
     }
     let collected = collected::read(store);
-    let present = Present { packs: &packs, other_numbers: other_numbers(store)?, collected: &collected };
-    let mut lost = present.lost(durable::read(&store.join(INDEX_DIR)).into_iter());
+    let present =
+        Present { packs: &packs, other_numbers: other_numbers(store, &dir)?, collected: &collected };
+    let mut lost = present.lost(durable_at_last_closing(store).into_iter());
     let (index, is_held) = match access {
         Access::Reader => (None, true),
         Access::Owner => match open_index(store, format, &present, &mut lost) {
@@ -97,7 +107,9 @@ pub(crate) fn open(
         Some((index, _)) if rebuild || is_back => {
             for pack in &packs {
                 let indexed = index.watermarks().get(&pack.number).map_or(0, |it| it.end_bytes);
-                durable_bytes.insert(pack.number, indexed.max(index.durable_bytes(pack.number, pack.id)));
+                let known_bytes = indexed.max(index.durable_bytes(pack.number, pack.id));
+                let durable_bytes = durable_bytes.entry(pack.number).or_default();
+                *durable_bytes = known_bytes.max(*durable_bytes);
             }
             None
         }
@@ -116,14 +128,12 @@ pub(crate) fn open(
         }
     };
     let is_rebuilding = index.is_rebuilding();
-    let CaughtUp { active, other_deltas, damage_found } = catch_up(
+    let CaughtUp { active, ragged, other_deltas, damage_found } = catch_up(
         &packs,
         &index,
         &mut catalog,
         access,
-        &durable_bytes,
-        last_appended(&packs, &unusable),
-        &lost,
+        &Known { durable_bytes, last_appended: last_appended(&packs, &unusable), lost: &lost },
         progress,
     )?;
     for it in &mut lost {
@@ -134,11 +144,13 @@ pub(crate) fn open(
         // What is in them is missing, and the bases of deltas with it.
         index.set_damage_known(true)?;
     }
-    let next_number = next_number(store)?;
+    let next_number = next_number(store, &dir)?;
     let save = damage_found || is_rebuilding;
     Ok(Opened {
         packs,
         active,
+        ragged,
+        dir,
         next_number,
         index,
         catalog,
@@ -153,31 +165,37 @@ pub(crate) fn open(
 /// The pack that may have a torn tail: the one with the highest number. All others were durable before a higher number
 /// got its name, and so was one that gc wrote.
 fn last_appended(packs: &[Arc<Pack>], unusable: &Unusable) -> Option<u32> {
-    let name = |path: &Path| path.file_name()?.to_str().and_then(pack::number_of);
-    let unusable = unusable.iter().filter_map(|(path, _)| name(path)).max();
+    let number = |name: &Name| name.name().to_str().and_then(pack::number_of);
+    let unusable = unusable.iter().filter_map(|(name, _)| number(name)).max();
     let last = packs.last().filter(|pack| pack.replaces.is_empty())?;
     (Some(last.number) > unusable).then_some(last.number)
 }
 
 /// The number after the highest there is, also of files that are no usable packs and of packs that
 /// were set aside: nothing is ever written over them.
-fn next_number(store: &Path) -> Result<u32, StoreError> {
-    let mut numbers = pack::list(&store.join(PACKS_DIR))?;
+fn next_number(store: &Dir, packs: &Dir) -> Result<u32, StoreError> {
+    let mut numbers = pack::list(packs)?;
     let damaged = store.join(DAMAGED_DIR);
     if damaged.is_dir() {
+        let damaged = file::open_dir(&damaged).map_err(StoreError::io("open", &damaged))?;
         numbers.extend(pack::list(&damaged)?);
     }
     Ok(numbers.into_iter().map(|(number, _)| number.saturating_add(1)).max().unwrap_or(1))
 }
 
-type Unusable = Vec<(PathBuf, String)>;
+type Unusable = Vec<(Name, String)>;
+
+/// What the index says that was durable, whether or not it opens.
+fn durable_at_last_closing(store: &Dir) -> Durable {
+    store.join(INDEX_DIR).open_dir().map(|index| durable::read(&index)).unwrap_or_default()
+}
 
 /// The numbers of files in the place of packs, and of packs that were set aside.
-fn other_numbers(store: &Path) -> Result<Vec<u32>, StoreError> {
-    let mut listed = pack::list(&store.join(PACKS_DIR))?;
+fn other_numbers(store: &Dir, packs: &Dir) -> Result<Vec<u32>, StoreError> {
+    let mut listed = pack::list(packs)?;
     let damaged = store.join(DAMAGED_DIR);
     if damaged.is_dir() {
-        listed.extend(pack::list(&damaged)?);
+        listed.extend(pack::list(&damaged.open_dir().map_err(StoreError::io("open", &damaged))?)?);
     }
     Ok(listed.into_iter().map(|(number, _)| number).collect())
 }
@@ -185,7 +203,7 @@ fn other_numbers(store: &Path) -> Result<Vec<u32>, StoreError> {
 /// Puts what is lost together with what was known of it before, writes it down, and warns. Says also whether something
 /// is back that was lost.
 fn note_lost(
-    store: &Path,
+    store: &Dir,
     present: &Present<'_>,
     now: Vec<Lost>,
     access: Access,
@@ -212,39 +230,36 @@ fn note_lost(
 }
 
 fn open_packs(
-    store: &Path,
+    store: &Dir,
+    dir: &Dir,
     format: &Format,
     access: Access,
 ) -> Result<(Vec<Arc<Pack>>, Unusable), StoreError> {
-    let dir = &store.join(PACKS_DIR);
     // A reader takes no notice of what is superfluous.
-    let remove = |path: &Path, why: &str| match access {
+    let remove = |name: &Name, why: &str| match access {
         Access::Reader => Ok(()),
         Access::Owner => {
-            tracing::info!("removing {}, which {why}", path.display());
-            file::remove(path).map_err(StoreError::io("remove", path))
+            tracing::info!("removing {}, which {why}", name.display());
+            file::remove(name).map_err(StoreError::io("remove", name))
         }
     };
     let durable = || match access {
         Access::Reader => Ok(()),
         Access::Owner => file::sync_dir(dir).map_err(StoreError::io("make durable", dir)),
     };
-    if access == Access::Owner {
-        file::create_dir(dir).map_err(StoreError::io("create", dir))?;
-    }
     // The names as they are: whoever gave them may have been killed before they were durable, and from here on
     // what is in the packs is relied on, and what they replace is removed.
     durable()?;
-    for path in file::list(dir).map_err(StoreError::io("list", dir))? {
-        if path.extension().is_some_and(|extension| extension == UNFINISHED) {
-            remove(&path, "is not finished")?;
+    for name in file::list(dir).map_err(StoreError::io("list", dir))? {
+        if name.path().extension().is_some_and(|extension| extension == UNFINISHED) && !name.is_dir() {
+            remove(&name, "is not finished")?;
         }
     }
     let (mut packs, mut unusable) = (Vec::new(), Vec::new());
-    for (number, path) in pack::list(dir)? {
-        match Pack::open(path.clone(), format, number, access)? {
+    for (number, name) in pack::list(dir)? {
+        match Pack::open(name.clone(), format, number, access)? {
             Ok(pack) => packs.push(pack),
-            Err(why) => unusable.push((path, why)),
+            Err(why) => unusable.push((name, why)),
         }
     }
     // A crash may have kept gc from removing what it had replaced.
@@ -263,7 +278,7 @@ fn open_packs(
         }
     }
     for pack in &superfluous {
-        remove(&pack.path, "gc has replaced")?;
+        remove(&pack.name, "gc has replaced")?;
     }
     if !superfluous.is_empty() {
         // Before gc may remove the pack that says that they are.
@@ -275,14 +290,14 @@ fn open_packs(
 /// The index and the catalog in it; `None` with a warning if they must be built anew. Adds to `lost` what it
 /// knows of and is not there.
 fn open_index(
-    store: &Path,
+    store: &Dir,
     format: &Format,
     present: &Present<'_>,
     lost: &mut Vec<Lost>,
 ) -> Result<Option<(Index, Catalog)>, StoreError> {
-    let (path, packs) = (store.join(INDEX_DIR), present.packs);
-    if Index::is_missing(&path) {
-        index::check_room(&path)?;
+    let (name, packs) = (store.join(INDEX_DIR), present.packs);
+    if Index::is_missing(&name) {
+        index::check_room(&name)?;
         if !packs.is_empty() {
             tracing::warn!("the index is missing and is rebuilt from the packs");
         }
@@ -290,7 +305,8 @@ fn open_index(
     }
     let mut load = || -> Result<(Index, Catalog), StoreError> {
         let useless = |detail: String| StoreError::Index { action: "be used", detail };
-        let index = Index::open(&path, format.id)?;
+        index::check_files(&name)?;
+        let index = Index::open(&name, format.id)?;
         *lost = lost::join(std::mem::take(lost), present.lost(index.watermarks().into_iter()));
         if !lost.is_empty() {
             let mut catalog = Catalog::default();
@@ -345,7 +361,7 @@ fn open_index(
         Err(error @ StoreError::DiskFull { .. }) => Err(error),
         Err(StoreError::Index { action: OUTDATED, .. }) => {
             tracing::info!("rebuilding the index, which an earlier stillframe wrote");
-            file::remove_dir(&path).map_err(StoreError::io("remove", &path))?;
+            file::remove_dir(&name).map_err(StoreError::io("remove", &name))?;
             Ok(None)
         }
         Err(error) => {
@@ -360,18 +376,18 @@ fn open_index(
 }
 
 /// An index with nothing in it yet: in the place of the old one, or in memory where nothing can be written.
-fn new_index(store: &Path, format: &Format, is_held: bool) -> Result<Index, StoreError> {
-    let path = store.join(INDEX_DIR);
+fn new_index(store: &Dir, format: &Format, is_held: bool) -> Result<Index, StoreError> {
+    let name = store.join(INDEX_DIR);
     let in_place = || {
         set_index_aside(store)?;
-        Index::open(&path, format.id)
+        Index::open(&name, format.id)
     };
-    let in_memory = || Index::in_memory(&path, format.id);
+    let in_memory = || Index::in_memory(&name, format.id);
     match is_held {
         true => Ok(in_memory()),
         false => in_place().or_else(|error| match error {
             StoreError::DiskFull { .. } => {
-                index::warn_held(&path);
+                index::warn_held(&name);
                 Ok(in_memory())
             }
             other => Err(other),
@@ -380,29 +396,39 @@ fn new_index(store: &Path, format: &Format, is_held: bool) -> Result<Index, Stor
 }
 
 /// Moves the index out of the way: into the folder for damaged things, where somebody may look at it.
-fn set_index_aside(store: &Path) -> Result<(), StoreError> {
-    let path = store.join(INDEX_DIR);
-    if path.symlink_metadata().is_err() {
+fn set_index_aside(store: &Dir) -> Result<(), StoreError> {
+    let name = store.join(INDEX_DIR);
+    if !name.exists() {
         return Ok(());
     }
-    if path.is_dir() && Index::is_missing(&path) {
+    if name.is_dir() && Index::is_missing(&name) {
         // Nor is the rest of one of use.
-        return file::remove_dir(&path).map_err(StoreError::io("remove", path));
+        return file::remove_dir(&name).map_err(StoreError::io("remove", &name));
     }
     let damaged = store.join(DAMAGED_DIR);
-    file::create_dir(&damaged).map_err(StoreError::io("create", &damaged))?;
+    let damaged = file::create_dir(&damaged).map_err(StoreError::io("create", &damaged))?;
     let aside = damaged.join(INDEX_DIR);
     // One is enough: an index holds nothing that the packs do not.
     file::remove_dir(&aside).map_err(StoreError::io("remove", &aside))?;
-    file::rename(&path, &aside).map_err(StoreError::io("set aside", path))
+    file::rename(&name, &aside).map_err(StoreError::io("set aside", &name))
 }
 
 /// What came of scanning the packs.
 struct CaughtUp {
     /// The pack to go on appending to.
     active: Option<Arc<Pack>>,
+    ragged: Vec<Arc<Pack>>,
     other_deltas: Vec<IndexEntry>,
     damage_found: bool,
+}
+
+/// What is known of packs apart from the index.
+struct Known<'a> {
+    /// Up to where they were durable once: nothing of that is a torn tail.
+    durable_bytes: HashMap<u32, u64>,
+    /// The one that may have a torn tail.
+    last_appended: Option<u32>,
+    lost: &'a [Lost],
 }
 
 /// Scans what the index lacks of the packs.
@@ -411,9 +437,7 @@ fn catch_up(
     index: &Index,
     catalog: &mut Catalog,
     access: Access,
-    durable_bytes: &HashMap<u32, u64>,
-    last_appended: Option<u32>,
-    lost: &[Lost],
+    known: &Known<'_>,
     progress: &Progress,
 ) -> Result<CaughtUp, StoreError> {
     let (watermarks, rebuilding) = (index.watermarks(), index.is_rebuilding());
@@ -428,20 +452,20 @@ fn catch_up(
     let mut facts = Vec::new();
     let mut room_for_facts = FactRoom::default();
     let mut ends = Vec::new();
-    let mut damage_found = false;
+    let (mut ragged, mut damage_found) = (Vec::new(), false);
     let mut other_deltas = Vec::new();
     for pack in packs {
         let indexed_bytes = first_bytes(pack);
-        let may_be_torn = last_appended == Some(pack.number);
+        let may_be_torn = known.last_appended == Some(pack.number);
         // What was cut short is not appended to, so that it can be put back.
-        let mut damaged = lost.iter().any(|lost| lost.pack.0 == pack.number);
+        let (mut is_ragged, mut damaged) = (false, known.lost.iter().any(|lost| lost.pack.0 == pack.number));
         if pack.length_bytes() > indexed_bytes {
             // Whoever wrote it may have been killed before it was durable, and from here on it is relied on.
             if access == Access::Owner {
                 pack.sync()?;
             }
             // What was durable once is no torn tail.
-            let durable_bytes = durable_bytes.get(&pack.number).copied().unwrap_or(0);
+            let durable_bytes = known.durable_bytes.get(&pack.number).copied().unwrap_or(0);
             let durable_bytes = durable_bytes.max(index.durable_bytes(pack.number, pack.id));
             let torn_from = may_be_torn.then(|| indexed_bytes.max(durable_bytes));
             // What is found goes into the index in chunks, and is saved: not all at once in memory.
@@ -454,12 +478,24 @@ fn catch_up(
             if access == Access::Owner {
                 for hole in &tail.torn_holes {
                     tracing::info!("filling {} bytes that a power failure took", hole.end - hole.start);
-                    pack.fill(hole.clone())?;
+                    match pack.fill(hole.clone()) {
+                        Err(StoreError::DiskFull { .. }) => pack.fill_later(hole.clone()),
+                        other => other?,
+                    }
                 }
             }
             if let Some(end_bytes) = tail.torn_at {
                 tracing::info!("cutting a torn tail of {} bytes", pack.length_bytes() - end_bytes);
-                pack.cut(end_bytes, access)?;
+                match pack.cut(end_bytes, access) {
+                    // There are disks, and quotas, where cutting a file takes room. It is cut as soon as there is
+                    // some, and before anything is written behind it.
+                    Err(StoreError::DiskFull { .. }) => is_ragged = true,
+                    other => other?,
+                }
+            }
+            is_ragged |= pack.has_holes();
+            if is_ragged {
+                ragged.push(pack.clone());
             }
             let damaged_bytes = tail.damaged.iter().map(|(at, why)| (at, *why));
             for (offset_bytes, why) in
@@ -470,11 +506,15 @@ fn catch_up(
                 (damaged, damage_found) = (true, true);
             }
             facts.append(&mut tail.facts);
-            ends.push((pack.number, pack.watermark(pack.length_bytes())));
+            if !pack.has_holes() {
+                ends.push((pack.number, pack.watermark(pack.length_bytes())));
+            }
         }
         // The last one, as it turns out.
         let room = pack.replaces.is_empty()
             && !damaged
+            && !is_ragged
+            && pack.is_ours_alone()
             && pack.length_bytes() < pack.seal_bytes()
             && pack.length_bytes() % 8 == 0;
         active = room.then(|| pack.clone());
@@ -491,7 +531,7 @@ fn catch_up(
     for (number, watermark) in ends {
         index.set_watermark(number, Some(watermark));
     }
-    Ok(CaughtUp { active, other_deltas, damage_found })
+    Ok(CaughtUp { active, ragged, other_deltas, damage_found })
 }
 
 /// How often progress is told.

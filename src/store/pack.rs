@@ -18,18 +18,20 @@
 
 use std::io;
 use std::ops::Range;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
 use super::error::StoreError;
 use super::format::{FORMAT_VERSION, Format};
 use super::id::{PackId, StoreId};
 use super::lock::Access;
+use super::names::UNFINISHED;
 use super::object::{self, ALIGNMENT_BYTES, HEADER_BYTES, Header, Kind, Place};
 use super::watermark::Watermark;
 use crate::codec::Codec;
 use crate::hash::Hash;
+use crate::sys::dir::{Dir, Name};
 use crate::sys::file::{self, File};
 use crate::sys::map::{self, PackMap, Since};
 
@@ -49,16 +51,20 @@ const CHECK: std::ops::Range<usize> = 56..60;
 pub(crate) struct Pack {
     pub(crate) number: u32,
     pub(crate) id: PackId,
-    pub(crate) path: PathBuf,
+    pub(crate) name: Name,
     pub(crate) replaces: Vec<u32>,
     store: StoreId,
     header_bytes: u64,
-    file: File,
+    file: RwLock<Arc<File>>,
+    /// Whether it could be opened for writing.
+    is_writable: bool,
     /// How many bytes are written and may be read.
     length_bytes: AtomicU64,
     /// How many of them are known to be durable.
     durable_bytes: AtomicU64,
     has_rest: AtomicBool,
+    /// Holes that are to be filled, and could not be yet.
+    unfilled: Mutex<Vec<Range<u64>>>,
     map: Mutex<Option<Arc<PackMap>>>,
 }
 
@@ -146,75 +152,114 @@ pub(crate) fn header(format: &Format, number: u32, id: PackId, replaces: &[u32])
 }
 
 impl Pack {
-    /// Creates an empty pack at `path`.
+    /// Creates an empty pack of this name.
     pub(crate) fn create(
-        path: PathBuf,
+        name: Name,
         format: &Format,
         number: u32,
         replaces: Vec<u32>,
     ) -> Result<Pack, StoreError> {
         let id = PackId::new();
         let bytes = header(format, number, id, &replaces);
-        let file = file::create_new(&path).map_err(StoreError::io("create", &path))?;
+        let file = file::create_new(&name).map_err(StoreError::io("create", &name))?;
         if let Err(error) = file.write_all_at(&bytes, 0) {
             // Leave no pack behind that has no header.
-            let _ = file::remove(&path);
-            return Err(StoreError::io("write", path)(error));
+            let _ = file::remove(&name);
+            return Err(StoreError::io("write", &name)(error));
         }
         let length_bytes = bytes.len() as u64;
         Ok(Pack {
             number,
             id,
-            path,
+            name,
             replaces,
             store: format.id,
             header_bytes: length_bytes,
-            file,
+            file: RwLock::new(Arc::new(file)),
+            is_writable: true,
             length_bytes: AtomicU64::new(length_bytes),
             durable_bytes: AtomicU64::new(length_bytes),
             has_rest: AtomicBool::new(false),
+            unfilled: Mutex::default(),
             map: Mutex::new(None),
         })
     }
 
     /// Opens a pack of the store and checks its header; what is wrong with it otherwise.
     pub(crate) fn open(
-        path: PathBuf,
+        name: Name,
         format: &Format,
         number: u32,
         access: Access,
     ) -> Result<Result<Pack, String>, StoreError> {
+        if let Some(found) = name.look().map_err(StoreError::io("open", &name))?
+            && !found.is_plain_file()
+        {
+            return Ok(Err(found.is_no("plain file").to_string()));
+        }
+        let to_read = || file::open_to_read(&name).map(|file| (file, false));
         let opened = match access {
-            Access::Owner => file::open_existing(&path),
-            Access::Reader => file::open_to_read(&path),
+            Access::Owner => match file::open_existing(&name) {
+                // It can be read all the same, and another one be written to.
+                Err(error) if error.kind() == io::ErrorKind::PermissionDenied => to_read(),
+                other => other.map(|file| (file, true)),
+            },
+            Access::Reader => to_read(),
         };
-        let file = opened.map_err(StoreError::io("open", &path))?;
-        let length_bytes = file.length_bytes().map_err(StoreError::io("read", &path))?;
-        let read = read_header(&file, length_bytes, format, number).map_err(StoreError::io("read", &path))?;
+        let (file, is_writable) = opened.map_err(StoreError::io("open", &name))?;
+        let length_bytes = file.length_bytes().map_err(StoreError::io("read", &name))?;
+        let read = read_header(&file, length_bytes, format, number).map_err(StoreError::io("read", &name))?;
         Ok(read.map(|(id, replaces)| Pack {
             number,
             id,
-            path,
+            name,
             header_bytes: header_bytes(replaces.len()),
             replaces,
             store: format.id,
-            file,
+            file: RwLock::new(Arc::new(file)),
+            is_writable,
             length_bytes: AtomicU64::new(length_bytes),
             durable_bytes: AtomicU64::new(length_bytes),
             has_rest: AtomicBool::new(false),
+            unfilled: Mutex::default(),
             map: Mutex::new(None),
         }))
     }
 
     /// How large it may grow before another one is begun.
     pub(crate) fn seal_bytes(&self) -> u64 {
-        seal_bytes(&self.path)
+        seal_bytes(self.name.path())
     }
 
     /// Gives a pack that was written under a temporary name its final one.
-    pub(crate) fn rename(&mut self, path: PathBuf) -> io::Result<()> {
-        file::rename_new(&self.path, &path)?;
-        self.path = path;
+    pub(crate) fn rename(&mut self, name: Name) -> io::Result<()> {
+        file::rename_new(&self.name, &name)?;
+        self.name = name;
+        Ok(())
+    }
+
+    fn file(&self) -> Arc<File> {
+        self.file.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Whether it may be written to: not where only reading it is allowed, nor where it has a name elsewhere as well,
+    /// as in a backup of hard links, which would change with it.
+    pub(crate) fn is_ours_alone(&self) -> bool {
+        self.is_writable && self.file().has_other_names().is_ok_and(|others| !others)
+    }
+
+    /// Puts a copy of it in its place, durably, if it is not ours alone.
+    fn make_ours(&self) -> io::Result<()> {
+        if self.is_ours_alone() {
+            return Ok(());
+        }
+        let copy = self.name.with_extension(UNFINISHED);
+        file::remove_if_there(&copy)?;
+        file::copy(&self.name, &copy)?;
+        file::rename(&copy, &self.name)?;
+        file::sync_dir(self.name.dir())?;
+        *self.file.write().unwrap_or_else(PoisonError::into_inner) =
+            Arc::new(file::open_existing(&self.name)?);
         Ok(())
     }
 
@@ -239,10 +284,11 @@ impl Pack {
     /// cut off again either, [`Self::has_rest`] says so.
     pub(crate) fn append(&self, objects: &[u8]) -> Result<u64, StoreError> {
         let at_bytes = self.length_bytes();
-        if let Err(error) = self.file.write_all_at(objects, at_bytes) {
-            let cut = self.file.set_length(at_bytes);
+        let file = self.file();
+        if let Err(error) = file.write_all_at(objects, at_bytes) {
+            let cut = file.set_length(at_bytes);
             self.has_rest.store(cut.is_err(), Ordering::Release);
-            return Err(StoreError::io("write", &self.path)(error));
+            return Err(StoreError::io("write", &self.name)(error));
         }
         self.length_bytes.store(at_bytes + objects.len() as u64, Ordering::Release);
         Ok(at_bytes)
@@ -265,7 +311,7 @@ impl Pack {
 
     /// Makes durable what is written.
     pub(crate) fn sync(&self) -> Result<(), StoreError> {
-        self.file.sync().map_err(StoreError::io("make durable", &self.path))
+        self.file().sync().map_err(StoreError::io("make durable", &self.name))
     }
 
     /// What was appended before this byte was made durable.
@@ -278,8 +324,12 @@ impl Pack {
         self.cut(self.durable_bytes.load(Ordering::Acquire), Access::Owner)
     }
 
-    /// Cuts off, durably, what is past its end.
+    /// Cuts off, durably, what is past its end, and fills what could not be filled before.
     pub(crate) fn cut_rest(&self) -> Result<(), StoreError> {
+        while let Some(hole) = self.unfilled().last().cloned() {
+            self.fill(hole)?;
+            self.unfilled().pop();
+        }
         self.cut(self.length_bytes(), Access::Owner)
     }
 
@@ -291,10 +341,10 @@ impl Pack {
         match access {
             Access::Reader => Ok(()),
             Access::Owner => self
-                .file
-                .set_length(length_bytes)
-                .and_then(|()| self.file.sync())
-                .map_err(StoreError::io("cut off the end of", &self.path)),
+                .make_ours()
+                .and_then(|()| self.file().set_length(length_bytes))
+                .and_then(|()| self.file().sync())
+                .map_err(StoreError::io("cut off the end of", &self.name)),
         }
     }
 
@@ -307,6 +357,20 @@ impl Pack {
             && is_whole(hole.end)
     }
 
+    fn unfilled(&self) -> std::sync::MutexGuard<'_, Vec<Range<u64>>> {
+        self.unfilled.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// This hole is filled with [`Self::cut_rest`].
+    pub(crate) fn fill_later(&self, hole: Range<u64>) {
+        self.unfilled().push(hole);
+    }
+
+    /// Whether there are holes that are to be filled.
+    pub(crate) fn has_holes(&self) -> bool {
+        !self.unfilled().is_empty()
+    }
+
     /// Puts an object that nothing refers to in the place of bytes that are none, durably.
     pub(crate) fn fill(&self, hole: std::ops::Range<u64>) -> Result<(), StoreError> {
         *self.map.lock().unwrap_or_else(PoisonError::into_inner) = None;
@@ -314,10 +378,10 @@ impl Pack {
         let (plain, mut object) = (vec![0; plain_bytes], Vec::new());
         object::write(Kind::Attachment, Codec::None, Hash::of(&plain), &plain, &mut object);
         object::put(&mut object, self.place(hole.start));
-        self.file
-            .write_all_at(&object, hole.start)
-            .and_then(|()| self.file.sync())
-            .map_err(StoreError::io("fill a hole in", &self.path))
+        self.make_ours()
+            .and_then(|()| self.file().write_all_at(&object, hole.start))
+            .and_then(|()| self.file().sync())
+            .map_err(StoreError::io("fill a hole in", &self.name))
     }
 
     /// The bytes of the pack up to `end_bytes` at least.
@@ -327,7 +391,7 @@ impl Pack {
             return Ok(map.clone());
         }
         let length_bytes = usize::try_from(self.length_bytes()).unwrap_or(usize::MAX);
-        let fresh = map::map_pack(&self.file, length_bytes).map_err(StoreError::io("map", &self.path))?;
+        let fresh = map::map_pack(&self.file(), length_bytes).map_err(StoreError::io("map", &self.name))?;
         let fresh = Arc::new(fresh);
         *map = Some(fresh.clone());
         Ok(fresh)
@@ -393,8 +457,11 @@ pub(crate) struct Home {
 }
 
 /// What the header of pack `number` says of the store; `None` if it is not in order.
-pub(crate) fn home(path: &Path, number: u32) -> io::Result<Option<Home>> {
-    let file = file::open_to_read(path)?;
+pub(crate) fn home(name: &Name, number: u32) -> io::Result<Option<Home>> {
+    if name.look()?.is_some_and(|found| !found.is_plain_file()) {
+        return Ok(None);
+    }
+    let file = file::open_to_read(name)?;
     let Ok((fixed, rest)) = read_header_bytes(&file, file.length_bytes()?, number)? else { return Ok(None) };
     let whole = [&fixed[..], &rest].concat();
     let u32_at = |at: usize| u32::from_le_bytes([fixed[at], fixed[at + 1], fixed[at + 2], fixed[at + 3]]);
@@ -570,15 +637,15 @@ impl<'a> Iterator for Scan<'a> {
     }
 }
 
-/// The packs in `dir`: number and path, in order. Other files are left alone.
-pub(crate) fn list(dir: &Path) -> Result<Vec<(u32, PathBuf)>, StoreError> {
+/// The packs in `dir`: number and name, in order. Other files are left alone.
+pub(crate) fn list(dir: &Dir) -> Result<Vec<(u32, Name)>, StoreError> {
     let mut packs = Vec::new();
-    for path in file::list(dir).map_err(StoreError::io("list", dir))? {
-        if let Some(number) = path.file_name().and_then(|name| number_of(name.to_str()?)) {
-            packs.push((number, path));
+    for name in file::list(dir).map_err(StoreError::io("list", dir))? {
+        if let Some(number) = name.name().to_str().and_then(number_of) {
+            packs.push((number, name));
         }
     }
-    packs.sort_unstable();
+    packs.sort_unstable_by_key(|(number, _)| *number);
     Ok(packs)
 }
 
@@ -613,7 +680,7 @@ mod tests {
     #[test]
     fn a_pack_opens_with_what_was_appended_and_not_in_another_store() {
         let dir = tempfile::tempdir().unwrap();
-        let (format, path) = (format(), dir.path().join(file_name(7)));
+        let (format, path) = (format(), Name::at(&dir.path().join(file_name(7))).unwrap());
         let pack = Pack::create(path.clone(), &format, 7, vec![1, 2, 5]).unwrap();
         let first = pack.length_bytes() as usize;
         pack.append(&objects(format.id, first).0).unwrap();

@@ -434,6 +434,7 @@ impl Cursor<'_> {
 
     /// The object after the last one if it is this and whole, else the one that the index knows.
     fn next_or_find(&mut self, kind: Kind, hash: &Hash) -> Result<Found, StoreError> {
+        self.shared.check_fork()?;
         match self.next_if_it_is(kind, hash).filter(|found| found.payload().is_ok()) {
             Some(found) => Ok(found),
             None => self.find(kind, hash),

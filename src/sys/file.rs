@@ -1,22 +1,23 @@
 //! Files that nobody else may read: created with mode 0600 (directories 0700) whatever the umask,
 //! never through a symbolic link, and made durable together with their directory. Every call passes
 //! through call.rs, where tests may stand in the way.
+//!
+//! What is not a plain file, but a pipe or a device, is not opened at all: it may wait, or do something. Who must not
+//! change what others see under another name of the file asks for that with [`File::has_other_names`].
+//!
+//! Some file systems can do less than others. Each call that they refuse has another way here that is as safe for who
+//! holds the store's lock; lesser.rs has what is needed for that.
 
-use std::fs::{DirBuilder, OpenOptions, Permissions, TryLockError};
+use std::fs::{DirBuilder, Permissions, TryLockError};
 use std::io::{self, Read};
-use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::{DirBuilderExt, FileExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{OFlags, RenameFlags};
+use rustix::fs::{AtFlags, Mode, OFlags, RenameFlags};
 
 use super::call::{Call, perform, tell};
-
-/// `O_NOFOLLOW` is the same small number on every Linux machine this runs on.
-#[allow(clippy::cast_possible_wrap)]
-const NO_FOLLOW: i32 = OFlags::NOFOLLOW.bits() as i32;
-
-#[allow(clippy::cast_possible_wrap)]
-const NO_WAIT: i32 = OFlags::NONBLOCK.bits() as i32;
+use super::dir::{Dir, Found, Identity, Name};
+use super::lesser;
 
 /// An open file.
 #[derive(Debug)]
@@ -30,6 +31,16 @@ impl File {
     /// As what it was opened.
     pub(crate) fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// Whether it has other names, as which somebody may keep it: a backup of hard links.
+    pub(crate) fn has_other_names(&self) -> io::Result<bool> {
+        Ok(Found::of(&self.file)?.has_other_names())
+    }
+
+    /// Which file it is.
+    pub(crate) fn identity(&self) -> io::Result<Identity> {
+        Ok(Found::of(&self.file)?.identity())
     }
 
     /// How long it is.
@@ -69,62 +80,96 @@ impl File {
         self.file.try_lock_shared()
     }
 
+    /// Gives the lock back, also where a process that was forked meanwhile has the file open still.
+    pub(crate) fn unlock(&self) -> io::Result<()> {
+        self.file.unlock()
+    }
+
     /// Hands it to `map`, which maps it.
     pub(crate) fn map<T>(&self, map: impl FnOnce(&std::fs::File) -> io::Result<T>) -> io::Result<T> {
         perform(Call::Map(&self.path, &self.file), || map(&self.file))
     }
 }
 
-fn private(options: &mut OpenOptions, path: &Path) -> io::Result<File> {
-    // The umask can only take bits away from 0600, which `set_permissions` gives back.
-    let file = options.read(true).write(true).mode(0o600).custom_flags(NO_FOLLOW).open(path)?;
-    if file.metadata()?.permissions().mode() & 0o777 != 0o600 {
-        file.set_permissions(Permissions::from_mode(0o600))?;
+impl std::os::fd::AsFd for File {
+    fn as_fd(&self) -> std::os::fd::BorrowedFd<'_> {
+        self.file.as_fd()
     }
-    Ok(File { file, path: path.to_owned() })
+}
+
+/// Opens a plain file. A pipe in its place must not keep us waiting, and a device is not to be touched.
+fn open_plain(name: &Name, flags: OFlags) -> io::Result<File> {
+    if let Some(found) = name.look()?
+        && !found.is_plain_file()
+    {
+        return Err(found.is_no("plain file"));
+    }
+    let flags = flags | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+    let file =
+        std::fs::File::from(rustix::fs::openat(name.dir(), name.name(), flags, Mode::RUSR | Mode::WUSR)?);
+    let found = Found::of(&file)?;
+    if !found.is_plain_file() {
+        return Err(found.is_no("plain file"));
+    }
+    Ok(File { file, path: name.path().to_owned() })
+}
+
+fn private(name: &Name, flags: OFlags) -> io::Result<File> {
+    let file = open_plain(name, flags | OFlags::RDWR)?;
+    let found = Found::of(&file)?;
+    // The umask can only take bits away from 0600, which this gives back. What has another name is not ours alone.
+    if found.mode() & 0o777 != 0o600 && !found.has_other_names() {
+        lesser::if_there_is(file.file.set_permissions(Permissions::from_mode(0o600)))?;
+    }
+    Ok(file)
 }
 
 /// Creates a file that must not exist.
-pub(crate) fn create_new(path: &Path) -> io::Result<File> {
-    perform(Call::Create(path), || private(OpenOptions::new().create_new(true), path))
+pub(crate) fn create_new(name: &Name) -> io::Result<File> {
+    perform(Call::Create(name.path()), || private(name, OFlags::CREATE | OFlags::EXCL))
 }
 
 /// Opens a file for reading and writing, creating it if it is not there.
-pub(crate) fn open_or_create(path: &Path) -> io::Result<File> {
-    let call = if path.exists() { Call::Open(path) } else { Call::Create(path) };
-    perform(call, || private(OpenOptions::new().create(true).truncate(false), path))
+pub(crate) fn open_or_create(name: &Name) -> io::Result<File> {
+    let call = if name.exists() { Call::Open(name.path()) } else { Call::Create(name.path()) };
+    perform(call, || private(name, OFlags::CREATE))
 }
 
 /// Opens an existing file for reading and writing.
-pub(crate) fn open_existing(path: &Path) -> io::Result<File> {
-    perform(Call::Open(path), || {
-        let file = OpenOptions::new().read(true).write(true).custom_flags(NO_FOLLOW).open(path)?;
-        Ok(File { file, path: path.to_owned() })
-    })
+pub(crate) fn open_existing(name: &Name) -> io::Result<File> {
+    perform(Call::Open(name.path()), || open_plain(name, OFlags::RDWR))
 }
 
 /// Opens an existing file for reading.
-pub(crate) fn open_to_read(path: &Path) -> io::Result<File> {
-    perform(Call::Open(path), || {
-        let file = OpenOptions::new().read(true).custom_flags(NO_FOLLOW).open(path)?;
-        Ok(File { file, path: path.to_owned() })
-    })
+pub(crate) fn open_to_read(name: &Name) -> io::Result<File> {
+    perform(Call::Open(name.path()), || open_plain(name, OFlags::RDONLY))
 }
 
-/// How much may still be written to the file system of what is at `path`.
-pub(crate) fn room_bytes(path: &Path) -> io::Result<u64> {
-    let found = rustix::fs::statvfs(path)?;
+/// Opens a directory in another.
+pub(crate) fn open_dir(name: &Name) -> io::Result<Dir> {
+    perform(Call::Open(name.path()), || name.open_dir())
+}
+
+/// Whether an error says that nothing more can be written: the disk is full, or a quota used up.
+pub(crate) fn is_no_room(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
+}
+
+/// How much may still be written to the file system of a directory.
+pub(crate) fn room_bytes(dir: &Dir) -> io::Result<u64> {
+    let found = rustix::fs::fstatvfs(dir)?;
     Ok(found.f_bavail.saturating_mul(found.f_frsize))
 }
 
-/// Whether what is at `path` is on a file system, or in a mount of one, that cannot be written.
-pub(crate) fn is_read_only(path: &Path) -> io::Result<bool> {
-    Ok(rustix::fs::statvfs(path)?.f_flag.contains(rustix::fs::StatVfsMountFlags::RDONLY))
+/// Whether nothing in a directory can be changed: by its file system, its mount, its modes, or as it is immutable.
+pub(crate) fn is_read_only(dir: &Dir) -> io::Result<bool> {
+    let of_mount = rustix::fs::fstatvfs(dir)?.f_flag.contains(rustix::fs::StatVfsMountFlags::RDONLY);
+    Ok(of_mount || !dir.is_writable())
 }
 
 /// Creates a directory with mode 0700, and those above it, each durable in the one above; does nothing where
 /// there is one. A symbolic link to one is an error: nobody knows who else may read what is there.
-pub(crate) fn create_dir(path: &Path) -> io::Result<()> {
+pub(crate) fn create_dir_at(path: &Path) -> io::Result<()> {
     match path.symlink_metadata() {
         Ok(found) if found.is_dir() => return Ok(()),
         Ok(found) if found.is_symlink() => {
@@ -135,9 +180,22 @@ pub(crate) fn create_dir(path: &Path) -> io::Result<()> {
     create_above(path)?;
     tell(Call::CreateDir(path), || {
         DirBuilder::new().mode(0o700).create(path)?;
-        std::fs::set_permissions(path, Permissions::from_mode(0o700))
+        lesser::if_there_is(std::fs::set_permissions(path, Permissions::from_mode(0o700)))
     })?;
     sync_parent(path)
+}
+
+/// The directory of this name; with mode 0700 where it must be created, durable in the one that it is in.
+pub(crate) fn create_dir(name: &Name) -> io::Result<Dir> {
+    if !name.exists() {
+        tell(Call::CreateDir(name.path()), || {
+            rustix::fs::mkdirat(name.dir(), name.name(), Mode::RWXU)?;
+            let mode = rustix::fs::chmodat(name.dir(), name.name(), Mode::RWXU, AtFlags::empty());
+            lesser::if_there_is(mode.map_err(Into::into))
+        })?;
+        sync_dir(name.dir())?;
+    }
+    name.open_dir()
 }
 
 /// Creates the directories above a path, as far as there are none: for others to read as the umask has it.
@@ -154,62 +212,102 @@ fn create_above(path: &Path) -> io::Result<()> {
     sync_parent(parent)
 }
 
-/// Removes a directory and all that is in it; does nothing where there is none.
-pub(crate) fn remove_dir(path: &Path) -> io::Result<()> {
-    if path.symlink_metadata().is_err_and(|error| error.kind() == io::ErrorKind::NotFound) {
-        return Ok(());
+/// Removes a directory and all that is in it, or whatever else has its name; does nothing where there is nothing.
+pub(crate) fn remove_dir(name: &Name) -> io::Result<()> {
+    match name.exists() {
+        true => tell(Call::RemoveDir(name.path()), || remove_all(name)),
+        false => Ok(()),
     }
-    tell(Call::RemoveDir(path), || std::fs::remove_dir_all(path))
+}
+
+fn remove_all(name: &Name) -> io::Result<()> {
+    match name.look()? {
+        None => Ok(()),
+        Some(found) if found.is_dir() => {
+            for inside in name.open_dir()?.names()? {
+                remove_all(&inside)?;
+            }
+            Ok(rustix::fs::unlinkat(name.dir(), name.name(), AtFlags::REMOVEDIR)?)
+        }
+        Some(_) => Ok(rustix::fs::unlinkat(name.dir(), name.name(), AtFlags::empty())?),
+    }
 }
 
 /// Takes a name from a file.
-pub(crate) fn remove(path: &Path) -> io::Result<()> {
-    tell(Call::Remove(path), || std::fs::remove_file(path))
+pub(crate) fn remove(name: &Name) -> io::Result<()> {
+    tell(Call::Remove(name.path()), || Ok(rustix::fs::unlinkat(name.dir(), name.name(), AtFlags::empty())?))
 }
 
 /// The same; does nothing where there is none.
-pub(crate) fn remove_if_there(path: &Path) -> io::Result<()> {
-    match remove(path) {
+pub(crate) fn remove_if_there(name: &Name) -> io::Result<()> {
+    match remove(name) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
         other => other,
     }
 }
 
 /// What is in a directory.
-pub(crate) fn list(dir: &Path) -> io::Result<Vec<PathBuf>> {
-    perform(Call::List(dir), || {
-        std::fs::read_dir(dir)?.map(|entry| entry.map(|entry| entry.path())).collect()
-    })
+pub(crate) fn list(dir: &Dir) -> io::Result<Vec<Name>> {
+    perform(Call::List(dir.path()), || dir.names())
 }
 
-/// Gives every file below `dir` mode 0600 and every directory 0700: for what a library created.
-pub(crate) fn make_private(dir: &Path) -> io::Result<()> {
-    std::fs::set_permissions(dir, Permissions::from_mode(0o700))?;
-    for entry in std::fs::read_dir(dir)? {
-        let entry = entry?;
-        let kind = entry.file_type()?;
-        if kind.is_dir() {
-            make_private(&entry.path())?;
-        } else if kind.is_file() {
-            std::fs::set_permissions(entry.path(), Permissions::from_mode(0o600))?;
+/// Gives a directory mode 0700.
+pub(crate) fn make_dir_private(dir: &Dir) -> io::Result<()> {
+    lesser::if_there_is(rustix::fs::chmodat(dir, ".", Mode::RWXU, AtFlags::empty()).map_err(Into::into))
+}
+
+/// Gives every file in `dir` mode 0600 and every directory 0700: for what a library created.
+pub(crate) fn make_private(dir: &Dir) -> io::Result<()> {
+    for name in dir.names()? {
+        let Some(found) = name.look()? else { continue };
+        let mode = if found.is_dir() { 0o700 } else { 0o600 };
+        // There is no way to change the mode of a symbolic link, and of what it leads to it is not to be changed.
+        if (found.is_dir() || found.is_plain_file()) && found.mode() & 0o777 != mode {
+            let mode = Mode::from_raw_mode(mode);
+            let changed = rustix::fs::chmodat(dir, name.name(), mode, AtFlags::empty());
+            lesser::if_there_is(changed.map_err(Into::into))?;
+        }
+        if found.is_dir() {
+            make_private(&name.open_dir()?)?;
         }
     }
     Ok(())
 }
 
 /// The first of a directory and all that is in it that others than its owner may read or change.
-pub(crate) fn exposed(path: &Path) -> Option<PathBuf> {
-    let found = path.symlink_metadata().ok()?;
-    if !found.is_symlink() && found.permissions().mode() & 0o077 != 0 {
-        return Some(path.to_owned());
+pub(crate) fn exposed(dir: &Dir) -> Option<PathBuf> {
+    let is_open = |found: Found| found.mode() & 0o077 != 0;
+    if Found::of(dir).is_ok_and(is_open) {
+        return Some(dir.path().to_owned());
     }
-    let inside = std::fs::read_dir(path).ok().filter(|_| found.is_dir())?;
-    inside.flatten().find_map(|entry| exposed(&entry.path()))
+    dir.names().ok()?.into_iter().find_map(|name| match name.look().ok()?? {
+        found if found.is_dir() => exposed(&name.open_dir().ok()?),
+        found if !found.is_symbolic_link() && is_open(found) => Some(name.path().to_owned()),
+        _ => None,
+    })
+}
+
+/// The first thing in a directory that is neither a directory nor a plain file of one name, and what it is: what a
+/// library that goes by paths must not come upon, as it would follow it or change it under its other name.
+pub(crate) fn stranger(dir: &Dir) -> io::Result<Option<(Name, &'static str)>> {
+    for name in dir.names()? {
+        let Some(found) = name.look()? else { continue };
+        if found.is_dir() {
+            if let Some(stranger) = stranger(&name.open_dir()?)? {
+                return Ok(Some(stranger));
+            }
+        } else if !found.is_plain_file() {
+            return Ok(Some((name, found.what())));
+        } else if found.has_other_names() {
+            return Ok(Some((name, "a file with a second name elsewhere")));
+        }
+    }
+    Ok(None)
 }
 
 /// Makes the entries of a directory durable.
-pub(crate) fn sync_dir(dir: &Path) -> io::Result<()> {
-    tell(Call::SyncDir(dir), || std::fs::File::open(dir)?.sync_all())
+pub(crate) fn sync_dir(dir: &Dir) -> io::Result<()> {
+    tell(Call::SyncDir(dir.path()), || lesser::sync_dir(&dir.open_to_read()?))
 }
 
 /// Makes durable that there is something of this name. Where we may create things and not look, we cannot.
@@ -218,44 +316,47 @@ pub(crate) fn sync_parent(path: &Path) -> io::Result<()> {
         true => Path::new("."),
         false => parent,
     });
-    match parent.map_or(Ok(()), sync_dir) {
+    let sync =
+        |parent: &Path| tell(Call::SyncDir(parent), || lesser::sync_dir(&std::fs::File::open(parent)?));
+    match parent.map_or(Ok(()), sync) {
         Err(error) if error.kind() == io::ErrorKind::PermissionDenied => Ok(()),
         other => other,
     }
 }
 
-/// Replaces `path` by a file with these bytes: durable and whole when this returns, and after a
+/// Replaces a file by one with these bytes: durable and whole when this returns, and after a
 /// crash either as before or so.
-pub(crate) fn write_whole(path: &Path, bytes: &[u8]) -> io::Result<()> {
-    let temporary = path.with_extension("new");
+pub(crate) fn write_whole(name: &Name, bytes: &[u8]) -> io::Result<()> {
+    let temporary = name.with_extension("new");
     remove_if_there(&temporary)?;
     let file = create_new(&temporary)?;
     file.write_all_at(bytes, 0)?;
     file.sync()?;
-    rename(&temporary, path)?;
-    path.parent().map_or(Ok(()), sync_dir)
+    rename(&temporary, name)?;
+    sync_dir(name.dir())
 }
 
 /// Gives a file or directory another name; what has that name goes.
-pub(crate) fn rename(from: &Path, to: &Path) -> io::Result<()> {
-    tell(Call::Rename(from, to), || std::fs::rename(from, to))
+pub(crate) fn rename(from: &Name, to: &Name) -> io::Result<()> {
+    tell(Call::Rename(from.path(), to.path()), || {
+        Ok(rustix::fs::renameat(from.dir(), from.name(), to.dir(), to.name())?)
+    })
 }
 
 /// Gives a file another name, which no other file may have.
-pub(crate) fn rename_new(from: &Path, to: &Path) -> io::Result<()> {
-    tell(Call::Rename(from, to), || {
-        Ok(rustix::fs::renameat_with(rustix::fs::CWD, from, rustix::fs::CWD, to, RenameFlags::NOREPLACE)?)
-    })
+pub(crate) fn rename_new(from: &Name, to: &Name) -> io::Result<()> {
+    tell(Call::Rename(from.path(), to.path()), || lesser::rename_new(from, to))
 }
 
 /// Lets two directories change their names. Should the file system have no such operation, there is a
 /// moment when there is no directory `to`.
-pub(crate) fn exchange_dirs(from: &Path, to: &Path) -> io::Result<()> {
-    tell(Call::Exchange(from, to), || {
-        match rustix::fs::renameat_with(rustix::fs::CWD, from, rustix::fs::CWD, to, RenameFlags::EXCHANGE) {
-            Err(rustix::io::Errno::INVAL | rustix::io::Errno::NOSYS) => {
-                std::fs::remove_dir_all(to)?;
-                std::fs::rename(from, to)
+pub(crate) fn exchange_dirs(from: &Name, to: &Name) -> io::Result<()> {
+    tell(Call::Exchange(from.path(), to.path()), || {
+        let exchange = RenameFlags::EXCHANGE;
+        match rustix::fs::renameat_with(from.dir(), from.name(), to.dir(), to.name(), exchange) {
+            Err(error) if lesser::is_missing_ability(error) => {
+                remove_all(to)?;
+                Ok(rustix::fs::renameat(from.dir(), from.name(), to.dir(), to.name())?)
             }
             other => Ok(other?),
         }
@@ -263,25 +364,47 @@ pub(crate) fn exchange_dirs(from: &Path, to: &Path) -> io::Result<()> {
 }
 
 /// Gives a file a second name, which no other file may have.
-pub(crate) fn link(path: &Path, second: &Path) -> io::Result<()> {
-    tell(Call::Link(path, second), || std::fs::hard_link(path, second))
+pub(crate) fn link(name: &Name, second: &Name) -> io::Result<()> {
+    tell(Call::Link(name.path(), second.path()), || {
+        Ok(rustix::fs::linkat(name.dir(), name.name(), second.dir(), second.name(), AtFlags::empty())?)
+    })
+}
+
+/// Gives a complete file its name, which no other file may have: where it is not in a store, and no lock keeps others
+/// from giving that name to theirs.
+pub(crate) fn publish(from: &Name, to: &Name) -> io::Result<()> {
+    match link(from, to) {
+        Err(error) if lesser::has_no_links(&error) => {
+            // The empty file holds the name until the complete one takes its place.
+            drop(create_new(to)?);
+            rename(from, to).inspect_err(|_| drop(remove(to)))
+        }
+        other => other.and_then(|()| remove(from)),
+    }
 }
 
 /// Gives a file another name in `dir`: its own, with a number behind it if that is taken. Returns the name;
-/// that which it has there already, if it has one.
-pub(crate) fn link_into(path: &Path, dir: &Path) -> io::Result<PathBuf> {
-    use std::os::unix::fs::MetadataExt;
-    let file = |path: &Path| path.symlink_metadata().map(|metadata| (metadata.dev(), metadata.ino())).ok();
-    let name = path.file_name().unwrap_or_default();
+/// that which it has there already, if it has one. Where the file system knows no second names, a copy gets it.
+pub(crate) fn link_into(name: &Name, dir: &Dir) -> io::Result<Name> {
+    let found = name.look()?.ok_or(io::ErrorKind::NotFound)?;
     for number in 0u32.. {
-        let mut name = name.to_owned();
+        let mut second = name.name().to_owned();
         if number > 0 {
-            name.push(format!(".{number}"));
+            second.push(format!(".{number}"));
         }
-        let second = dir.join(name);
-        match link(path, &second) {
+        let second = dir.join(second);
+        let linked = match link(name, &second) {
+            Err(error) if lesser::has_no_links(&error) && found.is_plain_file() => match second.exists() {
+                true => Err(io::ErrorKind::AlreadyExists.into()),
+                false => copy(name, &second),
+            },
+            other => other,
+        };
+        match linked {
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
-                if file(path) == file(&second) {
+                if second.look()?.is_some_and(|there| there.identity() == found.identity())
+                    || (found.is_plain_file() && is_copy(name, &second)?)
+                {
                     return Ok(second);
                 }
             }
@@ -291,12 +414,55 @@ pub(crate) fn link_into(path: &Path, dir: &Path) -> io::Result<PathBuf> {
     Err(io::ErrorKind::AlreadyExists.into())
 }
 
+/// So much is copied or compared at a time.
+const PIECE_BYTES: usize = 1 << 20;
+
+/// Makes a durable copy of a file under a name that no other file may have. What is left of a copy that fails goes.
+pub(crate) fn copy(from: &Name, to: &Name) -> io::Result<()> {
+    let from = open_to_read(from)?;
+    let copy = create_new(to)?;
+    let copied = from.pieces(|piece, at_bytes| copy.write_all_at(piece, at_bytes).map(|()| true));
+    copied.and_then(|_| copy.sync()).inspect_err(|_| drop(remove(to)))
+}
+
+/// Whether two names are of plain files with the same bytes.
+fn is_copy(name: &Name, other: &Name) -> io::Result<bool> {
+    if !other.look()?.is_some_and(|found| found.is_plain_file()) {
+        return Ok(false);
+    }
+    let (file, other) = (open_to_read(name)?, open_to_read(other)?);
+    if file.length_bytes()? != other.length_bytes()? {
+        return Ok(false);
+    }
+    let mut same = vec![0; PIECE_BYTES];
+    file.pieces(|piece, at_bytes| {
+        other.read_exact_at(&mut same[..piece.len()], at_bytes)?;
+        Ok(same[..piece.len()] == *piece)
+    })
+}
+
+impl File {
+    /// Hands what is in it to `take`, piece by piece, as long as that says so. Returns whether it did to the end.
+    fn pieces(&self, mut take: impl FnMut(&[u8], u64) -> io::Result<bool>) -> io::Result<bool> {
+        let (mut at_bytes, end_bytes) = (0, self.length_bytes()?);
+        let mut piece = vec![0; PIECE_BYTES];
+        while at_bytes < end_bytes {
+            let bytes = usize::try_from(end_bytes - at_bytes).unwrap_or(PIECE_BYTES).min(PIECE_BYTES);
+            self.read_exact_at(&mut piece[..bytes], at_bytes)?;
+            if !take(&piece[..bytes], at_bytes)? {
+                return Ok(false);
+            }
+            at_bytes += bytes as u64;
+        }
+        Ok(true)
+    }
+}
+
 /// The whole of a small file; an error if it has more than `max_bytes`.
-pub(crate) fn read_bounded(path: &Path, max_bytes: u64) -> io::Result<Vec<u8>> {
+pub(crate) fn read_bounded(name: &Name, max_bytes: u64) -> io::Result<Vec<u8>> {
     let mut bytes = Vec::new();
-    perform(Call::Read(path), || {
-        // What is no file, but a pipe, must not keep us waiting.
-        let file = OpenOptions::new().read(true).custom_flags(NO_WAIT).open(path)?;
+    perform(Call::Read(name.path()), || {
+        let file = open_plain(name, OFlags::RDONLY)?.file;
         file.take(max_bytes.saturating_add(1)).read_to_end(&mut bytes)
     })?;
     if bytes.len() as u64 > max_bytes {
@@ -305,17 +471,15 @@ pub(crate) fn read_bounded(path: &Path, max_bytes: u64) -> io::Result<Vec<u8>> {
     Ok(bytes)
 }
 
-/// How many bytes the files below `dir` take on the disk.
-pub(crate) fn disk_bytes(dir: &Path) -> io::Result<u64> {
-    use std::os::unix::fs::MetadataExt;
+/// How many bytes the files in `dir` take on the disk.
+pub(crate) fn disk_bytes(dir: &Dir) -> io::Result<u64> {
     let mut total_bytes = 0;
-    for entry in std::fs::read_dir(dir)? {
-        let entry = entry?;
+    for name in dir.names()? {
         // A file may go away while we look: a pack that gc removes.
-        let Ok(metadata) = entry.metadata() else { continue };
-        total_bytes += metadata.blocks() * 512;
-        if metadata.is_dir() {
-            total_bytes += disk_bytes(&entry.path())?;
+        let Ok(Some(found)) = name.look() else { continue };
+        total_bytes += found.disk_bytes();
+        if found.is_dir() {
+            total_bytes += disk_bytes(&name.open_dir()?)?;
         }
     }
     Ok(total_bytes)
@@ -331,9 +495,49 @@ mod tests {
         let (target, link) = (dir.path().join("target"), dir.path().join("link"));
         std::fs::write(&target, "precious").unwrap();
         std::os::unix::fs::symlink(&target, &link).unwrap();
+        let link = Name::at(&link).unwrap();
         assert!(open_or_create(&link).is_err());
         assert!(open_existing(&link).is_err());
+        assert!(read_bounded(&link, 100).is_err());
         write_whole(&link, b"new").unwrap();
         assert_eq!(std::fs::read(&target).unwrap(), b"precious");
+    }
+
+    #[test]
+    fn a_pipe_is_refused_and_nobody_waits_for_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let pipe = Name::at(&dir.path().join("pipe")).unwrap();
+        rustix::fs::mknodat(pipe.dir(), pipe.name(), rustix::fs::FileType::Fifo, Mode::RWXU, 0).unwrap();
+        for opened in [open_or_create(&pipe), open_existing(&pipe), open_to_read(&pipe)] {
+            assert_eq!(opened.unwrap_err().to_string(), "it is a FIFO and no plain file");
+        }
+        assert!(read_bounded(&pipe, 100).is_err());
+    }
+
+    #[test]
+    fn removing_a_directory_removes_links_and_not_what_they_lead_to() {
+        let dir = tempfile::tempdir().unwrap();
+        let (inside, outside) = (dir.path().join("inside"), dir.path().join("outside"));
+        std::fs::create_dir_all(inside.join("deep/er")).unwrap();
+        std::fs::create_dir(&outside).unwrap();
+        std::fs::write(outside.join("precious"), "precious").unwrap();
+        std::os::unix::fs::symlink(&outside, inside.join("deep/link")).unwrap();
+        remove_dir(&Name::at(&inside).unwrap()).unwrap();
+        assert!(!inside.exists() && outside.join("precious").exists());
+    }
+
+    #[test]
+    fn a_file_that_is_set_aside_twice_has_one_name_there() {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::create_dir(dir.path().join("aside")).unwrap();
+        let aside = Dir::open(&dir.path().join("aside")).unwrap();
+        let file = Name::at(&dir.path().join("file")).unwrap();
+        std::fs::write(file.path(), "one").unwrap();
+        // As if the file system knew no second names.
+        copy(&file, &aside.join("file")).unwrap();
+        assert_eq!(link_into(&file, &aside).unwrap().name(), "file");
+        std::fs::write(file.path(), "two").unwrap();
+        assert_eq!(link_into(&file, &aside).unwrap().name(), "file.1");
+        assert_eq!(link_into(&file, &aside).unwrap().name(), "file.1");
     }
 }

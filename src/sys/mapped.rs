@@ -194,6 +194,7 @@ fn held_by(
     names: &HashSet<&str>,
 ) -> io::Result<HashSet<MappedFile>> {
     let mut held = HashSet::new();
+    let is_own = process.ends_with(std::process::id().to_string());
     let maps = fs::read(process.join("maps"))?;
     for line in maps.split(|byte| *byte == b'\n') {
         let mut fields =
@@ -206,11 +207,23 @@ fn held_by(
         // Only files of these names are looked at: to look at others may take time, or never end.
         let Ok(name) = fs::read_link(descriptor.path()) else { continue };
         if str::from_utf8(name.as_os_str().as_bytes()).is_ok_and(|name| names.contains(name)) {
+            // Files that this program reads the memory of the process by are open here, too.
+            if is_own && is_read_only(&descriptor.file_name()) {
+                continue;
+            }
             let file = fs::metadata(descriptor.path()).map(|metadata| MappedFile::of(&metadata));
             held.extend(file.ok().filter(|file| files.contains_key(file)));
         }
     }
     Ok(held)
+}
+
+/// Whether a descriptor of this program is open for reading only.
+fn is_read_only(number: &std::ffi::OsStr) -> bool {
+    let information = fs::read_to_string(Path::new("/proc/self/fdinfo").join(number)).unwrap_or_default();
+    let flags = information.lines().find_map(|line| line.strip_prefix("flags:"));
+    let flags = flags.and_then(|flags| i32::from_str_radix(flags.trim(), 8).ok());
+    flags.is_some_and(|flags| flags & libc::O_ACCMODE == libc::O_RDONLY)
 }
 
 /// Why not all processes can be seen from here, if that is so.

@@ -124,13 +124,8 @@ mod tests {
         let found: Vec<_> =
             found.iter().map(|it| (it.directory.to_str().unwrap(), it.is_version_2)).collect();
         let (one, two) = ("/sys/fs/cgroup/memory", "/sys/fs/cgroup/unified");
-        let expected = [
-            format!("{one}"),
-            format!("{one}/a"),
-            format!("{one}/a/b"),
-            format!("{two}"),
-            format!("{two}/c"),
-        ];
+        let expected =
+            [one.to_owned(), format!("{one}/a"), format!("{one}/a/b"), two.to_owned(), format!("{two}/c")];
         assert_eq!(found.iter().map(|it| it.0).collect::<Vec<_>>(), expected);
         assert_eq!(found.iter().map(|it| it.1).collect::<Vec<_>>(), [false, false, false, true, true]);
         assert_eq!(groups("0::/../sibling\n", &mounts.replace("/outer", "/")), []);

@@ -3,9 +3,12 @@
 #[cfg_attr(not(feature = "fault-injection"), allow(dead_code, unreachable_pub))]
 pub(crate) mod call;
 pub(crate) mod cpu;
+pub(crate) mod dir;
 pub(crate) mod file;
+pub(crate) mod fork;
 pub(crate) mod heap;
 pub(crate) mod kcmp;
+pub(crate) mod lesser;
 pub(crate) mod map;
 pub(crate) mod mapped;
 pub(crate) mod memory_limit;

@@ -83,10 +83,18 @@ impl Pages {
             Content::Zeros => unsafe { mm::mmap_anonymous(start, mapped_bytes, none, private) },
             // SAFETY: as above. The bytes must not change, nor the file become shorter: the caller sees to it.
             Content::Copy(file) => unsafe { mm::mmap(start, mapped_bytes, none, private, file, 0) },
-            // SAFETY: as above.
-            Content::ToRead(file) => unsafe {
-                mm::mmap(start, mapped_bytes, none, MapFlags::SHARED, file, 0)
-            },
+            Content::ToRead(file) => {
+                // SAFETY: as above.
+                match unsafe { mm::mmap(start, mapped_bytes, none, MapFlags::SHARED, file, 0) } {
+                    // A file that cannot be mapped shared may still be mapped privately. What is never written
+                    // through the mapping is the file's either way.
+                    Err(rustix::io::Errno::NODEV | rustix::io::Errno::INVAL) => {
+                        // SAFETY: as above.
+                        unsafe { mm::mmap(start, mapped_bytes, none, MapFlags::PRIVATE, file, 0) }
+                    }
+                    other => other,
+                }
+            }
         };
         let start: *mut u8 = start.map_err(|error| explain(error.into()))?.cast();
         let is_writable = !matches!(content, Content::ToRead(_));

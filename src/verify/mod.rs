@@ -97,6 +97,7 @@ impl Store {
     /// When the store cannot be read at all; damage is not an error but in the report.
     pub fn verify(&self, options: &VerifyOptions) -> Result<VerifyReport, Error> {
         let shared = &**self.shared();
+        shared.check_process()?;
         shared.sync()?;
         shared.settle_all();
         let findings_before = shared.damage_findings();
@@ -222,8 +223,8 @@ impl<'a> Verification<'a> {
             self.shared.catalog().all_live().map(|(_, entry)| referring_bytes(&entry.record())).collect();
         let meter = progress.begin(packs_bytes + records.iter().sum::<u64>());
         // A repair may have set them aside.
-        for (path, why) in self.shared.unusable.iter().filter(|(path, _)| path.exists()) {
-            let pack = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        for (name, why) in self.shared.unusable.iter().filter(|(name, _)| name.exists()) {
+            let pack = name.name().to_string_lossy().into_owned();
             self.problem(Subject::Bytes { pack, offset_bytes: 0 }, why.clone(), None);
         }
         self.lost();
@@ -319,7 +320,7 @@ impl<'a> Verification<'a> {
         let subject = match header {
             Some(header) => Subject::Object(header.kind, header.hash),
             None => {
-                let pack = pack.path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+                let pack = pack.name.name().to_string_lossy().into_owned();
                 Subject::Bytes { pack, offset_bytes }
             }
         };

@@ -95,7 +95,7 @@ fn a_store_on_a_read_only_file_system_is_read_and_not_changed() {
         ] {
             let done = read_only(&vault, &[], verb).unwrap();
             assert_eq!(done.code, Some(1), "{verb:?}: {}", done.stderr);
-            assert!(done.stderr.contains("is on a read-only file system"), "{verb:?}: {}", done.stderr);
+            assert!(done.stderr.contains("is read-only (its file system"), "{verb:?}: {}", done.stderr);
             assert_eq!(done.stderr.lines().count(), 1, "{verb:?}: {}", done.stderr);
         }
         assert!(content(&vault.store()) == before, "something was written");
@@ -176,25 +176,20 @@ fn the_lock_of_a_killed_owner_is_taken_over_silently() {
 // An index that does not open
 
 #[test]
-fn an_index_that_never_opens_is_set_aside_and_rebuilt_with_one_line() {
+fn an_index_with_a_pipe_in_it_is_set_aside_unopened_and_rebuilt_with_one_line() {
     let vault = Vault::new();
     let image = noise(100_000, 3);
     vault.capture_file(&vault.file("image", &image), "p");
     let conf = vault.store().join("index/conf");
     fs::remove_file(&conf).unwrap();
-    // Whoever opens it to read waits for ever.
+    // The database would wait for somebody to write into it.
     assert!(Command::new("mkfifo").arg("-m600").arg(&conf).status().unwrap().success());
-    let output = Command::new(STILLFRAME)
-        .env("STILLFRAME_INDEX_WITHIN_MS", "1000")
-        .arg("--store")
-        .arg(vault.store())
-        .args(["cat", "latest"])
-        .output()
-        .unwrap();
+    let output =
+        Command::new(STILLFRAME).arg("--store").arg(vault.store()).args(["cat", "latest"]).output().unwrap();
     let done = done(output);
     assert_eq!((done.code, done.stdout == image), (Some(0), true), "{}", done.stderr);
     assert_eq!(done.stderr.lines().count(), 1, "{}", done.stderr);
-    assert!(done.stderr.contains("it was not done after 1 s"), "{}", done.stderr);
+    assert!(done.stderr.contains("conf is a FIFO"), "{}", done.stderr);
     assert!(vault.store().join("damaged/index/conf").exists());
     assert_eq!(vault.run(&["list"]).stderr, "");
 }

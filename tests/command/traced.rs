@@ -45,6 +45,11 @@ fn run(store: &Path, inject: Option<&str>, arguments: &[&str]) -> Done {
             for file in ["index", "index/db", "index/conf", "index/blobs", "index/snap.tmp"] {
                 run.arg("-P").arg(store.join(file));
                 run.arg("-P").arg(store.join(file.replacen("index", "index.unfinished", 1)));
+                // The database goes by the descriptor of its directory, whichever that is.
+                for descriptor in 3..32 {
+                    let held = format!("/proc/self/fd/{descriptor}");
+                    run.arg("-P").arg(file.replacen("index", &held, 1));
+                }
             }
             run.arg(command);
             run

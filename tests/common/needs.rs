@@ -9,7 +9,8 @@ use std::sync::Mutex;
 const ALL: &str = "STILLFRAME_ALL_TESTS";
 
 /// Tools by their name, and the package of Debian that each is in.
-const PACKAGES: [(&str, &str); 16] = [
+const PACKAGES: [(&str, &str); 17] = [
+    ("bindfs", "bindfs"),
     ("cc", "gcc"),
     ("fusermount3", "fuse3"),
     ("gcore", "gdb"),

@@ -8,8 +8,11 @@
 mod erase;
 mod errors;
 mod full;
+mod places;
 mod unreadable_packs;
 
+#[path = "../common/ended.rs"]
+mod ended;
 #[path = "../common/mount.rs"]
 mod mount;
 #[allow(dead_code)]

@@ -361,7 +361,7 @@ fn a_file_that_is_cut_while_it_is_copied_is_left_out_from_there() {
     let mappings = frozen.address_space().mappings();
     let index = mappings.iter().position(|mapping| mapping.range == program.range()).unwrap();
     let length = 3 * PAGE + 100;
-    assert_eq!(frozen.populated(index).unwrap(), [0..length][..]);
+    assert_eq!(frozen.populated(index).unwrap(), std::slice::from_ref(&(0..length)));
     File::options().write(true).open(program.directory.path().join("cut")).unwrap().set_len(PAGE).unwrap();
     let Memory::UntilRelease(memory) = frozen.memory() else {
         panic!("a process is copied until it is let go")

@@ -259,7 +259,8 @@ fn what_a_core_lacks_that_is_cut_short_is_told_and_nothing_else_is_lost() {
     let refused = stillframe(&["capture", "--core"]);
     assert_eq!(refused.status.code(), Some(6));
     let output = stillframe(&["--json", "capture", "--partial", "--core"]);
-    let json: serde_json::Value = serde_json::from_slice(&output.stdout).expect(&told(&output));
+    let json: serde_json::Value =
+        serde_json::from_slice(&output.stdout).unwrap_or_else(|_| panic!("{}", told(&output)));
     assert_eq!((&json["core"]["missing_bytes"], &json["core"]["compression"]), (&20_000.into(), &().into()));
     assert!(told(&stillframe(&["capture", "--partial", "--core"])).contains("19.5 KiB are missing"));
 }

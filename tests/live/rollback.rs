@@ -486,8 +486,7 @@ fn what_can_never_be_rolled_back_is_refused_with_the_reason() {
     // Held by somebody else.
     let source = ProcessSource::new(program.pid());
     let frozen = stillframe::Source::open(&source).unwrap();
-    let why = refusal(id, program.pid());
-    assert!(why.contains("traces it already"), "{why}");
+    assert!(refusal(id, program.pid()).contains("traces it already"));
     drop(frozen);
     // A snapshot without registers.
     fs::write(dir.path().join("image"), [7; 5000]).unwrap();

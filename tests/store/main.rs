@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::cast_possible_truncation)]
 
 mod deltas;
+mod forked;
 mod fuzz_corpus;
 mod gc;
 mod gc_model;

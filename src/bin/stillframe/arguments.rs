@@ -67,6 +67,10 @@ pub(crate) struct Global {
     /// How long to wait for a store that another process has open
     #[arg(long, global = true, value_name = "SECONDS", default_value = "0", value_parser = seconds, allow_negative_numbers = true)]
     pub(crate) wait: Duration,
+    /// As root, use a store whose directory belongs to another user: that user can make this command
+    /// change files elsewhere
+    #[arg(long, global = true)]
+    pub(crate) trust_owner: bool,
 }
 
 /// The verbs.

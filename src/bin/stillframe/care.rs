@@ -155,6 +155,7 @@ pub(crate) fn repair(context: &Context, arguments: &arguments::Repair) -> anyhow
     let options = RepairOptions {
         dry_run: arguments.dry_run,
         wait: context.wait,
+        trust_owner: context.trust_owner,
         progress: progress(context, "repairing"),
     };
     let report = Store::repair(context.store_path()?, &options)?;
@@ -278,7 +279,7 @@ pub(crate) fn migrate(context: &Context, arguments: &arguments::Migrate) -> anyh
         to: u32,
     }
     let output = &context.output;
-    let migration = Store::migrate(context.store_path()?, arguments.dry_run, context.wait)?;
+    let migration = context.options().migrate(context.store_path()?, arguments.dry_run)?;
     let (from, to) = (migration.from, migration.to);
     if output.json {
         output.json(&MigrateObject { from, to })?;

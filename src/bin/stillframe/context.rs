@@ -25,6 +25,8 @@ pub(crate) struct Context {
     pub(crate) output: Output,
     /// How long to wait for a store that another process has open.
     pub(crate) wait: Duration,
+    /// Whether a store of another user is used also as root.
+    pub(crate) trust_owner: bool,
     /// The umask that the command was started with, for programs that it starts.
     pub(crate) inherited_umask: Mode,
     store: Option<PathBuf>,
@@ -52,6 +54,7 @@ impl Context {
         Ok(Context {
             output: Output::new(global.json, global.quiet),
             wait: global.wait,
+            trust_owner: global.trust_owner,
             inherited_umask,
             store: global.store.clone(),
             interrupted,
@@ -99,7 +102,7 @@ impl Context {
 
     /// How to open stores.
     pub(crate) fn options(&self) -> StoreOptions {
-        Store::options().wait(self.wait)
+        Store::options().wait(self.wait).trust_owner(self.trust_owner)
     }
 
     /// Whether ctrl-C was pressed, or SIGTERM came.

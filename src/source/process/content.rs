@@ -319,7 +319,9 @@ mod tests {
         let plain = line("10000-20000 rw-p 00000000 00:00 0\nVmFlags: rd wr");
         let filled = line("10000-20000 rw-p 00000000 00:00 0\nVmFlags: rd wr um");
         let continued = line("10000-20000 rw-s 00000000 00:01 7 /memfd:x (deleted)\nVmFlags: rd wr ui");
-        let some = pages(&[0x11000..0x12000], &[0x12000..0x13000], &[0x1f000..0x20000]);
+        let [held, zeros, guards] = [0x11000..0x12000, 0x12000..0x13000, 0x1f000..0x20000];
+        let one = std::slice::from_ref;
+        let some = pages(one(&held), one(&zeros), one(&guards));
         let of = |line: &MapsLine, backing| content(line, &some, &backing, line.mapping.range);
         let guard = (0x1f000, 0x20000, WhyLeftOut::Guard);
         assert_eq!(left_out(&of(&plain, Backing::Nothing)), [guard]);

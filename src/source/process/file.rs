@@ -79,13 +79,13 @@ impl OpenFile {
     }
 }
 
-/// A mapped file: device, number, name, and whether it may be written through the mapping.
-type FileKey = ((u32, u32), u64, Vec<u8>, bool);
+/// A mapped file by its device, number and name, and whether it may be written through the mapping.
+type Key = ((u32, u32), u64, Vec<u8>, bool);
 
 /// What is behind the mappings of one process.
 pub(super) struct Backings<'a> {
     process: &'a ProcDirectory,
-    known: HashMap<FileKey, Backing>,
+    known: HashMap<Key, Backing>,
     /// Of the process, of this program.
     mounts: Option<(Mounts, Mounts)>,
     /// The file system of memfds and of shared memory without a name.

@@ -1,0 +1,34 @@
+//! The directory of a store, opened before anything in it is looked at.
+//!
+//! Somebody else may have made it: what is in it is opened by its name alone and not through a link. One that belongs
+//! to another user is not for root, as that user could change it at any moment, and with it what root does.
+
+use std::io;
+use std::path::Path;
+
+use super::error::StoreError;
+use crate::sys::dir::Dir;
+
+/// Opens the directory of the store at `path`. One of another user only `trust_owner`.
+pub(crate) fn open(path: &Path, trust_owner: bool) -> Result<Dir, StoreError> {
+    let not_a_store = |why: &str| StoreError::NotAStore { path: path.to_owned(), why: why.to_owned() };
+    let dir = Dir::open(path).map_err(|error| match error.kind() {
+        io::ErrorKind::NotFound => {
+            not_a_store("there is nothing; `stillframe init` or the first capture creates one")
+        }
+        io::ErrorKind::NotADirectory if path.exists() => not_a_store("it is a file; a store is a directory"),
+        _ => StoreError::io("open", path)(error),
+    })?;
+    match trust_owner {
+        true => Ok(dir),
+        false => check_owner(&dir).map(|()| dir),
+    }
+}
+
+fn check_owner(dir: &Dir) -> Result<(), StoreError> {
+    let owner_uid = dir.owner_uid().map_err(StoreError::io("open", dir))?;
+    match rustix::process::geteuid().is_root() && owner_uid != 0 {
+        true => Err(StoreError::OwnedByOther { path: dir.into(), owner_uid }),
+        false => Ok(()),
+    }
+}
