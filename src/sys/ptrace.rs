@@ -135,7 +135,7 @@ pub(crate) fn stop(tid: u32) -> io::Result<Option<Stop>> {
 
 /// The signals in the queue of a stopped thread, or in that of its whole process, in their order. They stay there.
 pub(crate) fn queued_signals(tid: u32, of_process: bool) -> io::Result<Vec<SignalInformation>> {
-    const AT_ONCE: usize = 16;
+    const AT_ONCE: u8 = 16;
     /// The kernel's `struct ptrace_peeksiginfo_args`.
     #[repr(C)]
     struct Arguments {
@@ -148,9 +148,9 @@ pub(crate) fn queued_signals(tid: u32, of_process: bool) -> io::Result<Vec<Signa
     struct SignalInfo(SignalInformation);
     let mut found: Vec<SignalInformation> = Vec::new();
     loop {
-        let mut some = [SignalInfo([0; SIGNAL_INFO_BYTES]); AT_ONCE];
+        let mut some = [SignalInfo([0; SIGNAL_INFO_BYTES]); AT_ONCE as usize];
         let mut arguments =
-            Arguments { offset: found.len() as u64, flags: of_process.into(), count: AT_ONCE as i32 };
+            Arguments { offset: found.len() as u64, flags: of_process.into(), count: AT_ONCE.into() };
         // SAFETY: PEEKSIGINFO reads `arguments`, which is laid out for it, and writes at most `count` of the
         // kernel's `siginfo_t` to `some`, which has room for as many; both live until after the call.
         let count: c_long = unsafe {
@@ -164,9 +164,9 @@ pub(crate) fn queued_signals(tid: u32, of_process: bool) -> io::Result<Vec<Signa
         if count < 0 {
             return Err(io::Error::last_os_error());
         }
-        let count = usize::try_from(count).unwrap_or(0).min(AT_ONCE);
+        let count = usize::try_from(count).unwrap_or(0).min(AT_ONCE.into());
         found.extend(some[..count].iter().map(|SignalInfo(information)| *information));
-        if count < AT_ONCE {
+        if count < usize::from(AT_ONCE) {
             return Ok(found);
         }
     }

@@ -627,6 +627,7 @@ fn the_command_rolls_back_and_says_what_it_did_and_the_next_snapshot_follows() {
         &["restore", &first][..],
         &["restore", &first, "--into-pid", &pid, "--to", "x"],
         &["restore", &first, "--to", "x", "--leave-new-memory"],
+        &["restore", &first, "--to", "x", "--seek-files"],
         &["rollback", &first],
     ] {
         assert_eq!(vault.run(wrong).status.code(), Some(2));

@@ -326,6 +326,18 @@ pub(crate) struct Leave {
     pub(crate) stopping: Stopping,
 }
 
+impl Leave {
+    /// Whether anything about a live process was said.
+    pub(crate) fn is_given(&self) -> bool {
+        let Leave {
+            leave_new_memory, leave_shared_memory, leave_descriptors, leave_devices, seek_files, ..
+        } = self;
+        [leave_new_memory, leave_shared_memory, leave_descriptors, leave_devices, seek_files]
+            .iter()
+            .any(|it| **it)
+    }
+}
+
 #[derive(Debug, Args)]
 #[command(after_help = "\
 The process, of which the snapshot is, goes on from the captured moment: its private memory, the
