@@ -1,10 +1,12 @@
 //! What a snapshot says about its process beside its memory.
 
 use super::RollBack;
+use crate::descriptors::Descriptors;
 use crate::error::Error;
 use crate::left_out::LeftOut;
 use crate::record::Origin;
 use crate::run::Run;
+use crate::signals::Signals;
 use crate::sink::SinkError;
 use crate::source::RSEQ_ATTACHMENT;
 use crate::store::read::{Check, Reader};
@@ -20,6 +22,10 @@ pub(super) struct CapturedProcess {
     pub(super) run: Option<Run>,
     /// What it does not have, and why; older snapshots do not say.
     pub(super) left_out: Option<Vec<LeftOut>>,
+    /// What was on its way to it; older snapshots do not say.
+    pub(super) signals: Option<Signals>,
+    /// Its open files; older snapshots do not say, nor those of somebody who might not know.
+    pub(super) descriptors: Option<Descriptors>,
 }
 
 impl CapturedProcess {
@@ -45,6 +51,21 @@ impl CapturedProcess {
         let run = read(Run::ATTACHMENT)?.map(|bytes| Run::from_attachment(&bytes)).transpose();
         let run =
             run.map_err(|error| none(&format!("its start times in the snapshot cannot be read: {error}")))?;
-        Ok(CapturedProcess { threads, auxv, rseq: read(RSEQ_ATTACHMENT)?, run, left_out })
+        let signals = read(Signals::ATTACHMENT)?.map(|bytes| Signals::from_attachment(&bytes)).transpose();
+        let signals =
+            signals.map_err(|error| none(&format!("its signals in the snapshot cannot be read: {error}")))?;
+        let descriptors = read(Descriptors::ATTACHMENT)?.map(|bytes| Descriptors::from_attachment(&bytes));
+        let descriptors = descriptors
+            .transpose()
+            .map_err(|error| none(&format!("its open files in the snapshot cannot be read: {error}")))?;
+        Ok(CapturedProcess {
+            threads,
+            auxv,
+            rseq: read(RSEQ_ATTACHMENT)?,
+            run,
+            left_out,
+            signals,
+            descriptors,
+        })
     }
 }

@@ -15,11 +15,18 @@ use crate::units::AddressRange;
 /// How often an interruption is noticed: 1,024 mappings take less than a millisecond.
 const MAPPINGS_BETWEEN_CHECKS: usize = 1024;
 
-/// An error unless the mappings are there. Answers by what the process has grown: what of it is populated must be
-/// emptied.
-pub(super) fn check(attempt: &Attempt<'_>) -> Result<Vec<Range<u64>>, Error> {
+/// What of the mappings differs and can be mended.
+pub(super) struct Mendable {
+    /// By what the process has grown: what of it is populated must be emptied.
+    pub(super) grown: Vec<Range<u64>>,
+    /// Private memory that had another protection, which it must get again.
+    pub(super) reprotected: Vec<(Range<u64>, Protection)>,
+}
+
+/// An error unless the mappings are there.
+pub(super) fn check(attempt: &Attempt<'_>) -> Result<Mendable, Error> {
     let roll_back = attempt.roll_back;
-    let Fit { missing: mut differences, new, grown, opened } =
+    let Fit { missing: mut differences, new, grown, opened, reprotected } =
         compare(&roll_back.space, attempt.held.address_space(), &|| attempt.check_interrupt())?;
     if differences.is_empty() && !opened.is_empty() {
         // What had no permissions and yet had a content would have to lose the permissions again.
@@ -36,7 +43,7 @@ pub(super) fn check(attempt: &Attempt<'_>) -> Result<Vec<Range<u64>>, Error> {
         differences.extend(new);
     }
     match differences.is_empty() {
-        true => Ok(grown.into_iter().chain(opened).collect()),
+        true => Ok(Mendable { grown: grown.into_iter().chain(opened).collect(), reprotected }),
         false => Err(SinkError::DoesNotFit { pid: attempt.pid, differences, only_new }.into()),
     }
 }
@@ -54,6 +61,8 @@ struct Fit {
     /// What was set aside without permissions and has become memory: arenas of the C library grow like
     /// this. It takes that for zeros as well.
     opened: Vec<Range<u64>>,
+    /// What is there and could be read then and can be now, but with another protection: which it had.
+    reprotected: Vec<(Range<u64>, Protection)>,
 }
 
 /// Compares the layout in the snapshot with that of now. Both are in the order of their addresses, so each step is
@@ -78,6 +87,8 @@ fn compare(
             let bytes: u64 = opened.iter().map(|it| it.end - it.start).sum();
             fit.new.push(format!("{bytes} bytes of {}, set aside then, are memory now", named(mapping)));
             fit.opened.extend(opened);
+        } else if let Some(reprotected) = reprotected(mapping, &now[there.clone()]) {
+            fit.reprotected.extend(reprotected);
         } else {
             fit.missing.push(missing(mapping, &now[there], &mut moved));
         }
@@ -132,6 +143,32 @@ fn opened(before: &Mapping, there: &[Mapping]) -> Option<Vec<Range<u64>>> {
         at = end;
     }
     (at == before.range.end() && !opened.is_empty()).then_some(opened)
+}
+
+/// What of a private mapping has another protection now, if that is the only difference and all of it could be read
+/// and can be: collectors of garbage protect pages to learn of writes. `there` are the mappings that share addresses with it.
+fn reprotected(before: &Mapping, there: &[Mapping]) -> Option<Vec<(Range<u64>, Protection)>> {
+    let is_memory = matches!(before.kind, MappingKind::Anonymous | MappingKind::Heap | MappingKind::File);
+    if before.protection.shared || !before.protection.read || !is_memory {
+        return None;
+    }
+    let (mut at, mut found) = (before.range.start(), Vec::new());
+    for mapping in there {
+        let alike = Mapping { protection: before.protection, ..mapping.clone() };
+        if mapping.range.start() > at
+            || !is_same(before, &alike)
+            || mapping.protection.shared
+            || !mapping.protection.read
+        {
+            return None;
+        }
+        let end = mapping.range.end().min(before.range.end());
+        if mapping.protection != before.protection {
+            found.push((at..end, before.protection));
+        }
+        at = end;
+    }
+    (at == before.range.end()).then_some(found)
 }
 
 /// The mappings, those joined that differ in nothing but their addresses: the kernel joins and parts
@@ -242,6 +279,10 @@ mod tests {
         Mapping { protection: Protection { write: false, ..mapping.protection }, ..mapping }
     }
 
+    fn closed(mapping: Mapping) -> Mapping {
+        Mapping { protection: Protection::default(), ..mapping }
+    }
+
     fn fit(before: Vec<Mapping>, now: Vec<Mapping>) -> Fit {
         compare(&AddressSpace::new(before).unwrap(), &AddressSpace::new(now).unwrap(), &|| Ok(())).unwrap()
     }
@@ -263,7 +304,7 @@ mod tests {
         for (before, now, expected) in [
             (vec![anonymous(1, 4)], vec![], "is gone".to_owned()),
             (vec![anonymous(1, 4)], vec![anonymous(1, 3)], format!("is only {}..{} now", page(1), page(3))),
-            (vec![anonymous(1, 4)], vec![read_only(anonymous(1, 4))], "is r--p now".to_owned()),
+            (vec![anonymous(1, 4)], vec![closed(anonymous(1, 4))], "is ---p now".to_owned()),
             (vec![file(1, 4, 0)], vec![file(11, 14, 0)], format!("was moved to {}..{}", page(11), page(14))),
             (vec![file(1, 4, 0)], vec![file(1, 4, 5)], "/lib/x) now".to_owned()),
             (vec![anonymous(1, 4)], vec![anonymous(1, 2), anonymous(3, 4)], "is parted now".to_owned()),
@@ -317,6 +358,26 @@ mod tests {
             assert_eq!(fit(arena(4), now).missing.len(), 1);
         }
         assert_eq!(fit(arena(9), arena(4)).missing.len(), 1);
+    }
+
+    #[test]
+    fn memory_that_was_protected_since_is_to_get_its_protection_again() {
+        let parted = vec![anonymous(1, 4), read_only(anonymous(4, 6)), anonymous(6, 9)];
+        let found = fit(vec![anonymous(1, 9)], parted.clone());
+        assert_eq!(found.reprotected, [(4 * 4096..6 * 4096, Protection::READ_WRITE)]);
+        assert!(found.missing.is_empty() && found.new.is_empty(), "{found:?}");
+        let found = fit(parted, vec![anonymous(1, 9)]);
+        let read_only_then = read_only(anonymous(4, 6)).protection;
+        assert_eq!(found.reprotected, [(4 * 4096..6 * 4096, read_only_then)]);
+        // Another file, a hole, and what cannot be read.
+        for now in [
+            vec![file(1, 3, 0), read_only(file(3, 9, 7))],
+            vec![file(1, 3, 0), read_only(file(4, 9, 3))],
+            vec![file(1, 3, 0), closed(file(3, 9, 2))],
+        ] {
+            let found = fit(vec![file(1, 9, 0)], now);
+            assert!(found.missing.len() == 1 && found.reprotected.is_empty(), "{found:?}");
+        }
     }
 
     #[test]

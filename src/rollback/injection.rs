@@ -1,9 +1,12 @@
-//! Having the process throw pages away (MADV_DONTNEED), which no other process can do for it.
+//! What only the process itself can do: throw pages away (MADV_DONTNEED), protect its memory (`mprotect`), and set the
+//! positions of its files (`lseek`).
 
 use std::ops::Range;
 
 use super::attempt::Attempt;
+use super::descriptors;
 use super::held_memory::HeldMemory;
+use super::memory_limit::Relief;
 use super::page_state::PageStates;
 use crate::address_space::{Mapping, MappingKind, Protection};
 use crate::error::Error;
@@ -17,6 +20,7 @@ pub(super) use crate::source::injection::Foothold;
 
 const MADVISE: u64 = 28;
 const MADV_DONTNEED: u64 = 4;
+const MPROTECT: u64 = 10;
 
 /// How much code is searched at a time.
 const SEARCHED_BYTES: usize = 1 << 20;
@@ -96,20 +100,83 @@ fn empty_page(attempt: &Attempt<'_>, states: &PageStates, memory: &HeldMemory<'_
     stacks.chain(usable()).find_map(page_in).map(|range| range.start)
 }
 
-/// Has the process throw the pages of these ranges away. From the first one on it is rolled back in part.
-pub(super) fn discard(
-    attempt: &Attempt<'_>,
+/// Calls that the process is to make.
+pub(super) struct Calls {
     foothold: Foothold,
-    ranges: &[Range<u64>],
-) -> Result<(), InjectionError> {
-    let call = |range: &Range<u64>| Call {
+    /// Each with what it is to return.
+    calls: Vec<(Call, i64)>,
+    /// Whether memory may be read-only afterwards that is to be written then.
+    pub(super) protects: bool,
+}
+
+/// Gets the calls ready, if any are needed: those that make room, that protect memory, that set positions.
+pub(super) fn prepare(
+    attempt: &Attempt<'_>,
+    states: &PageStates,
+    memory: &HeldMemory<'_>,
+    relief: Option<Relief>,
+    reprotected: &[(Range<u64>, Protection)],
+    seeks: &[(u32, u64)],
+) -> Result<Option<Calls>, Error> {
+    let seek_calls = descriptors::seek_calls(seeks).into_iter();
+    let seek_calls = seek_calls.zip(seeks.iter().map(|(_, position)| position.cast_signed()));
+    let protect = |(range, protection): &(Range<u64>, Protection)| {
+        let bits = [(protection.read, libc::PROT_READ), (protection.write, libc::PROT_WRITE)];
+        let bits = bits.into_iter().chain([(protection.execute, libc::PROT_EXEC)]);
+        let bits: i32 = bits.filter(|(has, _)| *has).map(|(_, bit)| bit).sum();
+        let arguments = [range.start, range.end - range.start, u64::from(bits.cast_unsigned()), 0, 0, 0];
+        (Call { number: MPROTECT, arguments }, 0)
+    };
+    let others: Vec<(Call, i64)> = reprotected.iter().map(protect).chain(seek_calls).collect();
+    let (ranges, foothold) = match relief {
+        Some(Relief { ranges, foothold }) => (ranges, Ok(foothold)),
+        None if others.is_empty() => return Ok(None),
+        None => (Vec::new(), find_foothold(attempt, states, memory)?),
+    };
+    // What is needed to call must not lose its permissions by one of the calls.
+    let is_kept = |foothold: &Foothold| {
+        reprotected.iter().all(|(range, protection)| {
+            (protection.execute || ![foothold.call, foothold.sigreturn].iter().any(|at| range.contains(at)))
+                && (protection.write || !range.contains(&foothold.page))
+        })
+    };
+    let foothold = foothold.and_then(|it| {
+        is_kept(&it).then_some(it).ok_or("its own code would become something that it cannot run")
+    });
+    let foothold = match foothold {
+        Ok(foothold) => foothold,
+        Err(why) if reprotected.is_empty() => {
+            let why = format!(
+                "it cannot be made to set the positions of its files, as {why}; do without --seek-files"
+            );
+            return Err(attempt.refusal(why).into());
+        }
+        Err(why) => {
+            let differences = reprotected.iter().map(|(range, protection)| {
+                format!(
+                    "{:#x}..{:#x} was {protection} and is not now, and it cannot be made to change that, as {why}",
+                    range.start, range.end
+                )
+            });
+            return Err(attempt.misfit(differences.collect()).into());
+        }
+    };
+    let discard = |range: Range<u64>| Call {
         number: MADVISE,
         arguments: [range.start, range.end - range.start, MADV_DONTNEED, 0, 0, 0],
     };
-    let results = attempt.held.make_calls(foothold, ranges.iter().map(call).collect())?;
-    match results.iter().find(|result| **result != 0) {
+    let discards = ranges.into_iter().map(|range| (discard(range), 0));
+    let protects = reprotected.iter().any(|(_, protection)| !protection.write);
+    Ok(Some(Calls { foothold, calls: discards.chain(others).collect(), protects }))
+}
+
+/// Has the process make them. From the first one on it is rolled back in part.
+pub(super) fn make(attempt: &Attempt<'_>, calls: &Calls) -> Result<(), InjectionError> {
+    let results =
+        attempt.held.make_calls(calls.foothold, calls.calls.iter().map(|(call, _)| *call).collect())?;
+    match results.iter().zip(&calls.calls).find(|(result, (_, expected))| *result != expected) {
         None => Ok(()),
-        Some(result) => {
+        Some((result, _)) => {
             let errno = i32::try_from(-result).unwrap_or(libc::EIO);
             Err(InjectionError::Failed(std::io::Error::from_raw_os_error(errno)))
         }
@@ -122,7 +189,7 @@ pub(super) fn refused(attempt: &Attempt<'_>, error: InjectionError) -> Error {
         InjectionError::Impossible(why) => attempt.refusal(why).into(),
         InjectionError::Failed(source) => {
             let pid = attempt.pid;
-            let source = SinkError::Process { pid, action: "throw away pages of", source };
+            let source = SinkError::Process { pid, action: "have calls made by", source };
             SinkError::InPart { pid, source: Box::new(source.into()) }.into()
         }
     }

@@ -13,6 +13,8 @@
 mod attempt;
 mod captured;
 mod content;
+mod descriptors;
+mod devices;
 mod file;
 mod fit;
 mod held_memory;
@@ -28,6 +30,7 @@ mod restart;
 mod runtime_threads;
 mod same_threads;
 mod shared;
+mod signals;
 mod write;
 
 use std::sync::Arc;
@@ -85,6 +88,9 @@ pub struct RollBack<'a> {
     tracker: Option<&'a dyn Tracker>,
     leave_new_memory: bool,
     leave_shared_memory: bool,
+    leave_devices: bool,
+    leave_descriptors: bool,
+    seek_files: bool,
     stop_timeout: Duration,
     _pin: SnapshotGuard,
 }
@@ -112,6 +118,8 @@ pub struct RollBackStats {
     /// Memory of a process that the snapshot does not have although its mapping was captured, that is there now and is
     /// left as it is.
     pub left_not_captured_bytes: u64,
+    /// Open files of a process that are not what or where they were then, and are left as they are: one sentence each.
+    pub left_descriptors: Vec<String>,
     /// How it was known what had changed.
     pub tracking: Tracking,
 }
@@ -136,6 +144,9 @@ impl Store {
             tracker: None,
             leave_new_memory: false,
             leave_shared_memory: false,
+            leave_devices: false,
+            leave_descriptors: false,
+            seek_files: false,
             stop_timeout: STOP_TIMEOUT,
             _pin: pin,
         })
@@ -187,6 +198,7 @@ impl<'a> RollBack<'a> {
             is_stopped: false,
             left_shared: Vec::new(),
             left_not_captured_bytes: 0,
+            left_descriptors: Vec::new(),
             tracking,
         }
     }

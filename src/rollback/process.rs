@@ -16,7 +16,10 @@ use super::captured::CapturedProcess;
 use super::held_memory::HeldMemory;
 use super::page_state::{self, PageStates};
 use super::plan::{self, Look, Part};
-use super::{RollBack, RollBackStats, fit, identity, memory_limit, registers, same_threads, shared, write};
+use super::{
+    RollBack, RollBackStats, descriptors, devices, fit, identity, injection, memory_limit, registers,
+    same_threads, shared, signals, write,
+};
 use crate::address_space::MappingKind;
 use crate::error::Error;
 use crate::sink::SinkError;
@@ -45,15 +48,42 @@ impl RollBack<'_> {
         self
     }
 
+    /// Rolls a process back although a number of an open file that it writes to stands for another file now. Descriptors
+    /// are not rolled back; [`RollBackStats::left_descriptors`] says what differs.
+    pub fn leave_descriptors(mut self, leave: bool) -> Self {
+        self.leave_descriptors = leave;
+        self
+    }
+
+    /// Sets the positions of regular files back, where a number still stands for the file that it stood for. Who shares
+    /// them, as a forked child does, sees it.
+    pub fn seek_files(mut self, seek: bool) -> Self {
+        self.seek_files = seek;
+        self
+    }
+
+    /// Rolls a process back although it has memory that the kernel or a device works with, too: rings of io_uring,
+    /// virtual processors of KVM, memory of devices. Those stay as they are, and hardly any program bears that.
+    pub fn leave_devices(mut self, leave: bool) -> Self {
+        self.leave_devices = leave;
+        self
+    }
+
     /// Rolls the live process `pid` back to this snapshot of it. It stands still meanwhile; then every thread
     /// goes on from where it stood when it was captured.
     ///
     /// Its private memory and the registers and signal masks of its threads become what they were. A system call
     /// in which a thread waited begins again.
     ///
-    /// *Not rolled back* is what the kernel keeps or others see: open files and how far they are read, what was
-    /// written to files and sockets, what is in pipes, child processes, timers, pending signals and what is done
-    /// on a signal. What was excluded from the snapshot is left as it is.
+    /// Signals that were on their way to it are again; those that it has sent to itself since are not, nor is what the
+    /// kernel was about to raise for an instruction. What others have sent since stays.
+    ///
+    /// *Not rolled back* is what the kernel keeps or others see: open files and how far they are read
+    /// (but see [`seek_files`](Self::seek_files)), what was written to files and sockets, what is in pipes, child
+    /// processes and timers. What was excluded from the snapshot is left as it is. It is refused
+    /// where a descriptor that it wrote to stands for another file now, unless
+    /// [that may stay](Self::leave_descriptors), where it handles other signals than then, and where
+    /// [the kernel works with its memory](Self::leave_devices).
     ///
     /// Memory that could be shared and that no other process has is rolled back as private memory is. Where others
     /// have it, or may have it, and it differs, the process is refused, unless
@@ -95,7 +125,10 @@ impl RollBack<'_> {
         identity::check(&attempt)?;
         same_threads::check(&attempt)?;
         registers::check(&attempt)?;
-        let grown = fit::check(&attempt)?;
+        devices::check(&attempt)?;
+        let settlement = signals::check(&attempt)?;
+        let open_files = descriptors::check(&attempt)?;
+        let fit::Mendable { grown, reprotected } = fit::check(&attempt)?;
 
         let states = PageStates::look(&attempt)?;
         page_state::check_reads(&attempt, &states)?;
@@ -118,11 +151,21 @@ impl RollBack<'_> {
 
         let relief = memory_limit::check(&attempt, &states, &memory, &mut plan)?;
 
-        let write::Written { done, is_stopped } = write::write(&attempt, relief.as_ref(), &plan)?;
+        let calls = injection::prepare(&attempt, &states, &memory, relief, &reprotected, &open_files.seeks)?;
+
+        let write::Written { done, is_stopped } = write::write(&attempt, calls.as_ref(), settlement, &plan)?;
+        let left_descriptors = open_files.left;
         let paused = held.release();
         let tracking = Tracking::Rescan(Untracked::NoTracker);
         let stats = self.stats(begun, self.space.image_bytes(), tracking, done);
-        Ok(RollBackStats { paused, is_stopped, left_shared, left_not_captured_bytes, ..stats })
+        Ok(RollBackStats {
+            paused,
+            is_stopped,
+            left_shared,
+            left_not_captured_bytes,
+            left_descriptors,
+            ..stats
+        })
     }
 
     /// All but what the kernel provides: the tables that are stored, and of those of zeros the ones where anything is

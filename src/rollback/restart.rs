@@ -8,11 +8,12 @@
 //! | `rax` | what the kernel does | what is set |
 //! |---|---|---|
 //! | -512 to -514 | begins the call again | the same |
-//! | -516, a wait with a time limit | goes on with what is left of the *latest* such wait | -513: begins the call again |
+//! | -516, a wait with a time limit | goes on with what is left of the *latest* such wait | -514: begins the call again, unless a signal is handled |
 //! | -516 in `restart_syscall` | the same; which call it was nobody knows any more | -4 (`EINTR`), and no call |
 //! | anything else | nothing: the call is done | the same |
 //!
-//! A wait that begins again waits for its whole time, unless it is one until a point in time. The third case is
+//! A wait that begins again waits for its whole time, unless it is one until a point in time. Where a signal that is on its
+//! way is handled such a wait ends with `EINTR`, as it would have. The third case is
 //! that of a thread which waits in the same call for the second capture in a row: its program sees a wait
 //! that was interrupted.
 //!
@@ -27,7 +28,7 @@ const REGISTERS: usize = 27;
 const RAX: usize = 10;
 const ORIG_RAX: usize = 15;
 
-const RESTART_NO_INTERRUPT: i64 = -513;
+const RESTART_NO_HANDLER: i64 = -514;
 const RESTART_BLOCK: i64 = -516;
 const INTERRUPTED: i64 = -4;
 const NO_CALL: i64 = -1;
@@ -56,7 +57,7 @@ fn settle(general: &mut [u8]) {
         registers[RAX] = INTERRUPTED.to_le_bytes();
         registers[ORIG_RAX] = NO_CALL.to_le_bytes();
     } else {
-        registers[RAX] = RESTART_NO_INTERRUPT.to_le_bytes();
+        registers[RAX] = RESTART_NO_HANDLER.to_le_bytes();
     }
 }
 
@@ -77,7 +78,7 @@ mod tests {
     fn a_wait_with_a_time_limit_begins_again_or_is_interrupted() {
         assert_eq!(settled(-512, 0), (-512, 0));
         assert_eq!(settled(-514, 34), (-514, 34));
-        assert_eq!(settled(-516, 35), (-513, 35));
+        assert_eq!(settled(-516, 35), (-514, 35));
         assert_eq!(settled(-516, 219), (-4, -1));
         // A number that a program works with, and a call that is done.
         assert_eq!(settled(-516, -1), (-516, -1));

@@ -26,6 +26,9 @@ use crate::sys::mapped::{self, Holders, MappedFile};
 /// What the user is told to do.
 const ADVICE: &str = "--leave-shared-memory rolls back the rest and leaves it as it is";
 
+/// The name of what `io_setup` maps.
+const KERNEL_RING: &str = "/[aio]";
+
 /// Decides about what is shared and differs. Takes out of the plan what is to be left, and answers with that; an
 /// error if it must be neither left nor rolled back.
 pub(super) fn settle(
@@ -138,6 +141,9 @@ fn fate(
         let all = attempt.held.address_space().mappings().iter().filter(|it| it.protection.shared);
         all.filter(|it| states.at(it.range.start()).is_some_and(|state| state.file == Some(file)))
     };
+    if first.name.starts_with(KERNEL_RING) {
+        return Fate::Refused("the kernel works with it (asynchronous input and output)".to_owned());
+    }
     if is_plain_file(first) {
         return match holder {
             Some(holder) if views().any(|it| it.protection.write) => Fate::Refused(holder),

@@ -1,14 +1,16 @@
 //! Writing: the memory first, then the registers, while the process is bound to stand still if this program dies.
 
 use super::attempt::Attempt;
-use super::memory_limit::Relief;
+use super::injection::Calls;
 use super::plan::{Done, Patch, Plan};
 use super::shared::mapping_at;
 use super::{injection, refused, registers};
+use crate::address_space::{Mapping, MappingKind};
 use crate::error::Error;
 use crate::sink::{ProcessSink, SinkError};
 use crate::source::Frozen as _;
 use crate::source::injection::InjectionError;
+use crate::source::signals::Settlement;
 
 /// What came of writing.
 pub(super) struct Written {
@@ -20,7 +22,8 @@ pub(super) struct Written {
 /// Throws away what is to be, and writes what is planned. Until the first byte is written an error leaves the process as it was.
 pub(super) fn write(
     attempt: &Attempt<'_>,
-    relief: Option<&Relief>,
+    calls: Option<&Calls>,
+    settlement: Settlement,
     plan: &Plan<'_>,
 ) -> Result<Written, Error> {
     let Attempt { pid, held, .. } = *attempt;
@@ -30,6 +33,12 @@ pub(super) fn write(
     let is_read_only = |patch: &&Patch| mapping_at(mappings, patch.at).is_some_and(|it| !it.protection.write);
     if let Some(patch) = plan.patches.iter().find(is_read_only) {
         sink.try_to_write(patch.at)?;
+    } else if calls.is_some_and(|calls| calls.protects) {
+        // What can be written now may be read-only when it is.
+        let is_like_that =
+            |it: &&Mapping| !it.protection.write && it.protection.read && !it.protection.shared;
+        let like_that = mappings.iter().find(|it| is_like_that(it) && it.kind == MappingKind::File);
+        like_that.map_or(Ok(()), |mapping| sink.try_to_write(mapping.range.start()))?;
     }
     // What was read counts only if it stood still, and was not killed meanwhile.
     held.check_it_stands_still().map_err(|error| refused(pid, error))?;
@@ -37,18 +46,21 @@ pub(super) fn write(
 
     let was_stopped = held.was_stopped();
     let is_stopped = was_stopped || held.is_about_to_stop();
-    if let Some(Relief { ranges, foothold }) = relief {
+    if let Some(calls) = calls {
         // From its first step on the process stands still if this program dies, as by the SIGSTOP below.
-        let discarded = injection::discard(attempt, *foothold, ranges);
-        if matches!(discarded, Err(InjectionError::Impossible(_))) && !is_stopped {
+        let made = injection::make(attempt, calls);
+        if matches!(made, Err(InjectionError::Impossible(_))) && !is_stopped {
             sink.goes_on()?;
         }
-        discarded.map_err(|error| injection::refused(attempt, error))?;
+        made.map_err(|error| injection::refused(attempt, error))?;
     }
     if !was_stopped {
         sink.stands_still()?;
     }
     let write = || -> Result<Done, Error> {
+        if !settlement.is_empty() {
+            held.settle_signals(settlement)?;
+        }
         let done =
             plan.write(|patch| patch.at, |at, offset, bytes| Ok(sink.write_at(*at + offset as u64, bytes)?))?;
         held.set_registers(threads)?;

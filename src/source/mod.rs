@@ -4,7 +4,9 @@
 //! open is [`Frozen`]: it knows its mappings and how its bytes may be had.
 
 mod bytes;
+mod connections;
 mod core;
+mod descriptors;
 mod file;
 mod holes;
 pub(crate) mod injection;
@@ -18,6 +20,7 @@ mod refusal;
 mod regular_file;
 mod running;
 mod sharers;
+pub(crate) mod signals;
 mod smaps;
 mod stop;
 mod stuck;

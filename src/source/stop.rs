@@ -34,8 +34,9 @@ use super::patience::Patience;
 use super::proc_directory::ProcDirectory;
 use super::refusal::Refused;
 use super::sharers::Sharers;
+use super::signals::Settlement;
 use super::stuck::{self, wait_while_stuck};
-use super::tracer::{Calls, Found, Order, Tracer};
+use super::tracer::{Calls, Found, Order, Queued, Tracer};
 use crate::progress::Progress;
 use crate::threads::{Thread, Threads};
 
@@ -171,6 +172,23 @@ impl StoppedProcess {
             Ok(done) if is_asked => done,
             _ => Err(SourceError::Released { pid }),
         }
+    }
+
+    /// Changes the signals that are on their way to it; see [`signals`](super::signals).
+    pub(super) fn settle_signals(&self, settlement: Settlement) -> Result<(), SourceError> {
+        let pid = self.found.threads.pid;
+        let (answer_to, answer) = channel();
+        let order = Order::SettleSignals(settlement, answer_to);
+        let is_asked = self.hold.as_ref().is_some_and(|(hold, _)| hold.send(order).is_ok());
+        match answer.recv() {
+            Ok(done) if is_asked => done,
+            _ => Err(SourceError::Released { pid }),
+        }
+    }
+
+    /// The signals that have been sent and that no thread has taken: to the process as a whole, and to single threads.
+    pub(super) fn queued_signals(&self) -> &Queued {
+        &self.found.queued
     }
 
     /// Has a thread make system calls; see [`injection`](super::injection).

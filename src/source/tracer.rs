@@ -16,7 +16,9 @@ use super::patience::Patience;
 use super::proc_directory::{ProcDirectory, says_gone};
 use super::refusal::{Refused, process_error, refusal, traced_by};
 use super::sharers::Sharers;
+use super::signals::{self, Settlement};
 use super::stuck;
+use crate::signals::Signal;
 use crate::sys::ptrace::{self, Stop};
 use crate::threads::{self, RegisterSet, Thread, Threads};
 
@@ -31,6 +33,9 @@ const REFUSALS_BELIEVED: u32 = 10;
 /// By thread: when it was started, in clock ticks since the machine was.
 pub(super) type Starts = Vec<(u32, u64)>;
 
+/// Signals sent to a process as a whole, and to single threads of it.
+pub(super) type Queued = (Vec<Signal>, Vec<(u32, Vec<Signal>)>);
+
 /// What the tracer found when all were stopped.
 pub(super) struct Found {
     pub(super) threads: Threads,
@@ -41,6 +46,8 @@ pub(super) struct Found {
     pub(super) rseq_areas: Vec<(u32, Range<u64>)>,
     pub(super) process_start: u64,
     pub(super) starts: Starts,
+    /// Those sent to the process as a whole, and those of threads that have any.
+    pub(super) queued: Queued,
 }
 
 impl Found {
@@ -52,6 +59,7 @@ impl Found {
             rseq_areas: Vec::new(),
             process_start: 0,
             starts: Vec::new(),
+            queued: (Vec::new(), Vec::new()),
         }
     }
 }
@@ -59,6 +67,7 @@ impl Found {
 /// What the tracer is to do, and where it answers.
 pub(super) enum Order {
     SetRegisters(Vec<Thread>, Sender<Result<(), SourceError>>),
+    SettleSignals(Settlement, Sender<Result<(), SourceError>>),
     MakeCalls(Calls, Sender<Result<Vec<i64>, InjectionError>>),
 }
 
@@ -122,6 +131,9 @@ impl Tracer {
                     Order::SetRegisters(threads, answer_to) => {
                         let _ = answer_to.send(self.process.set_registers(&threads));
                     }
+                    Order::SettleSignals(settlement, answer_to) => {
+                        let _ = answer_to.send(self.process.settle_signals(&settlement));
+                    }
                     Order::MakeCalls(calls, answer_to) => {
                         let _ = answer_to.send(self.process.make_calls(&calls));
                     }
@@ -168,6 +180,7 @@ impl Tracer {
             threads,
             process_start,
             starts,
+            queued: self.process.queued().unwrap_or_default(),
             sharers: self.others.iter().map(|other| other.process.pid()).collect(),
             process_was_stopped: held.values().any(|stop| *stop == Stop::WithProcess),
             rseq_areas: rseq_areas
@@ -382,6 +395,35 @@ impl Held {
             set().map_err(|error| self.error("set the registers of", error))?;
         }
         Ok(())
+    }
+
+    fn settle_signals(&mut self, settlement: &Settlement) -> Result<(), SourceError> {
+        let mut settle = || -> io::Result<()> {
+            for tid in &settlement.dropped {
+                let stop = signals::drop_signal(*tid)?;
+                self.threads.insert(*tid, stop);
+            }
+            settlement.changes.iter().try_for_each(|change| signals::change(self.process.pid(), change))
+        };
+        let settled = settle();
+        settled.map_err(|error| self.error("set the signals of", error))
+    }
+
+    /// The signals that have been sent and that no thread has taken. Older kernels (before 3.10) do not tell.
+    fn queued(&self) -> io::Result<Queued> {
+        let read = |tid: u32, of_process: bool| -> io::Result<Vec<Signal>> {
+            let queued = ptrace::queued_signals(tid, of_process)?;
+            Ok(queued.into_iter().map(|information| Signal(information.to_vec())).collect())
+        };
+        let shared = self.threads.keys().next().map_or(Ok(Vec::new()), |tid| read(*tid, true))?;
+        let mut threads = Vec::new();
+        for tid in self.threads.keys() {
+            let queued = read(*tid, false)?;
+            if !queued.is_empty() {
+                threads.push((*tid, queued));
+            }
+        }
+        Ok((shared, threads))
     }
 
     /// The registers of all threads, which are stopped, and when the process and they were started.

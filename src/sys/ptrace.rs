@@ -13,10 +13,12 @@ const DETACH: u32 = 17;
 const CONTINUE_TO_CALL: u32 = 24;
 const SET_OPTIONS: u32 = 0x4200;
 const GETSIGINFO: u32 = 0x4202;
+const SETSIGINFO: u32 = 0x4203;
 const GETREGSET: u32 = 0x4204;
 const SETREGSET: u32 = 0x4205;
 const SEIZE: u32 = 0x4206;
 const INTERRUPT: u32 = 0x4207;
+const PEEKSIGINFO: u32 = 0x4209;
 const GETSIGMASK: u32 = 0x420a;
 const SETSIGMASK: u32 = 0x420b;
 const GET_RSEQ_CONFIGURATION: u32 = 0x420f;
@@ -27,6 +29,9 @@ const CALL_CODE: i32 = libc::SIGTRAP | 0x80;
 
 /// How long the kernel's `siginfo_t` is.
 const SIGNAL_INFO_BYTES: usize = 128;
+
+/// A raw `siginfo_t`.
+pub(crate) type SignalInformation = [u8; SIGNAL_INFO_BYTES];
 
 /// Larger than any register set known: AMX makes the extended state of x86-64 11,008 bytes.
 const FIRST_REGISTER_SET_BYTES: usize = 16 * 1024;
@@ -45,7 +50,7 @@ pub(crate) enum Stop {
         /// The signal's number.
         signal: i32,
         /// The raw `siginfo_t`.
-        information: [u8; SIGNAL_INFO_BYTES],
+        information: SignalInformation,
     },
 }
 
@@ -70,6 +75,11 @@ pub(crate) fn resume(tid: u32) -> io::Result<()> {
     request(CONTINUE, tid, 0)
 }
 
+/// The same, into the signal that it was about to receive, or 0.
+pub(crate) fn resume_into(tid: u32, signal: i32) -> io::Result<()> {
+    request(CONTINUE, tid, usize::try_from(signal).unwrap_or(0))
+}
+
 /// The same, and it stops where it enters the next system call, or leaves the one that it is in ([`Stop::Call`]).
 pub(crate) fn resume_to_call(tid: u32) -> io::Result<()> {
     request(SET_OPTIONS, tid, OPTION_TELL_CALLS)?;
@@ -78,9 +88,14 @@ pub(crate) fn resume_to_call(tid: u32) -> io::Result<()> {
 
 /// Sends SIGSTOP to one thread of a process. A thread that is held takes it when it is let go, before it runs on.
 pub(crate) fn stop_when_let_go(pid: u32, tid: u32) -> io::Result<()> {
+    send_to_thread(pid, tid, libc::SIGSTOP)
+}
+
+/// Sends a signal to one thread of a process.
+pub(crate) fn send_to_thread(pid: u32, tid: u32, signal: i32) -> io::Result<()> {
     let (pid, tid) = (libc::c_long::from(pid), libc::c_long::from(tid));
     // SAFETY: tgkill takes numbers only and accesses no memory of this process.
-    match unsafe { libc::syscall(libc::SYS_tgkill, pid, tid, libc::c_long::from(libc::SIGSTOP)) } {
+    match unsafe { libc::syscall(libc::SYS_tgkill, pid, tid, libc::c_long::from(signal)) } {
         0 => Ok(()),
         _ => Err(io::Error::last_os_error()),
     }
@@ -116,6 +131,55 @@ pub(crate) fn stop(tid: u32) -> io::Result<Option<Stop>> {
         (false, libc::SIGTRAP) if code == CALL_CODE => Stop::Call,
         (false, _) => Stop::Signal { signal, information },
     }))
+}
+
+/// The signals in the queue of a stopped thread, or in that of its whole process, in their order. They stay there.
+pub(crate) fn queued_signals(tid: u32, of_process: bool) -> io::Result<Vec<SignalInformation>> {
+    const AT_ONCE: u8 = 16;
+    /// The kernel's `struct ptrace_peeksiginfo_args`.
+    #[repr(C)]
+    struct Arguments {
+        offset: u64,
+        flags: u32,
+        count: i32,
+    }
+    #[repr(C, align(8))]
+    #[derive(Clone, Copy)]
+    struct SignalInfo(SignalInformation);
+    let mut found: Vec<SignalInformation> = Vec::new();
+    loop {
+        let mut some = [SignalInfo([0; SIGNAL_INFO_BYTES]); AT_ONCE as usize];
+        let mut arguments =
+            Arguments { offset: found.len() as u64, flags: of_process.into(), count: AT_ONCE.into() };
+        // SAFETY: PEEKSIGINFO reads `arguments`, which is laid out for it, and writes at most `count` of the
+        // kernel's `siginfo_t` to `some`, which has room for as many; both live until after the call.
+        let count: c_long = unsafe {
+            libc::ptrace(
+                PEEKSIGINFO as _,
+                tid.cast_signed(),
+                (&raw mut arguments).cast::<c_void>(),
+                some.as_mut_ptr().cast::<c_void>(),
+            )
+        };
+        if count < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        let count = usize::try_from(count).unwrap_or(0).min(AT_ONCE.into());
+        found.extend(some[..count].iter().map(|SignalInfo(information)| *information));
+        if count < usize::from(AT_ONCE) {
+            return Ok(found);
+        }
+    }
+}
+
+/// Sets the particulars of the signal that a stopped thread is about to receive.
+pub(crate) fn set_signal_information(tid: u32, information: &SignalInformation) -> io::Result<()> {
+    #[repr(C, align(8))]
+    struct SignalInfo(SignalInformation);
+    let mut information = SignalInfo(*information);
+    // SAFETY: SETSIGINFO reads one `siginfo_t`, which is `SIGNAL_INFO_BYTES` long on Linux, from a place that is as
+    // long and aligned for it and lives until after the call.
+    unsafe { request_at(SETSIGINFO, tid, 0, (&raw mut information).cast()) }
 }
 
 /// One register set of a stopped thread, named by its ELF note type; `None` if the machine has no

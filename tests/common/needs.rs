@@ -9,7 +9,7 @@ use std::sync::Mutex;
 const ALL: &str = "STILLFRAME_ALL_TESTS";
 
 /// Tools by their name, and the package of Debian that each is in.
-const PACKAGES: [(&str, &str); 16] = [
+const PACKAGES: [(&str, &str); 17] = [
     ("bindfs", "bindfs"),
     ("cc", "gcc"),
     ("fusermount3", "fuse3"),
@@ -23,6 +23,7 @@ const PACKAGES: [(&str, &str); 16] = [
     ("node", "nodejs"),
     ("python3", "python3"),
     ("readelf", "binutils"),
+    ("sbcl", "sbcl"),
     ("setpriv", "util-linux"),
     ("strace", "strace"),
     ("unshare", "util-linux"),

@@ -167,6 +167,33 @@ fn memory_that_a_userfaultfd_serves_is_refused_by_name_before_anything_is_writte
     assert_eq!(program.ask("count"), "1048576");
 }
 
+#[test]
+fn memory_that_has_another_protection_now_gets_it_again() {
+    if !needs(&["cc"]) {
+        return;
+    }
+    if !cfg!(target_arch = "x86_64") {
+        return passed_over("processes are made to make calls on x86-64 only");
+    }
+    let (_dir, store) = new_store();
+    let mut program = states(&[], true);
+    let writable = capture(&store, &program);
+    program.ask("protect");
+    let read_only = capture(&store, &program);
+    for _ in 0..2 {
+        roll_back(&store, writable, &program);
+        assert_eq!(program.ask("permissions"), "writable");
+        program.ask("write");
+        roll_back(&store, read_only, &program);
+        assert_eq!(
+            (program.ask("permissions"), program.ask("count")),
+            ("read-only".to_owned(), "1048576".to_owned())
+        );
+    }
+    program.ask("unprotect");
+    assert_eq!(program.ask("permissions"), "writable");
+}
+
 // ---- Shared memory ------------------------------------------------------------------------------
 
 #[test]

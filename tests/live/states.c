@@ -116,6 +116,17 @@ int main(int argc, char **argv) {
         } else if (!strcmp(line, "count")) {
             snprintf(text, sizeof text, "%ld", count(page, MIB, 'A'));
             answer = text;
+        } else if (!strcmp(line, "protect")) {
+            mprotect(page + 64 * KIB, 64 * KIB, PROT_READ);
+        } else if (!strcmp(line, "unprotect")) {
+            mprotect(page + 64 * KIB, 64 * KIB, PROT_READ | PROT_WRITE);
+        } else if (!strcmp(line, "permissions")) {
+            /* A call that writes there fails where the program may not. */
+            int ends[2];
+            if (pipe(ends) || write(ends[1], "A", 1) != 1) return 1;
+            answer = read(ends[0], page + 64 * KIB, 1) == 1 ? "writable" : "read-only";
+            close(ends[0]);
+            close(ends[1]);
         } else if (!strcmp(line, "guard")) {
             if (madvise(page + 64 * KIB, 64 * KIB, MADV_GUARD_INSTALL)) answer = "none here";
         } else if (!strcmp(line, "unguard")) {

@@ -312,8 +312,30 @@ pub(crate) struct Leave {
     /// Roll the process back although memory differs that it shares with others; that then stays as it is
     #[arg(long)]
     pub(crate) leave_shared_memory: bool,
+    /// Roll the process back although a descriptor that it wrote to stands for another file now
+    #[arg(long)]
+    pub(crate) leave_descriptors: bool,
+    /// Roll the process back although it has an io_uring, virtual processors or memory of a device; those then stay
+    /// as they are
+    #[arg(long)]
+    pub(crate) leave_devices: bool,
+    /// Set the positions of its regular files back, where a descriptor still stands for the same file
+    #[arg(long)]
+    pub(crate) seek_files: bool,
     #[command(flatten)]
     pub(crate) stopping: Stopping,
+}
+
+impl Leave {
+    /// Whether anything about a live process was said.
+    pub(crate) fn is_given(&self) -> bool {
+        let Leave {
+            leave_new_memory, leave_shared_memory, leave_descriptors, leave_devices, seek_files, ..
+        } = self;
+        [leave_new_memory, leave_shared_memory, leave_descriptors, leave_devices, seek_files]
+            .iter()
+            .any(|it| **it)
+    }
 }
 
 #[derive(Debug, Args)]
@@ -331,8 +353,21 @@ is given. What is left is said on standard error.
 Memory that is new since the snapshot is refused unless --leave-new-memory is given: it then stays, and
 the program does not know of it. What the heap and the arenas of the C library have grown by is emptied.
 
-Not rolled back is what the kernel keeps and what others see: open files and their offsets, what was
-written to files, sockets and pipes, child processes, timers, pending signals and signal handlers.
+A signal that was on its way is on its way again. One that the process sent to itself since, or that the
+kernel was about to raise for an instruction, is dropped; what others sent stays.
+
+What is and is not rolled back:
+  memory            private: yes. Shared: see above. Of devices and kernel rings (KVM, io_uring):
+                    refused, unless --leave-devices
+  registers         yes, and signal masks; a system call that waited begins again
+  pending signals   yes, or refused
+  signal handlers   no: refused if other signals are handled or ignored now than then
+  descriptors       no, but told; refused if one that was open for writing stands for another file
+                    now, unless --leave-descriptors
+  positions         of regular files, with --seek-files; else told
+  files, sockets    no: what was written to them and what is in pipes stays
+  futexes           who waits begins to wait again
+  timers, children, credentials, working directory, limits, alternate stacks: no
 
 If stillframe is killed in the middle of it, the process is as it was, or rolled back, or stopped
 (state T). If it is stopped, run the same command again, and then: kill -CONT PID")]

@@ -16,9 +16,11 @@ use crate::rollback;
 
 /// Brings the memory of a snapshot back.
 pub(crate) fn restore(context: &Context, arguments: &arguments::Restore) -> anyhow::Result<Exit> {
-    let leave = &arguments.leave;
-    if arguments.into_pid.is_none() && (leave.leave_new_memory || leave.leave_shared_memory) {
-        return Err(wrong_usage("--leave-new-memory and --leave-shared-memory are for --into-pid"));
+    if arguments.into_pid.is_none() && arguments.leave.is_given() {
+        return Err(wrong_usage(
+            "--leave-new-memory, --leave-shared-memory, --leave-descriptors, --leave-devices and --seek-files are for \
+             --into-pid",
+        ));
     }
     let store = context.open()?;
     let id = store.find(&arguments.snapshot)?;

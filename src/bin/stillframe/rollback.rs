@@ -18,6 +18,9 @@ pub(crate) fn rollback(context: &Context, arguments: &arguments::Rollback) -> an
     into_process(context, &store, id, arguments.pid, &arguments.leave)
 }
 
+/// How many lines about descriptors are for people.
+const MAX_DESCRIPTORS_TOLD: usize = 20;
+
 /// The same with an open store.
 pub(crate) fn into_process(
     context: &Context,
@@ -36,17 +39,24 @@ pub(crate) fn into_process(
         stopped: bool,
         left_shared: Vec<String>,
         left_not_captured_bytes: u64,
+        left_descriptors: Vec<String>,
     }
     let output = &context.output;
     let stats: RollBackStats = store
         .roll_back(id)?
         .leave_new_memory(leave.leave_new_memory)
         .leave_shared_memory(leave.leave_shared_memory)
+        .leave_descriptors(leave.leave_descriptors)
+        .leave_devices(leave.leave_devices)
+        .seek_files(leave.seek_files)
         .stop_timeout(leave.stopping.stop_timeout)
         .progress(progress(context, "rolling back"))
         .process(pid)?;
     let named = |mapping: &Mapping| format!("{} {}", mapping.range, human::plain(&mapping.name));
     let left_shared: Vec<String> = stats.left_shared.iter().map(named).collect();
+    // The program chose the names of its files.
+    let left_descriptors: Vec<String> =
+        stats.left_descriptors.iter().map(|line| human::plain(line)).collect();
     if output.json {
         output.json(&RollBackObject {
             id: id.to_string(),
@@ -57,6 +67,7 @@ pub(crate) fn into_process(
             stopped: stats.is_stopped,
             left_shared,
             left_not_captured_bytes: stats.left_not_captured_bytes,
+            left_descriptors,
         })?;
         return Ok(Exit::Done);
     }
@@ -89,6 +100,12 @@ pub(crate) fn into_process(
     if stats.left_not_captured_bytes > 0 {
         let left = human::size(stats.left_not_captured_bytes);
         output.warning(&format!("left as it is, as the snapshot does not have it: {left} of memory"));
+    }
+    for line in left_descriptors.iter().take(MAX_DESCRIPTORS_TOLD) {
+        output.warning(line);
+    }
+    if let Some(more) = left_descriptors.len().checked_sub(MAX_DESCRIPTORS_TOLD).filter(|more| *more > 0) {
+        output.warning(&format!("{more} more descriptors differ; --json names them all"));
     }
     if stats.is_stopped {
         output.hint(&format!("it was stopped before and still is; to let it go on: kill -CONT {pid}"));

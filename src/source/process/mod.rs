@@ -28,16 +28,21 @@ use super::injection::{Call, Foothold, InjectionError};
 use super::maps::{self, MapsLine};
 use super::patience::{Patience, STOP_TIMEOUT};
 use super::proc_directory::ProcDirectory;
+use super::signals::Settlement;
 use super::smaps::{self, MappingState};
 use super::stop::StoppedProcess;
 use super::stuck::wait_while_stuck;
 use super::tracer::Calls;
-use super::{Attachment, CopyOut, Frozen, Memory, Source, SourceError, owner_attachment};
+use super::{
+    Attachment, CopyOut, Frozen, Memory, Source, SourceError, connections, descriptors, owner_attachment,
+};
 use crate::address_space::AddressSpace;
+use crate::descriptors::{Descriptor, Descriptors};
 use crate::left_out::LeftOut;
 use crate::progress::Progress;
 use crate::record::Origin;
 use crate::run::Run;
+use crate::signals::Signals;
 use crate::sys::{cpu, mapped};
 use crate::threads::{AUXV, REGISTER_LAYOUT, Thread, Threads};
 use crate::track::{SoftDirty, TrackError, Tracker, Untracked};
@@ -51,7 +56,8 @@ use crate::units::AddressRange;
 /// return early with `EINTR`, as it may after SIGSTOP and SIGCONT.
 ///
 /// Attachments: `threads` (see [`Threads`]); `auxv`, the raw auxiliary vector; `rseq`, where threads have their
-/// areas for restartable sequences; `run`, when process and threads were started; `owner`, its real and effective user;
+/// areas for restartable sequences; `run`, when process and threads were started; `signals`,
+/// what was on its way to it; `descriptors`, what its open files were; `owner`, its real and effective user;
 /// `left-out` (see [`LeftOut`]).
 ///
 /// The kernel allows it for processes of the same user, subject to
@@ -155,7 +161,10 @@ impl ProcessSource {
         // Whatever takes time and does not change is read before the process stands still.
         let origin = Origin::Process { pid, path: process.executable(), command: process.command_line() };
         let users = process.users();
+        let descriptors = descriptors::look(&process);
         let stopped = StoppedProcess::stop(&process, self.stop_timeout, progress)?;
+
+        let descriptors = descriptors.and_then(|before| descriptors::look_again(&process, &before));
 
         // The first thread may have ended before the others, and then has no memory any more.
         let Some(tid) = stopped.threads().threads.first().map(|thread| thread.tid) else {
@@ -181,6 +190,7 @@ impl ProcessSource {
             origin,
             users,
             auxv,
+            descriptors,
             state,
             stopped: RefCell::new(stopped),
         };
@@ -234,6 +244,7 @@ pub(crate) struct FrozenProcess {
     origin: Origin,
     users: Option<(u32, u32)>,
     auxv: Vec<u8>,
+    descriptors: Option<Descriptors>,
     /// `/proc/PID/task/TID/stat`, which is made anew for every read.
     state: File,
     stopped: RefCell<StoppedProcess>,
@@ -296,9 +307,39 @@ impl FrozenProcess {
     /// Whether it is about to stand still, because of a SIGSTOP that it has not taken yet.
     pub(crate) fn is_about_to_stop(&self) -> bool {
         let bit = 1 << (libc::SIGSTOP - 1);
-        let pending = self.status("ShdPnd").and_then(|mask| u64::from_str_radix(&mask, 16).ok());
+        let pending = self.status_mask("ShdPnd");
         let on_their_way = self.stopped.borrow().signals_on_their_way();
         (pending.unwrap_or(0) | on_their_way) & bit != 0
+    }
+
+    /// The signals that are on their way to it and that no thread was about to receive, and what it does about signals.
+    pub(crate) fn signals(&self) -> Signals {
+        let (shared, threads) = self.stopped.borrow().queued_signals().clone();
+        let mask = |key: &str| self.status_mask(key).unwrap_or(0);
+        Signals { ignored: mask("SigIgn"), caught: mask("SigCgt"), shared, threads }
+    }
+
+    /// Changes the signals that are on their way to it. The signal masks of threads are others afterwards.
+    pub(crate) fn settle_signals(&self, settlement: Settlement) -> Result<(), SourceError> {
+        self.stopped.borrow().settle_signals(settlement)
+    }
+
+    /// Its open files; `None` if we may not know them.
+    pub(crate) fn descriptors(&self) -> Option<&Descriptors> {
+        self.descriptors.as_ref()
+    }
+
+    /// Those of its open files that are connections whose other end has closed them.
+    pub(crate) fn closed_connections(&self, descriptors: &[Descriptor]) -> Vec<u32> {
+        connections::closed(&self.process, descriptors)
+    }
+
+    /// The pid as the process itself knows it.
+    pub(crate) fn own_pid(&self) -> u32 {
+        // The last number is that in the innermost namespace.
+        let own_pid =
+            self.status("NSpid").and_then(|pids| pids.split_ascii_whitespace().last()?.parse().ok());
+        own_pid.unwrap_or(self.process.pid())
     }
 
     /// Has a thread of it make these system calls, and answers with what each returned. The registers of that
@@ -310,10 +351,7 @@ impl FrozenProcess {
     ) -> Result<Vec<i64>, InjectionError> {
         let impossible = |why: String| InjectionError::Impossible(why);
         let memory = self.open_memory().map_err(|error| impossible(error.to_string()))?;
-        // The last number is that in the innermost namespace.
-        let own_pid =
-            self.status("NSpid").and_then(|pids| pids.split_ascii_whitespace().last()?.parse().ok());
-        let own_pid = own_pid.unwrap_or(self.process.pid());
+        let own_pid = self.own_pid();
         self.stopped.borrow().make_calls(Calls { own_pid, foothold, memory, calls })
     }
 
@@ -329,6 +367,11 @@ impl FrozenProcess {
 
     fn status(&self, key: &str) -> Option<String> {
         self.process.status_text(&format!("task/{}/status", self.memory.tid()), key).ok().flatten()
+    }
+
+    /// A set of signals: bit `n - 1` for signal `n`.
+    fn status_mask(&self, key: &str) -> Option<u64> {
+        self.status(key).and_then(|mask| u64::from_str_radix(&mask, 16).ok())
     }
 
     /// Where the kernel writes for the threads by itself: their areas for restartable sequences.
@@ -405,10 +448,16 @@ impl Frozen for FrozenProcess {
         let named = |name: &str, bytes| Attachment { name: name.to_owned(), bytes };
         // Integers and lists can always be encoded.
         let threads = threads.ok().map(|bytes| named(Threads::ATTACHMENT, bytes));
+        let signals = self.signals().to_attachment();
+        let signals = signals.ok().map(|bytes| named(Signals::ATTACHMENT, bytes));
+        let descriptors = self.descriptors.as_ref().and_then(|it| it.to_attachment().ok());
+        let descriptors = descriptors.map(|bytes| named(Descriptors::ATTACHMENT, bytes));
         let run = run.ok().map(|bytes| named(Run::ATTACHMENT, bytes));
         threads
             .into_iter()
             .chain(run)
+            .chain(signals)
+            .chain(descriptors)
             .chain([named(AUXV, self.auxv.clone()), named(RSEQ_ATTACHMENT, self.rseq_attachment())])
             .chain((!layout.is_empty()).then(|| named(REGISTER_LAYOUT, layout)))
             .chain(self.users.map(owner_attachment))

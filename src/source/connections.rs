@@ -1,0 +1,62 @@
+//! Connections of a process whose other end has closed them: `/proc/PID/net/tcp` and `tcp6`.
+
+use std::collections::HashSet;
+
+use super::proc_directory::ProcDirectory;
+use crate::descriptors::Descriptor;
+
+/// The states of the kernel in which the other end sends nothing more: CLOSE_WAIT, LAST_ACK, CLOSING, CLOSE.
+const CLOSED: [&[u8]; 4] = [b"08", b"09", b"0B", b"07"];
+
+/// Those of the descriptors that are such connections. Where the kernel does not tell there are none.
+pub(super) fn closed(process: &ProcDirectory, descriptors: &[Descriptor]) -> Vec<u32> {
+    if !descriptors.iter().any(|it| it.target.starts_with(b"socket:")) {
+        return Vec::new();
+    }
+    let mut names = HashSet::new();
+    for table in ["net/tcp", "net/tcp6"] {
+        let table = process.read(table).unwrap_or_default();
+        let inodes = table.split(|byte| *byte == b'\n').skip(1).filter_map(closed_inode);
+        names.extend(inodes.map(|inode| format!("socket:[{inode}]").into_bytes()));
+    }
+    descriptors.iter().filter(|it| names.contains(&it.target)).map(|it| it.number).collect()
+}
+
+/// The inode in a line: `sl local remote st tx:rx tr:when retrnsmt uid timeout inode …`. One that was never
+/// connected has no other end.
+fn closed_inode(line: &[u8]) -> Option<&str> {
+    let mut fields = line.split(|byte| *byte == b' ').filter(|field| !field.is_empty());
+    let remote = fields.nth(2)?;
+    let state = fields.next()?;
+    let inode = str::from_utf8(fields.nth(5)?).ok()?;
+    let is_connected = remote.iter().any(|byte| !matches!(byte, b'0' | b':'));
+    (CLOSED.contains(&state) && is_connected && inode != "0").then_some(inode)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::{TcpListener, TcpStream};
+    use std::os::fd::AsRawFd;
+
+    use super::*;
+    use crate::source::descriptors;
+
+    #[test]
+    fn a_connection_is_closed_when_its_other_end_has_closed_it() {
+        let Ok(listener) = TcpListener::bind("127.0.0.1:0") else {
+            eprintln!("passed over: needs a network");
+            return;
+        };
+        let stream = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let (other, _) = listener.accept().unwrap();
+        let me = ProcDirectory::open(std::process::id()).unwrap();
+        let number = stream.as_raw_fd().cast_unsigned();
+        let is_closed = || closed(&me, &descriptors::look(&me).unwrap().0).contains(&number);
+        assert!(!is_closed());
+        drop(other);
+        let deadline = std::time::Instant::now() + std::time::Duration::from_secs(10);
+        while !is_closed() {
+            assert!(std::time::Instant::now() < deadline);
+        }
+    }
+}
