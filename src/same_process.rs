@@ -19,8 +19,8 @@ impl Store {
     /// The name for the snapshots of a live process that were given none: `pid:PID`; and `pid:PID.2`, `pid:PID.3` …
     /// where the snapshots of the names before are of other processes that had the pid.
     ///
-    /// It is the same process if it was started before the newest snapshot of the name, and has still the auxiliary vector
-    /// that this has: `execve` makes another program of a process.
+    /// It is the same process if the newest snapshot of the name has its start time and its auxiliary vector: `execve`
+    /// makes another program of a process. A snapshot without a start time must be younger than the process.
     ///
     /// # Errors
     ///
@@ -43,20 +43,23 @@ fn is_of(snapshot: &Snapshot<'_>, pid: u32, now: &RunningProcess) -> Result<bool
     if !matches!(&snapshot.record().origin, Origin::Process { pid: then, .. } if *then == pid) {
         return Ok(false);
     }
-    let started =
-        now.age.and_then(|age| SignedDuration::try_from(age.saturating_sub(START_IS_EXACT_TO)).ok());
-    let started = started.and_then(|age| Timestamp::now().checked_sub(age).ok());
-    if started.is_some_and(|started| started > snapshot.record().time) {
-        return Ok(false);
-    }
-    if let Some(run) = snapshot.attachment(Run::ATTACHMENT)?.and_then(|run| Run::from_attachment(&run).ok()) {
-        let is_known = !run.boot_id.is_empty() && !now.boot_id.is_empty();
-        if is_known
-            && (run.boot_id != now.boot_id || now.start.is_some_and(|start| start != run.process_start))
-        {
-            return Ok(false);
+    let run = snapshot.attachment(Run::ATTACHMENT)?.and_then(|run| Run::from_attachment(&run).ok());
+    let is_same_start = match (run, now.start) {
+        (Some(run), Some(start)) if !run.boot_id.is_empty() && !now.boot_id.is_empty() => {
+            run.boot_id == now.boot_id && run.process_start == start
         }
+        // Older snapshots have their time only.
+        _ => started_before(now, snapshot.record().time),
+    };
+    if !is_same_start {
+        return Ok(false);
     }
     let auxv = snapshot.attachment(AUXV)?;
     Ok(auxv.is_none_or(|auxv| now.auxv.is_empty() || auxv == now.auxv))
+}
+
+/// Whether the process was started before a time, or the kernel does not tell when.
+fn started_before(now: &RunningProcess, time: Timestamp) -> bool {
+    let age = now.age.and_then(|age| SignedDuration::try_from(age.saturating_sub(START_IS_EXACT_TO)).ok());
+    age.and_then(|age| Timestamp::now().checked_sub(age).ok()).is_none_or(|started| started <= time)
 }

@@ -331,7 +331,10 @@ mod tests {
         let closed = |start, end| Mapping { protection: Protection::default(), ..anonymous(start, end) };
         let pages = |start: u64, end: u64| start * 4096..end * 4096;
         // An arena: its memory, and what is set aside for it.
-        let arena = |used| vec![anonymous(1, used), closed(used, 20)];
+        let arena = |used| {
+            let rest = (used < 20).then(|| closed(used, 20));
+            std::iter::once(anonymous(1, used)).chain(rest).collect::<Vec<_>>()
+        };
         let grown = fit(arena(4), arena(9));
         assert_eq!((&grown.missing[..], &grown.opened[..]), (&[][..], &[pages(4, 9)][..]), "{grown:?}");
         assert!(grown.new.len() == 1 && grown.new[0].contains("20480 bytes"), "{grown:?}");

@@ -26,17 +26,7 @@ pub(super) fn refusal(process: &ProcDirectory, tid: u32, action: &'static str, e
     let pid = process.pid();
     let tracer = process.status_number(&format!("task/{tid}/status"), "TracerPid").unwrap_or(0);
     if tracer != 0 {
-        let tracing = ProcDirectory::open(tracer);
-        let of_tracer = |file: &str| tracing.as_ref().map(|it| name(it, file)).unwrap_or_default();
-        if of_tracer("comm") == TRACER_NAME {
-            let why = format!("another capture of it is not done (by thread {tracer}); try again then");
-            return Refused::Busy(SourceError::Uncapturable { pid, why });
-        }
-        let why = format!(
-            "process {tracer} ({}) traces it already; end that debugger or capture first",
-            of_tracer("comm")
-        );
-        return SourceError::Uncapturable { pid, why }.into();
+        return traced_by(process, tracer);
     }
     match error.raw_os_error() {
         Some(libc::EPERM | libc::EACCES) if is_undumpable(process) => {
@@ -47,6 +37,19 @@ pub(super) fn refusal(process: &ProcDirectory, tid: u32, action: &'static str, e
         }
         _ => process_error(pid, action, error).into(),
     }
+}
+
+/// The refusal of a process that a thread, `tracer`, traces.
+pub(super) fn traced_by(process: &ProcDirectory, tracer: u32) -> Refused {
+    let pid = process.pid();
+    let tracing = ProcDirectory::open(tracer);
+    let comm = tracing.as_ref().map(|it| name(it, "comm")).unwrap_or_default();
+    if comm == TRACER_NAME {
+        let why = format!("another capture of it is not done (by thread {tracer}); try again then");
+        return Refused::Busy(SourceError::Uncapturable { pid, why });
+    }
+    let why = format!("process {tracer} ({comm}) traces it already; end that debugger or capture first");
+    SourceError::Uncapturable { pid, why }.into()
 }
 
 /// What went wrong with a process that may just have ended.

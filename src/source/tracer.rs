@@ -14,7 +14,7 @@ use super::injection::{Call, Caller, Foothold, InjectionError};
 use super::mutual::conflict;
 use super::patience::Patience;
 use super::proc_directory::{ProcDirectory, says_gone};
-use super::refusal::{Refused, process_error, refusal};
+use super::refusal::{Refused, process_error, refusal, traced_by};
 use super::sharers::Sharers;
 use super::signals::{self, Settlement};
 use super::stuck;
@@ -28,7 +28,7 @@ const IMPATIENT_LOOKS: u32 = 64;
 const PAUSE_BETWEEN_LOOKS: Duration = Duration::from_micros(100);
 
 /// A thread may be refused because it is just ending; how often until it counts as a refusal.
-const REFUSALS_BELIEVED: u32 = 3;
+const REFUSALS_BELIEVED: u32 = 10;
 
 /// By thread: when it was started, in clock ticks since the machine was.
 pub(super) type Starts = Vec<(u32, u64)>;
@@ -304,15 +304,20 @@ impl Held {
             }
             // It may be ours already under another number: a thread that calls `execve` takes on
             // that of the first one.
-            let tracer = self.process.status_number(&format!("task/{tid}/status"), "TracerPid");
-            if tracer.ok() == Some(own_tid()) {
+            let tracer = self.process.status_number(&format!("task/{tid}/status"), "TracerPid").unwrap_or(0);
+            if tracer == own_tid() {
                 break;
             }
-            // Or the first one had just ended for that, and the number now stands for the other.
+            if tracer != 0 {
+                return Err(traced_by(&self.process, tracer));
+            }
+            // Or the first one had just ended for that, and the number now stands for the other. Or another tracer has
+            // let it go since.
             refusals += 1;
             if refusals == REFUSALS_BELIEVED {
                 return Err(refusal(&self.process, tid, "stop", error));
             }
+            std::thread::sleep(PAUSE_BETWEEN_LOOKS);
         }
         // The number may have gone to a thread of another process since it was listed. That one is
         // not interrupted, and let go when this thread ends.

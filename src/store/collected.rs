@@ -73,6 +73,22 @@ pub(crate) fn add(store: &Dir, collected: &[Collected]) -> Result<(), StoreError
     append().map_err(StoreError::io("write", &name))
 }
 
+/// Appends to the file. Where there is no room for that the file goes: what it says of packs that are kept in those that go
+/// now would be wrong. Durable when this returns.
+pub(crate) fn add_or_forget(store: &Dir, collected: &[Collected]) -> Result<(), StoreError> {
+    match add(store, collected) {
+        Err(StoreError::DiskFull { .. }) => {
+            let name = store.join(COLLECTED_FILE);
+            if !name.exists() {
+                return Ok(());
+            }
+            file::remove(&name).map_err(StoreError::io("remove", &name))?;
+            file::sync_dir(store).map_err(StoreError::io("make durable", store))
+        }
+        other => other,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

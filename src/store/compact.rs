@@ -195,7 +195,9 @@ fn let_go(shared: &Shared, packs: &[Arc<Pack>], kept_in: Option<Named>) -> Resul
     }
     let gone = packs.iter().map(|pack| Collected { pack: (pack.number, pack.id), kept_in });
     let gone: Vec<Collected> = gone.collect();
-    index.let_packs_go(|| collected::add(&shared.dir, &gone))
+    index.let_packs_go(|| collected::add(&shared.dir, &gone))?;
+    // Where the index is held in memory they were not told.
+    if index.is_held() { collected::add_or_forget(&shared.dir, &gone) } else { Ok(()) }
 }
 
 /// Copies the whole objects out of a file that should be a pack and has no usable header, and

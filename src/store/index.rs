@@ -145,7 +145,7 @@ impl Index {
     }
 
     /// Whether it is held in memory, so that nothing of it is saved.
-    fn is_held(&self) -> bool {
+    pub(crate) fn is_held(&self) -> bool {
         matches!(self.read().lower, Lower::Nothing)
     }
 

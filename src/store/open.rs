@@ -271,11 +271,8 @@ fn open_packs(
             pack: (pack.number, pack.id),
             kept_in: by(pack.number).map(|pack| (pack.number, pack.id)),
         };
-        match collected::add(store, &superfluous.iter().map(entry).collect::<Vec<_>>()) {
-            // Without it a copy of an old index may call them lost; that must not keep anybody from making room.
-            Err(StoreError::DiskFull { .. }) => {}
-            other => other?,
-        }
+        // Without it a copy of an old index may call them lost. That must not prevent making room.
+        collected::add_or_forget(store, &superfluous.iter().map(entry).collect::<Vec<_>>())?;
     }
     for pack in &superfluous {
         remove(&pack.name, "gc has replaced")?;

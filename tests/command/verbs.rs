@@ -15,7 +15,8 @@ use serde_json::{Value, json};
 use stillframe::{CaptureOptions, Store};
 
 const CAPTURE_KEYS: &str = "id process parent time memory_bytes zero_bytes changed_regions new_regions \
-    delta_regions shared_regions added_bytes elapsed_ms paused_ms staging_full tracking";
+    delta_regions shared_regions added_bytes elapsed_ms paused_ms staging_full tracking \
+    clock_behind_ms left_out unreadable_bytes";
 const SNAPSHOT_KEYS: &str = "id process parent time trigger labels memory_bytes regions source";
 
 // Capturing and looking
@@ -339,7 +340,7 @@ fn a_policy_keeps_what_it_says_and_gc_gives_the_rest_back() {
         (0..5).map(|seed| vault.capture_file(&vault.file("image", &noise(200_000, seed)), "web-1")).collect();
     let policy = ["forget", "--keep-last", "2", "--process", "web-1"];
     let planned = vault.json(&[&policy[..], &["--dry-run"]].concat());
-    has_keys(&planned, "forgotten kept freeable_bytes");
+    has_keys(&planned, "forgotten kept future freeable_bytes");
     assert_eq!(vault.json(&["list"]).as_array().unwrap().len(), 5, "a dry run forgets nothing");
     let done = vault.json(&policy);
     assert_eq!(done, planned);
@@ -813,6 +814,7 @@ fn a_diff_tells_the_ranges_and_a_history_the_bytes() {
             "ranges": [{"start": 70_000, "end": 70_004}, {"start": 150_000, "end": 150_001}],
             "differing_bytes": 5,
             "differing_regions": 2,
+            "more_ranges": false,
         })
     );
     assert_eq!(vault.json(&["diff", "vm~1", "vm~2"])["differing_bytes"], 5);

@@ -486,7 +486,7 @@ fn what_can_never_be_rolled_back_is_refused_with_the_reason() {
     // Held by somebody else.
     let source = ProcessSource::new(program.pid());
     let frozen = stillframe::Source::open(&source).unwrap();
-    assert!(refusal(id, program.pid()).contains("traces it already"));
+    assert!(refusal(id, program.pid()).contains("another capture of it is not done"));
     drop(frozen);
     // A snapshot without registers.
     fs::write(dir.path().join("image"), [7; 5000]).unwrap();

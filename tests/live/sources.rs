@@ -672,7 +672,7 @@ fn a_process_that_somebody_traces_is_refused_and_not_disturbed() {
     let child = Child::many_threads();
     let source = ProcessSource::new(child.pid());
     let frozen = source.open().unwrap();
-    assert_uncapturable(&refusal(child.pid()), "traces it already");
+    assert_uncapturable(&refusal(child.pid()), "another capture of it is not done");
     assert_stands_still(child.pid());
     drop(frozen);
     assert_goes_on(child.pid());

@@ -270,6 +270,10 @@ fn a_program_with_shadow_memory_costs_by_what_it_has(sanitizer: &str, region_byt
     let Some(heap) = line.split_whitespace().next().and_then(|text| text.parse::<u64>().ok()) else {
         return passed_over(&format!("a program with {sanitizer} does not run here"));
     };
+    // It has said where its memory is, and may not wait yet.
+    while !std::fs::read_to_string(format!("/proc/{}/stat", program.process.id())).unwrap().contains(") S ") {
+        std::thread::yield_now();
+    }
     let store = create(dir.path(), region_bytes);
     let first = capture(&store, &program);
     let second = capture(&store, &program);
