@@ -278,7 +278,9 @@ fn a_program_with_shadow_memory_costs_by_what_it_has(sanitizer: &str, region_byt
     let first = capture(&store, &program);
     let second = capture(&store, &program);
     assert!(first.memory_bytes > TIB && first.memory_bytes - first.zero_bytes < 256 << 20, "{first:?}");
-    assert_eq!((second.changed_regions, second.zero_bytes), (0, first.zero_bytes));
+    // The kernel writes into the thread's area for restartable sequences on which processor it runs.
+    assert!(second.changed_regions <= 1, "{second:?}");
+    assert_eq!(second.zero_bytes, first.zero_bytes);
     let inside = heap / PAGE_BYTES * PAGE_BYTES + PAGE_BYTES;
     assert_eq!(bytes(&store, second.id, inside), [7; PAGE_BYTES as usize]);
     assert_eq!(bytes(&store, second.id, inside), program.page(inside));

@@ -280,7 +280,9 @@ fn the_lock_of_a_killed_process_is_free_although_its_child_lives() {
     assert!(matches!(Store::open(&path), Err(StoreError::Owned { .. })));
     process.kill().unwrap();
     process.wait().unwrap();
-    capture(&Store::open(&path).unwrap(), "p", 1).unwrap();
+    // The child gives the lock up with the first that it does, which may not have been yet.
+    let store = Store::options().wait(Duration::from_secs(10)).open(&path).unwrap();
+    capture(&store, "p", 1).unwrap();
 }
 
 #[test]
