@@ -482,7 +482,7 @@ fn limit(dir: &Path) -> Option<PathBuf> {
 }
 
 /// Uses a store at `at` with every verb, by this command and what is put before its arguments.
-fn every_verb_works(at: &Path, program: &Path, before: &[&str]) {
+pub(crate) fn every_verb_works(at: &Path, program: &Path, before: &[&str]) {
     let store = at.join("vault");
     let run = |arguments: &[&str]| {
         let mut command = Command::new(program);
@@ -554,8 +554,7 @@ fn without_locks_there_can_be_no_store_and_nothing_is_left_of_one() {
 
 /// Mounts the directory $0/below at $0/mounted by bindfs, a file system in user space without renaming flags, and runs
 /// the rest of this program there.
-const BINDFS: &str =
-    r#"bindfs "$0/below" "$0/mounted"; STILLFRAME_TEST_MOUNTED="$0/mounted" "$@"; umount "$0/mounted""#;
+const BINDFS: &str = r#"bindfs "$0/below" "$0/mounted"; trap 'umount -l "$0/mounted"' EXIT; STILLFRAME_TEST_MOUNTED="$0/mounted" "$@""#;
 
 #[test]
 #[ignore = "it is the process that the next test starts in a mount of its own"]
