@@ -13,6 +13,7 @@
  *     shared     no shared mappings: ENODEV, as the kernel answers for files that are opened with direct_io
  *     mode       chmod is refused (EPERM), and everything has mode 0777, as vfat has it
  *     remove     a file that is removed while it is open stays as .fuse_hiddenXXXX: what libfuse does by default
+ *     late       a closed file is given up 50 ms later, and its lock with it: the kernel does not wait for that
  *     inode      the numbers of inodes are libfuse's, and change when the kernel forgets a name
  */
 #define _GNU_SOURCE
@@ -132,6 +133,8 @@ static int lfs_write(const char *path, const char *from, size_t size, off_t offs
 
 static int lfs_release(const char *path, struct fuse_file_info *file) {
     (void)path;
+    if (lacks("late"))
+        usleep(50000);
     return answer(close(file->fh));
 }
 

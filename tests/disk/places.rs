@@ -496,6 +496,16 @@ pub(crate) fn every_verb_works(at: &Path, program: &Path, before: &[&str]) {
     fs::write(&image, noise(300_000, 2)).unwrap();
     done(run(&["capture", "--file", &image, "--process", "p"]));
     done(run(&["label", "latest", "a=b"]));
+    for verb in [
+        &["list"][..],
+        &["processes"],
+        &["show", "latest"],
+        &["diff", "p~1", "p@latest"],
+        &["stats"],
+        &["migrate"],
+    ] {
+        done(run(verb));
+    }
     done(run(&["restore", "latest", "--to", &name("new")]));
     assert_eq!(fs::read(name("new")).unwrap(), noise(300_000, 2));
     let again = run(&["restore", "latest", "--to", &name("new")]);
@@ -506,6 +516,14 @@ pub(crate) fn every_verb_works(at: &Path, program: &Path, before: &[&str]) {
     done(run(&["forget", "p~1"]));
     done(run(&["gc", "--max-unused", "0"]));
     done(run(&["verify"]));
+    // The index is written again, and takes the place of the old one.
+    fs::write(&image, noise(300_000, 3)).unwrap();
+    done(run(&["capture", "--file", &image, "--process", "q"]));
+    done(run(&["forget", "q@latest"]));
+    done(run(&["gc", "--erase"]));
+    assert!(done(run(&["verify"])).contains("all in order"));
+    assert_eq!(run(&["cat", "latest"]).stdout, noise(300_000, 2));
+    fs::write(&image, noise(300_000, 2)).unwrap();
     let pack = packs(&store).pop().unwrap();
     let mut bytes = fs::read(&pack).unwrap();
     bytes[3000] ^= 1;
