@@ -338,7 +338,7 @@ mod tests {
         let grown = fit(arena(4), arena(9));
         assert_eq!((&grown.missing[..], &grown.opened[..]), (&[][..], &[pages(4, 9)][..]), "{grown:?}");
         assert!(grown.new.len() == 1 && grown.new[0].contains("20480 bytes"), "{grown:?}");
-        assert_eq!(fit(arena(4), arena(20)).opened, [pages(4, 20)]);
+        assert_eq!(fit(arena(4), vec![anonymous(1, 20)]).opened, [pages(4, 20)]);
         assert_eq!(fit(arena(4), arena(4)), Fit::default());
         // In the middle, and twice.
         let twice = vec![

@@ -16,15 +16,15 @@ use crate::descriptors::{Descriptor, Descriptors};
 
 /// Looks at all of them; `None` if we may not.
 pub(super) fn look(process: &ProcDirectory) -> Option<Descriptors> {
-    look_again(process, &Descriptors::default())
+    look_again(process, process.pid(), &Descriptors::default())
 }
 
-/// The same of a process that is paused now and had `before` shortly before.
-pub(super) fn look_again(process: &ProcDirectory, before: &Descriptors) -> Option<Descriptors> {
+/// The same of a process that is paused now and had `before` shortly before. `tid` is a thread of it that has not ended.
+pub(super) fn look_again(process: &ProcDirectory, tid: u32, before: &Descriptors) -> Option<Descriptors> {
     let known: HashMap<u32, &Descriptor> = before.0.iter().map(|it| (it.number, it)).collect();
-    let mut numbers = process.descriptors().ok()?;
+    let mut numbers = process.numbers(&format!("task/{tid}/fd")).ok()?;
     numbers.sort_unstable();
-    let directory = process.open_path("fdinfo").ok()?;
+    let directory = process.open_path(&format!("task/{tid}/fdinfo")).ok()?;
     let mut found = Vec::with_capacity(numbers.len());
     for number in numbers {
         // One that was closed since it was listed is none.
@@ -38,10 +38,10 @@ pub(super) fn look_again(process: &ProcDirectory, before: &Descriptors) -> Optio
                 if (inode, flags, mount) == (known.inode, known.flags, known.mount) {
                     found.push(Descriptor { position, ..(*known).clone() });
                 } else {
-                    found.extend(descriptor(process, &directory, number).ok());
+                    found.extend(descriptor(process, tid, &directory, number).ok());
                 }
             }
-            None => found.extend(descriptor(process, &directory, number).ok()),
+            None => found.extend(descriptor(process, tid, &directory, number).ok()),
         }
     }
     Some(Descriptors(found))
@@ -76,13 +76,13 @@ fn information(directory: &OwnedFd, number: u32) -> io::Result<Information> {
     })
 }
 
-fn descriptor(process: &ProcDirectory, directory: &OwnedFd, number: u32) -> io::Result<Descriptor> {
-    let target = process.read_link(&format!("fd/{number}"))?;
+fn descriptor(process: &ProcDirectory, tid: u32, directory: &OwnedFd, number: u32) -> io::Result<Descriptor> {
+    let target = process.read_link(&format!("task/{tid}/fd/{number}"))?;
     let Information { position, flags, mount, inode } = information(directory, number)?;
     let mut found = Descriptor { number, target, flags, mount, inode, ..Descriptor::default() };
     if found.is_path() {
         // Without asking a server.
-        let at = process.open_path(&format!("fd/{number}"))?;
+        let at = process.open_path(&format!("task/{tid}/fd/{number}"))?;
         let wanted = StatxFlags::TYPE | StatxFlags::BTIME;
         let how = AtFlags::EMPTY_PATH | AtFlags::STATX_DONT_SYNC;
         if let Ok(status) = rustix::fs::statx(&at, "", how, wanted) {
@@ -116,7 +116,7 @@ mod tests {
         let before = look(&me).unwrap();
         file.write_all(b"twelve bytes").unwrap();
         file.seek(SeekFrom::Start(5)).unwrap();
-        let found = look_again(&me, &before).unwrap();
+        let found = look_again(&me, me.pid(), &before).unwrap();
         let of = |all: &Descriptors, raw: i32| {
             all.0.iter().find(|it| it.number == raw.cast_unsigned()).cloned().unwrap()
         };

@@ -118,7 +118,8 @@ impl ProcDirectory {
         self.numbers("fd")
     }
 
-    fn numbers(&self, name: &str) -> io::Result<Vec<u32>> {
+    /// The names in a directory that are numbers: `task/TID/fd`.
+    pub(super) fn numbers(&self, name: &str) -> io::Result<Vec<u32>> {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let directory = rustix::fs::openat(&self.directory, name, flags, Mode::empty())?;
         let mut numbers = Vec::new();

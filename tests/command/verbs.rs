@@ -53,7 +53,7 @@ fn memory_of_a_real_process_is_captured_and_found_at_its_address() {
     assert!(dump.ends_with(&format!("\n{:012x}\n", address + 25)), "{dump}");
 
     let shown = vault.json(&["show", "web-1@latest"]);
-    has_keys(&shown, &format!("{SNAPSHOT_KEYS} mappings excluded unreadable"));
+    has_keys(&shown, &format!("{SNAPSHOT_KEYS} mappings excluded unreadable left_out unreadable_bytes"));
     has_keys(&shown["source"], "kind pid command path");
     assert_eq!(shown["source"]["kind"], "process");
     assert_eq!(shown["source"]["pid"], pid);
@@ -351,7 +351,7 @@ fn a_policy_keeps_what_it_says_and_gc_gives_the_rest_back() {
 
     let pack_bytes = || vault.packs().iter().map(|pack| fs::metadata(pack).unwrap().len()).sum::<u64>();
     let before_bytes = pack_bytes();
-    let keys = "live_regions dead_regions freed_bytes packs_removed packs_rewritten elapsed_ms";
+    let keys = "live_regions dead_regions freed_bytes erased_bytes packs_removed packs_rewritten elapsed_ms";
     let dry = vault.json(&["gc", "--dry-run"]);
     has_keys(&dry, keys);
     assert_eq!(pack_bytes(), before_bytes, "a dry run frees nothing");

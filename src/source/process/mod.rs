@@ -161,15 +161,14 @@ impl ProcessSource {
         // Whatever takes time and does not change is read before the process stands still.
         let origin = Origin::Process { pid, path: process.executable(), command: process.command_line() };
         let users = process.users();
-        let descriptors = descriptors::look(&process);
+        let descriptors = descriptors::look(&process).unwrap_or_default();
         let stopped = StoppedProcess::stop(&process, self.stop_timeout, progress)?;
-
-        let descriptors = descriptors.and_then(|before| descriptors::look_again(&process, &before));
 
         // The first thread may have ended before the others, and then has no memory any more.
         let Some(tid) = stopped.threads().threads.first().map(|thread| thread.tid) else {
             return Err(SourceError::ProcessEnded { pid });
         };
+        let descriptors = descriptors::look_again(&process, tid, &descriptors);
         let read = |name: &str, action| {
             process.read(&format!("task/{tid}/{name}")).map_err(|error| process_error(pid, action, error))
         };
