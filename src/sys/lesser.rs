@@ -5,6 +5,8 @@
 //! no hard links             exFAT, shares: EPERM …     a copy, or a renaming over an empty file of one's own
 //! no fsync of a directory   EINVAL, ENOTSUP            all of the file system is made durable, if it can be
 //! no modes                  EPERM, ENOTSUP             whoever mounted it has said who may read it
+//! no shared mappings        ENODEV, EINVAL             private ones, which are never written (pages.rs)
+//! no flock                  ENOTSUP, ENOSYS            refused when a store is created or opened (lock.rs)
 //! ```
 
 use std::io;

@@ -8,10 +8,11 @@ use std::sync::Mutex;
 /// Set where every tool is installed: a test that would pass over for want of one fails.
 const ALL: &str = "STILLFRAME_ALL_TESTS";
 
-/// Tools by their name, and the package of Debian that each is in.
-const PACKAGES: [(&str, &str); 17] = [
+/// Tools and libraries by their name, and the package of Debian that each is in.
+const PACKAGES: [(&str, &str); 19] = [
     ("bindfs", "bindfs"),
     ("cc", "gcc"),
+    ("fuse3", "libfuse3-dev"),
     ("fusermount3", "fuse3"),
     ("gcore", "gdb"),
     ("gdb", "gdb"),
@@ -21,6 +22,7 @@ const PACKAGES: [(&str, &str); 17] = [
     ("mkfs.ext4", "e2fsprogs"),
     ("mount", "mount"),
     ("node", "nodejs"),
+    ("pkg-config", "pkg-config"),
     ("python3", "python3"),
     ("readelf", "binutils"),
     ("sbcl", "sbcl"),
@@ -34,10 +36,17 @@ const PACKAGES: [(&str, &str); 17] = [
 pub(crate) fn needs(tools: &[&str]) -> bool {
     let missing: Vec<String> =
         tools.iter().filter(|tool| !is_there(tool)).map(|tool| described(tool)).collect();
-    if missing.is_empty() {
-        return true;
-    }
-    let missing = missing.join(", ");
+    missing.is_empty() || miss(&missing.join(", "))
+}
+
+/// The same for a library of C that programs are built with, by its name for pkg-config, which must be there.
+#[must_use]
+pub(crate) fn needs_library(library: &str) -> bool {
+    let found = std::process::Command::new("pkg-config").arg("--exists").arg(library).status();
+    found.is_ok_and(|found| found.success()) || miss(&described(library))
+}
+
+fn miss(missing: &str) -> bool {
     assert!(std::env::var_os(ALL).is_none(), "{ALL} is set, and there is no {missing}");
     passed_over(&format!("it needs {missing}"));
     false

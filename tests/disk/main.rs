@@ -8,6 +8,7 @@
 mod erase;
 mod errors;
 mod full;
+mod lesser;
 mod places;
 mod unreadable_packs;
 

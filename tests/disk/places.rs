@@ -482,7 +482,7 @@ fn limit(dir: &Path) -> Option<PathBuf> {
 }
 
 /// Uses a store at `at` with every verb, by this command and what is put before its arguments.
-fn every_verb_works(at: &Path, program: &Path, before: &[&str]) {
+pub(crate) fn every_verb_works(at: &Path, program: &Path, before: &[&str]) {
     let store = at.join("vault");
     let run = |arguments: &[&str]| {
         let mut command = Command::new(program);
@@ -496,6 +496,16 @@ fn every_verb_works(at: &Path, program: &Path, before: &[&str]) {
     fs::write(&image, noise(300_000, 2)).unwrap();
     done(run(&["capture", "--file", &image, "--process", "p"]));
     done(run(&["label", "latest", "a=b"]));
+    for verb in [
+        &["list"][..],
+        &["processes"],
+        &["show", "latest"],
+        &["diff", "p~1", "p@latest"],
+        &["stats"],
+        &["migrate"],
+    ] {
+        done(run(verb));
+    }
     done(run(&["restore", "latest", "--to", &name("new")]));
     assert_eq!(fs::read(name("new")).unwrap(), noise(300_000, 2));
     let again = run(&["restore", "latest", "--to", &name("new")]);
@@ -506,6 +516,14 @@ fn every_verb_works(at: &Path, program: &Path, before: &[&str]) {
     done(run(&["forget", "p~1"]));
     done(run(&["gc", "--max-unused", "0"]));
     done(run(&["verify"]));
+    // The index is written again, and takes the place of the old one.
+    fs::write(&image, noise(300_000, 3)).unwrap();
+    done(run(&["capture", "--file", &image, "--process", "q"]));
+    done(run(&["forget", "q@latest"]));
+    done(run(&["gc", "--erase"]));
+    assert!(done(run(&["verify"])).contains("all in order"));
+    assert_eq!(run(&["cat", "latest"]).stdout, noise(300_000, 2));
+    fs::write(&image, noise(300_000, 2)).unwrap();
     let pack = packs(&store).pop().unwrap();
     let mut bytes = fs::read(&pack).unwrap();
     bytes[3000] ^= 1;
@@ -554,8 +572,7 @@ fn without_locks_there_can_be_no_store_and_nothing_is_left_of_one() {
 
 /// Mounts the directory $0/below at $0/mounted by bindfs, a file system in user space without renaming flags, and runs
 /// the rest of this program there.
-const BINDFS: &str =
-    r#"bindfs "$0/below" "$0/mounted"; STILLFRAME_TEST_MOUNTED="$0/mounted" "$@"; umount "$0/mounted""#;
+const BINDFS: &str = r#"bindfs "$0/below" "$0/mounted"; trap 'umount -l "$0/mounted"' EXIT; STILLFRAME_TEST_MOUNTED="$0/mounted" "$@""#;
 
 #[test]
 #[ignore = "it is the process that the next test starts in a mount of its own"]
