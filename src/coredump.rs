@@ -64,7 +64,7 @@ impl Restore<'_> {
     ///
     /// # Errors
     ///
-    /// As [`into_file`](Self::into_file); [`SinkError::Core`] if the registers are not those of a
+    /// As [`into_file`](Self::into_file); [`SinkError::Core`](crate::SinkError::Core) if the registers are not those of a
     /// 64-bit program.
     pub fn into_core(self, path: impl AsRef<Path>, overwrite: bool) -> Result<CoreStats, Error> {
         let mut reader = Reader::new(self.shared, Check::Full);
