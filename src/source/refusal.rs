@@ -49,7 +49,9 @@ pub(super) fn traced_by(process: &ProcDirectory, tracer: u32) -> Refused {
         return Refused::Busy(SourceError::Uncapturable { pid, why });
     }
     let why = format!("process {tracer} ({comm}) traces it already; end that debugger or capture first");
-    SourceError::Uncapturable { pid, why }.into()
+    let error = SourceError::Uncapturable { pid, why };
+    // Without a name it has let go and ended since it was asked for.
+    if comm.is_empty() { Refused::Busy(error) } else { Refused::Error(error) }
 }
 
 /// What went wrong with a process that may just have ended.
