@@ -50,8 +50,9 @@ pub(super) fn traced_by(process: &ProcDirectory, tracer: u32) -> Refused {
     }
     let why = format!("process {tracer} ({comm}) traces it already; end that debugger or capture first");
     let error = SourceError::Uncapturable { pid, why };
-    // Without a name it has let go and ended since it was asked for.
-    if comm.is_empty() { Refused::Busy(error) } else { Refused::Error(error) }
+    // One that has ended has let go.
+    let has_ended = tracing.map_or(true, |it| it.read("comm").is_err_and(|error| says_gone(&error)));
+    if has_ended { Refused::Busy(error) } else { Refused::Error(error) }
 }
 
 /// What went wrong with a process that may just have ended.
