@@ -308,14 +308,15 @@ impl Held {
             if tracer == own_tid() {
                 break;
             }
-            if tracer != 0 {
-                return Err(traced_by(&self.process, tracer));
-            }
             // Or the first one had just ended for that, and the number now stands for the other. Or another tracer has
-            // let it go since.
+            // let it go since, or is just letting it go: then its parent may be named as its tracer.
             refusals += 1;
-            if refusals == REFUSALS_BELIEVED {
-                return Err(refusal(&self.process, tid, "stop", error));
+            let refused = match tracer {
+                0 => None,
+                _ => Some(traced_by(&self.process, tracer)),
+            };
+            if matches!(refused, Some(Refused::Busy(_))) || refusals == REFUSALS_BELIEVED {
+                return Err(refused.unwrap_or_else(|| refusal(&self.process, tid, "stop", error)));
             }
             std::thread::sleep(PAUSE_BETWEEN_LOOKS);
         }
