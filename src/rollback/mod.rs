@@ -26,6 +26,7 @@ mod page_state;
 mod plan;
 mod process;
 mod registers;
+mod remade;
 mod restart;
 mod runtime_threads;
 mod same_threads;

@@ -192,7 +192,7 @@ impl StoppedProcess {
     }
 
     /// Has a thread make system calls; see [`injection`](super::injection).
-    pub(super) fn make_calls(&self, calls: Calls) -> Result<Vec<i64>, InjectionError> {
+    pub(super) fn make_calls(&self, calls: Calls) -> Result<(), InjectionError> {
         let (answer_to, answer) = channel();
         let order = Order::MakeCalls(calls, answer_to);
         let is_asked = self.hold.as_ref().is_some_and(|(hold, _)| hold.send(order).is_ok());

@@ -10,7 +10,7 @@ use std::sync::mpsc::{Receiver, Sender};
 use std::time::{Duration, Instant};
 
 use super::SourceError;
-use super::injection::{Call, Caller, Foothold, InjectionError};
+use super::injection::{Caller, Foothold, InjectionError, Step};
 use super::mutual::conflict;
 use super::patience::Patience;
 use super::proc_directory::{ProcDirectory, says_gone};
@@ -68,7 +68,7 @@ impl Found {
 pub(super) enum Order {
     SetRegisters(Vec<Thread>, Sender<Result<(), SourceError>>),
     SettleSignals(Settlement, Sender<Result<(), SourceError>>),
-    MakeCalls(Calls, Sender<Result<Vec<i64>, InjectionError>>),
+    MakeCalls(Calls, Sender<Result<(), InjectionError>>),
 }
 
 /// Calls for a thread of the process to make.
@@ -78,7 +78,7 @@ pub(super) struct Calls {
     pub(super) foothold: Foothold,
     /// `/proc/PID/mem`.
     pub(super) memory: File,
-    pub(super) calls: Vec<Call>,
+    pub(super) steps: Vec<Step>,
 }
 
 fn no_threads(pid: u32) -> Threads {
@@ -364,7 +364,7 @@ impl Held {
         ptrace::stop(tid).map_err(|error| self.error("look at a thread of", error))
     }
 
-    fn make_calls(&self, calls: &Calls) -> Result<Vec<i64>, InjectionError> {
+    fn make_calls(&self, calls: &Calls) -> Result<(), InjectionError> {
         let can_call = |stop: &Stop| matches!(stop, Stop::Interrupted | Stop::WithProcess);
         let Some((tid, _)) = self.threads.iter().find(|(_, stop)| can_call(stop)) else {
             return Err(InjectionError::Impossible(
@@ -382,7 +382,7 @@ impl Held {
             memory: &calls.memory,
             foothold: calls.foothold,
         };
-        caller.make(&calls.calls)
+        caller.make(&calls.steps)
     }
 
     fn set_registers(&self, threads: &[Thread]) -> Result<(), SourceError> {

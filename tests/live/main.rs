@@ -10,6 +10,7 @@ mod processes;
 mod rollback;
 mod rollback_descriptors;
 mod rollback_limits;
+mod rollback_mappings;
 mod rollback_signals;
 mod rollback_states;
 mod sources;

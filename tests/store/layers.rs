@@ -27,6 +27,7 @@ const LAYERS: [(&str, &[&str]); 6] = [
             "elf",
             "piece",
             "left_out",
+            "mapped_files",
         ],
     ),
     ("what changed since a snapshot", &["track"]),
