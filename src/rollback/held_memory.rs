@@ -59,6 +59,10 @@ impl<'a> HeldMemory<'a> {
             ranges.iter().flat_map(|range| complement(&remade, range.clone())).collect()
         };
         populated = without_remade(&populated);
+        // Where guards are installed nothing is left, and where they are removed nothing is yet.
+        let mut guards: Vec<_> = states.guards().iter().map(|it| it.range.clone()).collect();
+        merge(&mut guards);
+        populated = populated.iter().flat_map(|range| complement(&guards, range.clone())).collect();
         let (mut files, mut behind_files) = (Vec::new(), Vec::new());
         for it in states.remade() {
             let Some((_, number)) = it.file else { continue };
@@ -95,6 +99,7 @@ impl<'a> HeldMemory<'a> {
         merge(&mut left_out);
         merge(&mut out_of_reach);
         out_of_reach = without_remade(&out_of_reach);
+        out_of_reach = out_of_reach.iter().flat_map(|range| complement(&guards, range.clone())).collect();
         out_of_reach.extend(behind_files);
         merge(&mut out_of_reach);
         let mut left_alone = left_out.clone();

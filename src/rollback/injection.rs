@@ -8,6 +8,7 @@ use std::ops::Range;
 use super::attempt::Attempt;
 use super::descriptors;
 use super::fit::Reprotected;
+use super::guards::Guarding;
 use super::held_memory::HeldMemory;
 use super::memory_limit::Relief;
 use super::page_state::PageStates;
@@ -123,7 +124,12 @@ pub(super) fn prepare(
 ) -> Result<Option<Calls>, Error> {
     let mut steps: Vec<Step> = reprotected.iter().map(protect).collect();
     let (lossless, lossy): (Vec<_>, Vec<_>) = states.remade().iter().partition(|it| it.can_be_undone());
-    steps.extend(lossless.into_iter().chain(lossy).flat_map(|it| it.steps.clone()));
+    steps.extend(lossless.into_iter().flat_map(|it| it.steps.clone()));
+    // Guards in memory that gets its protection again first.
+    let guards = states.guards().iter();
+    let (lossless_guards, lossy_guards): (Vec<_>, Vec<_>) = guards.partition(|it| it.can_be_undone());
+    steps.extend(lossless_guards.into_iter().chain(lossy_guards).map(Guarding::step));
+    steps.extend(lossy.into_iter().flat_map(|it| it.steps.clone()));
     let mends = !steps.is_empty();
     if relief.is_none() && !mends && seeks.is_empty() {
         return Ok(None);
@@ -150,6 +156,7 @@ pub(super) fn prepare(
                 format!("{:#x}..{:#x} was {then} and is {now} now", range.start, range.end)
             });
             let texts = protections.chain(states.remade().iter().map(|it| it.text.clone()));
+            let texts = texts.chain(states.guards().iter().map(Guarding::text));
             let mut differences: Vec<String> =
                 texts.map(|text| format!("{text}, and it cannot be made to change that, as {why}")).collect();
             differences.dedup();

@@ -17,6 +17,7 @@ mod descriptors;
 mod devices;
 mod file;
 mod fit;
+mod guards;
 mod held_memory;
 mod identity;
 mod injection;

@@ -4,12 +4,13 @@
 //! |---|---|
 //! | lazily free (`MADV_FREE`): the kernel may take it | written even if equal: a write takes the mark off |
 //! | in memory that a userfaultfd serves, and differs | refused: the kernel fails such a write in the middle (EIO) |
-//! | guard (`MADV_GUARD_INSTALL`), content in the snapshot | refused, when it cannot be read |
+//! | guard (`MADV_GUARD_INSTALL`), content in the snapshot | removed first (`guards.rs`) |
 //!
 //! | page in the snapshot | |
 //! |---|---|
 //! | not captured, and still not readable | left |
-//! | not captured, in private memory, and has content now | refused: what it had then is unknown, or it was a guard |
+//! | guard, and is none now | installed (`guards.rs`) |
+//! | not captured, in private memory, and has content now | refused: what it had then is unknown |
 //! | … as a userfaultfd was to fill it | left and told |
 //! | not there, in memory without permissions | emptied |
 
@@ -17,6 +18,7 @@ use std::ops::Range;
 
 use super::attempt::Attempt;
 use super::fit::Reprotected;
+use super::guards::Guarding;
 use super::held_memory::HeldMemory;
 use super::plan::Plan;
 use super::remade::Remade;
@@ -38,7 +40,9 @@ pub(super) struct PageStates {
     mappings: Vec<Mapping>,
     /// What is mapped again, in the order of the addresses.
     remade: Vec<Remade>,
-    /// What is mapped again or gets another protection: sorted and apart.
+    /// Guard pages that are installed or removed, in the order of the addresses.
+    guards: Vec<Guarding>,
+    /// What is mapped again, gets another protection or other guards: sorted and apart.
     changing: Vec<Range<u64>>,
     /// Mappings in which pages are lazily free: sorted and apart.
     lazily_free: Vec<Range<u64>>,
@@ -50,6 +54,7 @@ impl PageStates {
         attempt: &Attempt<'_>,
         reprotected: &[Reprotected],
         remade: Vec<Remade>,
+        guards: Vec<Guarding>,
     ) -> Result<PageStates, Error> {
         attempt.check_interrupt()?;
         let now = attempt.held.mapping_states()?;
@@ -60,6 +65,7 @@ impl PageStates {
         merge(&mut replaced);
         let mut changing = replaced.clone();
         changing.extend(reprotected.iter().map(|it| it.range.clone()));
+        changing.extend(guards.iter().map(|it| it.range.clone()));
         merge(&mut changing);
 
         let rest_of = |range: AddressRange| {
@@ -88,7 +94,7 @@ impl PageStates {
         }
         mappings.extend(remade.iter().map(|it| it.mapping.clone()));
         mappings.sort_unstable_by_key(|it| it.range);
-        Ok(PageStates { now, mended, mappings, remade, changing, lazily_free })
+        Ok(PageStates { now, mended, mappings, remade, guards, changing, lazily_free })
     }
 
     /// The mapping that an address is in once they are mended.
@@ -111,7 +117,12 @@ impl PageStates {
         &self.remade
     }
 
-    /// What is mapped again or gets another protection: sorted and apart.
+    /// Guard pages that are installed or removed, in the order of the addresses.
+    pub(super) fn guards(&self) -> &[Guarding] {
+        &self.guards
+    }
+
+    /// What is mapped again, gets another protection or other guards: sorted and apart.
     pub(super) fn changing(&self) -> &[Range<u64>] {
         &self.changing
     }
@@ -186,12 +197,10 @@ pub(super) fn check_left_out(
                 left_bytes += there.end - there.start;
                 continue;
             }
-            let was = match why {
-                WhyLeftOut::Guard => "was guard pages",
-                _ => "was a guard page or could not be read",
-            };
             let there = AddressRange::new(there.start, there.end).unwrap_or(range);
-            differences.push(format!("{there} {was} when it was captured, and has content now"));
+            differences.push(format!(
+                "{there} was a guard page or could not be read when it was captured, and has content now"
+            ));
         }
     }
     if differences.is_empty() { Ok(left_bytes) } else { Err(attempt.misfit(differences).into()) }

@@ -17,7 +17,7 @@ use super::held_memory::HeldMemory;
 use super::page_state::{self, PageStates};
 use super::plan::{self, Look, Part};
 use super::{
-    RollBack, RollBackStats, descriptors, devices, fit, identity, injection, memory_limit, registers,
+    RollBack, RollBackStats, descriptors, devices, fit, guards, identity, injection, memory_limit, registers,
     same_threads, shared, signals, write,
 };
 use crate::address_space::MappingKind;
@@ -130,7 +130,8 @@ impl RollBack<'_> {
         let open_files = descriptors::check(&attempt)?;
         let fit::Mendable { grown, reprotected, remade } = fit::check(&attempt)?;
 
-        let states = PageStates::look(&attempt, &reprotected, remade)?;
+        let guards = guards::plan(&attempt, &remade)?;
+        let states = PageStates::look(&attempt, &reprotected, remade, guards)?;
         page_state::check_reads(&attempt, &states)?;
         let memory = HeldMemory::new(&attempt, &states)?;
         let left_not_captured_bytes = page_state::check_left_out(&attempt, &states, &memory)?;

@@ -107,7 +107,7 @@ fn guard_pages_come_back_with_the_memory_around_them() {
     }
     assert_eq!(expected, "15 guarded");
     let id = capture(&store, &program);
-    for change in ["unmap", "hole"] {
+    for change in ["unmap", "hole", "private", "reserve"] {
         program.ask(&on(change, GUARDED));
         roll_back(&store, id, &program);
         assert_eq!(program.ask("guarded"), expected, "after {change}");

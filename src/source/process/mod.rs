@@ -106,7 +106,8 @@ impl ProcessSource {
         ProcessSource { pid, stop_timeout: STOP_TIMEOUT, tracker: Err(Untracked::NoTracker) }
     }
 
-    /// How long its threads may take to stop; one second if this is not called. Those that run need microseconds.
+    /// How long its threads may take to stop; one second if this is not called. Those that run need microseconds. Of
+    /// thousands the time begins again with each one that has stopped, for a millisecond a thread at most.
     ///
     /// One that waits in the kernel where nothing reaches it (for a disk, a file server, a child of `vfork`, in a frozen
     /// cgroup) stops when that is over. The others are stopped after it where that can be known before, and none is
