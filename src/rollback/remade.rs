@@ -5,7 +5,7 @@
 //! | private memory without a file and without a name | mapped again, empty: what was in it is written as elsewhere |
 //! | … with guard pages | those are installed again |
 //! | the heap, which has become shorter | made as long again (`brk`) |
-//! | shared memory and files that are mapped shared | mapped again by a descriptor that the process has of the same file |
+//! | shared memory with a file (memfd, `/dev/shm`) | mapped again by a descriptor that the process has of the same file |
 //! | anything else | refused |
 //!
 //! What stands there now goes, as all goes that has come since. Only stacks, the heap and what the kernel or a device
@@ -117,6 +117,10 @@ fn again(
             one(whole, None, step(call, range.end, undo, "make its heap as long as it was"))
         }
         MappingKind::Anonymous | MappingKind::File if before.protection.shared => {
+            // Others may be read by asking a server, which may never answer.
+            if !is_memory_file(before.name.as_bytes()) {
+                return Err("only memory files (memfd, /dev/shm) are mapped again");
+            }
             let Some(then) = &attempt.captured.mapped_files else {
                 return Err("the snapshot, of an older program, does not say which file it was");
             };
@@ -244,7 +248,11 @@ fn undo(
     protection.shared.then_some((call, range.start.cast_signed()))
 }
 
-/// The files that the process has open now.
+fn is_memory_file(name: &[u8]) -> bool {
+    name.starts_with(b"/memfd:") || name.starts_with(b"/dev/shm/")
+}
+
+/// The memory files that the process has open now.
 struct Files(HashMap<MappedFile, Vec<Descriptor>>);
 
 impl Files {
@@ -254,7 +262,7 @@ impl Files {
         let then = attempt.captured.mapped_files.iter().flat_map(|it| &it.0);
         let inodes: Vec<u64> = then.chain(&attempt.held.mapped_files().0).map(|it| it.inode).collect();
         for descriptor in attempt.held.descriptors().map_or(&[][..], |it| &it.0) {
-            if descriptor.is_path() && inodes.contains(&descriptor.inode) {
+            if is_memory_file(&descriptor.target) && inodes.contains(&descriptor.inode) {
                 if let Ok(file) = attempt.held.descriptor_file(descriptor.number) {
                     files.entry(file).or_default().push(descriptor.clone());
                 }

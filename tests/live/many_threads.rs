@@ -10,7 +10,7 @@ use stillframe::{CaptureOptions, ProcessSource};
 use super::rollback::new_store;
 use crate::needs::{needs, passed_over};
 
-const THREADS: usize = 6000;
+const THREADS: usize = 4000;
 
 /// It answers a line with the number of its threads that have counted to one and wait.
 const PROGRAM: &str = r#"
@@ -63,7 +63,7 @@ fn thousands_of_threads_are_captured_and_rolled_back_although_each_may_take_only
     let (dir, store) = new_store();
     let Some(mut child) = start(dir.path()) else { return };
     // All of them together take longer. The time is for each to answer, however busy the machine is.
-    let timeout = Duration::from_millis(250);
+    let timeout = Duration::from_millis(200);
     let source = ProcessSource::new(child.id()).stop_timeout(timeout);
     let captured = store.process("p").capture(&source, &CaptureOptions::default());
     let rolled_back =

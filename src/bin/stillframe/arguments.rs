@@ -359,9 +359,9 @@ kernel was about to raise for an instruction, is dropped; what others sent stays
 
 What is and is not rolled back:
   private memory    yes
-  mappings          yes, and their protections and guard pages; of files only where they are shared and
-                    the process still has them open, else refused. Not: locks (mlock) and advice
-                    (madvise) of what is mapped again
+  mappings          of memory, and their protections and guard pages: yes. Of files: refused if they were
+                    unmapped since, but of memory files (memfd) that the process still has open. Not:
+                    locks (mlock) and advice (madvise) of what is mapped again
   shared memory     that no other process has: yes; of others: refused if it differs, unless
                     --leave-shared-memory; mapped files: no, but told
   devices           rings (io_uring), virtual processors (KVM), memory of devices: refused, unless
