@@ -34,14 +34,16 @@ pub(super) struct Reprotected {
     pub(super) then: Protection,
 }
 
+/// Addresses where something else is now, or nothing.
+pub(super) type Part = (Range<u64>, Option<Mapping>);
+
 /// A mapping of the snapshot that is not there as it was.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Changed {
     /// What became of it, for the user.
     pub(super) text: String,
     pub(super) before: Mapping,
-    /// The addresses where something else is now, or nothing.
-    pub(super) parts: Vec<(Range<u64>, Option<Mapping>)>,
+    pub(super) parts: Vec<Part>,
 }
 
 /// An error unless the mappings are there, or can be made to be there.
@@ -226,7 +228,7 @@ fn opened(before: &Mapping, there: &[Mapping]) -> Option<Vec<Range<u64>>> {
 
 /// What of a mapping has another protection now and is the same otherwise, and where something else is now, or nothing.
 /// Collectors of garbage protect pages to learn of writes. `there` are the mappings that share addresses with it.
-fn differing(before: &Mapping, there: &[Mapping]) -> (Vec<Reprotected>, Vec<(Range<u64>, Option<Mapping>)>) {
+fn differing(before: &Mapping, there: &[Mapping]) -> (Vec<Reprotected>, Vec<Part>) {
     let (mut reprotected, mut parts) = (Vec::new(), Vec::new());
     let (mut at, end) = (before.range.start(), before.range.end());
     for mapping in there {

@@ -16,7 +16,7 @@ use std::collections::HashMap;
 use std::ops::Range;
 
 use super::attempt::Attempt;
-use super::fit::{Changed, overlapping};
+use super::fit::{Changed, Part, overlapping};
 use crate::address_space::{Mapping, MappingKind, Protection};
 use crate::descriptors::Descriptor;
 use crate::error::Error;
@@ -83,7 +83,7 @@ fn again(
     attempt: &Attempt<'_>,
     files: &Files,
     change: &Changed,
-    (range, now): &(Range<u64>, Option<Mapping>),
+    (range, now): &Part,
 ) -> Result<Vec<Remade>, &'static str> {
     let before = &change.before;
     if now.as_ref().is_some_and(|it| !matches!(it.kind, MappingKind::Anonymous | MappingKind::File)) {
@@ -262,10 +262,11 @@ impl Files {
         let then = attempt.captured.mapped_files.iter().flat_map(|it| &it.0);
         let inodes: Vec<u64> = then.chain(&attempt.held.mapped_files().0).map(|it| it.inode).collect();
         for descriptor in attempt.held.descriptors().map_or(&[][..], |it| &it.0) {
-            if is_memory_file(&descriptor.target) && inodes.contains(&descriptor.inode) {
-                if let Ok(file) = attempt.held.descriptor_file(descriptor.number) {
-                    files.entry(file).or_default().push(descriptor.clone());
-                }
+            if !is_memory_file(&descriptor.target) || !inodes.contains(&descriptor.inode) {
+                continue;
+            }
+            if let Ok(file) = attempt.held.descriptor_file(descriptor.number) {
+                files.entry(file).or_default().push(descriptor.clone());
             }
         }
         Files(files)
