@@ -132,7 +132,7 @@ mod tests {
     use crate::CaptureOptions;
     pub(super) use crate::Store;
     pub(super) use crate::fault_injection::{Call, Witness, watch};
-    use crate::store::pack;
+    use crate::store::packs::pack;
     use std::io::{self, BufRead, BufReader};
     use std::path::{Path, PathBuf};
     use std::process::{Command, Stdio};

@@ -16,7 +16,7 @@ use disk::{Disk, Event, Failure, IndexFiles, Model};
 
 use super::tests::{MADE_UP, OF_FORMAT, Store, dir, store, watch};
 use super::*;
-use crate::store::pack;
+use crate::store::packs::pack;
 
 /// A migration over two steps, call by call.
 struct Migrated {

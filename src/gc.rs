@@ -19,11 +19,11 @@ use crate::store::compact::{Compacted, Keep, compact};
 use crate::store::error::StoreError;
 use crate::store::gate::Condemned;
 use crate::store::held::Held;
-use crate::store::location::{Location, Position};
 use crate::store::marks::{Marked, Marks};
-use crate::store::object::{self, Kind};
-use crate::store::pack::{self, Pack};
-use crate::store::read::{Check, Reader};
+use crate::store::packs::location::{Location, Position};
+use crate::store::packs::object::{self, Kind};
+use crate::store::packs::pack::{self, Pack};
+use crate::store::packs::read::{Check, Reader};
 use crate::store::tree::{IndexEntry, Tree};
 use crate::store::{Shared, Store, encode_tombstone};
 use crate::sys::file;
@@ -626,7 +626,7 @@ mod tests {
     use super::*;
     use crate::CaptureOptions;
     use crate::store::catalog::Fact;
-    use crate::store::log::FactAt;
+    use crate::store::packs::log::FactAt;
 
     /// A store, and memory that only a forgotten snapshot has.
     fn store_with_garbage() -> (tempfile::TempDir, Store, Vec<u8>) {

@@ -17,8 +17,8 @@ use crate::sink::SinkError;
 use crate::snapshot::Snapshot;
 use crate::store::Store;
 use crate::store::error::StoreError;
-use crate::store::object::Kind;
-use crate::store::read::{Check, Reader};
+use crate::store::packs::object::Kind;
+use crate::store::packs::read::{Check, Reader};
 use crate::table::Places;
 use crate::units::{AddressRange, UnitError};
 

@@ -148,7 +148,7 @@ mod workers;
 /// ```
 #[cfg(feature = "fault-injection")]
 pub mod fault_injection {
-    pub use crate::store::pack::{Sealing, seal_packs_at};
+    pub use crate::store::packs::pack::{Sealing, seal_packs_at};
     pub use crate::sys::call::{Call, Watching, Witness, watch};
 }
 
@@ -181,8 +181,8 @@ pub use stats::Stats;
 pub use store::catalog::Labels;
 pub use store::error::StoreError;
 pub use store::id::StoreId;
-pub use store::object::Kind;
-pub use store::read::Check;
+pub use store::packs::object::Kind;
+pub use store::packs::read::Check;
 pub use store::{Store, StoreInfo, StoreOptions};
 pub use table::REGIONS_PER_TABLE;
 pub use template::{Instance, Template};

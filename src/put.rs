@@ -8,9 +8,9 @@ use crate::region;
 use crate::root::Root;
 use crate::store::error::StoreError;
 use crate::store::gate::CaptureGuard;
-use crate::store::log::Batch;
-use crate::store::object::Kind;
-use crate::store::read::Reader;
+use crate::store::packs::log::Batch;
+use crate::store::packs::object::Kind;
+use crate::store::packs::read::Reader;
 use crate::store::tree::Tree;
 use crate::store::{Shared, check_length};
 

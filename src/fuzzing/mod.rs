@@ -21,16 +21,16 @@ use crate::hash::Hash;
 use crate::record::{self, Note, Record, Tombstone};
 use crate::root::Root;
 use crate::source::maps;
-use crate::store::block::{self, Block};
 use crate::store::catalog::{Catalog, Entry};
-use crate::store::durable;
 use crate::store::format::Format;
 use crate::store::held::Texts;
 use crate::store::id::StoreId;
-use crate::store::location::Location;
-use crate::store::object::{self, Header, Place};
+use crate::store::index::block::{self, Block};
+use crate::store::index::closing;
 use crate::store::open;
-use crate::store::pack::{Scan, Scanned};
+use crate::store::packs::location::Location;
+use crate::store::packs::object::{self, Header, Place};
+use crate::store::packs::pack::{Scan, Scanned};
 use crate::table::{self, Places};
 use crate::threads::Threads;
 use crate::units::RegionSize;
@@ -281,8 +281,8 @@ pub fn index(data: &[u8]) {
         _ => {
             let checked = [bytes, &crc32c::crc32c(bytes).to_le_bytes()].concat();
             for bytes in [bytes, &checked] {
-                let found = durable::decode(bytes);
-                assert_eq!(durable::decode(&durable::encode(&found)), found);
+                let found = closing::decode(bytes);
+                assert_eq!(closing::decode(&closing::encode(&found)), found);
             }
         }
     }

@@ -18,8 +18,8 @@ use crate::store::Store;
 use crate::store::format::{FORMAT_VERSION, Format};
 use crate::store::id::PackId;
 use crate::store::names::PACKS_DIR;
-use crate::store::object::{self, HEADER_BYTES, Kind, Place};
-use crate::store::pack;
+use crate::store::packs::object::{self, HEADER_BYTES, Kind, Place};
+use crate::store::packs::pack;
 use crate::table;
 use crate::units::{AddressRange, RegionSize};
 use crate::verify::VerifyOptions;
@@ -294,7 +294,7 @@ fn read(store: &Store, is_forged: bool) {
 #[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
-    use crate::store::read::{Check, Reader};
+    use crate::store::packs::read::{Check, Reader};
 
     /// Otherwise the target would look at nothing but damage.
     #[test]

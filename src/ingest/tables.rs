@@ -12,7 +12,7 @@ use crate::piece::Piece;
 use crate::put::{Put, base};
 use crate::region::is_zero;
 use crate::store::error::StoreError;
-use crate::store::object::Kind;
+use crate::store::packs::object::Kind;
 use crate::store::tree::Tree;
 use crate::table::{self, Place};
 use crate::units::RegionSize;

@@ -8,14 +8,14 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use super::Shared;
-use super::collected::{self, Collected, Named};
 use super::error::StoreError;
 use super::id::StoreId;
-use super::location::{Location, Position};
 use super::names::UNFINISHED;
-use super::object::{self, Header, Kind, Place};
 use super::open;
-use super::pack::{self, Pack, Scan, Scanned};
+use super::packs::collected::{self, Collected, Named};
+use super::packs::location::{Location, Position};
+use super::packs::object::{self, Header, Kind, Place};
+use super::packs::pack::{self, Pack, Scan, Scanned};
 use super::tree::{IndexEntry, Tree};
 use crate::hash::Hash;
 use crate::record::{self, Note, Record, SnapshotId, Tombstone};

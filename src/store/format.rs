@@ -15,7 +15,7 @@
 use super::error::StoreError;
 use super::id::StoreId;
 use super::names::PACKS_DIR;
-use super::pack::{self, Home};
+use super::packs::pack::{self, Home};
 use crate::codec::Codec;
 use crate::sys::dir::{Dir, Name};
 use crate::sys::file;

@@ -19,8 +19,8 @@ use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, RwLock};
 
 use super::held::Held;
-use super::location::Position;
 use super::marks::Marks;
+use super::packs::location::Position;
 use super::tree::Tree;
 use crate::hash::Hash;
 use crate::record::SnapshotId;

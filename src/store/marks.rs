@@ -9,8 +9,8 @@
 use super::Shared;
 use super::error::StoreError;
 use super::index::Index;
-use super::location::Position;
-use super::read::{Check, Reader};
+use super::packs::location::Position;
+use super::packs::read::{Check, Reader};
 use super::tree::Tree;
 use crate::hash::Hash;
 

@@ -14,13 +14,9 @@
 //! what a running capture refers to.
 
 pub(crate) mod aside;
-pub(crate) mod block;
 pub(crate) mod catalog;
-pub(crate) mod collected;
 pub(crate) mod compact;
-mod database;
 pub(crate) mod directory;
-pub(crate) mod durable;
 pub(crate) mod error;
 pub(crate) mod format;
 pub(crate) mod gate;
@@ -28,20 +24,13 @@ pub(crate) mod held;
 pub(crate) mod id;
 pub(crate) mod index;
 pub(crate) mod lane;
-pub(crate) mod location;
 pub(crate) mod lock;
-pub(crate) mod log;
-pub(crate) mod lost;
 pub(crate) mod marks;
 pub(crate) mod names;
-pub(crate) mod object;
 pub(crate) mod open;
-mod overlay;
-pub(crate) mod pack;
-pub(crate) mod read;
+pub(crate) mod packs;
 mod settle;
 pub(crate) mod tree;
-pub(crate) mod watermark;
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -68,11 +57,11 @@ use held::Held;
 use id::StoreId;
 use index::Index;
 use lane::{Lane, LaneGuard};
-use location::{Location, Position};
 use lock::{Access, Lock};
-use log::{Appended, Batch, FactAt, Log};
-use object::Kind;
-use read::{Check, Reader};
+use packs::location::{Location, Position};
+use packs::log::{Appended, Batch, FactAt, Log};
+use packs::object::Kind;
+use packs::read::{Check, Reader};
 use settle::Task;
 use tree::{IndexEntry, Tree};
 
@@ -158,7 +147,7 @@ pub(crate) struct Shared {
     damage_findings: AtomicU64,
     pub(crate) unusable: Vec<(Name, String)>,
     /// Packs that were there once, and what is known to have been in them.
-    pub(crate) lost: Vec<lost::Lost>,
+    pub(crate) lost: Vec<packs::lost::Lost>,
     pub(crate) index_rebuilt: bool,
     /// Deltas in the packs that the index does not mean, as it has others of the same objects.
     pub(crate) other_deltas: Vec<IndexEntry>,
@@ -511,9 +500,9 @@ impl Shared {
     pub(crate) fn append(&self, batch: &mut Batch) -> Result<Appended, StoreError> {
         self.check_writable()?;
         let appended = self.log.append(batch)?;
-        if appended.unsynced_bytes > 4 * log::SYNC_EARLY_BYTES {
+        if appended.unsynced_bytes > 4 * packs::log::SYNC_EARLY_BYTES {
             self.sync()?;
-        } else if appended.unsynced_bytes > log::SYNC_EARLY_BYTES
+        } else if appended.unsynced_bytes > packs::log::SYNC_EARLY_BYTES
             && !self.early_sync_asked.swap(true, Ordering::Relaxed)
         {
             self.ask(Task::SyncEarly);
@@ -529,7 +518,7 @@ impl Shared {
         self.log.sync(|durable| {
             self.change_catalog(|catalog| {
                 for entry in &durable.entries {
-                    if let log::Unsynced::Fact(fact) = entry {
+                    if let packs::log::Unsynced::Fact(fact) = entry {
                         catalog.apply(fact.clone());
                     }
                 }

@@ -9,19 +9,19 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use super::catalog::{Catalog, Entry, Fact, FactRoom};
-use super::collected::{self, Collected};
-use super::database::OUTDATED;
-use super::durable::{self, Durable};
 use super::error::StoreError;
 use super::format::{self, Format};
 use super::held::Held;
+use super::index::closing::{self, Durable};
+use super::index::database::OUTDATED;
 use super::index::{self, Index};
-use super::location::Location;
 use super::lock::Access;
-use super::lost::{self, Lost, Present};
 use super::names::{DAMAGED_DIR, INDEX_DIR, PACKS_DIR, UNFINISHED};
-use super::object::{Header, Kind};
-use super::pack::{self, Pack, Scanned};
+use super::packs::collected::{self, Collected};
+use super::packs::location::Location;
+use super::packs::lost::{self, Lost, Present};
+use super::packs::object::{Header, Kind};
+use super::packs::pack::{self, Pack, Scanned};
 use super::tree::{IndexEntry, Tree};
 use crate::codec;
 use crate::hash::Hash;
@@ -187,7 +187,7 @@ type Unusable = Vec<(Name, String)>;
 
 /// What the index says that was durable, whether or not it opens.
 fn durable_at_last_closing(store: &Dir) -> Durable {
-    store.join(INDEX_DIR).open_dir().map(|index| durable::read(&index)).unwrap_or_default()
+    store.join(INDEX_DIR).open_dir().map(|index| closing::read(&index)).unwrap_or_default()
 }
 
 /// The numbers of files in the place of packs, and of packs that were set aside.

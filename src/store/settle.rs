@@ -9,7 +9,7 @@ use crossbeam_channel::{Receiver, Sender};
 
 use super::Shared;
 use super::error::StoreError;
-use super::log::{Durable, Unsynced};
+use super::packs::log::{Durable, Unsynced};
 use super::tree::IndexEntry;
 
 /// So many entries at a time are inserted while look-ups wait.

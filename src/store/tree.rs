@@ -1,7 +1,7 @@
 //! The two trees of the index: regions, and all other objects.
 
-use super::location::Location;
-use super::object::Kind;
+use super::packs::location::Location;
+use super::packs::object::Kind;
 use crate::hash::Hash;
 
 /// Which tree an object is in.

@@ -10,11 +10,11 @@ use crate::hash::Hash;
 use crate::progress::{Meter, Progress};
 use crate::record::SnapshotId;
 use crate::store::error::StoreError;
-use crate::store::location::Location;
 use crate::store::marks::Marks;
-use crate::store::object::Kind;
-use crate::store::pack;
-use crate::store::read::{Check, Reader};
+use crate::store::packs::location::Location;
+use crate::store::packs::object::Kind;
+use crate::store::packs::pack;
+use crate::store::packs::read::{Check, Reader};
 use crate::store::tree::Tree;
 use crate::table::Places;
 

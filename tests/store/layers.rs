@@ -71,7 +71,7 @@ const MIGRATIONS: (&str, [&str; 3]) = ("migrations", ["store", "migrate", "repai
 const WRAP: &str = "error";
 
 /// The one file that names the database.
-const DATABASE: (&str, &str) = ("sled", "src/store/database.rs");
+const DATABASE: (&str, &str) = ("sled", "src/store/index/database.rs");
 
 /// Not of any layer: the list of modules, the command, which is a crate of its own, and what the fuzz targets call,
 /// which reaches everything.

@@ -7,18 +7,18 @@ use std::sync::Arc;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
-use super::Shared;
-use super::error::StoreError;
 use super::location::{Location, Position};
 use super::object::{HEADER_BYTES, Header, Kind, Place};
 use super::pack;
-use super::tree::Tree;
 use crate::codec::{self, Encoding};
 use crate::delta;
 use crate::hash::{self, Hash};
 use crate::record::{self, Record};
 use crate::region;
 use crate::root::Root;
+use crate::store::Shared;
+use crate::store::error::StoreError;
+use crate::store::tree::Tree;
 use crate::sys::map::{PackMap, Since};
 use crate::table;
 

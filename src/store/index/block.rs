@@ -15,8 +15,8 @@
 //!
 //! No bytes at all are a block without entries.
 
-use super::location::Location;
 use crate::hash::Hash;
+use crate::store::packs::location::Location;
 
 /// A location in bytes, or [`Location::GONE`].
 pub(crate) type Place = [u8; Location::BYTES];

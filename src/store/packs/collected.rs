@@ -12,8 +12,8 @@
 //!  +--------+---------+--------+---------+--------+
 //! ```
 
-use super::error::StoreError;
-use super::id::PackId;
+use crate::store::error::StoreError;
+use crate::store::id::PackId;
 use crate::sys::dir::Dir;
 use crate::sys::file;
 

@@ -22,25 +22,30 @@
 //! Where there is no room to write, on a full disk, or none can be written at all, the index is *held in memory*:
 //! everything is in the overlay, some 100 bytes an entry, and nothing is saved until the store is opened again.
 
+pub(crate) mod block;
+pub(crate) mod closing;
+pub(crate) mod database;
+mod overlay;
+
 use std::collections::{BTreeMap, btree_map};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::time::Duration;
 
-use super::block::Stored;
-use super::database::{BLOCK_ENTRIES, Database, INDEX_THREAD};
-use super::durable::{self, Durable};
-use super::error::StoreError;
-use super::id::{PackId, StoreId};
-use super::location::Location;
-use super::names::UNFINISHED;
-use super::overlay::{Change, Lower, State};
-use super::tree::{IndexEntry, Tree};
-use super::watermark::Watermark;
 use crate::hash::Hash;
+use crate::store::error::StoreError;
+use crate::store::id::{PackId, StoreId};
+use crate::store::names::UNFINISHED;
+use crate::store::packs::location::Location;
+use crate::store::packs::watermark::Watermark;
+use crate::store::tree::{IndexEntry, Tree};
 use crate::sys::dir::{Dir, Name};
 use crate::sys::file;
 use crate::sys::heap;
+use block::Stored;
+use closing::Durable;
+use database::{BLOCK_ENTRIES, Database, INDEX_THREAD};
+use overlay::{Change, Lower, State};
 
 /// When what is in memory goes to the database.
 #[derive(Clone, Copy, Debug)]
@@ -140,7 +145,7 @@ impl Index {
             limits,
             state: RwLock::new(state),
             writing: Mutex::new(()),
-            durable: name.open_dir().map(|dir| durable::read(&dir)).unwrap_or_default(),
+            durable: name.open_dir().map(|dir| closing::read(&dir)).unwrap_or_default(),
         }
     }
 
@@ -422,7 +427,7 @@ impl Index {
         }
         self.write().saved(epoch);
         // The watermarks say more now.
-        durable::remove(&self.dir()?)
+        closing::remove(&self.dir()?)
     }
 
     /// Makes room on a full disk: from now on the index is held in memory. Returns whether it made some.
@@ -509,7 +514,7 @@ impl Index {
         };
         match is_saved || durable == self.durable {
             true => Ok(()),
-            false => durable::write(&self.dir()?, &durable),
+            false => closing::write(&self.dir()?, &durable),
         }
     }
 

@@ -14,8 +14,8 @@
 
 use std::collections::BTreeMap;
 
-use super::error::StoreError;
-use super::watermark::Watermark;
+use crate::store::error::StoreError;
+use crate::store::packs::watermark::Watermark;
 use crate::sys::dir::{Dir, Name};
 use crate::sys::file;
 

@@ -14,14 +14,14 @@ use std::collections::{BTreeMap, HashSet};
 use std::fmt::Write;
 use std::sync::Arc;
 
-use super::catalog::Catalog;
 use super::collected::{Collected, Named};
-use super::error::StoreError;
-use super::id::PackId;
 use super::pack::{self, Pack};
 use super::watermark::Watermark;
 use crate::hash::Hash;
 use crate::record::SnapshotId;
+use crate::store::catalog::Catalog;
+use crate::store::error::StoreError;
+use crate::store::id::PackId;
 use crate::sys::dir::Dir;
 use crate::sys::file;
 

@@ -11,7 +11,7 @@
 //!  +---------+--------+
 //! ```
 
-use super::id::PackId;
+use crate::store::id::PackId;
 
 /// Up to which byte a pack is indexed, or durable.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

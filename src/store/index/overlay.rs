@@ -6,11 +6,11 @@ use std::sync::Arc;
 
 use super::block::Place;
 use super::database::Database;
-use super::error::StoreError;
-use super::location::Location;
-use super::tree::Tree;
-use super::watermark::Watermark;
 use crate::hash::Hash;
+use crate::store::error::StoreError;
+use crate::store::packs::location::Location;
+use crate::store::packs::watermark::Watermark;
+use crate::store::tree::Tree;
 
 /// What is beneath the overlay.
 pub(super) enum Lower {

@@ -34,11 +34,11 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use super::block::{self, Block, Place, Stored};
-use super::error::StoreError;
-use super::id::StoreId;
-use super::tree::Tree;
-use super::watermark::Watermark;
 use crate::hash::Hash;
+use crate::store::error::StoreError;
+use crate::store::id::StoreId;
+use crate::store::packs::watermark::Watermark;
+use crate::store::tree::Tree;
 use crate::sys::dir::{Dir, Name};
 use crate::sys::fork::{self, NotInherited};
 use crate::sys::{file, heap};

@@ -12,18 +12,18 @@
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
-use super::catalog::Fact;
-use super::error::StoreError;
-use super::format::Format;
 use super::location::{Location, MAX_PACK, Position};
-use super::names::UNFINISHED;
 use super::object::{self, Kind};
 use super::pack::{self, Pack};
-use super::tree::{IndexEntry, Tree};
 use super::watermark::Watermark;
 use crate::codec::{self, Codec, Encoding};
 use crate::delta::{self, Base};
 use crate::hash::Hash;
+use crate::store::catalog::Fact;
+use crate::store::error::StoreError;
+use crate::store::format::Format;
+use crate::store::names::UNFINISHED;
+use crate::store::tree::{IndexEntry, Tree};
 use crate::sys::dir::{Dir, Name};
 use crate::sys::file;
 
