@@ -17,6 +17,7 @@ use crate::store::packs::object::Kind;
 use crate::store::packs::read::{Check, Reader};
 use crate::table::Places;
 use crate::threads::{self, Threads};
+use crate::units::usize_of;
 
 /// So many zeros are left out of the file. What is shorter is a hole in it, as each part that is there costs a segment.
 const LONG_ZEROS_BYTES: u64 = 1 << 20;
@@ -91,7 +92,7 @@ impl Restore<'_> {
         let write = |bytes: &[u8], offset_bytes: u64| -> Result<(), Error> {
             for part in head.parts_in(offset_bytes..offset_bytes + bytes.len() as u64) {
                 // Inside `bytes`, which are in memory.
-                let at = |image: u64| usize::try_from(image - offset_bytes).unwrap_or(usize::MAX);
+                let at = |image: u64| usize_of(image - offset_bytes);
                 file.write_at(&bytes[at(part.image.start)..at(part.image.end)], part.at_bytes)?;
                 written_bytes.fetch_add(part.image.end - part.image.start, Ordering::Relaxed);
             }

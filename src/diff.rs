@@ -15,7 +15,6 @@
 //! with the two it overlaps.
 
 use std::collections::HashMap;
-use std::sync::{Mutex, PoisonError};
 
 use crate::delta;
 use crate::error::Error;
@@ -27,7 +26,8 @@ use crate::snapshot::Snapshot;
 use crate::store::packs::object::Kind;
 use crate::store::packs::read::{Check, Reader};
 use crate::store::{Shared, Store};
-use crate::units::AddressRange;
+use crate::sync::Mutex;
+use crate::units::{AddressRange, usize_of};
 use crate::workers;
 
 /// How to compare.
@@ -108,10 +108,10 @@ impl Store {
         let start = || (Looker::new(shared, &a), Looker::new(shared, &b));
         workers::for_each(work, start, |(in_a, in_b), (at, piece): (usize, &Piece)| {
             let differing = compare(in_a, in_b, piece, &meter)?;
-            sum.lock().unwrap_or_else(PoisonError::into_inner).take(at, differing);
+            sum.lock().take(at, differing);
             Ok::<_, Error>(())
         })?;
-        let mut sum = sum.into_inner().unwrap_or_else(PoisonError::into_inner);
+        let mut sum = sum.into_inner();
         sum.go_on();
         Ok(sum.sum.diff)
     }
@@ -337,7 +337,7 @@ impl<'a> Looker<'a> {
 
     /// The bytes of a region from one address to another.
     fn bytes(&mut self, cell: &Cell, from: u64, to: u64) -> Result<&[u8], Error> {
-        let place = |address: u64| usize::try_from(address - cell.start).unwrap_or(usize::MAX);
+        let place = |address: u64| usize_of(address - cell.start);
         if self.region_start != Some(cell.start) {
             // What a reading that fails leaves behind is no region.
             self.region_start = None;

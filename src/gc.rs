@@ -6,7 +6,7 @@
 use std::cell::Cell;
 use std::collections::{BTreeMap, HashSet, VecDeque};
 use std::path::PathBuf;
-use std::sync::{Arc, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::address_space::AddressSpace;
@@ -94,7 +94,7 @@ impl Store {
         if !options.dry_run {
             shared.check_writable()?;
         }
-        let _one_at_a_time = shared.collecting.lock().unwrap_or_else(PoisonError::into_inner);
+        let _one_at_a_time = shared.collecting.lock();
         if let Some((name, why)) = shared.unusable.first() {
             return Err(StoreError::UnusablePack { path: name.into(), why: why.clone() }.into());
         }
@@ -123,7 +123,7 @@ impl Store {
     pub fn freeable_bytes(&self, forgotten: &[SnapshotId]) -> Result<u64, Error> {
         let shared = &**self.shared();
         shared.check_process()?;
-        let _one_at_a_time = shared.collecting.lock().unwrap_or_else(PoisonError::into_inner);
+        let _one_at_a_time = shared.collecting.lock();
         let forgotten = forgotten.iter().copied().collect();
         Ok(Collecting::begin(shared).plan(&forgotten, &GcOptions::default())?.freed_bytes)
     }

@@ -20,7 +20,7 @@ use crate::store::error::StoreError;
 use crate::store::packs::object::Kind;
 use crate::store::packs::read::{Check, Reader};
 use crate::table::Places;
-use crate::units::{AddressRange, UnitError};
+use crate::units::{AddressRange, UnitError, usize_of};
 
 /// The longest range whose history can be asked for, in bytes: each change is held in memory.
 const MAX_RANGE_BYTES: u64 = 1 << 20;
@@ -164,7 +164,7 @@ impl RangePlace {
                 break;
             }
             next = shared.end();
-            let offset = |address: u64| usize::try_from(address - addresses.start()).unwrap_or(usize::MAX);
+            let offset = |address: u64| usize_of(address - addresses.start());
             let (from, to) = (offset(shared.start()), offset(shared.end()));
             parts.extend((from / region_bytes..to.div_ceil(region_bytes)).map(|region| {
                 let first = region * region_bytes;

@@ -110,6 +110,7 @@ mod snapshot;
 mod source;
 mod stats;
 mod store;
+mod sync;
 mod sys;
 mod table;
 mod template;

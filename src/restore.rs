@@ -22,6 +22,7 @@ use crate::store::packs::read::{Check, Reader};
 use crate::store::{Shared, Store};
 use crate::sys::map;
 use crate::table::{self, Place, Places};
+use crate::units::usize_of;
 use crate::workers;
 
 /// What is decoded before it is written to a file: little enough to stay in the cache.
@@ -109,7 +110,7 @@ impl Restore<'_> {
     /// [`SinkError::Mapping`] if the image is too large for this machine (or empty); damage.
     pub fn into_mapping(self) -> Result<MmapMut, Error> {
         let bytes = self.image_bytes();
-        let length = usize::try_from(bytes).unwrap_or(usize::MAX);
+        let length = usize_of(bytes);
         let mut mapping = map::map_zeros(length).map_err(|source| SinkError::Mapping { bytes, source })?;
         self.fill(&mut mapping, false)?;
         Ok(mapping)
@@ -188,7 +189,7 @@ impl Restore<'_> {
         let mut work = Vec::new();
         let mut zeros: Vec<&mut [u8]> = Vec::new();
         for (hash, place) in self.root.places(&places) {
-            let gap_bytes = usize::try_from(place.image_bytes - rest_bytes).unwrap_or(usize::MAX);
+            let gap_bytes = usize_of(place.image_bytes - rest_bytes);
             let (gap, after) = rest.split_at_mut(gap_bytes);
             let (part, after) = after.split_at_mut(place.length_bytes);
             zeros.push(gap);

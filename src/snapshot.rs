@@ -21,7 +21,7 @@ use crate::store::packs::object::Kind;
 use crate::store::packs::read::{Check, Reader};
 use crate::store::{Shared, Store};
 use crate::table::{Place, Places};
-use crate::units::AddressRange;
+use crate::units::{AddressRange, usize_of};
 
 /// The shortest prefix that names a snapshot, in hex digits.
 const MIN_PREFIX_DIGITS: usize = 4;
@@ -322,8 +322,8 @@ impl<'a> Snapshot<'a> {
             for (at, hash) in hashes.iter().enumerate() {
                 let start = at * region_bytes;
                 let end = place.length_bytes.min(start + region_bytes);
-                let from = usize::try_from(part.start).unwrap_or(usize::MAX).max(start);
-                let to = usize::try_from(part.end).unwrap_or(usize::MAX).min(end);
+                let from = usize_of(part.start).max(start);
+                let to = usize_of(part.end).min(end);
                 if from >= to {
                     continue;
                 }

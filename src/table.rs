@@ -17,7 +17,7 @@ use std::ops::Range;
 
 use crate::address_space::AddressSpace;
 use crate::hash::Hash;
-use crate::units::{AddressRange, RegionSize, UnitError};
+use crate::units::{AddressRange, RegionSize, UnitError, usize_of};
 
 /// How many regions one table covers. A power of two: at 16 KiB a table stands for 8 MiB.
 pub const REGIONS_PER_TABLE: usize = 512;
@@ -29,7 +29,7 @@ pub(crate) fn covered_bytes(region_size: RegionSize) -> u64 {
 
 /// How many tables cover `length_bytes` of one mapping.
 pub(crate) fn count_in(length_bytes: u64, region_size: RegionSize) -> usize {
-    usize::try_from(length_bytes.div_ceil(covered_bytes(region_size))).unwrap_or(usize::MAX)
+    usize_of(length_bytes.div_ceil(covered_bytes(region_size)))
 }
 
 /// One table of an address space, as its root lists them.
@@ -124,8 +124,8 @@ impl Places {
             mapping_index: mapping.mapping_index,
             offset_bytes,
             image_bytes: mapping.image_bytes + offset_bytes,
-            length_bytes: usize::try_from(length_bytes).unwrap_or(usize::MAX),
-            regions: usize::try_from(self.region_size.regions_in(length_bytes)).unwrap_or(usize::MAX),
+            length_bytes: usize_of(length_bytes),
+            regions: usize_of(self.region_size.regions_in(length_bytes)),
         }
     }
 
@@ -142,7 +142,7 @@ impl Places {
             let mapping = self.mappings.partition_point(|mapping| mapping.range.end() <= address);
             let Some(mapping) = self.mappings.get(mapping) else { return (self.count(), false) };
             let into_bytes = address.saturating_sub(mapping.range.start());
-            let at = usize::try_from(into_bytes / covered_bytes).unwrap_or(usize::MAX);
+            let at = usize_of(into_bytes / covered_bytes);
             (mapping.first_table.saturating_add(at), mapping.range.start() <= address)
         };
         let (first, _) = first_after(addresses.start());

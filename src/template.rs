@@ -25,7 +25,7 @@ use crate::store::Store;
 use crate::sys::pages::Pages;
 use crate::sys::process_memory;
 use crate::track::{CopyOnWrite, Tracker, Untracked};
-use crate::units::AddressRange;
+use crate::units::{AddressRange, usize_of};
 
 /// The image of a snapshot in memory, of which [instances](Template::instance) are made.
 ///
@@ -110,7 +110,7 @@ impl Restore<'_> {
     pub fn into_template(self) -> Result<Template, Error> {
         let bytes = self.image_bytes();
         let failed = |source| SinkError::Mapping { bytes, source };
-        let length = usize::try_from(bytes).unwrap_or(usize::MAX);
+        let length = usize_of(bytes);
         let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
         let file = rustix::fs::memfd_create("stillframe-template", flags);
         let file = File::from(file.map_err(|error| failed(error.into()))?);

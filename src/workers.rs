@@ -1,6 +1,6 @@
 //! Workers: one thread a core, each with a state of its own, that share out a list of work in order.
 
-use std::sync::{Mutex, PoisonError};
+use crate::sync::Mutex;
 
 /// How many workers there are at the most.
 pub(crate) fn cores() -> usize {
@@ -19,10 +19,10 @@ pub(crate) fn for_each<T: Send, S, E: Send>(
     let failure = Mutex::new(None);
     let run = || {
         let mut state = start();
-        while lock(&failure).is_none() {
-            let Some(item) = lock(&items).next() else { break };
+        while failure.lock().is_none() {
+            let Some(item) = items.lock().next() else { break };
             if let Err(error) = work(&mut state, item) {
-                lock(&failure).get_or_insert(error);
+                failure.lock().get_or_insert(error);
             }
         }
     };
@@ -30,12 +30,8 @@ pub(crate) fn for_each<T: Send, S, E: Send>(
         0 | 1 => run(),
         _ => std::thread::scope(|scope| (0..workers).for_each(|_| drop(scope.spawn(run)))),
     }
-    let failed = lock(&failure).take();
+    let failed = failure.lock().take();
     failed.map_or(Ok(()), Err)
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[cfg(test)]

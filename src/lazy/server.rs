@@ -20,7 +20,7 @@ use std::io;
 use std::ops::Range;
 use std::panic::AssertUnwindSafe;
 use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, OnceLock};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -37,9 +37,10 @@ use crate::store::error::StoreError;
 use crate::store::gate::SnapshotGuard;
 use crate::store::packs::object::Kind;
 use crate::store::packs::read::{Check, Reader};
+use crate::sync::{Condvar, Mutex};
 use crate::sys::missing::{Missing, Woken};
 use crate::table::{Place, Places};
-use crate::units::AddressRange;
+use crate::units::{AddressRange, usize_of};
 use crate::workers;
 
 const MISSING: u8 = 0;
@@ -157,7 +158,7 @@ impl Server {
         let region_size = restore.record.region_size;
         let region_bytes = region_size.bytes();
         let block_bytes = region_bytes.max(rustix::param::page_size());
-        let image_bytes = usize::try_from(space.image_bytes()).unwrap_or(usize::MAX);
+        let image_bytes = usize_of(space.image_bytes());
         let places = Places::new(&space, region_size);
         let tables = places
             .iter()
@@ -187,40 +188,40 @@ impl Server {
             is_refused: AtomicBool::new(false),
             finished: AtomicBool::new(false),
             phase: Mutex::new(Phase::Unfilled),
-            phase_changed: Condvar::new(),
+            phase_changed: Condvar::default(),
             held: Mutex::new(Some(Arc::new(held))),
         }
     }
 
     pub(super) fn is_filled(&self) -> bool {
-        *lock(&self.phase) == Phase::Filled
+        *self.phase.lock() == Phase::Filled
     }
 
     pub(super) fn error(&self) -> Option<Arc<Error>> {
-        lock(&self.error).clone()
+        self.error.lock().clone()
     }
 
     /// Waits until it is filled, or cannot be. If nobody fills it, this thread does.
     pub(super) fn wait_until_filled(self: &Arc<Server>) {
-        let mut phase = lock(&self.phase);
+        let mut phase = self.phase.lock();
         loop {
             match *phase {
                 Phase::Filled | Phase::GivenUp => return,
                 Phase::Filling => {
-                    phase = self.phase_changed.wait(phase).unwrap_or_else(PoisonError::into_inner);
+                    phase = self.phase_changed.wait(phase);
                 }
                 Phase::Unfilled => {
                     *phase = Phase::Filling;
                     drop(phase);
                     self.guarded(|held| self.fill(held, Fill::ByAddress));
-                    phase = lock(&self.phase);
+                    phase = self.phase.lock();
                 }
             }
         }
     }
 
     pub(super) fn touched(&self) -> HotSet {
-        let touches = lock(&self.touches);
+        let touches = self.touches.lock();
         let mut hot_set = touches.before.clone();
         for block in &touches.blocks {
             let block = self.bytes(*block);
@@ -259,7 +260,7 @@ impl Server {
             threads.push(start("stillframe-lazy", |server, held, _| server.handle(held))?);
         }
         if fill != Fill::OnTouch {
-            *lock(&self.phase) = Phase::Filling;
+            *self.phase.lock() = Phase::Filling;
             threads.push(start("stillframe-fill", Server::fill)?);
         }
         Ok(())
@@ -267,7 +268,7 @@ impl Server {
 
     /// Does `work`. Should it panic, who waits for it is not left waiting.
     fn guarded(&self, work: impl FnOnce(&Held)) {
-        let Some(held) = lock(&self.held).clone() else { return };
+        let Some(held) = self.held.lock().clone() else { return };
         if let Err(panic) = std::panic::catch_unwind(AssertUnwindSafe(|| work(&held))) {
             self.spoil_all();
             self.set_phase(Phase::GivenUp);
@@ -300,14 +301,14 @@ impl Server {
     }
 
     fn answer_touch(&self, worker: &mut Worker<'_>, offset_bytes: u64) {
-        let block = usize::try_from(offset_bytes).unwrap_or(usize::MAX) / self.block_bytes;
+        let block = usize_of(offset_bytes) / self.block_bytes;
         let Some(state) = self.states.get(block) else { return };
         if state.load(Ordering::Relaxed) != MISSING {
             return self.serve(worker, block, Because::Touched);
         }
         // Noted before it is answered: who touched it may ask for what was touched.
         let ahead = {
-            let mut touches = lock(&self.touches);
+            let mut touches = self.touches.lock();
             let last = std::mem::take(&mut touches.ahead);
             let mut length = 1;
             if last.end == block && !last.is_empty() {
@@ -346,7 +347,7 @@ impl Server {
     }
 
     fn set_phase(&self, phase: Phase) {
-        *lock(&self.phase) = phase;
+        *self.phase.lock() = phase;
         self.phase_changed.notify_all();
     }
 
@@ -387,7 +388,7 @@ impl Server {
                             }
                         }
                     }
-                    lock(&self.touches).before = hot_set;
+                    self.touches.lock().before = hot_set;
                 }
                 Ok(None) => {}
                 // Then by address alone.
@@ -395,7 +396,7 @@ impl Server {
             }
         }
         for table in self.tables.iter().filter(|table| !table.hash.is_zero()) {
-            let start = usize::try_from(table.place.image_bytes).unwrap_or(usize::MAX);
+            let start = usize_of(table.place.image_bytes);
             if !fill(self.blocks(start..start + table.place.length_bytes))? {
                 return Ok(false);
             }
@@ -417,7 +418,7 @@ impl Server {
         match self.missing.unregister() {
             Ok(()) => {
                 self.missing.end();
-                *lock(&self.held) = None;
+                *self.held.lock() = None;
             }
             // The handlers go on then, and answer with zeros as they would be.
             Err(error) => tracing::warn!("a lazy mapping that is filled cannot be unregistered: {error}"),
@@ -576,7 +577,7 @@ impl Server {
         pages: &Range<u64>,
         because: Because,
     ) -> (u8, Result<(), Error>) {
-        let length = usize::try_from(pages.end - pages.start).unwrap_or(usize::MAX);
+        let length = usize_of(pages.end - pages.start);
         let answered = match self.read(worker, block) {
             Ok(true) => self.missing.copy(pages.start, &worker.block[..length]),
             Ok(false) => self.missing.zero(pages.clone()).map(|()| 0),
@@ -649,7 +650,7 @@ impl Server {
     }
 
     fn note(&self, error: Error) {
-        let mut first = lock(&self.error);
+        let mut first = self.error.lock();
         match *first {
             None => tracing::error!("a part of a lazy mapping cannot be served: {}", story(&error)),
             Some(_) => tracing::debug!("a part of a lazy mapping cannot be served: {}", story(&error)),
@@ -662,8 +663,4 @@ impl Server {
 fn story(error: &Error) -> String {
     let causes = std::iter::successors(std::error::Error::source(error), |cause| cause.source());
     causes.fold(error.to_string(), |story, cause| format!("{story}: {cause}"))
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

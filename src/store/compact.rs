@@ -22,6 +22,7 @@ use crate::record::{self, Note, Record, SnapshotId, Tombstone};
 use crate::sys::dir::Name;
 use crate::sys::file;
 use crate::sys::map::{self, PackMap};
+use crate::units::usize_of;
 
 /// Copied objects are written in pieces of this size.
 const WRITE_BYTES: usize = 1 << 20;
@@ -209,7 +210,7 @@ pub(crate) fn salvage(shared: &Shared, name: &Name) -> Result<Vec<IndexEntry>, S
         return Ok(Vec::new());
     }
     let file = file::open_to_read(name).map_err(failed())?;
-    let length_bytes = usize::try_from(file.length_bytes().map_err(failed())?).unwrap_or(usize::MAX);
+    let length_bytes = usize_of(file.length_bytes().map_err(failed())?);
     if length_bytes == 0 {
         return Ok(Vec::new());
     }
@@ -294,7 +295,7 @@ fn write(
                 }
                 None => moves.push(Move { old: old.into(), new_bytes }),
             }
-            let start = usize::try_from(offset_bytes).unwrap_or(usize::MAX);
+            let start = usize_of(offset_bytes);
             let copied = buffer.len();
             buffer.extend_from_slice(&bytes[start..start + header.object_bytes()]);
             let from = Place::new(shared.format.id, *old_number, offset_bytes);

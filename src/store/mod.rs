@@ -35,7 +35,7 @@ pub(crate) mod tree;
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard};
+use std::sync::{Arc, RwLockReadGuard};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -46,6 +46,7 @@ use crate::codec::Codec;
 use crate::hash::Hash;
 use crate::progress::Progress;
 use crate::record::{self, Note, Record, SnapshotId, Tombstone};
+use crate::sync::{Mutex, RwLock};
 use crate::sys::dir::{Dir, Name};
 use crate::sys::file;
 use crate::units::RegionSize;
@@ -377,13 +378,12 @@ impl Drop for Store {
             std::mem::forget((self.shared.clone(), self.settler.take()));
             return;
         }
-        let background =
-            std::mem::take(&mut *self.shared.background.lock().unwrap_or_else(PoisonError::into_inner));
+        let background = std::mem::take(&mut *self.shared.background.lock());
         for thread in background {
             // Whoever waits for that capture hears of a panic.
             let _ = thread.join();
         }
-        *self.shared.tasks.lock().unwrap_or_else(PoisonError::into_inner) = None;
+        *self.shared.tasks.lock() = None;
         if let Some(settler) = self.settler.take() {
             // It has said what went wrong, if anything did; the packs have it all.
             let _ = settler.join();
@@ -404,11 +404,11 @@ impl Shared {
     }
 
     pub(crate) fn catalog(&self) -> RwLockReadGuard<'_, Catalog> {
-        self.catalog.read().unwrap_or_else(PoisonError::into_inner)
+        self.catalog.read()
     }
 
     pub(crate) fn change_catalog<T>(&self, change: impl FnOnce(&mut Catalog) -> T) -> T {
-        change(&mut self.catalog.write().unwrap_or_else(PoisonError::into_inner))
+        change(&mut self.catalog.write())
     }
 
     /// The record of a live snapshot.
@@ -448,7 +448,7 @@ impl Shared {
     /// Waits for its turn in the lane in which snapshots of a process are taken one after the other.
     pub(crate) fn lane(&self, process: &str) -> LaneGuard {
         let lane = {
-            let mut lanes = self.lanes.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut lanes = self.lanes.lock();
             lanes.retain(|name, lane| name == process || Arc::strong_count(lane) > 1);
             lanes.entry(process.to_owned()).or_default().clone()
         };
@@ -461,14 +461,14 @@ impl Shared {
             .name("stillframe-capture".to_owned())
             .spawn(work)
             .map_err(StoreError::io("start a thread for", &self.path))?;
-        let mut background = self.background.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut background = self.background.lock();
         background.retain(|thread| !thread.is_finished());
         background.push(thread);
         Ok(())
     }
 
     fn ask(&self, task: Task) {
-        if let Some(tasks) = &*self.tasks.lock().unwrap_or_else(PoisonError::into_inner) {
+        if let Some(tasks) = &*self.tasks.lock() {
             // The settler ends only after the sender is gone.
             let _ = tasks.send(task);
         }
@@ -558,7 +558,7 @@ impl Shared {
 
     /// The time that the clock says, and the moment at which a snapshot that is taken now stands: later than that of any other.
     pub(crate) fn now(&self) -> (Timestamp, Timestamp) {
-        let mut newest = self.newest_moment.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut newest = self.newest_moment.lock();
         let (time, moment) = time_and_moment(Timestamp::now(), *newest);
         *newest = moment;
         (time, moment)

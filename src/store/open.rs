@@ -30,6 +30,7 @@ use crate::record::{self, Note, SnapshotId, Tombstone};
 use crate::region::is_zero;
 use crate::sys::dir::{Dir, Name};
 use crate::sys::file;
+use crate::units::usize_of;
 
 /// What was found.
 pub(crate) struct Opened {
@@ -630,8 +631,7 @@ impl Tail {
                 }
                 Scanned::Damaged { offset_bytes, end_bytes, why, .. } => {
                     let hole = offset_bytes..end_bytes;
-                    let [start, end] =
-                        [hole.start, hole.end].map(|at| usize::try_from(at).unwrap_or(usize::MAX));
+                    let [start, end] = [hole.start, hole.end].map(usize_of);
                     pack::ready(&bytes, start..end)?;
                     let ends = end_bytes == pack.length_bytes() && why.starts_with("the pack ends");
                     let looks_torn = ends || lacks_a_sector(&bytes, hole);
@@ -672,8 +672,7 @@ const SECTOR_BYTES: usize = 512;
 /// Whether a sector of these bytes is all zeros, as if never written; of the first one, which may have been there,
 /// the rest. What is stored hardly ever has a sector of zeros, and no object begins with one.
 fn lacks_a_sector(bytes: &[u8], hole: Range<u64>) -> bool {
-    let [start, end] =
-        [hole.start, hole.end].map(|at| usize::try_from(at).unwrap_or(usize::MAX).min(bytes.len()));
+    let [start, end] = [hole.start, hole.end].map(|at| usize_of(at).min(bytes.len()));
     let mut from = start;
     while from < end {
         let to = (from / SECTOR_BYTES + 1).saturating_mul(SECTOR_BYTES).min(end);

@@ -132,10 +132,11 @@ pub(crate) fn tell(_: Call<'_>, act: impl FnOnce() -> io::Result<()>) -> io::Res
 mod watched {
     use std::io;
     use std::path::{Path, PathBuf};
+    use std::sync::Arc;
     use std::sync::atomic::{AtomicUsize, Ordering};
-    use std::sync::{Arc, PoisonError, RwLock};
 
     use super::Call;
+    use crate::sync::RwLock;
 
     /// Stands between a store and its files.
     pub trait Witness: Send + Sync {
@@ -169,7 +170,7 @@ mod watched {
     /// Sends all calls about what is in a directory, and the directory itself, past a witness.
     pub fn watch(root: impl Into<PathBuf>, witness: Arc<dyn Witness>) -> Watching {
         let root = root.into();
-        let mut witnesses = WITNESSES.write().unwrap_or_else(PoisonError::into_inner);
+        let mut witnesses = WITNESSES.write();
         witnesses.push((root.clone(), witness.clone()));
         COUNT.store(witnesses.len(), Ordering::Release);
         Watching { root, witness }
@@ -177,7 +178,7 @@ mod watched {
 
     impl Drop for Watching {
         fn drop(&mut self) {
-            let mut witnesses = WITNESSES.write().unwrap_or_else(PoisonError::into_inner);
+            let mut witnesses = WITNESSES.write();
             let is_this =
                 |(root, witness): &Watched| *root == self.root && Arc::ptr_eq(witness, &self.witness);
             if let Some(at) = witnesses.iter().position(is_this) {
@@ -191,7 +192,7 @@ mod watched {
         if COUNT.load(Ordering::Acquire) == 0 {
             return None;
         }
-        let witnesses = WITNESSES.read().unwrap_or_else(PoisonError::into_inner);
+        let witnesses = WITNESSES.read();
         witnesses.iter().find(|(root, _)| path.starts_with(root)).map(|(_, witness)| witness.clone())
     }
 

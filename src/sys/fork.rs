@@ -6,10 +6,11 @@
 //! then the lock lasts until the parent gives it back, or both have ended.
 
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::sync::Once;
 use std::sync::atomic::{AtomicI32, AtomicU32, Ordering};
-use std::sync::{Mutex, Once, PoisonError};
 
 use super::dir::{Dir, Found, Identity};
+use crate::sync::Mutex;
 
 /// How often this process was forked, and those that it was forked from; as far as that was done by `fork`.
 static FORKS: AtomicU32 = AtomicU32::new(0);
@@ -79,7 +80,7 @@ pub(crate) struct NotInherited(usize);
 /// returned is dropped. Nothing, where there is no place for it.
 pub(crate) fn not_inherited(file: BorrowedFd<'_>, instead: BorrowedFd<'_>) -> Option<NotInherited> {
     register();
-    let _changing = CHANGING.lock().unwrap_or_else(PoisonError::into_inner);
+    let _changing = CHANGING.lock();
     let at = FILES.iter().position(|[file, _]| file.load(Ordering::Relaxed) == NONE)?;
     FILES[at][1].store(instead.as_raw_fd(), Ordering::Relaxed);
     FILES[at][0].store(file.as_raw_fd(), Ordering::Release);

@@ -4,7 +4,6 @@
 mod sample;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, hash_map};
-use std::sync::Mutex;
 
 use rayon::prelude::*;
 
@@ -26,6 +25,7 @@ use crate::store::packs::pack::{Pack, Scanned};
 use crate::store::packs::read::{Check, Reader, TRIES};
 use crate::store::tree::Tree;
 use crate::store::{Shared, Store};
+use crate::sync::Mutex;
 use crate::table::{self, Places};
 
 /// What to verify. The default is everything.
@@ -173,9 +173,9 @@ impl Intact {
 
 impl<'a> Verification<'a> {
     fn report(self) -> VerifyReport {
-        let checked = std::mem::take(&mut *lock(&self.checked));
-        let (total_objects, total_bytes) = *lock(&self.total);
-        let problems = std::mem::take(&mut *lock(&self.problems));
+        let checked = std::mem::take(&mut *self.checked.lock());
+        let (total_objects, total_bytes) = *self.total.lock();
+        let problems = std::mem::take(&mut *self.problems.lock());
         let problems = problems
             .into_iter()
             .map(|(subject, (detail, snapshots))| {
@@ -200,14 +200,14 @@ impl<'a> Verification<'a> {
     }
 
     fn count(&self, location: Location) {
-        let mut checked = lock(&self.checked);
+        let mut checked = self.checked.lock();
         checked.objects += 1;
         checked.bytes += location.object_bytes();
         checked.packs.insert(location.pack);
     }
 
     fn problem(&self, subject: Subject, detail: String, snapshot: Option<SnapshotId>) {
-        let mut problems = lock(&self.problems);
+        let mut problems = self.problems.lock();
         let problem = problems.entry(subject).or_insert_with(|| (detail, BTreeSet::new()));
         problem.1.extend(snapshot);
     }
@@ -269,7 +269,7 @@ impl<'a> Verification<'a> {
                 };
             }
             let end_bytes = batch.last().map_or(at_bytes, Scanned::end_bytes);
-            let mut total = lock(&self.total);
+            let mut total = self.total.lock();
             total.0 += batch.len() as u64;
             total.1 += end_bytes - at_bytes;
             drop(total);
@@ -327,13 +327,13 @@ impl<'a> Verification<'a> {
         let record =
             header.filter(|header| header.kind == Kind::Record).map(|header| SnapshotId(header.hash));
         self.problem(subject, format!("in pack {} at byte {offset_bytes}: {why}", pack.number), record);
-        lock(&self.damaged).push((Position { pack: pack.number, offset_bytes }, end_bytes));
+        self.damaged.lock().push((Position { pack: pack.number, offset_bytes }, end_bytes));
         Ok(None)
     }
 
     /// Takes what lies in damaged bytes out of the index.
     fn drop_damaged(&self, index: &Index, intact: &mut Intact) -> Result<(), Error> {
-        let mut damaged = std::mem::take(&mut *lock(&self.damaged));
+        let mut damaged = std::mem::take(&mut *self.damaged.lock());
         if damaged.is_empty() {
             return Ok(());
         }
@@ -595,8 +595,4 @@ impl<'a> Verification<'a> {
         }
         Ok(Some((kind, *hash)))
     }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
 }

@@ -29,7 +29,7 @@ mod overlay;
 
 use std::collections::{BTreeMap, btree_map};
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::sync::{Arc, MutexGuard, RwLockReadGuard, RwLockWriteGuard};
 use std::time::Duration;
 
 use crate::hash::Hash;
@@ -39,6 +39,7 @@ use crate::store::names::UNFINISHED;
 use crate::store::packs::location::Location;
 use crate::store::packs::watermark::Watermark;
 use crate::store::tree::{IndexEntry, Tree};
+use crate::sync::{Mutex, RwLock};
 use crate::sys::dir::{Dir, Name};
 use crate::sys::file;
 use crate::sys::heap;
@@ -184,15 +185,15 @@ impl Index {
     }
 
     fn read(&self) -> RwLockReadGuard<'_, State> {
-        self.state.read().unwrap_or_else(PoisonError::into_inner)
+        self.state.read()
     }
 
     fn write(&self) -> RwLockWriteGuard<'_, State> {
-        self.state.write().unwrap_or_else(PoisonError::into_inner)
+        self.state.write()
     }
 
     fn writing(&self) -> MutexGuard<'_, ()> {
-        self.writing.lock().unwrap_or_else(PoisonError::into_inner)
+        self.writing.lock()
     }
 
     /// Where the object is. Cost: under a microsecond in the overlay, 1 to 7 in the database.

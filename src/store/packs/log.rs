@@ -10,7 +10,7 @@
 //! and must be before another pack is begun and before gc drops anything.
 
 use std::collections::{BTreeMap, HashMap};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+use std::sync::{Arc, MutexGuard};
 
 use super::location::{Location, MAX_PACK, Position};
 use super::object::{self, Kind};
@@ -24,6 +24,7 @@ use crate::store::error::StoreError;
 use crate::store::format::Format;
 use crate::store::names::UNFINISHED;
 use crate::store::tree::{IndexEntry, Tree};
+use crate::sync::{Mutex, RwLock};
 use crate::sys::dir::{Dir, Name};
 use crate::sys::file;
 
@@ -233,7 +234,7 @@ impl Log {
     }
 
     fn tail(&self) -> MutexGuard<'_, Tail> {
-        self.tail.lock().unwrap_or_else(PoisonError::into_inner)
+        self.tail.lock()
     }
 
     /// The directory of the packs.
@@ -253,23 +254,23 @@ impl Log {
 
     /// The pack of this number, if it (still) exists.
     pub(crate) fn pack(&self, number: u32) -> Option<Arc<Pack>> {
-        self.packs.read().unwrap_or_else(PoisonError::into_inner).get(&number).cloned()
+        self.packs.read().get(&number).cloned()
     }
 
     /// All packs, in order of their numbers.
     pub(crate) fn packs(&self) -> Vec<Arc<Pack>> {
-        self.packs.read().unwrap_or_else(PoisonError::into_inner).values().cloned().collect()
+        self.packs.read().values().cloned().collect()
     }
 
     /// Where an object is that may not be in the index yet.
     pub(crate) fn pending(&self, tree: Tree, hash: &Hash) -> Option<Location> {
-        let pending = self.pending.read().unwrap_or_else(PoisonError::into_inner);
+        let pending = self.pending.read();
         pending.of(tree).get(hash).copied()
     }
 
     /// How many objects are not in the index yet.
     pub(crate) fn pending_objects(&self) -> usize {
-        let pending = self.pending.read().unwrap_or_else(PoisonError::into_inner);
+        let pending = self.pending.read();
         pending.regions.len() + pending.objects.len()
     }
 
@@ -280,7 +281,7 @@ impl Log {
         }
         let mut tail = self.tail();
         let wanted: Vec<&BatchObject> = {
-            let pending = self.pending.read().unwrap_or_else(PoisonError::into_inner);
+            let pending = self.pending.read();
             let known = |object: &BatchObject| pending.of(object.tree).contains_key(&object.header.hash);
             batch.objects.iter().filter(|object| !known(object)).collect()
         };
@@ -295,7 +296,7 @@ impl Log {
         let bytes = &mut batch.bytes[..];
         put_all(&pack, headers.iter().map(|(_, header)| header), bytes);
         let mut at_bytes = append_to(&mut tail, &pack, bytes)?;
-        let mut pending = self.pending.write().unwrap_or_else(PoisonError::into_inner);
+        let mut pending = self.pending.write();
         for (tree, header) in &headers {
             let location = Location::new(pack.number, at_bytes, header);
             at_bytes += location.object_bytes();
@@ -399,12 +400,12 @@ impl Log {
 
     /// Takes a pack in.
     pub(crate) fn add(&self, pack: Arc<Pack>) {
-        self.packs.write().unwrap_or_else(PoisonError::into_inner).insert(pack.number, pack);
+        self.packs.write().insert(pack.number, pack);
     }
 
     /// Lets a pack go. Who still reads it may finish.
     pub(crate) fn remove(&self, number: u32) -> Option<Arc<Pack>> {
-        self.packs.write().unwrap_or_else(PoisonError::into_inner).remove(&number)
+        self.packs.write().remove(&number)
     }
 
     /// Removes what should not be there and could not be removed before: what failed writes have left at the
@@ -413,7 +414,7 @@ impl Log {
     /// Otherwise the next opening would find there what nobody has kept anything for: snapshots whose tombstones are
     /// gone, or which were never acknowledged.
     pub(crate) fn clear_away(&self, files: Vec<Name>) -> Result<(), StoreError> {
-        let mut superfluous = self.superfluous.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut superfluous = self.superfluous.lock();
         superfluous.extend(files);
         self.tail().trim()?;
         if superfluous.is_empty() {
@@ -439,7 +440,7 @@ impl Log {
     /// Makes durable what was appended before, and hands it to `settle` (inside the lock, so that
     /// two calls cannot overtake one another).
     pub(crate) fn sync(&self, settle: impl FnOnce(Durable)) -> Result<(), StoreError> {
-        let _syncing = self.syncing.lock().unwrap_or_else(PoisonError::into_inner);
+        let _syncing = self.syncing.lock();
         let (packs, sealed, ends, directory_changed, count, bytes, failures_before) = {
             let mut tail = self.tail();
             if tail.unsynced.is_empty() && !tail.directory_changed {
@@ -493,7 +494,7 @@ impl Log {
             }
         }
         tail.unsynced_bytes = 0;
-        let mut pending = self.pending.write().unwrap_or_else(PoisonError::into_inner);
+        let mut pending = self.pending.write();
         for unsynced in std::mem::take(&mut tail.unsynced) {
             if let Unsynced::Object(tree, hash, location) = unsynced {
                 pending.remove(tree, &hash, location);
@@ -503,7 +504,7 @@ impl Log {
 
     /// These objects are in the index now.
     pub(crate) fn settled(&self, entries: &[IndexEntry]) {
-        let mut pending = self.pending.write().unwrap_or_else(PoisonError::into_inner);
+        let mut pending = self.pending.write();
         for (tree, hash, location) in entries {
             pending.remove(*tree, hash, *location);
         }

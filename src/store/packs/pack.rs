@@ -19,8 +19,8 @@
 use std::io;
 use std::ops::Range;
 use std::path::Path;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
 use super::object::{self, ALIGNMENT_BYTES, HEADER_BYTES, Header, Kind, Place};
 use super::watermark::Watermark;
@@ -31,9 +31,11 @@ use crate::store::format::{FORMAT_VERSION, Format};
 use crate::store::id::{PackId, StoreId};
 use crate::store::lock::Access;
 use crate::store::names::UNFINISHED;
+use crate::sync::{Mutex, RwLock};
 use crate::sys::dir::{Dir, Name};
 use crate::sys::file::{self, File};
 use crate::sys::map::{self, PackMap, Since};
+use crate::units::usize_of;
 
 /// A pack is sealed when it has grown to this: large enough that a terabyte is a few thousand
 /// files, small enough that gc rewrites one in about a second.
@@ -74,8 +76,8 @@ pub use sealing::{Sealing, seal_packs_at};
 /// Packs that are sealed earlier, so that a test sees many of them.
 #[cfg(feature = "fault-injection")]
 mod sealing {
+    use crate::sync::RwLock;
     use std::path::{Path, PathBuf};
-    use std::sync::{PoisonError, RwLock};
 
     static SEALINGS: RwLock<Vec<(PathBuf, u64)>> = RwLock::new(Vec::new());
 
@@ -88,14 +90,14 @@ mod sealing {
     /// Has the packs of all stores below a directory sealed when they have grown to so many bytes.
     pub fn seal_packs_at(root: impl Into<PathBuf>, bytes: u64) -> Sealing {
         let root = root.into();
-        let mut sealings = SEALINGS.write().unwrap_or_else(PoisonError::into_inner);
+        let mut sealings = SEALINGS.write();
         sealings.push((root.clone(), bytes));
         Sealing { root }
     }
 
     impl Drop for Sealing {
         fn drop(&mut self) {
-            let mut sealings = SEALINGS.write().unwrap_or_else(PoisonError::into_inner);
+            let mut sealings = SEALINGS.write();
             if let Some(at) = sealings.iter().position(|(root, _)| *root == self.root) {
                 sealings.swap_remove(at);
             }
@@ -104,7 +106,7 @@ mod sealing {
 
     /// What is set for a file, if anything is.
     pub(super) fn of(path: &Path) -> Option<u64> {
-        let sealings = SEALINGS.read().unwrap_or_else(PoisonError::into_inner);
+        let sealings = SEALINGS.read();
         sealings.iter().find(|(root, _)| path.starts_with(root)).map(|(_, bytes)| *bytes)
     }
 }
@@ -239,7 +241,7 @@ impl Pack {
     }
 
     fn file(&self) -> Arc<File> {
-        self.file.read().unwrap_or_else(PoisonError::into_inner).clone()
+        self.file.read().clone()
     }
 
     /// Whether it may be written to: not where only reading it is allowed, nor where it has a name elsewhere as well,
@@ -258,8 +260,7 @@ impl Pack {
         file::copy(&self.name, &copy)?;
         file::rename(&copy, &self.name)?;
         file::sync_dir(self.name.dir())?;
-        *self.file.write().unwrap_or_else(PoisonError::into_inner) =
-            Arc::new(file::open_existing(&self.name)?);
+        *self.file.write() = Arc::new(file::open_existing(&self.name)?);
         Ok(())
     }
 
@@ -336,7 +337,7 @@ impl Pack {
     /// Cuts it, durably. From here on it has these bytes only, also if that fails. A reader only takes no notice of
     /// the rest.
     pub(crate) fn cut(&self, length_bytes: u64, access: Access) -> Result<(), StoreError> {
-        *self.map.lock().unwrap_or_else(PoisonError::into_inner) = None;
+        *self.map.lock() = None;
         self.length_bytes.store(length_bytes, Ordering::Release);
         match access {
             Access::Reader => Ok(()),
@@ -358,7 +359,7 @@ impl Pack {
     }
 
     fn unfilled(&self) -> std::sync::MutexGuard<'_, Vec<Range<u64>>> {
-        self.unfilled.lock().unwrap_or_else(PoisonError::into_inner)
+        self.unfilled.lock()
     }
 
     /// This hole is filled with [`Self::cut_rest`].
@@ -373,8 +374,8 @@ impl Pack {
 
     /// Puts an object that nothing refers to in the place of bytes that are none, durably.
     pub(crate) fn fill(&self, hole: std::ops::Range<u64>) -> Result<(), StoreError> {
-        *self.map.lock().unwrap_or_else(PoisonError::into_inner) = None;
-        let plain_bytes = usize::try_from(hole.end - hole.start).unwrap_or(usize::MAX) - HEADER_BYTES;
+        *self.map.lock() = None;
+        let plain_bytes = usize_of(hole.end - hole.start) - HEADER_BYTES;
         let (plain, mut object) = (vec![0; plain_bytes], Vec::new());
         object::write(Kind::Attachment, Codec::None, Hash::of(&plain), &plain, &mut object);
         object::put(&mut object, self.place(hole.start));
@@ -386,11 +387,11 @@ impl Pack {
 
     /// The bytes of the pack up to `end_bytes` at least.
     pub(crate) fn bytes(&self, end_bytes: u64) -> Result<Arc<PackMap>, StoreError> {
-        let mut map = self.map.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut map = self.map.lock();
         if let Some(map) = map.as_ref().filter(|map| map.len() as u64 >= end_bytes) {
             return Ok(map.clone());
         }
-        let length_bytes = usize::try_from(self.length_bytes()).unwrap_or(usize::MAX);
+        let length_bytes = usize_of(self.length_bytes());
         let fresh = map::map_pack(&self.file(), length_bytes).map_err(StoreError::io("map", &self.name))?;
         let fresh = Arc::new(fresh);
         *map = Some(fresh.clone());
@@ -443,7 +444,7 @@ fn read_header_bytes(file: &File, length_bytes: u64, number: u32) -> io::Result<
     if replaced > number || whole_bytes > length_bytes {
         return Ok(Err("its header is damaged".to_owned()));
     }
-    let mut rest = vec![0; usize::try_from(whole_bytes).unwrap_or(usize::MAX) - FIXED_HEADER_BYTES];
+    let mut rest = vec![0; usize_of(whole_bytes) - FIXED_HEADER_BYTES];
     file.read_exact_at(&mut rest, FIXED_HEADER_BYTES as u64)?;
     Ok(Ok((fixed, rest)))
 }
@@ -558,7 +559,7 @@ impl<'a> Scan<'a> {
 
     /// The same of bytes in memory.
     pub(crate) fn of_bytes(bytes: &'a [u8], from_bytes: u64, store: StoreId, pack: u32) -> Scan<'a> {
-        let at = usize::try_from(from_bytes).unwrap_or(usize::MAX).min(bytes.len());
+        let at = usize_of(from_bytes).min(bytes.len());
         let search_bytes = bytes.len().saturating_mul(16);
         Scan { bytes, map: None, ready: bytes.len(), at, store, pack, search_bytes }
     }

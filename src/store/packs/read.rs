@@ -21,6 +21,7 @@ use crate::store::error::StoreError;
 use crate::store::tree::Tree;
 use crate::sys::map::{PackMap, Since};
 use crate::table;
+use crate::units::usize_of;
 
 /// How thoroughly regions are checked when they are read. The lengths and the checksum of the
 /// stored bytes always are.
@@ -504,7 +505,7 @@ impl Cursor<'_> {
             }
         };
         let at = usize::try_from(location.offset_bytes).map_err(|_| damaged("it is out of reach"))?;
-        self.ready(at..usize::try_from(location.end_bytes()).unwrap_or(usize::MAX))?;
+        self.ready(at..usize_of(location.end_bytes()))?;
         let place = self.place(location.pack, at);
         let header = Header::read(map.get(at..).unwrap_or_default(), place).map_err(damaged)?;
         if header.hash != *hash || !fits(header.kind, kind) {
