@@ -20,9 +20,10 @@ use crate::store::error::StoreError;
 use crate::store::gate::Condemned;
 use crate::store::held::Held;
 use crate::store::marks::{Marked, Marks};
+use crate::store::packs::header::PackHeader;
 use crate::store::packs::location::{Location, Position};
 use crate::store::packs::object::{self, Kind};
-use crate::store::packs::pack::{self, Pack};
+use crate::store::packs::pack::Pack;
 use crate::store::packs::read::{Check, Reader};
 use crate::store::tree::{IndexEntry, Tree};
 use crate::store::{Shared, Store, encode_tombstone};
@@ -221,7 +222,8 @@ impl<'a> Collecting<'a> {
         let groups = self.groups(&live_bytes, forgotten, options)?;
         for (packs, live_bytes) in &groups {
             let old_bytes: u64 = packs.iter().map(|pack| pack.length_bytes()).sum();
-            let new_bytes = if *live_bytes == 0 { 0 } else { pack::header_bytes(packs.len()) + live_bytes };
+            let new_bytes =
+                if *live_bytes == 0 { 0 } else { PackHeader::bytes_for(packs.len()) + live_bytes };
             stats.freed_bytes += old_bytes.saturating_sub(new_bytes);
             let count = if *live_bytes == 0 { &mut stats.packs_removed } else { &mut stats.packs_rewritten };
             *count += packs.len() as u64;
@@ -471,7 +473,8 @@ impl Crowded<'_> {
         }
         let least_bytes = self.left.iter().map(live_bytes).min().unwrap_or(0);
         let room_bytes = file::room_bytes(shared.log.dir()).unwrap_or(0);
-        let needed_bytes = (pack::header_bytes(1) + least_bytes).next_multiple_of(BLOCK_BYTES) + BLOCK_BYTES;
+        let needed_bytes =
+            (PackHeader::bytes_for(1) + least_bytes).next_multiple_of(BLOCK_BYTES) + BLOCK_BYTES;
         // However little it is, it was not enough.
         let missing_bytes = needed_bytes.saturating_sub(room_bytes).max(BLOCK_BYTES);
         Err(StoreError::DiskFull { path, missing_bytes: Some(missing_bytes), source })

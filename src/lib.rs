@@ -149,7 +149,7 @@ mod workers;
 /// ```
 #[cfg(feature = "fault-injection")]
 pub mod fault_injection {
-    pub use crate::store::packs::pack::{Sealing, seal_packs_at};
+    pub use crate::store::packs::sealing::{Sealing, seal_packs_at};
     pub use crate::sys::call::{Call, Watching, Witness, watch};
 }
 

@@ -8,7 +8,7 @@ use crate::region;
 use crate::root::Root;
 use crate::store::error::StoreError;
 use crate::store::gate::CaptureGuard;
-use crate::store::packs::log::Batch;
+use crate::store::packs::batch::Batch;
 use crate::store::packs::object::Kind;
 use crate::store::packs::read::Reader;
 use crate::store::tree::Tree;

@@ -23,14 +23,16 @@ use crate::store::compact::{KeepAll, compact, salvage};
 use crate::store::directory;
 use crate::store::error::StoreError;
 use crate::store::format::{FORMAT_FILE, Format};
+use crate::store::identity;
 use crate::store::lock::{Access, Lock};
 use crate::store::open;
 use crate::store::packs::collected::{self, Collected};
 use crate::store::packs::location::Location;
 use crate::store::packs::lost;
 use crate::store::packs::object::Kind;
-use crate::store::packs::pack::{Pack, Scanned};
+use crate::store::packs::pack::Pack;
 use crate::store::packs::read::{Check, Reader};
+use crate::store::packs::scan::Scanned;
 use crate::store::tree::Tree;
 use crate::store::{Shared, Store, encode};
 use crate::sys::dir::Dir;
@@ -93,7 +95,7 @@ impl Store {
 fn repair(path: &Path, options: &RepairOptions) -> Result<RepairReport, Error> {
     let dir = &directory::open(path, options.trust_owner)?;
     // Before a LOCK is made in what may be no store.
-    Format::found(dir)?;
+    identity::of(dir)?;
     let lock = Arc::new(Lock::take(dir, options.wait)?);
     if !options.dry_run {
         lock.check_writable()?;
@@ -103,7 +105,7 @@ fn repair(path: &Path, options: &RepairOptions) -> Result<RepairReport, Error> {
     }
     let mut report = RepairReport::default();
     let mut aside = Aside::begin(dir);
-    let (format, wrong) = Format::found(dir)?;
+    let (format, wrong) = identity::of(dir)?;
     if let Some(wrong) = wrong {
         report.damaged.push(format!("{}: {wrong}", path.join(FORMAT_FILE).display()));
         if !options.dry_run {

@@ -30,7 +30,7 @@ use crate::store::index::closing;
 use crate::store::open;
 use crate::store::packs::location::Location;
 use crate::store::packs::object::{self, Header, Place};
-use crate::store::packs::pack::{Scan, Scanned};
+use crate::store::packs::scan::{Scan, Scanned};
 use crate::table::{self, Places};
 use crate::threads::Threads;
 use crate::units::RegionSize;

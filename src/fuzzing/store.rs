@@ -18,8 +18,9 @@ use crate::store::Store;
 use crate::store::format::{FORMAT_VERSION, Format};
 use crate::store::id::PackId;
 use crate::store::names::PACKS_DIR;
+use crate::store::packs::header::PackHeader;
+use crate::store::packs::names;
 use crate::store::packs::object::{self, HEADER_BYTES, Kind, Place};
-use crate::store::packs::pack;
 use crate::table;
 use crate::units::{AddressRange, RegionSize};
 use crate::verify::VerifyOptions;
@@ -59,7 +60,10 @@ fn write_store(path: &Path, data: &[u8]) {
     let written = fs::create_dir_all(path.join(PACKS_DIR))
         .and_then(|()| fs::write(path.join("FORMAT"), format.text()))
         .and_then(|()| {
-            fs::write(path.join(PACKS_DIR).join(pack::file_name(PACK)), changed_pack(&format, &changes(data)))
+            fs::write(
+                path.join(PACKS_DIR).join(names::file_name(PACK)),
+                changed_pack(&format, &changes(data)),
+            )
         });
     assert!(written.is_ok(), "{written:?}");
 }
@@ -157,8 +161,11 @@ fn write_over(bytes: &mut [u8], at: usize, with: &[u8]) {
 
 /// Two snapshots of one process, the second with deltas, a third that is forgotten, and labels.
 fn changed_pack(format: &Format, changes: &[Change<'_>]) -> Vec<u8> {
-    let mut pack =
-        Builder { bytes: pack::header(format, PACK, PackId([9; 16]), &[]), starts: Vec::new(), changes };
+    let mut pack = Builder {
+        bytes: PackHeader::new(format, PACK, PackId([9; 16]), Vec::new()).to_bytes(),
+        starts: Vec::new(),
+        changes,
+    };
     let region = |seed: u32| -> Vec<u8> {
         (0..RegionSize::MIN_BYTES).flat_map(|at| (at / 16 * seed).to_le_bytes()).take(REGION_BYTES).collect()
     };

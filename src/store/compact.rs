@@ -13,9 +13,13 @@ use super::id::StoreId;
 use super::names::UNFINISHED;
 use super::open;
 use super::packs::collected::{self, Collected, Named};
+use super::packs::header::{self, PackHeader};
 use super::packs::location::{Location, Position};
+use super::packs::names;
 use super::packs::object::{self, Header, Kind, Place};
-use super::packs::pack::{self, Pack, Scan, Scanned};
+use super::packs::pack::Pack;
+use super::packs::ready::ready;
+use super::packs::scan::{Scan, Scanned};
 use super::tree::{IndexEntry, Tree};
 use crate::hash::Hash;
 use crate::record::{self, Note, Record, SnapshotId, Tombstone};
@@ -215,11 +219,12 @@ pub(crate) fn salvage(shared: &Shared, name: &Name) -> Result<Vec<IndexEntry>, S
         return Ok(Vec::new());
     }
     let bytes = Arc::new(map::map_pack(&file, length_bytes).map_err(failed())?);
-    pack::ready(&bytes, 0..pack::MAX_HEADER_BYTES)?;
-    if pack::store_of(&bytes).is_some_and(|store| store != shared.format.id) {
+    ready(&bytes, 0..header::MAX_BYTES)?;
+    let first = &bytes[..bytes.len().min(header::MAX_BYTES)];
+    if PackHeader::parse(first).is_ok_and(|header| header.store != shared.format.id) {
         return Ok(Vec::new());
     }
-    let number = name.name().to_str().and_then(pack::number_of).unwrap_or(0);
+    let number = name.name().to_str().and_then(names::number_of).unwrap_or(0);
     let Some(written) = write(shared, &[(number, bytes, 0)], Vec::new(), &KeepAll)? else {
         return Ok(Vec::new());
     };
@@ -311,7 +316,7 @@ fn write(
     new.sync()?;
     // What was appended to before it has a lower number, and must not be torn once this one has its name.
     shared.log.sync_sealed()?;
-    let name = shared.log.dir().join(pack::file_name(new.number));
+    let name = shared.log.dir().join(names::file_name(new.number));
     new.rename(name.clone()).map_err(StoreError::io("give its name to", &name))?;
     if let Err(error) = file::sync_dir(shared.log.dir()) {
         // It must not stay: what changes from now on it would not know, and the next opening would believe it.
@@ -326,7 +331,7 @@ fn write(
 /// Begins the new pack, under the name of one that is not finished.
 fn begin(shared: &Shared, replaces: Vec<u32>) -> Result<(Pack, Unfinished), StoreError> {
     let number = shared.log.reserve_number()?;
-    let unfinished = Unfinished(shared.log.dir().join(pack::file_name(number)).with_extension(UNFINISHED));
+    let unfinished = Unfinished(shared.log.dir().join(names::file_name(number)).with_extension(UNFINISHED));
     Ok((Pack::create(unfinished.0.clone(), &shared.format, number, replaces)?, unfinished))
 }
 

@@ -10,8 +10,9 @@ use std::sync::Arc;
 
 use super::catalog::{Catalog, Entry, Fact, FactRoom};
 use super::error::StoreError;
-use super::format::{self, Format};
+use super::format::Format;
 use super::held::Held;
+use super::identity;
 use super::index::closing::{self, Durable};
 use super::index::database::OUTDATED;
 use super::index::{self, Index};
@@ -20,8 +21,11 @@ use super::names::{DAMAGED_DIR, INDEX_DIR, PACKS_DIR, UNFINISHED};
 use super::packs::collected::{self, Collected};
 use super::packs::location::Location;
 use super::packs::lost::{self, Lost, Present};
+use super::packs::names;
 use super::packs::object::{Header, Kind};
-use super::packs::pack::{self, Pack, Scanned};
+use super::packs::pack::Pack;
+use super::packs::ready::ready;
+use super::packs::scan::Scanned;
 use super::tree::{IndexEntry, Tree};
 use crate::codec;
 use crate::hash::Hash;
@@ -76,7 +80,7 @@ pub(crate) fn open(
     }?;
     let (packs, unusable) = open_packs(store, &dir, format, access)?;
     if packs.is_empty() {
-        format::check_packs(store, format)?;
+        identity::check_packs(store, format)?;
     }
     for (name, why) in &unusable {
         tracing::warn!(
@@ -166,7 +170,7 @@ pub(crate) fn open(
 /// The pack that may have a torn tail: the one with the highest number. All others were durable before a higher number
 /// got its name, and so was one that gc wrote.
 fn last_appended(packs: &[Arc<Pack>], unusable: &Unusable) -> Option<u32> {
-    let number = |name: &Name| name.name().to_str().and_then(pack::number_of);
+    let number = |name: &Name| name.name().to_str().and_then(names::number_of);
     let unusable = unusable.iter().filter_map(|(name, _)| number(name)).max();
     let last = packs.last().filter(|pack| pack.replaces.is_empty())?;
     (Some(last.number) > unusable).then_some(last.number)
@@ -175,11 +179,11 @@ fn last_appended(packs: &[Arc<Pack>], unusable: &Unusable) -> Option<u32> {
 /// The number after the highest there is, also of files that are no usable packs and of packs that
 /// were set aside: nothing is ever written over them.
 fn next_number(store: &Dir, packs: &Dir) -> Result<u32, StoreError> {
-    let mut numbers = pack::list(packs)?;
+    let mut numbers = names::list(packs)?;
     let damaged = store.join(DAMAGED_DIR);
     if damaged.is_dir() {
         let damaged = file::open_dir(&damaged).map_err(StoreError::io("open", &damaged))?;
-        numbers.extend(pack::list(&damaged)?);
+        numbers.extend(names::list(&damaged)?);
     }
     Ok(numbers.into_iter().map(|(number, _)| number.saturating_add(1)).max().unwrap_or(1))
 }
@@ -193,10 +197,10 @@ fn durable_at_last_closing(store: &Dir) -> Durable {
 
 /// The numbers of files in the place of packs, and of packs that were set aside.
 fn other_numbers(store: &Dir, packs: &Dir) -> Result<Vec<u32>, StoreError> {
-    let mut listed = pack::list(packs)?;
+    let mut listed = names::list(packs)?;
     let damaged = store.join(DAMAGED_DIR);
     if damaged.is_dir() {
-        listed.extend(pack::list(&damaged.open_dir().map_err(StoreError::io("open", &damaged))?)?);
+        listed.extend(names::list(&damaged.open_dir().map_err(StoreError::io("open", &damaged))?)?);
     }
     Ok(listed.into_iter().map(|(number, _)| number).collect())
 }
@@ -257,7 +261,7 @@ fn open_packs(
         }
     }
     let (mut packs, mut unusable) = (Vec::new(), Vec::new());
-    for (number, name) in pack::list(dir)? {
+    for (number, name) in names::list(dir)? {
         match Pack::open(name.clone(), format, number, access)? {
             Ok(pack) => packs.push(pack),
             Err(why) => unusable.push((name, why)),
@@ -632,7 +636,7 @@ impl Tail {
                 Scanned::Damaged { offset_bytes, end_bytes, why, .. } => {
                     let hole = offset_bytes..end_bytes;
                     let [start, end] = [hole.start, hole.end].map(usize_of);
-                    pack::ready(&bytes, start..end)?;
+                    ready(&bytes, start..end)?;
                     let ends = end_bytes == pack.length_bytes() && why.starts_with("the pack ends");
                     let looks_torn = ends || lacks_a_sector(&bytes, hole);
                     let may_be_torn = torn_from.is_some_and(|from_bytes| offset_bytes >= from_bytes);

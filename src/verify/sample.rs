@@ -12,8 +12,8 @@ use crate::record::SnapshotId;
 use crate::store::error::StoreError;
 use crate::store::marks::Marks;
 use crate::store::packs::location::Location;
+use crate::store::packs::names;
 use crate::store::packs::object::Kind;
-use crate::store::packs::pack;
 use crate::store::packs::read::{Check, Reader};
 use crate::store::tree::Tree;
 use crate::table::Places;
@@ -170,7 +170,7 @@ impl Verification<'_> {
                 (Subject::Object(kind, id.0), needs_it)
             }
             // Their hashes are known to nobody.
-            _ => (Subject::Bytes { pack: pack::file_name(pack), offset_bytes }, None),
+            _ => (Subject::Bytes { pack: names::file_name(pack), offset_bytes }, None),
         };
         let detail = format!(
             "a {kind} about the snapshot {id} in pack {pack} at byte {offset_bytes}: its bytes do not match its checks"

@@ -15,7 +15,8 @@ use std::fmt::Write;
 use std::sync::Arc;
 
 use super::collected::{Collected, Named};
-use super::pack::{self, Pack};
+use super::names;
+use super::pack::Pack;
 use super::watermark::Watermark;
 use crate::hash::Hash;
 use crate::record::SnapshotId;
@@ -46,7 +47,7 @@ pub(crate) struct Lost {
 impl Lost {
     /// The name of its file.
     pub(crate) fn file_name(&self) -> String {
-        pack::file_name(self.pack.0)
+        names::file_name(self.pack.0)
     }
 
     /// What is wrong with it.

@@ -1,12 +1,7 @@
 //! A pack: an append-only file of objects.
 //!
 //! ```text
-//!  0          8        12       16         32        48       52        56        60     64
-//!  +----------+--------+--------+----------+---------+--------+---------+---------+------+---- …
-//!  |"STILLPAK"| format | number | store id | pack id | region | replaces|  check  | zero | numbers of
-//!  |   8 B    |  u32   |  u32   |   16 B   |  16 B   | size   | count   | CRC32C  |      | replaced packs
-//!  +----------+--------+--------+----------+---------+--------+---------+---------+------+---- …
-//!  | objects, each at a multiple of 8 …
+//!  header (header.rs) | objects (object.rs), each at a multiple of 8 …
 //! ```
 //!
 //! The pack id is drawn at random. Numbers come back when the pack with the highest is removed;
@@ -18,36 +13,26 @@
 
 use std::io;
 use std::ops::Range;
-use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-use super::object::{self, ALIGNMENT_BYTES, HEADER_BYTES, Header, Kind, Place};
+use super::header::PackHeader;
+use super::object::{self, ALIGNMENT_BYTES, HEADER_BYTES, Kind, Place};
+use super::scan::Scan;
+use super::sealing::seal_bytes;
 use super::watermark::Watermark;
 use crate::codec::Codec;
 use crate::hash::Hash;
 use crate::store::error::StoreError;
-use crate::store::format::{FORMAT_VERSION, Format};
+use crate::store::format::Format;
 use crate::store::id::{PackId, StoreId};
 use crate::store::lock::Access;
 use crate::store::names::UNFINISHED;
 use crate::sync::{Mutex, RwLock};
-use crate::sys::dir::{Dir, Name};
+use crate::sys::dir::Name;
 use crate::sys::file::{self, File};
-use crate::sys::map::{self, PackMap, Since};
+use crate::sys::map::{self, PackMap};
 use crate::units::usize_of;
-
-/// A pack is sealed when it has grown to this: large enough that a terabyte is a few thousand
-/// files, small enough that gc rewrites one in about a second.
-const SEAL_BYTES: u64 = 256 << 20;
-
-const MAGIC: &[u8; 8] = b"STILLPAK";
-const FIXED_HEADER_BYTES: usize = 64;
-/// What is looked at of a file that may be a pack: a header of as many replaced packs as there are in a thousand
-/// gigabytes.
-pub(crate) const MAX_HEADER_BYTES: usize = 64 << 10;
-/// Where the check is in it.
-const CHECK: std::ops::Range<usize> = 56..60;
 
 /// One open pack.
 pub(crate) struct Pack {
@@ -70,89 +55,6 @@ pub(crate) struct Pack {
     map: Mutex<Option<Arc<PackMap>>>,
 }
 
-#[cfg(feature = "fault-injection")]
-pub use sealing::{Sealing, seal_packs_at};
-
-/// Packs that are sealed earlier, so that a test sees many of them.
-#[cfg(feature = "fault-injection")]
-mod sealing {
-    use crate::sync::RwLock;
-    use std::path::{Path, PathBuf};
-
-    static SEALINGS: RwLock<Vec<(PathBuf, u64)>> = RwLock::new(Vec::new());
-
-    /// Packs below a directory are sealed at another size until this is dropped.
-    #[derive(Debug)]
-    pub struct Sealing {
-        root: PathBuf,
-    }
-
-    /// Has the packs of all stores below a directory sealed when they have grown to so many bytes.
-    pub fn seal_packs_at(root: impl Into<PathBuf>, bytes: u64) -> Sealing {
-        let root = root.into();
-        let mut sealings = SEALINGS.write();
-        sealings.push((root.clone(), bytes));
-        Sealing { root }
-    }
-
-    impl Drop for Sealing {
-        fn drop(&mut self) {
-            let mut sealings = SEALINGS.write();
-            if let Some(at) = sealings.iter().position(|(root, _)| *root == self.root) {
-                sealings.swap_remove(at);
-            }
-        }
-    }
-
-    /// What is set for a file, if anything is.
-    pub(super) fn of(path: &Path) -> Option<u64> {
-        let sealings = SEALINGS.read();
-        sealings.iter().find(|(root, _)| path.starts_with(root)).map(|(_, bytes)| *bytes)
-    }
-}
-
-/// How large a pack at this path, or in this directory, grows before another one is begun.
-pub(crate) fn seal_bytes(path: &Path) -> u64 {
-    #[cfg(feature = "fault-injection")]
-    if let Some(bytes) = sealing::of(path) {
-        return bytes;
-    }
-    let _ = path;
-    SEAL_BYTES
-}
-
-/// The file name of pack `number`.
-pub(crate) fn file_name(number: u32) -> String {
-    format!("{number:08}.pack")
-}
-
-/// The number of the pack with this file name.
-pub(crate) fn number_of(name: &str) -> Option<u32> {
-    name.strip_suffix(".pack")?.parse().ok().filter(|number| file_name(*number) == name)
-}
-
-/// How long the header of a pack is that replaces `replaced` others.
-pub(crate) fn header_bytes(replaced: usize) -> u64 {
-    (FIXED_HEADER_BYTES + 4 * replaced).next_multiple_of(ALIGNMENT_BYTES) as u64
-}
-
-pub(crate) fn header(format: &Format, number: u32, id: PackId, replaces: &[u32]) -> Vec<u8> {
-    let mut bytes = Vec::with_capacity(FIXED_HEADER_BYTES);
-    bytes.extend_from_slice(MAGIC);
-    bytes.extend_from_slice(&format.version.to_le_bytes());
-    bytes.extend_from_slice(&number.to_le_bytes());
-    bytes.extend_from_slice(&format.id.0);
-    bytes.extend_from_slice(&id.0);
-    bytes.extend_from_slice(&u32::from(format.region_size).to_le_bytes());
-    bytes.extend_from_slice(&u32::try_from(replaces.len()).unwrap_or(u32::MAX).to_le_bytes());
-    bytes.extend_from_slice(&[0; 8]);
-    bytes.extend(replaces.iter().flat_map(|number| number.to_le_bytes()));
-    bytes.resize(bytes.len().next_multiple_of(ALIGNMENT_BYTES), 0);
-    let check = crc32c::crc32c(&bytes);
-    bytes[CHECK].copy_from_slice(&check.to_le_bytes());
-    bytes
-}
-
 impl Pack {
     /// Creates an empty pack of this name.
     pub(crate) fn create(
@@ -161,30 +63,15 @@ impl Pack {
         number: u32,
         replaces: Vec<u32>,
     ) -> Result<Pack, StoreError> {
-        let id = PackId::new();
-        let bytes = header(format, number, id, &replaces);
+        let header = PackHeader::new(format, number, PackId::new(), replaces);
+        let bytes = header.to_bytes();
         let file = file::create_new(&name).map_err(StoreError::io("create", &name))?;
         if let Err(error) = file.write_all_at(&bytes, 0) {
             // Leave no pack behind that has no header.
             let _ = file::remove(&name);
             return Err(StoreError::io("write", &name)(error));
         }
-        let length_bytes = bytes.len() as u64;
-        Ok(Pack {
-            number,
-            id,
-            name,
-            replaces,
-            store: format.id,
-            header_bytes: length_bytes,
-            file: RwLock::new(Arc::new(file)),
-            is_writable: true,
-            length_bytes: AtomicU64::new(length_bytes),
-            durable_bytes: AtomicU64::new(length_bytes),
-            has_rest: AtomicBool::new(false),
-            unfilled: Mutex::default(),
-            map: Mutex::new(None),
-        })
+        Ok(Pack::with(name, header, file, true, bytes.len() as u64))
     }
 
     /// Opens a pack of the store and checks its header; what is wrong with it otherwise.
@@ -210,14 +97,21 @@ impl Pack {
         };
         let (file, is_writable) = opened.map_err(StoreError::io("open", &name))?;
         let length_bytes = file.length_bytes().map_err(StoreError::io("read", &name))?;
-        let read = read_header(&file, length_bytes, format, number).map_err(StoreError::io("read", &name))?;
-        Ok(read.map(|(id, replaces)| Pack {
-            number,
-            id,
+        let read = PackHeader::read(&file, length_bytes, number);
+        Ok(read.map_err(StoreError::io("read", &name))?.and_then(|header| match header.fits(format) {
+            true => Ok(Pack::with(name, header, file, is_writable, length_bytes)),
+            false => Err("it belongs to another store".to_owned()),
+        }))
+    }
+
+    fn with(name: Name, header: PackHeader, file: File, is_writable: bool, length_bytes: u64) -> Pack {
+        Pack {
+            number: header.number,
+            id: header.pack,
             name,
-            header_bytes: header_bytes(replaces.len()),
-            replaces,
-            store: format.id,
+            header_bytes: header.length_bytes(),
+            store: header.store,
+            replaces: header.replaces,
             file: RwLock::new(Arc::new(file)),
             is_writable,
             length_bytes: AtomicU64::new(length_bytes),
@@ -225,7 +119,7 @@ impl Pack {
             has_rest: AtomicBool::new(false),
             unfilled: Mutex::default(),
             map: Mutex::new(None),
-        }))
+        }
     }
 
     /// How large it may grow before another one is begun.
@@ -399,261 +293,14 @@ impl Pack {
     }
 }
 
-/// The id of a pack and the numbers of those it replaces; what is wrong with its header otherwise.
-fn read_header(
-    file: &File,
-    length_bytes: u64,
-    format: &Format,
-    number: u32,
-) -> io::Result<Result<(PackId, Vec<u32>), String>> {
-    let (fixed, numbers) = match read_header_bytes(file, length_bytes, number)? {
-        Ok(both) => both,
-        Err(why) => return Ok(Err(why)),
-    };
-    let (numbers, _padding) = numbers.as_chunks::<4>();
-    let replaced = replaces_count(&fixed) as usize;
-    let replaces: Vec<u32> =
-        numbers.iter().take(replaced).map(|number| u32::from_le_bytes(*number)).collect();
-    let version = u32::from_le_bytes([fixed[8], fixed[9], fixed[10], fixed[11]]).clamp(1, FORMAT_VERSION);
-    let mut id = PackId([0; 16]);
-    id.0.copy_from_slice(&fixed[32..48]);
-    let expected = header(&Format { version, ..format.clone() }, number, id, &replaces);
-    Ok(if expected[..FIXED_HEADER_BYTES] == fixed {
-        Ok((id, replaces))
-    } else {
-        Err("its header is damaged, or it belongs to another store".to_owned())
-    })
-}
-
-/// The fixed part of a header, and all that is behind it.
-type HeaderBytes = ([u8; FIXED_HEADER_BYTES], Vec<u8>);
-
-/// The header of pack `number` as bytes, of which only the length is checked; what is wrong otherwise.
-fn read_header_bytes(file: &File, length_bytes: u64, number: u32) -> io::Result<Result<HeaderBytes, String>> {
-    if length_bytes < FIXED_HEADER_BYTES as u64 {
-        return Ok(Err(format!("it has {length_bytes} bytes, fewer than its header")));
-    }
-    let mut fixed = [0; FIXED_HEADER_BYTES];
-    file.read_exact_at(&mut fixed, 0)?;
-    if &fixed[..8] != MAGIC {
-        return Ok(Err("it does not begin as a pack does".to_owned()));
-    }
-    let replaced = replaces_count(&fixed);
-    let whole_bytes = header_bytes(replaced as usize);
-    // All that it replaces have lower numbers.
-    if replaced > number || whole_bytes > length_bytes {
-        return Ok(Err("its header is damaged".to_owned()));
-    }
-    let mut rest = vec![0; usize_of(whole_bytes) - FIXED_HEADER_BYTES];
-    file.read_exact_at(&mut rest, FIXED_HEADER_BYTES as u64)?;
-    Ok(Ok((fixed, rest)))
-}
-
-/// What a pack says of the store that it belongs to: the same as the FORMAT file, but for the codec.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Home {
-    pub(crate) version: u32,
-    pub(crate) store: StoreId,
-    pub(crate) region_bytes: u32,
-}
-
-/// What the header of pack `number` says of the store; `None` if it is not in order.
-pub(crate) fn home(name: &Name, number: u32) -> io::Result<Option<Home>> {
-    if name.look()?.is_some_and(|found| !found.is_plain_file()) {
-        return Ok(None);
-    }
-    let file = file::open_to_read(name)?;
-    let Ok((fixed, rest)) = read_header_bytes(&file, file.length_bytes()?, number)? else { return Ok(None) };
-    let whole = [&fixed[..], &rest].concat();
-    let u32_at = |at: usize| u32::from_le_bytes([fixed[at], fixed[at + 1], fixed[at + 2], fixed[at + 3]]);
-    let store = store_of(&whole).filter(|_| u32_at(12) == number);
-    Ok(store.map(|store| Home { version: u32_at(8), store, region_bytes: u32_at(48) }))
-}
-
-fn replaces_count(fixed: &[u8; FIXED_HEADER_BYTES]) -> u32 {
-    u32::from_le_bytes([fixed[52], fixed[53], fixed[54], fixed[55]])
-}
-
-/// The store whose pack these bytes are, by a header that is in order.
-pub(crate) fn store_of(bytes: &[u8]) -> Option<StoreId> {
-    let fixed = bytes.first_chunk::<FIXED_HEADER_BYTES>()?;
-    let whole_bytes = usize::try_from(header_bytes(replaces_count(fixed) as usize)).ok()?;
-    if whole_bytes > MAX_HEADER_BYTES {
-        return None;
-    }
-    let mut whole = bytes.get(..whole_bytes)?.to_vec();
-    whole[CHECK].fill(0);
-    let is_whole = fixed.starts_with(MAGIC) && fixed[CHECK] == crc32c::crc32c(&whole).to_le_bytes();
-    let mut store = StoreId([0; 16]);
-    store.0.copy_from_slice(&fixed[16..32]);
-    is_whole.then_some(store)
-}
-
-/// What a scan of a pack comes upon.
-pub(crate) enum Scanned<'a> {
-    /// A whole object.
-    Object {
-        offset_bytes: u64,
-        header: Header,
-        /// Its payload, still encoded.
-        payload: &'a [u8],
-    },
-    /// Bytes that are no object.
-    Damaged {
-        offset_bytes: u64,
-        end_bytes: u64,
-        /// The header, where at least that is in order.
-        header: Option<Header>,
-        why: &'static str,
-    },
-}
-
-impl Scanned<'_> {
-    /// Where it ends.
-    pub(crate) fn end_bytes(&self) -> u64 {
-        match self {
-            Scanned::Object { offset_bytes, header, .. } => offset_bytes + header.object_bytes() as u64,
-            Scanned::Damaged { end_bytes, .. } => *end_bytes,
-        }
-    }
-}
-
-/// The header, where at least that is in order, and what is wrong.
-type Unreadable = (Option<Header>, &'static str);
-
-/// Makes bytes of a pack ready to be touched.
-pub(crate) fn ready(map: &PackMap, bytes: Range<usize>) -> Result<(), StoreError> {
-    map.ready(bytes).map_err(StoreError::io("read", map.path()))
-}
-
-/// The same for who reads many objects: [`PackMap::ready_since`].
-pub(crate) fn ready_since(map: &PackMap, bytes: Range<usize>, since: Since) -> Result<(), StoreError> {
-    map.ready_since(bytes, since).map_err(StoreError::io("read", map.path()))
-}
-
-/// A scan has so much read ahead of it.
-const AHEAD_BYTES: usize = 1 << 20;
-
-/// Walks the objects of a pack from a byte on, checking each object's checksum. After damage it
-/// goes on at the next whole object there is. After an error it is at its end.
-pub(crate) struct Scan<'a> {
-    bytes: &'a [u8],
-    /// What the bytes are mapped from, if they are not in memory anyhow.
-    map: Option<&'a PackMap>,
-    /// Up to where they may be touched.
-    ready: usize,
-    at: usize,
-    store: StoreId,
-    pack: u32,
-    /// How many bytes may still be checked in search of whole objects, so that bytes made to look
-    /// like many long objects cannot keep us for ever.
-    search_bytes: usize,
-}
-
-impl<'a> Scan<'a> {
-    /// Scans a map of pack number `pack` of a store from `from_bytes` on.
-    pub(crate) fn of_map(map: &'a PackMap, from_bytes: u64, store: StoreId, pack: u32) -> Scan<'a> {
-        let scan = Scan::of_bytes(map, from_bytes, store, pack);
-        Scan { map: Some(map), ready: scan.at, ..scan }
-    }
-
-    /// The same of bytes in memory.
-    pub(crate) fn of_bytes(bytes: &'a [u8], from_bytes: u64, store: StoreId, pack: u32) -> Scan<'a> {
-        let at = usize_of(from_bytes).min(bytes.len());
-        let search_bytes = bytes.len().saturating_mul(16);
-        Scan { bytes, map: None, ready: bytes.len(), at, store, pack, search_bytes }
-    }
-
-    /// Makes the bytes up to here ready.
-    fn ready(&mut self, end: usize) -> Result<(), StoreError> {
-        let end = end.min(self.bytes.len());
-        if let Some(map) = self.map.filter(|_| end > self.ready) {
-            let ahead = end.max(self.ready.saturating_add(AHEAD_BYTES)).min(self.bytes.len());
-            // Where not all that lies ahead can be read, perhaps what is needed now can.
-            match ready(map, self.ready..ahead) {
-                Ok(()) => self.ready = ahead,
-                Err(_) => {
-                    ready(map, self.ready..end)?;
-                    self.ready = end;
-                }
-            }
-        }
-        Ok(())
-    }
-
-    fn read(&mut self, at: usize) -> Result<Result<(Header, &'a [u8]), Unreadable>, StoreError> {
-        self.ready(at.saturating_add(HEADER_BYTES))?;
-        let rest = &self.bytes[at..];
-        let place = Place::new(self.store, self.pack, at as u64);
-        let header = match Header::read(rest, place) {
-            Ok(header) => header,
-            Err(why) => return Ok(Err((None, why))),
-        };
-        self.ready(at.saturating_add(header.object_bytes()))?;
-        Ok(header.payload(rest).map(|payload| (header, payload)).map_err(|why| {
-            self.search_bytes = self.search_bytes.saturating_sub(header.object_bytes());
-            (Some(header), why)
-        }))
-    }
-
-    /// Where the next whole object begins after `at`, or the end.
-    fn next_whole_object(&mut self, at: usize) -> Result<usize, StoreError> {
-        let mut next = at + ALIGNMENT_BYTES;
-        while next + HEADER_BYTES <= self.bytes.len() && self.search_bytes > 0 {
-            if self.read(next)?.is_ok() {
-                return Ok(next);
-            }
-            next += ALIGNMENT_BYTES;
-        }
-        Ok(self.bytes.len())
-    }
-
-    fn scanned(&mut self) -> Result<Scanned<'a>, StoreError> {
-        let offset_bytes = self.at as u64;
-        Ok(match self.read(self.at)? {
-            Ok((header, payload)) => {
-                self.at += header.object_bytes();
-                Scanned::Object { offset_bytes, header, payload }
-            }
-            Err((header, why)) => {
-                self.at = self.next_whole_object(self.at)?;
-                Scanned::Damaged { offset_bytes, end_bytes: self.at as u64, header, why }
-            }
-        })
-    }
-}
-
-impl<'a> Iterator for Scan<'a> {
-    type Item = Result<Scanned<'a>, StoreError>;
-
-    fn next(&mut self) -> Option<Self::Item> {
-        if self.at >= self.bytes.len() {
-            return None;
-        }
-        let scanned = self.scanned();
-        if scanned.is_err() {
-            self.at = self.bytes.len();
-        }
-        Some(scanned)
-    }
-}
-
-/// The packs in `dir`: number and name, in order. Other files are left alone.
-pub(crate) fn list(dir: &Dir) -> Result<Vec<(u32, Name)>, StoreError> {
-    let mut packs = Vec::new();
-    for name in file::list(dir).map_err(StoreError::io("list", dir))? {
-        if let Some(number) = name.name().to_str().and_then(number_of) {
-            packs.push((number, name));
-        }
-    }
-    packs.sort_unstable_by_key(|(number, _)| *number);
-    Ok(packs)
-}
-
 #[cfg(test)]
 #[allow(clippy::cast_possible_truncation)]
 mod tests {
     use super::*;
+    use crate::store::format::FORMAT_VERSION;
+    use crate::store::packs::names::file_name;
+    use crate::store::packs::scan::Scanned;
+    use crate::store::packs::scan::tests::objects;
 
     fn format() -> Format {
         Format {
@@ -662,20 +309,6 @@ mod tests {
             codec: Codec::Lz4,
             id: StoreId::new(),
         }
-    }
-
-    /// Six objects for pack 7, as they are from byte `first` on, and where they begin.
-    fn objects(store: StoreId, first: usize) -> (Vec<u8>, Vec<usize>) {
-        let mut bytes = Vec::new();
-        let mut starts = Vec::new();
-        for byte in 0..6u8 {
-            starts.push(bytes.len());
-            let plain: Vec<u8> = (0..200).map(|at: u8| at.wrapping_mul(byte + 3)).collect();
-            object::write(Kind::Region, Codec::None, Hash::of(&plain), &plain, &mut bytes);
-            let start = starts[usize::from(byte)];
-            object::put(&mut bytes[start..], Place::new(store, 7, (first + start) as u64));
-        }
-        (bytes, starts)
     }
 
     #[test]
@@ -694,26 +327,5 @@ mod tests {
         assert!(Pack::open(path.clone(), &format, 8, Access::Owner).unwrap().is_err());
         let other = Format { id: StoreId([0; 16]), ..format };
         assert!(Pack::open(path, &other, 7, Access::Reader).unwrap().is_err());
-    }
-
-    #[test]
-    fn after_damage_a_scan_goes_on_at_the_next_whole_object() {
-        let store = StoreId::new();
-        let (bytes, starts) = objects(store, 0);
-        for at in 0..bytes.len() {
-            let mut damaged = bytes.clone();
-            damaged[at] ^= 0x10;
-            let hit = starts.iter().rposition(|start| *start <= at).unwrap();
-            let mut whole = Vec::new();
-            let mut holes = Vec::new();
-            for scanned in Scan::of_bytes(&damaged, 0, store, 7) {
-                match scanned.unwrap() {
-                    Scanned::Object { offset_bytes, .. } => whole.push(offset_bytes as usize),
-                    Scanned::Damaged { offset_bytes, .. } => holes.push(offset_bytes as usize),
-                }
-            }
-            assert_eq!(holes, [starts[hit]], "byte {at}");
-            assert_eq!(whole, [&starts[..hit], &starts[hit + 1..]].concat(), "byte {at}");
-        }
     }
 }

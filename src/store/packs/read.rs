@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use super::location::{Location, Position};
 use super::object::{HEADER_BYTES, Header, Kind, Place};
-use super::pack;
+use super::ready::ready_since;
 use crate::codec::{self, Encoding};
 use crate::delta;
 use crate::hash::{self, Hash};
@@ -409,7 +409,7 @@ struct Cursor<'a> {
 impl Cursor<'_> {
     /// Makes bytes of the open pack ready to be touched.
     fn ready(&self, bytes: Range<usize>) -> Result<(), StoreError> {
-        self.open.as_ref().map_or(Ok(()), |(_, map)| pack::ready_since(map, bytes, self.since))
+        self.open.as_ref().map_or(Ok(()), |(_, map)| ready_since(map, bytes, self.since))
     }
 
     fn place(&self, pack: u32, at: usize) -> Place {
