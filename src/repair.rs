@@ -22,10 +22,10 @@ use crate::store::aside::Aside;
 use crate::store::compact::{KeepAll, compact, salvage};
 use crate::store::directory;
 use crate::store::error::StoreError;
+use crate::store::fact;
 use crate::store::format::{FORMAT_FILE, Format};
 use crate::store::identity;
 use crate::store::lock::{Access, Lock};
-use crate::store::open;
 use crate::store::packs::collected::{self, Collected};
 use crate::store::packs::location::Location;
 use crate::store::packs::lost;
@@ -252,7 +252,7 @@ fn damage(pack: &Arc<Pack>) -> Result<Vec<String>, Error> {
         Err(error) => Some(Err(error.into())),
         Ok(Scanned::Object { offset_bytes, header, payload }) => {
             let location = Location::new(pack.number, offset_bytes, &header);
-            let why = open::fact(&header, payload, location).err()?;
+            let why = fact::read(&header, payload, location).err()?;
             let (path, end_bytes) = (pack.name.display(), location.end_bytes());
             Some(Ok(format!(
                 "{path} bytes {offset_bytes}..{end_bytes} ({} {}): {why}",

@@ -22,12 +22,12 @@ use crate::record::{self, Note, Record, Tombstone};
 use crate::root::Root;
 use crate::source::maps;
 use crate::store::catalog::{Catalog, Entry};
+use crate::store::fact;
 use crate::store::format::Format;
 use crate::store::held::Texts;
 use crate::store::id::StoreId;
 use crate::store::index::block::{self, Block};
 use crate::store::index::closing;
-use crate::store::open;
 use crate::store::packs::location::Location;
 use crate::store::packs::object::{self, Header, Place};
 use crate::store::packs::scan::{Scan, Scanned};
@@ -93,7 +93,7 @@ fn object_in_order(header: &Header, payload: &[u8], location: Location) {
     assert_eq!(read, Ok(written), "what is accepted is what is written");
     assert_eq!(read.and_then(|read| read.payload(&again)), Ok(payload));
     if plain_bytes <= MAX_PLAIN_BYTES {
-        let _ = open::fact(header, payload, location);
+        let _ = fact::read(header, payload, location);
         let _ = codec::decode(header.encoding, payload, &mut vec![0; plain_bytes]);
     }
 }

@@ -9,9 +9,9 @@ use std::sync::Arc;
 
 use super::Shared;
 use super::error::StoreError;
+use super::fact;
 use super::id::StoreId;
 use super::names::UNFINISHED;
-use super::open;
 use super::packs::collected::{self, Collected, Named};
 use super::packs::header::{self, PackHeader};
 use super::packs::location::{Location, Position};
@@ -20,9 +20,9 @@ use super::packs::object::{self, Header, Kind, Place};
 use super::packs::pack::Pack;
 use super::packs::ready::ready;
 use super::packs::scan::{Scan, Scanned};
-use super::tree::{IndexEntry, Tree};
+use super::tree::{self, IndexEntry, Tree};
 use crate::hash::Hash;
-use crate::record::{self, Note, Record, SnapshotId, Tombstone};
+use crate::record::SnapshotId;
 use crate::sys::dir::Name;
 use crate::sys::file;
 use crate::sys::map::{self, PackMap};
@@ -103,7 +103,7 @@ pub(crate) fn compact(
                 Scanned::Damaged { .. } => true,
                 // What a record needs that cannot be decoded nobody knows: it stays where somebody may look at it.
                 Scanned::Object { offset_bytes, header, payload } => {
-                    open::fact(&header, payload, Location::new(victim.number, offset_bytes, &header)).is_err()
+                    fact::read(&header, payload, Location::new(victim.number, offset_bytes, &header)).is_err()
                 }
             };
         }
@@ -243,7 +243,7 @@ pub(crate) fn salvage(shared: &Shared, name: &Name) -> Result<Vec<IndexEntry>, S
         let payload =
             object.get(object::HEADER_BYTES..).and_then(|rest| rest.get(..header.stored_bytes as usize));
         let payload = payload.unwrap_or_default();
-        if let Ok(Some(fact)) = open::fact(&header, payload, new) {
+        if let Ok(Some(fact)) = fact::read(&header, payload, new) {
             shared.change_catalog(|catalog| catalog.apply(fact));
             shared.store_catalog_entry(snapshot);
         }
@@ -279,10 +279,10 @@ fn write(
         for scanned in Scan::of_map(bytes, *first_bytes, shared.format.id, *old_number) {
             let Scanned::Object { offset_bytes, header, payload } = scanned? else { continue };
             let old = Location::new(*old_number, offset_bytes, &header);
-            let about = match indexed(&header) {
+            let about = match tree::indexed(&header) {
                 Some(_) if wanted.binary_search(&old.into()).is_ok() => None,
                 Some(_) => continue,
-                None => match subject(&header, payload) {
+                None => match fact::subject(&header, payload) {
                     Some(snapshot) if keep.fact(header.kind, snapshot, old) => Some(snapshot),
                     _ => continue,
                 },
@@ -347,7 +347,7 @@ fn wanted(store: StoreId, origins: &[Origin], keep: &dyn Keep) -> Result<Vec<Pos
     for (pack, bytes, first_bytes) in origins {
         for scanned in Scan::of_map(bytes, *first_bytes, store, *pack) {
             if let Scanned::Object { offset_bytes, header, .. } = scanned?
-                && let Some((tree, hash)) = indexed(&header)
+                && let Some((tree, hash)) = tree::indexed(&header)
             {
                 objects.push((tree, hash, Position { pack: *pack, offset_bytes }));
                 if objects.len() == SORT_OBJECTS {
@@ -368,30 +368,12 @@ fn objects_of<'a>(
 ) -> impl Iterator<Item = Result<IndexEntry, StoreError>> + 'a {
     pack.scan(bytes, pack.header_bytes()).filter_map(|scanned| match scanned {
         Ok(Scanned::Object { offset_bytes, header, .. }) => {
-            let (tree, hash) = indexed(&header)?;
+            let (tree, hash) = tree::indexed(&header)?;
             Some(Ok((tree, hash, Location::new(pack.number, offset_bytes, &header))))
         }
         Ok(Scanned::Damaged { .. }) => None,
         Err(error) => Some(Err(error)),
     })
-}
-
-/// The snapshot that a record, note or tombstone is about; `None` for what says nothing of the kind.
-fn subject(header: &Header, payload: &[u8]) -> Option<SnapshotId> {
-    let plain = || {
-        let mut plain = vec![0; header.plain_bytes as usize];
-        crate::codec::decode(header.encoding, payload, &mut plain).ok()?;
-        Some(plain)
-    };
-    match header.kind {
-        Kind::Record => {
-            record::decode::<Record>(&plain()?).ok()?;
-            Some(SnapshotId(header.hash))
-        }
-        Kind::Note => Some(record::decode::<Note>(&plain()?).ok()?.snapshot),
-        Kind::Tombstone => Some(record::decode::<Tombstone>(&plain()?).ok()?.snapshot),
-        _ => None,
-    }
 }
 
 /// A file that goes unless it was given another name.
@@ -401,10 +383,4 @@ impl Drop for Unfinished {
     fn drop(&mut self) {
         let _ = file::remove(&self.0);
     }
-}
-
-/// Which tree and hash an object is indexed by; `None` for what the catalog has.
-pub(crate) fn indexed(header: &Header) -> Option<(Tree, Hash)> {
-    let in_catalog = matches!(header.kind, Kind::Record | Kind::Note | Kind::Tombstone);
-    (!in_catalog).then(|| (Tree::of(header.kind), header.hash))
 }

@@ -18,6 +18,7 @@ pub(crate) mod catalog;
 pub(crate) mod compact;
 pub(crate) mod directory;
 pub(crate) mod error;
+pub(crate) mod fact;
 pub(crate) mod format;
 pub(crate) mod gate;
 pub(crate) mod held;
@@ -28,8 +29,9 @@ pub(crate) mod lane;
 pub(crate) mod lock;
 pub(crate) mod marks;
 pub(crate) mod names;
-pub(crate) mod open;
+mod open;
 pub(crate) mod packs;
+mod recover;
 mod settle;
 pub(crate) mod tree;
 

@@ -14,17 +14,16 @@ use crate::hash::Hash;
 use crate::progress::{Meter, Progress};
 use crate::record::{Record, SnapshotId};
 use crate::root::Root;
-use crate::store::compact::indexed;
 use crate::store::error::StoreError;
+use crate::store::fact;
 use crate::store::index::Index;
 use crate::store::marks::Marks;
-use crate::store::open;
 use crate::store::packs::location::{Location, Position};
 use crate::store::packs::object::Kind;
 use crate::store::packs::pack::Pack;
 use crate::store::packs::read::{Check, Reader, TRIES};
 use crate::store::packs::scan::Scanned;
-use crate::store::tree::Tree;
+use crate::store::tree::{self, Tree};
 use crate::store::{Shared, Store};
 use crate::sync::Mutex;
 use crate::table::{self, Places};
@@ -294,12 +293,12 @@ impl<'a> Verification<'a> {
                 let location = Location::new(pack.number, *offset_bytes, header);
                 self.count(location);
                 let why = match header.encoding {
-                    _ if indexed(header).is_none() => match open::fact(header, payload, location) {
+                    _ if tree::indexed(header).is_none() => match fact::read(header, payload, location) {
                         Ok(_) => return Ok(None),
                         Err(why) => why,
                     },
                     Encoding::Delta => match reader.check_at(header.kind, &header.hash, location) {
-                        Ok(_) => return Ok(indexed(header)),
+                        Ok(_) => return Ok(tree::indexed(header)),
                         Err(error) if !error.is_damage() => return Err(error),
                         // Of this one nothing is wrong. Whether anything needs it is seen later.
                         Err(StoreError::Base { .. }) => return Ok(None),
@@ -309,7 +308,7 @@ impl<'a> Verification<'a> {
                     encoding => {
                         let mut plain = vec![0; header.plain_bytes as usize];
                         match codec::decode(encoding, payload, &mut plain) {
-                            Ok(()) if Hash::of(&plain) == header.hash => return Ok(indexed(header)),
+                            Ok(()) if Hash::of(&plain) == header.hash => return Ok(tree::indexed(header)),
                             Ok(()) => "its bytes do not match its hash".to_owned(),
                             Err(error) => error.to_string(),
                         }
