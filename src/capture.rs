@@ -32,11 +32,12 @@ use crate::record::{AttachmentRef, MOMENT_PREFIX, Origin, Record, SnapshotId, Tr
 use crate::reference::Reference;
 use crate::source::{Attachment, Frozen, Memory, Source, SourceError};
 use crate::store::catalog::Labels;
+use crate::store::commit::{check_length, encode};
 use crate::store::error::StoreError;
 use crate::store::lane::LaneGuard;
 use crate::store::packs::object::Kind;
 use crate::store::packs::read::{Check, Reader};
-use crate::store::{Shared, Store, check_length, encode};
+use crate::store::{Shared, Store};
 use crate::sys::fork::ProcessId;
 use crate::table;
 use crate::text::is_control;

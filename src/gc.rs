@@ -15,6 +15,7 @@ use crate::error::Error;
 use crate::hash::Hash;
 use crate::progress::{Meter, Progress};
 use crate::record::SnapshotId;
+use crate::store::commit;
 use crate::store::compact::{Compacted, Keep, compact};
 use crate::store::error::StoreError;
 use crate::store::gate::Condemned;
@@ -26,7 +27,7 @@ use crate::store::packs::object::{self, Kind};
 use crate::store::packs::pack::Pack;
 use crate::store::packs::read::{Check, Reader};
 use crate::store::tree::{IndexEntry, Tree};
-use crate::store::{Shared, Store, encode_tombstone};
+use crate::store::{Shared, Store};
 use crate::sys::file;
 use crate::table::Places;
 
@@ -348,7 +349,7 @@ impl<'a> Collecting<'a> {
         // What forgetting them will append to the active pack.
         let mut tombstones_bytes = 0;
         for id in forgotten {
-            let tombstone = encode_tombstone(*id)?;
+            let tombstone = commit::encode_tombstone(*id)?;
             let mut object = Vec::new();
             object::write(
                 Kind::Tombstone,
@@ -530,7 +531,8 @@ impl<'a> Marking<'a> {
     fn begin(shared: &'a Shared, progress: &'a Progress) -> Result<Marking<'a>, Error> {
         shared.sync()?;
         shared.settle_all();
-        let marks = |tree| Marks::with_bases(shared, shared.index(), tree);
+        let mut reader = Reader::new(shared, Check::Checksum);
+        let mut marks = |tree| Marks::with_bases(shared.index(), tree, |at| reader.delta_at(at));
         Ok(Marking::with(shared, progress, (marks(Tree::Regions)?, marks(Tree::Objects)?)))
     }
 

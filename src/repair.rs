@@ -19,6 +19,7 @@ use crate::hash::Hash;
 use crate::progress::Progress;
 use crate::record::SnapshotId;
 use crate::store::aside::Aside;
+use crate::store::commit::encode;
 use crate::store::compact::{KeepAll, compact, salvage};
 use crate::store::directory;
 use crate::store::error::StoreError;
@@ -34,7 +35,7 @@ use crate::store::packs::pack::Pack;
 use crate::store::packs::read::{Check, Reader};
 use crate::store::packs::scan::Scanned;
 use crate::store::tree::Tree;
-use crate::store::{Shared, Store, encode};
+use crate::store::{Shared, Store};
 use crate::sys::dir::Dir;
 use crate::sys::file;
 use crate::sys::heap;
@@ -138,7 +139,7 @@ fn repair(path: &Path, options: &RepairOptions) -> Result<RepairReport, Error> {
     }
     report.damaged.extend(shared.lost.iter().map(|lost| format!("{}: {}", lost.file_name(), lost.why())));
     if !options.dry_run {
-        shared.ground(&others)?;
+        shared.resolve_with(&others)?;
     }
     mend_packs(shared, options, &mut report, &mut aside)?;
     let verify = VerifyOptions { progress: options.progress.clone(), ..Default::default() };

@@ -7,11 +7,11 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use super::Shared;
 use super::error::StoreError;
 use super::fact;
 use super::id::StoreId;
 use super::names::UNFINISHED;
+use super::open_store::OpenStore;
 use super::packs::collected::{self, Collected, Named};
 use super::packs::header::{self, PackHeader};
 use super::packs::location::{Location, Position};
@@ -88,7 +88,7 @@ impl Keep for KeepAll {
 /// A victim in which there are damaged bytes stays as it is, unless `also_damaged`: for packs that have a name
 /// elsewhere already, as this takes the name they have here.
 pub(crate) fn compact(
-    shared: &Shared,
+    shared: &OpenStore,
     victims: &[Arc<Pack>],
     keep: &dyn Keep,
     also_damaged: bool,
@@ -132,20 +132,20 @@ pub(crate) fn compact(
     // Should we be killed before the last of them is removed, the next open finds their objects anew, where
     // nothing replaces them: garbage, and its bases may be gone.
     let index = shared.index();
-    let was_grounded = !index.may_have_ungrounded();
-    index.set_may_have_ungrounded(true)?;
+    let had_no_dangling = !index.may_have_dangling();
+    index.set_may_have_dangling(true)?;
     let_go(shared, &packs, kept_in)?;
     let removed_bytes = packs.iter().map(|pack| pack.length_bytes()).sum();
     packs.iter().for_each(|pack| drop(shared.log.remove(pack.number)));
     shared.clear_away(packs.iter().map(|pack| pack.name.clone()).collect())?;
-    if was_grounded {
-        index.set_may_have_ungrounded(false)?;
+    if had_no_dangling {
+        index.set_may_have_dangling(false)?;
     }
     Ok(Compacted { removed: packs.len() as u64, written_bytes, removed_bytes, left })
 }
 
 /// Points the index and the catalog at the new pack.
-fn repoint(shared: &Shared, mut written: Written) -> Result<(), StoreError> {
+fn repoint(shared: &OpenStore, mut written: Written) -> Result<(), StoreError> {
     let index = shared.index();
     let number = written.pack.number;
     let is_rewritten = index.is_many(written.moves.len() as u64) && {
@@ -180,7 +180,7 @@ fn repoint(shared: &Shared, mut written: Written) -> Result<(), StoreError> {
 }
 
 /// Lets the index and the catalog forget these packs. What was of use in them is elsewhere.
-fn let_go(shared: &Shared, packs: &[Arc<Pack>], kept_in: Option<Named>) -> Result<(), StoreError> {
+fn let_go(shared: &OpenStore, packs: &[Arc<Pack>], kept_in: Option<Named>) -> Result<(), StoreError> {
     let index = shared.index();
     let in_them = |location: Location| packs.iter().any(|pack| pack.number == location.pack);
     let gone = shared.change_catalog(|catalog| {
@@ -207,8 +207,8 @@ fn let_go(shared: &Shared, packs: &[Arc<Pack>], kept_in: Option<Named>) -> Resul
 
 /// Copies the whole objects out of a file that should be a pack and has no usable header, and
 /// takes them into the index. A file of another store has nothing to give. Returns the deltas that
-/// [`Shared::ground`] is to be told of.
-pub(crate) fn salvage(shared: &Shared, name: &Name) -> Result<Vec<IndexEntry>, StoreError> {
+/// [`OpenStore::resolve_with`] is to be told of.
+pub(crate) fn salvage(shared: &OpenStore, name: &Name) -> Result<Vec<IndexEntry>, StoreError> {
     let failed = || StoreError::io("read", name);
     if name.look().map_err(failed())?.is_some_and(|found| !found.is_plain_file()) {
         return Ok(Vec::new());
@@ -266,7 +266,7 @@ struct Written {
 /// Writes the new pack, complete and durable and with its final name; none if there is nothing to
 /// keep.
 fn write(
-    shared: &Shared,
+    shared: &OpenStore,
     origins: &[Origin],
     replaces: Vec<u32>,
     keep: &dyn Keep,
@@ -329,7 +329,7 @@ fn write(
 }
 
 /// Begins the new pack, under the name of one that is not finished.
-fn begin(shared: &Shared, replaces: Vec<u32>) -> Result<(Pack, Unfinished), StoreError> {
+fn begin(shared: &OpenStore, replaces: Vec<u32>) -> Result<(Pack, Unfinished), StoreError> {
     let number = shared.log.reserve_number()?;
     let unfinished = Unfinished(shared.log.dir().join(names::file_name(number)).with_extension(UNFINISHED));
     Ok((Pack::create(unfinished.0.clone(), &shared.format, number, replaces)?, unfinished))

@@ -116,7 +116,7 @@ pub(crate) fn open(
             let index = new_index(store, format, is_held)?;
             if !packs.is_empty() {
                 // Garbage comes back that gc had dropped.
-                index.set_may_have_ungrounded(true)?;
+                index.set_may_have_dangling(true)?;
                 index.set_rebuilding(true)?;
             }
             (index, Catalog::default(), true)

@@ -122,8 +122,8 @@ impl Store {
         let report = verification.report();
         if everything && report.problems.is_empty() && shared.damage_known() {
             // What was found damaged was taken out, whatever was stored as a difference from it.
-            shared.index().set_may_have_ungrounded(true)?;
-            shared.drop_ungrounded()?;
+            shared.index().set_may_have_dangling(true)?;
+            shared.drop_dangling()?;
             shared.no_damage_since(findings_before);
         }
         Ok(report)

@@ -531,13 +531,13 @@ impl Database {
     }
 
     /// Whether there may be deltas whose base is in no tree.
-    pub(crate) fn may_have_ungrounded(&self) -> bool {
+    pub(crate) fn may_have_dangling(&self) -> bool {
         self.says("ungrounded")
     }
 
     /// Remembers, durably, whether there may be.
-    pub(crate) fn put_may_have_ungrounded(&self, may: bool) -> Result<(), StoreError> {
-        if self.may_have_ungrounded() == may {
+    pub(crate) fn put_may_have_dangling(&self, may: bool) -> Result<(), StoreError> {
+        if self.may_have_dangling() == may {
             return Ok(());
         }
         let value: &[u8] = if may { b"may" } else { b"" };

@@ -121,7 +121,7 @@ impl Index {
             overlays: overlays.map(|changes| changes.into_iter().collect()),
             watermarks: database.watermarks()?,
             damage_known: database.damage_known(),
-            may_have_ungrounded: database.may_have_ungrounded(),
+            may_have_dangling: database.may_have_dangling(),
             is_rebuilding: database.is_rebuilding(),
             lower: Lower::Database(Arc::new(database)),
             ..State::held_in_memory()
@@ -255,12 +255,12 @@ impl Index {
         if entries.len() == 0 {
             return Ok(());
         }
-        let was_grounded = !self.may_have_ungrounded();
-        self.set_may_have_ungrounded(true)?;
+        let had_no_dangling = !self.may_have_dangling();
+        self.set_may_have_dangling(true)?;
         entries.try_for_each(|(tree, hash, location)| self.replace(tree, &hash, location, None).map(drop))?;
         self.save()?;
-        match was_grounded {
-            true => self.set_may_have_ungrounded(false),
+        match had_no_dangling {
+            true => self.set_may_have_dangling(false),
             false => Ok(()),
         }
     }
@@ -358,16 +358,16 @@ impl Index {
     }
 
     /// Whether there may be deltas whose base is not in the index.
-    pub(crate) fn may_have_ungrounded(&self) -> bool {
-        self.read().may_have_ungrounded
+    pub(crate) fn may_have_dangling(&self) -> bool {
+        self.read().may_have_dangling
     }
 
     /// Remembers, durably, whether there may be.
-    pub(crate) fn set_may_have_ungrounded(&self, may: bool) -> Result<(), StoreError> {
+    pub(crate) fn set_may_have_dangling(&self, may: bool) -> Result<(), StoreError> {
         let _writing = self.writing();
-        self.write().may_have_ungrounded = may;
+        self.write().may_have_dangling = may;
         let Some(database) = self.read().database()?.cloned() else { return Ok(()) };
-        self.or_hold(database.put_may_have_ungrounded(may))
+        self.or_hold(database.put_may_have_dangling(may))
     }
 
     /// Whether the index is being built from the packs: it does not know yet what was acknowledged.
@@ -401,19 +401,19 @@ impl Index {
         };
         let drops =
             entries.iter().flat_map(|(_, changes)| changes).any(|(_, place)| *place == Location::GONE);
-        let was_grounded = !database.may_have_ungrounded();
+        let had_no_dangling = !database.may_have_dangling();
         let write = || {
             if drops {
                 // Should we be killed, some may be gone on the disk and others not.
-                database.put_may_have_ungrounded(true)?;
+                database.put_may_have_dangling(true)?;
             }
             database.put_run(&entries, &snapshots)?;
             database.flush()?;
             // Now that all is on the disk that they stand for.
             watermarks.iter().try_for_each(|(pack, bytes)| database.put_watermark(*pack, *bytes))?;
             database.flush()?;
-            match drops && was_grounded {
-                true => database.put_may_have_ungrounded(false),
+            match drops && had_no_dangling {
+                true => database.put_may_have_dangling(false),
                 false => Ok(()),
             }
         };
@@ -422,7 +422,7 @@ impl Index {
         if let Err(error) = saved {
             let mut state = self.write();
             state.is_precious = true;
-            state.may_have_ungrounded |= drops;
+            state.may_have_dangling |= drops;
             drop(state);
             return self.or_hold(Err(error));
         }
@@ -593,7 +593,7 @@ impl Index {
             // No danger in writing these before all else is on the disk: nobody opens it until it is complete.
             watermarks.iter().try_for_each(|(pack, bytes)| fresh.put_watermark(*pack, Some(*bytes)))?;
             fresh.put_damage_known(old.damage_known())?;
-            fresh.put_may_have_ungrounded(old.may_have_ungrounded())?;
+            fresh.put_may_have_dangling(old.may_have_dangling())?;
             fresh.put_rebuilding(old.is_rebuilding())?;
             fresh.flush()?;
             Ok(fresh)
@@ -613,8 +613,8 @@ impl Index {
         // What was taken out meanwhile may be there in part: a delta, and no more its base.
         let is_drop = |change: &Change| change.epoch > epoch && change.place == Location::GONE;
         if state.overlays.iter().flat_map(BTreeMap::values).any(is_drop) {
-            state.may_have_ungrounded = true;
-            if let Err(error) = fresh.put_may_have_ungrounded(true) {
+            state.may_have_dangling = true;
+            if let Err(error) = fresh.put_may_have_dangling(true) {
                 drop((state, fresh));
                 return failed(error);
             }
@@ -957,7 +957,7 @@ mod tests {
         let hashes: Vec<Hash> = (0..100u8).map(|number| Hash::of(&[number])).collect();
         index.insert(&hashes.iter().map(|hash| (Tree::Regions, *hash, location(1))).collect::<Vec<_>>());
         index.rewrite(|_, _, location| Some(location)).unwrap();
-        assert!(!index.may_have_ungrounded());
+        assert!(!index.may_have_dangling());
         // The last of all, as soon as the first was seen.
         let last = hashes.iter().max().unwrap();
         let change = |tree, _: &Hash, at| {
@@ -969,7 +969,7 @@ mod tests {
         let index = Index::open_with(&name(&path), STORE, SMALL).unwrap();
         assert_eq!(index.get(Tree::Regions, last).unwrap(), None);
         assert_eq!(index.entries(Tree::Regions).count(), 99);
-        assert!(index.may_have_ungrounded());
+        assert!(index.may_have_dangling());
     }
 
     #[test]
@@ -983,10 +983,10 @@ mod tests {
         // The settler saves when it likes.
         let amid = entries.inspect(|_| {
             index.save().unwrap();
-            assert!(index.may_have_ungrounded());
+            assert!(index.may_have_dangling());
         });
         index.take_out(amid).unwrap();
-        assert!(!index.may_have_ungrounded());
+        assert!(!index.may_have_dangling());
         assert_eq!(index.entries(Tree::Regions).count(), 0);
     }
 

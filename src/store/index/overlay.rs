@@ -40,7 +40,7 @@ pub(super) struct State {
     /// Whether there is something unsaved that the packs do not tell.
     pub(super) is_precious: bool,
     pub(super) damage_known: bool,
-    pub(super) may_have_ungrounded: bool,
+    pub(super) may_have_dangling: bool,
     /// Whether it is being built from the packs.
     pub(super) is_rebuilding: bool,
 }
@@ -67,7 +67,7 @@ impl State {
             unsaved_bytes: 0,
             is_precious: false,
             damage_known: false,
-            may_have_ungrounded: false,
+            may_have_dangling: false,
             is_rebuilding: false,
         }
     }

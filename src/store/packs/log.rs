@@ -38,7 +38,7 @@ pub(crate) struct Log {
     dir: Dir,
     format: Format,
     packs: RwLock<BTreeMap<u32, Arc<Pack>>>,
-    tail: Mutex<Tail>,
+    tail: Mutex<OpenEnd>,
     /// Held while a pack is made durable: those who come meanwhile share the next one.
     syncing: Mutex<()>,
     pending: RwLock<Pending>,
@@ -47,7 +47,7 @@ pub(crate) struct Log {
 }
 
 #[derive(Default)]
-struct Tail {
+struct OpenEnd {
     active: Option<Arc<Pack>>,
     next_number: u32,
     /// Sealed packs that are not yet durable.
@@ -92,7 +92,7 @@ impl Pending {
     }
 }
 
-impl Tail {
+impl OpenEnd {
     /// Nothing is appended to the active pack any more.
     fn seal(&mut self) {
         self.sealed.extend(self.active.take());
@@ -119,7 +119,7 @@ pub(crate) enum Unsynced {
 
 /// What became durable: the facts in order, and up to which byte of which packs they reach.
 #[derive(Default)]
-pub(crate) struct Durable {
+pub(crate) struct Synced {
     pub(crate) entries: Vec<Unsynced>,
     pub(crate) ends: Vec<(u32, Watermark)>,
 }
@@ -152,14 +152,14 @@ impl Log {
             dir,
             format,
             packs: RwLock::new(packs),
-            tail: Mutex::new(Tail { active, next_number, ragged, ..Tail::default() }),
+            tail: Mutex::new(OpenEnd { active, next_number, ragged, ..OpenEnd::default() }),
             syncing: Mutex::new(()),
             pending: RwLock::default(),
             superfluous: Mutex::default(),
         }
     }
 
-    fn tail(&self) -> MutexGuard<'_, Tail> {
+    fn tail(&self) -> MutexGuard<'_, OpenEnd> {
         self.tail.lock()
     }
 
@@ -270,7 +270,7 @@ impl Log {
     }
 
     /// The pack that is appended to; a new one where there is none.
-    fn active(&self, tail: &mut Tail) -> Result<Arc<Pack>, StoreError> {
+    fn active(&self, tail: &mut OpenEnd) -> Result<Arc<Pack>, StoreError> {
         match &tail.active {
             Some(active) if active.is_ours_alone() => return Ok(active.clone()),
             // Somebody has made a backup of hard links meanwhile.
@@ -297,7 +297,7 @@ impl Log {
         self.sync_sealed_of(&mut self.tail())
     }
 
-    fn sync_sealed_of(&self, tail: &mut Tail) -> Result<(), StoreError> {
+    fn sync_sealed_of(&self, tail: &mut OpenEnd) -> Result<(), StoreError> {
         tail.trim()?;
         if let Err(error) = tail.sealed.iter().try_for_each(|pack| pack.sync()) {
             self.take_back_unsynced(tail);
@@ -306,7 +306,7 @@ impl Log {
         Ok(())
     }
 
-    fn take_number(&self, tail: &mut Tail) -> Result<u32, StoreError> {
+    fn take_number(&self, tail: &mut OpenEnd) -> Result<u32, StoreError> {
         let number = tail.next_number;
         if number > MAX_PACK {
             let detail = format!("all {MAX_PACK} pack numbers are used up");
@@ -335,7 +335,7 @@ impl Log {
     }
 
     /// Removes what should not be there and could not be removed before: what failed writes have left at the
-    /// end of packs, and these files with those for which it failed before. Durable when this returns.
+    /// end of packs, and these files with those for which it failed before. Synced when this returns.
     ///
     /// Otherwise the next opening would find there what nobody has kept anything for: snapshots whose tombstones are
     /// gone, or which were never acknowledged.
@@ -365,7 +365,7 @@ impl Log {
 
     /// Makes durable what was appended before, and hands it to `settle` (inside the lock, so that
     /// two calls cannot overtake one another).
-    pub(crate) fn sync(&self, settle: impl FnOnce(Durable)) -> Result<(), StoreError> {
+    pub(crate) fn sync(&self, settle: impl FnOnce(Synced)) -> Result<(), StoreError> {
         let _syncing = self.syncing.lock();
         let (packs, sealed, ends, directory_changed, count, bytes, failures_before) = {
             let mut tail = self.tail();
@@ -400,7 +400,7 @@ impl Log {
                 tail.sealed.drain(..sealed);
                 packs.iter().zip(&ends).for_each(|(pack, (_, end))| pack.set_durable(end.end_bytes));
                 drop(tail);
-                settle(Durable { entries, ends });
+                settle(Synced { entries, ends });
                 Ok(())
             }
             Err(error) => {
@@ -410,7 +410,7 @@ impl Log {
         }
     }
 
-    fn take_back_unsynced(&self, tail: &mut Tail) {
+    fn take_back_unsynced(&self, tail: &mut OpenEnd) {
         tail.failures += 1;
         tail.seal();
         for pack in std::mem::take(&mut tail.sealed) {
@@ -440,7 +440,7 @@ impl Log {
 /// Makes a fact of the place where its object was appended.
 pub(crate) type FactAt = Box<dyn FnOnce(Location) -> Fact + Send>;
 
-fn position(tail: &Tail) -> Position {
+fn position(tail: &OpenEnd) -> Position {
     match &tail.active {
         Some(active) => Position { pack: active.number, offset_bytes: active.length_bytes() },
         None => Position { pack: tail.next_number, offset_bytes: 0 },
@@ -457,7 +457,7 @@ fn put_all<'a>(pack: &Pack, headers: impl Iterator<Item = &'a object::Header>, b
 }
 
 /// Appends to the active pack. If a failed attempt leaves bytes behind, the pack is sealed.
-fn append_to(tail: &mut Tail, pack: &Pack, bytes: &[u8]) -> Result<u64, StoreError> {
+fn append_to(tail: &mut OpenEnd, pack: &Pack, bytes: &[u8]) -> Result<u64, StoreError> {
     let appended = pack.append(bytes);
     if pack.has_rest() {
         tail.ragged.extend(tail.active.clone());
@@ -466,7 +466,7 @@ fn append_to(tail: &mut Tail, pack: &Pack, bytes: &[u8]) -> Result<u64, StoreErr
     appended
 }
 
-fn seal_if_full(tail: &mut Tail) {
+fn seal_if_full(tail: &mut OpenEnd) {
     if tail.active.as_ref().is_some_and(|active| active.length_bytes() >= active.seal_bytes()) {
         tail.seal();
     }

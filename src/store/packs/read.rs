@@ -16,8 +16,8 @@ use crate::hash::{self, Hash};
 use crate::record::{self, Record};
 use crate::region;
 use crate::root::Root;
-use crate::store::Shared;
 use crate::store::error::StoreError;
+use crate::store::open_store::OpenStore;
 use crate::store::tree::Tree;
 use crate::sys::map::{PackMap, Since};
 use crate::table;
@@ -107,7 +107,7 @@ pub(crate) struct Reader<'a> {
 }
 
 impl<'a> Reader<'a> {
-    pub(crate) fn new(shared: &'a Shared, check: Check) -> Reader<'a> {
+    pub(crate) fn new(shared: &'a OpenStore, check: Check) -> Reader<'a> {
         let since = Since::now();
         let cursor = || Cursor { shared, open: None, next_bytes: 0, since };
         Reader { check, objects: cursor(), bases: cursor() }
@@ -312,7 +312,7 @@ impl<'a> Reader<'a> {
     }
 
     /// Whether there are bytes stored whole behind an object, however many differences lie between.
-    pub(crate) fn is_grounded(&mut self, tree: Tree, hash: &Hash) -> Result<bool, StoreError> {
+    pub(crate) fn is_resolvable(&mut self, tree: Tree, hash: &Hash) -> Result<bool, StoreError> {
         let mut hash = *hash;
         for _ in 0..MAX_DELTAS {
             let Some(location) = self.objects.shared.locate(tree, &hash)? else { return Ok(false) };
@@ -398,7 +398,7 @@ fn clear(bytes: &mut [u8]) {
 
 /// A place in the packs, after the last object that was read there.
 struct Cursor<'a> {
-    shared: &'a Shared,
+    shared: &'a OpenStore,
     open: Option<(u32, Arc<PackMap>)>,
     /// Where the object after the last one begins, in the open pack.
     next_bytes: usize,
