@@ -7,6 +7,7 @@
 use serde::de::{Deserializer, Error, SeqAccess, Visitor};
 use serde::{Deserialize, Serialize};
 
+use crate::ranges::Ranges;
 use crate::units::{AddressRange, RegionSize};
 
 /// Who may do what with a mapping's memory.
@@ -194,14 +195,14 @@ impl AddressSpace {
 
     /// Leaves `ranges` out; those outside every mapping have no effect.
     pub(crate) fn exclude(&mut self, ranges: &[AddressRange]) {
-        self.excluded.extend_from_slice(ranges);
-        merge(&mut self.excluded);
+        let all: Ranges = self.excluded.iter().chain(ranges).copied().collect();
+        self.excluded = all.addresses().collect();
     }
 
     /// Records that `ranges` could not be read.
-    pub(crate) fn set_unreadable(&mut self, ranges: Vec<AddressRange>) {
-        self.unreadable = ranges;
-        merge(&mut self.unreadable);
+    pub(crate) fn set_unreadable(&mut self, ranges: impl IntoIterator<Item = AddressRange>) {
+        let all: Ranges = ranges.into_iter().collect();
+        self.unreadable = all.addresses().collect();
     }
 
     /// The captured mappings, each with the place of its first byte in the image.
@@ -222,20 +223,6 @@ impl AddressSpace {
     pub fn regions(&self, region_size: RegionSize) -> u64 {
         self.captured().map(|(_, mapping)| region_size.regions_in(mapping.range.length_bytes())).sum()
     }
-}
-
-/// Sorts the ranges and joins those that touch or overlap.
-fn merge(ranges: &mut Vec<AddressRange>) {
-    ranges.sort_unstable();
-    ranges.dedup_by(|next, kept| {
-        let joined = (next.start() <= kept.end())
-            .then(|| AddressRange::new(kept.start(), kept.end().max(next.end())).ok())
-            .flatten();
-        if let Some(joined) = joined {
-            *kept = joined;
-        }
-        joined.is_some()
-    });
 }
 
 /// Two mappings that overlap or stand in the wrong order.

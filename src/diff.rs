@@ -94,7 +94,7 @@ impl Store {
         let to_compare = |piece: &&Piece| matches!(piece.of, Of::Both { .. });
         let total_bytes = pieces.iter().filter(to_compare).map(|piece| piece.range.length_bytes()).sum();
         let meter = options.progress.begin(total_bytes);
-        let work = pieces.iter().enumerate().filter(|(_, piece)| to_compare(piece)).collect();
+        let work: Vec<_> = pieces.iter().enumerate().filter(|(_, piece)| to_compare(piece)).collect();
         // Pieces that are compared before one that comes sooner wait for it: few, as they are taken in order.
         let sum = Mutex::new(InOrder {
             pieces: &pieces,

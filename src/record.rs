@@ -503,7 +503,7 @@ mod tests {
         for count in [1, 100, 240, 250, 4_000, 20_000, 40_000] {
             let range = |at: u64| crate::units::AddressRange::new(at, at + 1).unwrap();
             let mut space = AddressSpace::default();
-            space.set_unreadable((0..count).map(|at| range(2 * at)).collect());
+            space.set_unreadable((0..count).map(|at| range(2 * at)));
             space.exclude(&(0..count).map(|at| range(2 * at)).collect::<Vec<_>>());
             assert_eq!(decode::<AddressSpace>(&encode(&space).unwrap()).unwrap(), space);
             let numbers = vec![0i128; usize::try_from(count).unwrap() * 10];

@@ -202,7 +202,7 @@ impl Restore<'_> {
         let meter =
             self.progress.begin(cleared_bytes + work.iter().map(|(_, _, part)| length(part)).sum::<u64>());
         if clear_zeros {
-            let parts = zeros.into_iter().flat_map(|gap| gap.chunks_mut(CLEAR_BYTES)).collect();
+            let parts: Vec<_> = zeros.into_iter().flat_map(|gap| gap.chunks_mut(CLEAR_BYTES)).collect();
             workers::for_each(
                 parts,
                 || (),

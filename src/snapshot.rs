@@ -1,13 +1,11 @@
 //! Snapshots: finding them, looking at them, labelling them.
 
-use std::collections::BTreeMap;
 use std::io::Write;
 use std::sync::{Arc, OnceLock};
 
 use jiff::Timestamp;
 
 use crate::address_space::AddressSpace;
-use crate::capture::check_labels;
 use crate::error::Error;
 use crate::hash::Hash;
 use crate::record::{Record, SnapshotId};
@@ -153,31 +151,6 @@ impl Store {
             [id] => Ok(id),
             _ => Err(StoreError::AmbiguousPrefix { prefix: text.to_owned(), candidates }.into()),
         }
-    }
-
-    /// Sets labels of a snapshot; a value of `None` removes the label.
-    ///
-    /// # Errors
-    ///
-    /// [`StoreError::NoSuchSnapshot`], [`StoreError::BadLabel`], or that the store cannot be written.
-    pub fn label(&self, id: SnapshotId, changes: &[(String, Option<String>)]) -> Result<Snapshot<'_>, Error> {
-        self.shared().check_writable()?;
-        // Held over reading and writing, so that two calls do not undo one another.
-        let _lane = self.shared().lane("\0labels");
-        let mut labels = self.snapshot(id)?.labels.clone();
-        let (set, removed): (BTreeMap<_, _>, Vec<_>) =
-            changes.iter().fold((BTreeMap::new(), Vec::new()), |(mut set, mut removed), (key, value)| {
-                match value {
-                    Some(value) => drop(set.insert(key.clone(), value.clone())),
-                    None => removed.push(key),
-                }
-                (set, removed)
-            });
-        check_labels(&set)?;
-        labels.retain(|key, _| !removed.contains(&key));
-        labels.extend(set);
-        self.shared().commit_labels(id, labels)?;
-        self.snapshot(id)
     }
 }
 

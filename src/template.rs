@@ -11,16 +11,15 @@ use std::fs::File;
 use std::ops::{Deref, DerefMut, Range};
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
-use std::time::Duration;
 
 use rustix::fs::{MemfdFlags, SealFlags};
 
 use crate::address_space::AddressSpace;
 use crate::error::Error;
-use crate::record::{Origin, SnapshotId};
+use crate::record::SnapshotId;
 use crate::restore::Restore;
 use crate::sink::SinkError;
-use crate::source::{Attachment, CopyOut, Frozen, Memory, Source, SourceError};
+use crate::source::{CopyOut, Frozen, Memory, Source, SourceError};
 use crate::store::Store;
 use crate::sys::pages::Pages;
 use crate::sys::process_memory;
@@ -238,25 +237,8 @@ impl Frozen for FrozenInstance<'_> {
         &self.instance.content.space
     }
 
-    fn origin(&self) -> Origin {
-        Origin::Bytes
-    }
-
-    fn attachments(&self) -> Vec<Attachment> {
-        Vec::new()
-    }
-
-    fn populated(&self, mapping_index: usize) -> Result<Vec<Range<u64>>, SourceError> {
-        let mapping = self.instance.content.space.mappings().get(mapping_index);
-        Ok(mapping.map(|mapping| 0..mapping.range.length_bytes()).into_iter().collect())
-    }
-
     fn memory(&self) -> Memory<'_> {
         Memory::SharedUntilRelease(self)
-    }
-
-    fn release(&self) -> Duration {
-        Duration::ZERO
     }
 }
 

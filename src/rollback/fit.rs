@@ -7,9 +7,9 @@ use super::attempt::Attempt;
 use super::content;
 use crate::address_space::{AddressSpace, Mapping, MappingKind, Protection};
 use crate::error::Error;
+use crate::ranges::complement;
 use crate::sink::SinkError;
 use crate::source::Frozen as _;
-use crate::track::complement;
 use crate::units::AddressRange;
 
 /// How often an interruption is noticed: 1,024 mappings take less than a millisecond.

@@ -5,12 +5,12 @@ use std::ops::Range;
 use super::attempt::Attempt;
 use super::page_state::PageStates;
 use super::plan::{Patch, Target};
+use crate::capture::piece::PIECE_BYTES;
 use crate::error::Error;
 use crate::left_out::WhyLeftOut;
-use crate::piece::{PIECE_BYTES, overlapping};
+use crate::ranges::{complement, merge, overlapping};
 use crate::sink::SinkError;
 use crate::source::{Frozen as _, ProcessMemory};
-use crate::track::{complement, merge};
 use crate::units::AddressRange;
 
 /// What the kernel alone writes of a thread's area for restartable sequences, beside a pointer (bytes 8

@@ -16,6 +16,8 @@ use std::os::fd::AsRawFd;
 use std::os::unix::fs::FileExt;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use crate::ranges::Ranges;
+
 /// `_IOWR('f', 16, struct pm_scan_arg)`, which says that the argument has 96 (0x60) bytes.
 const PAGEMAP_SCAN: u32 = 0xc060_6610;
 const _: () = assert!(size_of::<ScanArgument>() == 0x60);
@@ -78,17 +80,17 @@ struct ScanRange {
     categories: u64,
 }
 
-/// The pages of a mapping: each list is sorted and coalesced.
+/// The pages of a mapping.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(crate) struct Pages {
     /// Those in memory or in swap, but for the shared page of zeros.
-    pub(crate) held: Vec<Range<u64>>,
+    pub(crate) held: Ranges,
     /// Those of them that are no file's, or not any more: they were written.
-    pub(crate) own: Vec<Range<u64>>,
+    pub(crate) own: Ranges,
     /// The shared page of zeros.
-    pub(crate) zeros: Vec<Range<u64>>,
+    pub(crate) zeros: Ranges,
     /// Guards: nothing is there, and a touch is a fatal signal.
-    pub(crate) guards: Vec<Range<u64>>,
+    pub(crate) guards: Ranges,
 }
 
 /// What the page tables have in `range`, whole pages. Only of private memory without a file does
@@ -120,7 +122,7 @@ pub(crate) fn pages(pagemap: &File, range: Range<u64>) -> io::Result<Pages> {
 fn scan_pages(pagemap: &File, range: Range<u64>, guard: u64) -> io::Result<Pages> {
     let mut pages = Pages::default();
     // What may be no page, and only the pages' words tell.
-    let mut doubtful: Vec<Range<u64>> = Vec::new();
+    let mut doubtful = Ranges::new();
     let query = Query {
         any_of: PAGE_IS_PRESENT | PAGE_IS_SWAPPED,
         told: PAGE_IS_PRESENT | PAGE_IS_SWAPPED | PAGE_IS_FILE | PAGE_IS_PFNZERO | PAGE_IS_WRITTEN | guard,
@@ -128,27 +130,27 @@ fn scan_pages(pagemap: &File, range: Range<u64>, guard: u64) -> io::Result<Pages
     };
     walk(pagemap, range, query, |found, categories| {
         if categories & guard != 0 {
-            add(&mut pages.guards, found);
+            pages.guards.insert(found);
         } else if categories & PAGE_IS_PFNZERO != 0 {
-            add(&mut pages.zeros, found);
+            pages.zeros.insert(found);
         } else {
             // A marker of write protection counts as not written; a guard that is not told as written.
             if categories & PAGE_IS_PRESENT == 0 && (guard == 0 || categories & PAGE_IS_WRITTEN == 0) {
-                add(&mut doubtful, found.clone());
+                doubtful.insert(found.clone());
             }
-            add(&mut pages.held, found.clone());
+            pages.held.insert(found.clone());
             if categories & PAGE_IS_FILE == 0 {
-                add(&mut pages.own, found);
+                pages.own.insert(found);
             }
         }
     })?;
-    let mut markers = Vec::new();
+    let mut markers = Ranges::new();
     for range in doubtful {
-        words(pagemap, range, is_marker, |page, _| add(&mut markers, page))?;
+        words(pagemap, range, is_marker, |page, _| markers.insert(page))?;
     }
     if !markers.is_empty() {
-        pages.held = without(&pages.held, &markers);
-        pages.own = without(&pages.own, &markers);
+        pages.held = pages.held.difference(&markers);
+        pages.own = pages.own.difference(&markers);
     }
     Ok(pages)
 }
@@ -159,12 +161,12 @@ fn pages_by_words(pagemap: &File, range: Range<u64>) -> io::Result<Pages> {
     let is_wanted = |word| word & WORD_PRESENT_OR_SWAPPED != 0;
     words(pagemap, range, is_wanted, |page, word| {
         if word & WORD_GUARD != 0 {
-            add(&mut pages.guards, page);
+            pages.guards.insert(page);
         } else {
             if word & WORD_FILE == 0 {
-                add(&mut pages.own, page.clone());
+                pages.own.insert(page.clone());
             }
-            add(&mut pages.held, page);
+            pages.held.insert(page);
         }
     })?;
     Ok(pages)
@@ -175,28 +177,8 @@ fn is_marker(word: u64) -> bool {
     word & WORD_SWAPPED != 0 && word & WORD_SWAP_TYPE == WORD_SWAP_TYPE
 }
 
-/// What of `ranges` is in none of `others`; both are sorted and apart.
-fn without(ranges: &[Range<u64>], others: &[Range<u64>]) -> Vec<Range<u64>> {
-    let mut rest = Vec::new();
-    let mut others = others.iter().peekable();
-    for range in ranges {
-        let mut start = range.start;
-        while let Some(other) = others.peek().filter(|other| other.start < range.end) {
-            add(&mut rest, start..other.start.max(start));
-            start = start.max(other.end);
-            if other.end > range.end {
-                break;
-            }
-            others.next();
-        }
-        add(&mut rest, start..range.end.max(start));
-    }
-    rest
-}
-
-/// The addresses in `range`, whole pages, whose pages are in memory or in swap: sorted and
-/// coalesced.
-pub(crate) fn populated(pagemap: &File, range: Range<u64>) -> io::Result<Vec<Range<u64>>> {
+/// The addresses in `range`, whole pages, whose pages are in memory or in swap.
+pub(crate) fn populated(pagemap: &File, range: Range<u64>) -> io::Result<Ranges> {
     Ok(pages(pagemap, range)?.held)
 }
 
@@ -227,13 +209,13 @@ struct Query {
 /// What happened to write-protected memory since it was protected the last time.
 #[derive(Debug, Default)]
 pub(crate) struct Touched {
-    /// The pages that may have been written: sorted and coalesced.
-    pub(crate) written: Vec<Range<u64>>,
+    /// The pages that may have been written.
+    pub(crate) written: Ranges,
     /// The pages that went away, or were never there and not yet protected: zeros, if the memory is
     /// private and anonymous.
-    pub(crate) absent: Vec<Range<u64>>,
+    pub(crate) absent: Ranges,
     /// Guards, whether or not they were there before. Before Linux 6.15 they are among the others.
-    pub(crate) guards: Vec<Range<u64>>,
+    pub(crate) guards: Ranges,
 }
 
 /// Finds the pages that were touched since they were protected, and protects them again in the same
@@ -264,22 +246,22 @@ fn take_touched_and_guards(pagemap: &File, range: Range<u64>, guard: u64) -> io:
     };
     walk(pagemap, range, query, |pages, categories| {
         if categories & guard != 0 {
-            add(&mut touched.guards, pages);
+            touched.guards.insert(pages);
         } else if categories & (PAGE_IS_PRESENT | PAGE_IS_SWAPPED) == 0 {
-            add(&mut touched.absent, pages);
+            touched.absent.insert(pages);
         } else if categories & PAGE_IS_WRITTEN != 0 {
-            add(&mut touched.written, pages);
+            touched.written.insert(pages);
         }
     })?;
     Ok(touched)
 }
 
 /// The guards in `range`, whole pages. Before Linux 6.15 none are found.
-pub(crate) fn guards(pagemap: &File, range: Range<u64>) -> io::Result<Vec<Range<u64>>> {
-    let mut found = Vec::new();
+pub(crate) fn guards(pagemap: &File, range: Range<u64>) -> io::Result<Ranges> {
+    let mut found = Ranges::new();
     let query = Query { all_of: PAGE_IS_GUARD, told: PAGE_IS_GUARD, ..Query::default() };
-    match walk(pagemap, range, query, |pages, _| add(&mut found, pages)) {
-        Err(error) if matches!(error.raw_os_error(), Some(libc::ENOTTY | libc::EINVAL)) => Ok(Vec::new()),
+    match walk(pagemap, range, query, |pages, _| found.insert(pages)) {
+        Err(error) if matches!(error.raw_os_error(), Some(libc::ENOTTY | libc::EINVAL)) => Ok(Ranges::new()),
         answer => answer.map(|()| found),
     }
 }
@@ -304,13 +286,13 @@ pub(crate) fn count_written(pagemap: &File, range: Range<u64>) -> io::Result<u64
 }
 
 /// The pages of `range` that the kernel has marked soft-dirty.
-pub(crate) fn soft_dirty(pagemap: &File, range: Range<u64>) -> io::Result<Vec<Range<u64>>> {
-    let mut found = Vec::new();
+pub(crate) fn soft_dirty(pagemap: &File, range: Range<u64>) -> io::Result<Ranges> {
+    let mut found = Ranges::new();
     let query = Query { all_of: PAGE_IS_SOFT_DIRTY, told: PAGE_IS_SOFT_DIRTY, ..Query::default() };
-    match walk(pagemap, range.clone(), query, |pages, _| add(&mut found, pages)) {
+    match walk(pagemap, range.clone(), query, |pages, _| found.insert(pages)) {
         Err(error) if matches!(error.raw_os_error(), Some(libc::ENOTTY | libc::EINVAL)) => {
-            found.clear();
-            words(pagemap, range, |word| word & WORD_SOFT_DIRTY != 0, |page, _| add(&mut found, page))?;
+            found = Ranges::new();
+            words(pagemap, range, |word| word & WORD_SOFT_DIRTY != 0, |page, _| found.insert(page))?;
         }
         answer => answer?,
     }
@@ -319,8 +301,8 @@ pub(crate) fn soft_dirty(pagemap: &File, range: Range<u64>) -> io::Result<Vec<Ra
 
 /// The pages of a private mapping of a file that are not the file's any more: they were written. In swap or
 /// not; what is thrown away is the file's again.
-pub(crate) fn copied(pagemap: &File, range: Range<u64>) -> io::Result<Vec<Range<u64>>> {
-    let mut found = Vec::new();
+pub(crate) fn copied(pagemap: &File, range: Range<u64>) -> io::Result<Ranges> {
+    let mut found = Ranges::new();
     let query = Query {
         inverted: PAGE_IS_FILE,
         all_of: PAGE_IS_FILE,
@@ -328,19 +310,18 @@ pub(crate) fn copied(pagemap: &File, range: Range<u64>) -> io::Result<Vec<Range<
         told: PAGE_IS_PRESENT,
         ..Query::default()
     };
-    match walk(pagemap, range.clone(), query, |pages, _| add(&mut found, pages)) {
+    match walk(pagemap, range.clone(), query, |pages, _| found.insert(pages)) {
         Err(error) if matches!(error.raw_os_error(), Some(libc::ENOTTY | libc::EINVAL)) => {
-            found.clear();
             copied_by_words(pagemap, range)
         }
         answer => answer.map(|()| found),
     }
 }
 
-fn copied_by_words(pagemap: &File, range: Range<u64>) -> io::Result<Vec<Range<u64>>> {
-    let mut found = Vec::new();
+fn copied_by_words(pagemap: &File, range: Range<u64>) -> io::Result<Ranges> {
+    let mut found = Ranges::new();
     let is_copied = |word| word & WORD_PRESENT_OR_SWAPPED != 0 && word & WORD_FILE == 0;
-    words(pagemap, range, is_copied, |page, _| add(&mut found, page))?;
+    words(pagemap, range, is_copied, |page, _| found.insert(page))?;
     Ok(found)
 }
 
@@ -416,15 +397,6 @@ fn words(
     Ok(())
 }
 
-/// Adds a range that comes after all others, joining it to the last one if they touch.
-fn add(ranges: &mut Vec<Range<u64>>, next: Range<u64>) {
-    match ranges.last_mut() {
-        Some(last) if last.end == next.start => last.end = next.end,
-        _ if next.is_empty() => {}
-        _ => ranges.push(next),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -441,10 +413,10 @@ mod tests {
         for page in &written {
             memory[page * page_bytes] = 1;
         }
-        let mut expected = Vec::new();
+        let mut expected = Ranges::new();
         for page in written {
             let start = base + (page * page_bytes) as u64;
-            add(&mut expected, start..start + page_bytes as u64);
+            expected.insert(start..start + page_bytes as u64);
         }
         let pagemap = File::open("/proc/self/pagemap").unwrap();
         let whole = base..base + memory.len() as u64;
@@ -462,6 +434,11 @@ mod tests {
 
     #[test]
     fn markers_are_taken_out_of_the_pages() {
+        let without = |ranges: &[Range<u64>], others: &[Range<u64>]| {
+            let (ranges, others): (Ranges, Ranges) =
+                (ranges.iter().cloned().collect(), others.iter().cloned().collect());
+            ranges.difference(&others)
+        };
         assert_eq!(without(&[0..10, 20..30], &[2..4, 8..10, 25..26]), [0..2, 4..8, 20..25, 26..30]);
         assert_eq!(without(&[0..10, 20..30], std::slice::from_ref(&(0..30))), []);
         assert_eq!(without(&[0..10, 20..30], &[5..22, 40..50]), [0..5, 22..30]);

@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 const LAYERS: [(&str, &[&str]); 6] = [
     (
         "units, errors, progress, workers, all Linux calls",
-        &["units", "text", "error", "progress", "workers", "sys"],
+        &["units", "ranges", "text", "error", "progress", "workers", "sys"],
     ),
     ("what a region is", &["region", "hash", "codec", "delta"]),
     (
@@ -25,7 +25,6 @@ const LAYERS: [(&str, &[&str]); 6] = [
             "signals",
             "descriptors",
             "elf",
-            "piece",
             "left_out",
         ],
     ),
@@ -35,9 +34,8 @@ const LAYERS: [(&str, &[&str]); 6] = [
         "the verbs",
         &[
             "capture",
-            "ingest",
-            "put",
-            "reference",
+            "labels",
+            "process",
             "restore",
             "coredump",
             "lazy",

@@ -4,11 +4,10 @@
 //! bytes: so the moments are recorded first. A tape holds the first whole and then what changed.
 
 use std::ops::Range;
-use std::time::Duration;
 
 use stillframe::{
-    AddressRange, AddressSpace, Attachment, Frozen, InPlace, Mapping, MappingKind, Memory, Origin,
-    Protection, Source, SourceError,
+    AddressRange, AddressSpace, Frozen, InPlace, Mapping, MappingKind, Memory, Protection, Source,
+    SourceError,
 };
 
 /// Mappings begin and end at multiples of it.
@@ -165,24 +164,8 @@ impl Frozen for FrozenState<'_> {
         &self.space
     }
 
-    fn origin(&self) -> Origin {
-        Origin::Bytes
-    }
-
-    fn attachments(&self) -> Vec<Attachment> {
-        Vec::new()
-    }
-
-    fn populated(&self, mapping_index: usize) -> Result<Vec<Range<u64>>, SourceError> {
-        Ok(std::iter::once(0..self.state.mappings[mapping_index].1.len() as u64).collect())
-    }
-
     fn memory(&self) -> Memory<'_> {
         Memory::InPlace(self)
-    }
-
-    fn release(&self) -> Duration {
-        Duration::ZERO
     }
 }
 

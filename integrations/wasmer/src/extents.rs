@@ -13,11 +13,10 @@ use std::collections::BTreeMap;
 use std::io;
 use std::ops::Range;
 use std::sync::Arc;
-use std::time::Duration;
 
 use stillframe::{
-    AddressRange, AddressSpace, Attachment, CopyOut, Frozen, Means, Memory, Origin, SnapshotId, Source,
-    SourceError, Store, Taken, TrackError, Tracker, Untracked,
+    AddressSpace, Frozen, Means, OneMemory, Ranges, SnapshotId, Source, SourceError, Store, Taken,
+    TrackError, Tracker, Untracked,
 };
 
 use crate::error::Error;
@@ -120,16 +119,8 @@ impl Extents {
     }
 
     /// What was written, as ranges.
-    fn ranges(&self) -> Vec<Range<u64>> {
-        let mut ranges: Vec<Range<u64>> = Vec::new();
-        for (start, bytes) in &self.written {
-            let end = start + bytes.len() as u64;
-            match ranges.last_mut() {
-                Some(last) if last.end == *start => last.end = end,
-                _ => ranges.push(*start..end),
-            }
-        }
-        ranges
+    fn ranges(&self) -> Ranges {
+        self.written.iter().map(|(start, bytes)| *start..start + bytes.len() as u64).collect()
     }
 
     /// Fills `buffer` with the bytes from `start` on.
@@ -178,8 +169,7 @@ fn offset(bytes: u64) -> usize {
 
 impl Source for Extents {
     fn open(&self) -> Result<Box<dyn Frozen + '_>, SourceError> {
-        let space = AddressSpace::image("", self.length_bytes);
-        Ok(Box::new(FrozenExtents { extents: self, space }))
+        Ok(self.frozen())
     }
 
     fn tracker(&self) -> Result<Arc<dyn Tracker>, Untracked> {
@@ -188,59 +178,26 @@ impl Source for Extents {
     }
 }
 
-struct FrozenExtents<'a> {
-    extents: &'a Extents,
-    space: AddressSpace,
-}
-
-impl Frozen for FrozenExtents<'_> {
-    fn address_space(&self) -> &AddressSpace {
-        &self.space
+impl OneMemory for Extents {
+    fn length_bytes(&self) -> u64 {
+        self.length_bytes
     }
 
-    fn origin(&self) -> Origin {
-        Origin::Bytes
-    }
-
-    fn attachments(&self) -> Vec<Attachment> {
-        Vec::new()
-    }
-
-    fn populated(&self, _mapping_index: usize) -> Result<Vec<Range<u64>>, SourceError> {
-        // Where there is no base, what was never written is zeros.
-        Ok(match &self.extents.base {
-            Some(_) => std::iter::once(0..self.extents.length_bytes).collect(),
-            None => self.extents.ranges(),
-        })
-    }
-
-    fn memory(&self) -> Memory<'_> {
-        Memory::Shared(self)
-    }
-
-    fn release(&self) -> Duration {
-        Duration::ZERO
-    }
-}
-
-impl CopyOut for FrozenExtents<'_> {
-    fn copy_out(
-        &self,
-        _mapping_index: usize,
-        offset_bytes: u64,
-        buffer: &mut [u8],
-        _unreadable: &mut Vec<AddressRange>,
-    ) -> Result<(), SourceError> {
-        self.extents
-            .read(offset_bytes, buffer)
+    fn copy_out(&self, offset_bytes: u64, buffer: &mut [u8]) -> Result<(), SourceError> {
+        self.read(offset_bytes, buffer)
             .map_err(|source| SourceError::Memory { address: offset_bytes, source })
+    }
+
+    fn populated(&self) -> Result<Ranges, SourceError> {
+        // Where there is no base, what was never written is zeros.
+        Ok(if self.base.is_some() { Ranges::from(0..self.length_bytes) } else { self.ranges() })
     }
 }
 
 /// The tracker of one capture: the runtime said what it wrote.
 struct Written {
     since: SnapshotId,
-    changes: Vec<Range<u64>>,
+    changes: Ranges,
 }
 
 impl Tracker for Written {
@@ -249,9 +206,10 @@ impl Tracker for Written {
     }
 
     fn take(&self, _space: &AddressSpace, since: Option<SnapshotId>) -> Result<Taken, TrackError> {
-        let changes = match since == Some(self.since) {
-            true => Ok(vec![self.changes.clone()]),
-            false => Err(Untracked::OtherParent),
+        let changes = if since == Some(self.since) {
+            Ok(vec![self.changes.clone()])
+        } else {
+            Err(Untracked::OtherParent)
         };
         Ok(Taken { number: 0, changes })
     }

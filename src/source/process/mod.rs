@@ -40,6 +40,7 @@ use crate::address_space::AddressSpace;
 use crate::descriptors::{Descriptor, Descriptors};
 use crate::left_out::LeftOut;
 use crate::progress::Progress;
+use crate::ranges::Ranges;
 use crate::record::Origin;
 use crate::run::Run;
 use crate::signals::Signals;
@@ -463,13 +464,12 @@ impl Frozen for FrozenProcess {
             .collect()
     }
 
-    fn populated(&self, mapping_index: usize) -> Result<Vec<Range<u64>>, SourceError> {
+    fn populated(&self, mapping_index: usize) -> Result<Ranges, SourceError> {
         self.check_it_is_held()?;
         let content = &self.memory.contents()[mapping_index];
         // What a killed process does not have any more must not pass for zeros.
         self.check_it_stands_still()?;
-        let start = content.range.start;
-        Ok(content.populated.iter().map(|range| range.start - start..range.end - start).collect())
+        Ok(content.populated.from_start_of(content.range.clone()))
     }
 
     fn left_out(&self) -> Vec<LeftOut> {

@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use crate::piece::Piece;
+use super::piece::Piece;
 
 /// Some regions of a piece side by side, without those between them.
 pub(super) struct Dense<'a> {
@@ -27,7 +27,7 @@ impl Dense<'_> {
 
     /// Where a range is that lies in these regions alone.
     pub(super) fn place(&self, range: &Range<u64>) -> Range<usize> {
-        let range = within(self.piece, range);
+        let range = self.piece.place(range);
         let first = self.piece.first_region + range.start / self.region_bytes;
         let at = self.regions.partition_point(|region| *region < first);
         let start = at * self.region_bytes + range.start % self.region_bytes;
@@ -43,10 +43,4 @@ impl Dense<'_> {
             (shared.start < shared.end).then(|| self.place(&shared))
         })
     }
-}
-
-/// Where a range of the mapping lies in a piece of it.
-pub(super) fn within(piece: &Piece, range: &Range<u64>) -> Range<usize> {
-    let place = |offset_bytes: u64| usize::try_from(offset_bytes - piece.offset_bytes).unwrap_or(usize::MAX);
-    place(range.start)..place(range.end)
 }

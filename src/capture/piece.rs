@@ -5,6 +5,7 @@
 
 use std::ops::Range;
 
+use crate::ranges::Ranges;
 use crate::table::{Place, REGIONS_PER_TABLE};
 use crate::units::RegionSize;
 
@@ -36,14 +37,27 @@ impl Piece {
     pub(crate) fn end_bytes(&self) -> u64 {
         self.offset_bytes + self.length_bytes as u64
     }
+
+    /// What it covers of its mapping.
+    pub(crate) fn range(&self) -> Range<u64> {
+        self.offset_bytes..self.end_bytes()
+    }
+
+    /// Where a range of the mapping that lies in this piece is, from the beginning of the piece.
+    pub(crate) fn place(&self, range: &Range<u64>) -> Range<usize> {
+        // Inside the piece, whose length is a `usize`.
+        let place =
+            |offset_bytes: u64| usize::try_from(offset_bytes - self.offset_bytes).unwrap_or(usize::MAX);
+        place(range.start)..place(range.end)
+    }
 }
 
-/// The pieces of the table at `place`, of up to `max_bytes`, in which anything of `ranges` lies: ranges
-/// of the whole mapping, sorted and apart.
+/// The pieces of the table at `place`, of up to `max_bytes`, in which any byte of `ranges` is; these
+/// are counted from the start of the mapping.
 pub(crate) fn pieces_of(
     table: usize,
     place: Place,
-    ranges: &[Range<u64>],
+    ranges: &Ranges,
     region_size: RegionSize,
     max_bytes: usize,
 ) -> impl Iterator<Item = Piece> {
@@ -57,22 +71,8 @@ pub(crate) fn pieces_of(
             offset_bytes: place.offset_bytes + (at * piece_bytes) as u64,
             length_bytes: piece_bytes.min(place.length_bytes - at * piece_bytes),
         };
-        overlapping(ranges, piece.offset_bytes..piece.end_bytes()).next().map(|_| piece)
+        ranges.overlaps(piece.range()).then_some(piece)
     })
-}
-
-/// What both lists of ranges (sorted and apart) share, in order.
-pub(crate) fn intersection(some: &[Range<u64>], others: &[Range<u64>]) -> Vec<Range<u64>> {
-    some.iter().flat_map(|range| overlapping(others, range.clone())).collect()
-}
-
-/// What `ranges` (sorted and apart) and `window` share, in order.
-pub(crate) fn overlapping(ranges: &[Range<u64>], window: Range<u64>) -> impl Iterator<Item = Range<u64>> {
-    let first = ranges.partition_point(|range| range.end <= window.start);
-    ranges[first..]
-        .iter()
-        .take_while(move |range| range.start < window.end)
-        .map(move |range| range.start.max(window.start)..range.end.min(window.end))
 }
 
 #[cfg(test)]
@@ -89,7 +89,8 @@ mod tests {
             length_bytes: (5 << 20) + 77,
             regions: 321,
         };
-        let populated = [0..1, (9 << 20) - 1..(9 << 20) + 1, (13 << 20)..(13 << 20) + 77];
+        let populated: Ranges =
+            [0..1, (9 << 20) - 1..(9 << 20) + 1, (13 << 20)..(13 << 20) + 77].into_iter().collect();
         let pieces: Vec<_> = pieces_of(1, place, &populated, size, PIECE_BYTES).collect();
         let found: Vec<_> =
             pieces.iter().map(|piece| (piece.offset_bytes >> 20, piece.length_bytes)).collect();

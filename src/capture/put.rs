@@ -1,9 +1,9 @@
 //! Put: an object goes into the store, unless the store has it.
 
+use super::reference::Reference;
 use crate::codec::{self, Codec};
 use crate::delta::Base;
 use crate::hash::Hash;
-use crate::reference::Reference;
 use crate::region;
 use crate::root::Root;
 use crate::store::Shared;
