@@ -59,7 +59,7 @@ pub(crate) enum Encoding {
     Raw = 0,
     Lz4 = 1,
     Zstd = 2,
-    /// The difference from another object, see [`delta`](crate::delta).
+    /// The difference from another object, see [`delta`].
     Delta = 3,
 }
 

@@ -1,4 +1,6 @@
-//! Memory of this process that is filled at its first access, by `userfaultfd` in missing mode.
+//! Memory of this process that is filled at its first access, by `userfaultfd` in missing mode. See
+//! the kernel's [userfaultfd
+//! documentation](https://docs.kernel.org/admin-guide/mm/userfaultfd.html).
 //!
 //! A thread that accesses a missing page sleeps until the handler answers: with bytes, with zeros,
 //! or with the news that there are none. The thread that answers must never access the memory

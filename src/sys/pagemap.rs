@@ -2,7 +2,8 @@
 //!
 //! Since Linux 6.7 the `PAGEMAP_SCAN` ioctl walks the page tables and answers with ranges, so that
 //! a terabyte of unpopulated memory costs microseconds. Older kernels have only one 64-bit word for
-//! every page, present or not.
+//! every page, present or not. See the kernel's [pagemap
+//! documentation](https://docs.kernel.org/admin-guide/mm/pagemap.html).
 //!
 //! To the scan, two kinds of entries that are no pages look like swap: guards
 //! (`MADV_GUARD_INSTALL`) and the markers of write protection. Since Linux 6.15 the scan reports

@@ -199,8 +199,8 @@ pub(super) fn lock_when_touched(start: *mut u8, mapped_bytes: usize) -> bool {
 
 /// Whether pages that are mapped here are locked.
 fn is_locked(start: *mut u8, mapped_bytes: usize) -> bool {
-    // The kernel accepts this advice for all memory except memory that cannot be reclaimed. SAFETY:
-    // this changes no byte: it only makes the present pages the first candidates for swap.
+    // The kernel accepts this advice for all memory except memory that cannot be reclaimed.
+    // SAFETY: this changes no byte: it only makes the present pages the first candidates for swap.
     let advised = unsafe { mm::madvise(start.cast(), mapped_bytes, Advice::LinuxCold) };
     advised == Err(rustix::io::Errno::INVAL)
 }
