@@ -12,7 +12,7 @@ pub enum Error {
         /// What is wrong with it.
         what: &'static str,
     },
-    /// The module was compiled without [`prepare`](crate::prepare).
+    /// The module was compiled without `prepare`.
     #[error(
         "the instance is of a module that was not prepared, so that its globals would be lost; \
          compile what `stillframe_wasmtime::prepare` makes of it"
