@@ -116,8 +116,8 @@ impl Reservation {
     /// # Errors
     ///
     /// [`SinkError::Reserved`] if not enough is reserved; [`SinkError::Mapping`]. The length is
-    /// unchanged then. If the memory is still being filled and shall shrink: the error that ended
-    /// the filling.
+    /// unchanged then. If the memory is still being filled and this shrinks it: the error that
+    /// ended the filling.
     pub fn set_length_bytes(&mut self, length_bytes: usize) -> Result<(), Error> {
         if length_bytes == self.length_bytes() {
             return Ok(());

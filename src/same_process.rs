@@ -41,7 +41,7 @@ impl Store {
     }
 }
 
-/// Whether a snapshot belongs to the process. If the kernel does not provide what is needed, the
+/// Whether a snapshot belongs to the process. If the kernel does not provide the needed facts, the
 /// answer is yes.
 fn is_of(snapshot: &Snapshot<'_>, pid: u32, now: &RunningProcess) -> Result<bool, Error> {
     if !matches!(&snapshot.record().origin, Origin::Process { pid: then, .. } if *then == pid) {

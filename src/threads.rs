@@ -34,7 +34,8 @@ pub struct Threads {
     /// Its session.
     pub session: u32,
     /// Every thread that had not ended: first the one with the process's own id, then the others by
-    /// id. Of a core dump: in its order, in which the thread that got the signal comes first.
+    /// id. In a core dump's order if they come from one: there, the thread that got the signal is
+    /// the first.
     pub threads: Vec<Thread>,
 }
 
@@ -48,7 +49,7 @@ pub struct Thread {
     /// Its signal mask: bit `n - 1` for signal `n`.
     pub signal_mask: u64,
     /// The signal that was about to be delivered to it, or 0. It did get the signal when it was
-    /// resumed. Of a core dump: the signal that ended the process.
+    /// resumed. For a thread of a core dump: the signal that ended the process.
     pub pending_signal: i32,
     /// The raw `siginfo_t` of that signal; empty if there is none.
     pub signal_information: Vec<u8>,

@@ -238,7 +238,7 @@ impl Notes {
 
 /// One note.
 struct Note<'a> {
-    /// The definer of its type.
+    /// Identifies the program that defined its type.
     name: &'a [u8],
     note_type: u32,
     bytes: &'a [u8],

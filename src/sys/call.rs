@@ -146,7 +146,7 @@ mod watched {
         ///
         /// # Errors
         ///
-        /// Any error that the store shall get from the call.
+        /// Any error; the store receives it as the result of the call.
         fn call(&self, call: &Call<'_>, act: &mut dyn FnMut() -> io::Result<()>) -> io::Result<()>;
     }
 

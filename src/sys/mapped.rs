@@ -57,9 +57,9 @@ pub(crate) struct Holders {
     pub(crate) unknown: Option<String>,
 }
 
-/// Whether other processes have pages of these mappings mapped. `pagemap` belongs to the process
-/// whose mappings these are: for each page, the kernel counts how often it is mapped. `ranges` must
-/// be all mappings that the process itself has of the file.
+/// Whether other processes have pages of these mappings mapped. `pagemap` is that of the process
+/// that owns the mappings; the kernel counts for each page how often it is mapped. `ranges` must be
+/// all mappings that the process itself has of the file.
 ///
 /// An error where the counts cannot be read: they need `CAP_SYS_ADMIN`.
 pub(crate) fn is_mapped_elsewhere(pagemap: &fs::File, ranges: &[Range<u64>]) -> io::Result<bool> {

@@ -67,7 +67,7 @@ pub(crate) fn copy_own(ranges: &[Range<u64>], mut buffer: &mut [u8]) -> io::Resu
 /// Copies `bytes` to the memory of this process at `address`. `EFAULT` if any byte cannot be
 /// written; the bytes before it may have been written then.
 ///
-/// The type of `target` says that every holder may write this memory, others at the same time.
+/// `target` is atomic because other code may write this memory at the same time.
 pub(crate) fn write_own(target: &[AtomicU8], bytes: &[u8]) -> io::Result<()> {
     let own_pid = std::process::id().cast_signed();
     let Some(target) = target.get(..bytes.len()) else {

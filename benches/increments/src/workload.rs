@@ -63,7 +63,7 @@ pub fn python(randomisation: Randomisation) -> Python {
     Python::start(PYTHON_RECORDS, randomisation)
 }
 
-/// Whether a program is installed: it answers the question for its version.
+/// Whether a program is installed: it prints its version on request.
 pub fn is_installed(program: &str, version_argument: &str) -> bool {
     Command::new(program).arg(version_argument).output().is_ok_and(|output| output.status.success())
 }
