@@ -88,6 +88,7 @@ mod history;
 mod labels;
 mod lazy;
 mod left_out;
+mod mapped_files;
 mod migrate;
 #[path = "../migrations/mod.rs"]
 mod migrations;

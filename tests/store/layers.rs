@@ -26,6 +26,7 @@ const LAYERS: [(&str, &[&str]); 6] = [
             "descriptors",
             "elf",
             "left_out",
+            "mapped_files",
         ],
     ),
     ("what changed since a snapshot", &["track"]),

@@ -186,8 +186,8 @@ pub(crate) struct Capture {
 /// How a live process is stopped.
 #[derive(Debug, Args)]
 pub(crate) struct Stopping {
-    /// How long the threads of the process may take to stop, such as 100ms. Then all of them go on, and which one did not
-    /// stop is told
+    /// How long the threads of the process may take to stop, such as 100ms; with thousands of threads, how long the next
+    /// one may take. Then all of them go on, and which one did not stop is told
     #[arg(long, value_name = "DURATION", default_value = "1s", value_parser = interval)]
     pub(crate) stop_timeout: Duration,
 }
@@ -343,8 +343,9 @@ impl Leave {
 The process, of which the snapshot is, goes on from the captured moment: its private memory, the
 registers of its threads and their signal masks become what they were, and a system call in which a
 thread waited begins again. It must be the same process in the same run of the program, with the same
-threads, and have its mappings where they were; else nothing is changed, what differs is said, and the
-exit code is 6.
+threads; else nothing is changed, what differs is said, and the exit code is 6. On x86-64 memory that it
+has unmapped, replaced or protected since is mapped again as it was; elsewhere, or where that is
+impossible, the process is refused.
 
 Memory that could be shared, and that no other process has (a memfd that a JVM has its heap in, say), is
 rolled back too. Where others have it, and it differs, the process is refused, unless --leave-shared-memory
@@ -357,17 +358,30 @@ A signal that was on its way is on its way again. One that the process sent to i
 kernel was about to raise for an instruction, is dropped; what others sent stays.
 
 What is and is not rolled back:
-  memory            private: yes. Shared: see above. Of devices and kernel rings (KVM, io_uring):
-                    refused, unless --leave-devices
+  private memory    yes
+  mappings          yes, and their protections and guard pages; of files only where they are shared and
+                    the process still has them open, else refused. Not: locks (mlock) and advice
+                    (madvise) of what is mapped again
+  shared memory     that no other process has: yes; of others: refused if it differs, unless
+                    --leave-shared-memory; mapped files: no, but told
+  devices           rings (io_uring), virtual processors (KVM), memory of devices: refused, unless
+                    --leave-devices
   registers         yes, and signal masks; a system call that waited begins again
   pending signals   yes, or refused
   signal handlers   no: refused if other signals are handled or ignored now than then
-  descriptors       no, but told; refused if one that was open for writing stands for another file
-                    now, unless --leave-descriptors
+  descriptors       no, but told, and also if the other end of a connection is closed; refused
+                    if one that was open for writing stands for another file now, unless
+                    --leave-descriptors
   positions         of regular files, with --seek-files; else told
   files, sockets    no: what was written to them and what is in pipes stays
-  futexes           who waits begins to wait again
-  timers, children, credentials, working directory, limits, alternate stacks: no
+  futexes           their memory: yes; who waits begins to wait again
+  threads           refused if one has ended or begun
+  timers            no: timers of the kernel go on as they are
+  children          no: those that have ended stay so, new ones go on
+  credentials       no: users, groups, capabilities and namespaces stay
+  working directory no, nor the root directory and the umask
+  limits            no: resource limits and control groups stay
+  alternate stacks  no: the address that the kernel has (sigaltstack) stays
 
 If stillframe is killed in the middle of it, the process is as it was, or rolled back, or stopped
 (state T). If it is stopped, run the same command again, and then: kill -CONT PID")]
