@@ -44,7 +44,7 @@ pub(super) fn check(attempt: &Attempt<'_>) -> Result<Mendable, Error> {
     }
     match differences.is_empty() {
         true => Ok(Mendable { grown: grown.into_iter().chain(opened).collect(), reprotected }),
-        false => Err(SinkError::DoesNotFit { pid: attempt.pid, differences, only_new }.into()),
+        false => Err(SinkError::DoesNotFit { pid: attempt.pid, differences, only_new, advice: None }.into()),
     }
 }
 

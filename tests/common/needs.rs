@@ -9,7 +9,7 @@ use std::sync::Mutex;
 const ALL: &str = "STILLFRAME_ALL_TESTS";
 
 /// Tools and libraries by their name, and the package of Debian that each is in.
-const PACKAGES: [(&str, &str); 23] = [
+const PACKAGES: [(&str, &str); 24] = [
     ("bindfs", "bindfs"),
     ("cc", "gcc"),
     ("ecj", "ecj"),
@@ -26,6 +26,7 @@ const PACKAGES: [(&str, &str); 23] = [
     ("node", "nodejs"),
     ("pkg-config", "pkg-config"),
     ("postgres", "postgresql"),
+    ("psql", "postgresql-client"),
     ("python3", "python3"),
     ("readelf", "binutils"),
     ("redis-server", "redis-server"),

@@ -12,6 +12,7 @@ mod rollback_descriptors;
 mod rollback_limits;
 mod rollback_signals;
 mod rollback_states;
+mod runtime_servers;
 mod runtimes;
 mod sources;
 mod sparse;
