@@ -6,6 +6,7 @@ mod absent;
 mod core_forms;
 mod cores;
 mod in_place;
+mod kvm_guest;
 mod processes;
 mod rollback;
 mod rollback_descriptors;
