@@ -11,25 +11,27 @@ use super::rollback::{Program, Vault};
 use super::rollback_states::compiled;
 use crate::needs::{needs, passed_over};
 
+/// How many words the guest's table has.
 const WORDS: usize = 0x2000;
 
-/// What the guest of `kvm_guest.c` does, without a virtual machine.
-struct Model {
+/// What the guests of `kvm_guest.c` and `firecracker_guest.c` do, without a virtual machine.
+pub(super) struct Model {
     steps: u32,
     drawn: u32,
     table: Vec<u32>,
 }
 
 impl Model {
-    fn new() -> Model {
-        Model { steps: 0, drawn: 0, table: vec![0; WORDS] }
+    pub(super) fn new(words: usize) -> Model {
+        Model { steps: 0, drawn: 0, table: vec![0; words] }
     }
 
-    fn run(&mut self, steps: u32) -> String {
+    /// What the guest says after so many more steps.
+    pub(super) fn run(&mut self, steps: u32) -> String {
         for _ in 0..steps {
             self.drawn = self.drawn.wrapping_mul(1_103_515_245).wrapping_add(12345);
-            let word = (self.drawn >> 16 & 0x7ffc) / 4;
-            self.table[word as usize] = self.table[word as usize].wrapping_add(self.drawn);
+            let word = (self.drawn >> 18) as usize % self.table.len();
+            self.table[word] = self.table[word].wrapping_add(self.drawn);
             self.steps += 1;
         }
         let sum = self.table.iter().fold(0u32, |sum, word| sum.wrapping_mul(31).wrapping_add(*word));
@@ -37,17 +39,22 @@ impl Model {
     }
 }
 
-/// The monitor with its guest, whose memory is in this file.
-fn machine(memory: &str) -> Option<Program> {
+/// Whether there can be virtual machines with guests that `cc` compiles.
+pub(super) fn has_kvm() -> bool {
     if !cfg!(target_arch = "x86_64") {
         passed_over("its guest is for x86-64");
-        return None;
+        return false;
     }
     if File::options().read(true).write(true).open("/dev/kvm").is_err() {
         passed_over("it needs /dev/kvm, and the right to open it");
-        return None;
+        return false;
     }
-    if !needs(&["cc"]) {
+    needs(&["cc"])
+}
+
+/// The monitor with its guest, whose memory is in this file.
+fn machine(memory: &str) -> Option<Program> {
+    if !has_kvm() {
         return None;
     }
     static COMPILED: OnceLock<PathBuf> = OnceLock::new();
@@ -62,7 +69,7 @@ fn a_process_with_a_virtual_machine_is_refused_by_name_and_its_guest_goes_on() {
     let memory = vault.directory.path().join("memory");
     let Some(mut machine) = machine(memory.to_str().unwrap()) else { return };
     let pid = machine.pid().to_string();
-    let mut model = Model::new();
+    let mut model = Model::new(WORDS);
     assert_eq!(machine.ask("run 1000"), model.run(1000));
     vault.json(&["capture", "--pid", &pid, "--process", "p"]);
     assert_eq!(machine.ask("run 1000"), model.run(1000), "after the capture");
@@ -85,7 +92,7 @@ fn a_guest_whose_memory_file_is_restored_in_place_goes_on_when_it_gets_its_regis
     let path = vault.directory.path().join("memory");
     let memory = path.to_str().unwrap();
     let Some(mut machine) = machine(memory) else { return };
-    let mut model = Model::new();
+    let mut model = Model::new(WORDS);
     machine.ask("run 1000");
     let then = machine.ask("save");
     assert_eq!(then, model.run(1000));

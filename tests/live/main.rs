@@ -5,6 +5,7 @@
 mod absent;
 mod core_forms;
 mod cores;
+mod firecracker_guest;
 mod in_place;
 mod kvm_guest;
 mod processes;

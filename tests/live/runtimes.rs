@@ -324,7 +324,11 @@ fn bank(program: impl AsRef<OsStr>) -> Command {
 
 fn java(classes: &Path, options: &[&str]) -> Command {
     let mut command = bank("java");
-    command.args(["-Xms32m", "-Xmx32m"]).args(options).arg("-cp").arg(classes).arg("Bank");
+    command.args(["-Xms32m", "-Xmx32m"]).args(options);
+    // Threads of its compilers that end make it be refused, rightly.
+    command.arg("-XX:-UseDynamicNumberOfCompilerThreads").arg("-cp").arg(classes).arg("Bank");
+    // If it crashes it leaves a report.
+    command.current_dir(classes);
     command
 }
 
