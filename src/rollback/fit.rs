@@ -74,7 +74,7 @@ pub(super) fn check(attempt: &Attempt<'_>) -> Result<Mendable, Error> {
     }
     match differences.is_empty() {
         true => Ok(Mendable { grown: emptied, reprotected, remade }),
-        false => Err(SinkError::DoesNotFit { pid: attempt.pid, differences, only_new }.into()),
+        false => Err(SinkError::DoesNotFit { pid: attempt.pid, differences, only_new, advice: None }.into()),
     }
 }
 

@@ -224,6 +224,7 @@ impl Target for HeldMemory<'_> {
                 pid: self.pid,
                 differences: vec![format!("{range} cannot be read any more")],
                 only_new: false,
+                advice: None,
             }
             .into()),
         }
