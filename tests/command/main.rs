@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::cast_possible_truncation)]
 
 mod bounds;
+mod contract;
 mod order;
 mod owners;
 mod traced;
