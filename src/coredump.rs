@@ -22,7 +22,7 @@ use crate::threads::{self, Threads};
 const LONG_ZEROS_BYTES: u64 = 1 << 20;
 
 /// What a restore into a core file did.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
 #[non_exhaustive]
 pub struct CoreStats {
     /// The length of the file.

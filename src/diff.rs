@@ -38,11 +38,12 @@ pub struct DiffOptions {
 }
 
 /// Where two snapshots differ.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize)]
 #[non_exhaustive]
 pub struct Diff {
     /// The addresses at which the bytes differ, or are captured in one of the two only: in order, apart,
     /// and exact to the byte. Where there are more than [`MAX_RANGES`](Diff::MAX_RANGES), the first so many.
+    #[serde(serialize_with = "crate::report::ranges")]
     pub ranges: Vec<AddressRange>,
     /// Whether there are more ranges than those. All are counted.
     pub more_ranges: bool,

@@ -98,6 +98,7 @@ mod record;
 mod reference;
 mod region;
 mod repair;
+mod report;
 mod reservation;
 mod restore;
 mod rollback;

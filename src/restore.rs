@@ -47,7 +47,7 @@ pub struct Restore<'a> {
 }
 
 /// What a restore into a file did.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
 #[non_exhaustive]
 pub struct RestoreStats {
     /// The length of the image.

@@ -38,7 +38,7 @@ pub struct Snapshot<'a> {
 }
 
 /// A process and its snapshots in short.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
 #[non_exhaustive]
 pub struct ProcessSummary {
     /// Its name.
@@ -46,8 +46,10 @@ pub struct ProcessSummary {
     /// How many snapshots it has.
     pub snapshots: usize,
     /// Its newest one.
+    #[serde(serialize_with = "crate::report::text")]
     pub latest: SnapshotId,
     /// When that was taken.
+    #[serde(serialize_with = "crate::report::text")]
     pub latest_time: Timestamp,
 }
 

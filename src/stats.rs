@@ -6,7 +6,7 @@ use crate::store::tree::Tree;
 use crate::sys::file;
 
 /// What a store holds. All sizes are bytes.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, PartialEq, serde::Serialize)]
 #[non_exhaustive]
 pub struct Stats {
     /// How many snapshots there are.

@@ -9,8 +9,7 @@ use crate::helper::{Running, Vault, noise};
 const CAPTURE: &str = "added_bytes changed_regions clock_behind_ms delta_regions elapsed_ms id left_out memory_bytes \
     new_regions parent paused_ms process shared_regions staging_full time tracking unreadable_bytes zero_bytes";
 const SNAPSHOT: &str = "id labels memory_bytes parent process regions source source.kind time trigger";
-const ROLLBACK: &str =
-    "bytes elapsed_ms id left_descriptors left_not_captured_bytes left_shared paused_ms stopped written_bytes";
+const ROLLBACK: &str = "bytes elapsed_ms id left_descriptors left_not_captured_bytes left_shared paused_ms stopped written_bytes";
 
 /// The paths of all keys: `ranges[].start`. Keys of labels and of left-out memory depend on the snapshot.
 fn keys_of(value: &Value) -> BTreeSet<String> {

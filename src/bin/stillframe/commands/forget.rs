@@ -1,37 +1,105 @@
-//! `forget` and `gc`.
+//! `forget`: removes snapshots.
 
 use std::collections::HashSet;
+use std::time::Duration;
 
+use clap::Args;
 use jiff::SignedDuration;
 use jiff::tz::TimeZone;
 use serde::Serialize;
-use stillframe::{ForgetPlan, GcOptions, KeepPolicy, SnapshotId, Store};
+use stillframe::{ForgetPlan, KeepPolicy, SnapshotId, Store};
 
-use crate::arguments;
 use crate::context::Context;
 use crate::errors::{Exit, wrong_usage};
 use crate::human;
-use crate::json::{ids, milliseconds};
 use crate::output::{Column, Output, table};
-use crate::progress::progress;
+use crate::values::{duration, label};
+
+const EXAMPLES: &str = "\
+Examples:
+  stillframe forget web-1~3 3f9a0c1b
+  stillframe forget --keep-last 10 --keep-daily 7 --dry-run
+  stillframe forget --process web-1 --keep-within 7d";
+
+/// Remove snapshots
+///
+/// Name the snapshots to remove, or say with --keep options which to keep. A snapshot is kept if any of the options
+/// keeps it. The options apply to each process separately.
+///
+/// Hours, days, weeks and months are those of the local time zone (the variable TZ, else that of the machine), or of UTC
+/// with --utc. A week begins on Monday.
+///
+/// The --keep options do not count snapshots whose time is in the future (of a wrong clock), and keep them. To forget
+/// one, name it.
+///
+/// A forgotten snapshot cannot be restored, but its bytes stay in the store until gc. A plain gc leaves some of them:
+/// bases of deltas that other snapshots need, and up to a tenth of each pack. To erase a secret, run
+/// stillframe gc --erase
+#[derive(Debug, Args)]
+#[command(after_long_help = EXAMPLES)]
+pub(crate) struct Forget {
+    /// Snapshots to forget
+    #[arg(value_name = "SNAPSHOT")]
+    snapshots: Vec<String>,
+    /// Keep the last N
+    #[arg(long, value_name = "N")]
+    keep_last: Option<u32>,
+    /// Keep the newest of each of N hours
+    ///
+    /// Only hours that have snapshots count. The same holds for days, weeks and months.
+    #[arg(long, value_name = "N")]
+    keep_hourly: Option<u32>,
+    /// Keep the newest of each of N days
+    #[arg(long, value_name = "N")]
+    keep_daily: Option<u32>,
+    /// Keep the newest of each of N weeks
+    #[arg(long, value_name = "N")]
+    keep_weekly: Option<u32>,
+    /// Keep the newest of each of N months
+    #[arg(long, value_name = "N")]
+    keep_monthly: Option<u32>,
+    /// Count hours, days and so on in UTC
+    #[arg(long)]
+    utc: bool,
+    /// Keep those younger than this, such as 7d
+    #[arg(long, value_name = "DURATION", value_parser = duration)]
+    keep_within: Option<Duration>,
+    /// Keep those with this label (repeatable)
+    #[arg(long = "keep-label", value_name = "KEY=VALUE", value_parser = label)]
+    keep_labels: Vec<(String, String)>,
+    /// Only snapshots of this process
+    #[arg(long, value_name = "NAME")]
+    process: Option<String>,
+    /// Report only, change nothing
+    ///
+    /// Reports which snapshots would be forgotten and how much space gc would free.
+    #[arg(long)]
+    dry_run: bool,
+    /// Accept --keep options that keep nothing
+    #[arg(long)]
+    allow_empty: bool,
+}
+
+#[derive(Serialize)]
+struct ForgetJson {
+    forgotten: Vec<String>,
+    kept: Vec<String>,
+    future: Vec<String>,
+    freeable_bytes: u64,
+}
 
 /// Removes snapshots.
-pub(crate) fn forget(context: &Context, arguments: &arguments::Forget) -> anyhow::Result<Exit> {
-    #[derive(Serialize)]
-    struct ForgetObject {
-        forgotten: Vec<String>,
-        kept: Vec<String>,
-        future: Vec<String>,
-        freeable_bytes: u64,
-    }
+pub(super) fn forget(context: &Context, arguments: &Forget) -> anyhow::Result<Exit> {
     let output = &context.output;
     let policy = keep_policy(arguments)?;
     match (arguments.snapshots.is_empty(), &policy) {
         (true, None) => {
-            return Err(wrong_usage("name the snapshots to forget, or say with --keep-… which to keep"));
+            return Err(wrong_usage(
+                "expected snapshots to forget, or --keep options that say which to keep",
+            ));
         }
         (false, Some(_)) => {
-            return Err(wrong_usage("name the snapshots to forget or say which to keep, not both"));
+            return Err(wrong_usage("expected snapshots to forget or --keep options, not both"));
         }
         _ => {}
     }
@@ -46,7 +114,7 @@ pub(crate) fn forget(context: &Context, arguments: &arguments::Forget) -> anyhow
         && !arguments.allow_empty
     {
         return Err(wrong_usage(format!(
-            "this would keep none of {}; keep some, or add --allow-empty if that is what you want",
+            "these --keep options keep none of {}; change them, or pass --allow-empty to forget all",
             human::counted(plan.forget.len() as u64, "snapshot")
         )));
     }
@@ -57,15 +125,15 @@ pub(crate) fn forget(context: &Context, arguments: &arguments::Forget) -> anyhow
     }
     if output.json {
         let (forgotten, kept, future) = (ids(&plan.forget), ids(&plan.keep), ids(&plan.future));
-        output.json(&ForgetObject { forgotten, kept, future, freeable_bytes })?;
+        output.json(&ForgetJson { forgotten, kept, future, freeable_bytes })?;
     } else if !output.quiet {
         print_plan(output, &plan, &rows, freeable_bytes, arguments.dry_run)?;
     }
     Ok(Exit::Done)
 }
 
-/// What the --keep options say, if there are any.
-fn keep_policy(arguments: &arguments::Forget) -> anyhow::Result<Option<KeepPolicy>> {
+/// The policy of the --keep options, if there are any.
+fn keep_policy(arguments: &Forget) -> anyhow::Result<Option<KeepPolicy>> {
     let within = arguments.keep_within.map(SignedDuration::try_from).transpose();
     let policy = KeepPolicy {
         last: arguments.keep_last,
@@ -73,15 +141,15 @@ fn keep_policy(arguments: &arguments::Forget) -> anyhow::Result<Option<KeepPolic
         daily: arguments.keep_daily,
         weekly: arguments.keep_weekly,
         monthly: arguments.keep_monthly,
-        within: within.map_err(|_| wrong_usage("--keep-within is too long"))?,
+        within: within.map_err(|_| wrong_usage("--keep-within: expected a shorter duration"))?,
         labels: arguments.keep_labels.clone(),
         time_zone: if arguments.utc { TimeZone::UTC } else { TimeZone::system() },
     };
     Ok((!policy.is_empty()).then_some(policy))
 }
 
-/// Forgets the snapshots that were named; all others are kept.
-fn plan_for_names(store: &Store, arguments: &arguments::Forget) -> anyhow::Result<ForgetPlan> {
+/// Forgets the named snapshots and keeps all others.
+fn plan_for_names(store: &Store, arguments: &Forget) -> anyhow::Result<ForgetPlan> {
     let mut forget: Vec<SnapshotId> = Vec::new();
     let mut seen = HashSet::new();
     for name in &arguments.snapshots {
@@ -138,81 +206,24 @@ fn print_plan(
         if dry_run { "would forget" } else { "forgot" },
         human::counted(plan.forget.len() as u64, "snapshot"),
         human::count(plan.keep.len() as u64),
-        if dry_run { "would then give back" } else { "can now give back" },
+        if dry_run { "would then free" } else { "can now free" },
         human::size(freeable_bytes),
     ));
     if let [.., newest] = plan.future[..] {
         text.push_str(&format!(
-            "left out {} in the future, such as {}: kept, and not counted; name what is to be forgotten of it\n",
+            "left out {} in the future, such as {}: kept and not counted; to forget one, name it\n",
             human::counted(plan.future.len() as u64, "snapshot"),
             human::short(newest),
         ));
     }
     output.text(&text)?;
     if !dry_run && freeable_bytes > 0 {
-        output.hint("give the space back: stillframe gc");
+        output.hint("to free the space: stillframe gc");
     }
     Ok(())
 }
 
-/// Gives space back.
-pub(crate) fn gc(context: &Context, arguments: &arguments::Gc) -> anyhow::Result<Exit> {
-    #[derive(Serialize)]
-    struct GcObject {
-        live_regions: u64,
-        dead_regions: u64,
-        freed_bytes: u64,
-        packs_removed: u64,
-        packs_rewritten: u64,
-        elapsed_ms: f64,
-        erased_bytes: u64,
-    }
-    let output = &context.output;
-    let store = context.open()?;
-    let options = GcOptions {
-        dry_run: arguments.dry_run,
-        erase: arguments.erase,
-        max_unused_percent: arguments.max_unused,
-        progress: progress(context, "collecting"),
-    };
-    let stats = store.gc(&options)?;
-    drop(options);
-    if output.json {
-        output.json(&GcObject {
-            live_regions: stats.live_regions,
-            dead_regions: stats.dead_regions,
-            freed_bytes: stats.freed_bytes,
-            packs_removed: stats.packs_removed,
-            packs_rewritten: stats.packs_rewritten,
-            elapsed_ms: milliseconds(stats.elapsed),
-            erased_bytes: stats.erased_bytes,
-        })?;
-    } else if !output.quiet {
-        let would = if arguments.dry_run { "would be " } else { "" };
-        if arguments.erase {
-            let erased = if arguments.dry_run { "would erase" } else { "erased" };
-            output.text(&output.lines(&[(erased, human::size(stats.erased_bytes))]))?;
-        }
-        output.text(&output.lines(&[
-            (if arguments.dry_run { "would free" } else { "freed" }, human::size(stats.freed_bytes)),
-            (
-                "regions",
-                format!(
-                    "{} needed, {} {would}dropped",
-                    human::count(stats.live_regions),
-                    human::count(stats.dead_regions)
-                ),
-            ),
-            (
-                "packs",
-                format!(
-                    "{} {would}removed, {} {would}rewritten",
-                    human::count(stats.packs_removed),
-                    human::count(stats.packs_rewritten)
-                ),
-            ),
-            ("took", human::duration(stats.elapsed)),
-        ]))?;
-    }
-    Ok(Exit::Done)
+/// Ids in full.
+fn ids(ids: &[SnapshotId]) -> Vec<String> {
+    ids.iter().map(SnapshotId::to_string).collect()
 }

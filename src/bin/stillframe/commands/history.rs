@@ -1,92 +1,40 @@
-//! `diff`, `history`: a look into the past without restoring it.
+//! `history`: every snapshot at which some bytes changed.
 
+use clap::Args;
 use jiff::Timestamp;
-use serde::Serialize;
-use stillframe::{AddressRange, AddressSpace, DiffOptions, Moment, Store};
+use stillframe::{AddressRange, Moment, Store};
 
-use crate::arguments;
 use crate::context::Context;
 use crate::errors::{Exit, wrong_usage};
 use crate::human;
-use crate::json::RangeObject;
 use crate::output::{Column, table};
-use crate::progress::progress;
 
-/// How many bytes a line of `history` shows to people. JSON has them all.
+/// How many bytes a line of the table shows. The JSON has all of them.
 const SHOWN_BYTES: usize = 16;
 
-/// Shows where two snapshots differ.
-pub(crate) fn diff(context: &Context, arguments: &arguments::Diff) -> anyhow::Result<Exit> {
-    #[derive(Serialize)]
-    struct DiffObject {
-        ranges: Vec<RangeObject>,
-        more_ranges: bool,
-        differing_bytes: u64,
-        differing_regions: u64,
-    }
-    let output = &context.output;
-    let store = context.open()?;
-    let (a, b) = (store.find(&arguments.a)?, store.find(&arguments.b)?);
-    let diff = store.diff(a, b, &DiffOptions { progress: progress(context, "comparing") })?;
-    if output.json {
-        output.json(&DiffObject {
-            ranges: diff.ranges.iter().map(RangeObject::from).collect(),
-            more_ranges: diff.more_ranges,
-            differing_bytes: diff.differing_bytes,
-            differing_regions: diff.differing_regions,
-        })?;
-        return Ok(Exit::Done);
-    }
-    if diff.ranges.is_empty() {
-        output.note("the memory of both is the same");
-        return Ok(Exit::Done);
-    }
-    let spaces = [a, b].map(|id| store.snapshot(id).and_then(|snapshot| snapshot.address_space()));
-    let [in_a, in_b] = spaces;
-    let (in_a, in_b) = (in_a?, in_b?);
-    let columns =
-        [Column::left("ADDRESSES"), Column::right("SIZE"), Column::left("IN"), Column::left("MAPPING")];
-    let row = |range: &AddressRange| {
-        let (found_a, found_b) = (mapping_name(&in_a, *range), mapping_name(&in_b, *range));
-        let which = match (&found_a, &found_b) {
-            (Some(_), None) => "A",
-            (None, Some(_)) => "B",
-            _ => "both",
-        };
-        let name = found_a.or(found_b).unwrap_or_default();
-        vec![range.to_string(), human::size(range.length_bytes()), which.to_owned(), name]
-    };
-    let mut text = table(output, &columns, &diff.ranges.iter().map(row).collect::<Vec<_>>());
-    text.push_str(&format!(
-        "\n{} in {}{} of {} differ\n",
-        human::size(diff.differing_bytes),
-        if diff.more_ranges { "more than " } else { "" },
-        human::counted(diff.ranges.len() as u64, "range"),
-        human::counted(diff.differing_regions, "region"),
-    ));
-    output.text(&text)?;
-    Ok(Exit::Done)
-}
+const EXAMPLES: &str = "\
+Examples:
+  stillframe history --process web-1 --range 0x7f12a0..0x7f12a8";
 
-/// What the captured mapping is called in which a range begins.
-fn mapping_name(space: &AddressSpace, range: AddressRange) -> Option<String> {
-    let mappings = space.mappings();
-    let at = mappings.partition_point(|mapping| mapping.range.end() <= range.start());
-    let found = mappings.get(at).filter(|it| it.captured && it.range.intersection(range).is_some())?;
-    Some(match found.name.is_empty() {
-        true => found.kind.name().to_owned(),
-        false => human::plain(&found.name),
-    })
+/// Show every snapshot at which some bytes changed
+///
+/// The first line is the first snapshot that has these bytes. With --json the bytes are hex digits, or null for a
+/// snapshot in which not all of them are captured memory. A range can have up to 1 MiB.
+#[derive(Debug, Args)]
+#[command(after_long_help = EXAMPLES)]
+pub(crate) struct History {
+    /// Addresses: decimal, or hexadecimal after 0x
+    #[arg(long, value_name = "START..END")]
+    range: AddressRange,
+    /// Process
+    ///
+    /// Required if the store has snapshots of several processes.
+    #[arg(long, value_name = "NAME")]
+    process: Option<String>,
 }
 
 /// Shows each snapshot at which bytes changed.
-pub(crate) fn history(context: &Context, arguments: &arguments::History) -> anyhow::Result<Exit> {
-    #[derive(Serialize)]
-    struct MomentObject {
-        id: String,
-        time: String,
-        bytes: Option<String>,
-    }
+pub(super) fn history(context: &Context, arguments: &History) -> anyhow::Result<Exit> {
     let output = &context.output;
     let store = context.open()?;
     let process = match &arguments.process {
@@ -95,12 +43,7 @@ pub(crate) fn history(context: &Context, arguments: &arguments::History) -> anyh
     };
     let moments: Vec<Moment> = store.history(&process, arguments.range)?.collect::<Result<_, _>>()?;
     if output.json {
-        let object = |moment: &Moment| MomentObject {
-            id: moment.id.to_string(),
-            time: moment.time.to_string(),
-            bytes: moment.bytes.as_deref().map(hex),
-        };
-        output.json(&moments.iter().map(object).collect::<Vec<_>>())?;
+        output.json(&moments)?;
         return Ok(Exit::Done);
     }
     let columns = [
@@ -128,25 +71,21 @@ pub(crate) fn history(context: &Context, arguments: &arguments::History) -> anyh
     Ok(Exit::Done)
 }
 
-/// The only process there is.
+/// The only process of the store.
 fn the_process(store: &Store) -> anyhow::Result<String> {
     let mut names: Vec<String> = store.processes().into_iter().map(|summary| summary.process).collect();
     match names.len() {
         1 => Ok(names.remove(0)),
-        0 => Err(wrong_usage("the store has no snapshots yet; `stillframe capture --pid PID` takes one")),
+        0 => Err(wrong_usage("the store has no snapshots; `stillframe capture --pid PID` takes one")),
         _ => {
             let names: Vec<String> = names.iter().map(|name| human::plain(name)).collect();
             let names = names.join(", ");
-            Err(wrong_usage(format!("whose history? name one with --process; there are {names}")))
+            Err(wrong_usage(format!("expected --process NAME, as there are several processes: {names}")))
         }
     }
 }
 
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
-}
-
-/// The first bytes for a person: in hex, and as text.
+/// The first bytes as hex digits and as text.
 fn shown(bytes: &[u8]) -> (String, String) {
     let first = &bytes[..bytes.len().min(SHOWN_BYTES)];
     let digits: Vec<String> = first.iter().map(|byte| format!("{byte:02x}")).collect();

@@ -1,75 +1,181 @@
-//! `completions` and `man`.
+//! `man`: the manual page, one page with a section for each verb.
 
-use std::io;
+use clap::{Arg, Args, Command, CommandFactory};
 
-use clap::{Command, CommandFactory};
-use clap_complete::Shell;
-use clap_mangen::Man;
-
-use crate::arguments::Arguments;
+use crate::Arguments;
 use crate::context::Context;
 use crate::errors::Exit;
 
-/// Prints the completions for a shell.
-pub(crate) fn completions(context: &Context, shell: Shell) -> anyhow::Result<Exit> {
-    let mut script = Vec::new();
-    clap_complete::generate(shell, &mut Arguments::command(), "stillframe", &mut script);
-    context.output.text(&String::from_utf8(script)?)?;
-    Ok(Exit::Done)
-}
+const EXAMPLES: &str = "\
+Examples:
+  stillframe man | man -l -
+  stillframe man > ~/.local/share/man/man1/stillframe.1";
 
-/// Prints the manual page: one page, with a section for each verb.
-pub(crate) fn man(context: &Context) -> anyhow::Result<Exit> {
+const ENVIRONMENT: [(&str, &str); 6] = [
+    ("STILLFRAME_STORE", "The directory of the store, if --store is not given."),
+    (
+        "XDG_DATA_HOME",
+        "The store is its subdirectory stillframe, if neither --store nor STILLFRAME_STORE is given.",
+    ),
+    ("HOME", "The store is $HOME/.local/share/stillframe, if XDG_DATA_HOME is not set either."),
+    ("NO_COLOR", "If set and not empty, no colours are printed. The same holds for TERM=dumb."),
+    ("TMPDIR", "Where `capture --core` decompresses a core. Default: /var/tmp."),
+    ("TZ", "The time zone of printed times, and of the hours, days, weeks and months of `forget`."),
+];
+
+const FILES: [(&str, &str); 6] = [
+    ("~/.local/share/stillframe", "The default store. The files below are in the directory of a store."),
+    ("FORMAT", "The version of the format, the region size and the codec."),
+    ("LOCK", "Locked by the process that owns the store. The file has the pid of that process."),
+    (
+        "packs/",
+        "The snapshots and their memory. These files are never changed, only appended to, or replaced by gc.",
+    ),
+    ("index/", "A cache of the packs. It is rebuilt if it is missing or damaged."),
+    ("damaged/", "What repair moved out of the way. REPORT.txt says why, and which snapshots lost data."),
+];
+
+/// Print the manual page
+#[derive(Debug, Args)]
+#[command(after_long_help = EXAMPLES)]
+pub(crate) struct Man {}
+
+/// Prints the manual page.
+pub(super) fn man(context: &Context) -> anyhow::Result<Exit> {
     let mut command = Arguments::command().disable_help_subcommand(true);
     command.build();
-    let main = Man::new(command.clone());
-    let mut page = Vec::new();
-    main.render_title(&mut page)?;
-    main.render_name_section(&mut page)?;
-    main.render_synopsis_section(&mut page)?;
-    main.render_description_section(&mut page)?;
-    main.render_options_section(&mut page)?;
-    let mut page = String::from_utf8(page)?;
-    for verb in command.get_subcommands() {
-        page.push_str(&verb_section(verb)?);
-    }
-    let mut rest = Vec::new();
-    render_notes(&main, &command, &mut rest)?;
-    main.render_version_section(&mut rest)?;
-    // Its examples and exit codes are tables, whose lines stay as they are up to the next section.
-    page.push_str(&String::from_utf8(rest)?.replacen(".SH NOTES\n", ".SH NOTES\n.nf\n", 1));
-    context.output.text(&page)?;
+    context.output.text(&page(&command))?;
     Ok(Exit::Done)
 }
 
-/// The section of one verb. The sections of its own page become parts of it.
-fn verb_section(verb: &Command) -> io::Result<String> {
-    // The first page has told what every verb understands.
-    let verb = verb.clone().mut_args(|argument| {
-        let told = argument.is_global_set() || argument.get_id() == "help";
-        argument.hide(told)
-    });
-    let man = Man::new(verb.clone());
-    let mut page = Vec::new();
-    man.render_synopsis_section(&mut page)?;
-    man.render_description_section(&mut page)?;
-    if verb.get_arguments().any(|argument| !argument.is_hide_set()) {
-        man.render_options_section(&mut page)?;
+fn page(command: &Command) -> String {
+    let version = command.get_version().unwrap_or_default();
+    let about = command.get_about().map(ToString::to_string).unwrap_or_default();
+    let mut page = format!(
+        ".TH stillframe 1 \"\" \"stillframe {version}\"\n.SH NAME\nstillframe \\- {}\n.SH SYNOPSIS\n",
+        escaped(&about)
+    );
+    page += &format!(
+        ".B stillframe\n[\\fIGLOBAL OPTIONS\\fR] \\fICOMMAND\\fR [\\fIOPTIONS\\fR]\n.SH DESCRIPTION\n{}",
+        paragraphs(&long_about(command))
+    );
+    let (global, own): (Vec<&Arg>, Vec<&Arg>) =
+        command.get_arguments().partition(|argument| argument.is_global_set());
+    page += &format!(".SH OPTIONS\n{}.SH \"GLOBAL OPTIONS\"\n{}", items(&own), items(&global));
+    page += ".SH COMMANDS\n";
+    for verb in command.get_subcommands() {
+        let about = verb.get_about().map(ToString::to_string).unwrap_or_default();
+        page += &item(&bold(verb.get_name()), &paragraphs(&about));
     }
-    render_notes(&man, &verb, &mut page)?;
-    let page = String::from_utf8_lossy(&page).replace("\n.SH ", "\n.SS ");
-    let page = page.strip_prefix(".SH ").map(|rest| format!(".SS {rest}")).unwrap_or(page);
-    Ok(format!(".SH \"{}\"\n{page}", verb.get_name().to_uppercase()))
+    command.get_subcommands().for_each(|verb| page += &verb_sections(verb));
+    let section = |entries: &[(&str, &str)]| -> String {
+        entries.iter().map(|(name, text)| item(&bold(name), &paragraphs(text))).collect()
+    };
+    let codes =
+        Exit::MEANINGS.iter().map(|(exit, text)| item(&bold(&(*exit as u8).to_string()), &paragraphs(text)));
+    page += &format!(".SH ENVIRONMENT\n{}.SH FILES\n{}", section(&ENVIRONMENT), section(&FILES));
+    page += &format!(".SH \"EXIT STATUS\"\n{}", codes.collect::<String>());
+    let notes = command.get_after_long_help().map(ToString::to_string).unwrap_or_default();
+    let examples = notes.split("\n\nExit codes:").next().unwrap_or_default();
+    page += &format!(".SH EXAMPLES\n{}", verbatim(examples.trim_start_matches("First steps:\n")));
+    page
 }
 
-/// What the help says at its end, if it says anything.
-fn render_notes(man: &Man, command: &Command, page: &mut Vec<u8>) -> io::Result<()> {
-    if command.get_after_help().is_none() {
-        return Ok(());
+/// The section of one verb.
+fn verb_sections(verb: &Command) -> String {
+    let arguments: Vec<&Arg> = verb
+        .get_arguments()
+        .filter(|argument| {
+            !argument.is_global_set() && !["help", "version"].contains(&argument.get_id().as_str())
+        })
+        .collect();
+    let mut text = format!(
+        ".SH \"{}\"\n.SS SYNOPSIS\n{}.SS DESCRIPTION\n{}",
+        verb.get_name().to_uppercase(),
+        synopsis(verb.get_name(), &arguments),
+        paragraphs(&long_about(verb))
+    );
+    if !arguments.is_empty() {
+        text += &format!(".SS OPTIONS\n{}", items(&arguments));
     }
-    let mut notes = Vec::new();
-    man.render_extra_section(&mut notes)?;
-    let notes = String::from_utf8_lossy(&notes).replace(".SH EXTRA", ".SH NOTES");
-    page.extend_from_slice(notes.as_bytes());
-    Ok(())
+    // The help ends with examples. What comes before them are notes.
+    let after = verb.get_after_long_help().map(ToString::to_string).unwrap_or_default();
+    let (notes, examples) = after.split_once("Examples:\n").unwrap_or((&after, ""));
+    if !notes.is_empty() {
+        text += &format!(".SS NOTES\n{}", verbatim(notes.trim_end()));
+    }
+    if !examples.is_empty() {
+        text += &format!(".SS EXAMPLES\n{}", verbatim(examples));
+    }
+    text
+}
+
+/// The verb with all of its options and arguments, those that are optional in brackets.
+fn synopsis(verb: &str, arguments: &[&Arg]) -> String {
+    let mut text = format!(".B stillframe {}\n", escaped(verb));
+    for argument in arguments {
+        let spelling = spelling(argument);
+        let more =
+            if argument.get_num_args().is_some_and(|count| count.max_values() > 1) { "..." } else { "" };
+        let before = if argument.is_last_set() { "-- " } else { "" };
+        let spelling = format!("{}{spelling}{more}", escaped(before));
+        text += &if argument.is_required_set() { format!("{spelling}\n") } else { format!("[{spelling}]\n") };
+    }
+    text
+}
+
+fn items(arguments: &[&Arg]) -> String {
+    let text = |argument: &&Arg| {
+        let help =
+            argument.get_long_help().or(argument.get_help()).map(ToString::to_string).unwrap_or_default();
+        item(&spelling(argument), &paragraphs(&help))
+    };
+    arguments.iter().map(text).collect()
+}
+
+/// How an option or an argument is typed, with the name of its value.
+fn spelling(argument: &Arg) -> String {
+    let flags = [
+        argument.get_short().map(|short| format!("-{short}")),
+        argument.get_long().map(|long| format!("--{long}")),
+    ];
+    let mut spelling = flags.iter().flatten().map(|flag| bold(flag)).collect::<Vec<_>>().join(", ");
+    if argument.get_action().takes_values() {
+        let names = argument.get_value_names().unwrap_or_default();
+        let names =
+            names.iter().map(|name| format!("\\fI{}\\fR", escaped(name))).collect::<Vec<_>>().join(" ");
+        spelling = if spelling.is_empty() { names } else { format!("{spelling} {names}") };
+    }
+    spelling
+}
+
+fn long_about(command: &Command) -> String {
+    command.get_long_about().or(command.get_about()).map(ToString::to_string).unwrap_or_default()
+}
+
+fn item(title: &str, body: &str) -> String {
+    format!(".TP\n{title}\n{}", body.replace("\n.PP\n", "\n.IP\n"))
+}
+
+/// Text that is filled, in paragraphs.
+fn paragraphs(text: &str) -> String {
+    let lines = |paragraph: &str| paragraph.lines().map(escaped).collect::<Vec<_>>().join("\n");
+    let paragraphs: Vec<String> = text.split("\n\n").map(lines).collect();
+    format!("{}\n", paragraphs.join("\n.PP\n"))
+}
+
+/// Lines that stay as they are.
+fn verbatim(text: &str) -> String {
+    let lines: String = text.lines().map(|line| format!("{}\n", escaped(line))).collect();
+    format!(".nf\n{lines}.fi\n")
+}
+
+fn bold(text: &str) -> String {
+    format!("\\fB{}\\fR", escaped(text))
+}
+
+/// Text in which nothing is a command of roff.
+fn escaped(text: &str) -> String {
+    let text = text.replace('\\', "\\e").replace('-', "\\-");
+    if text.starts_with(['.', '\'']) { format!("\\&{text}") } else { text }
 }

@@ -1,46 +1,142 @@
-//! `rollback`, which `restore --into-pid` is as well.
+//! `rollback`: rolls a running process back in place. `restore --into-pid` is its other name.
 
+use clap::Args;
 use serde::Serialize;
 use stillframe::{Mapping, RollBackStats, SnapshotId, Store};
 
-use crate::arguments;
+use super::stopping::Stopping;
 use crate::context::Context;
 use crate::errors::Exit;
 use crate::human;
-use crate::json::milliseconds;
-use crate::output::Style;
+use crate::output::{Style, milliseconds};
 use crate::progress::progress;
 
+/// How many lines about descriptors are printed.
+const MAX_DESCRIPTOR_LINES: usize = 20;
+
+const NOTES: &str = "\
+What is rolled back:
+  private memory    yes
+  shared memory     yes, if no other process maps it; else the process is
+                    refused if it differs, unless --leave-shared-memory
+  new memory        refused, unless --leave-new-memory
+  device memory     refused, unless --leave-devices (KVM, io_uring)
+  registers         yes, and signal masks; a system call in which a thread
+                    waited begins again
+  pending signals   yes, or refused; signals that other processes sent since
+                    stay
+  signal handlers   no: refused if other signals are handled or ignored now
+  descriptors       no: differences are reported; refused if one that was
+                    open for writing is of another file now, unless
+                    --leave-descriptors
+  file positions    of regular files, with --seek-files; else reported
+  files, sockets    no: written data and data in pipes stay
+  futexes           waiting threads wait again
+  timers, children, credentials, working directory, limits and alternate
+  signal stacks     no
+
+If stillframe is killed during a rollback, the process is unchanged, or
+rolled back, or stopped (state T). If it is stopped, run the same command
+again, and then: kill -CONT PID
+
+Examples:
+  stillframe rollback web-1~3 --pid 4711
+  stillframe rollback web-1@latest --pid 4711 --seek-files";
+
+/// Roll a running process back to a snapshot in place
+///
+/// The process continues at the moment of the snapshot: its private memory, the registers of its threads and their
+/// signal masks are restored. It must be the process that was captured, in the same execution of the program, with the
+/// same threads and with its mappings at the same addresses. Otherwise nothing is changed, the error says what differs,
+/// and the exit code is 6.
+#[derive(Debug, Args)]
+#[command(after_long_help = NOTES)]
+pub(crate) struct Rollback {
+    /// Snapshot to roll back to
+    #[arg(value_name = "SNAPSHOT")]
+    snapshot: String,
+    /// Process to roll back
+    #[arg(long, value_name = "PID")]
+    pid: u32,
+    #[command(flatten)]
+    leave: Leave,
+}
+
+/// What a rollback may leave unchanged.
+#[derive(Debug, Args)]
+pub(super) struct Leave {
+    /// Keep memory mapped since the snapshot
+    ///
+    /// The memory stays mapped, and the program does not use it. Without this option such a process is refused. What the
+    /// heap and the arenas of the C library have grown by is always accepted, and filled with zeros.
+    #[arg(long)]
+    leave_new_memory: bool,
+    /// Keep memory shared with other processes
+    ///
+    /// Shared memory that differs from the snapshot stays as it is, and is reported. Without this option such a process
+    /// is refused.
+    #[arg(long)]
+    leave_shared_memory: bool,
+    /// Accept descriptors that changed
+    ///
+    /// A descriptor that was open for writing may be of another file now. Without this option such a process is refused.
+    #[arg(long)]
+    leave_descriptors: bool,
+    /// Keep device memory and io_uring
+    ///
+    /// An io_uring, virtual processors (KVM) and memory of devices stay as they are. Without this option such a process
+    /// is refused.
+    #[arg(long)]
+    leave_devices: bool,
+    /// Restore the positions of regular files
+    ///
+    /// For each descriptor that is still of the same file.
+    #[arg(long)]
+    seek_files: bool,
+    #[command(flatten)]
+    stopping: Stopping,
+}
+
+impl Leave {
+    /// Whether one of the options of a rollback was given.
+    pub(super) fn is_given(&self) -> bool {
+        let Leave {
+            leave_new_memory, leave_shared_memory, leave_descriptors, leave_devices, seek_files, ..
+        } = self;
+        [leave_new_memory, leave_shared_memory, leave_descriptors, leave_devices, seek_files]
+            .iter()
+            .any(|given| **given)
+    }
+}
+
+#[derive(Serialize)]
+struct RollbackJson {
+    id: String,
+    bytes: u64,
+    written_bytes: u64,
+    elapsed_ms: f64,
+    paused_ms: f64,
+    stopped: bool,
+    left_shared: Vec<String>,
+    left_not_captured_bytes: u64,
+    left_descriptors: Vec<String>,
+}
+
 /// Rolls a running process back.
-pub(crate) fn rollback(context: &Context, arguments: &arguments::Rollback) -> anyhow::Result<Exit> {
+pub(super) fn rollback(context: &Context, arguments: &Rollback) -> anyhow::Result<Exit> {
     let store = context.open()?;
     let id = store.find(&arguments.snapshot)?;
     into_process(context, &store, id, arguments.pid, &arguments.leave)
 }
 
-/// How many lines about descriptors are for people.
-const MAX_DESCRIPTORS_TOLD: usize = 20;
-
-/// The same with an open store.
-pub(crate) fn into_process(
+/// The same with an open store, for `restore --into-pid` too.
+pub(super) fn into_process(
     context: &Context,
     store: &Store,
     id: SnapshotId,
     pid: u32,
-    leave: &arguments::Leave,
+    leave: &Leave,
 ) -> anyhow::Result<Exit> {
-    #[derive(Serialize)]
-    struct RollBackObject {
-        id: String,
-        bytes: u64,
-        written_bytes: u64,
-        elapsed_ms: f64,
-        paused_ms: f64,
-        stopped: bool,
-        left_shared: Vec<String>,
-        left_not_captured_bytes: u64,
-        left_descriptors: Vec<String>,
-    }
     let output = &context.output;
     let stats: RollBackStats = store
         .roll_back(id)?
@@ -54,11 +150,11 @@ pub(crate) fn into_process(
         .process(pid)?;
     let named = |mapping: &Mapping| format!("{} {}", mapping.range, human::plain(&mapping.name));
     let left_shared: Vec<String> = stats.left_shared.iter().map(named).collect();
-    // The program chose the names of its files.
+    // The process chose the names of its files.
     let left_descriptors: Vec<String> =
         stats.left_descriptors.iter().map(|line| human::plain(line)).collect();
     if output.json {
-        output.json(&RollBackObject {
+        output.json(&RollbackJson {
             id: id.to_string(),
             bytes: stats.bytes,
             written_bytes: stats.written_bytes,
@@ -77,38 +173,35 @@ pub(crate) fn into_process(
             ("rolled back", format!("process {pid}")),
             (
                 "memory",
-                format!(
-                    "{}, of which {} differed",
-                    human::size(stats.bytes),
-                    human::size(stats.written_bytes)
-                ),
+                format!("{}, {} differed", human::size(stats.bytes), human::size(stats.written_bytes)),
             ),
             (
                 "took",
                 format!(
-                    "{}, the process stood still for {}",
+                    "{}, process paused for {}",
                     human::duration(stats.elapsed),
                     human::duration(stats.paused)
                 ),
             ),
         ]))?;
     }
-    // Whoever reads this, and however quiet it is to be: a part of the process is of another moment.
+    // Also with --quiet: a part of the process is not of the snapshot.
     for mapping in left_shared {
-        output.warning(&format!("left as it is, although it differs, as it is shared: {mapping}"));
+        output.warning(&format!("left unchanged: shared memory that differs from the snapshot: {mapping}"));
     }
     if stats.left_not_captured_bytes > 0 {
         let left = human::size(stats.left_not_captured_bytes);
-        output.warning(&format!("left as it is, as the snapshot does not have it: {left} of memory"));
+        output.warning(&format!("left unchanged: {left} of memory that the snapshot does not have"));
     }
-    for line in left_descriptors.iter().take(MAX_DESCRIPTORS_TOLD) {
+    for line in left_descriptors.iter().take(MAX_DESCRIPTOR_LINES) {
         output.warning(line);
     }
-    if let Some(more) = left_descriptors.len().checked_sub(MAX_DESCRIPTORS_TOLD).filter(|more| *more > 0) {
-        output.warning(&format!("{more} more descriptors differ; --json names them all"));
+    if let Some(more) = left_descriptors.len().checked_sub(MAX_DESCRIPTOR_LINES).filter(|more| *more > 0) {
+        output.warning(&format!("{more} more descriptors differ; --json lists all of them"));
     }
     if stats.is_stopped {
-        output.hint(&format!("it was stopped before and still is; to let it go on: kill -CONT {pid}"));
+        output
+            .hint(&format!("the process was stopped before and still is; to continue it: kill -CONT {pid}"));
     }
     Ok(Exit::Done)
 }
