@@ -2,9 +2,11 @@
 
 use std::process::ExitCode;
 
-use clap::error::ErrorKind;
+use clap::CommandFactory;
+use clap::error::{ContextKind, ContextValue, ErrorKind};
 use stillframe::{Error, SourceError, StoreError, UnitError};
 
+use crate::Arguments;
 use crate::output::print_error;
 
 /// What the command exits with. Scripts depend on the numbers.
@@ -90,14 +92,46 @@ pub(crate) fn report_usage(error: &clap::Error) -> ExitCode {
         let _ = error.print();
         return Exit::Done.into();
     }
-    let text = match error.kind() {
-        ErrorKind::MissingSubcommand => {
-            "expected a command; `stillframe --help` lists the commands".to_owned()
-        }
-        _ => error.render().to_string(),
-    };
-    print_error(&format!("stillframe: {}", text.strip_prefix("error: ").unwrap_or(&text).trim_end()));
+    print_error(&format!("stillframe: {}", usage_text(error)));
     Exit::WrongUsage.into()
+}
+
+/// A usage error as it is printed: one line, and hints indented below.
+fn usage_text(error: &clap::Error) -> String {
+    if error.kind() == ErrorKind::MissingSubcommand {
+        return "expected a command; `stillframe --help` lists the commands".to_owned();
+    }
+    let found = match error.get(ContextKind::InvalidArg) {
+        Some(ContextValue::String(text)) if error.kind() == ErrorKind::UnknownArgument => text.as_str(),
+        _ => "",
+    };
+    // The parser takes "-1" for options: it shows the first of them, and a hint that does not help.
+    if found.starts_with('-') && found[1..].starts_with(|letter: char| letter.is_ascii_digit()) {
+        return format!(
+            "unexpected argument {found}: a value cannot be negative\n    see {}",
+            help_of_what_was_typed()
+        );
+    }
+    let text = error.render().to_string();
+    let mut lines: Vec<String> = Vec::new();
+    for paragraph in text.strip_prefix("error: ").unwrap_or(&text).split("\n\n") {
+        // The parser lists options from the environment as if they had been typed.
+        let is_left_out = ["Usage:", "For more information"].iter().any(|start| paragraph.starts_with(start));
+        let joined = paragraph.split_whitespace().collect::<Vec<_>>().join(" ");
+        if !is_left_out && !joined.is_empty() {
+            lines.push(joined);
+        }
+    }
+    lines.push(format!("see {}", help_of_what_was_typed()));
+    lines.join("\n    ")
+}
+
+/// The command that prints the help of the verb that was typed.
+fn help_of_what_was_typed() -> String {
+    let command = Arguments::command();
+    let verb = std::env::args_os().skip(1).find(|word| command.find_subcommand(word).is_some());
+    let verb = verb.map(|verb| format!("{} ", verb.display())).unwrap_or_default();
+    format!("`stillframe {verb}--help`")
 }
 
 /// Prints an error and gives the exit code.

@@ -1,5 +1,7 @@
-//! Parsers of option values: durations, labels, sizes, percentages.
+//! Parsers of option values: numbers, durations, labels, sizes.
 
+use std::fmt::Display;
+use std::str::FromStr;
 use std::time::Duration;
 
 use jiff::{Span, SpanRelativeTo};
@@ -20,8 +22,33 @@ pub(crate) fn region_size(text: &str) -> Result<u32, String> {
 }
 
 /// A percentage of at least `least`.
-pub(crate) fn percent(least: i64) -> clap::builder::RangedI64ValueParser<u8> {
-    clap::value_parser!(u8).range(least..=100)
+pub(crate) fn percent(least: u8) -> impl Fn(&str) -> Result<u8, String> + Clone {
+    move |text| whole_number(text, least, 100, "percentage")
+}
+
+/// A process id.
+pub(crate) fn pid(text: &str) -> Result<u32, String> {
+    whole_number(text, 1, u32::MAX, "pid")
+}
+
+/// A number of snapshots to keep.
+pub(crate) fn keep_count(text: &str) -> Result<u32, String> {
+    whole_number(text, 0, u32::MAX, "number of snapshots")
+}
+
+/// A number of snapshots to take.
+pub(crate) fn capture_count(text: &str) -> Result<u64, String> {
+    whole_number(text, 1, u64::MAX, "number of snapshots")
+}
+
+fn whole_number<T: FromStr + PartialOrd + Display>(
+    text: &str,
+    least: T,
+    most: T,
+    what: &str,
+) -> Result<T, String> {
+    let number = text.parse().ok().filter(|number| *number >= least && *number <= most);
+    number.ok_or_else(|| format!("expected a {what} from {least} to {most}"))
 }
 
 /// A label.
@@ -75,6 +102,15 @@ mod tests {
             assert!(duration(text).is_err(), "{text}");
         }
         assert!(interval("0s").is_err());
+    }
+
+    #[test]
+    fn a_number_out_of_its_range_is_refused_with_the_range() {
+        assert_eq!((pid("7"), percent(1)("100"), keep_count("0")), (Ok(7), Ok(100), Ok(0)));
+        for text in ["0", "-1", "", "x", "4294967296"] {
+            assert_eq!(pid(text), Err("expected a pid from 1 to 4294967295".to_owned()), "{text}");
+        }
+        assert_eq!(percent(1)("0"), Err("expected a percentage from 1 to 100".to_owned()));
     }
 
     #[test]

@@ -17,7 +17,7 @@ use crate::errors::Exit;
 use crate::human;
 use crate::output::{Output, Style, print};
 use crate::progress::progress;
-use crate::values::label;
+use crate::values::{label, pid};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -38,7 +38,7 @@ Examples:
 #[command(group = ArgGroup::new("source").required(true), after_long_help = EXAMPLES)]
 pub(crate) struct Capture {
     /// Capture this running process
-    #[arg(long, group = "source", value_name = "PID")]
+    #[arg(long, group = "source", value_name = "PID", value_parser = pid)]
     pid: Option<u32>,
     /// Capture this raw memory file
     ///
@@ -55,7 +55,7 @@ pub(crate) struct Capture {
     /// Accept a core that is cut short
     ///
     /// The missing memory is reported, and unreadable in the snapshot.
-    #[arg(long, requires = "core")]
+    #[arg(long, requires = "core", conflicts_with_all = ["pid", "file"])]
     partial: bool,
     /// Process name of the snapshot
     ///

@@ -13,7 +13,7 @@ use crate::context::Context;
 use crate::errors::{Exit, wrong_usage};
 use crate::human;
 use crate::output::{Column, Output, table};
-use crate::values::{duration, label};
+use crate::values::{duration, keep_count, label};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -42,21 +42,21 @@ pub(crate) struct Forget {
     #[arg(value_name = "SNAPSHOT")]
     snapshots: Vec<String>,
     /// Keep the last N
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = keep_count)]
     keep_last: Option<u32>,
     /// Keep the newest of each of N hours
     ///
     /// Only hours that have snapshots count. The same holds for days, weeks and months.
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = keep_count)]
     keep_hourly: Option<u32>,
     /// Keep the newest of each of N days
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = keep_count)]
     keep_daily: Option<u32>,
     /// Keep the newest of each of N weeks
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = keep_count)]
     keep_weekly: Option<u32>,
     /// Keep the newest of each of N months
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = keep_count)]
     keep_monthly: Option<u32>,
     /// Count hours, days and so on in UTC
     #[arg(long)]

@@ -13,6 +13,7 @@ use crate::errors::{Exit, wrong_usage};
 use crate::human;
 use crate::output::{Style, milliseconds};
 use crate::progress::progress;
+use crate::values::pid;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -51,13 +52,13 @@ pub(crate) struct Restore {
     #[arg(long, group = "target", value_name = "FILE", value_hint = ValueHint::FilePath)]
     core: Option<PathBuf>,
     /// Roll this running process back (see rollback)
-    #[arg(long, group = "target", value_name = "PID")]
+    #[arg(long, group = "target", value_name = "PID", value_parser = pid)]
     into_pid: Option<u32>,
     /// Replace an existing file
     #[arg(long, conflicts_with = "into_pid")]
     force: bool,
     /// Write only what differs into the file
-    #[arg(long, requires = "to", conflicts_with = "force")]
+    #[arg(long, requires = "to", conflicts_with_all = ["force", "core", "into_pid"])]
     in_place: bool,
     #[command(flatten)]
     leave: Leave,

@@ -10,6 +10,7 @@ use crate::errors::Exit;
 use crate::human;
 use crate::output::{Style, milliseconds};
 use crate::progress::progress;
+use crate::values::pid;
 
 /// How many lines about descriptors are printed.
 const MAX_DESCRIPTOR_LINES: usize = 20;
@@ -56,7 +57,7 @@ pub(crate) struct Rollback {
     #[arg(value_name = "SNAPSHOT")]
     snapshot: String,
     /// Process to roll back
-    #[arg(long, value_name = "PID")]
+    #[arg(long, value_name = "PID", value_parser = pid)]
     pid: u32,
     #[command(flatten)]
     leave: Leave,

@@ -24,8 +24,8 @@ use super::capture::{file_name, name_of_process};
 use super::stopping::Stopping;
 use super::store_as::StoreAs;
 use crate::context::Context;
-use crate::errors::{CommandError, Exit};
-use crate::values::interval;
+use crate::errors::{CommandError, Exit, wrong_usage};
+use crate::values::{capture_count, interval, pid};
 use failures::Failures;
 use report::Report;
 use target::Target;
@@ -62,7 +62,7 @@ pub(crate) struct Watch {
     /// Stop after N snapshots
     ///
     /// A command that the watch started runs on to its end.
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    #[arg(long, value_name = "N", value_parser = capture_count)]
     count: Option<u64>,
     /// Process name of the snapshots
     ///
@@ -70,7 +70,7 @@ pub(crate) struct Watch {
     #[arg(long, value_name = "NAME")]
     process: Option<String>,
     /// Watch this running process
-    #[arg(long, group = "source", value_name = "PID")]
+    #[arg(long, group = "source", value_name = "PID", value_parser = pid)]
     pid: Option<u32>,
     #[command(flatten)]
     stopping: Stopping,
@@ -96,6 +96,9 @@ const ENDING_WITHIN: Duration = Duration::from_millis(500);
 pub(super) fn watch(context: &Context, arguments: Watch) -> anyhow::Result<Exit> {
     if let Some(pid) = arguments.pid {
         ProcessSource::new(pid).check()?;
+    }
+    if arguments.command.first().is_some_and(|program| program.is_empty()) {
+        return Err(wrong_usage("expected the name of a command after --, found an empty one"));
     }
     let store = context.open_or_create()?;
     // From here on ctrl-C must end the command first, and then this program.
