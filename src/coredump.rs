@@ -24,7 +24,7 @@ use crate::units::usize_of;
 const LONG_ZEROS_BYTES: u64 = 1 << 20;
 
 /// The result of a restore into a core file.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
 #[non_exhaustive]
 pub struct CoreStats {
     /// The length of the file.

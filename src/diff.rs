@@ -38,12 +38,13 @@ pub struct DiffOptions {
 }
 
 /// The differences between two snapshots.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize)]
 #[non_exhaustive]
 pub struct Diff {
     /// The addresses at which the bytes differ, or which only one snapshot has captured: in order,
     /// disjoint, and exact to the byte. If there are more than [`MAX_RANGES`](Diff::MAX_RANGES),
     /// only the first ones.
+    #[serde(serialize_with = "crate::report::ranges")]
     pub ranges: Vec<AddressRange>,
     /// Whether there are more ranges than `ranges` lists. The counts below include all.
     pub more_ranges: bool,

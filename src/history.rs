@@ -26,14 +26,17 @@ use crate::units::{AddressRange, UnitError, usize_of};
 const MAX_RANGE_BYTES: u64 = 1 << 20;
 
 /// A snapshot at which the bytes changed.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
 #[non_exhaustive]
 pub struct Moment {
     /// The snapshot.
+    #[serde(serialize_with = "crate::report::text")]
     pub id: SnapshotId,
     /// When it was taken.
+    #[serde(serialize_with = "crate::report::text")]
     pub time: Timestamp,
     /// The bytes from then on; `None` if the range is not entirely captured memory from then on.
+    #[serde(serialize_with = "crate::report::optional_hex")]
     pub bytes: Option<Vec<u8>>,
 }
 

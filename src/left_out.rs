@@ -106,3 +106,14 @@ impl LeftOut {
         sums.into_iter().collect()
     }
 }
+
+/// The sums of [`LeftOut::sums`] in a report: a list of objects with `why` and `bytes`.
+pub(crate) fn serialize_sums<S: serde::Serializer>(all: &[LeftOut], to: S) -> Result<S::Ok, S::Error> {
+    #[derive(Serialize)]
+    struct Sum {
+        why: &'static str,
+        bytes: u64,
+    }
+    let sum = |(why, bytes): (WhyLeftOut, u64)| Sum { why: why.name(), bytes };
+    to.collect_seq(LeftOut::sums(all).into_iter().map(sum))
+}

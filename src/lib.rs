@@ -98,6 +98,7 @@ mod ranges;
 mod record;
 mod region;
 mod repair;
+mod report;
 mod reservation;
 mod restore;
 mod rollback;

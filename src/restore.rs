@@ -48,7 +48,7 @@ pub struct Restore<'a> {
 }
 
 /// The result of a restore into a file.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
 #[non_exhaustive]
 pub struct RestoreStats {
     /// The length of the image.

@@ -37,7 +37,7 @@ pub struct Snapshot<'a> {
 }
 
 /// A summary of a process and its snapshots.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
 #[non_exhaustive]
 pub struct ProcessSummary {
     /// Its name.
@@ -45,8 +45,10 @@ pub struct ProcessSummary {
     /// How many snapshots it has.
     pub snapshots: usize,
     /// Its newest snapshot.
+    #[serde(serialize_with = "crate::report::text")]
     pub latest: SnapshotId,
     /// When its newest snapshot was taken.
+    #[serde(serialize_with = "crate::report::text")]
     pub latest_time: Timestamp,
 }
 

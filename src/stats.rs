@@ -6,7 +6,7 @@ use crate::store::tree::Tree;
 use crate::sys::file;
 
 /// How much a store holds. All sizes are in bytes.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, PartialEq, serde::Serialize)]
 #[non_exhaustive]
 pub struct Stats {
     /// The number of snapshots.

@@ -1,12 +1,12 @@
-//! What a watch prints: a line for each snapshot, and what they come to.
+//! What a watch prints: a line for each snapshot, and the totals.
 
 use std::time::Duration;
 
 use stillframe::Capture;
 
+use crate::commands::capture::CaptureJson;
 use crate::errors::CommandError;
 use crate::human;
-use crate::json::CaptureObject;
 use crate::output::{Column, Output, table_row, title_row};
 
 /// What a watch prints: a line for each snapshot, and what they come to.
@@ -17,18 +17,18 @@ pub(super) struct Report {
     memory_bytes: u64,
     added_bytes: u64,
     longest_pause: Duration,
-    /// Why nothing is printed any more. Snapshots are taken all the same.
+    /// The error after which nothing is printed. Snapshots are still taken.
     output_error: Option<anyhow::Error>,
 }
 
-/// Wide enough for whatever may come, since the lines are printed before the next is known.
+/// The columns are wide enough for all values: a line is printed before the next one is known.
 const COLUMNS: [Column; 7] = [
     Column::left("TIME").width(8),
     Column::id("SNAPSHOT").width(12),
     Column::right("MEMORY").width(8),
     Column::right("CHANGED").width(8),
     Column::right("NEW ON DISK").width(11),
-    Column::right("STOOD STILL").width(11),
+    Column::right("PAUSED").width(8),
     Column::right("TOOK").width(8),
 ];
 
@@ -54,13 +54,13 @@ impl Report {
         self.keep_error(printed);
     }
 
-    /// What all snapshots come to.
+    /// Prints the totals.
     pub(super) fn totals(&mut self) {
         let printed = if self.output_error.is_none() { self.print_totals() } else { Ok(()) };
         self.keep_error(printed);
     }
 
-    /// Why not all could be printed; not if the reader had enough.
+    /// Why not everything was printed, unless the reader closed standard output.
     pub(super) fn output_error(&mut self) -> Option<anyhow::Error> {
         let is_closed_pipe =
             |error: &anyhow::Error| matches!(error.downcast_ref(), Some(CommandError::ClosedPipe));
@@ -69,14 +69,14 @@ impl Report {
 
     fn keep_error(&mut self, printed: anyhow::Result<()>) {
         if let Err(error) = printed {
-            self.output.note(&format!("{error}; the watch goes on without printing its snapshots"));
+            self.output.note(&format!("{error}; the watch continues and prints nothing more"));
             self.output_error = Some(error);
         }
     }
 
     fn print(&self, capture: &Capture) -> anyhow::Result<()> {
         if self.output.json {
-            return self.output.json_line(&CaptureObject::from(capture));
+            return self.output.json_line(&CaptureJson::new(capture, None));
         }
         if self.output.quiet {
             return self.output.text(&format!("{}\n", capture.id));
@@ -84,7 +84,7 @@ impl Report {
         if self.snapshots == 1 {
             self.output.text(&title_row(&self.output, &COLUMNS))?;
         }
-        // The last region of a mapping is shorter, so this may be a little too much.
+        // An upper bound: the last region of a mapping may be shorter.
         let changed_bytes = (capture.changed_regions * self.region_bytes).min(capture.memory_bytes);
         let cells = [
             human::time_of_day(capture.time),
@@ -104,10 +104,12 @@ impl Report {
         }
         let ratio = match self.added_bytes {
             0 => String::new(),
-            added_bytes => format!(", {} less", human::times(self.memory_bytes as f64 / added_bytes as f64)),
+            added_bytes => {
+                format!(", {} smaller", human::times(self.memory_bytes as f64 / added_bytes as f64))
+            }
         };
         self.output.text(&format!(
-            "{}: {} of memory in {} on disk{ratio}; it never stood still for more than {}\n",
+            "{}: {} of memory in {} on disk{ratio}; longest pause {}\n",
             human::counted(self.snapshots, "snapshot"),
             human::size(self.memory_bytes),
             human::size(self.added_bytes),

@@ -2,46 +2,106 @@
 //!
 //! ```text
 //! wait until a snapshot is due ─> capture ─┬─> done: a line of the report
-//!      ^     │                             └─> failed: told, and tried again later ──┐
+//!      ^     │                             └─> failed: reported, and tried again later ──┐
 //!      │     └─> the process ended, ctrl-C: over                                     │
 //!      └─────────────────────────────────────────────────────────────────────────────┘
 //! ```
 //!
-//! Whatever goes wrong with a snapshot, the watched process goes on, and so does the watch.
+//! If a snapshot fails, the watched process runs on, and the watch continues.
 
 mod failures;
 mod report;
 mod target;
 
+use std::ffi::OsString;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+use clap::{ArgGroup, Args, ValueHint};
 use stillframe::{Capture, CaptureOptions, Error, ProcessSource, Progress, SourceError, Store, Trigger};
 
-use crate::arguments;
-use crate::capture::{file_name, name_of_process};
+use super::capture::{file_name, name_of_process};
+use super::stopping::Stopping;
+use super::store_as::StoreAs;
 use crate::context::Context;
-use crate::errors::{CommandError, Exit};
+use crate::errors::{CommandError, Exit, wrong_usage};
+use crate::values::{capture_count, interval, pid};
 use failures::Failures;
 use report::Report;
 use target::Target;
 
-/// How often a waiting watch looks whether the process still runs and nobody pressed ctrl-C.
+const EXAMPLES: &str = "\
+Examples:
+  stillframe watch --every 500ms -- python3 app.py --port 8000
+  stillframe watch --every 1m --count 60 --process web --pid 4711";
+
+/// Take snapshots at intervals
+///
+/// Watches a running process, or a command that it starts. Of a command only the process itself is captured, not its
+/// children.
+///
+/// The watch ends when the process ends, after --count snapshots, or on ctrl-C. Ctrl-C also ends a command that the watch
+/// started; a second ctrl-C kills it.
+///
+/// If a snapshot fails, for example because the disk is full or a debugger is attached, the watch reports the error on
+/// standard error, closes the store and tries again later. The process runs on.
+///
+/// The exit code is 0 if at least one snapshot was taken and none failed, or if --count snapshots were taken. Otherwise
+/// it is that of the first failure, or 6 if the process ended before the first snapshot.
+#[derive(Debug, Args)]
+#[command(group = ArgGroup::new("source").required(true), after_long_help = EXAMPLES)]
+#[command(override_usage = "\
+stillframe watch [OPTIONS] -- COMMAND [ARGUMENT]...
+       stillframe watch [OPTIONS] --pid <PID>")]
+pub(crate) struct Watch {
+    /// Interval between snapshots [default: 1s]
+    ///
+    /// Such as 500ms, 2s or 1m.
+    #[arg(long, value_name = "DURATION", default_value = "1s", value_parser = interval, hide_default_value = true)]
+    every: Duration,
+    /// Stop after N snapshots
+    ///
+    /// A command that the watch started runs on to its end.
+    #[arg(long, value_name = "N", value_parser = capture_count)]
+    count: Option<u64>,
+    /// Process name of the snapshots
+    ///
+    /// Default: the name of the command, or pid:PID as for capture.
+    #[arg(long, value_name = "NAME")]
+    process: Option<String>,
+    /// Watch this running process
+    #[arg(long, group = "source", value_name = "PID", value_parser = pid)]
+    pid: Option<u32>,
+    #[command(flatten)]
+    stopping: Stopping,
+    #[command(flatten)]
+    store_as: StoreAs,
+    /// Command to start and watch
+    ///
+    /// Its standard output goes to standard error, so that standard output has the snapshots only.
+    #[arg(last = true, group = "source", value_name = "COMMAND", value_hint = ValueHint::CommandWithArguments)]
+    command: Vec<OsString>,
+}
+
+/// How often a waiting watch checks whether the process has ended or ctrl-C was pressed.
 const LOOK_EVERY: Duration = Duration::from_millis(20);
 
-/// A command gets so long to load itself before its first snapshot.
+/// How long a started command may load before its first snapshot.
 const FIRST_AFTER: Duration = Duration::from_millis(100);
 
-/// A process whose capture failed gets so long to be seen ending, which explains the failure.
+/// How long to wait for the end of a process whose capture failed: the end explains the failure.
 const ENDING_WITHIN: Duration = Duration::from_millis(500);
 
-/// Takes snapshots until the process ends, the count is reached, or somebody presses ctrl-C.
-pub(crate) fn watch(context: &Context, arguments: arguments::Watch) -> anyhow::Result<Exit> {
+/// Takes snapshots until the process ends, the count is reached, or ctrl-C is pressed.
+pub(super) fn watch(context: &Context, arguments: Watch) -> anyhow::Result<Exit> {
     if let Some(pid) = arguments.pid {
         ProcessSource::new(pid).check()?;
     }
+    if arguments.command.first().is_some_and(|program| program.is_empty()) {
+        return Err(wrong_usage("expected the name of a command after --, found an empty one"));
+    }
     let store = context.open_or_create()?;
-    // From here on ctrl-C must not end us before the command.
+    // From here on ctrl-C must end the command first, and then this program.
     let interrupted = context.interrupted();
     let process = match (arguments.process, arguments.pid, arguments.command.first()) {
         (Some(name), ..) => name,
@@ -56,7 +116,7 @@ pub(crate) fn watch(context: &Context, arguments: arguments::Watch) -> anyhow::R
         progress: Progress::new().cancel_when(interrupted),
         ..Default::default()
     };
-    // What is wrong from the beginning is told before a command is started.
+    // Wrong options are reported before the command is started.
     store.process(&process).check(&options)?;
     let (mut target, first_after) = match (arguments.pid, arguments.command.split_first()) {
         (None, Some((program, rest))) => {
@@ -76,7 +136,7 @@ pub(crate) fn watch(context: &Context, arguments: arguments::Watch) -> anyhow::R
         count: arguments.count.unwrap_or(u64::MAX),
     };
     let end = watching.run(&mut target, &mut report, &mut failures, first_after);
-    // A command may run on for long: others may use the store meanwhile.
+    // A command may run on for long: the store is closed, so that other processes can use it.
     drop(watching);
     let end = end?;
     report.totals();
@@ -85,7 +145,7 @@ pub(crate) fn watch(context: &Context, arguments: arguments::Watch) -> anyhow::R
     if let Some(ending) = target.ending() {
         context.output.note(&ending);
     }
-    context.output.hint("look at the snapshots: stillframe list");
+    context.output.hint("to see the snapshots: stillframe list");
     let output = report.output_error();
     match (end, failures.exit()) {
         (End::Interrupted, _) => Ok(Exit::Interrupted),
@@ -107,7 +167,7 @@ enum End {
 struct Watching<'a> {
     context: &'a Context,
     source: ProcessSource,
-    /// `None` after it has failed, until it is opened for the next attempt: others may make room in it, or repair it, meanwhile.
+    /// `None` after a failure, until the next attempt opens it: until then other processes can free space in it or repair it.
     store: Option<Store>,
     process: String,
     options: CaptureOptions,
@@ -116,7 +176,7 @@ struct Watching<'a> {
 }
 
 impl Watching<'_> {
-    /// An error only if no snapshot of a running process was taken and none can be.
+    /// Fails only if no snapshot of a running process was taken and none can be.
     fn run(
         &mut self,
         target: &mut Target,
@@ -140,7 +200,7 @@ impl Watching<'_> {
                 Err(Error::Interrupted) => return Ok(End::Interrupted),
                 Err(error) => {
                     if matches!(error, Error::Source(_)) {
-                        // Whatever went wrong with a process that has ended: that it has ended is why.
+                        // If the process has ended, that is the cause of any error.
                         if let Some(end) = self.ends_within(ENDING_WITHIN, target) {
                             return Ok(end);
                         }
@@ -168,7 +228,7 @@ impl Watching<'_> {
         store.process(&self.process).capture(&self.source, &self.options)
     }
 
-    /// Waits until it is time for a snapshot; says so if the watch is over before.
+    /// Waits until a snapshot is due, or gives the reason why the watch is over before that.
     fn wait_until(&self, due: Instant, target: &mut Target) -> Option<End> {
         loop {
             if self.context.is_interrupted() {
@@ -184,7 +244,7 @@ impl Watching<'_> {
         }
     }
 
-    /// Whether the watch is over within `patience`.
+    /// Waits up to `patience` for the end of the watch.
     fn ends_within(&self, patience: Duration, target: &mut Target) -> Option<End> {
         self.wait_until(Instant::now() + patience, target)
     }

@@ -12,16 +12,16 @@ use crate::context::Context;
 use crate::errors::CommandError;
 use crate::human;
 
-/// At a terminal ctrl-C reaches the command too. If it runs on for so long, it is told by us.
+/// At a terminal ctrl-C reaches the command too. If the command still runs after this time, the watch signals it.
 const INTERRUPT_AFTER: Duration = Duration::from_millis(500);
 
-/// A command that does not care about SIGINT gets SIGTERM after so long.
+/// A command that ignores SIGINT gets SIGTERM after this time.
 const TERMINATE_AFTER: Duration = Duration::from_secs(5);
 
 /// The process that is watched.
 pub(super) struct Target {
     pub(super) pid: u32,
-    /// Tells the process from a later one with the same pid.
+    /// Distinguishes the process from a later one with the same pid.
     started_ticks: Option<u64>,
     /// The command, if the watch has started it.
     command: Option<Started>,
@@ -46,8 +46,8 @@ impl Target {
         program: &OsString,
         arguments: &[OsString],
     ) -> anyhow::Result<Target> {
-        // The command must create its files as if it had been started without us. What this
-        // program creates meanwhile lies in the store, which nobody else may enter.
+        // The command must get the umask that this program was started with. Files that other threads of this program
+        // create in between are in the store, which only its owner may enter.
         let private_umask = rustix::process::umask(context.inherited_umask);
         let child = Command::new(program).args(arguments).stdout(Stdio::from(io::stderr())).spawn();
         rustix::process::umask(private_umask);
@@ -57,7 +57,7 @@ impl Target {
         Ok(Target { pid, started_ticks: None, command: Some(Started { child, name, ended: None }) })
     }
 
-    /// Whether it is no command that the watch has started.
+    /// Whether the process ran before the watch.
     pub(super) fn is_running_process(&self) -> bool {
         self.command.is_none()
     }
@@ -70,7 +70,7 @@ impl Target {
         }
     }
 
-    /// Leaves no command behind: lets it run to its end, or until ctrl-C. Says why it is over.
+    /// Waits for the end of a started command, and ends it on ctrl-C. Gives the reason why the watch is over.
     pub(super) fn finish(&mut self, context: &Context, end: End) -> End {
         if end == End::CountReached
             && let Some(command) = self.command.as_ref().filter(|command| command.ended.is_none())
@@ -95,8 +95,7 @@ impl Target {
         Some(format!("{} {status}", command.name))
     }
 
-    /// Ends the command: asks it to, more firmly after a while, and kills it when ctrl-C is pressed
-    /// once more.
+    /// Ends the command: with SIGINT, later with SIGTERM, and with SIGKILL if ctrl-C is pressed again.
     fn stop(&mut self, context: &Context) {
         context.clear_interrupt();
         let started = Instant::now();
@@ -121,7 +120,7 @@ impl Target {
 
     fn signal(&self, signal: Signal) {
         let pid = i32::try_from(self.pid).ok().and_then(Pid::from_raw);
-        // Not reaped yet, so the pid is still its own; that it is gone is no trouble.
+        // The child is not reaped, so the pid is still its own. If it has ended, the signal has no effect.
         let _ = pid.map(|pid| kill_process(pid, signal));
     }
 }
@@ -131,8 +130,7 @@ impl Started {
         if self.ended.is_none() {
             self.ended = match self.child.try_wait() {
                 Ok(status) => status.map(Some),
-                // A capture that was just stopping the command may have been told of its end first. What cannot be
-                // waited for otherwise is not waited for.
+                // A capture that was stopping the command may have reaped it. Then its status is not known.
                 Err(_) => Some(None),
             };
         }
@@ -140,14 +138,14 @@ impl Started {
     }
 }
 
-/// When a running process was started, in clock ticks since the machine was; `None` if there is
-/// no such process or only its remains.
+/// When a running process was started, in clock ticks since the machine booted; `None` if there is no such process or
+/// if it is a zombie.
 fn running_since_ticks(pid: u32) -> Option<u64> {
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    // The second field, its name in brackets, may hold anything, blanks and brackets too.
+    // The second field, the name in parentheses, may contain blanks and parentheses.
     let fields: Vec<&str> = stat.rsplit_once(')')?.1.split_ascii_whitespace().collect();
     let (state, threads, started_ticks) = (fields.first()?, fields.get(17)?, fields.get(19)?);
-    // Its first thread may have ended while others run.
+    // The first thread may have ended while others run.
     let has_ended =
         ["Z", "X", "x"].contains(state) && threads.parse::<u64>().is_ok_and(|threads| threads <= 1);
     if has_ended { None } else { started_ticks.parse().ok() }
