@@ -10,7 +10,7 @@ use crate::run::Run;
 use crate::signals::Signals;
 use crate::sink::SinkError;
 use crate::source::RSEQ_ATTACHMENT;
-use crate::store::read::{Check, Reader};
+use crate::store::packs::read::{Check, Reader};
 use crate::threads::{AUXV, MACHINE, Threads};
 
 /// What a snapshot says about its process.

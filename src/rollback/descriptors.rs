@@ -36,10 +36,8 @@ pub(super) fn check(attempt: &Attempt<'_>) -> Result<Found, SinkError> {
         return Ok(Found::default());
     };
     let (mut found, mut differences) = compare(&then.0, &now.0, attempt.roll_back.seek_files);
-    if let Some(last) = differences.last_mut().filter(|_| !attempt.roll_back.leave_descriptors) {
-        last.push_str("; ");
-        last.push_str(ADVICE);
-        return Err(attempt.misfit(differences));
+    if !differences.is_empty() && !attempt.roll_back.leave_descriptors {
+        return Err(attempt.misfit_but_for(differences, ADVICE));
     }
     differences.append(&mut found.left);
     let closed = attempt.held.closed_connections(&now.0);

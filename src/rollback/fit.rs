@@ -8,9 +8,9 @@ use super::content;
 use super::remade::{self, Remade};
 use crate::address_space::{AddressSpace, Mapping, MappingKind, Protection};
 use crate::error::Error;
+use crate::ranges::complement;
 use crate::sink::SinkError;
 use crate::source::Frozen as _;
-use crate::track::complement;
 use crate::units::AddressRange;
 
 /// How often an interruption is noticed: 1,024 mappings take less than a millisecond.
@@ -76,7 +76,7 @@ pub(super) fn check(attempt: &Attempt<'_>) -> Result<Mendable, Error> {
     }
     match differences.is_empty() {
         true => Ok(Mendable { grown: emptied, reprotected, remade }),
-        false => Err(SinkError::DoesNotFit { pid: attempt.pid, differences, only_new }.into()),
+        false => Err(SinkError::DoesNotFit { pid: attempt.pid, differences, only_new, advice: None }.into()),
     }
 }
 

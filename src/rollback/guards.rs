@@ -16,10 +16,9 @@ use super::remade::Remade;
 use crate::address_space::MappingKind;
 use crate::error::Error;
 use crate::left_out::{LeftOut, WhyLeftOut};
-use crate::piece::overlapping;
+use crate::ranges::{complement, merge, overlapping};
 use crate::source::Frozen as _;
 use crate::source::injection::{Call, Step};
-use crate::track::{complement, merge};
 use crate::units::AddressRange;
 
 const MADVISE: u64 = 28;

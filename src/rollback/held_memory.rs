@@ -9,12 +9,12 @@ use super::attempt::Attempt;
 use super::page_state::PageStates;
 use super::plan::{Patch, Target};
 use super::remade::Remade;
+use crate::capture::piece::PIECE_BYTES;
 use crate::error::Error;
 use crate::left_out::WhyLeftOut;
-use crate::piece::{PIECE_BYTES, overlapping};
+use crate::ranges::{complement, merge, overlapping};
 use crate::sink::SinkError;
 use crate::source::{Frozen as _, ProcessMemory};
-use crate::track::{complement, merge};
 use crate::units::AddressRange;
 
 /// What the kernel alone writes of a thread's area for restartable sequences, beside a pointer (bytes 8
@@ -224,6 +224,7 @@ impl Target for HeldMemory<'_> {
                 pid: self.pid,
                 differences: vec![format!("{range} cannot be read any more")],
                 only_new: false,
+                advice: None,
             }
             .into()),
         }

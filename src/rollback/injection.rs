@@ -15,11 +15,11 @@ use super::page_state::PageStates;
 use super::remade::{self, Remade};
 use crate::address_space::{Mapping, MappingKind, Protection};
 use crate::error::Error;
+use crate::ranges::{complement, merge};
 use crate::sink::SinkError;
 use crate::source::Frozen as _;
 use crate::source::injection::{CALL_CODE, Call, InjectionError, SIGRETURN_CODES, Step};
 use crate::threads::{MACHINE, X86_64};
-use crate::track::complement;
 
 pub(super) use crate::source::injection::Foothold;
 
@@ -92,8 +92,8 @@ fn empty_page(attempt: &Attempt<'_>, states: &PageStates, memory: &HeldMemory<'_
         let mut taken: Vec<Range<u64>> = left_out.map(|it| it.start()..it.end()).collect();
         taken.extend(memory.populated().iter().cloned());
         taken.extend(states.changing().iter().cloned());
-        crate::track::merge(&mut taken);
-        crate::track::merge(&mut compared);
+        merge(&mut taken);
+        merge(&mut compared);
         let empty = compared.into_iter().flat_map(|it| complement(&taken, it));
         empty
             .map(|it| it.start.next_multiple_of(page_bytes)..it.end)

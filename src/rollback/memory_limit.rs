@@ -14,9 +14,8 @@ use super::plan::Plan;
 use super::shared::mapping_at;
 use crate::address_space::MappingKind;
 use crate::error::Error;
-use crate::piece::overlapping;
+use crate::ranges::{merge, overlapping};
 use crate::sys::memory_limit;
-use crate::track::merge;
 
 /// Pages to be thrown away before anything is written.
 pub(super) struct Relief {

@@ -26,9 +26,8 @@ use super::shared::mapping_at;
 use crate::address_space::{Mapping, MappingKind};
 use crate::error::Error;
 use crate::left_out::{LeftOut, WhyLeftOut};
-use crate::piece::overlapping;
+use crate::ranges::{complement, merge, overlapping};
 use crate::source::{Frozen as _, MappingState};
-use crate::track::{complement, merge};
 use crate::units::AddressRange;
 
 /// What the kernel says about the mappings of a process, and what they are once its mappings are mended.

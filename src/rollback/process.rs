@@ -22,9 +22,10 @@ use super::{
 };
 use crate::address_space::MappingKind;
 use crate::error::Error;
+use crate::ranges::merge;
 use crate::sink::SinkError;
 use crate::source::{Frozen as _, ProcessSource, SourceError};
-use crate::track::{Tracking, Untracked, merge};
+use crate::track::{Tracking, Untracked};
 use crate::units::AddressRange;
 
 impl RollBack<'_> {

@@ -73,10 +73,8 @@ pub(super) fn settle(
         }
     }
     differences.sort_unstable();
-    if let Some(last) = differences.last_mut() {
-        last.push_str("; ");
-        last.push_str(ADVICE);
-        return Err(attempt.misfit(differences).into());
+    if !differences.is_empty() {
+        return Err(attempt.misfit_but_for(differences, ADVICE).into());
     }
     let mut left: Vec<&Mapping> = Vec::new();
     let mut written: HashSet<Written> = HashSet::new();

@@ -5,7 +5,9 @@
 mod absent;
 mod core_forms;
 mod cores;
+mod firecracker_guest;
 mod in_place;
+mod kvm_guest;
 mod many_threads;
 mod processes;
 mod rollback;
@@ -14,6 +16,8 @@ mod rollback_limits;
 mod rollback_mappings;
 mod rollback_signals;
 mod rollback_states;
+mod runtime_servers;
+mod runtimes;
 mod sources;
 mod sparse;
 mod stopping;

@@ -237,7 +237,7 @@ fn shared_memory_that_others_have_is_refused_unless_it_may_be_left() {
     let id = capture(&store, &program);
     roll_back(&store, id, &program);
     program.ask("set");
-    let found = misfit(&store, id, program.pid()).join("; ");
+    let found = store.roll_back(id).unwrap().process(program.pid()).unwrap_err().to_string();
     assert!(found.contains("differs, and ") && found.contains("--leave-shared-memory"), "{found}");
     if sees_all_processes() {
         assert!(found.contains("(states") && found.contains("has it too"), "{found}");

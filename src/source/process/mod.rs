@@ -25,11 +25,11 @@ pub(crate) use memory::ProcessMemory;
 use refusal::{find, process_error};
 
 use super::injection::{Foothold, InjectionError, Step};
+use super::mapping_state::MappingState;
 use super::maps::{self, MapsLine};
 use super::patience::{Patience, STOP_TIMEOUT};
 use super::proc_directory::ProcDirectory;
 use super::signals::Settlement;
-use super::smaps::{self, MappingState};
 use super::stop::StoppedProcess;
 use super::stuck::wait_while_stuck;
 use super::tracer::Calls;
@@ -41,6 +41,7 @@ use crate::descriptors::{Descriptor, Descriptors};
 use crate::left_out::LeftOut;
 use crate::mapped_files::{FileAt, MappedFiles};
 use crate::progress::Progress;
+use crate::ranges::Ranges;
 use crate::record::Origin;
 use crate::run::Run;
 use crate::signals::Signals;
@@ -232,10 +233,12 @@ fn mappings(
         Ok(smaps) if !smaps.is_empty() => maps::parse_smaps(&smaps),
         _ => maps::parse(&read("maps", "read the mappings of")?),
     };
-    lines.map_err(|line| SourceError::Uncapturable {
-        pid,
-        why: format!("a line of /proc/{pid}/smaps has an unknown form: {line:?}"),
-    })
+    lines.map_err(|line| unknown_form(pid, &line))
+}
+
+fn unknown_form(pid: u32, line: &str) -> SourceError {
+    let why = format!("a line of /proc/{pid}/smaps has an unknown form: {line:?}");
+    SourceError::Uncapturable { pid, why }
 }
 
 /// The files of the shared ones among these mappings.
@@ -288,10 +291,8 @@ impl FrozenProcess {
         let pid = self.process.pid();
         let smaps = self.process.read(&format!("task/{}/smaps", self.memory.tid()));
         let smaps = smaps.map_err(|error| process_error(pid, "read the state of the mappings of", error))?;
-        smaps::parse(&smaps).map_err(|line| SourceError::Uncapturable {
-            pid,
-            why: format!("a line of /proc/{pid}/smaps has an unknown form: {line:?}"),
-        })
+        let lines = maps::parse_smaps(&smaps).map_err(|line| unknown_form(pid, &line))?;
+        Ok(lines.iter().map(MappingState::of).collect())
     }
 
     /// Whether other processes have pages of these mappings mapped, which are all that this one has of a file.
@@ -497,13 +498,12 @@ impl Frozen for FrozenProcess {
             .collect()
     }
 
-    fn populated(&self, mapping_index: usize) -> Result<Vec<Range<u64>>, SourceError> {
+    fn populated(&self, mapping_index: usize) -> Result<Ranges, SourceError> {
         self.check_it_is_held()?;
         let content = &self.memory.contents()[mapping_index];
         // What a killed process does not have any more must not pass for zeros.
         self.check_it_stands_still()?;
-        let start = content.range.start;
-        Ok(content.populated.iter().map(|range| range.start - start..range.end - start).collect())
+        Ok(content.populated.from_start_of(content.range.clone()))
     }
 
     fn left_out(&self) -> Vec<LeftOut> {
