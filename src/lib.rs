@@ -88,6 +88,7 @@ mod history;
 mod labels;
 mod lazy;
 mod left_out;
+mod mapped_files;
 mod migrate;
 #[path = "../migrations/mod.rs"]
 mod migrations;
@@ -97,6 +98,7 @@ mod ranges;
 mod record;
 mod region;
 mod repair;
+mod report;
 mod reservation;
 mod restore;
 mod rollback;
@@ -109,6 +111,7 @@ mod snapshot;
 mod source;
 mod stats;
 mod store;
+mod sync;
 mod sys;
 mod table;
 mod template;
@@ -147,7 +150,7 @@ mod workers;
 /// ```
 #[cfg(feature = "fault-injection")]
 pub mod fault_injection {
-    pub use crate::store::pack::{Sealing, seal_packs_at};
+    pub use crate::store::packs::sealing::{Sealing, seal_packs_at};
     pub use crate::sys::call::{Call, Watching, Witness, watch};
 }
 
@@ -182,8 +185,8 @@ pub use stats::Stats;
 pub use store::catalog::Labels;
 pub use store::error::StoreError;
 pub use store::id::StoreId;
-pub use store::object::Kind;
-pub use store::read::Check;
+pub use store::packs::object::Kind;
+pub use store::packs::read::Check;
 pub use store::{Store, StoreInfo, StoreOptions};
 pub use table::REGIONS_PER_TABLE;
 pub use template::{Instance, Template};

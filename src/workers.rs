@@ -1,7 +1,7 @@
 //! Workers: one thread a core, each with a state of its own, that share out a list of work in order.
 
+use crate::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Mutex, PoisonError};
 
 /// How many workers there are at the most.
 pub(crate) fn cores() -> usize {
@@ -27,9 +27,9 @@ pub(crate) fn for_each<T: Send, S, E: Send>(
         let _on_panic = EndOnPanic(&has_ended);
         let mut state = start();
         while !has_ended.load(Ordering::Relaxed) {
-            let Some(item) = lock(&items).next() else { break };
+            let Some(item) = items.lock().next() else { break };
             if let Err(error) = work(&mut state, item) {
-                lock(&failure).get_or_insert(error);
+                failure.lock().get_or_insert(error);
                 has_ended.store(true, Ordering::Relaxed);
             }
         }
@@ -42,7 +42,7 @@ pub(crate) fn for_each<T: Send, S, E: Send>(
             run();
         }),
     }
-    let failed = lock(&failure).take();
+    let failed = failure.lock().take();
     failed.map_or(Ok(()), Err)
 }
 
@@ -55,10 +55,6 @@ impl Drop for EndOnPanic<'_> {
             self.0.store(true, Ordering::Relaxed);
         }
     }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[cfg(test)]

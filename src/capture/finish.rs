@@ -18,12 +18,13 @@ use crate::left_out::{LeftOut, WhyLeftOut};
 use crate::ranges::Ranges;
 use crate::record::{AttachmentRef, MOMENT_PREFIX, Origin, Record, SnapshotId, Trigger};
 use crate::source::Attachment;
+use crate::store::Shared;
 use crate::store::catalog::Labels;
+use crate::store::commit::{check_length, encode};
 use crate::store::error::StoreError;
 use crate::store::lane::LaneGuard;
-use crate::store::object::Kind;
-use crate::store::read::{Check, Reader};
-use crate::store::{Shared, check_length, encode};
+use crate::store::packs::object::Kind;
+use crate::store::packs::read::{Check, Reader};
 use crate::text::shorten;
 
 /// A capture after its first step: nothing needs the source any more.

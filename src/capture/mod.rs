@@ -62,10 +62,11 @@ use crate::left_out::LeftOut;
 use crate::progress::Progress;
 use crate::record::{SnapshotId, Trigger};
 use crate::source::{Attachment, Frozen, Memory, Source};
+use crate::store::Shared;
 use crate::store::catalog::Labels;
+use crate::store::commit::check_length;
 use crate::store::error::StoreError;
-use crate::store::object::Kind;
-use crate::store::{Shared, check_length};
+use crate::store::packs::object::Kind;
 use crate::table;
 use crate::text::shorten;
 use crate::track::Tracking;
@@ -122,20 +123,24 @@ impl Default for CaptureOptions {
     }
 }
 
-/// What a capture did.
-#[derive(Clone, Debug)]
+/// The result of a capture.
+#[derive(Clone, Debug, serde::Serialize)]
 #[non_exhaustive]
 pub struct Capture {
     /// The id of the snapshot.
+    #[serde(serialize_with = "crate::report::text")]
     pub id: SnapshotId,
     /// Its process.
     pub process: String,
     /// The snapshot it follows.
+    #[serde(serialize_with = "crate::report::optional_text")]
     pub parent: Option<SnapshotId>,
     /// When it was taken, by the clock.
+    #[serde(serialize_with = "crate::report::text")]
     pub time: Timestamp,
     /// How much earlier that is than the time of the snapshot before it, if it is by a second or more: one of both times is
     /// wrong. The snapshots stand in the order in which they were taken all the same.
+    #[serde(rename = "clock_behind_ms", serialize_with = "crate::report::optional_milliseconds")]
     pub clock_behind: Option<Duration>,
     /// The bytes of all captured mappings.
     pub memory_bytes: u64,
@@ -152,10 +157,12 @@ pub struct Capture {
     /// What the packs grew by.
     pub added_bytes: u64,
     /// How long it took.
+    #[serde(rename = "elapsed_ms", serialize_with = "crate::report::milliseconds")]
     pub elapsed: Duration,
     /// How long the source stood still, or had to: for a live process from the first thread that
     /// stopped to the last that went on, for [`LiveMemory`](crate::LiveMemory) as long as it took to find
     /// and copy what changed. Zero for a file and for bytes that are borrowed.
+    #[serde(rename = "paused_ms", serialize_with = "crate::report::milliseconds")]
     pub paused: Duration,
     /// Whether the source stood still for longer because the staging buffer was too small.
     pub staging_full: bool,
@@ -163,6 +170,7 @@ pub struct Capture {
     pub tracking: Tracking,
     /// What of its captured mappings the snapshot does not have, and why, in the order of the addresses. It is
     /// restored as zeros, and a rollback leaves it as it is.
+    #[serde(serialize_with = "crate::left_out::serialize_sums")]
     pub left_out: Vec<LeftOut>,
 }
 

@@ -6,13 +6,14 @@ use crate::delta::Base;
 use crate::hash::Hash;
 use crate::region;
 use crate::root::Root;
+use crate::store::Shared;
+use crate::store::commit::check_length;
 use crate::store::error::StoreError;
 use crate::store::gate::CaptureGuard;
-use crate::store::log::Batch;
-use crate::store::object::Kind;
-use crate::store::read::Reader;
+use crate::store::packs::batch::Batch;
+use crate::store::packs::object::Kind;
+use crate::store::packs::read::Reader;
 use crate::store::tree::Tree;
-use crate::store::{Shared, check_length};
 
 /// How what is new is to be stored.
 #[derive(Clone, Copy)]
@@ -96,7 +97,7 @@ impl Put<'_> {
                 }
                 // What a delta needs is in the store too, unless there is damage.
                 if location.is_delta() && shared.damage_known() {
-                    return reader.is_grounded(tree, hash);
+                    return reader.is_resolvable(tree, hash);
                 }
                 Ok(true)
             };

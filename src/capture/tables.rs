@@ -2,7 +2,7 @@
 //! lacks of the regions and of the tables is stored. Whichever worker enters the last piece of a table stores it.
 
 use std::collections::HashSet;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 
 use super::counts::CaptureCounts;
 use super::piece::Piece;
@@ -16,8 +16,9 @@ use crate::root::Root;
 use crate::store::Shared;
 use crate::store::error::StoreError;
 use crate::store::gate::CaptureGuard;
-use crate::store::object::Kind;
+use crate::store::packs::object::Kind;
 use crate::store::tree::Tree;
+use crate::sync::Mutex;
 use crate::table;
 use crate::units::RegionSize;
 
@@ -84,18 +85,18 @@ impl Tables {
         // What became zeros has no piece that would finish it.
         let mut worker = Worker::new(&self.shared);
         for (table, progress) in self.plan.tables.iter().zip(&self.progress) {
-            let mut progress = lock(progress);
+            let mut progress = progress.lock();
             if progress.done.is_none() {
                 progress.hashes = vec![Hash::ZERO; table.place.regions];
                 self.finish_table(table, &mut progress, &mut worker)?;
             }
         }
         drop(worker);
-        let done = self.progress.iter().map(|progress| lock(progress).done.unwrap_or(Hash::ZERO));
+        let done = self.progress.iter().map(|progress| progress.lock().done.unwrap_or(Hash::ZERO));
         let done = self.plan.tables.iter().map(|table| table.at).zip(done);
         let root =
             Root::new(self.plan.root_tables, done.chain(self.plan.taken_over.iter().copied()).collect());
-        let counts = *lock(&self.counts);
+        let counts = *self.counts.lock();
         Ok((root, counts, self.guard))
     }
 
@@ -127,7 +128,7 @@ impl Tables {
         if !changed.is_empty() {
             self.store_regions(bytes, &changed, worker)?;
         }
-        let mut progress = lock(&self.progress[piece.table]);
+        let mut progress = self.progress[piece.table].lock();
         if progress.hashes.is_empty() {
             progress.hashes = self.begin_table(table, reference.as_deref());
         }
@@ -157,7 +158,7 @@ impl Tables {
             .map(|at| region_bytes.min(table.reference_bytes - at * region_bytes))
             .sum();
         // Among those of the parent; those of this snapshot are counted when it is finished.
-        let mut counts = lock(&self.counts);
+        let mut counts = self.counts.lock();
         counts.zero_bytes = counts.zero_bytes.saturating_sub(zero_bytes as u64);
         hashes
     }
@@ -172,7 +173,7 @@ impl Tables {
         if table.reference.is_zero() {
             return Ok(None);
         }
-        let mut progress = lock(&self.progress[table_index]);
+        let mut progress = self.progress[table_index].lock();
         if progress.reference_hashes.is_none() {
             let hashes = self.read_reference(table, worker)?;
             let expected = table.reference_bytes.div_ceil(self.plan.region_size.bytes());
@@ -228,7 +229,7 @@ impl Tables {
             worker.batch.push(Kind::Region, self.store_as.codec, it.hash, plain, base);
         }
         let appended = self.shared.append(&mut worker.batch)?;
-        *lock(&self.counts) += CaptureCounts {
+        *self.counts.lock() += CaptureCounts {
             new_regions: appended.objects - appended.deltas,
             delta_regions: appended.deltas,
             shared_regions: changed.len() as u64 - appended.objects,
@@ -279,7 +280,7 @@ impl Tables {
             hash
         };
         progress.done = Some(done);
-        *lock(&self.counts) += counts;
+        *self.counts.lock() += counts;
         Ok(())
     }
 }
@@ -294,8 +295,4 @@ fn hashes_of(bytes: &[u8], region_size: RegionSize) -> Vec<Hash> {
         hashes[at] = hash;
     }
     hashes
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -4,7 +4,6 @@
 //! regions together of which only a part was read, and enters them into their table ([`Tables::enter`]).
 
 use std::ops::Range;
-use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use super::counts::CaptureCounts;
 use super::dense::Dense;
@@ -18,6 +17,7 @@ use crate::ranges::Ranges;
 use crate::root::Root;
 use crate::source::{CopyOut, Frozen, InPlace, Memory};
 use crate::store::gate::CaptureGuard;
+use crate::sync::Mutex;
 use crate::units::AddressRange;
 use crate::workers::{self, cores};
 
@@ -83,7 +83,7 @@ impl Work {
     /// What came of it, once all pieces are worked on. The source is not needed any more.
     pub(super) fn finish(self) -> Result<Done, Error> {
         let (root, counts, guard) = self.tables.finish()?;
-        let unreadable = self.unreadable.into_inner().unwrap_or_else(PoisonError::into_inner);
+        let unreadable = self.unreadable.into_inner();
         Ok(Done { root, counts, unreadable, guard })
     }
 
@@ -98,7 +98,7 @@ impl Work {
         let mut unreadable = Vec::new();
         memory.copy_ranges(mapping_index, ranges, buffer, &mut unreadable)?;
         if !unreadable.is_empty() {
-            lock(&self.unreadable).append(&mut unreadable);
+            self.unreadable.lock().append(&mut unreadable);
         }
         Ok(())
     }
@@ -265,8 +265,4 @@ pub(super) fn copy_in_place(
         part.copy_from_slice(bytes);
         buffer = rest;
     }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -1,8 +1,8 @@
 //! What one thread of a capture keeps to itself.
 
 use crate::store::Shared;
-use crate::store::log::Batch;
-use crate::store::read::{Check, Reader};
+use crate::store::packs::batch::Batch;
+use crate::store::packs::read::{Check, Reader};
 
 /// The buffers of one thread that works on pieces.
 pub(super) struct Worker<'a> {

@@ -8,7 +8,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use super::serve::{Because, Worker};
-use super::server::{BUSY, Held, MISSING, Phase, Server, lock};
+use super::server::{BUSY, Held, MISSING, Phase, Server};
 use super::{Fill, HotSet};
 use crate::error::Error;
 
@@ -27,7 +27,7 @@ impl Server {
     }
 
     pub(super) fn set_phase(&self, phase: Phase) {
-        *lock(&self.phase) = phase;
+        *self.phase.lock() = phase;
         self.phase_changed.notify_all();
     }
 
@@ -68,7 +68,7 @@ impl Server {
                             }
                         }
                     }
-                    lock(&self.touches).before = hot_set;
+                    self.touches.lock().before = hot_set;
                 }
                 Ok(None) => {}
                 // Then by address alone.
@@ -97,7 +97,7 @@ impl Server {
         match self.missing.unregister() {
             Ok(()) => {
                 self.missing.end();
-                *lock(&self.held) = None;
+                *self.held.lock() = None;
             }
             // The handlers go on then, and answer with zeros as they would be.
             Err(error) => tracing::warn!("a lazy mapping that is filled cannot be unregistered: {error}"),

@@ -26,6 +26,7 @@ use crate::restore::Restore;
 use crate::sink::SinkError;
 use crate::sys::missing::{self, Missing};
 use crate::sys::pages::Pages;
+use crate::units::usize_of;
 
 pub use hot_set::HotSet;
 use server::Server;
@@ -136,7 +137,7 @@ impl Restore<'_> {
         self.shared.check_process()?;
         let bytes = self.image_bytes();
         let failed = |source| Error::from(SinkError::Mapping { bytes, source });
-        let length = usize::try_from(bytes).unwrap_or(usize::MAX);
+        let length = usize_of(bytes);
         let space = Arc::new(self.address_space().clone());
         let (memory, missing) = match missing::map_missing(length) {
             Ok(both) => both,

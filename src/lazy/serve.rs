@@ -14,13 +14,13 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use super::blocks::BlockPart;
-use super::server::{BUSY, Held, MISSING, SERVED, SPOILED, Server, Table, lock};
+use super::server::{BUSY, Held, MISSING, SERVED, SPOILED, Server, Table};
 use crate::error::Error;
 use crate::hash::Hash;
 use crate::sink::SinkError;
 use crate::store::error::StoreError;
-use crate::store::object::Kind;
-use crate::store::read::Reader;
+use crate::store::packs::object::Kind;
+use crate::store::packs::read::Reader;
 
 /// Why a block is served.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -170,7 +170,7 @@ impl Server {
     }
 
     pub(super) fn keep_error(&self, error: Error) {
-        let mut first = lock(&self.error);
+        let mut first = self.error.lock();
         match *first {
             None => tracing::error!("a part of a lazy mapping cannot be served: {}", story(&error)),
             Some(_) => tracing::debug!("a part of a lazy mapping cannot be served: {}", story(&error)),

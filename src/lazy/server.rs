@@ -5,7 +5,7 @@ use std::io;
 use std::ops::Range;
 use std::panic::AssertUnwindSafe;
 use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, OnceLock};
 use std::thread::JoinHandle;
 
 use super::blocks::Blocks;
@@ -20,7 +20,8 @@ use crate::restore::Restore;
 use crate::sink::SinkError;
 use crate::store::Shared;
 use crate::store::gate::SnapshotGuard;
-use crate::store::read::Check;
+use crate::store::packs::read::Check;
+use crate::sync::{Condvar, Mutex};
 use crate::sys::missing::{Missing, Woken};
 use crate::workers;
 
@@ -120,40 +121,40 @@ impl Server {
             is_refused: AtomicBool::new(false),
             finished: AtomicBool::new(false),
             phase: Mutex::new(Phase::Unfilled),
-            phase_changed: Condvar::new(),
+            phase_changed: Condvar::default(),
             held: Mutex::new(Some(Arc::new(held))),
         }
     }
 
     pub(super) fn is_filled(&self) -> bool {
-        *lock(&self.phase) == Phase::Filled
+        *self.phase.lock() == Phase::Filled
     }
 
     pub(super) fn error(&self) -> Option<Arc<Error>> {
-        lock(&self.error).clone()
+        self.error.lock().clone()
     }
 
     /// Waits until it is filled, or cannot be. If nobody fills it, this thread does.
     pub(super) fn wait_until_filled(self: &Arc<Server>) {
-        let mut phase = lock(&self.phase);
+        let mut phase = self.phase.lock();
         loop {
             match *phase {
                 Phase::Filled | Phase::GivenUp => return,
                 Phase::Filling => {
-                    phase = self.phase_changed.wait(phase).unwrap_or_else(PoisonError::into_inner);
+                    phase = self.phase_changed.wait(phase);
                 }
                 Phase::Unfilled => {
                     *phase = Phase::Filling;
                     drop(phase);
                     self.guarded(|held| self.fill(held, Fill::ByAddress));
-                    phase = lock(&self.phase);
+                    phase = self.phase.lock();
                 }
             }
         }
     }
 
     pub(super) fn touched(&self) -> HotSet {
-        let touches = lock(&self.touches);
+        let touches = self.touches.lock();
         let mut hot_set = touches.before.clone();
         for block in &touches.blocks {
             self.blocks.addresses(*block).for_each(|range| hot_set.push(range));
@@ -179,7 +180,7 @@ impl Server {
             threads.push(start("stillframe-lazy", |server, held, _| server.handle(held))?);
         }
         if fill != Fill::OnTouch {
-            *lock(&self.phase) = Phase::Filling;
+            *self.phase.lock() = Phase::Filling;
             threads.push(start("stillframe-fill", Server::fill)?);
         }
         Ok(())
@@ -187,7 +188,7 @@ impl Server {
 
     /// Does `work`. Should it panic, who waits for it is not left waiting.
     fn guarded(&self, work: impl FnOnce(&Held)) {
-        let Some(held) = lock(&self.held).clone() else { return };
+        let Some(held) = self.held.lock().clone() else { return };
         if let Err(panic) = std::panic::catch_unwind(AssertUnwindSafe(|| work(&held))) {
             self.spoil_all();
             self.set_phase(Phase::GivenUp);
@@ -227,7 +228,7 @@ impl Server {
         }
         // Noted before it is answered: who touched it may ask for what was touched.
         let ahead = {
-            let mut touches = lock(&self.touches);
+            let mut touches = self.touches.lock();
             let last = std::mem::take(&mut touches.ahead);
             let mut length = 1;
             if last.end == block && !last.is_empty() {
@@ -249,8 +250,4 @@ impl Server {
             self.serve(worker, block, Because::Filling);
         }
     }
-}
-
-pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

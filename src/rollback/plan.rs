@@ -11,8 +11,8 @@ use crate::progress::Progress;
 use crate::ranges::{complement, overlapping};
 use crate::region;
 use crate::store::Shared;
-use crate::store::object::Kind;
-use crate::store::read::{Check, Reader};
+use crate::store::packs::object::Kind;
+use crate::store::packs::read::{Check, Reader};
 use crate::table::Place;
 use crate::workers;
 

@@ -1,13 +1,14 @@
-//! Which pages of a process are there, and which were written: `/proc/PID/pagemap`.
+//! Which pages of a process are present, and which were written: `/proc/PID/pagemap`.
 //!
 //! Since Linux 6.7 the `PAGEMAP_SCAN` ioctl walks the page tables and answers with ranges, so that
-//! a terabyte of nothing costs microseconds. Before, there is one 64-bit word to read for every
-//! page, present or not.
+//! a terabyte of unpopulated memory costs microseconds. Older kernels have only one 64-bit word for
+//! every page, present or not. See the kernel's [pagemap
+//! documentation](https://docs.kernel.org/admin-guide/mm/pagemap.html).
 //!
-//! What stands in the place of a page and is none looks like swap to the scan: guards
-//! (`MADV_GUARD_INSTALL`) and the markers of write protection. Since Linux 6.15 the scan tells guards. Markers have
-//! a swap type of their own in the page's word, which the kernel shows to those with `CAP_SYS_ADMIN`; to others
-//! they count as pages, which read as zeros.
+//! To the scan, two kinds of entries that are no pages look like swap: guards
+//! (`MADV_GUARD_INSTALL`) and the markers of write protection. Since Linux 6.15 the scan reports
+//! guards. A marker has its own swap type in the page's word, which the kernel shows only to
+//! processes with `CAP_SYS_ADMIN`. For other processes markers count as pages, which read as zeros.
 
 use std::fs::File;
 use std::io;
@@ -18,7 +19,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::ranges::Ranges;
 
-/// `_IOWR('f', 16, struct pm_scan_arg)`, which says that the argument has 96 (0x60) bytes.
+/// `_IOWR('f', 16, struct pm_scan_arg)`; the number says that the argument has 96 (0x60) bytes.
 const PAGEMAP_SCAN: u32 = 0xc060_6610;
 const _: () = assert!(size_of::<ScanArgument>() == 0x60);
 const PAGE_IS_WRITTEN: u64 = 1 << 1;
@@ -29,29 +30,30 @@ const PAGE_IS_PFNZERO: u64 = 1 << 5;
 const PAGE_IS_SOFT_DIRTY: u64 = 1 << 7;
 /// Linux 6.15.
 const PAGE_IS_GUARD: u64 = 1 << 8;
-/// `PM_SCAN_WP_MATCHING | PM_SCAN_CHECK_WPASYNC`: write-protects what it answers, in the same step,
-/// and fails where that is impossible.
+/// `PM_SCAN_WP_MATCHING | PM_SCAN_CHECK_WPASYNC`: write-protects the pages that it reports, in the
+/// same step, and fails where that is impossible.
 const PROTECT_MATCHING: u64 = 1 | 2;
 
 /// Bits of a pagemap word: the page is in memory, or it is in swap.
 const WORD_PRESENT_OR_SWAPPED: u64 = 1 << 63 | 1 << 62;
-/// A pagemap word's bit: the page was written since somebody wrote 4 to `clear_refs`.
+/// A bit of a pagemap word: the page was written since a process wrote 4 to `clear_refs`.
 const WORD_SOFT_DIRTY: u64 = 1 << 55;
-/// A pagemap word's bit: the page is one of a file.
+/// A bit of a pagemap word: the page belongs to a file.
 const WORD_FILE: u64 = 1 << 61;
 
-/// A pagemap word's bit: the page is in swap, or something that is no page stands in its place.
+/// A bit of a pagemap word: the page is in swap, or the entry is no page.
 const WORD_SWAPPED: u64 = 1 << 62;
-/// A pagemap word's bit: the page is a guard. Linux 6.15.
+/// A bit of a pagemap word: the page is a guard. Linux 6.15.
 const WORD_GUARD: u64 = 1 << 58;
-/// A swapped page's type; all ones for a marker, 0 also where it is not shown.
+/// The type of a swapped page: all ones for a marker; 0 also where the kernel does not show it.
 const WORD_SWAP_TYPE: u64 = 31;
 
-/// How many ranges one scan may answer: 24 KiB of them.
+/// The greatest number of ranges that one scan returns: 24 KiB of them.
 const RANGES_PER_SCAN: usize = 1024;
-/// The same for the first scan of a range: most have a few only, and the room for the answers is cleared.
+/// The same for the first scan of a range: most have only a few ranges, and the buffer for the
+/// answers is cleared first.
 const RANGES_PER_FIRST_SCAN: usize = 64;
-/// How many pagemap words one read takes: 512 KiB.
+/// The number of pagemap words in one read: 512 KiB.
 const WORDS_PER_READ: usize = 64 * 1024;
 
 /// The kernel's `struct pm_scan_arg`.
@@ -83,20 +85,20 @@ struct ScanRange {
 /// The pages of a mapping.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(crate) struct Pages {
-    /// Those in memory or in swap, but for the shared page of zeros.
+    /// Pages in memory or in swap, without the shared page of zeros.
     pub(crate) held: Ranges,
-    /// Those of them that are no file's, or not any more: they were written.
+    /// Those of `held` that do not, or no longer, belong to a file: they were written.
     pub(crate) own: Ranges,
     /// The shared page of zeros.
     pub(crate) zeros: Ranges,
-    /// Guards: nothing is there, and a touch is a fatal signal.
+    /// Guards: there is no page, and an access raises a fatal signal.
     pub(crate) guards: Ranges,
 }
 
-/// What the page tables have in `range`, whole pages. Only of private memory without a file does
-/// absence mean zeros, and there only where no userfaultfd fills it.
+/// What the page tables hold for `range`, which is whole pages. An absent page means zeros only in
+/// private memory without a file, and only where no userfaultfd fills it.
 pub(crate) fn pages(pagemap: &File, range: Range<u64>) -> io::Result<Pages> {
-    /// Whether the kernel was found to know no guards.
+    /// Whether the kernel proved to know no guards.
     static KNOWS_NO_GUARDS: AtomicBool = AtomicBool::new(false);
     if !KNOWS_NO_GUARDS.load(Ordering::Relaxed) {
         match scan_pages(pagemap, range.clone(), PAGE_IS_GUARD) {
@@ -118,10 +120,10 @@ pub(crate) fn pages(pagemap: &File, range: Range<u64>) -> io::Result<Pages> {
     }
 }
 
-/// By `PAGEMAP_SCAN`, which is to tell guards by the category `guard`; 0 where it cannot.
+/// With `PAGEMAP_SCAN`, which reports guards by the category `guard`; 0 where it cannot.
 fn scan_pages(pagemap: &File, range: Range<u64>, guard: u64) -> io::Result<Pages> {
     let mut pages = Pages::default();
-    // What may be no page, and only the pages' words tell.
+    // Entries that may be no pages; only their words can decide.
     let mut doubtful = Ranges::new();
     let query = Query {
         any_of: PAGE_IS_PRESENT | PAGE_IS_SWAPPED,
@@ -134,7 +136,8 @@ fn scan_pages(pagemap: &File, range: Range<u64>, guard: u64) -> io::Result<Pages
         } else if categories & PAGE_IS_PFNZERO != 0 {
             pages.zeros.insert(found);
         } else {
-            // A marker of write protection counts as not written; a guard that is not told as written.
+            // The scan reports a marker of write protection as not written, and, where it cannot
+            // report guards, a guard as written.
             if categories & PAGE_IS_PRESENT == 0 && (guard == 0 || categories & PAGE_IS_WRITTEN == 0) {
                 doubtful.insert(found.clone());
             }
@@ -155,7 +158,7 @@ fn scan_pages(pagemap: &File, range: Range<u64>, guard: u64) -> io::Result<Pages
     Ok(pages)
 }
 
-/// Word by word. The shared page of zeros is not told from others.
+/// Word by word. This cannot distinguish the shared page of zeros from other pages.
 fn pages_by_words(pagemap: &File, range: Range<u64>) -> io::Result<Pages> {
     let mut pages = Pages::default();
     let is_wanted = |word| word & WORD_PRESENT_OR_SWAPPED != 0;
@@ -172,7 +175,7 @@ fn pages_by_words(pagemap: &File, range: Range<u64>) -> io::Result<Pages> {
     Ok(pages)
 }
 
-/// Whether a word is that of a marker. Kernels that have no scan used the type for something else.
+/// Whether a word is that of a marker. Kernels without the scan used the type for something else.
 fn is_marker(word: u64) -> bool {
     word & WORD_SWAPPED != 0 && word & WORD_SWAP_TYPE == WORD_SWAP_TYPE
 }
@@ -182,8 +185,8 @@ pub(crate) fn populated(pagemap: &File, range: Range<u64>) -> io::Result<Ranges>
     Ok(pages(pagemap, range)?.held)
 }
 
-/// Whether any page of `range`, whole pages, is in memory or in swap, be it one of zeros. `ENOTTY` where the kernel has no
-/// `PAGEMAP_SCAN`: reading every word would take too long.
+/// Whether any page of `range`, which is whole pages, is in memory or in swap; the page of zeros
+/// counts. `ENOTTY` where the kernel has no `PAGEMAP_SCAN`: reading every word would take too long.
 pub(crate) fn is_anything_there(pagemap: &File, range: Range<u64>) -> io::Result<bool> {
     let mut is_there = false;
     let query =
@@ -192,21 +195,21 @@ pub(crate) fn is_anything_there(pagemap: &File, range: Range<u64>) -> io::Result
     Ok(is_there)
 }
 
-/// What a scan asks of each page.
+/// What a scan requires of each page.
 #[derive(Clone, Copy, Default)]
 struct Query {
     flags: u64,
-    /// Of these categories the opposite counts.
+    /// For these categories the opposite counts.
     inverted: u64,
-    /// A page must be in all of these …
+    /// A page must be in all of these categories …
     all_of: u64,
     /// … and, unless this is empty, in one of these.
     any_of: u64,
-    /// Which categories to tell.
+    /// The categories to report.
     told: u64,
 }
 
-/// What happened to write-protected memory since it was protected the last time.
+/// What happened to write-protected memory since it was last protected.
 #[derive(Debug, Default)]
 pub(crate) struct Touched {
     /// The pages that may have been written.
@@ -218,16 +221,17 @@ pub(crate) struct Touched {
     pub(crate) guards: Ranges,
 }
 
-/// Finds the pages that were touched since they were protected, and protects them again in the same
-/// step. `range` is whole pages of this process, registered with a
-/// [`Userfault`](super::userfault::Userfault); else `EPERM`.
+/// Finds the pages that changed since they were protected, and protects them again in the same
+/// step. `range` is whole pages of this process that are registered with a
+/// [`Userfault`](super::userfault::Userfault); otherwise `EPERM`.
 ///
-/// A page that is thrown away (MADV_DONTNEED) loses its protection without being written. Linux 6.18
-/// calls it written all the same, which no manual promises: so absent pages are asked for as well. A
-/// page that was never there and is protected has a marker in its place, which looks like swap.
+/// A page that is discarded (MADV_DONTNEED) loses its protection without being written. Linux 6.18
+/// reports it as written nevertheless, but no manual promises that, so this asks for absent pages
+/// too. A page that was never present and is protected has a marker in its place, which looks like
+/// swap.
 pub(crate) fn take_touched(pagemap: &File, range: Range<u64>) -> io::Result<Touched> {
     match take_touched_and_guards(pagemap, range.clone(), PAGE_IS_GUARD) {
-        // Such a kernel has not begun to look.
+        // Such a kernel returns the error before it scans.
         Err(error) if error.raw_os_error() == Some(libc::EINVAL) => {
             take_touched_and_guards(pagemap, range, 0)
         }
@@ -266,7 +270,7 @@ pub(crate) fn guards(pagemap: &File, range: Range<u64>) -> io::Result<Ranges> {
     }
 }
 
-/// How many bytes of pages [`take_touched`] would call written. Changes nothing.
+/// How many bytes of pages [`take_touched`] would report as written. Changes nothing.
 pub(crate) fn count_written(pagemap: &File, range: Range<u64>) -> io::Result<u64> {
     let count = |guard: u64| {
         let query = Query {
@@ -325,7 +329,7 @@ fn copied_by_words(pagemap: &File, range: Range<u64>) -> io::Result<Ranges> {
     Ok(found)
 }
 
-/// Calls `found` with the pages of `range` that match and their categories, in order.
+/// Calls `found` with the matching pages of `range` and their categories, in order.
 fn walk(
     pagemap: &File,
     range: Range<u64>,
@@ -350,15 +354,16 @@ fn walk(
             category_anyof_mask: query.any_of,
             return_mask: query.told,
         };
-        // SAFETY: the ioctl reads and writes one `pm_scan_arg`, whose layout and size `ScanArgument`
-        // has, and writes at most `range_count` `page_region`s, the length of `answers`, to
-        // `ranges`, its place. On a file of another kind it fails with ENOTTY.
+        // SAFETY: the ioctl reads and writes one `pm_scan_arg`, whose layout and size
+        // `ScanArgument` has. It writes at most `range_count` `page_region`s to `ranges`; these are
+        // the length and the place of `answers`. On a file of another kind it fails with ENOTTY.
         let answered = unsafe { libc::ioctl(pagemap.as_raw_fd(), PAGEMAP_SCAN as _, &raw mut argument) };
         let answered = usize::try_from(answered).map_err(|_| io::Error::last_os_error())?;
         let mut walked_to = argument.walk_end;
         for answer in &answers[..answered.min(answers.len())] {
             found(answer.start.max(range.start)..answer.end.min(range.end), answer.categories);
-            // Linux 6.18 answers with more ranges than `walk_end` admits when there are over 512.
+            // If there are over 512 ranges, Linux 6.18 returns ranges beyond the `walk_end` that it
+            // reports.
             walked_to = walked_to.max(answer.end);
         }
         if walked_to <= start {
@@ -408,7 +413,7 @@ mod tests {
         let mut memory = memmap2::MmapMut::map_anon(pages * page_bytes).unwrap();
         memory.advise(memmap2::Advice::NoHugePage).unwrap();
         let base = memory.as_ptr().addr() as u64;
-        // Every other page, so that one scan cannot answer with all ranges; then a run.
+        // Every other page, so that one scan cannot return all ranges; then a run.
         let written: Vec<usize> = (0..4000).step_by(2).chain(4500..4600).collect();
         for page in &written {
             memory[page * page_bytes] = 1;
@@ -420,7 +425,7 @@ mod tests {
         }
         let pagemap = File::open("/proc/self/pagemap").unwrap();
         let whole = base..base + memory.len() as u64;
-        // `assert!`: the lists are long.
+        // `assert!`, because the lists are long.
         assert!(pages_by_words(&pagemap, whole.clone()).unwrap().held == expected);
         let scanned = scan_pages(&pagemap, whole.clone(), 0).unwrap();
         assert!(scanned.held == expected && scanned.own == expected);
@@ -465,7 +470,7 @@ mod tests {
 
     #[test]
     fn an_old_kernel_is_told_from_a_new_one_by_the_answer_to_the_scan() {
-        // A plain file has no scan either and answers as an old kernel's pagemap does.
+        // A plain file has no scan either and answers as the pagemap of an old kernel does.
         let file = File::open("/proc/self/stat").unwrap();
         assert_eq!(scan_pages(&file, 0..4096, 0).unwrap_err().raw_os_error(), Some(libc::ENOTTY));
     }

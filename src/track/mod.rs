@@ -143,6 +143,13 @@ impl Tracking {
     }
 }
 
+impl serde::Serialize for Tracking {
+    /// Its name.
+    fn serialize<S: serde::Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
+        to.serialize_str(self.name())
+    }
+}
+
 impl fmt::Display for Tracking {
     /// Its name, and for a rescan why it was one.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -110,7 +110,7 @@ struct Capture {
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 struct State {
-    // store/index.rs, store/log.rs
+    // store/index/mod.rs, store/packs/log.rs
     index: [Option<Copy>; HASHES],
     pending: [Option<Copy>; HASHES],
     position: u8,

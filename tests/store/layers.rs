@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 const LAYERS: [(&str, &[&str]); 6] = [
     (
         "units, errors, progress, workers, all Linux calls",
-        &["units", "ranges", "text", "error", "progress", "workers", "sys"],
+        &["units", "ranges", "text", "report", "error", "progress", "workers", "sys"],
     ),
     ("what a region is", &["region", "hash", "codec", "delta"]),
     (
@@ -26,6 +26,7 @@ const LAYERS: [(&str, &[&str]); 6] = [
             "descriptors",
             "elf",
             "left_out",
+            "mapped_files",
         ],
     ),
     ("what changed since a snapshot", &["track"]),
@@ -69,7 +70,7 @@ const MIGRATIONS: (&str, [&str; 3]) = ("migrations", ["store", "migrate", "repai
 const WRAP: &str = "error";
 
 /// The one file that names the database.
-const DATABASE: (&str, &str) = ("sled", "src/store/database.rs");
+const DATABASE: (&str, &str) = ("sled", "src/store/index/database.rs");
 
 /// Not of any layer: the list of modules, the command, which is a crate of its own, and what the fuzz targets call,
 /// which reaches everything.

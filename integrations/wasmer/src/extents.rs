@@ -1,4 +1,4 @@
-//! Extents: what is known of a memory since its last snapshot.
+//! Extents: the parts of a memory that were written since its last snapshot.
 //!
 //! ```text
 //! parent   ├───────────────────────────────────────┤
@@ -6,8 +6,8 @@
 //! image    ├───────────────────────────────────────┴────────┤
 //! ```
 //!
-//! Only what the runtime wrote is held; the core completes the regions that an extent covers in part from
-//! the parent. So a snapshot needs as much memory as changed, and not as much as there is.
+//! Only bytes that the runtime wrote are held; the library completes partly covered regions from
+//! the parent. So a snapshot needs memory for what changed, and not for the whole image.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -21,19 +21,19 @@ use stillframe::{
 
 use crate::error::Error;
 
-/// What wasm memories can have at most: 16 GiB, the limit of 64-bit ones in browsers. A damaged extent
-/// that claims more is refused before anything is planned for it.
+/// The greatest size of a Wasm memory: 16 GiB, the limit of 64-bit memories in browsers. A damaged
+/// extent that claims more is rejected before anything is allocated for it.
 const MAX_MEMORY_BYTES: u64 = 16 << 30;
 
-/// LZ4 makes no more than so much of a byte.
+/// The greatest number of bytes that one byte of LZ4 can stand for.
 const LZ4_MAX_RATIO: usize = 255;
 
-/// A memory: the one of a snapshot, if there is one, and what was written over it.
+/// A memory: that of a snapshot, if there is one, and the bytes written over it.
 #[derive(Debug, Default)]
 pub(crate) struct Extents {
     base: Option<Base>,
     length_bytes: u64,
-    /// By where they begin; they never overlap.
+    /// By their start; they never overlap.
     written: BTreeMap<u64, Vec<u8>>,
 }
 
@@ -45,7 +45,7 @@ struct Base {
 }
 
 impl Extents {
-    /// The memory of a snapshot, which has so many bytes.
+    /// The memory of a snapshot, which has this many bytes.
     pub(crate) fn over(store: &Arc<Store>, id: SnapshotId, length_bytes: u64) -> Extents {
         let base = Base { store: store.clone(), id, length_bytes };
         Extents { base: Some(base), length_bytes, written: BTreeMap::new() }
@@ -56,14 +56,14 @@ impl Extents {
         self.length_bytes
     }
 
-    /// Forgets what was written over the base.
+    /// Discards the bytes that were written over the base.
     pub(crate) fn undo(&mut self) {
         self.written.clear();
         self.length_bytes = self.base.as_ref().map_or(0, |base| base.length_bytes);
     }
 
-    /// Writes an extent as Wasmer compresses it: its length in 4 bytes and an LZ4 block. A `region` that is empty
-    /// only says where the extent begins.
+    /// Writes an extent in Wasmer's compressed form: its length in 4 bytes and an LZ4 block. An
+    /// empty `region` only says where the extent begins.
     pub(crate) fn write_compressed(&mut self, region: &Range<u64>, compressed: &[u8]) -> Result<(), Error> {
         let wrong = |why: String| Error::Extent { start: region.start, end: region.end, why };
         let (length, block) =
@@ -90,14 +90,15 @@ impl Extents {
         Ok(())
     }
 
-    /// Writes bytes over whatever was there.
+    /// Writes bytes and replaces those that were there.
     fn write(&mut self, start: u64, mut bytes: Vec<u8>) {
         if bytes.is_empty() {
             return;
         }
         let end = start + bytes.len() as u64;
         self.length_bytes = self.length_bytes.max(end);
-        // The one that begins before and reaches in is cut, and so is the last one that reaches out.
+        // The extent that begins before this one and overlaps it is cut, and so is the last one,
+        // which overlaps its end.
         let before = self.written.range(..start).next_back().map(|(at, bytes)| (*at, bytes.len() as u64));
         if let Some((at, length)) = before
             && at + length > start
@@ -118,7 +119,7 @@ impl Extents {
         self.written.insert(start, bytes);
     }
 
-    /// What was written, as ranges.
+    /// The written bytes, as ranges.
     fn ranges(&self) -> Ranges {
         self.written.iter().map(|(start, bytes)| *start..start + bytes.len() as u64).collect()
     }
@@ -150,7 +151,8 @@ impl Extents {
 }
 
 impl Base {
-    /// Only needed where the core cannot compare with the parent: it completes regions itself.
+    /// This is needed only if the library cannot compare with the parent: otherwise it completes
+    /// regions itself.
     fn read(&self, start: u64, buffer: &mut [u8]) -> io::Result<()> {
         let end = self.length_bytes.min(start + buffer.len() as u64);
         if let Ok(range) = AddressRange::new(start, end) {
@@ -189,12 +191,12 @@ impl OneMemory for Extents {
     }
 
     fn populated(&self) -> Result<Ranges, SourceError> {
-        // Where there is no base, what was never written is zeros.
+        // Without a base, memory that was never written is zeros.
         Ok(if self.base.is_some() { Ranges::from(0..self.length_bytes) } else { self.ranges() })
     }
 }
 
-/// The tracker of one capture: the runtime said what it wrote.
+/// The tracker of one capture: the runtime reported what it wrote.
 struct Written {
     since: SnapshotId,
     changes: Ranges,
