@@ -1,6 +1,6 @@
 //! What a rollback needs to know of one mapping, out of the lines of `/proc/PID/smaps` (`maps.rs` reads them).
 
-use super::maps::MapsLine;
+use super::maps::{self, MapsLine};
 use crate::sys::mapped::MappedFile;
 use crate::units::AddressRange;
 
@@ -20,9 +20,23 @@ pub(crate) struct MappingState {
     pub(crate) is_pinned: bool,
 }
 
+/// All mappings in `/proc/PID/smaps`, in the order of their addresses; an error, which says where, if anything that a
+/// rollback needs has an unknown form.
+pub(super) fn parse(smaps: &[u8]) -> Result<Vec<MappingState>, String> {
+    let first = smaps.split(|byte| *byte == b'\n').next().unwrap_or_default();
+    if first.first().is_some_and(u8::is_ascii_uppercase) {
+        return Err(String::from_utf8_lossy(first).into_owned());
+    }
+    let state = |line: &MapsLine| {
+        let state = MappingState::of(line);
+        state.ok_or_else(|| format!("LazyFree of the mapping {}", line.mapping.range))
+    };
+    maps::parse_smaps(smaps)?.iter().map(state).collect()
+}
+
 impl MappingState {
     /// Of the lines of one mapping.
-    pub(super) fn of(line: &MapsLine) -> MappingState {
+    fn of(line: &MapsLine) -> Option<MappingState> {
         let flags = line.flags;
         let userfault = if flags.is_filled {
             Some("fills its missing pages")
@@ -35,25 +49,20 @@ impl MappingState {
         };
         let (major, minor) = line.device;
         let device = (u64::from(major) << 20) + u64::from(minor);
-        MappingState {
+        Some(MappingState {
             range: line.mapping.range,
             file: (line.inode != 0).then_some(MappedFile { device, inode: line.inode }),
-            lazily_free_bytes: line.lazily_free_bytes,
+            lazily_free_bytes: line.lazily_free_bytes?,
             userfault,
             may_have_guards: flags.may_have_guards,
             is_pinned: flags.is_locked || flags.is_hugetlb,
-        }
+        })
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::source::maps;
-
-    fn parse(smaps: &[u8]) -> Result<Vec<MappingState>, String> {
-        Ok(maps::parse_smaps(smaps)?.iter().map(MappingState::of).collect())
-    }
 
     #[test]
     fn what_is_below_a_mapping_belongs_to_it() {
@@ -67,6 +76,8 @@ mod tests {
         assert_eq!((found[1].file, found[1].userfault), (Some(file), None));
         assert!(found[1].may_have_guards && found[1].lazily_free_bytes == 0);
         assert_eq!(parse(b"LazyFree: 1 kB\n"), Err("LazyFree: 1 kB".to_owned()));
+        let unknown = b"1000-3000 rw-p 00000000 00:00 0 \nLazyFree:   8 pages\n";
+        assert_eq!(parse(unknown), Err("LazyFree of the mapping 0x1000..0x3000".to_owned()));
         assert_eq!(parse(b"nonsense\n"), Err("nonsense".to_owned()));
         assert!(parse(&std::fs::read("/proc/self/smaps").unwrap()).unwrap().len() > 5);
     }

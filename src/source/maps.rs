@@ -21,7 +21,8 @@ pub(crate) struct MapsLine {
     /// What only smaps tells.
     pub(crate) flags: Flags,
     /// How much of it the kernel may take back unless it is written before (`MADV_FREE`); also smaps alone.
-    pub(crate) lazily_free_bytes: u64,
+    /// `None` if the kernel says it in an unknown form.
+    pub(crate) lazily_free_bytes: Option<u64>,
     /// Whether a page that is not there is one of zeros: nothing else is behind this mapping.
     pub(crate) absent_is_zero: bool,
 }
@@ -73,12 +74,12 @@ pub(crate) fn parse_smaps(smaps: &[u8]) -> Result<Vec<MapsLine>, String> {
             None => {}
             // "Rss:", "VmFlags:" … The line of a mapping begins with a digit of its address.
             Some(first) if first.is_ascii_uppercase() => {
-                let unknown = || String::from_utf8_lossy(line).into_owned();
-                let Some(last) = lines.last_mut() else { return Err(unknown()) };
+                // A capture does not need what is below, so a form that it does not know is no error here.
+                let Some(last) = lines.last_mut() else { continue };
                 if let Some(words) = line.strip_prefix(b"VmFlags:") {
                     last.flags = Flags::parse(words);
                 } else if let Some(amount) = line.strip_prefix(b"LazyFree:") {
-                    last.lazily_free_bytes = kibibytes(amount).ok_or_else(unknown)?;
+                    last.lazily_free_bytes = kibibytes(amount);
                 }
             }
             Some(_) => {
@@ -135,7 +136,14 @@ fn parse_line(line: &[u8]) -> Option<MapsLine> {
     let name = unescape(name);
     let name = String::from_utf8_lossy(&name).into_owned();
     let mapping = Mapping { range, protection, kind, name, file_offset_bytes, captured };
-    Some(MapsLine { mapping, device, inode, flags: Flags::default(), lazily_free_bytes: 0, absent_is_zero })
+    Some(MapsLine {
+        mapping,
+        device,
+        inode,
+        flags: Flags::default(),
+        lazily_free_bytes: Some(0),
+        absent_is_zero,
+    })
 }
 
 /// The bytes before the first space, and those after it.

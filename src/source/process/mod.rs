@@ -25,7 +25,7 @@ pub(crate) use memory::ProcessMemory;
 use refusal::{find, process_error};
 
 use super::injection::{Foothold, InjectionError, Step};
-use super::mapping_state::MappingState;
+use super::mapping_state::{self, MappingState};
 use super::maps::{self, MapsLine};
 use super::patience::{Patience, STOP_TIMEOUT};
 use super::proc_directory::ProcDirectory;
@@ -291,8 +291,7 @@ impl FrozenProcess {
         let pid = self.process.pid();
         let smaps = self.process.read(&format!("task/{}/smaps", self.memory.tid()));
         let smaps = smaps.map_err(|error| process_error(pid, "read the state of the mappings of", error))?;
-        let lines = maps::parse_smaps(&smaps).map_err(|line| unknown_form(pid, &line))?;
-        Ok(lines.iter().map(MappingState::of).collect())
+        mapping_state::parse(&smaps).map_err(|line| unknown_form(pid, &line))
     }
 
     /// Whether other processes have pages of these mappings mapped, which are all that this one has of a file.
