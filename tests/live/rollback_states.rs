@@ -270,7 +270,7 @@ fn a_mapped_file_is_left_and_that_is_told_to_scripts_too() {
     let output = vault.run(&["--quiet", "rollback", "p@latest", "--pid", &pid]);
     let stderr = String::from_utf8(output.stderr).unwrap();
     assert_eq!((output.status.code(), output.stdout.len()), (Some(0), 0), "{stderr}");
-    assert!(stderr.contains("left as it is") && stderr.contains("/mapped"), "{stderr}");
+    assert!(stderr.contains("left unchanged") && stderr.contains("/mapped"), "{stderr}");
     assert_eq!(program.ask("look"), "1 1 1 1 2");
     let done = vault.json(&["rollback", "p@latest", "--pid", &pid]);
     let left = done["left_shared"].as_array().unwrap();
