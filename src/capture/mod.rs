@@ -123,7 +123,7 @@ impl Default for CaptureOptions {
     }
 }
 
-/// What a capture did.
+/// The result of a capture.
 #[derive(Clone, Debug, serde::Serialize)]
 #[non_exhaustive]
 pub struct Capture {
