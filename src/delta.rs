@@ -316,7 +316,7 @@ pub(crate) fn apply(payload: &[u8], plain: &mut [u8]) -> Result<(), String> {
     match lz4_flex::block::decompress_into(block, &mut runs) {
         Ok(found) if found == length => apply_runs(&runs, plain),
         Ok(found) => Err(format!("expected {length} bytes of runs, found {found}")),
-        Err(error) => Err(format!("its runs are no LZ4 block: {error}")),
+        Err(error) => Err(format!("its runs are not an LZ4 block: {error}")),
     }
 }
 

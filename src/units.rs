@@ -173,7 +173,7 @@ pub enum UnitError {
     },
     /// Longer than what can be worked on at once.
     #[error(
-        "an address range of {found_bytes} bytes is too long here, at most {most_bytes} are possible; take a part of it"
+        "expected an address range of at most {most_bytes} bytes, found {found_bytes} bytes; use a part of it"
     )]
     RangeTooLong {
         /// How long it is.

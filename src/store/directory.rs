@@ -14,7 +14,7 @@ pub(crate) fn open(path: &Path, trust_owner: bool) -> Result<Dir, StoreError> {
     let not_a_store = |why: &str| StoreError::NotAStore { path: path.to_owned(), why: why.to_owned() };
     let dir = Dir::open(path).map_err(|error| match error.kind() {
         io::ErrorKind::NotFound => {
-            not_a_store("there is nothing; `stillframe init` or the first capture creates one")
+            not_a_store("nothing is there; `stillframe init` or the first capture creates one")
         }
         io::ErrorKind::NotADirectory if path.exists() => not_a_store("it is a file; a store is a directory"),
         _ => StoreError::io("open", path)(error),

@@ -74,7 +74,7 @@ pub(crate) fn open(
     }
     for (name, why) in &unusable {
         tracing::warn!(
-            "{} is not usable: {why}; `stillframe repair` brings back what is in it",
+            "{} is not usable: {why}; `stillframe repair` recovers its contents",
             name.display()
         );
     }

@@ -84,7 +84,7 @@ impl PackMap {
             }
             // The kernel reports only that an access would be fatal.
             Err(error) if error.raw_os_error() == Some(libc::EFAULT) => {
-                let why = "the disk cannot read it there, or it was cut while it was open";
+                let why = "the disk cannot read it there, or it was truncated while it was open";
                 Err(io::Error::other(format!("{why} (bytes {start} to {end})")))
             }
             other => other,

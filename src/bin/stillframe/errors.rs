@@ -32,7 +32,11 @@ impl Exit {
         (Exit::NoSuchSnapshot, "no such snapshot, or several snapshots with that prefix"),
         (Exit::StoreOwned, "another process owns the store (see --wait)"),
         (Exit::Damage, "damage was found"),
-        (Exit::SourceOrSink, "the source or the target cannot be used"),
+        (
+            Exit::SourceOrSink,
+            "the source or the target cannot be used: no such process,\n\
+             no permission, the file exists, the process does not fit",
+        ),
         (Exit::Interrupted, "interrupted by ctrl-C or SIGTERM"),
     ];
 }

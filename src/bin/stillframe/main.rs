@@ -72,7 +72,8 @@ fn run(Arguments { global, verb }: Arguments) -> anyhow::Result<Exit> {
 
 /// The end of `--help`.
 fn notes() -> String {
-    let codes: String =
-        Exit::MEANINGS.iter().map(|(exit, text)| format!("\n  {:<4} {text}", *exit as u8)).collect();
+    let line =
+        |(exit, text): &(Exit, &str)| format!("\n  {:<4} {}", *exit as u8, text.replace('\n', "\n       "));
+    let codes: String = Exit::MEANINGS.iter().map(line).collect();
     format!("{FIRST_STEPS}\n\nExit codes:{codes}")
 }

@@ -174,7 +174,7 @@ fn check_begins_like_a_core(beginning: &[u8]) -> Result<(), String> {
         Some(header) => FileHeader::read(header)
             .map(drop)
             .map_err(|why| format!("what it decompresses to is none: {why}")),
-        None => Err(format!("decompresses to {} bytes, which is no core", beginning.len())),
+        None => Err(format!("decompresses to {} bytes, which is not a core", beginning.len())),
     }
 }
 
@@ -267,7 +267,7 @@ impl Room {
         let Ok(system) = rustix::fs::fstatvfs(&self.file) else { return Ok(()) };
         match system.f_bavail < system.f_blocks / LEFT_FREE {
             true => Err(format!(
-                "there is no room for what it decompresses to in {}; set TMPDIR to a directory with more",
+                "there is no room for the decompressed core in {}; set TMPDIR to a directory with more space",
                 self.directory.display()
             )),
             false => Ok(()),

@@ -17,34 +17,36 @@ const MAX_DESCRIPTOR_LINES: usize = 20;
 
 const NOTES: &str = "\
 What is rolled back:
-  private memory    yes
-  mappings          yes on x86-64: what was unmapped, replaced or protected
-                    since is mapped again, guard pages too; of files only
-                    memory files (memfd) that the process still has open,
-                    else refused. Not: mlock, madvise
-  shared memory     yes, if no other process maps it; else the process is
-                    refused if it differs, unless --leave-shared-memory.
-                    Mapped files: no, but reported
-  new memory        refused, unless --leave-new-memory
-  devices           refused, unless --leave-devices (KVM, io_uring)
-  registers         yes, and signal masks; a system call in which a thread
-                    waited begins again
-  pending signals   yes, or refused; signals that other processes sent since
-                    stay
-  signal handlers   no: refused if other signals are handled or ignored now
-  descriptors       no: differences and closed connections are reported;
-                    refused if one that was open for writing is of another
-                    file now, unless --leave-descriptors
-  file positions    of regular files, with --seek-files; else reported
-  files, sockets    no: written data and data in pipes stay
-  futexes           their memory: yes; waiting threads wait again
-  threads           refused if one has ended or started
-  timers            no: timers of the kernel continue
-  children          no: ended children stay ended, new ones continue
-  credentials       no: users, groups, capabilities and namespaces stay
-  working directory no, nor the root directory and the umask
-  limits            no: resource limits and control groups stay
-  alternate stacks  no: the kernel keeps the address (sigaltstack)
+  private memory     yes
+  mappings           yes, with their protection and guard pages. Mappings of
+                     files only if they are shared and the process still has
+                     the file open; else refused. The locks (mlock) and the
+                     advice (madvise) of what is mapped again: no
+  shared memory      yes, if no other process maps it; else refused if it
+                     differs, unless --leave-shared-memory. Mapped files: no,
+                     but reported
+  new memory         refused, unless --leave-new-memory
+  devices            io_uring, virtual processors (KVM), memory of devices:
+                     refused, unless --leave-devices
+  registers          yes, and signal masks. A system call in which a thread
+                     waited begins again
+  pending signals    yes, or refused. Signals that other processes sent since
+                     stay
+  signal handlers    no: refused if other signals are handled or ignored now
+  descriptors        no: differences are reported, also a connection whose
+                     other end is closed. Refused if one that was open for
+                     writing is of another file now, unless
+                     --leave-descriptors
+  file positions     of regular files, with --seek-files; else reported
+  files, sockets     no: written data and data in pipes stay
+  futexes            their memory: yes. Waiting threads wait again
+  threads            refused if one has ended or begun
+  timers             no: timers of the kernel run on
+  children           no: ended ones stay ended, new ones run on
+  credentials        no: users, groups, capabilities and namespaces stay
+  working directory  no, nor the root directory and the umask
+  limits             no: resource limits and control groups stay
+  alternate stacks   no: the address that the kernel has (sigaltstack) stays
 
 If stillframe is killed during a rollback, the process is unchanged, or
 rolled back, or stopped (state T). If it is stopped, run the same command
@@ -58,8 +60,10 @@ Examples:
 ///
 /// The process continues at the moment of the snapshot: its private memory, the registers of its threads and their
 /// signal masks are restored. It must be the process that was captured, in the same execution of the program, with the
-/// same threads. Memory that it has unmapped, replaced or protected since is mapped again where that is possible.
-/// Otherwise nothing is changed, the error says what differs, and the exit code is 6.
+/// same threads. Otherwise nothing is changed, the error says what differs, and the exit code is 6.
+///
+/// On x86-64, memory that the process has unmapped, replaced or protected since is mapped again as it was. On other
+/// machines, and where that is impossible, the process is refused.
 #[derive(Debug, Args)]
 #[command(after_long_help = NOTES)]
 pub(crate) struct Rollback {
