@@ -77,7 +77,6 @@ mod delta;
 mod descriptors;
 mod diff;
 mod elf;
-mod erase;
 mod error;
 mod forget;
 #[cfg(feature = "fuzzing")]

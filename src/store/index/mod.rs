@@ -1093,7 +1093,7 @@ mod tests {
         };
         index.insert(&(0..count).map(entry).collect::<Vec<_>>());
         index.save_if_much().unwrap();
-        assert_eq!(index.read().bucket_entries(), count.into());
+        assert_eq!(index.read().bucket_entries(), u64::from(count));
         let bytes = index.disk_bytes();
         assert!(bytes < 50 * u64::from(count), "{bytes} bytes");
     }

@@ -1,4 +1,4 @@
-//! Erase: the part of [gc](crate::gc) that leaves nothing of what is forgotten.
+//! Erase: the part of gc that leaves nothing of what is forgotten.
 //!
 //! A plain gc keeps three things of forgotten snapshots: bytes that a live snapshot's deltas are differences from, up to a
 //! tenth of each pack, and what an old page of the index may say. So before an erasing gc collects, what is live and stands
@@ -14,8 +14,8 @@
 //! second time either copy will do, and the rest are the steps of a gc. No capture runs meanwhile: it could refer to a base
 //! that is about to go.
 
+use super::mark::{Marking, live_snapshots};
 use crate::error::Error;
-use crate::gc::{Marking, live_snapshots};
 use crate::progress::Progress;
 use crate::store::Shared;
 use crate::store::error::StoreError;
