@@ -10,10 +10,9 @@ use std::sync::Arc;
 use jiff::Timestamp;
 
 use crate::address_space::AddressSpace;
-use crate::error::Error;
+use crate::error::{Error, ReadError};
 use crate::hash::Hash;
 use crate::record::{Record, SnapshotId};
-use crate::sink::SinkError;
 use crate::snapshot::Snapshot;
 use crate::store::Store;
 use crate::store::error::StoreError;
@@ -110,7 +109,7 @@ impl Store {
     /// # Errors
     ///
     /// [`UnitError::RangeTooLong`] for more than a MiB; [`StoreError::NoSuchProcess`];
-    /// [`SinkError::NotCaptured`] if no snapshot has all of the range; damage of a layout. Other
+    /// [`ReadError::NotCaptured`] if no snapshot has all of the range; damage of a layout. Other
     /// damage is an item, and the history goes on after it.
     pub fn history(&self, process: &str, range: AddressRange) -> Result<History<'_>, Error> {
         if range.length_bytes() > MAX_RANGE_BYTES {
@@ -142,7 +141,7 @@ impl Store {
         if let Err(missing) = newest.place.parts
             && steps.iter().all(|step| step.place.parts.is_err())
         {
-            return Err(SinkError::NotCaptured { missing }.into());
+            return Err(ReadError::NotCaptured { missing }.into());
         }
         let steps = steps.into_iter();
         let (roots, tables, regions) = (reader(), reader(), reader());

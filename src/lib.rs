@@ -157,7 +157,7 @@ pub use capture::{Capture, CaptureOptions, PendingCapture, Process};
 pub use codec::{Codec, CodecError};
 pub use coredump::CoreStats;
 pub use diff::{Diff, DiffOptions};
-pub use error::Error;
+pub use error::{Error, MemoryError, ReadError, RollbackError};
 pub use forget::{ForgetPlan, KeepPolicy};
 pub use gc::{GcOptions, GcStats};
 pub use hash::Hash;

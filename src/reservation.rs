@@ -13,12 +13,11 @@ use std::io;
 use std::sync::Arc;
 
 use crate::address_space::AddressSpace;
-use crate::error::Error;
+use crate::error::{Error, MemoryError};
 use crate::lazy::{self, Fill, Filled, HotSet, Serving};
 use crate::record::SnapshotId;
 use crate::restore::Restore;
 use crate::rollback::{RollBack, RollBackStats};
-use crate::sink::SinkError;
 use crate::source::{Frozen, LiveMemory, Source, SourceError};
 use crate::sys::missing::Missing;
 use crate::sys::reserve::Addresses;
@@ -80,10 +79,10 @@ impl Reservation {
     ///
     /// # Errors
     ///
-    /// [`SinkError::Mapping`] where there are no more addresses (`RLIMIT_AS`) or mappings.
+    /// [`MemoryError::Mapping`] where there are no more addresses (`RLIMIT_AS`) or mappings.
     pub fn new(reserved_bytes: usize, guard_bytes: usize) -> Result<Reservation, Error> {
         let addresses = Addresses::new(reserved_bytes, guard_bytes)
-            .map_err(|source| SinkError::Mapping { bytes: reserved_bytes as u64, source })?;
+            .map_err(|source| MemoryError::Mapping { bytes: reserved_bytes as u64, source })?;
         Ok(Reservation { content: Content::Own, live: LiveMemory::new(addresses.start(), 0), addresses })
     }
 
@@ -112,7 +111,7 @@ impl Reservation {
     ///
     /// # Errors
     ///
-    /// [`SinkError::Reserved`] if not so much is set aside; [`SinkError::Mapping`]. Its length is as before
+    /// [`MemoryError::Reserved`] if not so much is set aside; [`MemoryError::Mapping`]. Its length is as before
     /// then. For one that is being filled, and is to be shorter, the error that ends the filling.
     pub fn set_length_bytes(&mut self, length_bytes: usize) -> Result<(), Error> {
         if length_bytes == self.length_bytes() {
@@ -220,7 +219,7 @@ impl Reservation {
         self.live = self.untracked();
         let space = Arc::new(restore.address_space().clone());
         let serving = Serving::start(restore, missing, space, fill)
-            .map_err(|source| SinkError::Mapping { bytes, source })?;
+            .map_err(|source| MemoryError::Mapping { bytes, source })?;
         self.content = Content::Lazy(serving);
         Ok(Filled::Lazily)
     }
@@ -322,11 +321,11 @@ impl Reservation {
     // ---- The content ----------------------------------------------------------------------------
 
     /// The length as one that fits.
-    fn check_room(&self, wanted_bytes: u64) -> Result<usize, SinkError> {
+    fn check_room(&self, wanted_bytes: u64) -> Result<usize, MemoryError> {
         let reserved_bytes = self.reserved_bytes() as u64;
         match usize::try_from(wanted_bytes) {
             Ok(wanted) if wanted_bytes <= reserved_bytes => Ok(wanted),
-            _ => Err(SinkError::Reserved { wanted_bytes, reserved_bytes }),
+            _ => Err(MemoryError::Reserved { wanted_bytes, reserved_bytes }),
         }
     }
 
@@ -353,7 +352,7 @@ impl Reservation {
     /// Waits until it is filled; from then on it is memory of its own.
     fn settle(&mut self) -> Result<(), Error> {
         if let Content::Lazy(serving) = &self.content {
-            serving.wait_until_filled().map_err(SinkError::NotFilled)?;
+            serving.wait_until_filled().map_err(|error| MemoryError::NotFilled(error))?;
             self.forget_content();
         }
         Ok(())
@@ -371,8 +370,8 @@ impl Reservation {
     }
 }
 
-fn mapping_failed(length: usize) -> impl FnOnce(io::Error) -> SinkError {
-    move |source| SinkError::Mapping { bytes: length as u64, source }
+fn mapping_failed(length: usize) -> impl FnOnce(io::Error) -> MemoryError {
+    move |source| MemoryError::Mapping { bytes: length as u64, source }
 }
 
 impl fmt::Debug for Reservation {

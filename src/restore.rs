@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use memmap2::MmapMut;
 
 use crate::address_space::AddressSpace;
-use crate::error::Error;
+use crate::error::{Error, MemoryError};
 use crate::hash::Hash;
 use crate::progress::{Meter, Progress};
 use crate::record::{Record, SnapshotId};
@@ -107,11 +107,11 @@ impl Restore<'_> {
     ///
     /// # Errors
     ///
-    /// [`SinkError::Mapping`] if the image is too large for this machine (or empty); damage.
+    /// [`MemoryError::Mapping`] if the image is too large for this machine (or empty); damage.
     pub fn into_mapping(self) -> Result<MmapMut, Error> {
         let bytes = self.image_bytes();
         let length = usize_of(bytes);
-        let mut mapping = map::map_zeros(length).map_err(|source| SinkError::Mapping { bytes, source })?;
+        let mut mapping = map::map_zeros(length).map_err(|source| MemoryError::Mapping { bytes, source })?;
         self.fill(&mut mapping, false)?;
         Ok(mapping)
     }
@@ -175,7 +175,7 @@ impl Restore<'_> {
                     written_bytes.fetch_add(run_bytes as u64, Ordering::Relaxed);
                 }
             }
-            meter.advance(place.length_bytes as u64)
+            Ok::<_, Error>(meter.advance(place.length_bytes as u64)?)
         };
         workers::for_each(work, start, write)?;
         Ok(written_bytes.into_inner())
@@ -229,6 +229,6 @@ impl Restore<'_> {
     ) -> Result<(), Error> {
         let hashes = reader.hashes(Kind::Table, hash, regions)?;
         reader.regions(&hashes, target, self.record.region_size.bytes(), clear_zeros)?;
-        meter.advance(target.len() as u64)
+        Ok(meter.advance(target.len() as u64)?)
     }
 }

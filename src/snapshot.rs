@@ -8,11 +8,10 @@ use jiff::Timestamp;
 
 use crate::address_space::AddressSpace;
 use crate::capture::check_labels;
-use crate::error::Error;
+use crate::error::{Error, ReadError};
 use crate::hash::Hash;
 use crate::record::{Record, SnapshotId};
 use crate::root::Root;
-use crate::sink::SinkError;
 use crate::store::catalog::{Entry, Labels};
 use crate::store::error::StoreError;
 use crate::store::gate::SnapshotGuard;
@@ -274,8 +273,8 @@ impl<'a> Snapshot<'a> {
     ///
     /// # Errors
     ///
-    /// [`SinkError::NotCaptured`] if not all of the range is captured memory (nothing is written
-    /// then), [`SinkError::Write`], damage.
+    /// [`ReadError::NotCaptured`] if not all of the range is captured memory (nothing is written
+    /// then), [`ReadError::Write`], damage.
     pub fn read_range(&self, range: AddressRange, out: &mut dyn Write) -> Result<u64, Error> {
         let space = self.address_space()?;
         let mut next = range.start();
@@ -285,7 +284,7 @@ impl<'a> Snapshot<'a> {
             }
         }
         if next < range.end() {
-            return Err(SinkError::NotCaptured { missing: AddressRange::new(next, range.end())? }.into());
+            return Err(ReadError::NotCaptured { missing: AddressRange::new(next, range.end())? }.into());
         }
         let (root, places) = self.tables(&space)?;
         let tables = places.overlapping(range).filter_map(|at| {
@@ -301,7 +300,7 @@ impl<'a> Snapshot<'a> {
     ///
     /// # Errors
     ///
-    /// [`SinkError::Write`], damage; `out` has got what came before then.
+    /// [`ReadError::Write`], damage; `out` has got what came before then.
     pub fn read_image(&self, out: &mut dyn Write) -> Result<u64, Error> {
         let (root, places) = self.tables(&self.address_space()?)?;
         let whole = |(at, place): (usize, Place)| (root.get(at), place, 0..place.length_bytes as u64);
@@ -332,7 +331,7 @@ impl<'a> Snapshot<'a> {
                     true => plain.fill(0),
                     false => reader.region(hash, plain)?,
                 }
-                out.write_all(&plain[from - start..to - start]).map_err(SinkError::Write)?;
+                out.write_all(&plain[from - start..to - start]).map_err(ReadError::Write)?;
                 written_bytes += (to - from) as u64;
             }
         }

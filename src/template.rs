@@ -16,10 +16,9 @@ use std::time::Duration;
 use rustix::fs::{MemfdFlags, SealFlags};
 
 use crate::address_space::AddressSpace;
-use crate::error::Error;
+use crate::error::{Error, MemoryError};
 use crate::record::{Origin, SnapshotId};
 use crate::restore::Restore;
-use crate::sink::SinkError;
 use crate::source::{Attachment, CopyOut, Frozen, Memory, Source, SourceError};
 use crate::store::Store;
 use crate::sys::pages::Pages;
@@ -105,11 +104,11 @@ impl Restore<'_> {
     ///
     /// # Errors
     ///
-    /// [`SinkError::Mapping`] where there is not so much memory, or not so much may be had
+    /// [`MemoryError::Mapping`] where there is not so much memory, or not so much may be had
     /// (`RLIMIT_FSIZE`); damage.
     pub fn into_template(self) -> Result<Template, Error> {
         let bytes = self.image_bytes();
-        let failed = |source| SinkError::Mapping { bytes, source };
+        let failed = |source| MemoryError::Mapping { bytes, source };
         let length = usize_of(bytes);
         let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
         let file = rustix::fs::memfd_create("stillframe-template", flags);
@@ -150,11 +149,11 @@ impl Template {
     ///
     /// # Errors
     ///
-    /// [`SinkError::Mapping`] where there are no more addresses (`RLIMIT_AS`) or mappings
+    /// [`MemoryError::Mapping`] where there are no more addresses (`RLIMIT_AS`) or mappings
     /// (`vm.max_map_count`, 65530 unless set).
     pub fn instance(&self) -> Result<Instance, Error> {
         let content = self.content.clone();
-        let failed = |source| SinkError::Mapping { bytes: content.length as u64, source };
+        let failed = |source| MemoryError::Mapping { bytes: content.length as u64, source };
         let memory = Pages::copy_of(&content.file, content.length).map_err(failed)?;
         let start = memory.as_ptr().addr() as u64;
         let tracker = Arc::new(CopyOnWrite::new(content.id, start..start + content.length as u64));

@@ -87,7 +87,7 @@ impl Ingest {
             self.finish_table(piece.table, &mut state, worker)?;
         }
         drop(state);
-        self.meter.advance(total_bytes(&self.wanted_of(piece).collect::<Vec<_>>()) as u64)
+        Ok(self.meter.advance(total_bytes(&self.wanted_of(piece).collect::<Vec<_>>()) as u64)?)
     }
 
     /// The hashes of a table before the first of its pieces: zeros, or the parent's where only what

@@ -26,12 +26,11 @@ use std::time::Duration;
 
 use super::{Fill, HotSet};
 use crate::address_space::AddressSpace;
-use crate::error::Error;
+use crate::error::{Error, MemoryError};
 use crate::hash::Hash;
 use crate::progress::Progress;
 use crate::record::{Record, SnapshotId};
 use crate::restore::Restore;
-use crate::sink::SinkError;
 use crate::store::Shared;
 use crate::store::error::StoreError;
 use crate::store::gate::SnapshotGuard;
@@ -293,7 +292,7 @@ impl Server {
                 Ok(Woken::Time) => worker = Worker::new(held, self),
                 Ok(Woken::End) => return,
                 Err(source) => {
-                    self.note(SinkError::Fill { offset_bytes: 0, source }.into());
+                    self.note(MemoryError::Fill { offset_bytes: 0, source }.into());
                     return self.spoil_all();
                 }
             }
@@ -596,7 +595,7 @@ impl Server {
                     "{there_bytes} bytes of it were there before they were filled: somebody else has populated them"
                 );
                 self.note(
-                    SinkError::Fill { offset_bytes: pages.start, source: io::Error::other(why) }.into(),
+                    MemoryError::Fill { offset_bytes: pages.start, source: io::Error::other(why) }.into(),
                 );
                 self.close(self.missing.close_off(pages.clone()));
                 (SPOILED, Ok(()))
@@ -606,7 +605,7 @@ impl Server {
             Err(_) if self.finished.load(Ordering::SeqCst) => (SERVED, Ok(())),
             Err(source) if because == Because::Filling => {
                 self.is_refused.store(true, Ordering::SeqCst);
-                (MISSING, Err(SinkError::Fill { offset_bytes: pages.start, source }.into()))
+                (MISSING, Err(MemoryError::Fill { offset_bytes: pages.start, source }.into()))
             }
             Err(error) => {
                 self.refused(pages, error);
@@ -618,7 +617,7 @@ impl Server {
     /// The kernel does not take the answer to a touch.
     fn refused(&self, pages: &Range<u64>, source: io::Error) {
         if !self.finished.load(Ordering::SeqCst) {
-            self.note(SinkError::Fill { offset_bytes: pages.start, source }.into());
+            self.note(MemoryError::Fill { offset_bytes: pages.start, source }.into());
             self.spoil(pages);
         }
     }

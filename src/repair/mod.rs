@@ -91,10 +91,7 @@ impl Store {
     ///
     /// As [`Store::open`]; when something cannot be written. It can be repeated then.
     pub fn repair(path: impl AsRef<Path>, options: &RepairOptions) -> Result<RepairReport, Error> {
-        repair(path.as_ref(), options).map_err(|error| match error {
-            Error::Store(StoreError::Interrupted) => Error::Interrupted,
-            other => other,
-        })
+        repair(path.as_ref(), options)
     }
 }
 

@@ -6,8 +6,7 @@ use std::ops::Range;
 use super::attempt::Attempt;
 use super::content;
 use crate::address_space::{AddressSpace, Mapping, MappingKind, Protection};
-use crate::error::Error;
-use crate::sink::SinkError;
+use crate::error::{Error, RollbackError};
 use crate::source::Frozen as _;
 use crate::track::complement;
 use crate::units::AddressRange;
@@ -44,7 +43,7 @@ pub(super) fn check(attempt: &Attempt<'_>) -> Result<Mendable, Error> {
     }
     match differences.is_empty() {
         true => Ok(Mendable { grown: grown.into_iter().chain(opened).collect(), reprotected }),
-        false => Err(SinkError::DoesNotFit { pid: attempt.pid, differences, only_new }.into()),
+        false => Err(RollbackError::DoesNotFit { pid: attempt.pid, differences, only_new }.into()),
     }
 }
 

@@ -5,10 +5,9 @@ use std::ops::Range;
 use super::attempt::Attempt;
 use super::page_state::PageStates;
 use super::plan::{Patch, Target};
-use crate::error::Error;
+use crate::error::{Error, RollbackError};
 use crate::left_out::WhyLeftOut;
 use crate::piece::{PIECE_BYTES, overlapping};
-use crate::sink::SinkError;
 use crate::source::{Frozen as _, ProcessMemory};
 use crate::track::{complement, merge};
 use crate::units::AddressRange;
@@ -141,7 +140,7 @@ impl Target for HeldMemory<'_> {
         };
         match unreadable.into_iter().find(|range| !is_left_out(range)) {
             None => Ok(buffer),
-            Some(range) => Err(SinkError::DoesNotFit {
+            Some(range) => Err(RollbackError::DoesNotFit {
                 pid: self.pid,
                 differences: vec![format!("{range} cannot be read any more")],
                 only_new: false,

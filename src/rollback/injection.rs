@@ -9,7 +9,7 @@ use super::held_memory::HeldMemory;
 use super::memory_limit::Relief;
 use super::page_state::PageStates;
 use crate::address_space::{Mapping, MappingKind, Protection};
-use crate::error::Error;
+use crate::error::{Error, RollbackError};
 use crate::sink::SinkError;
 use crate::source::Frozen as _;
 use crate::source::injection::{CALL_CODE, Call, InjectionError, SIGRETURN_CODES};
@@ -190,7 +190,7 @@ pub(super) fn refused(attempt: &Attempt<'_>, error: InjectionError) -> Error {
         InjectionError::Failed(source) => {
             let pid = attempt.pid;
             let source = SinkError::Process { pid, action: "have calls made by", source };
-            SinkError::InPart { pid, source: Box::new(source.into()) }.into()
+            RollbackError::InPart { pid, source: Box::new(Error::from(source)) }.into()
         }
     }
 }

@@ -144,7 +144,7 @@ impl Verification<'_> {
                 Stock::Fact(kind, id) => self.fact(*kind, *id, *location, reader),
             },
         )?;
-        meter.advance(batch.iter().map(|(_, location)| location.object_bytes()).sum())
+        Ok(meter.advance(batch.iter().map(|(_, location)| location.object_bytes()).sum())?)
     }
 
     /// Checks a record, note or tombstone, unless gc has moved it meanwhile.
