@@ -14,7 +14,7 @@ use crate::sink::SparseFile;
 use crate::sink::core::{About, Head};
 use crate::store::error::StoreError;
 use crate::store::packs::object::Kind;
-use crate::store::packs::read::{Check, Reader};
+use crate::store::read::{Check, Reader};
 use crate::table::Places;
 use crate::threads::{self, Threads};
 use crate::units::usize_of;

@@ -24,7 +24,7 @@ use crate::record::SnapshotId;
 use crate::root::Run;
 use crate::snapshot::Snapshot;
 use crate::store::packs::object::Kind;
-use crate::store::packs::read::{Check, Reader};
+use crate::store::read::{Check, Reader};
 use crate::store::{Shared, Store};
 use crate::sync::Mutex;
 use crate::units::{AddressRange, usize_of};

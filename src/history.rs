@@ -17,7 +17,7 @@ use crate::snapshot::Snapshot;
 use crate::store::Store;
 use crate::store::error::StoreError;
 use crate::store::packs::object::Kind;
-use crate::store::packs::read::{Check, Reader};
+use crate::store::read::{Check, Reader};
 use crate::table::Places;
 use crate::units::{AddressRange, UnitError, usize_of};
 

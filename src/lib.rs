@@ -182,7 +182,7 @@ pub use store::catalog::Labels;
 pub use store::error::StoreError;
 pub use store::id::StoreId;
 pub use store::packs::object::Kind;
-pub use store::packs::read::Check;
+pub use store::read::Check;
 pub use store::{Store, StoreInfo, StoreOptions};
 pub use table::REGIONS_PER_TABLE;
 pub use template::{Instance, Template};

@@ -18,7 +18,7 @@ use crate::store::error::StoreError;
 use crate::store::gate::SnapshotGuard;
 use crate::store::held::Held;
 use crate::store::packs::object::Kind;
-use crate::store::packs::read::{Check, Reader};
+use crate::store::read::{Check, Reader};
 use crate::table;
 use crate::track::Untracked;
 

@@ -18,7 +18,7 @@ use crate::root::Root;
 use crate::sink::{SinkError, SparseFile};
 use crate::store::gate::SnapshotGuard;
 use crate::store::packs::object::Kind;
-use crate::store::packs::read::{Check, Reader};
+use crate::store::read::{Check, Reader};
 use crate::store::{Shared, Store};
 use crate::sys::map;
 use crate::table::{self, Place, Places};

@@ -17,7 +17,7 @@ use crate::store::error::StoreError;
 use crate::store::gate::SnapshotGuard;
 use crate::store::held::Held;
 use crate::store::packs::object::Kind;
-use crate::store::packs::read::{Check, Reader};
+use crate::store::read::{Check, Reader};
 use crate::store::{Shared, Store};
 use crate::table::{Place, Places};
 use crate::units::{AddressRange, usize_of};

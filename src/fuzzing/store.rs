@@ -301,7 +301,7 @@ fn read(store: &Store, is_forged: bool) {
 #[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
-    use crate::store::packs::read::{Check, Reader};
+    use crate::store::read::{Check, Reader};
 
     /// Otherwise the target would look at nothing but damage.
     #[test]

@@ -12,7 +12,7 @@ use crate::store::error::StoreError;
 use crate::store::held::Held;
 use crate::store::marks::{Marked, Marks};
 use crate::store::packs::object::Kind;
-use crate::store::packs::read::{Check, Reader};
+use crate::store::read::{Check, Reader};
 use crate::store::tree::Tree;
 use crate::table::Places;
 

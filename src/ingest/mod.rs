@@ -35,7 +35,7 @@ use crate::source::{CopyOut, Frozen, InPlace, Memory};
 use crate::store::Shared;
 use crate::store::gate::CaptureGuard;
 use crate::store::packs::batch::Batch;
-use crate::store::packs::read::{Check, Reader};
+use crate::store::read::{Check, Reader};
 use crate::table::{self, MappingTables, Place, Places};
 use crate::units::{AddressRange, RegionSize};
 use crate::workers::cores;

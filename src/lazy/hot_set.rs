@@ -10,7 +10,7 @@ use crate::source::Attachment;
 use crate::store::Shared;
 use crate::store::error::StoreError;
 use crate::store::packs::object::Kind;
-use crate::store::packs::read::{Check, Reader};
+use crate::store::read::{Check, Reader};
 use crate::units::AddressRange;
 
 /// What was touched of a lazily restored snapshot, in the order of the first touches: address ranges of

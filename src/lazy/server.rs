@@ -35,7 +35,7 @@ use crate::store::Shared;
 use crate::store::error::StoreError;
 use crate::store::gate::SnapshotGuard;
 use crate::store::packs::object::Kind;
-use crate::store::packs::read::{Check, Reader};
+use crate::store::read::{Check, Reader};
 use crate::sync::{Condvar, Mutex};
 use crate::sys::missing::{Missing, Woken};
 use crate::table::{Place, Places};

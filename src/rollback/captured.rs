@@ -8,7 +8,7 @@ use crate::record::Origin;
 use crate::run::Run;
 use crate::signals::Signals;
 use crate::source::RSEQ_ATTACHMENT;
-use crate::store::packs::read::{Check, Reader};
+use crate::store::read::{Check, Reader};
 use crate::threads::{AUXV, MACHINE, Threads};
 
 /// What a snapshot says about its process.

@@ -44,7 +44,7 @@ use crate::restore::Restore;
 use crate::root::Root;
 use crate::source::STOP_TIMEOUT;
 use crate::store::gate::SnapshotGuard;
-use crate::store::packs::read::Check;
+use crate::store::read::Check;
 use crate::store::{Shared, Store};
 use crate::table::Places;
 use crate::track::{Tracker, Tracking};

@@ -11,7 +11,7 @@ use crate::progress::Progress;
 use crate::region;
 use crate::store::Shared;
 use crate::store::packs::object::Kind;
-use crate::store::packs::read::{Check, Reader};
+use crate::store::read::{Check, Reader};
 use crate::table::Place;
 use crate::track::complement;
 use crate::workers;

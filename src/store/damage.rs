@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use super::error::StoreError;
 use super::open_store::OpenStore;
 use super::packs::location::{Location, Position};
-use super::packs::read::{Check, Reader};
+use super::read::{Check, Reader};
 use super::tree::{IndexEntry, Tree};
 use crate::hash::Hash;
 

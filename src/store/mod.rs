@@ -10,7 +10,7 @@
 //! ```
 //!
 //! `open.rs` opens all that and `recover.rs` scans what the index lacks; together they are the open store
-//! (`open_store.rs`, with `commit.rs` and `damage.rs`). The catalog (`catalog.rs`) has all snapshots in memory; the gate
+//! (`open_store.rs`, with `commit.rs` and `damage.rs`), of which `read.rs` reads objects, checked. The catalog (`catalog.rs`) has all snapshots in memory; the gate
 //! (`gate.rs`) keeps gc from dropping what a running capture refers to. `Store` is the handle on it.
 
 pub(crate) mod catalog;
@@ -33,6 +33,7 @@ pub(crate) mod names;
 mod open;
 mod open_store;
 pub(crate) mod packs;
+pub(crate) mod read;
 mod recover;
 pub(crate) mod replace;
 mod settle;

@@ -14,7 +14,7 @@ use crate::store::marks::Marks;
 use crate::store::packs::location::Location;
 use crate::store::packs::names;
 use crate::store::packs::object::Kind;
-use crate::store::packs::read::{Check, Reader};
+use crate::store::read::{Check, Reader};
 use crate::store::tree::Tree;
 use crate::table::Places;
 
