@@ -160,10 +160,9 @@ struct Side<'a> {
 
 impl<'a> Side<'a> {
     fn new(snapshot: Snapshot<'a>) -> Result<Side<'a>, Error> {
-        let space = snapshot.address_space()?;
-        let (root, places) = snapshot.tables(&space)?;
+        let tables = snapshot.tables()?;
         let region_bytes = snapshot.record().region_size.bytes() as u64;
-        Ok(Side { region_bytes, tables: root.runs(&places), _snapshot: snapshot })
+        Ok(Side { region_bytes, tables: tables.root.runs(&tables.layout.places), _snapshot: snapshot })
     }
 
     /// A part of a table that differs as a whole.

@@ -9,7 +9,6 @@ use std::sync::Arc;
 
 use jiff::Timestamp;
 
-use crate::address_space::AddressSpace;
 use crate::error::{Error, ReadError};
 use crate::hash::Hash;
 use crate::record::{Record, SnapshotId};
@@ -18,7 +17,7 @@ use crate::store::Store;
 use crate::store::error::StoreError;
 use crate::store::packs::object::Kind;
 use crate::store::read::{Check, Reader};
-use crate::table::Places;
+use crate::store::tables::Layout;
 use crate::units::{AddressRange, UnitError, usize_of};
 
 /// The longest range whose history can be asked for, in bytes: each change is held in memory.
@@ -127,8 +126,8 @@ impl Store {
             let place = match places.get(&layout) {
                 Some(place) => place.clone(),
                 None => {
-                    let space: AddressSpace = layouts.value(Kind::Layout, &layout)?;
-                    let place = Arc::new(RangePlace::new(&space, snapshot.record(), range)?);
+                    let read = Layout::read(&mut layouts, snapshot.record())?;
+                    let place = Arc::new(RangePlace::new(&read, snapshot.record(), range)?);
                     places.insert(layout, place.clone());
                     place
                 }
@@ -150,11 +149,11 @@ impl Store {
 }
 
 impl RangePlace {
-    fn new(space: &AddressSpace, record: &Record, range: AddressRange) -> Result<RangePlace, Error> {
+    fn new(layout: &Layout, record: &Record, range: AddressRange) -> Result<RangePlace, Error> {
         let region_bytes = record.region_size.bytes();
         let mut next = range.start();
         let mut parts = Vec::new();
-        let places = Places::new(space, record.region_size);
+        let Layout { space, places } = layout;
         for table in places.overlapping(range) {
             let Some(place) = places.get(table) else { break };
             let addresses = place.addresses(space)?;

@@ -180,7 +180,7 @@ impl Reservation {
     /// As [`set_length_bytes`](Self::set_length_bytes); damage: then it is all zeros.
     pub fn restore(&mut self, restore: Restore<'_>) -> Result<(), Error> {
         restore.shared.check_process()?;
-        let id = restore.id;
+        let id = restore.pinned.id();
         self.empty(restore.image_bytes())?;
         self.addresses.prefer_huge_pages();
         if let Err(error) = restore.fill(self.addresses.bytes_mut(), false) {

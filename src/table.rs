@@ -57,6 +57,7 @@ impl Place {
 
 /// Where the tables of an address space are, in the order of its root. Takes memory for each mapping and not for
 /// each table: of a sparse process there are millions.
+#[derive(Default)]
 pub(crate) struct Places {
     region_size: RegionSize,
     /// The captured ones, in the order of their addresses.

@@ -118,7 +118,7 @@ impl Restore<'_> {
         self.write_to(|bytes, offset_bytes| Ok(file.write_all_at(bytes, offset_bytes).map_err(failed)?))?;
         let seals = SealFlags::WRITE | SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL;
         rustix::fs::fcntl_add_seals(&file, seals).map_err(|error| failed(error.into()))?;
-        let content = Content { id: self.id, space: self.space, file, length };
+        let content = Content { id: self.pinned.id(), space: self.tables.layout.space, file, length };
         Ok(Template { content: Arc::new(content) })
     }
 }

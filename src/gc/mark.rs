@@ -2,7 +2,6 @@
 
 use std::collections::HashSet;
 
-use crate::address_space::AddressSpace;
 use crate::error::Error;
 use crate::hash::Hash;
 use crate::progress::{Meter, Progress};
@@ -13,8 +12,8 @@ use crate::store::held::Held;
 use crate::store::marks::{Marked, Marks};
 use crate::store::packs::object::Kind;
 use crate::store::read::{Check, Reader};
+use crate::store::tables::Layout;
 use crate::store::tree::Tree;
-use crate::table::Places;
 
 /// The live snapshots.
 pub(crate) fn live_snapshots(shared: &Shared) -> Vec<(SnapshotId, Held)> {
@@ -71,7 +70,7 @@ impl<'a> Marking<'a> {
     ) -> Result<(), Error> {
         let mut reader = Reader::new(self.shared, Check::Full);
         // Snapshots that follow one another mostly have the same one.
-        let mut last_layout: Option<(Hash, AddressSpace)> = None;
+        let mut last_layout: Option<(Hash, Layout)> = None;
         for (id, held) in snapshots {
             if !self.marked.insert(id) {
                 continue;
@@ -85,13 +84,12 @@ impl<'a> Marking<'a> {
             if record.root.is_zero() || !self.walked.insert((Kind::Root, record.root)) {
                 continue;
             }
-            let space = match last_layout.take_if(|(layout, _)| *layout == record.layout) {
-                Some((_, space)) => space,
-                None => reader.value(Kind::Layout, &record.layout)?,
+            let layout = match last_layout.take_if(|(layout, _)| *layout == record.layout) {
+                Some((_, layout)) => layout,
+                None => Layout::read(&mut reader, &record)?,
             };
-            let places = Places::new(&space, record.region_size);
-            let root = reader.root(&record.root, places.count())?;
-            for (table, place) in root.places(&places) {
+            let root = layout.root(&mut reader, &record)?;
+            for (table, place) in root.places(&layout.places) {
                 self.object(Kind::Table, &table)?;
                 if !self.walked.insert((Kind::Table, table)) {
                     continue;
@@ -104,7 +102,7 @@ impl<'a> Marking<'a> {
                 }
                 self.meter.advance(place.length_bytes as u64)?;
             }
-            last_layout = Some((record.layout, space));
+            last_layout = Some((record.layout, layout));
         }
         Ok(())
     }

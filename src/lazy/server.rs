@@ -29,16 +29,15 @@ use crate::address_space::AddressSpace;
 use crate::error::{Error, MemoryError};
 use crate::hash::Hash;
 use crate::progress::Progress;
-use crate::record::{Record, SnapshotId};
 use crate::restore::Restore;
 use crate::store::Shared;
 use crate::store::error::StoreError;
-use crate::store::gate::SnapshotGuard;
 use crate::store::packs::object::Kind;
+use crate::store::pinned::Pinned;
 use crate::store::read::{Check, Reader};
 use crate::sync::{Condvar, Mutex};
 use crate::sys::missing::{Missing, Woken};
-use crate::table::{Place, Places};
+use crate::table::Place;
 use crate::units::{AddressRange, usize_of};
 use crate::workers;
 
@@ -82,9 +81,7 @@ pub(super) struct Server {
 /// What the threads need of the store.
 pub(super) struct Held {
     shared: Arc<Shared>,
-    id: SnapshotId,
-    record: Arc<Record>,
-    _pin: SnapshotGuard,
+    pinned: Pinned,
 }
 
 struct Table {
@@ -154,23 +151,15 @@ impl<'a> Worker<'a> {
 impl Server {
     /// For what a restore has prepared. Reads nothing.
     pub(super) fn new(restore: Restore<'_>, missing: Missing, space: Arc<AddressSpace>) -> Server {
-        let region_size = restore.record.region_size;
-        let region_bytes = region_size.bytes();
+        let region_bytes = restore.pinned.record().region_size.bytes();
         let block_bytes = region_bytes.max(rustix::param::page_size());
         let image_bytes = usize_of(space.image_bytes());
-        let places = Places::new(&space, region_size);
-        let tables = places
-            .iter()
-            .enumerate()
-            .map(|(at, place)| Table { hash: restore.root.get(at), place, hashes: OnceLock::new() })
-            .collect();
+        let places = restore.tables.layout.places.iter().enumerate();
+        let root = &restore.tables.root;
+        let tables =
+            places.map(|(at, place)| Table { hash: root.get(at), place, hashes: OnceLock::new() }).collect();
         let blocks = image_bytes.div_ceil(block_bytes);
-        let held = Held {
-            shared: restore.shared.clone(),
-            id: restore.id,
-            record: restore.record,
-            _pin: restore.pin,
-        };
+        let held = Held { shared: restore.shared.clone(), pinned: restore.pinned };
         Server {
             missing,
             space,
@@ -378,7 +367,7 @@ impl Server {
             Ok(true)
         };
         if order == Fill::HotFirst {
-            match HotSet::of(&held.shared, held.id, &held.record.process) {
+            match HotSet::of(&held.shared, held.pinned.id(), held.pinned.held().process()) {
                 Ok(Some(hot_set)) => {
                     for range in hot_set.ranges() {
                         for blocks in self.blocks_at(*range) {
