@@ -16,6 +16,7 @@
 pub(crate) mod catalog;
 mod clock;
 pub(crate) mod commit;
+pub(crate) mod cursor;
 mod damage;
 mod dangling;
 pub(crate) mod directory;
