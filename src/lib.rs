@@ -84,19 +84,20 @@ pub mod fuzzing;
 mod gc;
 mod hash;
 mod history;
-mod ingest;
+mod labels;
 mod lazy;
 mod left_out;
+mod mapped_files;
 mod migrate;
 #[path = "../migrations/mod.rs"]
 mod migrations;
-mod piece;
+mod process;
 mod progress;
-mod put;
+mod ranges;
 mod record;
-mod reference;
 mod region;
 mod repair;
+mod report;
 mod reservation;
 mod restore;
 mod rollback;
@@ -153,7 +154,7 @@ pub mod fault_injection {
 }
 
 pub use address_space::{AddressSpace, AddressSpaceError, Mapping, MappingKind, Protection};
-pub use capture::{Capture, CaptureOptions, PendingCapture, Process};
+pub use capture::{Capture, CaptureOptions, PendingCapture};
 pub use codec::{Codec, CodecError};
 pub use coredump::CoreStats;
 pub use diff::{Diff, DiffOptions};
@@ -165,7 +166,9 @@ pub use history::{History, Moment};
 pub use lazy::{Fill, Filled, HotSet, LazyMapping};
 pub use left_out::{LeftOut, WhyLeftOut};
 pub use migrate::Migration;
+pub use process::Process;
 pub use progress::Progress;
+pub use ranges::Ranges;
 pub use record::{AttachmentRef, Origin, Record, RecordError, SnapshotId, Trigger};
 pub use repair::{RepairOptions, RepairReport};
 pub use reservation::Reservation;
@@ -174,8 +177,8 @@ pub use rollback::{RollBack, RollBackStats};
 pub use sink::SinkError;
 pub use snapshot::{ProcessSummary, Snapshot};
 pub use source::{
-    Attachment, Compression, CopyOut, CoreSource, FileSource, Frozen, InPlace, LiveMemory, Memory, OpenCore,
-    ProcessSource, Source, SourceError, SourceExt, Tracked,
+    Attachment, Compression, CopyOut, CoreSource, FileSource, Frozen, InPlace, LiveMemory, Memory, OneMemory,
+    OpenCore, ProcessSource, Source, SourceError, SourceExt, Tracked,
 };
 pub use stats::Stats;
 pub use store::catalog::Labels;

@@ -170,7 +170,7 @@ pub(crate) fn lift(shared: &Shared, lifts: Lifts, progress: &Progress) -> Result
                 (kind, reader.object(kind, &hash)?)
             }
         };
-        batch.push(kind, crate::put::codec_for(shared.format.codec, &plain), hash, &plain, None);
+        batch.push(kind, crate::capture::put::codec_for(shared.format.codec, &plain), hash, &plain, None);
         waiting_bytes += plain.len() as u64;
         if waiting_bytes >= APPEND_BYTES {
             lifted_bytes += shared.append(&mut batch)?.bytes;

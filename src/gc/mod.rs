@@ -54,7 +54,7 @@ impl Default for GcOptions {
 }
 
 /// What gc did, or with `dry_run` would do.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
 #[non_exhaustive]
 pub struct GcStats {
     /// Regions that snapshots need, also as bases of deltas.
@@ -71,6 +71,7 @@ pub struct GcStats {
     /// Packs that are gone and of which something was copied.
     pub packs_rewritten: u64,
     /// How long it took.
+    #[serde(rename = "elapsed_ms", serialize_with = "crate::report::milliseconds")]
     pub elapsed: Duration,
 }
 

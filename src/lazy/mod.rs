@@ -4,11 +4,14 @@
 //! a thread touches a missing page ──> sleeps ─────────────────────────────┐
 //!                                       │ userfaultfd                     │ wakes
 //! handlers (server.rs) ─────────────> which block? ─> read, check ─> UFFDIO_COPY
-//! the filler (server.rs) ───────────> the hot set, then all by address ───┘
+//! the filler (fill.rs) ─────────────> the hot set, then all by address ───┘
 //! all is there ─> unregister; the threads end, and let the snapshot and the store go
 //! ```
 
+mod blocks;
+mod fill;
 mod hot_set;
+mod serve;
 mod server;
 
 use std::fmt;

@@ -65,7 +65,7 @@ pub struct RepairOptions {
 }
 
 /// What was done.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize)]
 #[non_exhaustive]
 pub struct RepairReport {
     /// Whether the index was built anew.
@@ -76,9 +76,11 @@ pub struct RepairReport {
     pub damaged: Vec<String>,
     /// The snapshots that cannot be restored whole. They stay on record: capturing the same memory
     /// again brings back what they lack.
+    #[serde(serialize_with = "crate::report::texts")]
     pub lost_snapshots: Vec<SnapshotId>,
     /// The file in the folder for damaged things that tells what was set aside and what was lost; none if there
     /// was nothing to tell.
+    #[serde(skip)]
     pub report: Option<PathBuf>,
 }
 

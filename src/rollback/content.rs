@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use super::RollBack;
 use crate::error::Error;
-use crate::piece::overlapping;
+use crate::ranges::overlapping;
 use crate::store::packs::object::Kind;
 use crate::store::read::{Check, Reader};
 

@@ -42,7 +42,7 @@ pub struct VerifyOptions {
 }
 
 /// What was found.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize)]
 #[non_exhaustive]
 pub struct VerifyReport {
     /// How many objects were read, decoded and compared with their hashes.
@@ -62,7 +62,7 @@ pub struct VerifyReport {
 }
 
 /// Something that is not in order.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
 #[non_exhaustive]
 pub struct Problem {
     /// What it concerns: the name of a [`Kind`], or `pack` for bytes that are no object.
@@ -70,6 +70,7 @@ pub struct Problem {
     /// The object's hash, or the file and byte.
     pub object: String,
     /// The snapshots that cannot be restored for it; none if nothing needs it.
+    #[serde(serialize_with = "crate::report::texts")]
     pub snapshots: Vec<SnapshotId>,
     /// What is wrong.
     pub detail: String,

@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 const LAYERS: [(&str, &[&str]); 7] = [
     (
         "units, progress, locks, workers, all Linux calls",
-        &["units", "text", "progress", "sync", "workers", "sys"],
+        &["units", "ranges", "text", "report", "progress", "sync", "workers", "sys"],
     ),
     ("what a region is", &["region", "hash", "codec", "delta"]),
     (
@@ -25,8 +25,8 @@ const LAYERS: [(&str, &[&str]); 7] = [
             "signals",
             "descriptors",
             "elf",
-            "piece",
             "left_out",
+            "mapped_files",
         ],
     ),
     ("what changed since a snapshot", &["track"]),
@@ -36,9 +36,8 @@ const LAYERS: [(&str, &[&str]); 7] = [
         "the verbs",
         &[
             "capture",
-            "ingest",
-            "put",
-            "reference",
+            "labels",
+            "process",
             "restore",
             "coredump",
             "lazy",
