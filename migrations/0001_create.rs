@@ -1,7 +1,7 @@
 //! Format 1: the first.
 //!
-//! Nothing comes before it, so this step creates a store instead of changing one: it writes the
-//! FORMAT file, and with that a directory is a store.
+//! Nothing comes before it, so there is no step that leads to it: `StoreOptions::create` creates stores of the newest
+//! format. This keeps how a store of format 1 is created, for the tests of the steps that lead away from it.
 
 use crate::codec::Codec;
 use crate::store::error::StoreError;

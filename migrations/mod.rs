@@ -5,24 +5,21 @@
 //!
 //! ```text
 //! STORE/migration/            being written: not yet a store, thrown away when found
-//! STORE/migration/FORMAT      written last: complete, takes the old one's place when found
+//! STORE/migration/FORMAT      written last: complete, takes the old one's place when found (store/replace.rs)
 //! ```
-//!
-//! Taking the place is a chain of renamings, each of which is skipped if it is done already:
-//! the old packs go to `migration/old-packs`, the new ones to `packs`, the new FORMAT replaces the
-//! old, and what is left of `migration` is removed. The index belongs to the old packs and goes
-//! first; it is rebuilt when the store is opened.
 //!
 //! Adding a format: write `NNNN_what.rs` with a function like [`Step::apply`], list it in
 //! [`STEPS`], and put a fixture store of the format under `tests/fixtures`.
 
+#[cfg(test)]
 #[path = "0001_create.rs"]
 pub(crate) mod create;
 
 use crate::store::error::StoreError;
-use crate::store::format::{self, FORMAT_FILE};
-use crate::store::names::{INDEX_DIR, MIGRATION_DIR, PACKS_DIR};
-use crate::sys::dir::{Dir, Name};
+use crate::store::format;
+use crate::store::names::MIGRATION_DIR;
+use crate::store::replace::finish_interrupted;
+use crate::sys::dir::Dir;
 use crate::sys::file;
 
 /// A way from one format to the next.
@@ -36,8 +33,6 @@ pub(crate) struct Step {
 
 /// All steps there are. Format 1 is the first, so there is none yet.
 pub(crate) const STEPS: &[Step] = &[];
-
-const OLD_PACKS_DIR: &str = "old-packs";
 
 /// Brings `store`, whose lock the caller holds, to the format `to`.
 pub(crate) fn run(store: &Dir, steps: &[Step], to: u32) -> Result<(), StoreError> {
@@ -60,68 +55,6 @@ pub(crate) fn run(store: &Dir, steps: &[Step], to: u32) -> Result<(), StoreError
     }
 }
 
-/// Throws an incomplete migration away, and puts a complete one in the place of the old store.
-///
-/// Somebody else may have made the store, so nothing here follows a link, and what is said to be complete must be of
-/// this store.
-pub(crate) fn finish_interrupted(store: &Dir) -> Result<(), StoreError> {
-    let migration = store.join(MIGRATION_DIR);
-    let Some(found) = migration.look().map_err(StoreError::io("open", &migration))? else { return Ok(()) };
-    if !found.is_dir() {
-        return Err(in_the_way(&migration, found.is_no("directory").to_string()));
-    }
-    let new = file::open_dir(&migration).map_err(StoreError::io("open", &migration))?;
-    let (packs, new_packs, old_packs) = (store.join(PACKS_DIR), new.join(PACKS_DIR), new.join(OLD_PACKS_DIR));
-    let durable = |dir: &Dir| file::sync_dir(dir).map_err(StoreError::io("make durable", dir));
-    // Whoever came this far may have been killed before it was.
-    durable(&new)?;
-    durable(store)?;
-    if new.join(FORMAT_FILE).exists() {
-        check_is_of(store, &new)?;
-        for name in [&new_packs, &old_packs, &packs] {
-            if let Some(found) = name.look().map_err(StoreError::io("open", name))?
-                && !found.is_dir()
-            {
-                return Err(in_the_way(name, found.is_no("directory").to_string()));
-            }
-        }
-        let rename = |from: &Name, to: &Name| {
-            file::rename(from, to).map_err(StoreError::io("give its new place to", from))?;
-            durable(store)?;
-            durable(&new)
-        };
-        remove(&store.join(INDEX_DIR))?;
-        if new_packs.is_dir() {
-            if !old_packs.is_dir() {
-                rename(&packs, &old_packs)?;
-            }
-            rename(&new_packs, &packs)?;
-        }
-        rename(&new.join(FORMAT_FILE), &store.join(FORMAT_FILE))?;
-    }
-    remove(&migration)?;
-    durable(store)
-}
-
-/// An error if what a migration has written does not belong to this store.
-fn check_is_of(store: &Dir, new: &Dir) -> Result<(), StoreError> {
-    match format::id_line(new)? == format::id_line(store)? {
-        true => Ok(()),
-        false => Err(in_the_way(
-            &store.join(MIGRATION_DIR),
-            "there is another store in it, and no migration".to_owned(),
-        )),
-    }
-}
-
-fn in_the_way(name: &Name, why: String) -> StoreError {
-    StoreError::InTheWay { path: name.into(), why }
-}
-
-fn remove(dir: &Name) -> Result<(), StoreError> {
-    file::remove_dir(dir).map_err(StoreError::io("remove", dir))
-}
-
 #[cfg(test)]
 #[path = "power_loss.rs"]
 mod power_loss;
@@ -132,7 +65,12 @@ mod tests {
     use crate::CaptureOptions;
     pub(super) use crate::Store;
     pub(super) use crate::fault_injection::{Call, Witness, watch};
+    pub(super) use crate::store::format::FORMAT_FILE;
+    pub(super) use crate::store::names::{INDEX_DIR, PACKS_DIR};
     use crate::store::packs::names;
+    use crate::store::replace::{OLD_PACKS_DIR, remove};
+    use crate::sys::dir::Name;
+    use crate::{Codec, RegionSize};
     use std::io::{self, BufRead, BufReader};
     use std::path::{Path, PathBuf};
     use std::process::{Command, Stdio};
@@ -194,6 +132,18 @@ mod tests {
         let packs = names::list(&dir(&store.join(PACKS_DIR))).unwrap();
         files.extend(packs.into_iter().map(|(_, name)| name.path().to_owned()));
         files.into_iter().map(|path| (path.clone(), std::fs::read(&path).unwrap())).collect()
+    }
+
+    #[test]
+    fn a_store_that_was_created_as_format_1_opens_when_it_is_migrated() {
+        let scratch = tempfile::tempdir().unwrap();
+        let path = scratch.path().join("store");
+        std::fs::create_dir(&path).unwrap();
+        create::write(&dir(&path), RegionSize::default(), Codec::Lz4).unwrap();
+        run(&dir(&path), STEPS, format::FORMAT_VERSION).unwrap();
+        let store = Store::open(&path).unwrap();
+        assert_eq!((store.info().format, store.info().codec), (format::FORMAT_VERSION, Codec::Lz4));
+        store.process("p").capture(&[7u8; 100_000], &CaptureOptions::default()).unwrap();
     }
 
     #[test]

@@ -14,7 +14,7 @@ use std::sync::Arc;
 use anyhow::{Context, Result, ensure};
 use disk::{Disk, Event, Failure, IndexFiles, Model};
 
-use super::tests::{MADE_UP, OF_FORMAT, Store, dir, store, watch};
+use super::tests::{INDEX_DIR, MADE_UP, OF_FORMAT, PACKS_DIR, Store, dir, store, watch};
 use super::*;
 use crate::store::packs::names;
 

@@ -14,8 +14,7 @@ use crate::sink::SparseFile;
 use crate::sink::core::{About, Head};
 use crate::store::error::StoreError;
 use crate::store::packs::object::Kind;
-use crate::store::packs::read::{Check, Reader};
-use crate::table::Places;
+use crate::store::read::{Check, Reader};
 use crate::threads::{self, Threads};
 use crate::units::usize_of;
 
@@ -72,22 +71,23 @@ impl Restore<'_> {
     /// registers are not those of a 64-bit program.
     pub fn into_core(self, path: impl AsRef<Path>, overwrite: bool) -> Result<CoreStats, Error> {
         let mut reader = Reader::new(self.shared, Check::Full);
-        let threads = match reader.attachment(&self.record, Threads::ATTACHMENT)? {
+        let threads = match reader.attachment(self.pinned.record(), Threads::ATTACHMENT)? {
             None => None,
             Some(bytes) => Some(
                 Threads::from_attachment(&bytes)
                     .map_err(|source| StoreError::Record { kind: Kind::Attachment, source })?,
             ),
         };
-        let auxv = reader.attachment(&self.record, threads::AUXV)?.unwrap_or_default();
-        let register_layout = reader.attachment(&self.record, threads::REGISTER_LAYOUT)?.unwrap_or_default();
-        let command = match &self.record.origin {
+        let auxv = reader.attachment(self.pinned.record(), threads::AUXV)?.unwrap_or_default();
+        let register_layout =
+            reader.attachment(self.pinned.record(), threads::REGISTER_LAYOUT)?.unwrap_or_default();
+        let command = match &self.pinned.record().origin {
             Origin::Process { command, .. } | Origin::Core { command, .. } => command.join(" "),
             _ => String::new(),
         };
         let thread_count = threads.as_ref().map_or(0, |threads| threads.threads.len());
         let about = About { threads, auxv, command, register_layout };
-        let head = Head::new(&self.space, &self.long_zeros(&mut reader)?, about)?;
+        let head = Head::new(self.tables.space(), &self.long_zeros(&mut reader)?, about)?;
         let file = SparseFile::create(path.as_ref(), head.file_bytes, overwrite)?;
         file.write_at(&head.bytes, 0)?;
         // Memory that was left out of the image is not written.
@@ -115,11 +115,10 @@ impl Restore<'_> {
             Some(last) if last.end - last.start < LONG_ZEROS_BYTES => *last = next,
             _ => zeros.push(next),
         };
-        let region_bytes = self.record.region_size.bytes() as u64;
-        let places = Places::new(&self.space, self.record.region_size);
+        let region_bytes = self.pinned.record().region_size.bytes() as u64;
         // The image has been searched up to here. Between stored tables there are tables of zeros.
         let mut at = 0;
-        for (hash, place) in self.root.places(&places) {
+        for (hash, place) in self.tables.iter() {
             self.progress.check()?;
             if at < place.image_bytes {
                 add(at..place.image_bytes);

@@ -24,7 +24,7 @@ use crate::record::SnapshotId;
 use crate::root::Run;
 use crate::snapshot::Snapshot;
 use crate::store::packs::object::Kind;
-use crate::store::packs::read::{Check, Reader};
+use crate::store::read::{Check, Reader};
 use crate::store::{Shared, Store};
 use crate::sync::Mutex;
 use crate::units::{AddressRange, usize_of};
@@ -166,10 +166,9 @@ struct Side<'a> {
 
 impl<'a> Side<'a> {
     fn new(snapshot: Snapshot<'a>) -> Result<Side<'a>, Error> {
-        let space = snapshot.address_space()?;
-        let (root, places) = snapshot.tables(&space)?;
+        let tables = snapshot.tables()?;
         let region_bytes = snapshot.record().region_size.bytes() as u64;
-        Ok(Side { region_bytes, tables: root.runs(&places), _snapshot: snapshot })
+        Ok(Side { region_bytes, tables: tables.root.runs(&tables.layout.places), _snapshot: snapshot })
     }
 
     /// A part of a table that differs entirely.

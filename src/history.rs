@@ -9,17 +9,15 @@ use std::sync::Arc;
 
 use jiff::Timestamp;
 
-use crate::address_space::AddressSpace;
-use crate::error::Error;
+use crate::error::{Error, ReadError};
 use crate::hash::Hash;
 use crate::record::{Record, SnapshotId};
-use crate::sink::SinkError;
 use crate::snapshot::Snapshot;
 use crate::store::Store;
 use crate::store::error::StoreError;
 use crate::store::packs::object::Kind;
-use crate::store::packs::read::{Check, Reader};
-use crate::table::Places;
+use crate::store::read::{Check, Reader};
+use crate::store::tables::Layout;
 use crate::units::{AddressRange, UnitError, usize_of};
 
 /// The longest range whose history can be requested, in bytes: each change is held in memory.
@@ -117,7 +115,7 @@ impl Store {
     /// # Errors
     ///
     /// [`UnitError::RangeTooLong`] for more than 1 MiB; [`StoreError::NoSuchProcess`];
-    /// [`SinkError::NotCaptured`] if no snapshot has the whole range; damage of a layout. Other
+    /// [`ReadError::NotCaptured`] if no snapshot has the whole range; damage of a layout. Other
     /// damage is returned as an item, and the history continues after it.
     pub fn history(&self, process: &str, range: AddressRange) -> Result<History<'_>, Error> {
         if range.length_bytes() > MAX_RANGE_BYTES {
@@ -135,8 +133,8 @@ impl Store {
             let place = match places.get(&layout) {
                 Some(place) => place.clone(),
                 None => {
-                    let space: AddressSpace = layouts.value(Kind::Layout, &layout)?;
-                    let place = Arc::new(RangePlace::new(&space, snapshot.record(), range)?);
+                    let read = Layout::read(&mut layouts, snapshot.record())?;
+                    let place = Arc::new(RangePlace::new(&read, snapshot.record(), range)?);
                     places.insert(layout, place.clone());
                     place
                 }
@@ -149,7 +147,7 @@ impl Store {
         if let Err(missing) = newest.place.parts
             && steps.iter().all(|step| step.place.parts.is_err())
         {
-            return Err(SinkError::NotCaptured { missing }.into());
+            return Err(ReadError::NotCaptured { missing }.into());
         }
         let steps = steps.into_iter();
         let (roots, tables, regions) = (reader(), reader(), reader());
@@ -158,11 +156,11 @@ impl Store {
 }
 
 impl RangePlace {
-    fn new(space: &AddressSpace, record: &Record, range: AddressRange) -> Result<RangePlace, Error> {
+    fn new(layout: &Layout, record: &Record, range: AddressRange) -> Result<RangePlace, Error> {
         let region_bytes = record.region_size.bytes();
         let mut next = range.start();
         let mut parts = Vec::new();
-        let places = Places::new(space, record.region_size);
+        let Layout { space, places } = layout;
         for table in places.overlapping(range) {
             let Some(place) = places.get(table) else { break };
             let addresses = place.addresses(space)?;

@@ -3,7 +3,9 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-use crate::error::Error;
+/// The verb was cancelled by its [`Progress`].
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Interrupted;
 
 type OnAdvance = dyn Fn(u64, u64) + Send + Sync;
 
@@ -36,7 +38,7 @@ impl Progress {
         self
     }
 
-    /// Ends the verb with [`Error::Interrupted`] soon after the flag is set. Nothing is recorded
+    /// Ends the verb with [`Error::Interrupted`](crate::Error::Interrupted) soon after the flag is set. Nothing is recorded
     /// then, and nothing is harmed.
     pub fn cancel_when(mut self, flag: Arc<AtomicBool>) -> Self {
         self.cancel = Some(flag);
@@ -49,8 +51,8 @@ impl Progress {
     }
 
     /// An error if the verb is to stop.
-    pub(crate) fn check(&self) -> Result<(), Error> {
-        if self.is_cancelled() { Err(Error::Interrupted) } else { Ok(()) }
+    pub(crate) fn check(&self) -> Result<(), Interrupted> {
+        if self.is_cancelled() { Err(Interrupted) } else { Ok(()) }
     }
 
     /// Begins to count towards `total_bytes`.
@@ -74,7 +76,7 @@ pub(crate) struct Meter {
 
 impl Meter {
     /// Adds to what is done; an error if the verb is to stop.
-    pub(crate) fn advance(&self, by_bytes: u64) -> Result<(), Error> {
+    pub(crate) fn advance(&self, by_bytes: u64) -> Result<(), Interrupted> {
         let done_bytes = self.done_bytes.fetch_add(by_bytes, Ordering::Relaxed) + by_bytes;
         if let Some(report) = &self.progress.on_advance {
             report(done_bytes, self.total_bytes.max(done_bytes));

@@ -14,12 +14,11 @@ use std::io;
 use std::sync::Arc;
 
 use crate::address_space::AddressSpace;
-use crate::error::Error;
+use crate::error::{Error, MemoryError};
 use crate::lazy::{self, Fill, Filled, HotSet, Serving};
 use crate::record::SnapshotId;
 use crate::restore::Restore;
 use crate::rollback::{RollBack, RollBackStats};
-use crate::sink::SinkError;
 use crate::source::{Frozen, LiveMemory, Source, SourceError};
 use crate::sys::missing::Missing;
 use crate::sys::reserve::Addresses;
@@ -82,11 +81,11 @@ impl Reservation {
     ///
     /// # Errors
     ///
-    /// [`SinkError::Mapping`] if the address space (`RLIMIT_AS`) or the number of mappings is
+    /// [`MemoryError::Mapping`] if the address space (`RLIMIT_AS`) or the number of mappings is
     /// exhausted.
     pub fn new(reserved_bytes: usize, guard_bytes: usize) -> Result<Reservation, Error> {
         let addresses = Addresses::new(reserved_bytes, guard_bytes)
-            .map_err(|source| SinkError::Mapping { bytes: reserved_bytes as u64, source })?;
+            .map_err(|source| MemoryError::Mapping { bytes: reserved_bytes as u64, source })?;
         Ok(Reservation { content: Content::Own, live: LiveMemory::new(addresses.start(), 0), addresses })
     }
 
@@ -115,7 +114,7 @@ impl Reservation {
     ///
     /// # Errors
     ///
-    /// [`SinkError::Reserved`] if not enough is reserved; [`SinkError::Mapping`]. The length is
+    /// [`MemoryError::Reserved`] if not enough is reserved; [`MemoryError::Mapping`]. The length is
     /// unchanged then. If the memory is still being filled and this shrinks it: the error that
     /// ended the filling.
     pub fn set_length_bytes(&mut self, length_bytes: usize) -> Result<(), Error> {
@@ -187,7 +186,7 @@ impl Reservation {
     /// zeros.
     pub fn restore(&mut self, restore: Restore<'_>) -> Result<(), Error> {
         restore.shared.check_process()?;
-        let id = restore.id;
+        let id = restore.pinned.id();
         self.empty(restore.image_bytes())?;
         self.addresses.prefer_huge_pages();
         if let Err(error) = restore.fill(self.addresses.bytes_mut(), false) {
@@ -227,7 +226,7 @@ impl Reservation {
         self.live = self.untracked();
         let space = Arc::new(restore.address_space().clone());
         let serving = Serving::start(restore, missing, space, fill)
-            .map_err(|source| SinkError::Mapping { bytes, source })?;
+            .map_err(|source| MemoryError::Mapping { bytes, source })?;
         self.content = Content::Lazy(serving);
         Ok(Filled::Lazily)
     }
@@ -332,11 +331,11 @@ impl Reservation {
     // ---- The content ----------------------------------------------------------------------------
 
     /// The wanted length, if it fits.
-    fn check_room(&self, wanted_bytes: u64) -> Result<usize, SinkError> {
+    fn check_room(&self, wanted_bytes: u64) -> Result<usize, MemoryError> {
         let reserved_bytes = self.reserved_bytes() as u64;
         match usize::try_from(wanted_bytes) {
             Ok(wanted) if wanted_bytes <= reserved_bytes => Ok(wanted),
-            _ => Err(SinkError::Reserved { wanted_bytes, reserved_bytes }),
+            _ => Err(MemoryError::Reserved { wanted_bytes, reserved_bytes }),
         }
     }
 
@@ -363,7 +362,7 @@ impl Reservation {
     /// Waits until it is filled; from then on its content is `Own`.
     fn settle(&mut self) -> Result<(), Error> {
         if let Content::Lazy(serving) = &self.content {
-            serving.wait_until_filled().map_err(SinkError::NotFilled)?;
+            serving.wait_until_filled().map_err(|error| MemoryError::NotFilled(error))?;
             self.forget_content();
         }
         Ok(())
@@ -381,8 +380,8 @@ impl Reservation {
     }
 }
 
-fn mapping_failed(length: usize) -> impl FnOnce(io::Error) -> SinkError {
-    move |source| SinkError::Mapping { bytes: length as u64, source }
+fn mapping_failed(length: usize) -> impl FnOnce(io::Error) -> MemoryError {
+    move |source| MemoryError::Mapping { bytes: length as u64, source }
 }
 
 impl fmt::Debug for Reservation {

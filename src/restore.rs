@@ -10,18 +10,18 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use memmap2::MmapMut;
 
 use crate::address_space::AddressSpace;
-use crate::error::Error;
+use crate::error::{Error, MemoryError};
 use crate::hash::Hash;
 use crate::progress::{Meter, Progress};
-use crate::record::{Record, SnapshotId};
-use crate::root::Root;
+use crate::record::SnapshotId;
 use crate::sink::{SinkError, SparseFile};
-use crate::store::gate::SnapshotGuard;
 use crate::store::packs::object::Kind;
-use crate::store::packs::read::{Check, Reader};
+use crate::store::pinned::Pinned;
+use crate::store::read::{Check, Reader};
+use crate::store::tables::Tables;
 use crate::store::{Shared, Store};
 use crate::sys::map;
-use crate::table::{self, Place, Places};
+use crate::table::Place;
 use crate::units::usize_of;
 use crate::workers;
 
@@ -38,13 +38,10 @@ const CLEAR_BYTES: usize = 8 << 20;
 /// or could not be read is zeros.
 pub struct Restore<'a> {
     pub(crate) shared: &'a Arc<Shared>,
-    pub(crate) id: SnapshotId,
-    pub(crate) record: Arc<Record>,
-    pub(crate) space: AddressSpace,
-    pub(crate) root: Root,
+    pub(crate) pinned: Pinned,
+    pub(crate) tables: Tables,
     pub(crate) check: Check,
     pub(crate) progress: Progress,
-    pub(crate) pin: SnapshotGuard,
 }
 
 /// The result of a restore into a file.
@@ -67,13 +64,9 @@ impl Store {
     /// layout or the root cannot be read.
     pub fn restore(&self, id: SnapshotId) -> Result<Restore<'_>, Error> {
         let shared = self.shared();
-        let (record, pin) = shared.pin(id)?;
-        let mut reader = Reader::new(shared, Check::Full);
-        let space: AddressSpace = reader.value(Kind::Layout, &record.layout)?;
-        let count = table::count(&space, record.region_size);
-        let root = reader.root(&record.root, count)?;
-        let (check, progress) = (Check::default(), Progress::default());
-        Ok(Restore { shared, id, record, space, root, check, progress, pin })
+        let pinned = shared.pin(id)?;
+        let tables = Tables::read(&mut Reader::new(shared, Check::Full), pinned.record())?;
+        Ok(Restore { shared, pinned, tables, check: Check::default(), progress: Progress::default() })
     }
 }
 
@@ -92,12 +85,12 @@ impl Restore<'_> {
 
     /// The mappings.
     pub fn address_space(&self) -> &AddressSpace {
-        &self.space
+        self.tables.space()
     }
 
     /// The size of the image.
     pub fn image_bytes(&self) -> u64 {
-        self.space.image_bytes()
+        self.tables.space().image_bytes()
     }
 
     /// Restores the image into a fresh private mapping.
@@ -107,11 +100,11 @@ impl Restore<'_> {
     ///
     /// # Errors
     ///
-    /// [`SinkError::Mapping`] if the image is empty or too large for this machine; damage.
+    /// [`MemoryError::Mapping`] if the image is empty or too large for this machine; damage.
     pub fn into_mapping(self) -> Result<MmapMut, Error> {
         let bytes = self.image_bytes();
         let length = usize_of(bytes);
-        let mut mapping = map::map_zeros(length).map_err(|source| SinkError::Mapping { bytes, source })?;
+        let mut mapping = map::map_zeros(length).map_err(|source| MemoryError::Mapping { bytes, source })?;
         self.fill(&mut mapping, false)?;
         Ok(mapping)
     }
@@ -151,10 +144,9 @@ impl Restore<'_> {
         &self,
         write_at: impl Fn(&[u8], u64) -> Result<(), Error> + Sync,
     ) -> Result<u64, Error> {
-        let places = Places::new(&self.space, self.record.region_size);
-        let work: Vec<(Hash, Place)> = self.root.places(&places).collect();
+        let work: Vec<(Hash, Place)> = self.tables.iter().collect();
         let meter = self.progress.begin(work.iter().map(|(_, place)| place.length_bytes as u64).sum());
-        let region_bytes = self.record.region_size.bytes();
+        let region_bytes = self.pinned.record().region_size.bytes();
         let written_bytes = AtomicU64::new(0);
         let start = || (Reader::new(self.shared, self.check), vec![0; WRITE_BYTES.max(region_bytes)]);
         let write = |(reader, buffer): &mut (Reader<'_>, Vec<u8>), (hash, place): (Hash, Place)| {
@@ -175,7 +167,7 @@ impl Restore<'_> {
                     written_bytes.fetch_add(run_bytes as u64, Ordering::Relaxed);
                 }
             }
-            meter.advance(place.length_bytes as u64)
+            Ok::<_, Error>(meter.advance(place.length_bytes as u64)?)
         };
         workers::for_each(work, start, write)?;
         Ok(written_bytes.into_inner())
@@ -184,12 +176,11 @@ impl Restore<'_> {
     /// Decodes everything into `target`, whose length is that of the image. Without `clear_zeros`,
     /// the target must be zeros already.
     pub(crate) fn fill(&self, target: &mut [u8], clear_zeros: bool) -> Result<(), Error> {
-        let places = Places::new(&self.space, self.record.region_size);
         let mut rest = target;
         let mut rest_bytes = 0;
         let mut work = Vec::new();
         let mut zeros: Vec<&mut [u8]> = Vec::new();
-        for (hash, place) in self.root.places(&places) {
+        for (hash, place) in self.tables.iter() {
             let gap_bytes = usize_of(place.image_bytes - rest_bytes);
             let (gap, after) = rest.split_at_mut(gap_bytes);
             let (part, after) = after.split_at_mut(place.length_bytes);
@@ -229,7 +220,7 @@ impl Restore<'_> {
         meter: &Meter,
     ) -> Result<(), Error> {
         let hashes = reader.hashes(Kind::Table, hash, regions)?;
-        reader.regions(&hashes, target, self.record.region_size.bytes(), clear_zeros)?;
-        meter.advance(target.len() as u64)
+        reader.regions(&hashes, target, self.pinned.record().region_size.bytes(), clear_zeros)?;
+        Ok(meter.advance(target.len() as u64)?)
     }
 }

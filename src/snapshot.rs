@@ -1,24 +1,21 @@
 //! Snapshots: finding, reading and labelling them.
 
 use std::io::Write;
-use std::sync::{Arc, OnceLock};
 
 use jiff::Timestamp;
 
 use crate::address_space::AddressSpace;
-use crate::error::Error;
+use crate::error::{Error, ReadError};
 use crate::hash::Hash;
 use crate::record::{Record, SnapshotId};
-use crate::root::Root;
-use crate::sink::SinkError;
 use crate::store::catalog::{Entry, Labels};
 use crate::store::error::StoreError;
-use crate::store::gate::SnapshotGuard;
-use crate::store::held::Held;
 use crate::store::packs::object::Kind;
-use crate::store::packs::read::{Check, Reader};
+use crate::store::pinned::Pinned;
+use crate::store::read::{Check, Reader};
+use crate::store::tables::{Layout, Tables};
 use crate::store::{Shared, Store};
-use crate::table::{Place, Places};
+use crate::table::Place;
 use crate::units::{AddressRange, usize_of};
 
 /// The shortest prefix that identifies a snapshot, in hex digits.
@@ -28,12 +25,8 @@ const MIN_PREFIX_DIGITS: usize = 4;
 /// forgotten.
 pub struct Snapshot<'a> {
     shared: &'a Shared,
-    id: SnapshotId,
-    held: Held,
-    /// Decoded at the first request.
-    record: OnceLock<Arc<Record>>,
+    pinned: Pinned,
     labels: Labels,
-    _pin: SnapshotGuard,
 }
 
 /// A summary of a process and its snapshots.
@@ -161,29 +154,28 @@ impl Store {
 impl<'a> Snapshot<'a> {
     /// The caller must hold the catalog's lock, so that the snapshot is live when it is pinned.
     fn new(shared: &'a Shared, id: SnapshotId, entry: &Entry) -> Snapshot<'a> {
-        let held = entry.held().clone();
-        let pin = shared.gate.pin_snapshot(id, held.clone());
-        Snapshot { shared, id, held, record: OnceLock::new(), labels: entry.labels().clone(), _pin: pin }
+        let pinned = Pinned::new(&shared.gate, id, entry.held());
+        Snapshot { shared, pinned, labels: entry.labels().clone() }
     }
 
     /// Its id.
     pub fn id(&self) -> SnapshotId {
-        self.id
+        self.pinned.id()
     }
 
     /// Its process.
     pub fn process(&self) -> &str {
-        self.held.process()
+        self.pinned.held().process()
     }
 
     /// When it was taken. With [`process`](Self::process), this is the cheapest property to read.
     pub fn time(&self) -> Timestamp {
-        self.held.time()
+        self.pinned.held().time()
     }
 
     /// Its record. It is decoded at the first request, and kept: 1 KB.
     pub fn record(&self) -> &Record {
-        self.record.get_or_init(|| self.held.record())
+        self.pinned.record()
     }
 
     /// Its labels at the time when this value was made.
@@ -197,7 +189,7 @@ impl<'a> Snapshot<'a> {
     ///
     /// Damage.
     pub fn address_space(&self) -> Result<AddressSpace, Error> {
-        Ok(Reader::new(self.shared, Check::Full).value(Kind::Layout, &self.record().layout)?)
+        Ok(Layout::read(&mut self.reader(), self.record())?.space)
     }
 
     /// Every region of the snapshot in address order: its address range and its hash, which is
@@ -208,10 +200,9 @@ impl<'a> Snapshot<'a> {
     ///
     /// Damage: of the layout or the root at once, of a table as an item.
     pub fn regions(&self) -> Result<impl Iterator<Item = Result<(AddressRange, Hash), Error>> + '_, Error> {
-        let space = self.address_space()?;
         let region_bytes = self.record().region_size.bytes() as u64;
-        let mut reader = Reader::new(self.shared, Check::Full);
-        let (root, places) = self.tables(&space)?;
+        let mut reader = self.reader();
+        let Tables { layout: Layout { space, places }, root } = self.tables()?;
         let tables = (0..places.count()).filter_map(move |at| Some((root.get(at), places.get(at)?)));
         Ok(tables.flat_map(move |(table, place)| {
             let mapping = space.mappings()[place.mapping_index].range;
@@ -232,11 +223,13 @@ impl<'a> Snapshot<'a> {
         }))
     }
 
-    /// Its tables, and their positions in its layout `space`.
-    pub(crate) fn tables(&self, space: &AddressSpace) -> Result<(Root, Places), Error> {
-        let places = Places::new(space, self.record().region_size);
-        let root = Reader::new(self.shared, Check::Full).root(&self.record().root, places.count())?;
-        Ok((root, places))
+    /// Its tables.
+    pub(crate) fn tables(&self) -> Result<Tables, Error> {
+        Ok(Tables::read(&mut self.reader(), self.record())?)
+    }
+
+    fn reader(&self) -> Reader<'_> {
+        Reader::new(self.shared, Check::Full)
     }
 
     /// The attachment with this name.
@@ -245,17 +238,18 @@ impl<'a> Snapshot<'a> {
     ///
     /// Damage.
     pub fn attachment(&self, name: &str) -> Result<Option<Vec<u8>>, Error> {
-        Ok(Reader::new(self.shared, Check::Full).attachment(self.record(), name)?)
+        Ok(self.reader().attachment(self.record(), name)?)
     }
 
     /// Writes the bytes at these addresses to `out`. Reads only the regions that contain them.
     ///
     /// # Errors
     ///
-    /// [`SinkError::NotCaptured`] if the range is not entirely captured memory (nothing is written
-    /// then), [`SinkError::Write`], damage.
+    /// [`ReadError::NotCaptured`] if the range is not entirely captured memory (nothing is written
+    /// then), [`ReadError::Write`], damage.
     pub fn read_range(&self, range: AddressRange, out: &mut dyn Write) -> Result<u64, Error> {
-        let space = self.address_space()?;
+        let layout = Layout::read(&mut self.reader(), self.record())?;
+        let space = &layout.space;
         let mut next = range.start();
         for (_, mapping) in space.captured() {
             if mapping.range.start() <= next && next < mapping.range.end() {
@@ -263,12 +257,12 @@ impl<'a> Snapshot<'a> {
             }
         }
         if next < range.end() {
-            return Err(SinkError::NotCaptured { missing: AddressRange::new(next, range.end())? }.into());
+            return Err(ReadError::NotCaptured { missing: AddressRange::new(next, range.end())? }.into());
         }
-        let (root, places) = self.tables(&space)?;
-        let tables = places.overlapping(range).filter_map(|at| {
-            let place = places.get(at)?;
-            let whole = place.addresses(&space).ok()?;
+        let root = layout.root(&mut self.reader(), self.record())?;
+        let tables = layout.places.overlapping(range).filter_map(|at| {
+            let place = layout.places.get(at)?;
+            let whole = place.addresses(space).ok()?;
             let part = whole.intersection(range)?;
             Some((root.get(at), place, part.start() - whole.start()..part.end() - whole.start()))
         });
@@ -279,11 +273,11 @@ impl<'a> Snapshot<'a> {
     ///
     /// # Errors
     ///
-    /// [`SinkError::Write`], damage; `out` has received the bytes before the fault then.
+    /// [`ReadError::Write`], damage; `out` has received the bytes before the fault then.
     pub fn read_image(&self, out: &mut dyn Write) -> Result<u64, Error> {
-        let (root, places) = self.tables(&self.address_space()?)?;
-        let whole = |(at, place): (usize, Place)| (root.get(at), place, 0..place.length_bytes as u64);
-        self.write_tables(places.iter().enumerate().map(whole), out)
+        let tables = self.tables()?;
+        let whole = |(at, place): (usize, Place)| (tables.root.get(at), place, 0..place.length_bytes as u64);
+        self.write_tables(tables.layout.places.iter().enumerate().map(whole), out)
     }
 
     fn write_tables(
@@ -291,7 +285,7 @@ impl<'a> Snapshot<'a> {
         tables: impl Iterator<Item = (Hash, Place, std::ops::Range<u64>)>,
         out: &mut dyn Write,
     ) -> Result<u64, Error> {
-        let mut reader = Reader::new(self.shared, Check::Full);
+        let mut reader = self.reader();
         let region_bytes = self.record().region_size.bytes();
         let mut buffer = vec![0; region_bytes];
         let mut written_bytes = 0;
@@ -310,7 +304,7 @@ impl<'a> Snapshot<'a> {
                     true => plain.fill(0),
                     false => reader.region(hash, plain)?,
                 }
-                out.write_all(&plain[from - start..to - start]).map_err(SinkError::Write)?;
+                out.write_all(&plain[from - start..to - start]).map_err(ReadError::Write)?;
                 written_bytes += (to - from) as u64;
             }
         }
@@ -321,7 +315,7 @@ impl<'a> Snapshot<'a> {
 impl std::fmt::Debug for Snapshot<'_> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Snapshot")
-            .field("id", &self.id)
+            .field("id", &self.id())
             .field("record", self.record())
             .finish_non_exhaustive()
     }

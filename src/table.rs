@@ -61,6 +61,7 @@ impl Place {
 
 /// The positions of an address space's tables, in the order of the root. This takes memory for each
 /// mapping and not for each table, because a sparse process has millions of tables.
+#[derive(Default)]
 pub(crate) struct Places {
     region_size: RegionSize,
     /// The captured mappings, in the order of their addresses.

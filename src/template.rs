@@ -17,10 +17,9 @@ use std::sync::Arc;
 use rustix::fs::{MemfdFlags, SealFlags};
 
 use crate::address_space::AddressSpace;
-use crate::error::Error;
+use crate::error::{Error, MemoryError};
 use crate::record::SnapshotId;
 use crate::restore::Restore;
-use crate::sink::SinkError;
 use crate::source::{CopyOut, Frozen, Memory, Source, SourceError};
 use crate::store::Store;
 use crate::sys::pages::Pages;
@@ -110,10 +109,10 @@ impl Restore<'_> {
     ///
     /// # Errors
     ///
-    /// [`SinkError::Mapping`] if memory is short or limited (`RLIMIT_FSIZE`); damage.
+    /// [`MemoryError::Mapping`] if memory is short or limited (`RLIMIT_FSIZE`); damage.
     pub fn into_template(self) -> Result<Template, Error> {
         let bytes = self.image_bytes();
-        let failed = |source| SinkError::Mapping { bytes, source };
+        let failed = |source| MemoryError::Mapping { bytes, source };
         let length = usize_of(bytes);
         let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
         let file = rustix::fs::memfd_create("stillframe-template", flags);
@@ -124,7 +123,7 @@ impl Restore<'_> {
         self.write_to(|bytes, offset_bytes| Ok(file.write_all_at(bytes, offset_bytes).map_err(failed)?))?;
         let seals = SealFlags::WRITE | SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL;
         rustix::fs::fcntl_add_seals(&file, seals).map_err(|error| failed(error.into()))?;
-        let content = Content { id: self.id, space: self.space, file, length };
+        let content = Content { id: self.pinned.id(), space: self.tables.layout.space, file, length };
         Ok(Template { content: Arc::new(content) })
     }
 }
@@ -155,11 +154,11 @@ impl Template {
     ///
     /// # Errors
     ///
-    /// [`SinkError::Mapping`] if the address space (`RLIMIT_AS`) or the number of mappings
+    /// [`MemoryError::Mapping`] if the address space (`RLIMIT_AS`) or the number of mappings
     /// (`vm.max_map_count`, 65,530 by default) is exhausted.
     pub fn instance(&self) -> Result<Instance, Error> {
         let content = self.content.clone();
-        let failed = |source| SinkError::Mapping { bytes: content.length as u64, source };
+        let failed = |source| MemoryError::Mapping { bytes: content.length as u64, source };
         let memory = Pages::copy_of(&content.file, content.length).map_err(failed)?;
         let start = memory.as_ptr().addr() as u64;
         let tracker = Arc::new(CopyOnWrite::new(content.id, start..start + content.length as u64));

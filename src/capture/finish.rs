@@ -24,7 +24,7 @@ use crate::store::commit::{check_length, encode};
 use crate::store::error::StoreError;
 use crate::store::lane::LaneGuard;
 use crate::store::packs::object::Kind;
-use crate::store::packs::read::{Check, Reader};
+use crate::store::read::{Check, Reader};
 use crate::text::shorten;
 
 /// A capture after its first step: nothing needs the source any more.

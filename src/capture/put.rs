@@ -12,7 +12,7 @@ use crate::store::error::StoreError;
 use crate::store::gate::CaptureGuard;
 use crate::store::packs::batch::Batch;
 use crate::store::packs::object::Kind;
-use crate::store::packs::read::Reader;
+use crate::store::read::Reader;
 use crate::store::tree::Tree;
 
 /// How what is new is to be stored.

@@ -15,10 +15,10 @@ use crate::root::{Root, RootPart};
 use crate::source::{Attachment, OWNER_ATTACHMENT};
 use crate::store::Shared;
 use crate::store::error::StoreError;
-use crate::store::gate::SnapshotGuard;
 use crate::store::held::Held;
-use crate::store::packs::object::Kind;
-use crate::store::packs::read::{Check, Reader};
+use crate::store::pinned::Pinned;
+use crate::store::read::{Check, Reader};
+use crate::store::tables::Tables;
 use crate::table;
 use crate::track::Untracked;
 
@@ -28,7 +28,7 @@ pub(crate) struct Reference {
     pub(crate) record: Arc<Record>,
     /// Its mappings and the hashes of their tables, if they can be read and compared.
     content: Option<(AddressSpace, Root)>,
-    _pin: SnapshotGuard,
+    _pinned: Pinned,
 }
 
 /// A mapping of the reference; an empty one where it has none.
@@ -84,7 +84,8 @@ impl Reference {
 
     /// A certain snapshot; [`StoreError::NoSuchSnapshot`].
     pub(crate) fn of(shared: &Shared, id: SnapshotId) -> Result<Reference, StoreError> {
-        let (record, pin) = shared.pin(id)?;
+        let pinned = shared.pin(id)?;
+        let record = pinned.record().clone();
         let content = match Reference::read(shared, &record) {
             Ok(content) => content,
             Err(error) => {
@@ -92,18 +93,15 @@ impl Reference {
                 None
             }
         };
-        Ok(Reference { id, record, content, _pin: pin })
+        Ok(Reference { id, record, content, _pinned: pinned })
     }
 
     fn read(shared: &Shared, record: &Record) -> Result<Option<(AddressSpace, Root)>, StoreError> {
         if record.region_size != shared.format.region_size || shared.damage_known() {
             return Ok(None);
         }
-        let mut reader = Reader::new(shared, Check::Full);
-        let space: AddressSpace = reader.value(Kind::Layout, &record.layout)?;
-        let tables = table::count(&space, record.region_size);
-        let root = reader.root(&record.root, tables)?;
-        Ok(Some((space, root)))
+        let tables = Tables::read(&mut Reader::new(shared, Check::Full), record)?;
+        Ok(Some((tables.layout.space, tables.root)))
     }
 
     /// Its mappings and the hashes of their tables, if they can be read and compared.

@@ -247,7 +247,7 @@ impl Work {
         worker: &mut Worker<'_>,
     ) -> Result<(), Error> {
         self.tables.enter(piece, regions, bytes, worker)?;
-        self.meter.advance(self.plan().wanted_bytes_of(piece) as u64)
+        Ok(self.meter.advance(self.plan().wanted_bytes_of(piece) as u64)?)
     }
 }
 

@@ -2,7 +2,7 @@
 
 use crate::store::Shared;
 use crate::store::packs::batch::Batch;
-use crate::store::packs::read::{Check, Reader};
+use crate::store::read::{Check, Reader};
 
 /// The buffers of one thread that works on pieces.
 pub(super) struct Worker<'a> {

@@ -304,7 +304,7 @@ fn read(store: &Store, is_forged: bool) {
 #[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
-    use crate::store::packs::read::{Check, Reader};
+    use crate::store::read::{Check, Reader};
 
     /// Otherwise the target would exercise only damage.
     #[test]

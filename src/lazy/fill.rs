@@ -59,7 +59,7 @@ impl Server {
             Ok(true)
         };
         if order == Fill::HotFirst {
-            match HotSet::of(&held.shared, held.id, &held.record.process) {
+            match HotSet::of(&held.shared, held.pinned.id(), held.pinned.held().process()) {
                 Ok(Some(hot_set)) => {
                     for range in hot_set.ranges() {
                         for blocks in self.blocks.at_addresses(*range) {

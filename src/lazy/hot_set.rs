@@ -10,7 +10,7 @@ use crate::source::Attachment;
 use crate::store::Shared;
 use crate::store::error::StoreError;
 use crate::store::packs::object::Kind;
-use crate::store::packs::read::{Check, Reader};
+use crate::store::read::{Check, Reader};
 use crate::units::AddressRange;
 
 /// What was touched of a lazily restored snapshot, in the order of the first touches: address ranges of
@@ -83,8 +83,8 @@ impl HotSet {
         };
         let Some(id) = newest else { return Ok(None) };
         // It may be forgotten by now.
-        let Ok((record, _pin)) = shared.pin(id) else { return Ok(None) };
-        let found = Reader::new(shared, Check::Full).attachment(&record, HotSet::ATTACHMENT)?;
+        let Ok(pinned) = shared.pin(id) else { return Ok(None) };
+        let found = Reader::new(shared, Check::Full).attachment(pinned.record(), HotSet::ATTACHMENT)?;
         let Some(bytes) = found else { return Ok(None) };
         let hot_set = HotSet::from_attachment(&bytes)
             .map_err(|source| StoreError::Record { kind: Kind::Attachment, source })?;

@@ -21,9 +21,8 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 
 use crate::address_space::AddressSpace;
-use crate::error::Error;
+use crate::error::{Error, MemoryError};
 use crate::restore::Restore;
-use crate::sink::SinkError;
 use crate::sys::missing::{self, Missing};
 use crate::sys::pages::Pages;
 use crate::units::usize_of;
@@ -131,12 +130,12 @@ impl Restore<'_> {
     ///
     /// # Errors
     ///
-    /// [`SinkError::Mapping`] if the image is too large for this machine, or no thread
+    /// [`MemoryError::Mapping`] if the image is too large for this machine, or no thread
     /// can be started. Damage is met later, unless everything had to be restored at once.
     pub fn into_lazy(self, fill: Fill) -> Result<LazyMapping, Error> {
         self.shared.check_process()?;
         let bytes = self.image_bytes();
-        let failed = |source| Error::from(SinkError::Mapping { bytes, source });
+        let failed = |source| Error::from(MemoryError::Mapping { bytes, source });
         let length = usize_of(bytes);
         let space = Arc::new(self.address_space().clone());
         let (memory, missing) = match missing::map_missing(length) {

@@ -15,12 +15,11 @@ use std::sync::atomic::Ordering;
 
 use super::blocks::BlockPart;
 use super::server::{BUSY, Held, MISSING, SERVED, SPOILED, Server, Table};
-use crate::error::Error;
+use crate::error::{Error, MemoryError};
 use crate::hash::Hash;
-use crate::sink::SinkError;
 use crate::store::error::StoreError;
 use crate::store::packs::object::Kind;
-use crate::store::packs::read::Reader;
+use crate::store::read::Reader;
 
 /// Why a block is served.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -116,7 +115,7 @@ impl Server {
                     "{there_bytes} bytes of it were there before they were filled: somebody else has populated them"
                 );
                 self.keep_error(
-                    SinkError::Fill { offset_bytes: pages.start, source: io::Error::other(why) }.into(),
+                    MemoryError::Fill { offset_bytes: pages.start, source: io::Error::other(why) }.into(),
                 );
                 self.close(self.missing.close_off(pages.clone()));
                 (SPOILED, Ok(()))
@@ -126,7 +125,7 @@ impl Server {
             Err(_) if self.finished.load(Ordering::SeqCst) => (SERVED, Ok(())),
             Err(source) if because == Because::Filling => {
                 self.is_refused.store(true, Ordering::SeqCst);
-                (MISSING, Err(SinkError::Fill { offset_bytes: pages.start, source }.into()))
+                (MISSING, Err(MemoryError::Fill { offset_bytes: pages.start, source }.into()))
             }
             Err(error) => {
                 self.refused(pages, error);
@@ -138,7 +137,7 @@ impl Server {
     /// The kernel does not take the answer to a touch.
     fn refused(&self, pages: &Range<u64>, source: io::Error) {
         if !self.finished.load(Ordering::SeqCst) {
-            self.keep_error(SinkError::Fill { offset_bytes: pages.start, source }.into());
+            self.keep_error(MemoryError::Fill { offset_bytes: pages.start, source }.into());
             self.spoil(pages);
         }
     }

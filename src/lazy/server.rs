@@ -12,15 +12,13 @@ use super::blocks::Blocks;
 use super::serve::{Because, Worker};
 use super::{Fill, HotSet};
 use crate::address_space::AddressSpace;
-use crate::error::Error;
+use crate::error::{Error, MemoryError};
 use crate::hash::Hash;
 use crate::progress::Progress;
-use crate::record::{Record, SnapshotId};
 use crate::restore::Restore;
-use crate::sink::SinkError;
 use crate::store::Shared;
-use crate::store::gate::SnapshotGuard;
-use crate::store::packs::read::Check;
+use crate::store::pinned::Pinned;
+use crate::store::read::Check;
 use crate::sync::{Condvar, Mutex};
 use crate::sys::missing::{Missing, Woken};
 use crate::workers;
@@ -62,9 +60,7 @@ pub(super) struct Server {
 /// What the threads need of the store.
 pub(super) struct Held {
     pub(super) shared: Arc<Shared>,
-    pub(super) id: SnapshotId,
-    pub(super) record: Arc<Record>,
-    _pin: SnapshotGuard,
+    pub(super) pinned: Pinned,
 }
 
 /// One table of the snapshot.
@@ -97,17 +93,13 @@ pub(super) struct Touches {
 impl Server {
     /// For what a restore has prepared. Reads nothing.
     pub(super) fn new(restore: Restore<'_>, missing: Missing, space: Arc<AddressSpace>) -> Server {
-        let region_size = restore.record.region_size;
+        let region_size = restore.pinned.record().region_size;
         let blocks = Blocks::new(space, region_size, rustix::param::page_size());
+        let root = &restore.tables.root;
         let tables = (0..blocks.places().len())
-            .map(|at| Table { hash: restore.root.get(at), hashes: OnceLock::new() })
+            .map(|at| Table { hash: root.get(at), hashes: OnceLock::new() })
             .collect();
-        let held = Held {
-            shared: restore.shared.clone(),
-            id: restore.id,
-            record: restore.record,
-            _pin: restore.pin,
-        };
+        let held = Held { shared: restore.shared.clone(), pinned: restore.pinned };
         Server {
             missing,
             tables,
@@ -213,7 +205,7 @@ impl Server {
                 Ok(Woken::Time) => worker = Worker::new(held, self),
                 Ok(Woken::End) => return,
                 Err(source) => {
-                    self.keep_error(SinkError::Fill { offset_bytes: 0, source }.into());
+                    self.keep_error(MemoryError::Fill { offset_bytes: 0, source }.into());
                     return self.spoil_all();
                 }
             }

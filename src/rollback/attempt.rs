@@ -3,7 +3,7 @@
 use super::RollBack;
 use super::captured::CapturedProcess;
 use crate::error::Error;
-use crate::sink::SinkError;
+use crate::error::RollbackError;
 use crate::source::FrozenProcess;
 
 /// A rollback that has not written anything yet.
@@ -19,22 +19,22 @@ pub(super) struct Attempt<'a> {
 
 impl Attempt<'_> {
     /// The refusal of a process that can never be rolled back, or not now.
-    pub(super) fn refusal(&self, why: impl Into<String>) -> SinkError {
-        SinkError::NoRollBack { pid: self.pid, why: why.into() }
+    pub(super) fn refusal(&self, why: impl Into<String>) -> RollbackError {
+        RollbackError::NoRollBack { pid: self.pid, why: why.into() }
     }
 
     /// The refusal of a process that differs from the snapshot in these points.
-    pub(super) fn misfit(&self, differences: Vec<String>) -> SinkError {
-        SinkError::DoesNotFit { pid: self.pid, differences, only_new: false, advice: None }
+    pub(super) fn misfit(&self, differences: Vec<String>) -> RollbackError {
+        RollbackError::DoesNotFit { pid: self.pid, differences, only_new: false, advice: None }
     }
 
     /// The same where an option leaves these points as they are, which the advice names.
-    pub(super) fn misfit_but_for(&self, differences: Vec<String>, advice: &'static str) -> SinkError {
-        SinkError::DoesNotFit { pid: self.pid, differences, only_new: false, advice: Some(advice) }
+    pub(super) fn misfit_but_for(&self, differences: Vec<String>, advice: &'static str) -> RollbackError {
+        RollbackError::DoesNotFit { pid: self.pid, differences, only_new: false, advice: Some(advice) }
     }
 
     /// An error if the user has asked to stop.
     pub(super) fn check_interrupt(&self) -> Result<(), Error> {
-        self.roll_back.progress.check()
+        Ok(self.roll_back.progress.check()?)
     }
 }

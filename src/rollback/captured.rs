@@ -2,15 +2,14 @@
 
 use super::RollBack;
 use crate::descriptors::Descriptors;
-use crate::error::Error;
+use crate::error::{Error, RollbackError};
 use crate::left_out::LeftOut;
 use crate::mapped_files::MappedFiles;
 use crate::record::Origin;
 use crate::run::Run;
 use crate::signals::Signals;
-use crate::sink::SinkError;
 use crate::source::RSEQ_ATTACHMENT;
-use crate::store::packs::read::{Check, Reader};
+use crate::store::read::{Check, Reader};
 use crate::threads::{AUXV, MACHINE, Threads};
 
 /// What a snapshot says about its process.
@@ -34,7 +33,7 @@ pub(super) struct CapturedProcess {
 impl CapturedProcess {
     /// Reads it; an error if process `pid` cannot be rolled back to such a snapshot.
     pub(super) fn read(roll_back: &RollBack<'_>, pid: u32) -> Result<CapturedProcess, Error> {
-        let none = |why: &str| SinkError::NoRollBack { pid, why: why.to_owned() };
+        let none = |why: &str| RollbackError::NoRollBack { pid, why: why.to_owned() };
         let mut reader = Reader::new(roll_back.shared, Check::Full);
         let mut read = |name: &str| reader.attachment(&roll_back.record, name);
         let is_process = matches!(roll_back.record.origin, Origin::Process { .. });

@@ -12,7 +12,7 @@ use std::collections::{HashMap, HashSet};
 
 use super::attempt::Attempt;
 use crate::descriptors::Descriptor;
-use crate::sink::SinkError;
+use crate::error::RollbackError;
 use crate::source::injection::{Call, Step};
 
 /// What the user is told to do.
@@ -31,7 +31,7 @@ pub(super) struct Found {
 }
 
 /// What differs; an error if the program would write to another file than it means.
-pub(super) fn check(attempt: &Attempt<'_>) -> Result<Found, SinkError> {
+pub(super) fn check(attempt: &Attempt<'_>) -> Result<Found, RollbackError> {
     let (Some(then), Some(now)) = (&attempt.captured.descriptors, attempt.held.descriptors()) else {
         return Ok(Found::default());
     };

@@ -5,7 +5,7 @@
 
 use super::attempt::Attempt;
 use crate::address_space::{Mapping, MappingKind};
-use crate::sink::SinkError;
+use crate::error::RollbackError;
 use crate::source::Frozen as _;
 
 /// What the user is told to do.
@@ -19,7 +19,7 @@ const OPEN_FILES: [(&[u8], &str); 3] = [
 ];
 
 /// An error that names them, unless they may be left.
-pub(super) fn check(attempt: &Attempt<'_>) -> Result<(), SinkError> {
+pub(super) fn check(attempt: &Attempt<'_>) -> Result<(), RollbackError> {
     if attempt.roll_back.leave_devices {
         return Ok(());
     }

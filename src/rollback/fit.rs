@@ -7,9 +7,8 @@ use super::attempt::Attempt;
 use super::content;
 use super::remade::{self, Remade};
 use crate::address_space::{AddressSpace, Mapping, MappingKind, Protection};
-use crate::error::Error;
+use crate::error::{Error, RollbackError};
 use crate::ranges::complement;
-use crate::sink::SinkError;
 use crate::source::Frozen as _;
 use crate::units::AddressRange;
 
@@ -76,7 +75,9 @@ pub(super) fn check(attempt: &Attempt<'_>) -> Result<Mendable, Error> {
     }
     match differences.is_empty() {
         true => Ok(Mendable { grown: emptied, reprotected, remade }),
-        false => Err(SinkError::DoesNotFit { pid: attempt.pid, differences, only_new, advice: None }.into()),
+        false => {
+            Err(RollbackError::DoesNotFit { pid: attempt.pid, differences, only_new, advice: None }.into())
+        }
     }
 }
 

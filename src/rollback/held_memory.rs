@@ -10,7 +10,7 @@ use super::page_state::PageStates;
 use super::plan::{Patch, Target};
 use super::remade::Remade;
 use crate::capture::piece::PIECE_BYTES;
-use crate::error::Error;
+use crate::error::{Error, RollbackError};
 use crate::left_out::WhyLeftOut;
 use crate::ranges::{complement, merge, overlapping};
 use crate::sink::SinkError;
@@ -220,7 +220,7 @@ impl Target for HeldMemory<'_> {
         };
         match unreadable.into_iter().find(|range| !is_left_out(range)) {
             None => Ok(buffer),
-            Some(range) => Err(SinkError::DoesNotFit {
+            Some(range) => Err(RollbackError::DoesNotFit {
                 pid: self.pid,
                 differences: vec![format!("{range} cannot be read any more")],
                 only_new: false,

@@ -7,12 +7,12 @@
 use std::path::Path;
 
 use super::attempt::Attempt;
+use crate::error::RollbackError;
 use crate::record::Origin;
-use crate::sink::SinkError;
 use crate::source::Frozen as _;
 
 /// An error unless it is the same run of the same program.
-pub(super) fn check(attempt: &Attempt<'_>) -> Result<(), SinkError> {
+pub(super) fn check(attempt: &Attempt<'_>) -> Result<(), RollbackError> {
     if let (Origin::Process { path: Some(before), .. }, Origin::Process { path: Some(now), .. }) =
         (&attempt.roll_back.record.origin, &attempt.held.origin())
     {

@@ -14,7 +14,7 @@ use super::memory_limit::Relief;
 use super::page_state::PageStates;
 use super::remade::{self, Remade};
 use crate::address_space::{Mapping, MappingKind, Protection};
-use crate::error::Error;
+use crate::error::{Error, RollbackError};
 use crate::ranges::{complement, merge};
 use crate::sink::SinkError;
 use crate::source::Frozen as _;
@@ -205,7 +205,7 @@ pub(super) fn refused(attempt: &Attempt<'_>, error: InjectionError) -> Error {
         InjectionError::Failed(source) => {
             let pid = attempt.pid;
             let source = SinkError::Process { pid, action: "have calls made by", source };
-            SinkError::InPart { pid, source: Box::new(source.into()) }.into()
+            RollbackError::InPart { pid, source: Box::new(Error::from(source)) }.into()
         }
     }
 }

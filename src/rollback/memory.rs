@@ -8,7 +8,7 @@ use super::plan::{self, Look, Part, Plan, Target};
 use super::{RollBack, RollBackStats};
 use crate::address_space::AddressSpace;
 use crate::capture::reference::Reference;
-use crate::error::Error;
+use crate::error::{Error, RollbackError};
 use crate::hash::Hash;
 use crate::ranges::{merge, overlapping};
 use crate::record::SnapshotId;
@@ -57,7 +57,7 @@ impl RollBack<'_> {
     ///
     /// # Errors
     ///
-    /// As [`slice`](Self::slice); [`SinkError::OtherMemory`] if these are not the bytes of `live`.
+    /// As [`slice`](Self::slice); [`RollbackError::OtherMemory`] if these are not the bytes of `live`.
     pub fn live(self, live: &LiveMemory, memory: &mut [u8]) -> Result<RollBackStats, Error> {
         check_same(live, memory.as_ptr(), memory.len())?;
         self.slice_by(memory, live.tracker().as_deref().map_err(Clone::clone), true)
@@ -267,12 +267,12 @@ impl Target for Copied<'_> {
 }
 
 /// An error unless the memory is that of `live`.
-fn check_same(live: &LiveMemory, start: *const u8, length: usize) -> Result<(), SinkError> {
+fn check_same(live: &LiveMemory, start: *const u8, length: usize) -> Result<(), RollbackError> {
     let found = (start.addr() as u64, length as u64);
     let expected = (live.address(), live.length_bytes());
     match found == expected {
         true => Ok(()),
-        false => Err(SinkError::OtherMemory {
+        false => Err(RollbackError::OtherMemory {
             expected_address: expected.0,
             expected_bytes: expected.1,
             found_address: found.0,

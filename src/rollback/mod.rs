@@ -42,11 +42,11 @@ use crate::address_space::{AddressSpace, Mapping};
 use crate::error::Error;
 use crate::progress::Progress;
 use crate::record::{Record, SnapshotId};
-use crate::restore::Restore;
 use crate::root::Root;
 use crate::source::STOP_TIMEOUT;
-use crate::store::gate::SnapshotGuard;
-use crate::store::packs::read::Check;
+use crate::store::pinned::Pinned;
+use crate::store::read::{Check, Reader};
+use crate::store::tables::Tables;
 use crate::store::{Shared, Store};
 use crate::table::Places;
 use crate::track::{Tracker, Tracking};
@@ -94,7 +94,7 @@ pub struct RollBack<'a> {
     leave_descriptors: bool,
     seek_files: bool,
     stop_timeout: Duration,
-    _pin: SnapshotGuard,
+    _pinned: Pinned,
 }
 
 /// What a rollback did.
@@ -134,15 +134,18 @@ impl Store {
     /// [`NoSuchSnapshot`](crate::StoreError::NoSuchSnapshot); [`Damaged`](crate::StoreError::Damaged) or
     /// [`Missing`](crate::StoreError::Missing) if the layout or the root cannot be read.
     pub fn roll_back(&self, id: SnapshotId) -> Result<RollBack<'_>, Error> {
-        let Restore { shared, id, record, space, root, check, progress, pin } = self.restore(id)?;
+        let shared = self.shared();
+        let pinned = shared.pin(id)?;
+        let record = pinned.record().clone();
+        let tables = Tables::read(&mut Reader::new(shared, Check::Full), &record)?;
         Ok(RollBack {
             shared,
             id,
             record,
-            space,
-            root,
-            check,
-            progress,
+            space: tables.layout.space,
+            root: tables.root,
+            check: Check::default(),
+            progress: Progress::default(),
             tracker: None,
             leave_new_memory: false,
             leave_shared_memory: false,
@@ -150,7 +153,7 @@ impl Store {
             leave_descriptors: false,
             seek_files: false,
             stop_timeout: STOP_TIMEOUT,
-            _pin: pin,
+            _pinned: pinned,
         })
     }
 }

@@ -12,7 +12,7 @@ use crate::ranges::{complement, overlapping};
 use crate::region;
 use crate::store::Shared;
 use crate::store::packs::object::Kind;
-use crate::store::packs::read::{Check, Reader};
+use crate::store::read::{Check, Reader};
 use crate::table::Place;
 use crate::workers;
 
@@ -116,7 +116,7 @@ pub(super) fn plan<'a>(
     workers::for_each(parts, start, |state, part| {
         let found = finder.part(state, &part)?;
         finder.patches.lock().unwrap_or_else(PoisonError::into_inner).extend(found);
-        meter.advance(part.place.length_bytes as u64)
+        Ok::<_, Error>(meter.advance(part.place.length_bytes as u64)?)
     })?;
     let mut patches = finder.patches.into_inner().unwrap_or_else(PoisonError::into_inner);
     patches.sort_unstable_by_key(|patch| patch.at);

@@ -21,9 +21,8 @@ use super::{
     same_threads, shared, signals, write,
 };
 use crate::address_space::MappingKind;
-use crate::error::Error;
+use crate::error::{Error, RollbackError};
 use crate::ranges::merge;
-use crate::sink::SinkError;
 use crate::source::{Frozen as _, ProcessSource, SourceError};
 use crate::track::{Tracking, Untracked};
 use crate::units::AddressRange;
@@ -113,9 +112,9 @@ impl RollBack<'_> {
     ///
     /// # Errors
     ///
-    /// [`SinkError::DoesNotFit`] with what differs, [`SinkError::NoRollBack`] for a snapshot or a process where
+    /// [`RollbackError::DoesNotFit`] with what differs, [`RollbackError::NoRollBack`] for a snapshot or a process where
     /// this is impossible, [`Error::Source`] when it cannot be stopped, damage, [`Error::Interrupted`]:
-    /// the process is as it was. [`SinkError::InPart`] when writing failed.
+    /// the process is as it was. [`RollbackError::InPart`] when writing failed.
     pub fn process(self, pid: u32) -> Result<RollBackStats, Error> {
         let begun = Instant::now();
         let captured = CapturedProcess::read(&self, pid)?;
@@ -200,9 +199,9 @@ impl RollBack<'_> {
 /// What the errors of a capture are called here.
 pub(super) fn refused(pid: u32, error: SourceError) -> Error {
     match error {
-        SourceError::Uncapturable { why, .. } => SinkError::NoRollBack { pid, why }.into(),
+        SourceError::Uncapturable { why, .. } => RollbackError::NoRollBack { pid, why }.into(),
         SourceError::ProcessEnded { .. } => {
-            SinkError::NoRollBack { pid, why: "it ended meanwhile".to_owned() }.into()
+            RollbackError::NoRollBack { pid, why: "it ended meanwhile".to_owned() }.into()
         }
         error => error.into(),
     }

@@ -2,11 +2,11 @@
 
 use super::attempt::Attempt;
 use super::restart;
-use crate::sink::SinkError;
+use crate::error::RollbackError;
 use crate::threads::{NT_PRSTATUS, Thread, Threads};
 
 /// An error unless the threads' registers have the form that they had, and may be set.
-pub(super) fn check(attempt: &Attempt<'_>) -> Result<(), SinkError> {
+pub(super) fn check(attempt: &Attempt<'_>) -> Result<(), RollbackError> {
     let held = attempt.held;
     if held.has_shadow_stacks() {
         return Err(attempt.refusal("it runs with shadow stacks, which cannot be set back"));

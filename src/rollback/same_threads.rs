@@ -4,11 +4,11 @@ use std::collections::HashMap;
 
 use super::attempt::Attempt;
 use super::runtime_threads::starter;
-use crate::sink::SinkError;
+use crate::error::RollbackError;
 use crate::threads::Thread;
 
 /// An error that names the threads which have ended or begun since.
-pub(super) fn check(attempt: &Attempt<'_>) -> Result<(), SinkError> {
+pub(super) fn check(attempt: &Attempt<'_>) -> Result<(), RollbackError> {
     let (before, now) = (&attempt.captured.threads.threads, attempt.held.threads().threads);
     let then_starts = attempt.captured.run.as_ref().map(|run| starts(&run.thread_starts));
     let now_run = attempt.held.run();

@@ -18,13 +18,13 @@
 use std::collections::{BTreeSet, HashMap};
 
 use super::attempt::Attempt;
+use crate::error::RollbackError;
 use crate::signals::{FIRST_REAL_TIME, Signal, Signals};
-use crate::sink::SinkError;
 use crate::source::signals::{Change, Settlement};
 use crate::threads::{Thread, Threads};
 
 /// What is to be done about the signals of the process; an error if they cannot be made what they were.
-pub(super) fn check(attempt: &Attempt<'_>) -> Result<Settlement, SinkError> {
+pub(super) fn check(attempt: &Attempt<'_>) -> Result<Settlement, RollbackError> {
     let now = Moment { threads: &attempt.held.threads(), signals: &attempt.held.signals() };
     // Older snapshots have only what threads were about to receive.
     let signals = attempt.captured.signals.clone();

@@ -7,7 +7,7 @@ use super::plan::{Done, Patch, Plan};
 use super::shared::mapping_at;
 use super::{injection, refused, registers};
 use crate::address_space::{Mapping, MappingKind};
-use crate::error::Error;
+use crate::error::{Error, RollbackError};
 use crate::sink::{ProcessSink, SinkError};
 use crate::source::Frozen as _;
 use crate::source::injection::InjectionError;
@@ -62,7 +62,7 @@ pub(super) fn write(
         Ok(done)
     };
     let done = write().map_err(|source| match held.check_it_stands_still() {
-        Ok(()) => SinkError::InPart { pid, source: Box::new(source) }.into(),
+        Ok(()) => RollbackError::InPart { pid, source: Box::new(source) }.into(),
         Err(error) => refused(pid, error),
     })?;
     Ok(Written { done, is_stopped })

@@ -7,9 +7,6 @@ mod process;
 
 use std::io;
 use std::path::PathBuf;
-use std::sync::Arc;
-
-use crate::units::AddressRange;
 
 pub(crate) use file::SparseFile;
 pub(crate) use in_place::FileInPlace;
@@ -29,21 +26,6 @@ pub enum SinkError {
         /// The size of the slice.
         found_bytes: u64,
     },
-    /// The bytes to roll back are not those of the [`LiveMemory`](crate::LiveMemory) they are said to be.
-    #[error(
-        "expected the {expected_bytes} bytes at {expected_address:#x}, which the live memory is made for, \
-         found {found_bytes} at {found_address:#x}"
-    )]
-    OtherMemory {
-        /// Where the live memory begins.
-        expected_address: u64,
-        /// Its length.
-        expected_bytes: u64,
-        /// Where the bytes given begin.
-        found_address: u64,
-        /// Their length.
-        found_bytes: u64,
-    },
     /// Memory of this process cannot be written.
     #[error("the memory at {address:#x} cannot be written; is it still mapped, and writable?")]
     Memory {
@@ -51,37 +33,6 @@ pub enum SinkError {
         address: u64,
         /// What the operating system said.
         source: io::Error,
-    },
-    /// Nothing can be rolled back in this process, or not to this snapshot. It is as it was.
-    #[error("process {pid} cannot be rolled back: {why}")]
-    NoRollBack {
-        /// Its pid.
-        pid: u32,
-        /// Why not.
-        why: String,
-    },
-    /// The process is not what it was in the snapshot, and was left as it is.
-    #[error("process {pid} does not fit the snapshot and was left as it is: {}{}", shown(differences), advised(*only_new, *advice))]
-    DoesNotFit {
-        /// Its pid.
-        pid: u32,
-        /// What differs.
-        differences: Vec<String>,
-        /// Whether all of this is memory that it got since.
-        only_new: bool,
-        /// How it can be rolled back all the same, where it can.
-        advice: Option<&'static str>,
-    },
-    /// Writing was begun and failed. The process stands still, as it must not go on like this.
-    #[error(
-        "process {pid} is rolled back in part and stands still (state T); roll it back once more, then \
-         `kill -CONT {pid}` lets it go on"
-    )]
-    InPart {
-        /// Its pid.
-        pid: u32,
-        /// What failed.
-        source: Box<crate::error::Error>,
     },
     /// The operating system refused something about a process.
     #[error("cannot {action} process {pid}")]
@@ -93,40 +44,6 @@ pub enum SinkError {
         /// What it said.
         source: io::Error,
     },
-    /// The image does not fit into this machine's address space.
-    #[error("an image of {bytes} bytes cannot be mapped")]
-    Mapping {
-        /// The size of the image.
-        bytes: u64,
-        /// What the operating system said.
-        source: io::Error,
-    },
-    /// The kernel does not take the bytes of a lazy mapping: it has no memory left, or part of the
-    /// mapping was unmapped.
-    #[error(
-        "the lazy mapping cannot be filled at byte {offset_bytes}; is there memory left, and is it mapped?"
-    )]
-    Fill {
-        /// Where in the image.
-        offset_bytes: u64,
-        /// What the operating system said.
-        source: io::Error,
-    },
-    /// A memory cannot become so long.
-    #[error(
-        "the memory cannot have {wanted_bytes} bytes: {reserved_bytes} are set aside for it; set aside more"
-    )]
-    Reserved {
-        /// The length asked for.
-        wanted_bytes: u64,
-        /// How long it can become.
-        reserved_bytes: u64,
-    },
-    /// A memory that is filled on first touch could not be filled.
-    #[error(
-        "the memory is not filled, as not all of its snapshot could be read; restore another one into it"
-    )]
-    NotFilled(#[source] Arc<crate::error::Error>),
     /// There is a file already.
     #[error("{} exists; choose another name, or overwrite it with --force", path.display())]
     Exists {
@@ -200,28 +117,4 @@ pub enum SinkError {
         /// Why not.
         why: String,
     },
-    /// A range is not, or not wholly, part of the snapshot.
-    #[error("{missing} is not captured in this snapshot; `stillframe show` lists what is")]
-    NotCaptured {
-        /// The first part of it that is not.
-        missing: AddressRange,
-    },
-    /// The writer refused.
-    #[error("cannot write the memory out")]
-    Write(#[source] io::Error),
-}
-
-/// How many differences an error shows.
-const SHOWN: usize = 6;
-
-fn shown(differences: &[String]) -> String {
-    let more = differences.len().saturating_sub(SHOWN);
-    let shown = differences[..differences.len() - more].join("; ");
-    if more == 0 { shown } else { format!("{shown}; and {more} more") }
-}
-
-/// Stands behind the differences, however many there are.
-fn advised(only_new: bool, advice: Option<&'static str>) -> String {
-    let for_new = "it can be rolled back around what is new, which then stays (--leave-new-memory)";
-    advice.or(only_new.then_some(for_new)).map(|advice| format!("; {advice}")).unwrap_or_default()
 }

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use super::packs::location::Position;
 use super::packs::object::{Header, Kind};
 use crate::hash::Hash;
+use crate::progress::Interrupted;
 use crate::record::{RecordError, SnapshotId};
 use crate::sys::fork::ProcessId;
 
@@ -395,6 +396,12 @@ fn shown(candidates: &[SnapshotId]) -> String {
         text.push("…".to_owned());
     }
     text.join(", ")
+}
+
+impl From<Interrupted> for StoreError {
+    fn from(_: Interrupted) -> StoreError {
+        StoreError::Interrupted
+    }
 }
 
 impl StoreError {

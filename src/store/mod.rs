@@ -10,15 +10,15 @@
 //! ```
 //!
 //! `open.rs` opens all that and `recover.rs` scans what the index lacks; together they are the open store
-//! (`open_store.rs`, with `commit.rs` and `damage.rs`). The catalog (`catalog.rs`) has all snapshots in memory; the gate
+//! (`open_store.rs`, with `commit.rs` and `damage.rs`), of which `read.rs` reads objects, checked. The catalog (`catalog.rs`) has all snapshots in memory; the gate
 //! (`gate.rs`) keeps gc from dropping what a running capture refers to. `Store` is the handle on it.
 
-pub(crate) mod aside;
 pub(crate) mod catalog;
 mod clock;
 pub(crate) mod commit;
-pub(crate) mod compact;
+pub(crate) mod cursor;
 mod damage;
+mod dangling;
 pub(crate) mod directory;
 pub(crate) mod error;
 pub(crate) mod fact;
@@ -35,8 +35,12 @@ pub(crate) mod names;
 mod open;
 mod open_store;
 pub(crate) mod packs;
+pub(crate) mod pinned;
+pub(crate) mod read;
 mod recover;
+pub(crate) mod replace;
 mod settle;
+pub(crate) mod tables;
 pub(crate) mod tree;
 
 use std::path::{Path, PathBuf};
@@ -175,7 +179,8 @@ impl StoreOptions {
         })?;
         let packs = dir.join(names::PACKS_DIR);
         file::create_dir(&packs).map_err(StoreError::io("create", &packs))?;
-        crate::migrations::create::write(&dir, self.region_size, self.codec)?;
+        let (region_size, codec) = (self.region_size, self.codec);
+        Format { version: FORMAT_VERSION, region_size, codec, id: StoreId::new() }.write(&dir)?;
         Store::open_locked(&dir, lock)
     }
 
@@ -233,7 +238,7 @@ impl Store {
             );
         }
         if lock.access() == Access::Owner {
-            crate::migrations::finish_interrupted(dir)?;
+            replace::finish_interrupted(dir)?;
         }
         let format = Format::read(dir)?;
         Store::open_as(dir, &Arc::new(lock), format, false, &Progress::default())

@@ -2,7 +2,7 @@
 //!
 //! A capture appends objects to the log ([`append`](OpenStore::append)) and commits facts (commit.rs), which
 //! [`sync`](OpenStore::sync) makes durable and hands to the settler (settle.rs). A look-up asks the log for what the index
-//! does not have yet, then the index. What is known to be damaged is in damage.rs.
+//! does not have yet, then the index. damage.rs has what is known of damage, dangling.rs what is done about deltas without their bases.
 
 use std::collections::HashMap;
 use std::path::PathBuf;
@@ -18,15 +18,16 @@ use super::clock::Clock;
 use super::damage::Damage;
 use super::error::StoreError;
 use super::format::Format;
-use super::gate::{Gate, SnapshotGuard};
+use super::gate::Gate;
 use super::index::Index;
 use super::lane::{Lane, LaneGuard};
 use super::lock::Lock;
 use super::open::Opened;
 use super::packs::batch::Batch;
-use super::packs::location::Location;
+use super::packs::location::{Location, Position};
 use super::packs::log::{self, Appended, Log, Synced};
 use super::packs::lost::Lost;
+use super::pinned::Pinned;
 use super::tree::{IndexEntry, Tree};
 use crate::hash::Hash;
 use crate::record::{Record, SnapshotId};
@@ -66,7 +67,7 @@ pub(crate) struct OpenStore {
     pub(crate) collecting: Mutex<()>,
     tasks: Mutex<Option<Sender<Task>>>,
     early_sync_asked: AtomicBool,
-    pub(super) damage: Damage,
+    damage: Damage,
     pub(crate) unusable: Vec<(Name, String)>,
     /// Packs that were there once, and what is known to have been in them.
     pub(crate) lost: Vec<Lost>,
@@ -135,16 +136,14 @@ impl OpenStore {
         held.map(|held| held.record()).ok_or_else(|| StoreError::NoSuchSnapshot { text: id.to_string() })
     }
 
-    /// The record of a live snapshot, which gc leaves alone while it is pinned.
-    pub(crate) fn pin(&self, id: SnapshotId) -> Result<(Arc<Record>, SnapshotGuard), StoreError> {
+    /// Opens a live snapshot for reading.
+    pub(crate) fn pin(&self, id: SnapshotId) -> Result<Pinned, StoreError> {
         // In one step: a snapshot that is forgotten when it is pinned may be gone, and the next gc would
         // fail to mark it.
         self.check_process()?;
         let catalog = self.catalog();
-        let held = catalog.live(&id).map(|entry| entry.held());
-        let held = held.ok_or_else(|| StoreError::NoSuchSnapshot { text: id.to_string() })?;
-        let pin = self.gate.pin_snapshot(id, held.clone());
-        Ok((held.record(), pin))
+        let entry = catalog.live(&id).ok_or_else(|| StoreError::NoSuchSnapshot { text: id.to_string() })?;
+        Ok(Pinned::new(&self.gate, id, entry.held()))
     }
 
     /// Tells the index what the catalog knows of a snapshot.
@@ -283,6 +282,46 @@ impl OpenStore {
             // There are quotas under which cutting a file takes room: the index gives its own for it.
             Err(StoreError::DiskFull { .. }) if self.index.make_room()? => self.log.clear_away(Vec::new()),
             other => other,
+        }
+    }
+
+    /// Whether damage was found that captures should mend.
+    pub(crate) fn damage_known(&self) -> bool {
+        self.damage.is_known()
+    }
+
+    /// Remembers, also after a reopening, that there is damage.
+    pub(crate) fn note_damage(&self) {
+        self.damage.found(&self.index);
+    }
+
+    /// How often damage was found.
+    pub(crate) fn damage_findings(&self) -> u64 {
+        self.damage.findings()
+    }
+
+    /// There is no damage, unless some was found after `findings_before`.
+    pub(crate) fn no_damage_since(&self, findings_before: u64) {
+        self.damage.none_since(findings_before, &self.index);
+    }
+
+    /// Takes what an error says is damaged out of the index.
+    pub(crate) fn forget_culprit(&self, error: &StoreError) {
+        let Some((kind, hash, at)) = error.culprit() else { return self.note_damage() };
+        let tree = Tree::of(kind);
+        match self.locate(tree, &hash) {
+            Ok(Some(location)) if Position::from(location) == at => {
+                self.forget_damaged(tree, &hash, location)
+            }
+            _ => self.note_damage(),
+        }
+    }
+
+    /// Takes a damaged object out of the index, so that it is stored anew when it is captured again.
+    pub(crate) fn forget_damaged(&self, tree: Tree, hash: &Hash, location: Location) {
+        self.note_damage();
+        if let Err(error) = self.index.replace(tree, hash, location, None) {
+            tracing::warn!("{error}");
         }
     }
 }

@@ -205,7 +205,7 @@ impl PackTail {
             let scanned = scanned?;
             let end_bytes = scanned.end_bytes();
             if end_bytes - told_bytes >= TELL_BYTES || end_bytes == pack.length_bytes() {
-                meter.advance(end_bytes - told_bytes).map_err(|_| StoreError::Interrupted)?;
+                meter.advance(end_bytes - told_bytes)?;
                 told_bytes = end_bytes;
             }
             match scanned {

@@ -7,13 +7,12 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, hash_map};
 
 use rayon::prelude::*;
 
-use crate::address_space::AddressSpace;
 use crate::codec::{self, Encoding};
 use crate::error::Error;
 use crate::hash::Hash;
 use crate::progress::{Meter, Progress};
 use crate::record::{Record, SnapshotId};
-use crate::root::Root;
+use crate::store::cursor::TRIES;
 use crate::store::error::StoreError;
 use crate::store::fact;
 use crate::store::index::Index;
@@ -21,12 +20,12 @@ use crate::store::marks::Marks;
 use crate::store::packs::location::{Location, Position};
 use crate::store::packs::object::Kind;
 use crate::store::packs::pack::Pack;
-use crate::store::packs::read::{Check, Reader, TRIES};
 use crate::store::packs::scan::Scanned;
+use crate::store::read::{Check, Reader};
+use crate::store::tables::{Layout, Tables};
 use crate::store::tree::{self, Tree};
 use crate::store::{Shared, Store};
 use crate::sync::Mutex;
-use crate::table::{self, Places};
 
 /// What to verify. The default is everything.
 #[derive(Clone, Debug, Default)]
@@ -376,7 +375,8 @@ impl<'a> Verification<'a> {
         let mut tables: HashMap<(Hash, usize), Vec<Hash>> = HashMap::new();
         let mut fine: HashSet<(Hash, usize)> = HashSet::new();
         for id in snapshots {
-            let Ok((record, _pin)) = self.shared.pin(*id) else { continue };
+            let Ok(pinned) = self.shared.pin(*id) else { continue };
+            let record = pinned.record();
             self.record(*id, &mut reader)?;
             let missing = |kind, hash| self.missing(kind, hash, *id);
             for attachment in &record.attachments {
@@ -384,19 +384,18 @@ impl<'a> Verification<'a> {
                     missing(Kind::Attachment, attachment.hash);
                 }
             }
-            let both = self.layout_and_root((*id, &record), &mut reader, &mut |kind, hash| {
+            let both = self.tables((*id, record), &mut reader, &mut |kind, hash| {
                 if is_lost(kind, &hash)? {
                     missing(kind, hash);
                 }
                 Ok(())
             })?;
-            let Some((root, space)) = both else {
-                meter.advance(referring_bytes(&record))?;
+            let Some(tables_of_it) = both else {
+                meter.advance(referring_bytes(record))?;
                 continue;
             };
-            let places = Places::new(&space, record.region_size);
-            let mut left_bytes = referring_bytes(&record);
-            for (table, place) in root.places(&places) {
+            let mut left_bytes = referring_bytes(record);
+            for (table, place) in tables_of_it.iter() {
                 let table_bytes = (place.regions as u64 * Hash::BYTES as u64).min(left_bytes);
                 left_bytes -= table_bytes;
                 meter.advance(table_bytes)?;
@@ -453,23 +452,23 @@ impl<'a> Verification<'a> {
         Ok(())
     }
 
-    /// The layout and the root of a record, as far as they can be read; `None` if not.
-    fn layout_and_root(
+    /// The tables of a record, if they can be read.
+    fn tables(
         &self,
         (id, record): (SnapshotId, &Record),
         reader: &mut Reader<'_>,
         look_at: &mut dyn FnMut(Kind, Hash) -> Result<(), StoreError>,
-    ) -> Result<Option<(Root, AddressSpace)>, Error> {
+    ) -> Result<Option<Tables>, Error> {
         look_at(Kind::Layout, record.layout)?;
         if !record.root.is_zero() {
             look_at(Kind::Root, record.root)?;
         }
-        let space = reader.value(Kind::Layout, &record.layout);
-        let space: Option<AddressSpace> = self.unless_malformed(id, (Kind::Layout, record.layout), space)?;
-        let Some(space) = space else { return Ok(None) };
-        let root = reader.root(&record.root, table::count(&space, record.region_size));
+        let layout = Layout::read(reader, record);
+        let layout = self.unless_malformed(id, (Kind::Layout, record.layout), layout)?;
+        let Some(layout) = layout else { return Ok(None) };
+        let root = layout.root(reader, record);
         let root = self.unless_malformed(id, (Kind::Root, record.root), root)?;
-        Ok(root.map(|root| (root, space)))
+        Ok(root.map(|root| Tables { layout, root }))
     }
 
     /// What was read of an object that a snapshot needs; `None` if it is damaged, which others report, or if it is
@@ -507,7 +506,8 @@ impl<'a> Verification<'a> {
         // Every table that was checked, with what is wrong with it.
         let mut seen: HashMap<(Hash, usize), Vec<(Kind, Hash)>> = HashMap::new();
         for id in snapshots {
-            let (record, pin) = self.shared.pin(*id)?;
+            let pinned = self.shared.pin(*id)?;
+            let record = pinned.record();
             let mut reader = Reader::new(self.shared, Check::Full);
             self.record(*id, &mut reader)?;
             let mut wrong: Vec<(Kind, Hash)> = Vec::new();
@@ -515,14 +515,13 @@ impl<'a> Verification<'a> {
                 wrong.extend(self.object(Kind::Attachment, &attachment.hash, &mut reader)?);
             }
             let mut first_reader = Reader::new(self.shared, Check::Full);
-            let both = self.layout_and_root((*id, &record), &mut reader, &mut |kind, hash| {
+            let both = self.tables((*id, record), &mut reader, &mut |kind, hash| {
                 wrong.extend(self.object(kind, &hash, &mut first_reader)?);
                 Ok(())
             })?;
-            let (root, space) = both.unwrap_or_default();
-            let places = Places::new(&space, record.region_size);
-            let placed: Vec<((Hash, usize), u64)> = root
-                .places(&places)
+            let placed: Vec<((Hash, usize), u64)> = both
+                .unwrap_or_default()
+                .iter()
                 .map(|(table, place)| ((table, place.regions), place.length_bytes as u64))
                 .collect();
             let new: HashMap<(Hash, usize), u64> =
@@ -555,7 +554,6 @@ impl<'a> Verification<'a> {
             for (kind, hash) in wrong {
                 self.missing(kind, hash, *id);
             }
-            drop(pin);
         }
         Ok(())
     }

@@ -14,9 +14,8 @@ use crate::store::marks::Marks;
 use crate::store::packs::location::Location;
 use crate::store::packs::names;
 use crate::store::packs::object::Kind;
-use crate::store::packs::read::{Check, Reader};
+use crate::store::read::{Check, Reader};
 use crate::store::tree::Tree;
-use crate::table::Places;
 
 /// Something that a sample may take.
 pub(super) enum Stock {
@@ -144,7 +143,7 @@ impl Verification<'_> {
                 Stock::Fact(kind, id) => self.fact(*kind, *id, *location, reader),
             },
         )?;
-        meter.advance(batch.iter().map(|(_, location)| location.object_bytes()).sum())
+        Ok(meter.advance(batch.iter().map(|(_, location)| location.object_bytes()).sum())?)
     }
 
     /// Checks a record, note or tombstone, unless gc has moved it meanwhile.
@@ -209,13 +208,13 @@ impl Verification<'_> {
             let Ok(record) = self.shared.record(id) else { continue };
             let mut needed: Vec<(Kind, Hash)> =
                 record.attachments.iter().map(|attachment| (Kind::Attachment, attachment.hash)).collect();
-            let both = self.layout_and_root((id, &record), &mut reader, &mut |kind, hash| {
+            let both = self.tables((id, &record), &mut reader, &mut |kind, hash| {
                 needed.push((kind, hash));
                 Ok(())
             })?;
-            let (root, space) = both.unwrap_or_default();
-            needed.extend(root.stored().iter().map(|(_, table)| (Kind::Table, *table)));
-            for (table, place) in root.places(&Places::new(&space, record.region_size)) {
+            let of_snapshot = both.unwrap_or_default();
+            needed.extend(of_snapshot.root.stored().iter().map(|(_, table)| (Kind::Table, *table)));
+            for (table, place) in of_snapshot.iter() {
                 if let hash_map::Entry::Vacant(unseen) = tables.entry(table) {
                     let hashes = match reader.hashes(Kind::Table, &table, place.regions) {
                         Err(error) if error.is_damage() => Vec::new(),

@@ -26,8 +26,8 @@ use proptest::test_runner::TestRunner;
 use stillframe::fault_injection::{Watching, watch};
 use stillframe::{
     AddressRange, AddressSpace, Attachment, Capture, CaptureOptions, Codec, CopyOut, DiffOptions, Error,
-    Frozen, GcOptions, Hash, InPlace, Labels, Mapping, MappingKind, Memory, Protection, Ranges, RegionSize,
-    SinkError, SnapshotId, Source, SourceError, Store, StoreError, Trigger, VerifyOptions,
+    Frozen, GcOptions, Hash, InPlace, Labels, Mapping, MappingKind, Memory, Protection, Ranges, ReadError,
+    RegionSize, SnapshotId, Source, SourceError, Store, StoreError, Trigger, VerifyOptions,
 };
 
 // ---- The processes ------------------------------------------------------------------------------
@@ -953,7 +953,7 @@ impl World {
                 let moments = moments.map(Result::unwrap).map(|moment| (moment.id, moment.bytes));
                 assert!(moments.collect::<Vec<_>>() == expected, "the history of {range}");
             }
-            Err(Error::Sink(SinkError::NotCaptured { .. })) => {
+            Err(Error::Read(ReadError::NotCaptured { .. })) => {
                 assert!(expected.is_empty(), "the history of {range}");
             }
             Err(error) => panic!("the history of {range}: {error}"),

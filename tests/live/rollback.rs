@@ -12,8 +12,8 @@ use std::time::{Duration, Instant};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 use stillframe::{
-    AddressRange, CaptureOptions, Error, MappingKind, ProcessSource, RollBackStats, SinkError, SnapshotId,
-    Store,
+    AddressRange, CaptureOptions, Error, MappingKind, ProcessSource, RollBackStats, RollbackError,
+    SnapshotId, Store,
 };
 
 // ---- Programs -----------------------------------------------------------------------------------
@@ -142,7 +142,7 @@ pub(super) fn roll_back(store: &Store, id: SnapshotId, program: &Program) -> Rol
 #[track_caller]
 pub(super) fn misfit(store: &Store, id: SnapshotId, pid: u32) -> Vec<String> {
     match store.roll_back(id).unwrap().process(pid).unwrap_err() {
-        Error::Sink(SinkError::DoesNotFit { differences, .. }) => differences,
+        Error::Rollback(RollbackError::DoesNotFit { differences, .. }) => differences,
         error => panic!("{error:?}"),
     }
 }
@@ -473,7 +473,7 @@ fn what_can_never_be_rolled_back_is_refused_with_the_reason() {
     let program = Program::c("");
     let id = capture(&store, &program);
     let refusal = |id, pid| match store.roll_back(id).unwrap().process(pid).unwrap_err() {
-        Error::Sink(SinkError::NoRollBack { why, .. }) => why,
+        Error::Rollback(RollbackError::NoRollBack { why, .. }) => why,
         error => format!("{error:?}"),
     };
     assert!(refusal(id, std::process::id()).contains("this process itself"));

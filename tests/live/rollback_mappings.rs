@@ -7,7 +7,7 @@ use std::process::{Command, Stdio};
 use std::sync::OnceLock;
 
 use rustix::process::Signal;
-use stillframe::{Error, SinkError};
+use stillframe::{Error, RollbackError};
 
 use super::rollback::{Program, Vault, capture, misfit, new_store, roll_back};
 use super::rollback_states::{compiled, sees_all_processes};
@@ -149,7 +149,7 @@ fn views_of_a_memory_file_are_mapped_again_by_the_descriptor_of_that_file() {
     do_all(&mut program, &["forget".to_owned(), on("unmap", VIEW), on("unmap", SECOND)]);
     let now = maps(&program);
     let found = store.roll_back(id).unwrap().leave_descriptors(true).process(program.pid()).unwrap_err();
-    let Error::Sink(SinkError::DoesNotFit { differences, .. }) = found else { panic!("{found:?}") };
+    let Error::Rollback(RollbackError::DoesNotFit { differences, .. }) = found else { panic!("{found:?}") };
     let found = differences.join("; ");
     assert!(found.contains("views") && found.contains("no descriptor of that file any more"), "{found}");
     assert_eq!(maps(&program), now);
@@ -207,7 +207,7 @@ fn a_call_that_fails_leaves_the_process_as_it_was() {
     let now = maps(&program);
     for _ in 0..3 {
         match store.roll_back(id).unwrap().process(program.pid()).unwrap_err() {
-            Error::Sink(SinkError::NoRollBack { why, .. }) => {
+            Error::Rollback(RollbackError::NoRollBack { why, .. }) => {
                 assert!(why.contains("memory"), "{why}");
             }
             error => panic!("{error:?}"),

@@ -4,7 +4,7 @@ use std::process::Command;
 use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
-use stillframe::{Error, SinkError};
+use stillframe::{Error, RollbackError};
 
 use super::rollback::{Program, capture, misfit, new_store, roll_back};
 use super::rollback_states::compiled;
@@ -112,7 +112,7 @@ fn what_a_process_has_sent_to_itself_since_is_taken_back_and_what_others_have_se
     // In front of the SIGSTOP that protects the process, no other one can be taken out.
     program.ask(&format!("kill {}", libc::SIGRTMIN()));
     match store.roll_back(id).unwrap().process(program.pid()).unwrap_err() {
-        Error::Sink(SinkError::NoRollBack { why, .. }) => assert!(why.contains("try again"), "{why}"),
+        Error::Rollback(RollbackError::NoRollBack { why, .. }) => assert!(why.contains("try again"), "{why}"),
         error => panic!("{error:?}"),
     }
     assert!(program.ask("list").starts_with(&format!("{}:0:", libc::SIGRTMIN())));
@@ -185,7 +185,7 @@ fn real_collectors_that_stop_threads_by_signals_go_on() {
         // What it has mapped or protected meanwhile may make it be refused.
         match store.roll_back(id).unwrap().leave_new_memory(true).process(program.pid()) {
             Ok(_) => done += 1,
-            Err(Error::Sink(SinkError::DoesNotFit { .. } | SinkError::NoRollBack { .. })) => {}
+            Err(Error::Rollback(RollbackError::DoesNotFit { .. } | RollbackError::NoRollBack { .. })) => {}
             Err(error) => panic!("{error:?}"),
         }
         assert_eq!(program.ask("look"), "goes on");

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::OnceLock;
 
-use stillframe::{Error, SinkError, SnapshotId, Store};
+use stillframe::{Error, RollbackError, SnapshotId, Store};
 
 use super::rollback::{Program, Vault, capture, misfit, new_store, roll_back};
 use crate::needs::{needs, passed_over};
@@ -48,7 +48,7 @@ pub(super) fn sees_all_processes() -> bool {
 #[track_caller]
 fn refusal(store: &Store, id: SnapshotId, program: &Program) -> String {
     match store.roll_back(id).unwrap().process(program.pid()).unwrap_err() {
-        Error::Sink(SinkError::NoRollBack { why, .. }) => why,
+        Error::Rollback(RollbackError::NoRollBack { why, .. }) => why,
         error => panic!("{error:?}"),
     }
 }

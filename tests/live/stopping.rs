@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
-use stillframe::{CaptureOptions, Error, ProcessSource, Progress, SinkError, Source, SourceError, Store};
+use stillframe::{CaptureOptions, Error, ProcessSource, Progress, RollbackError, Source, SourceError, Store};
 
 /// Compiles a C program; `None` where there is no compiler.
 fn compiled(dir: &Path, program: &str) -> Option<PathBuf> {
@@ -290,7 +290,7 @@ fn processes_that_share_the_memory_are_stopped_with_it_and_a_rollback_is_refused
     let id = store.process("p").capture(&source, &CaptureOptions::default()).unwrap().id;
     let error = store.roll_back(id).unwrap().process(program.pid()).unwrap_err();
     assert!(
-        matches!(error, Error::Sink(SinkError::NoRollBack { .. } | SinkError::DoesNotFit { .. })),
+        matches!(error, Error::Rollback(RollbackError::NoRollBack { .. } | RollbackError::DoesNotFit { .. })),
         "{error:?}"
     );
     assert!(error.to_string().contains(&format!("process {}", sharers[0])), "{error}");

@@ -4,8 +4,8 @@
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
 use stillframe::{
-    CaptureOptions, Codec, Error, Fill, Filled, Means, RegionSize, Reservation, SinkError, SnapshotId, Store,
-    Tracking, Untracked,
+    CaptureOptions, Codec, Error, Fill, Filled, Means, MemoryError, RegionSize, Reservation, SnapshotId,
+    Store, Tracking, Untracked,
 };
 
 use crate::needs::passed_over;
@@ -209,7 +209,10 @@ fn a_snapshot_for_which_not_enough_is_set_aside_is_refused_and_nothing_changes()
         memory.roll_back(store.roll_back(id).unwrap()).map(drop),
     ] {
         let error = refused.unwrap_err();
-        assert!(matches!(error, Error::Sink(SinkError::Reserved { reserved_bytes: 524_288, .. })), "{error}");
+        assert!(
+            matches!(error, Error::Memory(MemoryError::Reserved { reserved_bytes: 524_288, .. })),
+            "{error}"
+        );
     }
     assert!(*memory.bytes_mut() == [7; 64 * KIB][..]);
 }

@@ -11,7 +11,7 @@ use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
 use stillframe::{
     AddressRange, Capture, CaptureOptions, Check, Error, HostRanges, LiveMemory, Progress, RegionSize,
-    RollBackStats, SinkError, SnapshotId, SourceExt, Store, StoreError, Tracking, Untracked,
+    RollBackStats, RollbackError, SinkError, SnapshotId, SourceExt, Store, StoreError, Tracking, Untracked,
 };
 
 use crate::needs::passed_over;
@@ -371,9 +371,9 @@ fn memory_of_another_length_or_place_is_refused() {
     assert!(matches!(error, Error::Sink(SinkError::Length { .. })), "{error}");
     let live = LiveMemory::new(memory.as_ptr(), LENGTH - 1);
     let error = store.roll_back(id).unwrap().live(&live, &mut memory).unwrap_err();
-    assert!(matches!(error, Error::Sink(SinkError::OtherMemory { .. })), "{error}");
+    assert!(matches!(error, Error::Rollback(RollbackError::OtherMemory { .. })), "{error}");
     let error = store.roll_back(id).unwrap().live_shared(&live, cells(&mut memory)).unwrap_err();
-    assert!(matches!(error, Error::Sink(SinkError::OtherMemory { .. })), "{error}");
+    assert!(matches!(error, Error::Rollback(RollbackError::OtherMemory { .. })), "{error}");
     let host = HostRanges::new(5);
     assert!(store.roll_back(id).unwrap().tracked_by(&host).slice(&mut memory).is_err());
     assert!(memory == before);

@@ -10,8 +10,8 @@ use std::time::Duration;
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
 use stillframe::{
-    AddressRange, CaptureOptions, Error, FileSource, GcOptions, Instance, Means, ProcessSource, RegionSize,
-    SinkError, SnapshotId, Store, StoreError, Tracking, Untracked, VerifyOptions,
+    AddressRange, CaptureOptions, Error, FileSource, GcOptions, Instance, Means, MemoryError, ProcessSource,
+    RegionSize, SnapshotId, Store, StoreError, Tracking, Untracked, VerifyOptions,
 };
 
 use crate::needs::passed_over;
@@ -308,7 +308,7 @@ fn child() {
     let Ok(path) = std::env::var(CHILD_STORE) else { return };
     let store = Store::options().wait(Duration::from_secs(60)).open(path).unwrap();
     let id = store.find(&std::env::var(CHILD_SNAPSHOT).unwrap()).unwrap();
-    let mapping_error = |error: Error| matches!(error, Error::Sink(SinkError::Mapping { .. }));
+    let mapping_error = |error: Error| matches!(error, Error::Memory(MemoryError::Mapping { .. }));
     match store.template(id) {
         Err(error) => {
             println!("no template: {error}: {}", std::error::Error::source(&error).unwrap());

@@ -183,7 +183,9 @@ fn exit_of(error: &(dyn std::error::Error + 'static)) -> Option<Exit> {
         return match error {
             Error::Store(error) => Some(exit_of_store(error)),
             Error::Source(SourceError::Interrupted) => Some(Exit::Interrupted),
-            Error::Source(_) | Error::Sink(_) => Some(Exit::SourceOrSink),
+            Error::Source(_) | Error::Sink(_) | Error::Memory(_) | Error::Rollback(_) | Error::Read(_) => {
+                Some(Exit::SourceOrSink)
+            }
             Error::Unit(_) => Some(Exit::WrongUsage),
             Error::Interrupted => Some(Exit::Interrupted),
             _ => None,

@@ -19,10 +19,10 @@ use crate::hash::Hash;
 use crate::store::packs::location::Location;
 
 /// A location in bytes, or [`Location::GONE`].
-pub(crate) type Place = [u8; Location::BYTES];
+pub(crate) type PackedLocation = [u8; Location::BYTES];
 
 /// An entry as it is stored.
-pub(crate) type Stored = (Hash, Place);
+pub(crate) type Stored = (Hash, PackedLocation);
 
 const HEAD_BYTES: usize = 25;
 
@@ -30,7 +30,7 @@ const HEAD_BYTES: usize = 25;
 type Numbers = [u32; 4];
 
 /// The encoding moves to the lower bits, so that near pack numbers are near numbers.
-fn numbers(place: &Place) -> Numbers {
+fn numbers(place: &PackedLocation) -> Numbers {
     let (words, _) = place.as_chunks::<4>();
     let mut numbers = [0; 4];
     for (number, word) in numbers.iter_mut().zip(words) {
@@ -40,7 +40,7 @@ fn numbers(place: &Place) -> Numbers {
     numbers
 }
 
-fn place(mut numbers: Numbers) -> Place {
+fn place(mut numbers: Numbers) -> PackedLocation {
     numbers[0] = numbers[0].rotate_right(4);
     let mut place = [0; Location::BYTES];
     for (bytes, number) in place.as_chunks_mut::<4>().0.iter_mut().zip(numbers) {
@@ -122,7 +122,7 @@ impl<'a> Block<'a> {
         &self.hashes[at * width..(at + 1) * width]
     }
 
-    fn place(&self, at: usize) -> Place {
+    fn place(&self, at: usize) -> PackedLocation {
         let mut from = at * self.widths.iter().sum::<usize>();
         let mut numbers = self.least;
         for (number, width) in numbers.iter_mut().zip(self.widths) {
@@ -135,7 +135,7 @@ impl<'a> Block<'a> {
     }
 
     /// The place of an object, if it is in the block.
-    pub(crate) fn find(&self, hash: &Hash) -> Option<Place> {
+    pub(crate) fn find(&self, hash: &Hash) -> Option<PackedLocation> {
         let wanted = hash.0.strip_prefix(self.shared)?;
         let (mut low, mut high) = (0, self.count);
         while low < high {
@@ -178,7 +178,7 @@ mod tests {
         });
         let place = prop_oneof![
             Just(Location::GONE),
-            any::<Place>(),
+            any::<PackedLocation>(),
             (0u8..9).prop_map(|low| [1, 0, 0, 0x10, low, 2, 0, 0, low, 0, 0, 0, 0, 0x40, 0, 0]),
         ];
         proptest::collection::btree_map(hash, place, 0..200).prop_map(|map| map.into_iter().collect())

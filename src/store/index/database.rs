@@ -33,7 +33,7 @@ use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
-use super::block::{self, Block, Place, Stored};
+use super::block::{self, Block, PackedLocation, Stored};
 use crate::hash::Hash;
 use crate::store::error::StoreError;
 use crate::store::id::StoreId;
@@ -349,7 +349,7 @@ impl Database {
     }
 
     /// The place of an object, if it is in a bucket. Cost: 1 to 7 microseconds.
-    pub(crate) fn find(&self, tree: Tree, hash: &Hash) -> Result<Option<Place>, StoreError> {
+    pub(crate) fn find(&self, tree: Tree, hash: &Hash) -> Result<Option<PackedLocation>, StoreError> {
         self.look(tree, hash, |block| block.find(hash))
     }
 

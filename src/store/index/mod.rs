@@ -25,12 +25,14 @@
 pub(crate) mod block;
 pub(crate) mod closing;
 pub(crate) mod database;
+mod entries;
+mod opening;
 mod overlay;
+mod rewrite;
+mod room;
 
-use std::collections::{BTreeMap, btree_map};
-use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::collections::BTreeMap;
 use std::sync::{Arc, MutexGuard, RwLockReadGuard, RwLockWriteGuard};
-use std::time::Duration;
 
 use crate::hash::Hash;
 use crate::store::error::StoreError;
@@ -42,11 +44,15 @@ use crate::store::tree::{IndexEntry, Tree};
 use crate::sync::{Mutex, RwLock};
 use crate::sys::dir::{Dir, Name};
 use crate::sys::file;
-use crate::sys::heap;
 use block::Stored;
 use closing::Durable;
-use database::{BLOCK_ENTRIES, Database, INDEX_THREAD};
-use overlay::{Change, Lower, State};
+use database::Database;
+use entries::Entries;
+use opening::{guard, open_within};
+use overlay::{Change, Lower, Tiers};
+use room::disk_bytes;
+
+pub(crate) use room::{check_files, check_room, warn_held};
 
 /// When what is in memory goes to the database.
 #[derive(Clone, Copy, Debug)]
@@ -65,30 +71,12 @@ struct Limits {
 const LIMITS: Limits =
     Limits { unsaved_entries: 8 * 1024, unsaved_bytes: 4 << 20, overlay_entries: 32 * 1024 };
 
-/// What an entry takes on the disk, generously: measured 43 to 46 in buckets, about 50 in runs.
-const ENTRY_BYTES: u64 = 60;
-
-/// An index may take so long to open, and ...
-const OPEN_WITHIN: Duration = Duration::from_secs(30);
-
-/// ... another second for so many bytes.
-const OPEN_BYTES_A_SECOND: u64 = 4 << 20;
-
-/// Of an index that is held in memory so many entries are looked at together.
-const HELD_ENTRIES: usize = 1024;
-
-/// What a snapshot takes there, generously.
-const SNAPSHOT_BYTES: u64 = 1024;
-
-/// What an empty database takes there, generously.
-const MIN_BYTES: u64 = 1 << 20;
-
 /// The open index.
 pub(crate) struct Index {
     name: Name,
     store: StoreId,
     limits: Limits,
-    state: RwLock<State>,
+    state: RwLock<Tiers>,
     /// Held by whoever changes the database. To be taken before the state.
     writing: Mutex<()>,
     /// Up to where the packs were durable when the store was last closed.
@@ -116,7 +104,7 @@ impl Index {
         database.read_runs(|tree, (hash, place)| {
             overlays[tree as usize].push((hash, Change { place, epoch: 0 }));
         })?;
-        let state = State {
+        let state = Tiers {
             // Of several changes of an object the last one stays.
             overlays: overlays.map(|changes| changes.into_iter().collect()),
             watermarks: database.watermarks()?,
@@ -124,7 +112,7 @@ impl Index {
             may_have_dangling: database.may_have_dangling(),
             is_rebuilding: database.is_rebuilding(),
             lower: Lower::Database(Arc::new(database)),
-            ..State::held_in_memory()
+            ..Tiers::held_in_memory()
         };
         Ok(Index::with(name, store, limits, state))
     }
@@ -136,10 +124,10 @@ impl Index {
 
     /// An index with nothing in it that is held in memory. The one of this name stays as it is.
     pub(crate) fn in_memory(name: &Name, store: StoreId) -> Index {
-        Index::with(name, store, LIMITS, State::held_in_memory())
+        Index::with(name, store, LIMITS, Tiers::held_in_memory())
     }
 
-    fn with(name: &Name, store: StoreId, limits: Limits, state: State) -> Index {
+    fn with(name: &Name, store: StoreId, limits: Limits, state: Tiers) -> Index {
         Index {
             name: name.clone(),
             store,
@@ -184,11 +172,11 @@ impl Index {
         Ok(())
     }
 
-    fn read(&self) -> RwLockReadGuard<'_, State> {
+    fn read(&self) -> RwLockReadGuard<'_, Tiers> {
         self.state.read()
     }
 
-    fn write(&self) -> RwLockWriteGuard<'_, State> {
+    fn write(&self) -> RwLockWriteGuard<'_, Tiers> {
         self.state.write()
     }
 
@@ -270,7 +258,7 @@ impl Index {
         !self.is_held() && changes > self.max_overlay_entries(&self.read()) / 4
     }
 
-    fn max_overlay_entries(&self, state: &State) -> u64 {
+    fn max_overlay_entries(&self, state: &Tiers) -> u64 {
         (self.limits.overlay_entries as u64).max(state.bucket_entries() / 4)
     }
 
@@ -282,7 +270,7 @@ impl Index {
     }
 
     fn stored(&self, tree: Tree) -> Entries<'_> {
-        Entries { index: self, tree, from: Some(Hash::ZERO), ready: Vec::new().into_iter() }
+        Entries::new(&self.state, tree)
     }
 
     /// All catalog entries by their keys.
@@ -533,251 +521,6 @@ impl Index {
     pub(crate) fn disk_bytes(&self) -> u64 {
         disk_bytes(&self.name)
     }
-
-    /// Writes the database anew if it takes far more disk than its entries need.
-    pub(crate) fn rewrite_if_bloated(&self) -> Result<(), StoreError> {
-        if self.is_held() {
-            return Ok(());
-        }
-        let entries = {
-            let state = self.read();
-            state.bucket_entries() + state.overlay_entries() as u64
-        };
-        let needed_bytes = entries * ENTRY_BYTES + self.snapshots()?.len() as u64 * SNAPSHOT_BYTES;
-        match self.disk_bytes() > 2 * needed_bytes + MIN_BYTES {
-            true => self.rewrite(|_, _, location| Some(location)).map(drop),
-            false => Ok(()),
-        }
-    }
-
-    /// Writes everything into a new database, which replaces the present one. On the way `change`
-    /// says of each entry where it is to be from now on, or that it is gone; asked in order of the
-    /// trees and hashes. What changes otherwise meanwhile stays changed.
-    ///
-    /// Returns whether there was room for it. Else nothing is changed, and the index is held in memory.
-    ///
-    /// Cost: half a second for a million entries.
-    pub(crate) fn rewrite(
-        &self,
-        mut change: impl FnMut(Tree, &Hash, Location) -> Option<Location>,
-    ) -> Result<bool, StoreError> {
-        let _writing = self.writing();
-        if self.is_held() {
-            return Ok(false);
-        }
-        let new = self.name.with_extension(UNFINISHED);
-        remove(&new)?;
-        let snapshots = self.snapshots()?;
-        let (epoch, snapshots, watermarks, about_entries, old) = {
-            let mut state = self.write();
-            let Some(old) = state.database()?.cloned() else { return Ok(false) };
-            let about =
-                Tree::ALL.map(|tree| old.buckets(tree).entries + state.overlays[tree as usize].len() as u64);
-            let mut snapshots = snapshots;
-            snapshots.extend(state.unsaved_snapshots());
-            snapshots.retain(|_, value| !value.is_empty());
-            (state.end_epoch(), snapshots, state.watermarks.clone(), about, old)
-        };
-        let mut write = || -> Result<Database, StoreError> {
-            let mut fresh = self.open_database(&new)?;
-            for (tree, about_entries) in Tree::ALL.into_iter().zip(about_entries) {
-                let entries = self.entries(tree).filter_map(|entry| match entry {
-                    Ok((hash, location)) => {
-                        change(tree, &hash, location).map(|location| Ok((hash, location.to_bytes())))
-                    }
-                    Err(error) => Some(Err(error)),
-                });
-                fresh.fill(tree, about_entries, entries)?;
-            }
-            fresh.fill_snapshots(&snapshots)?;
-            // No danger in writing these before all else is on the disk: nobody opens it until it is complete.
-            watermarks.iter().try_for_each(|(pack, bytes)| fresh.put_watermark(*pack, Some(*bytes)))?;
-            fresh.put_damage_known(old.damage_known())?;
-            fresh.put_may_have_dangling(old.may_have_dangling())?;
-            fresh.put_rebuilding(old.is_rebuilding())?;
-            fresh.flush()?;
-            Ok(fresh)
-        };
-        let written = write();
-        drop(old);
-        let failed = |error| {
-            self.write().is_precious = true;
-            remove(&new)?;
-            self.or_hold(Err(error)).map(|()| false)
-        };
-        let fresh = match written {
-            Ok(fresh) => fresh,
-            Err(error) => return failed(error),
-        };
-        let mut state = self.write();
-        // What was taken out meanwhile may be there in part: a delta, and no more its base.
-        let is_drop = |change: &Change| change.epoch > epoch && change.place == Location::GONE;
-        if state.overlays.iter().flat_map(BTreeMap::values).any(is_drop) {
-            state.may_have_dangling = true;
-            if let Err(error) = fresh.put_may_have_dangling(true) {
-                drop((state, fresh));
-                return failed(error);
-            }
-        }
-        let buckets = Tree::ALL.map(|tree| fresh.buckets(tree));
-        if let Err(error) = fresh.close() {
-            drop(state);
-            return failed(error);
-        }
-        // Nobody else has it: whoever changes it holds the lock for that, and all others the state's.
-        state.lower = Lower::Lost;
-        let exchanged = file::exchange_dirs(&new, &self.name).map_err(StoreError::io("replace", &self.name));
-        let database = self.open_database(&self.name)?;
-        if let Err(error) = exchanged {
-            state.lower = Lower::Database(Arc::new(database));
-            drop(state);
-            return failed(error);
-        }
-        // After an error of the disk sled was seen to open with nothing in it.
-        if Tree::ALL.map(|tree| database.buckets(tree)) != buckets {
-            let detail = "it was not what had been written when it was opened again".to_owned();
-            return Err(StoreError::Index { action: "be rewritten", detail });
-        }
-        state.lower = Lower::Database(Arc::new(database));
-        state.overlays.iter_mut().for_each(|overlay| overlay.retain(|_, change| change.epoch > epoch));
-        state.saved(epoch);
-        drop(state);
-        // The cache of the old database, and what was in memory of the new one.
-        heap::give_back();
-        remove(&new).map(|()| true)
-    }
-}
-
-/// Entries in order, of the buckets and the overlay together: a bucket at a time, as they are at that moment.
-struct Entries<'a> {
-    index: &'a Index,
-    tree: Tree,
-    /// Where to go on; `None` at the end.
-    from: Option<Hash>,
-    ready: std::vec::IntoIter<Stored>,
-}
-
-impl Iterator for Entries<'_> {
-    type Item = Result<Stored, StoreError>;
-
-    fn next(&mut self) -> Option<Self::Item> {
-        loop {
-            if let Some(entry) = self.ready.next() {
-                return Some(Ok(entry));
-            }
-            let from = self.from.take()?;
-            match self.bucket(&from) {
-                Ok((ready, next)) => (self.ready, self.from) = (ready.into_iter(), next),
-                Err(error) => return Some(Err(error)),
-            }
-        }
-    }
-}
-
-impl Entries<'_> {
-    /// The entries from here to the end of the bucket, and where the next one begins.
-    fn bucket(&self, from: &Hash) -> Result<(Vec<Stored>, Option<Hash>), StoreError> {
-        let state = self.index.read();
-        let overlay = &state.overlays[self.tree as usize];
-        let Some(database) = state.database()? else {
-            let mut rest = overlay.range(*from..).map(|(hash, change)| (*hash, change.place));
-            let ready = rest.by_ref().take(HELD_ENTRIES).collect();
-            return Ok((ready, rest.next().map(|(hash, _)| hash)));
-        };
-        let next = database.buckets(self.tree).next(from);
-        let older = database.bucket_from(self.tree, from)?;
-        let newer = match next {
-            Some(next) => overlay.range(*from..next),
-            None => overlay.range(*from..),
-        };
-        Ok((merge(older, newer), next))
-    }
-}
-
-/// Both in order; where both have a hash, the newer.
-fn merge(older: Vec<Stored>, newer: btree_map::Range<'_, Hash, Change>) -> Vec<Stored> {
-    let mut newer = newer.map(|(hash, change)| (*hash, change.place)).peekable();
-    if newer.peek().is_none() {
-        return older;
-    }
-    let mut merged = Vec::with_capacity(older.len() + BLOCK_ENTRIES);
-    for entry in older {
-        while let Some(before) = newer.next_if(|(hash, _)| *hash < entry.0) {
-            merged.push(before);
-        }
-        merged.push(newer.next_if(|(hash, _)| *hash == entry.0).unwrap_or(entry));
-    }
-    merged.extend(newer);
-    merged
-}
-
-/// How long the index of this name may take to open: a million entries took 14 ms, so this is for disks that are very
-/// slow, and ends a sled that turns in circles.
-fn open_within(name: &Name) -> Duration {
-    #[cfg(feature = "fault-injection")]
-    if let Some(millis) = std::env::var("STILLFRAME_INDEX_WITHIN_MS").ok().and_then(|text| text.parse().ok())
-    {
-        return Duration::from_millis(millis);
-    }
-    OPEN_WITHIN + Duration::from_secs(disk_bytes(name) / OPEN_BYTES_A_SECOND)
-}
-
-fn disk_bytes(name: &Name) -> u64 {
-    name.open_dir().and_then(|dir| file::disk_bytes(&dir)).unwrap_or(0)
-}
-
-/// Opens the index in a thread of its own, which is left behind if that takes too long. On a damaged database sled
-/// may panic where others return an error.
-fn guard<T: Send + 'static>(
-    within: Duration,
-    open: impl FnOnce() -> Result<T, StoreError> + Send + 'static,
-) -> Result<T, StoreError> {
-    let useless = |detail: String| StoreError::Index { action: "be opened", detail };
-    let (done, opened) = crossbeam_channel::bounded(1);
-    let work = move || {
-        // Nobody waits for it any more if it took too long.
-        let _ = done.send(catch_unwind(AssertUnwindSafe(open)));
-    };
-    std::thread::Builder::new()
-        .name(INDEX_THREAD.to_owned())
-        .spawn(work)
-        .map_err(|error| useless(format!("no thread can be started for it: {error}")))?;
-    match opened.recv_timeout(within) {
-        Ok(Ok(opened)) => opened,
-        Ok(Err(_)) => Err(useless("it panicked".to_owned())),
-        Err(_) => Err(useless(format!("it was not done after {} s", within.as_secs_f32()))),
-    }
-}
-
-/// Says that the index of this name is held in memory.
-pub(crate) fn warn_held(name: &Name) {
-    tracing::warn!(
-        "no space is left to write {}: the index is held in memory, and built anew with each opening until \
-         some space is free",
-        name.display()
-    );
-}
-
-/// An error where there is too little room to open the index of this name. To be asked before sled finds out: it
-/// writes when it opens, and a database in which that failed was found damaged the next time.
-pub(crate) fn check_room(name: &Name) -> Result<(), StoreError> {
-    // Where the file system cannot tell, there is room.
-    match file::room_bytes(name.dir()).unwrap_or(u64::MAX) < MIN_BYTES + disk_bytes(name) / 16 {
-        true => Err(StoreError::io("write", name)(std::io::ErrorKind::StorageFull.into())),
-        false => Ok(()),
-    }
-}
-
-/// An error if there is anything in the index of this name that no stillframe has put there and the database would
-/// follow or change: links, files that have names elsewhere, pipes. To be asked before it is opened.
-pub(crate) fn check_files(name: &Name) -> Result<(), StoreError> {
-    let dir = file::open_dir(name).map_err(StoreError::io("open", name))?;
-    match file::stranger(&dir).map_err(StoreError::io("read", &dir))? {
-        Some((stranger, what)) => {
-            Err(StoreError::Index { action: "be used", detail: format!("{} is {what}", stranger.display()) })
-        }
-        None => Ok(()),
-    }
 }
 
 fn remove(dir: &Name) -> Result<(), StoreError> {
@@ -785,323 +528,4 @@ fn remove(dir: &Name) -> Result<(), StoreError> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::codec::Encoding;
-    use proptest::prelude::*;
-    use std::path::Path;
-
-    fn name(path: &Path) -> Name {
-        Name::at(path).unwrap()
-    }
-
-    fn location(pack: u32) -> Location {
-        Location { pack, offset_bytes: 48, encoding: Encoding::Raw, stored_bytes: 9, plain_bytes: 9 }
-    }
-
-    fn watermark(end_bytes: u64) -> Watermark {
-        Watermark { pack: PackId(u128::from(end_bytes).to_le_bytes()), end_bytes }
-    }
-
-    const STORE: StoreId = StoreId([7; 16]);
-
-    /// So that a few entries are many.
-    const SMALL: Limits = Limits { unsaved_entries: 8, unsaved_bytes: 1 << 20, overlay_entries: 24 };
-
-    fn all(index: &Index, tree: Tree) -> BTreeMap<Hash, Location> {
-        let entries: Vec<_> = index.entries(tree).collect::<Result<_, _>>().unwrap();
-        assert!(entries.is_sorted_by_key(|(hash, _)| *hash));
-        entries.into_iter().collect()
-    }
-
-    /// What happens to an index. A key is a hash, a pack and a snapshot at once.
-    #[derive(Clone, Debug)]
-    enum Step {
-        Insert(Tree, Vec<u8>, u32),
-        Replace(Tree, u8, Option<u32>),
-        SetSnapshot(u8, Option<u8>),
-        SetWatermark(u8, Option<u64>),
-        Save,
-        SaveIfMuch,
-        /// Keeps the locations of packs with a number below this.
-        Rewrite(u32),
-        /// Closes the index well or, as a crash does, not at all.
-        Reopen {
-            close: bool,
-        },
-    }
-
-    fn steps() -> impl Strategy<Value = Vec<Step>> {
-        let tree = || prop_oneof![Just(Tree::Regions), Just(Tree::Objects)];
-        let keys = proptest::collection::vec(any::<u8>(), 1..12);
-        let step = prop_oneof![
-            8 => (tree(), keys, 1u32..9).prop_map(|(tree, keys, pack)| Step::Insert(tree, keys, pack)),
-            4 => (tree(), any::<u8>(), proptest::option::of(1u32..9))
-                .prop_map(|(tree, key, new)| Step::Replace(tree, key, new)),
-            2 => (0u8..9, proptest::option::of(any::<u8>())).prop_map(|(key, it)| Step::SetSnapshot(key, it)),
-            2 => (0u8..9, proptest::option::of(any::<u64>())).prop_map(|(key, it)| Step::SetWatermark(key, it)),
-            2 => Just(Step::Save),
-            4 => Just(Step::SaveIfMuch),
-            1 => (5u32..10).prop_map(Step::Rewrite),
-            2 => any::<bool>().prop_map(|close| Step::Reopen { close }),
-        ];
-        proptest::collection::vec(step, 0..60)
-    }
-
-    #[derive(Clone, Debug, Default, PartialEq)]
-    struct Model {
-        trees: [BTreeMap<Hash, Location>; 2],
-        snapshots: BTreeMap<Vec<u8>, Vec<u8>>,
-        watermarks: BTreeMap<u32, Watermark>,
-    }
-
-    impl Model {
-        fn of(index: &Index) -> Model {
-            let trees = Tree::ALL.map(|tree| all(index, tree));
-            Model { trees, snapshots: index.snapshots().unwrap(), watermarks: index.watermarks() }
-        }
-    }
-
-    proptest! {
-        #![proptest_config(ProptestConfig { cases: 64, ..ProptestConfig::default() })]
-        #[test]
-        fn it_agrees_with_maps_whatever_happens(steps in steps()) {
-            let dir = tempfile::tempdir().unwrap();
-            let path = dir.path().join("index");
-            let mut index = Index::open_with(&name(&path), STORE, SMALL).unwrap();
-            let mut model = Model::default();
-            // What must be there after a crash.
-            let mut saved = Model::default();
-            let hash = |key: u8| Hash::of(&[key]);
-            for step in steps {
-                match step {
-                    Step::Insert(tree, keys, pack) => {
-                        let entries: Vec<IndexEntry> =
-                            keys.iter().map(|key| (tree, hash(*key), location(pack))).collect();
-                        index.insert(&entries);
-                        model.trees[tree as usize]
-                            .extend(entries.into_iter().map(|(_, hash, location)| (hash, location)));
-                    }
-                    Step::Replace(tree, key, new) => {
-                        let entries = &mut model.trees[tree as usize];
-                        let old = entries.get(&hash(key)).copied();
-                        let new = new.map(location);
-                        prop_assert!(!index.replace(tree, &hash(key), location(99), new).unwrap());
-                        let replaced = index.replace(tree, &hash(key), old.unwrap_or(location(1)), new);
-                        prop_assert_eq!(replaced.unwrap(), old.is_some());
-                        match (old, new) {
-                            (Some(_), Some(new)) => drop(entries.insert(hash(key), new)),
-                            _ => drop(entries.remove(&hash(key))),
-                        }
-                    }
-                    Step::SetSnapshot(key, value) => {
-                        index.set_snapshot(vec![key], value.map(|value| vec![value]));
-                        match value {
-                            Some(value) => drop(model.snapshots.insert(vec![key], vec![value])),
-                            None => drop(model.snapshots.remove(&vec![key])),
-                        }
-                    }
-                    Step::SetWatermark(pack, bytes) => {
-                        let bytes = bytes.map(watermark);
-                        index.set_watermark(pack.into(), bytes);
-                        match bytes {
-                            Some(bytes) => drop(model.watermarks.insert(pack.into(), bytes)),
-                            None => drop(model.watermarks.remove(&pack.into())),
-                        }
-                    }
-                    Step::Save => {
-                        index.save().unwrap();
-                        saved = model.clone();
-                    }
-                    Step::SaveIfMuch => {
-                        let before = index.read().saved_epoch;
-                        index.save_if_much().unwrap();
-                        if index.read().saved_epoch > before {
-                            saved = model.clone();
-                        }
-                    }
-                    Step::Rewrite(end) => {
-                        index.rewrite(|_, _, at| (at.pack < end).then_some(at)).unwrap();
-                        model.trees.iter_mut().for_each(|tree| tree.retain(|_, at| at.pack < end));
-                        saved = model.clone();
-                    }
-                    Step::Reopen { close } => {
-                        if close {
-                            let is_precious = index.read().is_precious;
-                            index.close().unwrap();
-                            if is_precious {
-                                saved = model.clone();
-                            }
-                        }
-                        drop(index);
-                        index = Index::open_with(&name(&path), STORE, SMALL).unwrap();
-                        model = saved.clone();
-                    }
-                }
-                prop_assert_eq!(&Model::of(&index), &model);
-                for tree in Tree::ALL {
-                    for key in 0..=255 {
-                        let known = model.trees[tree as usize].get(&hash(key)).copied();
-                        prop_assert_eq!(index.get(tree, &hash(key)).unwrap(), known);
-                    }
-                }
-            }
-        }
-    }
-
-    #[test]
-    fn what_is_taken_out_while_the_database_is_written_anew_may_be_there_in_part_after_a_kill() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("index");
-        let index = Index::open_with(&name(&path), STORE, SMALL).unwrap();
-        let hashes: Vec<Hash> = (0..100u8).map(|number| Hash::of(&[number])).collect();
-        index.insert(&hashes.iter().map(|hash| (Tree::Regions, *hash, location(1))).collect::<Vec<_>>());
-        index.rewrite(|_, _, location| Some(location)).unwrap();
-        assert!(!index.may_have_dangling());
-        // The last of all, as soon as the first was seen.
-        let last = hashes.iter().max().unwrap();
-        let change = |tree, _: &Hash, at| {
-            index.replace(tree, last, at, None).unwrap();
-            Some(at)
-        };
-        index.rewrite(change).unwrap();
-        drop(index);
-        let index = Index::open_with(&name(&path), STORE, SMALL).unwrap();
-        assert_eq!(index.get(Tree::Regions, last).unwrap(), None);
-        assert_eq!(index.entries(Tree::Regions).count(), 99);
-        assert!(index.may_have_dangling());
-    }
-
-    #[test]
-    fn what_is_saved_while_entries_are_taken_out_may_be_there_in_part_after_a_kill() {
-        let dir = tempfile::tempdir().unwrap();
-        let index = Index::open_with(&name(&dir.path().join("index")), STORE, SMALL).unwrap();
-        let hashes: Vec<Hash> = (0..10u8).map(|number| Hash::of(&[number])).collect();
-        let entries = hashes.iter().map(|hash| (Tree::Regions, *hash, location(1)));
-        index.insert(&entries.clone().collect::<Vec<_>>());
-        index.save().unwrap();
-        // The settler saves when it likes.
-        let amid = entries.inspect(|_| {
-            index.save().unwrap();
-            assert!(index.may_have_dangling());
-        });
-        index.take_out(amid).unwrap();
-        assert!(!index.may_have_dangling());
-        assert_eq!(index.entries(Tree::Regions).count(), 0);
-    }
-
-    #[test]
-    fn look_ups_go_on_while_the_database_is_written_anew() {
-        let dir = tempfile::tempdir().unwrap();
-        let index = Index::open_with(&name(&dir.path().join("index")), STORE, SMALL).unwrap();
-        let hash = |number: u32| Hash::of(&number.to_le_bytes());
-        let known = std::sync::atomic::AtomicU32::new(0);
-        let order = std::sync::atomic::Ordering::SeqCst;
-        std::thread::scope(|scope| {
-            let readers: Vec<_> = (0..3u32)
-                .map(|reader| {
-                    let (index, known) = (&index, &known);
-                    scope.spawn(move || {
-                        let mut at = reader;
-                        while known.load(order) < 3000 {
-                            let count = known.load(order);
-                            if reader == 0 {
-                                let found = index.entries(Tree::Regions).map(Result::unwrap).count();
-                                assert!(found >= count as usize, "{found} of {count}");
-                            } else if count > 0 {
-                                at = at.wrapping_mul(0x9E37_79B9).wrapping_add(1);
-                                let number = at % count;
-                                let found = index.get(Tree::Regions, &hash(number)).unwrap();
-                                assert_eq!(found, Some(location(1 + number)));
-                            }
-                        }
-                    })
-                })
-                .collect();
-            for number in 0..3000 {
-                index.insert(&[(Tree::Regions, hash(number), location(1 + number))]);
-                known.store(number + 1, order);
-                index.save_if_much().unwrap();
-            }
-            readers.into_iter().for_each(|reader| reader.join().unwrap());
-        });
-        assert!(index.read().bucket_entries() > 1000, "it was rewritten");
-    }
-
-    #[test]
-    fn what_changes_while_the_database_is_written_anew_stays_changed() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("index");
-        let index = Index::open_with(&name(&path), STORE, SMALL).unwrap();
-        let hash = |number: u8| Hash::of(&[number]);
-        let entries: Vec<_> = (0..200).map(|number| (Tree::Regions, hash(number), location(1))).collect();
-        index.insert(&entries);
-        let mut step = 0;
-        index
-            .rewrite(|tree, found, at| {
-                step += 1;
-                if step == 100 {
-                    for number in 0..50 {
-                        index.replace(tree, &hash(number), location(1), None).unwrap();
-                        index.replace(tree, &hash(50 + number), location(1), Some(location(2))).unwrap();
-                    }
-                    index.insert(&[(tree, hash(201), location(3))]);
-                    index.set_snapshot(vec![1], Some(vec![2]));
-                    index.set_watermark(5, Some(watermark(6)));
-                }
-                (*found != hash(150)).then_some(at)
-            })
-            .unwrap();
-        let check = |index: &Index| {
-            let found = all(index, Tree::Regions);
-            assert_eq!(found.len(), 150);
-            assert_eq!(found.values().filter(|at| **at == location(2)).count(), 50);
-            assert_eq!(found.get(&hash(201)), Some(&location(3)));
-            assert!(!found.contains_key(&hash(150)));
-            assert_eq!(index.snapshots().unwrap(), BTreeMap::from([(vec![1], vec![2])]));
-            assert_eq!(index.watermarks(), BTreeMap::from([(5, watermark(6))]));
-        };
-        check(&index);
-        index.close().unwrap();
-        drop(index);
-        check(&Index::open_with(&name(&path), STORE, SMALL).unwrap());
-    }
-
-    #[test]
-    fn a_new_database_that_was_not_finished_is_removed() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("index");
-        let index = Index::open(&name(&path), STORE).unwrap();
-        index.insert(&[(Tree::Objects, Hash::of(b"x"), location(1))]);
-        index.save().unwrap();
-        drop(index);
-        let unfinished = path.with_extension(UNFINISHED);
-        drop(Database::open(&name(&unfinished), STORE).unwrap());
-        let index = Index::open(&name(&path), STORE).unwrap();
-        assert_eq!(index.get(Tree::Objects, &Hash::of(b"x")).unwrap(), Some(location(1)));
-        assert!(!unfinished.exists());
-    }
-
-    #[test]
-    fn an_entry_of_a_large_index_takes_less_than_50_bytes_of_disk() {
-        let dir = tempfile::tempdir().unwrap();
-        let index = Index::open(&name(&dir.path().join("index")), STORE).unwrap();
-        let count = 200_000u32;
-        let entry = |number: u32| {
-            let location = Location { offset_bytes: u64::from(number) * 3000, ..location(1) };
-            (Tree::Regions, Hash::of(&number.to_le_bytes()), location)
-        };
-        index.insert(&(0..count).map(entry).collect::<Vec<_>>());
-        index.save_if_much().unwrap();
-        assert_eq!(index.read().bucket_entries(), count.into());
-        let bytes = index.disk_bytes();
-        assert!(bytes < 50 * u64::from(count), "{bytes} bytes");
-    }
-
-    #[test]
-    fn an_index_of_another_store_is_refused() {
-        let dir = tempfile::tempdir().unwrap();
-        drop(Index::open(&name(dir.path()), STORE).unwrap());
-        assert!(Index::open(&name(dir.path()), StoreId::new()).is_err());
-    }
-}
+mod tests;

@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use super::block::Place;
+use super::block::PackedLocation;
 use super::database::Database;
 use crate::hash::Hash;
 use crate::store::error::StoreError;
@@ -22,7 +22,7 @@ pub(super) enum Lower {
 }
 
 /// Both tiers as they are now.
-pub(super) struct State {
+pub(super) struct Tiers {
     pub(super) lower: Lower,
     pub(super) overlays: [BTreeMap<Hash, Change>; Tree::ALL.len()],
     /// Catalog entries that are not saved.
@@ -48,14 +48,14 @@ pub(super) struct State {
 /// An entry of the overlay.
 #[derive(Clone, Copy)]
 pub(super) struct Change {
-    pub(super) place: Place,
+    pub(super) place: PackedLocation,
     pub(super) epoch: u64,
 }
 
-impl State {
+impl Tiers {
     /// Of an index that is held in memory nothing is anywhere else.
-    pub(super) fn held_in_memory() -> State {
-        State {
+    pub(super) fn held_in_memory() -> Tiers {
+        Tiers {
             lower: Lower::Nothing,
             overlays: Default::default(),
             snapshots: BTreeMap::new(),
@@ -95,7 +95,7 @@ impl State {
         Ok(place.and_then(|place| Location::from_bytes(&place)))
     }
 
-    pub(super) fn change(&mut self, tree: Tree, hash: &Hash, place: Place) {
+    pub(super) fn change(&mut self, tree: Tree, hash: &Hash, place: PackedLocation) {
         let change = Change { place, epoch: self.epoch };
         self.overlays[tree as usize].insert(*hash, change);
         self.unsaved_entries += 1;

@@ -4,7 +4,7 @@
 //! packs/N.pack    pack.rs      one file (names.rs): a header (header.rs), then objects; sealed at a size (sealing.rs)
 //!                 object.rs    one object; location.rs says where one is; watermark.rs up to where something is known
 //!                 log.rs       all packs together: appends batches (batch.rs) to the last one and makes it durable
-//!                 read.rs      gives objects back, checked; scan.rs walks a whole pack (ready.rs: errors of the disk)
+//!                 scan.rs      walks a whole pack (ready.rs: errors of the disk)
 //! COLLECTED       collected.rs packs that gc removed
 //! LOST            lost.rs      packs that are gone otherwise, or cut short
 //! ```
@@ -18,7 +18,6 @@ pub(crate) mod lost;
 pub(crate) mod names;
 pub(crate) mod object;
 pub(crate) mod pack;
-pub(crate) mod read;
 pub(crate) mod ready;
 pub(crate) mod scan;
 pub(crate) mod sealing;

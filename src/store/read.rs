@@ -1,27 +1,22 @@
 //! Reading objects back, checked.
 
-use std::cell::Cell;
-use std::ops::Range;
-use std::sync::Arc;
-
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
-use super::location::{Location, Position};
-use super::object::{HEADER_BYTES, Header, Kind, Place};
-use super::ready::ready_since;
-use crate::codec::{self, Encoding};
+use super::cursor::{Cursor, FoundObject, TRIES};
+use super::error::StoreError;
+use super::open_store::OpenStore;
+use super::packs::location::{Location, Position};
+use super::packs::object::Kind;
+use super::tree::Tree;
+use crate::codec;
 use crate::delta;
 use crate::hash::{self, Hash};
 use crate::record::{self, Record};
 use crate::region;
 use crate::root::Root;
-use crate::store::error::StoreError;
-use crate::store::open_store::OpenStore;
-use crate::store::tree::Tree;
-use crate::sys::map::{PackMap, Since};
+use crate::sys::map::Since;
 use crate::table;
-use crate::units::usize_of;
 
 /// How thoroughly regions are checked when they are read. The lengths and the checksum of the
 /// stored bytes always are.
@@ -34,9 +29,6 @@ pub enum Check {
     Checksum,
 }
 
-/// How often an object is looked up anew when its pack is gone. Each time gc must have moved it.
-pub(crate) const TRIES: usize = 100;
-
 /// How many differences may lie between an object and bytes that are stored whole. There are eight at
 /// most, or a few more where two captures have stored the same bytes at once.
 pub(crate) const MAX_DELTAS: usize = 16;
@@ -44,56 +36,6 @@ pub(crate) const MAX_DELTAS: usize = 16;
 /// How much is decoded before it is hashed: sixteen regions of 16 KiB, which is how many are hashed side by
 /// side, and little enough to stay in the cache.
 const BATCH_BYTES: usize = 256 << 10;
-
-/// Where an object was found.
-struct Found {
-    map: Arc<PackMap>,
-    pack: u32,
-    /// Where in the pack it begins.
-    at: usize,
-    header: Header,
-    /// Whether its checksum has been.
-    is_checked: Cell<bool>,
-}
-
-impl Found {
-    fn is_delta(&self) -> bool {
-        self.header.encoding == Encoding::Delta
-    }
-
-    /// The base that a delta names.
-    fn base(&self) -> Result<Hash, StoreError> {
-        delta::base_of(self.payload()?).ok_or_else(|| self.damaged("it names no base"))
-    }
-
-    /// Its number among those that were in its place.
-    fn number(&self) -> Result<u8, StoreError> {
-        match self.is_delta() {
-            true => delta::number_of(self.payload()?).ok_or_else(|| self.damaged("it has no number")),
-            false => Ok(0),
-        }
-    }
-
-    /// Its payload, still encoded, its checksum checked.
-    fn payload(&self) -> Result<&[u8], StoreError> {
-        if !self.is_checked.get() {
-            self.header.payload(&self.map[self.at..]).map_err(|why| self.damaged(why))?;
-            self.is_checked.set(true);
-        }
-        let start = self.at + HEADER_BYTES;
-        Ok(&self.map[start..start + self.header.stored_bytes as usize])
-    }
-
-    fn damaged(&self, detail: impl ToString) -> StoreError {
-        StoreError::Damaged {
-            kind: self.header.kind,
-            hash: self.header.hash,
-            pack: self.pack,
-            offset_bytes: self.at as u64,
-            detail: detail.to_string(),
-        }
-    }
-}
 
 /// Reads objects of one store, best those that lie near one another one after the other.
 ///
@@ -109,8 +51,7 @@ pub(crate) struct Reader<'a> {
 impl<'a> Reader<'a> {
     pub(crate) fn new(shared: &'a OpenStore, check: Check) -> Reader<'a> {
         let since = Since::now();
-        let cursor = || Cursor { shared, open: None, next_bytes: 0, since };
-        Reader { check, objects: cursor(), bases: cursor() }
+        Reader { check, objects: Cursor::new(shared, since), bases: Cursor::new(shared, since) }
     }
 
     /// Decodes a region into the whole of `plain`.
@@ -131,7 +72,7 @@ impl<'a> Reader<'a> {
         &mut self,
         kind: Kind,
         hash: &Hash,
-        mut read: impl FnMut(&mut Self, &Found) -> Result<T, StoreError>,
+        mut read: impl FnMut(&mut Self, &FoundObject) -> Result<T, StoreError>,
     ) -> Result<T, StoreError> {
         let mut tries = 0;
         loop {
@@ -307,7 +248,7 @@ impl<'a> Reader<'a> {
 
     /// The hash of the delta at a known place and that of its base; `None` if it is damaged, or no delta.
     pub(crate) fn delta_at(&mut self, at: Position) -> Result<Option<(Hash, Hash)>, StoreError> {
-        let found = self.objects.whatever_is_at(at)?.filter(Found::is_delta);
+        let found = self.objects.whatever_is_at(at)?.filter(FoundObject::is_delta);
         Ok(found.and_then(|found| Some((found.header.hash, found.base().ok()?))))
     }
 
@@ -342,7 +283,7 @@ impl<'a> Reader<'a> {
         Ok(self.objects.whatever_is_at(at)?.map(|found| found.header.kind))
     }
 
-    fn decode(&mut self, found: &Found, plain: &mut [u8], check: Check) -> Result<(), StoreError> {
+    fn decode(&mut self, found: &FoundObject, plain: &mut [u8], check: Check) -> Result<(), StoreError> {
         self.objects.next_bytes = found.at + found.header.object_bytes();
         self.fill(found, plain, 0)?;
         if check == Check::Full && Hash::of(plain) != found.header.hash {
@@ -353,7 +294,7 @@ impl<'a> Reader<'a> {
 
     /// Decodes an object to which so many differences have led. Returns how many bytes that takes
     /// which is stored whole.
-    fn fill(&mut self, found: &Found, plain: &mut [u8], deltas: usize) -> Result<u32, StoreError> {
+    fn fill(&mut self, found: &FoundObject, plain: &mut [u8], deltas: usize) -> Result<u32, StoreError> {
         let whole_bytes = match found.is_delta() {
             true => self
                 .fill_from_base(found.header.kind, &found.base()?, plain, deltas + 1)
@@ -394,131 +335,4 @@ impl<'a> Reader<'a> {
 /// Makes zeros of bytes, without touching memory that is zeros already.
 fn clear(bytes: &mut [u8]) {
     bytes.chunks_mut(4096).filter(|page| !region::is_zero(page)).for_each(|page| page.fill(0));
-}
-
-/// A place in the packs, after the last object that was read there.
-struct Cursor<'a> {
-    shared: &'a OpenStore,
-    open: Option<(u32, Arc<PackMap>)>,
-    /// Where the object after the last one begins, in the open pack.
-    next_bytes: usize,
-    /// What was made ready earlier may not be so any more.
-    since: Since,
-}
-
-impl Cursor<'_> {
-    /// Makes bytes of the open pack ready to be touched.
-    fn ready(&self, bytes: Range<usize>) -> Result<(), StoreError> {
-        self.open.as_ref().map_or(Ok(()), |(_, map)| ready_since(map, bytes, self.since))
-    }
-
-    fn place(&self, pack: u32, at: usize) -> Place {
-        Place::new(self.shared.format.id, pack, at as u64)
-    }
-
-    /// The object after the last one, if it is this.
-    fn next_if_it_is(&mut self, kind: Kind, hash: &Hash) -> Option<Found> {
-        // What cannot be read is asked for again where it is looked up, and then it is an error.
-        self.ready(self.next_bytes..self.next_bytes.saturating_add(HEADER_BYTES)).ok()?;
-        let (pack, map) = self.open.as_ref()?;
-        let rest = map.get(self.next_bytes..)?;
-        // The hash first: mostly that tells, and costs nothing.
-        if rest.get(16..HEADER_BYTES) != Some(&hash.0) {
-            return None;
-        }
-        let (pack, map) = (*pack, map.clone());
-        let place = self.place(pack, self.next_bytes);
-        let header = Header::read(&map[self.next_bytes..], place).ok().filter(|it| fits(it.kind, kind))?;
-        self.ready(self.next_bytes..self.next_bytes.saturating_add(header.object_bytes())).ok()?;
-        Some(Found { map, pack, at: self.next_bytes, header, is_checked: Cell::new(false) })
-    }
-
-    /// The object after the last one if it is this and whole, else the one that the index knows.
-    fn next_or_find(&mut self, kind: Kind, hash: &Hash) -> Result<Found, StoreError> {
-        self.shared.check_fork()?;
-        match self.next_if_it_is(kind, hash).filter(|found| found.payload().is_ok()) {
-            Some(found) => Ok(found),
-            None => self.find(kind, hash),
-        }
-    }
-
-    fn find(&mut self, kind: Kind, hash: &Hash) -> Result<Found, StoreError> {
-        let tree = Tree::of(kind);
-        let missing = || StoreError::Missing { kind, hash: *hash };
-        // gc may move the object between the look-up and the reading: then it is elsewhere now.
-        for _ in 0..TRIES {
-            let location = self.shared.locate(tree, hash)?.ok_or_else(missing)?;
-            if let Some(found) = self.at(kind, hash, location)? {
-                return Ok(found);
-            }
-        }
-        Err(missing())
-    }
-
-    /// The object at a place, whatever it is, if its header is in order. An error is no damage.
-    fn whatever_is_at(
-        &mut self,
-        Position { pack, offset_bytes }: Position,
-    ) -> Result<Option<Found>, StoreError> {
-        let end_bytes = offset_bytes + HEADER_BYTES as u64;
-        let open =
-            self.open.as_ref().filter(|(number, map)| *number == pack && map.len() as u64 >= end_bytes);
-        let map = match open {
-            Some((_, map)) => map.clone(),
-            None => {
-                let Some(found) = self.shared.log.pack(pack) else { return Ok(None) };
-                let map = found.bytes(end_bytes)?;
-                self.open = Some((pack, map.clone()));
-                map
-            }
-        };
-        let Ok(at) = usize::try_from(offset_bytes) else { return Ok(None) };
-        self.ready(at..at.saturating_add(HEADER_BYTES))?;
-        let header = Header::read(map.get(at..).unwrap_or_default(), self.place(pack, at)).ok();
-        if let Some(header) = &header {
-            self.ready(at..at.saturating_add(header.object_bytes()))?;
-        }
-        Ok(header.map(|header| Found { map, pack, at, header, is_checked: Cell::new(false) }))
-    }
-
-    /// The object at a place; none if gc has removed the pack.
-    fn at(&mut self, kind: Kind, hash: &Hash, location: Location) -> Result<Option<Found>, StoreError> {
-        let damaged = |why: &str| StoreError::Damaged {
-            kind,
-            hash: *hash,
-            pack: location.pack,
-            offset_bytes: location.offset_bytes,
-            detail: why.to_owned(),
-        };
-        let map = match &self.open {
-            Some((number, map)) if *number == location.pack && map.len() as u64 >= location.end_bytes() => {
-                map.clone()
-            }
-            _ => {
-                let Some(pack) = self.shared.log.pack(location.pack) else { return Ok(None) };
-                if pack.length_bytes() < location.end_bytes() {
-                    return Err(damaged("the pack ends before it"));
-                }
-                let map = pack.bytes(location.end_bytes())?;
-                self.open = Some((location.pack, map.clone()));
-                map
-            }
-        };
-        let at = usize::try_from(location.offset_bytes).map_err(|_| damaged("it is out of reach"))?;
-        self.ready(at..usize_of(location.end_bytes()))?;
-        let place = self.place(location.pack, at);
-        let header = Header::read(map.get(at..).unwrap_or_default(), place).map_err(damaged)?;
-        if header.hash != *hash || !fits(header.kind, kind) {
-            return Err(damaged("another object is in its place"));
-        }
-        // The index may be wrong about how long it is.
-        self.ready(at..at.saturating_add(header.object_bytes()))?;
-        Ok(Some(Found { map, pack: location.pack, at, header, is_checked: Cell::new(false) }))
-    }
-}
-
-/// Whether an object of the kind `found` may stand for one of the kind `wanted`: within a tree of the
-/// index an object is known by its bytes alone, and two of different kinds may have the same.
-fn fits(found: Kind, wanted: Kind) -> bool {
-    (found == Kind::Region) == (wanted == Kind::Region)
 }

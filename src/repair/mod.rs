@@ -10,17 +10,19 @@
 //! 4. Whole objects are copied out of packs without a header in order, and out of packs with damage in them.
 //! 5. Everything is verified, to say what is lost.
 
+mod salvage;
+mod set_aside;
+
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use crate::error::Error;
+use crate::gc::compact::{KeepAll, compact};
 use crate::hash::Hash;
 use crate::progress::Progress;
 use crate::record::SnapshotId;
-use crate::store::aside::Aside;
 use crate::store::commit::encode;
-use crate::store::compact::{KeepAll, compact, salvage};
 use crate::store::directory;
 use crate::store::error::StoreError;
 use crate::store::fact;
@@ -32,8 +34,9 @@ use crate::store::packs::location::Location;
 use crate::store::packs::lost;
 use crate::store::packs::object::Kind;
 use crate::store::packs::pack::Pack;
-use crate::store::packs::read::{Check, Reader};
 use crate::store::packs::scan::Scanned;
+use crate::store::read::{Check, Reader};
+use crate::store::replace;
 use crate::store::tree::Tree;
 use crate::store::{Shared, Store};
 use crate::sys::dir::Dir;
@@ -41,6 +44,8 @@ use crate::sys::file;
 use crate::sys::heap;
 use crate::text::printable;
 use crate::verify::{Problem, VerifyOptions};
+use salvage::salvage;
+use set_aside::SetAside;
 
 /// How to repair.
 #[derive(Clone, Debug, Default)]
@@ -88,10 +93,7 @@ impl Store {
     ///
     /// As [`Store::open`]; when something cannot be written. It can be repeated then.
     pub fn repair(path: impl AsRef<Path>, options: &RepairOptions) -> Result<RepairReport, Error> {
-        repair(path.as_ref(), options).map_err(|error| match error {
-            Error::Store(StoreError::Interrupted) => Error::Interrupted,
-            other => other,
-        })
+        repair(path.as_ref(), options)
     }
 }
 
@@ -104,10 +106,10 @@ fn repair(path: &Path, options: &RepairOptions) -> Result<RepairReport, Error> {
         lock.check_writable()?;
     }
     if lock.access() == Access::Owner {
-        crate::migrations::finish_interrupted(dir)?;
+        replace::finish_interrupted(dir)?;
     }
     let mut report = RepairReport::default();
-    let mut aside = Aside::begin(dir);
+    let mut aside = SetAside::begin(dir);
     let (format, wrong) = identity::of(dir)?;
     if let Some(wrong) = wrong {
         report.damaged.push(format!("{}: {wrong}", path.join(FORMAT_FILE).display()));
@@ -166,7 +168,7 @@ fn repair(path: &Path, options: &RepairOptions) -> Result<RepairReport, Error> {
     Ok(report)
 }
 
-fn mend_format(dir: &Dir, format: &Format, wrong: String, aside: &mut Aside) -> Result<(), Error> {
+fn mend_format(dir: &Dir, format: &Format, wrong: String, aside: &mut SetAside) -> Result<(), Error> {
     let (file, anew) = (dir.join(FORMAT_FILE), "it is written anew from the packs".to_owned());
     match file.exists() {
         true => aside.put(&file, &[wrong, anew])?,
@@ -181,7 +183,7 @@ fn mend_packs(
     shared: &Shared,
     options: &RepairOptions,
     report: &mut RepairReport,
-    aside: &mut Aside,
+    aside: &mut SetAside,
 ) -> Result<(), Error> {
     let packs = shared.log.packs();
     let meter = options.progress.begin(packs.iter().map(|pack| pack.length_bytes()).sum());

@@ -1,9 +1,21 @@
 //! The error of every verb: what can go wrong below, wrapped once.
+//!
+//! It stands above the store, the sources and the sinks, which have errors of their own, and below the verbs. The errors
+//! that verbs have besides are here too: of memory that a restore maps, of rollbacks, of reading a snapshot out.
 
+mod memory;
+mod read;
+mod rollback;
+
+use crate::progress::Interrupted;
 use crate::sink::SinkError;
 use crate::source::SourceError;
 use crate::store::error::StoreError;
 use crate::units::UnitError;
+
+pub use memory::MemoryError;
+pub use read::ReadError;
+pub use rollback::RollbackError;
 
 /// Why a verb failed.
 #[derive(Debug, thiserror::Error)]
@@ -11,13 +23,22 @@ use crate::units::UnitError;
 pub enum Error {
     /// The store cannot be read or written, or does not have what was asked for.
     #[error(transparent)]
-    Store(#[from] StoreError),
+    Store(StoreError),
     /// The source of memory cannot be used.
     #[error(transparent)]
     Source(SourceError),
     /// The place where memory was to go cannot be used.
     #[error(transparent)]
     Sink(#[from] SinkError),
+    /// Memory of this process cannot be mapped or filled.
+    #[error(transparent)]
+    Memory(#[from] MemoryError),
+    /// Memory cannot be rolled back.
+    #[error(transparent)]
+    Rollback(#[from] RollbackError),
+    /// Memory of a snapshot cannot be read out.
+    #[error(transparent)]
+    Read(#[from] ReadError),
     /// There is no memory to copy a source into that stands still.
     #[error(
         "cannot make {bytes} bytes of memory ready to copy the source into; give this program more of the address \
@@ -43,5 +64,20 @@ impl From<SourceError> for Error {
             SourceError::Interrupted => Error::Interrupted,
             error => Error::Source(error),
         }
+    }
+}
+
+impl From<StoreError> for Error {
+    fn from(error: StoreError) -> Error {
+        match error {
+            StoreError::Interrupted => Error::Interrupted,
+            error => Error::Store(error),
+        }
+    }
+}
+
+impl From<Interrupted> for Error {
+    fn from(_: Interrupted) -> Error {
+        Error::Interrupted
     }
 }

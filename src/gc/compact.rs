@@ -7,25 +7,23 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use super::error::StoreError;
-use super::fact;
-use super::id::StoreId;
-use super::names::UNFINISHED;
-use super::open_store::OpenStore;
-use super::packs::collected::{self, Collected, Named};
-use super::packs::header::{self, PackHeader};
-use super::packs::location::{Location, Position};
-use super::packs::names;
-use super::packs::object::{self, Header, Kind, Place};
-use super::packs::pack::Pack;
-use super::packs::ready::ready;
-use super::packs::scan::{Scan, Scanned};
-use super::tree::{self, IndexEntry, Tree};
 use crate::hash::Hash;
 use crate::record::SnapshotId;
+use crate::store::OpenStore;
+use crate::store::error::StoreError;
+use crate::store::fact;
+use crate::store::id::StoreId;
+use crate::store::names::UNFINISHED;
+use crate::store::packs::collected::{self, Collected, Named};
+use crate::store::packs::location::{Location, Position};
+use crate::store::packs::names;
+use crate::store::packs::object::{self, Header, Kind, Place};
+use crate::store::packs::pack::Pack;
+use crate::store::packs::scan::{Scan, Scanned};
+use crate::store::tree::{self, IndexEntry, Tree};
 use crate::sys::dir::Name;
 use crate::sys::file;
-use crate::sys::map::{self, PackMap};
+use crate::sys::map::PackMap;
 use crate::units::usize_of;
 
 /// Copied objects are written in pieces of this size.
@@ -48,17 +46,17 @@ pub(crate) struct Compacted {
 }
 
 /// An object of one of the trees, somewhere else now. There may be a million of them: what it is the new pack says.
-struct Move {
+pub(crate) struct Move {
     old: Position,
     new_bytes: u64,
 }
 
 /// A record, note or tombstone, somewhere else now.
-struct FactMove {
-    header: Header,
-    snapshot: SnapshotId,
-    old: Location,
-    new: Location,
+pub(crate) struct FactMove {
+    pub(crate) header: Header,
+    pub(crate) snapshot: SnapshotId,
+    pub(crate) old: Location,
+    pub(crate) new: Location,
 }
 
 /// What is to be kept of the packs that are replaced.
@@ -134,7 +132,7 @@ pub(crate) fn compact(
     let index = shared.index();
     let had_no_dangling = !index.may_have_dangling();
     index.set_may_have_dangling(true)?;
-    let_go(shared, &packs, kept_in)?;
+    forget_packs(shared, &packs, kept_in)?;
     let removed_bytes = packs.iter().map(|pack| pack.length_bytes()).sum();
     packs.iter().for_each(|pack| drop(shared.log.remove(pack.number)));
     shared.clear_away(packs.iter().map(|pack| pack.name.clone()).collect())?;
@@ -180,7 +178,7 @@ fn repoint(shared: &OpenStore, mut written: Written) -> Result<(), StoreError> {
 }
 
 /// Lets the index and the catalog forget these packs. What was of use in them is elsewhere.
-fn let_go(shared: &OpenStore, packs: &[Arc<Pack>], kept_in: Option<Named>) -> Result<(), StoreError> {
+fn forget_packs(shared: &OpenStore, packs: &[Arc<Pack>], kept_in: Option<Named>) -> Result<(), StoreError> {
     let index = shared.index();
     let in_them = |location: Location| packs.iter().any(|pack| pack.number == location.pack);
     let gone = shared.change_catalog(|catalog| {
@@ -205,67 +203,19 @@ fn let_go(shared: &OpenStore, packs: &[Arc<Pack>], kept_in: Option<Named>) -> Re
     if index.is_held() { collected::add_or_forget(&shared.dir, &gone) } else { Ok(()) }
 }
 
-/// Copies the whole objects out of a file that should be a pack and has no usable header, and
-/// takes them into the index. A file of another store has nothing to give. Returns the deltas that
-/// [`OpenStore::resolve_with`] is to be told of.
-pub(crate) fn salvage(shared: &OpenStore, name: &Name) -> Result<Vec<IndexEntry>, StoreError> {
-    let failed = || StoreError::io("read", name);
-    if name.look().map_err(failed())?.is_some_and(|found| !found.is_plain_file()) {
-        return Ok(Vec::new());
-    }
-    let file = file::open_to_read(name).map_err(failed())?;
-    let length_bytes = usize_of(file.length_bytes().map_err(failed())?);
-    if length_bytes == 0 {
-        return Ok(Vec::new());
-    }
-    let bytes = Arc::new(map::map_pack(&file, length_bytes).map_err(failed())?);
-    ready(&bytes, 0..header::MAX_BYTES)?;
-    let first = &bytes[..bytes.len().min(header::MAX_BYTES)];
-    if PackHeader::parse(first).is_ok_and(|header| header.store != shared.format.id) {
-        return Ok(Vec::new());
-    }
-    let number = name.name().to_str().and_then(names::number_of).unwrap_or(0);
-    let Some(written) = write(shared, &[(number, bytes, 0)], Vec::new(), &KeepAll)? else {
-        return Ok(Vec::new());
-    };
-    let pack = written.pack;
-    shared.log.add(pack.clone());
-    let index = shared.index();
-    let bytes = pack.bytes(pack.length_bytes())?;
-    let other_deltas = index.insert_found(objects_of(&pack, &bytes).collect::<Result<_, _>>()?)?;
-    // Records first: notes and tombstones are about them.
-    let (records, others): (Vec<_>, Vec<_>) =
-        written.facts.into_iter().partition(|it| it.header.kind == Kind::Record);
-    for FactMove { header, snapshot, new, .. } in records.into_iter().chain(others) {
-        let object =
-            usize::try_from(new.offset_bytes).ok().and_then(|at| bytes.get(at..)).unwrap_or_default();
-        // The header keeps the checksum of the old place, which the payload does not depend on.
-        let payload =
-            object.get(object::HEADER_BYTES..).and_then(|rest| rest.get(..header.stored_bytes as usize));
-        let payload = payload.unwrap_or_default();
-        if let Ok(Some(fact)) = fact::read(&header, payload, new) {
-            shared.change_catalog(|catalog| catalog.apply(fact));
-            shared.store_catalog_entry(snapshot);
-        }
-    }
-    index.set_watermark(pack.number, Some(pack.watermark(pack.length_bytes())));
-    index.save()?;
-    Ok(other_deltas)
-}
-
 /// A pack's number, its bytes, and where its objects begin.
-type Origin = (u32, Arc<PackMap>, u64);
+pub(crate) type Origin = (u32, Arc<PackMap>, u64);
 
 /// A new pack, complete and durable, and what came to be where in it.
-struct Written {
-    pack: Arc<Pack>,
+pub(crate) struct Written {
+    pub(crate) pack: Arc<Pack>,
     moves: Vec<Move>,
-    facts: Vec<FactMove>,
+    pub(crate) facts: Vec<FactMove>,
 }
 
 /// Writes the new pack, complete and durable and with its final name; none if there is nothing to
 /// keep.
-fn write(
+pub(crate) fn write(
     shared: &OpenStore,
     origins: &[Origin],
     replaces: Vec<u32>,
@@ -362,7 +312,7 @@ fn wanted(store: StoreId, origins: &[Origin], keep: &dyn Keep) -> Result<Vec<Pos
 }
 
 /// The objects of the trees in a pack.
-fn objects_of<'a>(
+pub(crate) fn objects_of<'a>(
     pack: &'a Pack,
     bytes: &'a PackMap,
 ) -> impl Iterator<Item = Result<IndexEntry, StoreError>> + 'a {

@@ -1,4 +1,4 @@
-//! Erase: the part of [gc](crate::gc) that leaves nothing of what is forgotten.
+//! Erase: the part of gc that leaves nothing of what is forgotten.
 //!
 //! A plain gc keeps three things of forgotten snapshots: bytes that a live snapshot's deltas are differences from, up to a
 //! tenth of each pack, and what an old page of the index may say. So before an erasing gc collects, what is live and stands
@@ -14,16 +14,16 @@
 //! second time either copy will do, and the rest are the steps of a gc. No capture runs meanwhile: it could refer to a base
 //! that is about to go.
 
+use super::mark::{Marking, live_snapshots};
 use crate::error::Error;
-use crate::gc::{Marking, live_snapshots};
 use crate::progress::Progress;
 use crate::store::Shared;
 use crate::store::error::StoreError;
 use crate::store::names::{DAMAGED_DIR, MIGRATION_DIR, UNFINISHED};
 use crate::store::packs::batch::Batch;
 use crate::store::packs::object;
-use crate::store::packs::read::{Check, Reader};
 use crate::store::packs::sealing;
+use crate::store::read::{Check, Reader};
 use crate::store::tree::{IndexEntry, Tree};
 use crate::sys::dir::{Dir, Name};
 use crate::sys::file;

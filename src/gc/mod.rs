@@ -1,7 +1,13 @@
 //! Gc: what no snapshot needs any more is given back.
 //!
-//! Mark, condemn, drop, compact; `store/gate.rs` says why captures can go on meanwhile. It needs 8
-//! bytes of memory for each region and object, beside what the index takes.
+//! Mark (mark.rs), condemn, drop, compact (compact.rs); `store/gate.rs` says why captures can go on meanwhile. It needs 8
+//! bytes of memory for each region and object, beside what the index takes. full_disk.rs: where there is no room to
+//! copy; erase.rs: so that nothing of what is forgotten is left.
+
+pub(crate) mod compact;
+mod erase;
+mod full_disk;
+mod mark;
 
 use std::cell::Cell;
 use std::collections::{BTreeMap, HashSet, VecDeque};
@@ -9,27 +15,22 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crate::address_space::AddressSpace;
-use crate::erase;
 use crate::error::Error;
 use crate::hash::Hash;
-use crate::progress::{Meter, Progress};
+use crate::progress::Progress;
 use crate::record::SnapshotId;
 use crate::store::commit;
-use crate::store::compact::{Compacted, Keep, compact};
 use crate::store::error::StoreError;
 use crate::store::gate::Condemned;
-use crate::store::held::Held;
-use crate::store::marks::{Marked, Marks};
 use crate::store::packs::header::PackHeader;
 use crate::store::packs::location::{Location, Position};
 use crate::store::packs::object::{self, Kind};
 use crate::store::packs::pack::Pack;
-use crate::store::packs::read::{Check, Reader};
 use crate::store::tree::{IndexEntry, Tree};
 use crate::store::{Shared, Store};
-use crate::sys::file;
-use crate::table::Places;
+use compact::{Compacted, Keep, compact};
+use full_disk::FullDisk;
+use mark::{Marking, live_snapshots};
 
 /// How to collect.
 #[derive(Clone, Debug)]
@@ -170,11 +171,6 @@ fn erase_all(shared: &Shared, options: &GcOptions) -> Result<GcStats, Error> {
     }
 }
 
-/// The live snapshots.
-pub(crate) fn live_snapshots(shared: &Shared) -> Vec<(SnapshotId, Held)> {
-    shared.catalog().all_live().map(|(id, entry)| (*id, entry.held().clone())).collect()
-}
-
 /// When the records of forgotten snapshots are gone, their tombstones can go: one round each, one that finds nothing, and
 /// one for labels that change meanwhile.
 const MAX_ROUNDS: usize = 4;
@@ -275,7 +271,8 @@ impl<'a> Collecting<'a> {
         let needed: HashSet<SnapshotId> = self.shared.catalog().all().map(|(id, _)| *id).collect();
         let keep = KeepLive { shared: self.shared, condemned, needed };
         let mut waiting: VecDeque<Vec<Arc<Pack>>> = groups.into_iter().map(|(packs, _)| packs).collect();
-        let mut crowded = Crowded { live_bytes: &live_bytes, room_made: false, left: Vec::new(), why: None };
+        let mut full_disk =
+            FullDisk { live_bytes: &live_bytes, room_made: false, left: Vec::new(), why: None };
         while let Some(packs) = waiting.pop_front() {
             options.progress.check()?;
             match compact(self.shared, &packs, &keep, false) {
@@ -292,12 +289,12 @@ impl<'a> Collecting<'a> {
                     *count += removed;
                 }
                 Err(error @ StoreError::DiskFull { .. }) => {
-                    crowded.out_of_room(self.shared, packs, error, &mut waiting)?;
+                    full_disk.out_of_room(self.shared, packs, error, &mut waiting)?;
                 }
                 Err(error) => return Err(error.into()),
             }
         }
-        crowded.end(self.shared, &stats, options)?;
+        full_disk.end(self.shared, stats.freed_bytes, options.erase)?;
         Ok(stats)
     }
 
@@ -418,74 +415,6 @@ impl<'a> Collecting<'a> {
     }
 }
 
-/// A gc on a disk that is full: what it does about it, and what it had to leave.
-struct Crowded<'a> {
-    live_bytes: &'a BTreeMap<u32, u64>,
-    /// Whether the index was asked for its room.
-    room_made: bool,
-    /// Packs of which what is needed could not be copied.
-    left: Vec<Arc<Pack>>,
-    why: Option<StoreError>,
-}
-
-impl Crowded<'_> {
-    /// There was no room to copy what is needed of these. The index gives its room, once: it can be built anew.
-    /// Then they are tried one by one, those with the least to copy first, as each gives room for the next. One that is
-    /// alone is left.
-    fn out_of_room(
-        &mut self,
-        shared: &Shared,
-        packs: Vec<Arc<Pack>>,
-        error: StoreError,
-        waiting: &mut VecDeque<Vec<Arc<Pack>>>,
-    ) -> Result<(), StoreError> {
-        // Of what could not be finished nothing may stay before anything else is replaced.
-        shared.log.clear_away(Vec::new())?;
-        // Where there is damage the index may have what the packs have lost.
-        if !std::mem::replace(&mut self.room_made, true)
-            && !shared.damage_known()
-            && shared.index().make_room()?
-        {
-            waiting.push_front(packs);
-        } else if packs.len() > 1 {
-            packs.into_iter().rev().for_each(|pack| waiting.push_front(vec![pack]));
-        } else {
-            self.left.extend(packs);
-            self.why.get_or_insert(error);
-        }
-        Ok(())
-    }
-
-    /// An error if nothing could be freed, and a warning if not all.
-    fn end(self, shared: &Shared, stats: &GcStats, options: &GcOptions) -> Result<(), StoreError> {
-        let Some(StoreError::DiskFull { path, source, .. }) = self.why else { return Ok(()) };
-        let live_bytes = |pack: &Arc<Pack>| self.live_bytes.get(&pack.number).copied().unwrap_or(0);
-        if stats.freed_bytes > 0 && !options.erase {
-            let unused_bytes: u64 = self
-                .left
-                .iter()
-                .map(|pack| (pack.length_bytes() - pack.header_bytes()).saturating_sub(live_bytes(pack)))
-                .sum();
-            tracing::warn!(
-                "the disk is too full to copy what is still needed of {} packs, in which {unused_bytes} bytes are \
-                 unused; what was freed so far stays free, run gc again",
-                self.left.len()
-            );
-            return Ok(());
-        }
-        let least_bytes = self.left.iter().map(live_bytes).min().unwrap_or(0);
-        let room_bytes = file::room_bytes(shared.log.dir()).unwrap_or(0);
-        let needed_bytes =
-            (PackHeader::bytes_for(1) + least_bytes).next_multiple_of(BLOCK_BYTES) + BLOCK_BYTES;
-        // However little it is, it was not enough.
-        let missing_bytes = needed_bytes.saturating_sub(room_bytes).max(BLOCK_BYTES);
-        Err(StoreError::DiskFull { path, missing_bytes: Some(missing_bytes), source })
-    }
-}
-
-/// What file systems give room by. A file may need one besides its bytes.
-const BLOCK_BYTES: u64 = 4096;
-
 /// Keeps what the index and the catalog speak of. To be used when what is dead is dropped from them.
 struct KeepLive<'a> {
     shared: &'a Shared,
@@ -515,315 +444,5 @@ impl Keep for KeepLive<'_> {
     }
 }
 
-/// Marking under way.
-pub(crate) struct Marking<'a> {
-    shared: &'a Shared,
-    meter: Meter,
-    regions: Marks,
-    objects: Marks,
-    marked: HashSet<SnapshotId>,
-    /// Roots and tables of which all is marked. That they are marked themselves does not tell: an
-    /// attachment may have the same bytes, and marks know only the first bits of a hash.
-    walked: HashSet<(Kind, Hash)>,
-}
-
-impl<'a> Marking<'a> {
-    /// Nothing is marked yet of what is in the index.
-    fn begin(shared: &'a Shared, progress: &'a Progress) -> Result<Marking<'a>, Error> {
-        shared.sync()?;
-        shared.settle_all();
-        let mut reader = Reader::new(shared, Check::Checksum);
-        let mut marks = |tree| Marks::with_bases(shared.index(), tree, |at| reader.delta_at(at));
-        Ok(Marking::with(shared, progress, (marks(Tree::Regions)?, marks(Tree::Objects)?)))
-    }
-
-    /// The same, where the bases of deltas are not marked with these.
-    pub(crate) fn without_bases(shared: &'a Shared, progress: &'a Progress) -> Result<Marking<'a>, Error> {
-        shared.sync()?;
-        shared.settle_all();
-        let marks = |tree| Marks::of(shared.index(), tree);
-        Ok(Marking::with(shared, progress, (marks(Tree::Regions)?, marks(Tree::Objects)?)))
-    }
-
-    fn with(shared: &'a Shared, progress: &'a Progress, (regions, objects): (Marks, Marks)) -> Marking<'a> {
-        let (meter, marked, walked) = (progress.begin(0), HashSet::new(), HashSet::new());
-        Marking { shared, meter, regions, objects, marked, walked }
-    }
-
-    /// The marks of one of the trees.
-    pub(crate) fn of(&self, tree: Tree) -> &Marks {
-        match tree {
-            Tree::Regions => &self.regions,
-            Tree::Objects => &self.objects,
-        }
-    }
-
-    /// Marks all that these snapshots need: distinct tables once.
-    pub(crate) fn mark_all(
-        &mut self,
-        snapshots: impl IntoIterator<Item = (SnapshotId, Held)>,
-    ) -> Result<(), Error> {
-        let mut reader = Reader::new(self.shared, Check::Full);
-        // Snapshots that follow one another mostly have the same one.
-        let mut last_layout: Option<(Hash, AddressSpace)> = None;
-        for (id, held) in snapshots {
-            if !self.marked.insert(id) {
-                continue;
-            }
-            let record = held.record();
-            for attachment in &record.attachments {
-                self.object(Kind::Attachment, &attachment.hash)?;
-            }
-            self.object(Kind::Layout, &record.layout)?;
-            self.object(Kind::Root, &record.root)?;
-            if record.root.is_zero() || !self.walked.insert((Kind::Root, record.root)) {
-                continue;
-            }
-            let space = match last_layout.take_if(|(layout, _)| *layout == record.layout) {
-                Some((_, space)) => space,
-                None => reader.value(Kind::Layout, &record.layout)?,
-            };
-            let places = Places::new(&space, record.region_size);
-            let root = reader.root(&record.root, places.count())?;
-            for (table, place) in root.places(&places) {
-                self.object(Kind::Table, &table)?;
-                if !self.walked.insert((Kind::Table, table)) {
-                    continue;
-                }
-                for hash in reader.hashes(Kind::Table, &table, place.regions)? {
-                    if !hash.is_zero() {
-                        let marked = self.regions.mark(&hash);
-                        self.there(marked, Kind::Region, &hash)?;
-                    }
-                }
-                self.meter.advance(place.length_bytes as u64)?;
-            }
-            last_layout = Some((record.layout, space));
-        }
-        Ok(())
-    }
-}
-
-impl Marking<'_> {
-    fn object(&mut self, kind: Kind, hash: &Hash) -> Result<(), StoreError> {
-        if hash.is_zero() {
-            return Ok(());
-        }
-        let marked = self.objects.mark(hash);
-        self.there(marked, kind, hash)
-    }
-
-    /// An error where the index has lost what a snapshot needs. The packs may have it: dropping it there would lose it for
-    /// good. Where damage is known it is expected.
-    fn there(&self, marked: Marked, kind: Kind, hash: &Hash) -> Result<(), StoreError> {
-        if marked != Marked::Unknown || self.shared.damage_known() {
-            return Ok(());
-        }
-        // It may have been appended since the index was read: then it lies past the horizon.
-        match self.shared.locate(Tree::of(kind), hash)? {
-            Some(_) => Ok(()),
-            None => Err(StoreError::Missing { kind, hash: *hash }),
-        }
-    }
-}
-
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::CaptureOptions;
-    use crate::store::catalog::Fact;
-    use crate::store::packs::log::FactAt;
-
-    /// A store, and memory that only a forgotten snapshot has.
-    fn store_with_garbage() -> (tempfile::TempDir, Store, Vec<u8>) {
-        let dir = tempfile::tempdir().unwrap();
-        let store = Store::options().create(dir.path().join("store")).unwrap();
-        let memory: Vec<u8> =
-            (0..1_000_000u32).map(|at| (at.wrapping_mul(at) >> 7).to_le_bytes()[0]).collect();
-        let id = capture(&store, "old", &memory);
-        capture(&store, "other", &[5; 40_000]);
-        store.forget(&[id]).unwrap();
-        (dir, store, memory)
-    }
-
-    fn capture(store: &Store, process: &str, memory: &[u8]) -> SnapshotId {
-        store.process(process).capture(memory, &CaptureOptions::default()).unwrap().id
-    }
-
-    fn assert_whole(store: &Store, id: SnapshotId, memory: &[u8]) {
-        assert!(store.restore(id).unwrap().into_mapping().unwrap()[..] == *memory);
-        assert!(store.verify(&Default::default()).unwrap().problems.is_empty());
-    }
-
-    #[test]
-    fn a_snapshot_taken_after_the_roots_were_read_keeps_what_it_found() {
-        let (_dir, store, memory) = store_with_garbage();
-        let options = GcOptions::default();
-        let collecting = Collecting::begin(store.shared());
-        let marking = collecting.mark(&options.progress).unwrap();
-        let id = capture(&store, "new", &memory);
-        let condemned = collecting.condemn(marking).unwrap();
-        let stats = collecting.sweep(&condemned, &options).unwrap();
-        assert_eq!(stats.dead_regions, 0);
-        drop(collecting);
-        assert_whole(&store, id, &memory);
-    }
-
-    #[test]
-    fn a_snapshot_taken_when_its_regions_are_condemned_stores_them_anew() {
-        let (_dir, store, memory) = store_with_garbage();
-        let options = GcOptions::default();
-        let collecting = Collecting::begin(store.shared());
-        let condemned = collecting.condemn(collecting.mark(&options.progress).unwrap()).unwrap();
-        let done = store.process("new").capture(&memory, &CaptureOptions::default()).unwrap();
-        assert!(done.new_regions > 0);
-        let stats = collecting.sweep(&condemned, &options).unwrap();
-        assert!(stats.freed_bytes > 0, "the first copies are gone");
-        drop(collecting);
-        assert_whole(&store, done.id, &memory);
-    }
-
-    #[test]
-    fn a_snapshot_that_is_read_is_kept_though_it_is_forgotten() {
-        let (_dir, store, memory) = store_with_garbage();
-        let id = capture(&store, "new", &memory);
-        let options = GcOptions::default();
-        let collecting = Collecting::begin(store.shared());
-        let restore = store.restore(id).unwrap();
-        store.forget(&[id]).unwrap();
-        let condemned = collecting.condemn(collecting.mark(&options.progress).unwrap()).unwrap();
-        collecting.sweep(&condemned, &options).unwrap();
-        drop(collecting);
-        // The first gc has taken its record away; a second one must know of it all the same.
-        store.gc(&options).unwrap();
-        assert!(restore.into_mapping().unwrap()[..] == memory[..]);
-        assert!(store.gc(&options).unwrap().dead_regions > 0);
-    }
-
-    #[test]
-    fn a_child_keeps_what_it_took_over_from_a_parent_that_is_forgotten_meanwhile() {
-        let (_dir, store, memory) = store_with_garbage();
-        let parent = capture(&store, "line", &memory);
-        let options = GcOptions::default();
-        let collecting = Collecting::begin(store.shared());
-        // Unchanged: it looks nothing up, the parent's tables say it all.
-        let child = capture(&store, "line", &memory);
-        store.forget(&[parent]).unwrap();
-        let condemned = collecting.condemn(collecting.mark(&options.progress).unwrap()).unwrap();
-        collecting.sweep(&condemned, &options).unwrap();
-        drop(collecting);
-        assert_whole(&store, child, &memory);
-    }
-
-    /// Memory that does something when it is opened: in the middle of a capture.
-    struct Meanwhile<'a>(&'a [u8], &'a dyn Fn());
-
-    impl crate::Source for Meanwhile<'_> {
-        fn open(&self) -> Result<Box<dyn crate::Frozen + '_>, crate::SourceError> {
-            (self.1)();
-            self.0.open()
-        }
-    }
-
-    #[test]
-    fn a_parent_forgotten_during_the_capture_of_its_child_is_kept_until_gc_knows_the_child() {
-        let (_dir, store, memory) = store_with_garbage();
-        let parent = capture(&store, "line", &memory);
-        let options = GcOptions::default();
-        let under_way = std::cell::RefCell::new(None);
-        let meanwhile = || {
-            store.forget(&[parent]).unwrap();
-            let collecting = Collecting::begin(store.shared());
-            let marking = collecting.mark(&options.progress).unwrap();
-            *under_way.borrow_mut() = Some((collecting, marking));
-        };
-        let source = Meanwhile(&memory, &meanwhile);
-        let child = store.process("line").capture(&source, &CaptureOptions::default()).unwrap().id;
-        let (collecting, marking) = under_way.take().unwrap();
-        let condemned = collecting.condemn(marking).unwrap();
-        collecting.sweep(&condemned, &options).unwrap();
-        drop(collecting);
-        assert_whole(&store, child, &memory);
-    }
-
-    /// The index loses what it knows, as sled was seen to after it could not read a page.
-    fn lose(store: &Store, trees: &[Tree]) {
-        // What the settler puts into it later would not be lost.
-        store.shared().sync().unwrap();
-        store.shared().settle_all();
-        let index = store.shared().index();
-        for tree in trees.iter().copied() {
-            let entries: Vec<_> = index.entries(tree).collect::<Result<_, _>>().unwrap();
-            assert!(!entries.is_empty());
-            index.take_out(entries.into_iter().map(|(hash, location)| (tree, hash, location))).unwrap();
-        }
-    }
-
-    /// What the packs hold, whatever the index says.
-    fn rebuilt(store: Store) -> Store {
-        let path = store.info().path;
-        drop(store);
-        Store::repair(&path, &Default::default()).unwrap();
-        Store::open(&path).unwrap()
-    }
-
-    #[test]
-    fn what_the_index_loses_after_marking_is_copied_all_the_same() {
-        let (_dir, store, _) = store_with_garbage();
-        let memory: Vec<u8> = (0..400_000u32).map(|at| (at.wrapping_mul(at) >> 9).to_le_bytes()[0]).collect();
-        let id = capture(&store, "new", &memory);
-        let options = GcOptions::default();
-        let collecting = Collecting::begin(store.shared());
-        let condemned = collecting.condemn(collecting.mark(&options.progress).unwrap()).unwrap();
-        lose(&store, &Tree::ALL);
-        let stats = collecting.sweep(&condemned, &options).unwrap();
-        assert!(stats.packs_rewritten > 0 && stats.freed_bytes > 0, "{stats:?}");
-        drop(collecting);
-        assert_whole(&rebuilt(store), id, &memory);
-    }
-
-    #[test]
-    fn gc_refuses_to_run_when_the_index_has_lost_what_a_snapshot_needs() {
-        let (_dir, store, _) = store_with_garbage();
-        let memory = vec![7; 100_000];
-        let id = capture(&store, "new", &memory);
-        lose(&store, &[Tree::Regions]);
-        let refused = store.gc(&GcOptions::default()).unwrap_err();
-        assert!(matches!(refused, Error::Store(StoreError::Missing { .. })), "{refused}");
-        let store = rebuilt(store);
-        assert_whole(&store, id, &memory);
-        assert!(store.gc(&GcOptions::default()).unwrap().freed_bytes > 0);
-    }
-
-    #[test]
-    fn an_undecodable_record_is_damage_and_its_pack_stays_until_a_repair() {
-        let (dir, store, _) = store_with_garbage();
-        let shared = store.shared();
-        // Checks and hash are right; what it says is nothing.
-        let plain = vec![0xFF; 300];
-        let id = SnapshotId(Hash::of(&plain));
-        let fact: FactAt = Box::new(move |at| Fact::Tombstone(id, at));
-        shared.log.append_facts(vec![(Kind::Record, plain, fact)], shared.log.failures()).unwrap();
-        shared.sync().unwrap();
-        let path = store.info().path;
-        drop(store);
-        let packs = || {
-            std::fs::read_dir(path.join("packs")).unwrap().map(|it| it.unwrap().path()).collect::<Vec<_>>()
-        };
-        let before = packs();
-        for _ in 0..2 {
-            let store = Store::open(&path).unwrap();
-            let problems = store.verify(&Default::default()).unwrap().problems;
-            assert_eq!(problems.len(), 1, "{problems:?}");
-            assert_eq!((&*problems[0].kind, &problems[0].snapshots[..]), ("record", &[id][..]));
-            let everything = GcOptions { max_unused_percent: 0, ..GcOptions::default() };
-            store.gc(&everything).unwrap();
-            assert!(before.iter().all(|pack| pack.exists()), "{:?}", packs());
-        }
-        let report = Store::repair(&path, &Default::default()).unwrap();
-        assert_eq!(report.damaged.len(), 1, "{report:?}");
-        let store = Store::open(&path).unwrap();
-        assert_eq!(store.verify(&Default::default()).unwrap().problems, []);
-        drop(dir);
-    }
-}
+mod tests;

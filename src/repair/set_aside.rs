@@ -5,8 +5,8 @@
 
 use std::path::PathBuf;
 
-use super::error::StoreError;
-use super::names::DAMAGED_DIR;
+use crate::store::error::StoreError;
+use crate::store::names::DAMAGED_DIR;
 use crate::sys::dir::{Dir, Name};
 use crate::sys::file;
 
@@ -19,15 +19,15 @@ may be deleted.
 ";
 
 /// The folder for damaged things of a store, and the section of its report that a repair writes.
-pub(crate) struct Aside {
+pub(crate) struct SetAside {
     dir: Name,
     title: Option<String>,
 }
 
-impl Aside {
+impl SetAside {
     /// Begins a section, which is written when there is something to tell.
-    pub(crate) fn begin(store: &Dir) -> Aside {
-        Aside { dir: store.join(DAMAGED_DIR), title: Some(format!("\n{}\n", jiff::Timestamp::now())) }
+    pub(crate) fn begin(store: &Dir) -> SetAside {
+        SetAside { dir: store.join(DAMAGED_DIR), title: Some(format!("\n{}\n", jiff::Timestamp::now())) }
     }
 
     /// Gives a file a second name in the folder and tells why. It keeps the first one.
