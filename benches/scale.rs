@@ -1,4 +1,4 @@
-//! A large store stays quick to open and small in memory: prints what the README claims, beside the bounds.
+//! A large store stays quick to open and small in memory: prints the tables of docs/benchmarks.md, beside the bounds.
 //!
 //! `cargo bench --bench scale`. One store has a million regions and ten thousand snapshots. Each
 //! measurement is a process of its own. Its *memory* is the anonymous and shared memory that it takes beyond what

@@ -1,4 +1,4 @@
-//! What each further snapshot costs, in bytes and in time: prints what the README claims.
+//! What each further snapshot costs, in bytes and in time: prints the tables of docs/benchmarks.md.
 //!
 //! `cargo bench -p increments -- [--snapshots 50] [--workload NAME]… [--without-peers] [--plot FILE]
 //! [--states DIR]`

@@ -1,9 +1,9 @@
 //! Wasmer's journal on a [stillframe] store.
 //!
-//! Wasmer's WASIX runtime writes what a process does to a journal, and resumes from it. With
-//! [`StoreJournal`] in the place of its log file each mark in the journal is a snapshot with an id of its own: a
-//! process resumes from the latest or from any, those of one line and of many instances share what is the
-//! same, and forgotten ones give their space back.
+//! Wasmer's WASIX runtime writes what a process does to a journal, and resumes the process from it. [`StoreJournal`]
+//! replaces Wasmer's log file: each snapshot mark in the journal becomes a snapshot with an id. A process resumes from
+//! the latest snapshot or from any other. All snapshots of all instances share equal regions, and the space of forgotten
+//! snapshots is reclaimed.
 //!
 //! ```no_run
 //! use std::sync::Arc;
@@ -33,12 +33,12 @@
 //! | module, threads, all other entries | an attachment, in Wasmer's own form: all of the line that a replay still needs |
 //! | entries after the last mark, exits | nothing |
 //!
-//! # What else it takes
+//! # Requirements
 //!
-//! Wasmer takes a journal seriously only under conditions; `README.md` of this crate lists them: a guest that was asyncified and
-//! exports its stack, a module hash of its own bytes, a trigger.
+//! Wasmer uses a journal only under conditions, which `README.md` of this crate lists: an asyncified guest that exports
+//! its stack, a module hash of the module's own bytes, a trigger.
 //!
-//! [`import`] takes in a journal file, [`export`] makes one.
+//! [`import`] reads a journal file, [`export`] writes one.
 #![deny(missing_docs)]
 
 /// The code of the README compiles.

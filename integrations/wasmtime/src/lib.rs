@@ -1,8 +1,8 @@
 //! Snapshots of WebAssembly instances under [Wasmtime](wasmtime), kept in a [stillframe] store.
 //!
-//! The engine's linear memories become stillframe's: what an instance writes is tracked, so that a snapshot costs what
-//! changed; a snapshot, decoded, filled on first touch or mapped from a template, is the linear memory
-//! itself; and an instance goes back to any moment by writing what differs.
+//! stillframe provides the linear memories of the engine. Writes are tracked, so a snapshot costs what changed. A
+//! restored snapshot is the linear memory itself: decoded in place, filled on page faults, or mapped from a template. A
+//! rollback of a live instance writes only what differs.
 //!
 //! ```
 //! use stillframe::CaptureOptions;
@@ -37,16 +37,21 @@
 //!
 //! # Instantiation
 //!
-//! An instance is first made as ever: the engine writes active data segments and runs the start function, on a memory
-//! of its own. Then the snapshot takes that memory's place, at the same address, so nothing of it is left. If
-//! the start function calls the host, it does so for every instance.
+//! An instance is created as usual: the engine writes active data segments and runs the start function, in a memory
+//! of its own. Then the snapshot replaces that memory at the same address, so nothing of it is left. If the start
+//! function calls the host, it does so for every instance.
 //!
-//! # What the engine is told
+//! # Engine settings
 //!
-//! [`engine`] and [`configure`] set Wasmtime's memory creator, switch its copy-on-write initialisation off (which
-//! memories of others do not support) and choose the on-demand allocator. Reservation, guards, and everything else
-//! are as you configure them.
+//! [`engine`] and [`configure`] set Wasmtime's memory creator, choose the on-demand allocator, and switch off the
+//! copy-on-write initialisation, which custom memories do not support. All other settings, such as reservation and
+//! guards, stay yours.
 #![deny(missing_docs)]
+
+/// The code of the README compiles, and runs.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;
 
 mod error;
 mod guest;
