@@ -1,7 +1,8 @@
-//! What a lazy restore and an instance of a template cost, each beside its target.
+//! The cost of a lazy restore and of an instance of a template, each compared with its target.
 //!
-//! `cargo bench --bench lazy [GIBIBYTES]`, 4 unless given. Medians of several rounds; the packs are in the page
-//! cache. The store lies in `STILLFRAME_BENCH_DIR`, or in the build directory.
+//! `cargo bench --bench lazy [GIBIBYTES]`, 4 by default. The results are medians of several rounds;
+//! the packs are in the page cache. The store is in `STILLFRAME_BENCH_DIR`, or in the build
+//! directory.
 #![allow(missing_docs, clippy::unwrap_used, clippy::expect_used)]
 
 use std::hint::black_box;
@@ -34,7 +35,7 @@ fn main() {
     }
 }
 
-/// Pages that LZ4 makes four times smaller, all different.
+/// Pages that LZ4 compresses to a quarter, all different.
 fn fill(memory: &mut [u8]) {
     let mut random = 0x2545_F491_4F6C_DD1Du64;
     for page in memory.chunks_mut(PAGE_BYTES) {
@@ -51,7 +52,7 @@ fn next(random: &mut u64) -> u64 {
     *random
 }
 
-/// All of it, at once and lazily, and whether both are the same.
+/// Restores everything, at once and lazily, and checks that both results are equal.
 fn whole(store: &Store, id: SnapshotId) {
     let started = Instant::now();
     let full = store.restore(id).unwrap().into_mapping().unwrap();
@@ -86,7 +87,7 @@ fn first_byte(store: &Store, id: SnapshotId) {
     }
 }
 
-/// First touches, one after the other, each of another region.
+/// First accesses, one after another, each to another region.
 fn touches(store: &Store, id: SnapshotId) {
     for (what, is_random) in [("scattered", true), ("upwards, a page each", false)] {
         let lazy = store.restore(id).unwrap().into_lazy(Fill::OnTouch).unwrap();
@@ -103,7 +104,8 @@ fn touches(store: &Store, id: SnapshotId) {
             })
             .collect();
         let all: Duration = times.iter().sum();
-        // Of those that had to wait at all: others were filled with their neighbours.
+        // Only the accesses that had to wait: other pages were filled together with their
+        // neighbours.
         times.retain(|time| *time > Duration::from_micros(2));
         times.sort_unstable();
         let at = |percent: usize| microseconds(times[(times.len() - 1) * percent / 100]);
@@ -119,7 +121,7 @@ fn touches(store: &Store, id: SnapshotId) {
     }
 }
 
-/// A run that touches the same pages again, with what it touched before filled first.
+/// A run that accesses the same pages again, after its recorded working set was filled first.
 fn hot_set(store: &Store, id: SnapshotId) {
     let run = |fill: Fill| {
         let started = Instant::now();
@@ -128,7 +130,7 @@ fn hot_set(store: &Store, id: SnapshotId) {
         for _ in 0..TOUCHES / 4 {
             let page = usize::try_from(next(&mut random)).unwrap() % (lazy.len() / PAGE_BYTES);
             black_box(lazy[page * PAGE_BYTES]);
-            // As if something were done with it.
+            // Simulates work on the page.
             let touched = Instant::now();
             while touched.elapsed() < Duration::from_micros(20) {}
         }

@@ -1,7 +1,8 @@
-//! Looking into the past: what `diff` and `history` take, beside what they may.
+//! Reading the past: the time that `diff` and `history` take, compared with their targets.
 //!
-//! `cargo bench --bench past`. Two snapshots of 4 GiB that differ by one page; the history of a counter over
-//! 10,000 snapshots of 1 MiB, of which each changed it, and over 1,000 of 1 GiB.
+//! `cargo bench --bench past`. It compares two snapshots of 4 GiB that differ in one page. It reads
+//! the history of a counter over 10,000 snapshots of 1 MiB, each of which changed it, and over
+//! 1,000 snapshots of 1 GiB.
 #![allow(missing_docs, clippy::unwrap_used, clippy::expect_used)]
 
 use std::time::{Duration, Instant};
@@ -26,7 +27,7 @@ fn new_store() -> (tempfile::TempDir, Store) {
     (dir, store)
 }
 
-/// Memory of which no two pages are the same, and none is zeros.
+/// Memory in which no two pages are equal and none is zeros.
 fn memory(length: usize) -> Vec<u8> {
     let mut memory = vec![0u8; length];
     for (page, number) in memory.chunks_mut(PAGE_BYTES).zip(1u64..) {

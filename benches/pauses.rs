@@ -1,12 +1,16 @@
-//! How long a live process is paused by a capture, and what CPU that takes, beside gdb's `gcore` of the same process.
+//! How long a capture pauses a live process, and how much CPU time it takes, compared with gdb's
+//! `gcore` of the same process.
 //!
-//! `cargo bench --bench pauses [ROUNDS]`, 5 unless given. The programs are those whose pause once followed from what is
-//! mapped and not from what is there: a mapping longer than its file, the shadow memory of an address sanitizer, a thread
-//! that waits in vfork, pages that are guards, and empty memory that is armed for write tracking. Each has a thread that
-//! does nothing but look at the clock; its longest gap is the pause, as the process sees it, of either tool. A round is a
-//! first capture, a further one and a `gcore`, one after the other; told are medians.
+//! `cargo bench --bench pauses [ROUNDS]`, 5 by default. In earlier versions, the pause of these
+//! programs depended on what is mapped and not on what is populated: a mapping longer than its
+//! file, the shadow memory of an address sanitizer, a thread that waits in vfork, guard pages, and
+//! empty memory that is armed for write tracking. Each program has a thread that only reads the
+//! clock; its longest gap is the pause, as the process observes it, for both tools. A round is a
+//! first capture, a further capture and a `gcore`, one after another; the printed results are
+//! medians.
 //!
-//! Needs `cc` with the address sanitizer, and `gcore` (Debian packages gcc and gdb); without `gcore` its columns are empty.
+//! It needs `cc` with the address sanitizer, and `gcore` (Debian packages gcc and gdb); without
+//! `gcore`, its columns are empty.
 #![allow(missing_docs, clippy::unwrap_used, clippy::expect_used)]
 
 use std::io::{BufRead, BufReader, Write};
@@ -14,8 +18,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::time::{Duration, Instant};
 
-/// What every program has: `ready`, and from then on the longest gap since the last line it read, in microseconds, for each
-/// line.
+/// The common part of every program: it prints `ready`, and then, for each line that it reads, the
+/// longest gap since the last line, in microseconds.
 const COMMON: &str = r#"
 #define _GNU_SOURCE
 #include <fcntl.h>
@@ -87,7 +91,7 @@ const KINDS: [Kind; 6] = [
     },
 ];
 
-/// A tool that takes longer is ended, and the figure is what it came to.
+/// A tool that takes longer is killed, and the result is the time until then.
 const AT_MOST_SECONDS: &str = "60";
 
 fn main() {
@@ -159,7 +163,7 @@ struct Program {
 }
 
 impl Program {
-    /// The longest gap since it was asked last.
+    /// The longest gap since the last request.
     fn gap(&mut self) -> Duration {
         writeln!(self.input).unwrap();
         Duration::from_micros(self.line().trim().parse().unwrap())
@@ -195,7 +199,7 @@ impl Drop for Program {
     }
 }
 
-/// Compiles and starts a program; `None` where the compiler or the kernel lacks something.
+/// Compiles and starts a program; `None` if the compiler or the kernel lacks something.
 fn program(dir: &Path, kind: &Kind) -> Option<Program> {
     let (code, path): (PathBuf, PathBuf) = (dir.join("program.c"), dir.join("program"));
     std::fs::write(&code, format!("{COMMON}{}", kind.prepare)).unwrap();
@@ -210,7 +214,7 @@ fn program(dir: &Path, kind: &Kind) -> Option<Program> {
     is_ready.then_some(program)
 }
 
-/// What the children that have ended took: in steps of 10 ms.
+/// The CPU time of the children that have ended, in steps of 10 ms.
 fn cpu_of_children() -> Duration {
     let stat = std::fs::read_to_string("/proc/self/stat").unwrap();
     let fields: Vec<&str> = stat.rsplit(')').next().unwrap().split_whitespace().collect();

@@ -1,8 +1,10 @@
-//! How near a restore comes to what the machine can do, and how far it is ahead of replaying a journal.
+//! How close a restore comes to the machine's limit, and how much faster it is than replaying a
+//! journal.
 //!
-//! `cargo bench --bench restore`. The memory is that of `throughput`. The limit is to decode the same blocks
-//! from memory into pages that are there, on all cores. All ways take turns within a round, so that a machine
-//! that others use does them the same harm; the ratios are medians over the rounds.
+//! `cargo bench --bench restore`. The memory is that of `throughput`. The limit is decoding the
+//! same blocks from memory into populated pages, on all cores. The methods alternate within a
+//! round, so that other load on the machine affects all of them; the ratios are medians over the
+//! rounds.
 #![allow(missing_docs, clippy::unwrap_used, clippy::expect_used, clippy::cast_precision_loss)]
 
 use std::time::Instant;
@@ -80,7 +82,7 @@ fn beside_the_limit(memory: &[u8]) {
     ] {
         let share = median(limit.iter().zip(&seconds[at]).map(|(limit, it)| 100.0 * limit / it));
         let speed = memory.len() as f64 / median(seconds[at].iter().copied()) / 1e9;
-        // Other programs only add: the best of each are what the machine alone would have taken.
+        // Other programs can only add time: the best time of each approximates an idle machine.
         let best = 100.0 * least(limit) / least(&seconds[at]);
         println!("{what:<46} {speed:>5.2} {share:>12.0} % {best:>14.0} % {bound:>8}");
     }
@@ -88,7 +90,8 @@ fn beside_the_limit(memory: &[u8]) {
     println!("BLAKE3 takes {cost:.0} % of a restore (under 33 %, it stays on by default)");
 }
 
-/// The last of a hundred snapshots, with so many bytes written in so many pages of a hundred between each two.
+/// The last of a hundred snapshots. Between two snapshots, `written_bytes` bytes are written in
+/// `percent` % of the pages.
 fn beside_a_journal(memory: &[u8], percent: usize, written_bytes: usize) {
     let (dir, store) = image::new_store();
     let path = dir.path().join("journal");
@@ -105,7 +108,8 @@ fn beside_a_journal(memory: &[u8], percent: usize, written_bytes: usize) {
     for _ in 0..SNAPSHOTS {
         let pages = memory.len() / PAGE_BYTES;
         for _ in 0..pages * percent / 100 {
-            // What is written comes from elsewhere in the memory, so that it is as compressible.
+            // The new bytes are copied from elsewhere in the memory, so that they are equally
+            // compressible.
             let (from, to) = (next(pages) * PAGE_BYTES, next(pages) * PAGE_BYTES);
             memory.copy_within(from..from + written_bytes, to);
         }

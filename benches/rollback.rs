@@ -1,9 +1,10 @@
-//! What a rollback in place costs: of memory of this process with and without tracking, beside a full
-//! restore into the same memory, and of a live process.
+//! The cost of a rollback in place: of memory of this process with and without tracking, compared
+//! with a full restore into the same memory; and of a live process.
 //!
-//! `cargo bench --bench rollback [GIBIBYTES]`, 1 unless given. 1 % of the memory is written before each
-//! rollback: once as pages of 4 KiB scattered over all of it, each in another region, and once as whole regions. The
-//! store lies in `STILLFRAME_BENCH_DIR`, or in the build directory.
+//! `cargo bench --bench rollback [GIBIBYTES]`, 1 by default. Before each rollback, 1 % of the
+//! memory is written: once as pages of 4 KiB scattered over the whole memory, each in another
+//! region, and once as whole regions. The store is in `STILLFRAME_BENCH_DIR`, or in the build
+//! directory.
 #![allow(missing_docs, clippy::unwrap_used, clippy::expect_used)]
 
 use std::io::{BufRead, BufReader, Lines, Write};
@@ -81,7 +82,7 @@ fn memory(length: usize, scattered: bool) {
     println!("    {:28} {:7.1} ms", "a full restore into it", milliseconds(took[1]));
 }
 
-/// What the rollbacks of some rounds did and how much CPU each took. `before` is not counted.
+/// The results of the rollbacks of some rounds, and the CPU time of each. `before` is not counted.
 fn rounds<S>(
     state: &mut S,
     before: impl Fn(&mut S),
@@ -141,7 +142,7 @@ fn process(gibibytes: usize) {
     child.wait().unwrap();
 }
 
-/// A process with so much memory, 1 % of which it writes for each line that it reads.
+/// A process with this much memory. It writes 1 % of the memory for each line that it reads.
 fn child(length: usize) {
     let mut memory = MmapMut::map_anon(length).unwrap();
     fill(&mut memory);
@@ -155,7 +156,7 @@ fn child(length: usize) {
     }
 }
 
-/// Pages that LZ4 makes four times smaller, all different.
+/// Pages that LZ4 compresses to a quarter, all different.
 fn fill(memory: &mut [u8]) {
     let mut random = 0x2545_F491_4F6C_DD1Du64;
     for page in memory.chunks_mut(PAGE_BYTES) {
@@ -172,7 +173,7 @@ fn next(random: &mut u64) -> u64 {
     *random
 }
 
-/// Writes 1 % of the memory and tells where.
+/// Writes 1 % of the memory and returns where.
 fn scatter(memory: &mut [u8], random: &mut u64, pages: bool) -> Vec<(usize, usize)> {
     let mut written = Vec::new();
     scatter_into(memory, random, pages, &mut written);

@@ -1,10 +1,12 @@
-//! A large store stays quick to open and small in memory: prints the tables of docs/benchmarks.md, beside the bounds.
+//! A large store is opened quickly and needs little memory: prints a table of docs/benchmarks.md, with
+//! the limits.
 //!
 //! `cargo bench --bench scale`. One store has a million regions and ten thousand snapshots. Each
-//! measurement is a process of its own. Its *memory* is the anonymous and shared memory that it takes beyond what
-//! it had before it began (`RssAnon` and `RssShmem`, sampled every millisecond), without a restore's target. Mapped
-//! packs are page cache, which the kernel takes back when it likes; the last column has them too: it is the
-//! kernel's own peak of the whole process (`VmHWM`).
+//! measurement runs in a separate process. The column *memory* is the anonymous and shared memory
+//! that the process needs beyond what it had before the measurement (`RssAnon` and `RssShmem`,
+//! sampled every millisecond), without a restore's target. Mapped packs are page cache, which the
+//! kernel can reclaim at any time; the last column includes them: it is the kernel's own peak of
+//! the whole process (`VmHWM`).
 #![allow(missing_docs, clippy::unwrap_used, clippy::expect_used, clippy::cast_precision_loss)]
 
 use std::path::{Path, PathBuf};
@@ -67,7 +69,7 @@ fn main() {
     churn(&path("churn"));
 }
 
-/// Runs one measurement in a process of its own, and says what it came to beside what it may.
+/// Runs one measurement in a separate process, and prints the result with its limits.
 fn measure(what: &str, verb: &str, path: &Path, bound_milliseconds: Option<u64>, bound_bytes: Option<u64>) {
     let output = Command::new(std::env::current_exe().unwrap()).arg(verb).arg(path).output().unwrap();
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
@@ -173,7 +175,7 @@ fn child(verb: &str, path: &Path) {
     println!("{} {extra_bytes} {}", elapsed.as_micros(), status_bytes("VmHWM:"));
 }
 
-/// What the process has in memory that is not the page cache of files.
+/// The process's resident memory without the page cache of files.
 fn own_bytes() -> u64 {
     status_bytes("RssAnon:") + status_bytes("RssShmem:")
 }
@@ -184,14 +186,15 @@ fn status_bytes(field: &str) -> u64 {
     line.trim().trim_end_matches(" kB").parse::<u64>().unwrap() * 1024
 }
 
-/// How many regions a store has.
+/// The number of regions in a store.
 fn regions(path: &Path) -> u64 {
     let store = Store::open(path).unwrap();
     let stats = store.gc(&GcOptions { dry_run: true, ..GcOptions::default() }).unwrap();
     stats.live_regions + stats.dead_regions
 }
 
-/// A copy with one damaged byte: in the middle of the first pack, where it is a region of the process `a`.
+/// Copies a store and damages one byte in the middle of the first pack, where a region of the
+/// process `a` is.
 fn copy_and_damage(from: &Path, to: &Path) {
     let copy_dir = |name: &str| {
         std::fs::create_dir_all(to.join(name)).unwrap();
@@ -210,7 +213,7 @@ fn copy_and_damage(from: &Path, to: &Path) {
     std::fs::write(first, bytes).unwrap();
 }
 
-/// Half of it compresses, half does not.
+/// Half of it is compressible, half is not.
 fn content(length_bytes: u64, seed: u64) -> Vec<u8> {
     let mut state = seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1;
     let mut bytes = Vec::with_capacity(usize::try_from(length_bytes).unwrap());
@@ -242,7 +245,8 @@ fn small_memory() -> Vec<u8> {
     content(4 * MIB, 9)
 }
 
-/// All but four of ten thousand, of fifty processes, by eight threads: fsync is most of the time.
+/// All but four of ten thousand snapshots, of fifty processes, by eight threads: fsync takes most
+/// of the time.
 fn many_snapshots(path: &Path) {
     let store = Store::open(path).unwrap();
     std::thread::scope(|scope| {
@@ -263,14 +267,14 @@ fn many_snapshots(path: &Path) {
     }
 }
 
-/// 100 snapshots of a working process, 90 forgotten, gc: what is on the disk against what the ten
-/// that are left take in a store of their own.
+/// 100 snapshots of a working process, 90 forgotten, then gc: the size on the disk, compared with
+/// that of a store with only the remaining ten.
 fn churn(path: &Path) {
     let take = |store: &Store, keep: &dyn Fn(usize) -> bool| {
         let mut memory = content(32 * MIB, 3);
         for step in 0..100usize {
             let mut state = step as u64 + 1;
-            // A step rewrites about two in a hundred regions.
+            // A step rewrites about 2 % of the regions.
             for _ in 0..40 {
                 state = state.wrapping_mul(0x5851_F42D_4C95_7F2D).wrapping_add(1);
                 let at = usize::try_from(state >> 20).unwrap() % (memory.len() / 16384) * 16384;

@@ -1,9 +1,10 @@
-//! What a further snapshot costs in time: how long the memory stands still, until it is durable, and in
-//! CPU, beside an algorithm that scans everything in cells of 512 bytes.
+//! The cost of a further snapshot: how long the memory is paused, how long it takes until the
+//! snapshot is durable, and the CPU time; compared with an algorithm that scans the whole memory in
+//! cells of 512 bytes.
 //!
-//! `cargo bench --bench tracking [GIBIBYTES]`, 4 unless given. The memory is private and anonymous, once in
-//! pages of 4 KiB and once in huge pages; 1 % of its pages, scattered, are written between snapshots. The
-//! store lies in `STILLFRAME_BENCH_DIR`, or in the build directory.
+//! `cargo bench --bench tracking [GIBIBYTES]`, 4 by default. The memory is private and anonymous,
+//! once in pages of 4 KiB and once in huge pages. Between snapshots, 1 % of its pages, scattered,
+//! are written. The store is in `STILLFRAME_BENCH_DIR`, or in the build directory.
 #![allow(missing_docs, clippy::unwrap_used, clippy::expect_used)]
 
 use std::time::{Duration, Instant};
@@ -36,7 +37,7 @@ fn main() {
     }
 }
 
-/// Pages that LZ4 makes four times smaller, all different.
+/// Pages that LZ4 compresses to a quarter, all different.
 fn fill(memory: &mut [u8]) {
     let mut random = 0x2545_F491_4F6C_DD1Du64;
     for page in memory.chunks_mut(PAGE_BYTES) {
@@ -64,7 +65,7 @@ fn scatter(memory: &mut [u8], random: &mut u64) {
     }
 }
 
-/// What protection costs whoever writes: the first write to each page, and without protection.
+/// The cost of protection to the writer: the first write to each page, with and without protection.
 fn faults(memory: &mut MmapMut, huge: bool) {
     let (_dir, store) = new_store(65_536);
     let part_bytes = memory.len() / 4;
@@ -100,7 +101,8 @@ fn snapshots(memory: &mut MmapMut, random: &mut u64, region_bytes: u32) {
     report("1 % written, rescan", 2, || scatter(memory, random), rescan);
 }
 
-/// Prints the medians of some captures, each after `before`, and the best: other programs only add.
+/// Prints the medians of some captures, each after `before`, and the best: other programs can only
+/// add time.
 fn report(what: &str, rounds: usize, mut before: impl FnMut(), capture: impl Fn() -> Capture) {
     let mut found: Vec<(Duration, Duration, Duration, Capture)> = (0..rounds)
         .map(|_| {
@@ -125,7 +127,7 @@ fn report(what: &str, rounds: usize, mut before: impl FnMut(), capture: impl Fn(
     );
 }
 
-/// The scan that the journal's algorithm begins with, on one core as it does, without what it writes.
+/// The scan of the journal's algorithm, on one core as in the original, without writing anything.
 fn scan_by_cells(memory: &[u8]) {
     let mut scan = journal::Scan::new(journal::CELL_BYTES);
     for what in ["first", "full scan"] {

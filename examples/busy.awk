@@ -1,4 +1,4 @@
-# A program to watch: it keeps a table, changes a few entries of it at a time, and lets it grow.
+# A program to watch: it keeps a table, changes a few entries at a time, and lets the table grow.
 BEGIN {
     for (step = 1; step <= 16; step++) {
         for (i = 0; i < 20000; i++) entry[int(rand() * 10000) + step * 500] = step " " i

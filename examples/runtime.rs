@@ -1,11 +1,11 @@
-//! What the author of a runtime would start from: a small machine whose memory is captured after
-//! every step, and put back to any of them.
+//! A starting point for the author of a runtime: a small machine whose memory is captured after
+//! every step, and restored to any of these snapshots.
 //!
 //! `cargo run --release --example runtime`
 
 use stillframe::{CaptureOptions, GcOptions, Store, Trigger};
 
-/// Something that runs: here a counter in 64 MiB of memory, in your case an instance.
+/// The machine to capture: here a counter in 64 MiB of memory; in a runtime, an instance.
 struct Machine {
     memory: Vec<u8>,
 }
@@ -27,7 +27,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let store = Store::options().create(dir.path().join("vault"))?;
     let mut machine = Machine { memory: vec![0; 64 << 20] };
 
-    // A snapshot after every step. Its cost is what the step changed.
+    // A snapshot after every step. The cost of each depends on what the step changed.
     let process = store.process("machine-1");
     let mut line = Vec::new();
     for number in 1..=10 {
@@ -38,15 +38,15 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         line.push(done.id);
     }
 
-    // Back to the third, into the memory that is there …
+    // Back to the third snapshot, in the existing memory …
     store.restore(line[2])?.into_slice(&mut machine.memory)?;
     assert_eq!(machine.counter(), 3);
 
-    // … or as a second machine beside it, from a fresh mapping.
+    // … or as a second machine, in a fresh mapping.
     let other = store.restore(line[6])?.into_mapping()?;
     println!("the seventh had counted to {}", other[0]);
 
-    // Look at a few bytes of the past without restoring anything.
+    // Read a few bytes of the past without restoring anything.
     let mut bytes = Vec::new();
     store.snapshot(line[4])?.read_range("0..8".parse()?, &mut bytes)?;
     println!("the fifth began with {bytes:?}");

@@ -132,7 +132,7 @@ mod tests {
     use crate::CaptureOptions;
     pub(super) use crate::Store;
     pub(super) use crate::fault_injection::{Call, Witness, watch};
-    use crate::store::pack;
+    use crate::store::packs::names;
     use std::io::{self, BufRead, BufReader};
     use std::path::{Path, PathBuf};
     use std::process::{Command, Stdio};
@@ -153,7 +153,7 @@ mod tests {
         };
         let copy = || -> io::Result<()> {
             let packs = file::create_dir(&packs)?;
-            for (_, name) in pack::list(&old_packs.open_dir()?).unwrap() {
+            for (_, name) in names::list(&old_packs.open_dir()?).unwrap() {
                 write(packs.join(name.name()), &std::fs::read(name.path())?)?;
             }
             write(packs.join(OF_FORMAT), format.version.to_string().as_bytes())?;
@@ -191,7 +191,7 @@ mod tests {
 
     fn content(store: &Path) -> Vec<(PathBuf, Vec<u8>)> {
         let mut files = vec![store.join(FORMAT_FILE)];
-        let packs = pack::list(&dir(&store.join(PACKS_DIR))).unwrap();
+        let packs = names::list(&dir(&store.join(PACKS_DIR))).unwrap();
         files.extend(packs.into_iter().map(|(_, name)| name.path().to_owned()));
         files.into_iter().map(|path| (path.clone(), std::fs::read(&path).unwrap())).collect()
     }

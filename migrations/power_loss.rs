@@ -16,7 +16,7 @@ use disk::{Disk, Event, Failure, IndexFiles, Model};
 
 use super::tests::{MADE_UP, OF_FORMAT, Store, dir, store, watch};
 use super::*;
-use crate::store::pack;
+use crate::store::packs::names;
 
 /// A migration over two steps, call by call.
 struct Migrated {
@@ -33,7 +33,7 @@ const FROM: u32 = 1;
 const TO: u32 = 3;
 
 fn packs(store: &Path) -> Result<Vec<(String, Vec<u8>)>> {
-    let packs = pack::list(&Dir::open(&store.join(PACKS_DIR))?)?;
+    let packs = names::list(&Dir::open(&store.join(PACKS_DIR))?)?;
     let named = packs
         .into_iter()
         .map(|(_, name)| Ok((name.name().to_string_lossy().into_owned(), std::fs::read(name.path())?)));

@@ -1,15 +1,16 @@
-//! An address space: the ordered mappings of a process, and its layout as it is stored.
+//! An address space: the ordered mappings of a process, which are also its stored layout.
 //!
 //! The *image* of an address space is what a restore writes: the bytes of all captured mappings,
-//! one after the other in address order, without the gaps between them. For a memory file or a
-//! byte slice, which are one mapping from address 0, image and source are the same bytes.
+//! one after another in address order, without the gaps between them. A memory file or a byte slice
+//! is one mapping from address 0; there, image and source are the same bytes.
 
 use serde::de::{Deserializer, Error, SeqAccess, Visitor};
 use serde::{Deserialize, Serialize};
 
+use crate::ranges::Ranges;
 use crate::units::{AddressRange, RegionSize};
 
-/// Who may do what with a mapping's memory.
+/// The permissions of a mapping's memory.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Protection {
     /// It can be read.
@@ -42,23 +43,23 @@ impl std::fmt::Display for Protection {
     }
 }
 
-/// What a mapping is.
+/// The kind of a mapping.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[non_exhaustive]
 pub enum MappingKind {
     /// Memory without a file behind it.
     Anonymous,
-    /// A file, a library or an executable.
+    /// A file, including libraries and executables.
     File,
     /// The heap of a Linux process.
     Heap,
     /// The stack of a Linux process.
     Stack,
-    /// Something the kernel provides: `[vdso]`, `[vvar]`, `[vsyscall]`.
+    /// A mapping that the kernel provides: `[vdso]`, `[vvar]`, `[vsyscall]`.
     Kernel,
     /// A device's memory.
     Device,
-    /// All memory of one thing: a memory file, a byte slice, a wasm linear memory.
+    /// The whole memory of one object: a memory file, a byte slice, a Wasm linear memory.
     Image,
 }
 
@@ -80,18 +81,19 @@ impl MappingKind {
 /// One mapping of an address space.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Mapping {
-    /// The addresses it covers.
+    /// The addresses that it covers.
     pub range: AddressRange,
-    /// What may be done with it.
+    /// Its permissions.
     pub protection: Protection,
-    /// What it is.
+    /// Its kind.
     pub kind: MappingKind,
     /// The file behind it, or the kernel's name for it; empty if it has none.
     pub name: String,
-    /// Where in the file it begins, in bytes.
+    /// The offset in the file at which it begins, in bytes.
     pub file_offset_bytes: u64,
-    /// Whether its bytes are part of the snapshot. A mapping that cannot be read (a device) is recorded and
-    /// not captured, and so is what has no pages of a private mapping without read permission: such a mapping is parted.
+    /// Whether its bytes are part of the snapshot. A mapping that cannot be read (a device) is
+    /// recorded but not captured. The same applies to the unpopulated parts of a private mapping
+    /// without read permission: such a mapping is split.
     pub captured: bool,
 }
 
@@ -104,7 +106,7 @@ pub struct AddressSpace {
     unreadable: Vec<AddressRange>,
 }
 
-/// What may be an address space: stored bytes can say anything.
+/// What may be an address space. It must be checked, because stored bytes can hold anything.
 #[derive(Deserialize)]
 struct StoredAddressSpace {
     #[serde(deserialize_with = "mappings")]
@@ -113,8 +115,8 @@ struct StoredAddressSpace {
     unreadable: Vec<AddressRange>,
 }
 
-/// The stored mappings, if they are not too many: a mapping without a name takes a tenth of its memory on the disk, and far less
-/// where it is compressed.
+/// The stored mappings, if there are not too many: a mapping without a name takes a tenth of its
+/// memory size on the disk, and far less where it is compressed.
 fn mappings<'de, D: Deserializer<'de>>(from: D) -> Result<Vec<Mapping>, D::Error> {
     struct Mappings;
 
@@ -151,10 +153,11 @@ impl TryFrom<StoredAddressSpace> for AddressSpace {
 }
 
 impl AddressSpace {
-    /// A snapshot has so many mappings at most. The kernel allows a process 65,530 unless told otherwise.
+    /// The greatest number of mappings in a snapshot. The kernel's default limit for a process is
+    /// 65,530.
     pub const MAX_MAPPINGS: usize = 1 << 20;
 
-    /// The address space of these mappings; an error unless they are in address order and apart.
+    /// The address space of these mappings; an error unless they are in address order and disjoint.
     pub fn new(mappings: Vec<Mapping>) -> Result<Self, AddressSpaceError> {
         for pair in mappings.windows(2) {
             if pair[0].range.end() > pair[1].range.start() {
@@ -182,29 +185,30 @@ impl AddressSpace {
         &self.mappings
     }
 
-    /// What the caller wanted left out, sorted and merged. These bytes read as zeros.
+    /// The ranges that the caller excluded, sorted and merged. These bytes read as zeros.
     pub fn excluded(&self) -> &[AddressRange] {
         &self.excluded
     }
 
-    /// What could not be read inside captured mappings, sorted and merged. These bytes read as zeros.
+    /// The ranges inside captured mappings that could not be read, sorted and merged. These bytes
+    /// read as zeros.
     pub fn unreadable(&self) -> &[AddressRange] {
         &self.unreadable
     }
 
-    /// Leaves `ranges` out; those outside every mapping have no effect.
+    /// Excludes `ranges`; those outside every mapping have no effect.
     pub(crate) fn exclude(&mut self, ranges: &[AddressRange]) {
-        self.excluded.extend_from_slice(ranges);
-        merge(&mut self.excluded);
+        let all: Ranges = self.excluded.iter().chain(ranges).copied().collect();
+        self.excluded = all.addresses().collect();
     }
 
     /// Records that `ranges` could not be read.
-    pub(crate) fn set_unreadable(&mut self, ranges: Vec<AddressRange>) {
-        self.unreadable = ranges;
-        merge(&mut self.unreadable);
+    pub(crate) fn set_unreadable(&mut self, ranges: impl IntoIterator<Item = AddressRange>) {
+        let all: Ranges = ranges.into_iter().collect();
+        self.unreadable = all.addresses().collect();
     }
 
-    /// The captured mappings, each with the place of its first byte in the image.
+    /// The captured mappings, each with the position of its first byte in the image.
     pub fn captured(&self) -> impl Iterator<Item = (u64, &Mapping)> {
         self.mappings.iter().filter(|mapping| mapping.captured).scan(0u64, |next_bytes, mapping| {
             let offset_bytes = *next_bytes;
@@ -213,7 +217,7 @@ impl AddressSpace {
         })
     }
 
-    /// How many bytes the image has: all captured mappings together.
+    /// The size of the image: all captured mappings together.
     pub fn image_bytes(&self) -> u64 {
         self.captured().map(|(_, mapping)| mapping.range.length_bytes()).sum()
     }
@@ -224,21 +228,7 @@ impl AddressSpace {
     }
 }
 
-/// Sorts the ranges and joins those that touch or overlap.
-fn merge(ranges: &mut Vec<AddressRange>) {
-    ranges.sort_unstable();
-    ranges.dedup_by(|next, kept| {
-        let joined = (next.start() <= kept.end())
-            .then(|| AddressRange::new(kept.start(), kept.end().max(next.end())).ok())
-            .flatten();
-        if let Some(joined) = joined {
-            *kept = joined;
-        }
-        joined.is_some()
-    });
-}
-
-/// Two mappings that overlap or stand in the wrong order.
+/// Two mappings that overlap or are in the wrong order.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("mappings must be in address order and apart, found {first} before {second}")]
 pub struct AddressSpaceError {
@@ -272,7 +262,7 @@ mod tests {
         };
         let apart = stored(range(1 << 63, u64::MAX));
         assert_eq!(crate::record::decode::<AddressSpace>(&apart).unwrap().image_bytes(), u64::MAX);
-        // Their lengths together are more than a number holds.
+        // The sum of their lengths overflows.
         for overlapping in [range(0, u64::MAX), range((1 << 63) - 1, u64::MAX), range(0, 1)] {
             let error = crate::record::decode::<AddressSpace>(&stored(overlapping)).unwrap_err();
             assert!(error.to_string().contains("in address order and apart"), "{error}");

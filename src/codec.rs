@@ -1,7 +1,10 @@
-//! The codec: how the plain bytes of an object become its stored bytes, and back.
+//! The codec: encodes the plain bytes of an object as its stored bytes, and decodes them.
 //!
-//! An encoding is a property of one stored object, a codec the wish of whoever stores it: with the
-//! LZ4 codec an object that LZ4 does not make smaller is stored raw.
+//! An encoding is a property of one stored object; a codec is what the caller asks for. With the
+//! LZ4 codec, an object that LZ4 does not make smaller is stored raw.
+//!
+//! The formats are the [LZ4 block](https://github.com/lz4/lz4/blob/dev/doc/lz4_Block_format.md) and
+//! the Zstandard frame ([RFC 8878](https://www.rfc-editor.org/rfc/rfc8878)).
 
 use std::cell::RefCell;
 use std::fmt;
@@ -14,16 +17,16 @@ use zstd::bulk::{Compressor, Decompressor};
 
 use crate::delta;
 
-/// How to encode what is stored from now on. What is stored already keeps its encoding.
+/// How to encode objects from now on. Objects that are already stored keep their encoding.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub enum Codec {
     /// No compression.
     None,
-    /// LZ4 blocks: about 1.2 GB/s a core in, 2.8 GB/s out.
+    /// LZ4 blocks: about 1.2 GB/s a core to encode, 2.8 GB/s to decode (AMD EPYC, 2 cores).
     #[default]
     Lz4,
-    /// Zstandard frames of level 1: smaller, and slower both ways.
+    /// Zstandard frames of level 1: smaller, but slower both ways.
     Zstd,
 }
 
@@ -56,7 +59,7 @@ pub(crate) enum Encoding {
     Raw = 0,
     Lz4 = 1,
     Zstd = 2,
-    /// The difference from another object, see [`delta`](crate::delta).
+    /// The difference from another object, see [`delta`].
     Delta = 3,
 }
 
@@ -72,25 +75,29 @@ impl Encoding {
     }
 }
 
-/// The most plain bytes one LZ4 byte can stand for (a run of 255 for each further length byte).
+/// The greatest number of plain bytes that one LZ4 byte can stand for (a further length byte stands
+/// for a run of 255).
 const LZ4_MAX_EXPANSION: usize = 255;
 
-/// The most plain bytes in one Zstandard block, and the fewest stored ones that it takes.
+/// The greatest number of plain bytes in one Zstandard block, and the least number of stored bytes
+/// that it takes.
 const ZSTD_BLOCK_PLAIN_BYTES: usize = 128 << 10;
 const ZSTD_BLOCK_STORED_BYTES: usize = 4;
 
-/// Higher levels take much longer and make little less of memory.
+/// Higher levels take much longer and make memory little smaller.
 const ZSTD_LEVEL: i32 = 1;
 
-/// Objects from this size on, in bytes, are encoded and decoded by Zstandard a block at a time. They may be the roots of
-/// sparse processes, nearly all zeros: so no memory is touched where there are zeros, and none set aside for
-/// what they would take if they were anything else.
+/// Zstandard encodes and decodes objects of this size (in bytes) and more one block at a time. They
+/// may be the roots of sparse processes, which are nearly all zeros. So decoding writes no page
+/// where there are zeros, and reserves no memory for a size that only other content would need.
 pub(crate) const LARGE_BYTES: usize = 1 << 20;
 
-/// What is not touched of a large target where it has the right bytes already: a page.
+/// Decoding a large object writes in units of this size: it skips a page that already has the right
+/// bytes.
 const UNTOUCHED_BYTES: usize = 4096;
 
-/// Appends the encoded form of `plain` to `out`, the smaller of the codec's and the raw one.
+/// Appends the encoded form of `plain` to `out`: the codec's form or the raw bytes, whichever is
+/// smaller.
 pub(crate) fn encode(codec: Codec, plain: &[u8], out: &mut Vec<u8>) -> Encoding {
     SCRATCH.with_borrow_mut(|scratch| {
         let (encoding, length) = match codec {
@@ -115,7 +122,7 @@ thread_local! {
     static SCRATCH: RefCell<Scratch> = RefCell::default();
 }
 
-/// What the codecs work with, kept for the next region.
+/// The codecs' buffers, kept for the next region.
 #[derive(Default)]
 struct Scratch {
     table: CompressTable,
@@ -125,7 +132,7 @@ struct Scratch {
 }
 
 impl Scratch {
-    /// Compresses `plain` into `block`. Returns how many bytes that took.
+    /// Compresses `plain` into `block`. Returns how many bytes the result has.
     fn lz4(&mut self, plain: &[u8]) -> Option<usize> {
         self.make_room(get_maximum_output_size(plain.len()));
         compress_into_with_table(plain, &mut self.block, &mut self.table).ok()
@@ -173,8 +180,8 @@ impl Scratch {
     }
 }
 
-/// Decodes a frame into `plain`, of which only pages are written that have other bytes. Answers how many bytes it has;
-/// one too many where it has more than there is room for.
+/// Decodes a frame into `plain` and writes only pages whose bytes differ. Returns the decoded
+/// length, or the length of `plain` plus one if the frame has more than fits.
 fn large_unzstd(stored: &[u8], plain: &mut [u8]) -> io::Result<usize> {
     let mut decoder = zstd::stream::Decoder::with_buffer(stored)?;
     let mut buffer = vec![0; ZSTD_BLOCK_PLAIN_BYTES];
@@ -195,8 +202,8 @@ fn large_unzstd(stored: &[u8], plain: &mut [u8]) -> io::Result<usize> {
     }
 }
 
-/// Decodes `stored` into the whole of `plain`. For a delta `plain` holds the bytes of its base, cut
-/// or lengthened by zeros.
+/// Decodes `stored` into the whole of `plain`. For a delta, `plain` holds the bytes of its base,
+/// truncated or extended with zeros.
 ///
 /// An error if the stored bytes are malformed or do not fill `plain` exactly; `plain` then holds
 /// unspecified bytes.
@@ -225,7 +232,8 @@ pub(crate) fn decode(encoding: Encoding, stored: &[u8], plain: &mut [u8]) -> Res
     }
 }
 
-/// Whether `stored_bytes` can stand for `plain_bytes` at all: checked before anything is allocated.
+/// Whether `stored_bytes` bytes can stand for `plain_bytes` bytes at all: checked before anything
+/// is allocated.
 pub(crate) fn lengths_are_possible(encoding: Encoding, stored_bytes: usize, plain_bytes: usize) -> bool {
     match encoding {
         Encoding::Raw => stored_bytes == plain_bytes,
@@ -234,7 +242,7 @@ pub(crate) fn lengths_are_possible(encoding: Encoding, stored_bytes: usize, plai
             plain_bytes / ZSTD_BLOCK_PLAIN_BYTES <= stored_bytes / ZSTD_BLOCK_STORED_BYTES
                 && stored_bytes < plain_bytes
         }
-        // It can stand for very much; the kind's own limit is what bounds it.
+        // A delta can stand for very many bytes; the limit of the object's kind bounds it.
         Encoding::Delta => stored_bytes >= delta::MIN_BYTES && stored_bytes < plain_bytes,
     }
 }
@@ -246,27 +254,27 @@ pub enum CodecError {
     /// Not the name of a codec.
     #[error("a codec is one of lz4, zstd and none, found {found:?}")]
     UnknownCodec {
-        /// The name given.
+        /// The given name.
         found: String,
     },
-    /// The bytes decode to another length than was recorded.
+    /// The bytes decode to another length than the recorded one.
     #[error("expected {expected_bytes} plain bytes, found {found_bytes}")]
     Length {
-        /// The length recorded.
+        /// The recorded length.
         expected_bytes: usize,
-        /// The length found.
+        /// The decoded length.
         found_bytes: usize,
     },
     /// Not an LZ4 block.
     #[error("not an LZ4 block: {detail}")]
     Lz4 {
-        /// What the decoder said.
+        /// The decoder's message.
         detail: String,
     },
     /// Not a Zstandard frame.
     #[error("not a Zstandard frame: {detail}")]
     Zstd {
-        /// What the decoder said.
+        /// The decoder's message.
         detail: String,
     },
     /// Not a difference from its base.
@@ -308,8 +316,8 @@ mod tests {
         }
     }
 
-    /// Of a target that has the right bytes already nothing is written, which this cannot see; but what it has otherwise
-    /// must not stay.
+    /// Decoding skips the bytes of a target that are already right, which this test cannot see; but
+    /// other bytes in the target must not stay.
     #[test]
     fn large_objects_decode_into_any_target_and_are_refused_at_any_other_length() {
         let mut plain = vec![0; LARGE_BYTES + 12_345];
@@ -330,7 +338,8 @@ mod tests {
             assert!(matches!(error, CodecError::Length { .. }), "{length}: {error}");
         }
         assert!(decode(Encoding::Zstd, &stored[..stored.len() - 3], &mut vec![0; plain.len()]).is_err());
-        // What others read who decode it at once, and what they write.
+        // Other Zstandard programs, which decode everything at once, can read this; and this can
+        // read what they write.
         assert!(zstd::bulk::decompress(&stored, plain.len()).unwrap() == plain);
         let at_once = zstd::bulk::compress(&plain, ZSTD_LEVEL).unwrap();
         let mut back = vec![1; plain.len()];
@@ -338,7 +347,7 @@ mod tests {
         assert!(back == plain);
     }
 
-    /// Lengths are believed only so far as the stored bytes can stand for them.
+    /// A length is accepted only as far as the stored bytes can stand for it.
     #[test]
     fn lengths_are_refused_that_no_encoding_leads_to() {
         use Encoding::*;
@@ -364,7 +373,7 @@ mod tests {
         }
     }
 
-    /// What compresses best comes closest to the limits.
+    /// The data that compresses best comes closest to the limits.
     #[test]
     fn zeros_without_end_are_within_the_limits() {
         for codec in [Codec::Lz4, Codec::Zstd] {

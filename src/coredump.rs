@@ -1,7 +1,7 @@
-//! Restore into a core: a snapshot becomes a file that debuggers open.
+//! Restores a snapshot into a core dump: an ELF core file that debuggers open.
 //!
-//! What stands in it is in `sink/core.rs`. Here is which parts of the image are zeros for so long that they are left
-//! out of the file, and the writing of the others.
+//! `sink/core.rs` builds the content of the file. This module finds the parts of the image that are
+//! zeros for long enough to be left out of the file, and writes the others.
 
 use std::ops::Range;
 use std::path::Path;
@@ -13,36 +13,39 @@ use crate::restore::Restore;
 use crate::sink::SparseFile;
 use crate::sink::core::{About, Head};
 use crate::store::error::StoreError;
-use crate::store::object::Kind;
-use crate::store::read::{Check, Reader};
+use crate::store::packs::object::Kind;
+use crate::store::packs::read::{Check, Reader};
 use crate::table::Places;
 use crate::threads::{self, Threads};
+use crate::units::usize_of;
 
-/// So many zeros are left out of the file. What is shorter is a hole in it, as each part that is there costs a segment.
+/// Runs of zeros of at least this length are left out of the file. A shorter run is a hole in the
+/// file, because each separate part costs a segment.
 const LONG_ZEROS_BYTES: u64 = 1 << 20;
 
-/// What a restore into a core file did.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// The result of a restore into a core file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
 #[non_exhaustive]
 pub struct CoreStats {
     /// The length of the file.
     pub bytes: u64,
     /// How much of it was written; the rest are holes.
     pub written_bytes: u64,
-    /// How many threads it has.
+    /// The number of its threads.
     pub threads: usize,
 }
 
 impl Restore<'_> {
-    /// Writes an ELF core file, which debuggers open: the memory, and if the snapshot has them the
-    /// registers of each thread, the auxiliary vector and which files were mapped where. Only
-    /// the owner may read the file, and it is there only when it is complete. Where memory is zeros it
-    /// has holes.
+    /// Writes an ELF core file, which debuggers open. It holds the memory and, if the snapshot has
+    /// them, the registers of each thread, the auxiliary vector, and which files were mapped where.
+    /// Only the owner may read the file, and it appears only when it is complete. Where memory is
+    /// zeros, the file has holes.
     ///
-    /// A snapshot without threads, of a file or of bytes, becomes a core without threads: a debugger shows
-    /// its memory and nothing else. What was excluded or could not be read is not in the core, so that
-    /// nobody takes it for zeros. Memory that is zeros for a MiB or more takes up nothing of the file, not even of its length: an
-    /// address space of terabytes becomes a core of what is in it.
+    /// A snapshot without threads (of a file or of bytes) becomes a core file without threads: a
+    /// debugger shows its memory and nothing else. Memory that was excluded or could not be read is
+    /// not in the core file, so that nobody takes it for zeros. Memory that is zeros for 1 MiB or
+    /// more takes no space in the file, not even in its length: an address space of terabytes
+    /// becomes a core file of its content.
     ///
     /// Cost: as [`into_file`](Self::into_file).
     ///
@@ -52,7 +55,8 @@ impl Restore<'_> {
     /// # let store = Store::options().create(dir.path().join("vault"))?;
     /// # let mut child = std::process::Command::new("sleep").arg("60").spawn()?;
     /// # let pid = child.id();
-    /// let taken = store.process("web-1").capture(&ProcessSource::new(pid), &CaptureOptions::default())?;
+    /// let source = ProcessSource::new(pid);
+    /// let taken = store.process("web-1").capture(&source, &CaptureOptions::default())?;
     /// let core = dir.path().join("web-1.core");
     /// let stats = store.restore(taken.id)?.into_core(&core, false)?;
     /// assert_eq!(stats.threads, 1);
@@ -64,8 +68,8 @@ impl Restore<'_> {
     ///
     /// # Errors
     ///
-    /// As [`into_file`](Self::into_file); [`SinkError::Core`](crate::SinkError::Core) if the registers are not those of a
-    /// 64-bit program.
+    /// As [`into_file`](Self::into_file); [`SinkError::Core`](crate::SinkError::Core) if the
+    /// registers are not those of a 64-bit program.
     pub fn into_core(self, path: impl AsRef<Path>, overwrite: bool) -> Result<CoreStats, Error> {
         let mut reader = Reader::new(self.shared, Check::Full);
         let threads = match reader.attachment(&self.record, Threads::ATTACHMENT)? {
@@ -86,12 +90,12 @@ impl Restore<'_> {
         let head = Head::new(&self.space, &self.long_zeros(&mut reader)?, about)?;
         let file = SparseFile::create(path.as_ref(), head.file_bytes, overwrite)?;
         file.write_at(&head.bytes, 0)?;
-        // What was left out of the image is not written.
+        // Memory that was left out of the image is not written.
         let written_bytes = AtomicU64::new(head.bytes.len() as u64);
         let write = |bytes: &[u8], offset_bytes: u64| -> Result<(), Error> {
             for part in head.parts_in(offset_bytes..offset_bytes + bytes.len() as u64) {
-                // Inside `bytes`, which are in memory.
-                let at = |image: u64| usize::try_from(image - offset_bytes).unwrap_or(usize::MAX);
+                // Inside `bytes`, which is in memory.
+                let at = |image: u64| usize_of(image - offset_bytes);
                 file.write_at(&bytes[at(part.image.start)..at(part.image.end)], part.at_bytes)?;
                 written_bytes.fetch_add(part.image.end - part.image.start, Ordering::Relaxed);
             }
@@ -103,7 +107,7 @@ impl Restore<'_> {
         Ok(CoreStats { bytes: head.file_bytes, written_bytes, threads: thread_count })
     }
 
-    /// The parts of the image that are zeros for long, sorted and apart.
+    /// The long runs of zeros in the image, sorted and disjoint.
     fn long_zeros(&self, reader: &mut Reader<'_>) -> Result<Vec<Range<u64>>, Error> {
         let mut zeros: Vec<Range<u64>> = Vec::new();
         let mut add = |next: Range<u64>| match zeros.last_mut() {
@@ -113,7 +117,7 @@ impl Restore<'_> {
         };
         let region_bytes = self.record.region_size.bytes() as u64;
         let places = Places::new(&self.space, self.record.region_size);
-        // Up to here it is looked at. In between there are tables of zeros.
+        // The image has been searched up to here. Between stored tables there are tables of zeros.
         let mut at = 0;
         for (hash, place) in self.root.places(&places) {
             self.progress.check()?;

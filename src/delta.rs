@@ -1,4 +1,4 @@
-//! A delta: an object's bytes as their difference from those of another, its *base*.
+//! A delta: an object's bytes, stored as their difference from those of another object, its *base*.
 //!
 //! ```text
 //!  0         32       33     34
@@ -12,40 +12,44 @@
 //!  run:     skip (varint)  count (varint)  `count` bytes
 //! ```
 //!
-//! The plain bytes are those of the base, cut or lengthened by zeros to the right length, with its words
-//! shifted and then each run written over them: `skip` bytes after the one before. Varints are LEB128.
+//! The plain bytes are those of the base, truncated or extended with zeros to the right length;
+//! then the words are shifted, and then each run is written over them, `skip` bytes after the end
+//! of the run before. Varints are LEB128.
 //!
-//! A *shift* adds `by` to each word of 8 bytes with a value from `first` to `last`. Such are pointers: two
-//! processes of one program have the same memory but for these, as the kernel puts their mappings
-//! elsewhere each time. Of the memory of a second CPython of 66 MB 15 MB had to be stored without
-//! shifts.
+//! A *shift* adds `by` to each word of 8 bytes whose value is from `first` to `last`. Such words
+//! are pointers: two processes of one program have the same memory except for their pointers,
+//! because the kernel places their mappings elsewhere each time. Without shifts, a second CPython
+//! process of 66 MB needed 15 MB of further storage.
 //!
-//! Why runs and not the LZ4 block of both XORed: LZ4 spends one byte on every 255 equal ones. On a
-//! CPython heap of which 1 % of the records changed a difference took 52 bytes at 4 KiB, 119 at 16 KiB
-//! and 380 at 64 KiB that way; as runs 17, 31 and 85. Bytes as they are, and not XORed, are what LZ4
-//! can still find equal ones among, where a whole region has been written anew.
+//! Why runs, and not an LZ4 block of the XOR of both: LZ4 spends one byte on every 255 equal bytes.
+//! With a CPython heap of which 1 % of the records changed, a difference took 52 bytes at 4 KiB,
+//! 119 at 16 KiB and 380 at 64 KiB as XOR, and 17, 31 and 85 bytes as runs. Runs hold the new bytes
+//! and not their XOR, so that LZ4 can still find repetitions where a whole region was overwritten.
 //!
-//! **Which base.** What is in one place over time is numbered: 0 is stored whole, each further one
-//! has the number after the one that it replaces. The base of number *n* is the one with the number
-//! *n* without its lowest one bit: 1, 2, 4 and 8 refer to 0, 3 to 2, 5 and 6 to 4, 7 to 6. It is always
-//! among the bases of number *n* - 1. So at most eight differences lead to the last, number 255, three
-//! or four to most, and a difference spans four changes of the place on average. With 0 as the only
-//! base it spans more and more: with the same heap, a record changed at random, the cheapest would be
-//! to store a region of 16 KiB whole every 17 changes, at 535 bytes a change; it is 142 so.
+//! **Which base.** The successive contents of one place are numbered: 0 is stored whole, and each
+//! further one has the number after the one that it replaces. The base of number *n* is the number
+//! that results from clearing the lowest one bit of *n*: 1, 2, 4 and 8 refer to 0, 3 to 2, 5 and 6
+//! to 4, 7 to 6. It is always among the bases of number *n* - 1. So at most eight deltas lead to
+//! the last number, 255, and three or four to most; a delta spans four changes of the place on
+//! average. Subversion calls this scheme
+//! [skip-deltas](https://svn.apache.org/repos/asf/subversion/trunk/notes/skip-deltas). If 0 were
+//! the only base, a delta would span more and more changes. In the same heap, with one random
+//! record changed each time, it would then be cheapest to store a region of 16 KiB whole after
+//! every 17 changes, at 535 bytes a change; with this scheme it is 142.
 
 use std::collections::HashMap;
 
 use crate::hash::Hash;
 
-/// Changed bytes with fewer equal ones between them are one run: a new one takes two bytes.
+/// Changed bytes with fewer equal bytes between them form one run: a new run costs two bytes.
 const MIN_GAP_BYTES: usize = 4;
 
-/// So many runs' bytes are worth a try of LZ4.
+/// From this many bytes of runs on, LZ4 is tried.
 const MIN_LZ4_BYTES: usize = 64;
 
 const NUMBER_AT: usize = Hash::BYTES;
 
-/// What comes before the runs or their length.
+/// The size of the part before the runs or their length.
 const FORM_AT: usize = NUMBER_AT + 1;
 
 /// No delta is shorter.
@@ -54,24 +58,24 @@ pub(crate) const MIN_BYTES: usize = FORM_AT + 1;
 const FORM_LZ4: u8 = 1;
 const FORM_SHIFTS: u8 = 2;
 
-/// A payload that is longer may be shorter with shifts.
+/// A payload that is longer than this may be shorter with shifts.
 const TRY_SHIFTS_BYTES: usize = 256;
 
-/// How many shifts there may be: a program's pointers go to a few mappings.
+/// The greatest number of shifts: a program's pointers point into a few mappings.
 const MAX_SHIFTS: usize = 8;
 
-/// A shift must be right for so many more words than it is wrong: it takes 24 bytes, a wrong pointer
-/// about six.
+/// A shift must be right for this many more words than it is wrong for: it takes 24 bytes, and a
+/// wrong pointer takes about six.
 const MIN_SHIFTED_WORDS: usize = 6;
 
-/// The number of what replaces the one with number `before`, and the number of its base. None if it
-/// must be stored whole.
+/// The number of the content that replaces number `before`, and the number of its base. `None` if
+/// it must be stored whole.
 pub(crate) fn next_number(before: u8) -> Option<(u8, u8)> {
     let number = before.checked_add(1)?;
     Some((number, number & (number - 1)))
 }
 
-/// What a delta is to be a difference from.
+/// The base of a delta that is to be made.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Base<'a> {
     pub(crate) hash: Hash,
@@ -82,7 +86,7 @@ pub(crate) struct Base<'a> {
     pub(crate) number: u8,
 }
 
-/// Words from `first` to `last` are to become others, by adding `by`.
+/// Adds `by` to the words from `first` to `last`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Shift {
     first: u64,
@@ -98,9 +102,9 @@ impl Shift {
     }
 }
 
-/// Appends the payload of a delta, unless that takes `max_bytes` or more. Says whether it did.
+/// Appends the payload of a delta, unless that takes `max_bytes` or more. Returns whether it did.
 ///
-/// Cost: 10 GB/s where both are equal.
+/// Cost: 10 GB/s where both are equal (AMD EPYC, 2 cores).
 pub(crate) fn encode(base: Base<'_>, plain: &[u8], max_bytes: usize, out: &mut Vec<u8>) -> bool {
     let start = out.len();
     let is_short = append(base, &[], base.plain, plain, max_bytes, out);
@@ -123,7 +127,7 @@ pub(crate) fn encode(base: Base<'_>, plain: &[u8], max_bytes: usize, out: &mut V
     is_short
 }
 
-/// Appends the payload with these shifts, which have led to `from`, unless it takes `max_bytes` or more.
+/// Appends the payload with these shifts, which led to `from`, unless it takes `max_bytes` or more.
 fn append(
     base: Base<'_>,
     shifts: &[Shift],
@@ -143,7 +147,7 @@ fn append(
         out.extend(shifts.iter().flat_map(|it| [it.first, it.last, it.by]).flat_map(u64::to_le_bytes));
     }
     let runs_at = out.len();
-    // LZ4 halves runs at best where memory is what it mostly is.
+    // On typical memory, LZ4 halves runs at best.
     if !write_runs(from, plain, start + 2 * max_bytes, out) {
         out.truncate(start);
         return false;
@@ -164,12 +168,12 @@ fn append(
     true
 }
 
-/// The whole words in some bytes.
+/// The whole words in a slice of bytes.
 fn words(bytes: &[u8]) -> impl Iterator<Item = u64> {
     bytes.as_chunks::<8>().0.iter().map(|word| u64::from_le_bytes(*word))
 }
 
-/// The shifts by which many words of the base become those of `plain`.
+/// The shifts that turn many words of the base into those of `plain`.
 fn find_shifts(base: &[u8], plain: &[u8]) -> Vec<Shift> {
     let mut seen: HashMap<u64, (usize, Shift)> = HashMap::new();
     for (old, new) in words(base).zip(words(plain)).filter(|(old, new)| old != new && *old != 0 && *new != 0)
@@ -181,7 +185,7 @@ fn find_shifts(base: &[u8], plain: &[u8]) -> Vec<Shift> {
     }
     let mut often: Vec<(usize, Shift)> =
         seen.into_values().filter(|(count, _)| *count >= MIN_SHIFTED_WORDS).collect();
-    // Where two are as frequent the choice must not depend on the map.
+    // If two are equally frequent, the choice must not depend on the map's order.
     often.sort_unstable_by_key(|(count, shift)| (std::cmp::Reverse(*count), shift.by));
     often.truncate(2 * MAX_SHIFTS);
     let mut shifts: Vec<Shift> = Vec::new();
@@ -201,7 +205,7 @@ fn find_shifts(base: &[u8], plain: &[u8]) -> Vec<Shift> {
     shifts
 }
 
-/// Shifts each word to which a shift applies, by the first that does.
+/// Shifts each word by the first shift that applies to it.
 fn apply_shifts(shifts: &[Shift], plain: &mut [u8]) {
     for bytes in plain.as_chunks_mut::<8>().0 {
         let word = u64::from_le_bytes(*bytes);
@@ -270,14 +274,14 @@ pub(crate) fn base_of(payload: &[u8]) -> Option<Hash> {
     payload.first_chunk().copied().map(Hash)
 }
 
-/// Its number.
+/// The number in a payload.
 pub(crate) fn number_of(payload: &[u8]) -> Option<u8> {
     payload.get(NUMBER_AT).copied()
 }
 
-/// Makes the plain bytes out of those of the base, which `plain` holds already, cut or lengthened to
-/// the length of the plain ones. What is wrong with the payload otherwise; `plain` then holds
-/// unspecified bytes.
+/// Turns the bytes of the base into the plain bytes. `plain` holds the base's bytes, truncated or
+/// extended to the plain length. If the payload is malformed, the error says what is wrong, and
+/// `plain` then holds unspecified bytes.
 pub(crate) fn apply(payload: &[u8], plain: &mut [u8]) -> Result<(), String> {
     let (form, mut rest) = payload.get(FORM_AT..).and_then(<[u8]>::split_first).ok_or("it is too short")?;
     if form & !(FORM_LZ4 | FORM_SHIFTS) != 0 {
@@ -304,7 +308,7 @@ pub(crate) fn apply(payload: &[u8], plain: &mut [u8]) -> Result<(), String> {
     }
     let (length, block) = rest.split_first_chunk().ok_or("it is too short")?;
     let length = u32::from_le_bytes(*length) as usize;
-    // Runs that are longer than this are never written.
+    // `encode` never writes longer runs.
     if length > 2 * plain.len() + MIN_LZ4_BYTES {
         return Err(format!("its runs have {length} bytes, more than there can be"));
     }
@@ -348,7 +352,7 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    /// The base, and bytes that differ from it in some places; lengths differ too.
+    /// A base, and bytes that differ from it in some places; their lengths differ too.
     fn base_and_plain() -> impl Strategy<Value = (Vec<u8>, Vec<u8>)> {
         let base = proptest::collection::vec(prop_oneof![Just(0u8), any::<u8>()], 0..3000);
         let edits = proptest::collection::vec((any::<prop::sample::Index>(), any::<u8>(), 1usize..60), 0..40);
@@ -393,7 +397,8 @@ mod tests {
         #[test]
         fn a_payload_that_would_get_too_long_is_given_up((base, plain) in base_and_plain(), max in 0usize..300) {
             let whole = encoded(&base, &plain, usize::MAX / 4).unwrap();
-            // It may give up a payload that LZ4 would have made short enough, never the other way.
+            // `encode` may reject a payload that LZ4 would have made short enough, but never
+            // accepts one that is too long.
             if let Some(payload) = encoded(&base, &plain, max) {
                 prop_assert!(whole.len() < max);
                 prop_assert_eq!(payload, whole);
@@ -431,7 +436,8 @@ mod tests {
         assert!(restored(&[], &endless, 5).is_err());
     }
 
-    /// Memory of two processes: the same but for pointers into two mappings, and a little else.
+    /// Memory of two processes: the same except for pointers into two mappings and a few other
+    /// words.
     fn two_processes(words: usize) -> (Vec<u8>, Vec<u8>) {
         let word = |at: usize, heap: u64, library: u64| match at % 5 {
             0 => heap + (at as u64 * 7919) % 0x10_0000 * 16,
@@ -482,14 +488,15 @@ mod tests {
         assert_eq!((before, bases.iter().map(Vec::len).max()), (255, Some(8)));
     }
 
-    /// A program may have pointers to more mappings than there may be shifts.
+    /// A program may have pointers to more mappings than the number of shifts allows.
     #[test]
     fn there_are_never_more_shifts_than_can_be_read_back() {
         for mappings in [MAX_SHIFTS - 1, MAX_SHIFTS, MAX_SHIFTS + 2] {
             let pointers = |moved: u64| -> Vec<u8> {
                 let of_mapping = |mapping: u64| {
                     let start = 0x7f00_0000_0000 + (mapping << 32) + moved * (mapping + 1) * 0x0123_4567_1000;
-                    // Nothing regular, of which LZ4 would make as little as shifts do.
+                    // Irregular values, because LZ4 would compress regular ones as well as shifts
+                    // do.
                     (0..40u64).map(move |at| start + at.wrapping_mul(0x9E37_79B9_7F4A_7C15) % (1 << 31))
                 };
                 (0..mappings as u64).flat_map(of_mapping).flat_map(u64::to_le_bytes).collect()

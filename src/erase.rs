@@ -19,11 +19,11 @@ use crate::gc::{Marking, live_snapshots};
 use crate::progress::Progress;
 use crate::store::Shared;
 use crate::store::error::StoreError;
-use crate::store::log::Batch;
 use crate::store::names::{DAMAGED_DIR, MIGRATION_DIR, UNFINISHED};
-use crate::store::object;
-use crate::store::pack;
-use crate::store::read::{Check, Reader};
+use crate::store::packs::batch::Batch;
+use crate::store::packs::object;
+use crate::store::packs::read::{Check, Reader};
+use crate::store::packs::sealing;
 use crate::store::tree::{IndexEntry, Tree};
 use crate::sys::dir::{Dir, Name};
 use crate::sys::file;
@@ -137,7 +137,7 @@ pub(crate) fn plan(shared: &Shared, progress: &Progress) -> Result<Lifts, Error>
 pub(crate) fn check_room(shared: &Shared, lifts: &Lifts) -> Result<(), StoreError> {
     let index_bytes = shared.index().disk_bytes() + INDEX_BYTES;
     // Packs are replaced by one new pack at a time.
-    let pack_bytes = (lifts.live_bytes + lifts.bytes).min(2 * pack::seal_bytes(shared.log.dir().path()));
+    let pack_bytes = (lifts.live_bytes + lifts.bytes).min(2 * sealing::seal_bytes(shared.log.dir().path()));
     let needed_bytes = lifts.bytes + pack_bytes + index_bytes;
     let dir = shared.log.dir();
     let room_bytes = file::room_bytes(dir).map_err(StoreError::io("look how much room there is for", dir))?;
@@ -170,7 +170,7 @@ pub(crate) fn lift(shared: &Shared, lifts: Lifts, progress: &Progress) -> Result
                 (kind, reader.object(kind, &hash)?)
             }
         };
-        batch.push(kind, crate::put::codec_for(shared.format.codec, &plain), hash, &plain, None);
+        batch.push(kind, crate::capture::put::codec_for(shared.format.codec, &plain), hash, &plain, None);
         waiting_bytes += plain.len() as u64;
         if waiting_bytes >= APPEND_BYTES {
             lifted_bytes += shared.append(&mut batch)?.bytes;

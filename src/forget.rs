@@ -1,7 +1,8 @@
-//! Forget: snapshots that are not wanted any more are marked as such; gc gives their space back.
+//! Forget: marks snapshots that are no longer wanted; gc then reclaims their space.
 //!
-//! A policy goes by the times that the clock said. One that was wrong once must not decide what is kept: a snapshot that lies in
-//! the future would count as the newest of its day until that day has come. So a policy leaves it out.
+//! A policy uses the times that the machine's clock gave. A clock that was wrong once must not
+//! decide what is kept: a snapshot with a time in the future would count as the newest of its day
+//! until that day is over. So a policy ignores such snapshots.
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, HashSet};
@@ -15,38 +16,42 @@ use crate::snapshot::Snapshot;
 use crate::store::Store;
 use crate::store::error::StoreError;
 
-/// Which snapshots to keep, of each process on its own. A snapshot is kept if any rule keeps it;
-/// without any rule nothing is. Those that lie in the future are left out: they are kept, and do not count.
+/// Which snapshots to keep, for each process separately. A snapshot is kept if any rule keeps it;
+/// without any rule, none is kept. Snapshots with a time in the future are ignored: they are kept,
+/// and no rule counts them.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct KeepPolicy {
-    /// The newest so many.
+    /// The newest snapshots, this many.
     pub last: Option<u32>,
-    /// The newest of each of the last so many hours that have any.
+    /// The newest snapshot of each hour, for this many of the latest hours that have any.
     pub hourly: Option<u32>,
-    /// The newest of each of the last so many days that have any.
+    /// The newest snapshot of each day, for this many of the latest days that have any.
     pub daily: Option<u32>,
-    /// The newest of each of the last so many weeks (from Monday) that have any.
+    /// The newest snapshot of each week (from Monday), for this many of the latest weeks that have
+    /// any.
     pub weekly: Option<u32>,
-    /// The newest of each of the last so many months that have any.
+    /// The newest snapshot of each month, for this many of the latest months that have any.
     pub monthly: Option<u32>,
-    /// Those younger than this.
+    /// Snapshots younger than this.
     pub within: Option<SignedDuration>,
-    /// Those with any of these labels.
+    /// Snapshots with any of these labels.
     pub labels: Vec<(String, String)>,
-    /// The time zone whose hours, days, weeks and months are meant: UTC unless set, [`TimeZone::system`] for that of
-    /// the machine. Where it has daylight saving a day has 23 or 25 hours twice a year, and an hour that comes twice is two hours.
+    /// The time zone that defines hours, days, weeks and months: UTC by default,
+    /// [`TimeZone::system`] for that of the machine. With daylight saving time, one day a year has
+    /// 23 hours and one has 25, and the repeated hour counts as two hours.
     pub time_zone: TimeZone,
 }
 
-/// What a policy comes to.
+/// The result of a policy.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct ForgetPlan {
-    /// What it does not keep, oldest first.
+    /// The snapshots that it does not keep, oldest first.
     pub forget: Vec<SnapshotId>,
-    /// What it keeps, oldest first.
+    /// The snapshots that it keeps, oldest first.
     pub keep: Vec<SnapshotId>,
-    /// Those of `keep` that lie in the future by the clock of now, and are kept for that alone: name them to forget them.
+    /// Those of `keep` that have a time in the future and are kept only for that reason. To forget
+    /// them, name them.
     pub future: Vec<SnapshotId>,
 }
 
@@ -73,7 +78,7 @@ impl KeepPolicy {
 }
 
 impl Store {
-    /// What to forget under a policy, of one process or of all. Forgets nothing yet.
+    /// What to forget under a policy, for one process or for all. This forgets nothing yet.
     ///
     /// # Errors
     ///
@@ -106,13 +111,13 @@ impl Store {
         Ok(plan)
     }
 
-    /// Forgets snapshots. They are gone at once and for good; their space comes back with the next
-    /// [`gc`](Store::gc).
+    /// Forgets snapshots. They disappear at once and permanently; the next [`gc`](Store::gc)
+    /// reclaims their space.
     ///
     /// # Errors
     ///
-    /// [`StoreError::NoSuchSnapshot`] for the first that is none; nothing is forgotten then. That
-    /// the store cannot be written.
+    /// [`StoreError::NoSuchSnapshot`] for the first id that does not exist; nothing is forgotten
+    /// then. An error if the store cannot be written.
     pub fn forget(&self, snapshots: &[SnapshotId]) -> Result<(), Error> {
         let shared = self.shared();
         shared.check_writable()?;
@@ -130,14 +135,14 @@ impl Store {
     }
 }
 
-/// An hour, a day, a week or a month, by its first day. Of an hour that comes twice the offset from UTC, in seconds, is less the
-/// second time.
+/// An hour, a day, a week or a month, identified by its first day. When an hour repeats, its second
+/// occurrence has the smaller offset from UTC (in seconds).
 type Period = (Date, i8, Reverse<i32>);
 
-/// The period that a time is in.
+/// The period that contains a time.
 type PeriodOf = fn(&Zoned) -> Period;
 
-/// What the policy keeps of the snapshots of one process, which come oldest first.
+/// The snapshots of one process, given oldest first, that the policy keeps.
 fn kept(policy: &KeepPolicy, now: Timestamp, line: &[&Snapshot<'_>]) -> Vec<SnapshotId> {
     let mut kept = Vec::new();
     kept.extend(line.iter().rev().take(policy.last.unwrap_or(0) as usize).map(|snapshot| snapshot.id()));
@@ -155,7 +160,7 @@ fn kept(policy: &KeepPolicy, now: Timestamp, line: &[&Snapshot<'_>]) -> Vec<Snap
     ];
     for (count, period) in periods {
         let Some(count) = count else { continue };
-        // Where the clock went back, what was taken last in a period need not have the latest time of it.
+        // If the clock was set back, the last snapshot of a period need not have its latest time.
         let newest: BTreeMap<Period, SnapshotId> = line
             .iter()
             .map(|snapshot| (period(&snapshot.time().to_zoned(policy.time_zone.clone())), snapshot.id()))

@@ -6,7 +6,7 @@
 use std::cell::Cell;
 use std::collections::{BTreeMap, HashSet, VecDeque};
 use std::path::PathBuf;
-use std::sync::{Arc, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::address_space::AddressSpace;
@@ -15,17 +15,19 @@ use crate::error::Error;
 use crate::hash::Hash;
 use crate::progress::{Meter, Progress};
 use crate::record::SnapshotId;
+use crate::store::commit;
 use crate::store::compact::{Compacted, Keep, compact};
 use crate::store::error::StoreError;
 use crate::store::gate::Condemned;
 use crate::store::held::Held;
-use crate::store::location::{Location, Position};
 use crate::store::marks::{Marked, Marks};
-use crate::store::object::{self, Kind};
-use crate::store::pack::{self, Pack};
-use crate::store::read::{Check, Reader};
+use crate::store::packs::header::PackHeader;
+use crate::store::packs::location::{Location, Position};
+use crate::store::packs::object::{self, Kind};
+use crate::store::packs::pack::Pack;
+use crate::store::packs::read::{Check, Reader};
 use crate::store::tree::{IndexEntry, Tree};
-use crate::store::{Shared, Store, encode_tombstone};
+use crate::store::{Shared, Store};
 use crate::sys::file;
 use crate::table::Places;
 
@@ -51,7 +53,7 @@ impl Default for GcOptions {
 }
 
 /// What gc did, or with `dry_run` would do.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
 #[non_exhaustive]
 pub struct GcStats {
     /// Regions that snapshots need, also as bases of deltas.
@@ -68,6 +70,7 @@ pub struct GcStats {
     /// Packs that are gone and of which something was copied.
     pub packs_rewritten: u64,
     /// How long it took.
+    #[serde(rename = "elapsed_ms", serialize_with = "crate::report::milliseconds")]
     pub elapsed: Duration,
 }
 
@@ -94,7 +97,7 @@ impl Store {
         if !options.dry_run {
             shared.check_writable()?;
         }
-        let _one_at_a_time = shared.collecting.lock().unwrap_or_else(PoisonError::into_inner);
+        let _one_at_a_time = shared.collecting.lock();
         if let Some((name, why)) = shared.unusable.first() {
             return Err(StoreError::UnusablePack { path: name.into(), why: why.clone() }.into());
         }
@@ -123,7 +126,7 @@ impl Store {
     pub fn freeable_bytes(&self, forgotten: &[SnapshotId]) -> Result<u64, Error> {
         let shared = &**self.shared();
         shared.check_process()?;
-        let _one_at_a_time = shared.collecting.lock().unwrap_or_else(PoisonError::into_inner);
+        let _one_at_a_time = shared.collecting.lock();
         let forgotten = forgotten.iter().copied().collect();
         Ok(Collecting::begin(shared).plan(&forgotten, &GcOptions::default())?.freed_bytes)
     }
@@ -221,7 +224,8 @@ impl<'a> Collecting<'a> {
         let groups = self.groups(&live_bytes, forgotten, options)?;
         for (packs, live_bytes) in &groups {
             let old_bytes: u64 = packs.iter().map(|pack| pack.length_bytes()).sum();
-            let new_bytes = if *live_bytes == 0 { 0 } else { pack::header_bytes(packs.len()) + live_bytes };
+            let new_bytes =
+                if *live_bytes == 0 { 0 } else { PackHeader::bytes_for(packs.len()) + live_bytes };
             stats.freed_bytes += old_bytes.saturating_sub(new_bytes);
             let count = if *live_bytes == 0 { &mut stats.packs_removed } else { &mut stats.packs_rewritten };
             *count += packs.len() as u64;
@@ -346,7 +350,7 @@ impl<'a> Collecting<'a> {
         // What forgetting them will append to the active pack.
         let mut tombstones_bytes = 0;
         for id in forgotten {
-            let tombstone = encode_tombstone(*id)?;
+            let tombstone = commit::encode_tombstone(*id)?;
             let mut object = Vec::new();
             object::write(
                 Kind::Tombstone,
@@ -471,7 +475,8 @@ impl Crowded<'_> {
         }
         let least_bytes = self.left.iter().map(live_bytes).min().unwrap_or(0);
         let room_bytes = file::room_bytes(shared.log.dir()).unwrap_or(0);
-        let needed_bytes = (pack::header_bytes(1) + least_bytes).next_multiple_of(BLOCK_BYTES) + BLOCK_BYTES;
+        let needed_bytes =
+            (PackHeader::bytes_for(1) + least_bytes).next_multiple_of(BLOCK_BYTES) + BLOCK_BYTES;
         // However little it is, it was not enough.
         let missing_bytes = needed_bytes.saturating_sub(room_bytes).max(BLOCK_BYTES);
         Err(StoreError::DiskFull { path, missing_bytes: Some(missing_bytes), source })
@@ -527,7 +532,8 @@ impl<'a> Marking<'a> {
     fn begin(shared: &'a Shared, progress: &'a Progress) -> Result<Marking<'a>, Error> {
         shared.sync()?;
         shared.settle_all();
-        let marks = |tree| Marks::with_bases(shared, shared.index(), tree);
+        let mut reader = Reader::new(shared, Check::Checksum);
+        let mut marks = |tree| Marks::with_bases(shared.index(), tree, |at| reader.delta_at(at));
         Ok(Marking::with(shared, progress, (marks(Tree::Regions)?, marks(Tree::Objects)?)))
     }
 
@@ -626,7 +632,7 @@ mod tests {
     use super::*;
     use crate::CaptureOptions;
     use crate::store::catalog::Fact;
-    use crate::store::log::FactAt;
+    use crate::store::packs::log::FactAt;
 
     /// A store, and memory that only a forgotten snapshot has.
     fn store_with_garbage() -> (tempfile::TempDir, Store, Vec<u8>) {

@@ -1,4 +1,6 @@
-//! The region hash: the full 32-byte BLAKE3 of plain bytes, by which every object is addressed.
+//! The region hash: the full 32-byte
+//! [BLAKE3](https://github.com/BLAKE3-team/BLAKE3-specs/blob/master/blake3.pdf) hash of the plain
+//! bytes. It is the address of every object.
 
 use std::fmt;
 
@@ -8,18 +10,19 @@ use serde::{Deserialize, Serialize};
 
 /// The full BLAKE3 hash of some plain bytes.
 ///
-/// The all-zero value is never the hash of stored bytes; it stands for a region (or a table) of
-/// zeros, which is recorded and not stored.
+/// The all-zero value is never the hash of stored bytes. It stands for a region (or a table) of
+/// zeros, which is recorded but not stored.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct Hash(pub [u8; 32]);
 
 impl Hash {
-    /// Stands for zeros of whatever length.
+    /// Stands for zeros of any length.
     pub const ZERO: Hash = Hash([0; 32]);
-    /// How long a hash is, in bytes.
+    /// The size of a hash, in bytes.
     pub const BYTES: usize = 32;
 
-    /// The hash of `plain`. Cost: about 2.4 GB/s a core for 4 KiB, 4.5 GB/s for 16 KiB and more.
+    /// The hash of `plain`. Cost: about 2.4 GB/s a core for 4 KiB, 4.5 GB/s for 16 KiB and more
+    /// (AMD EPYC, 2 cores).
     pub fn of(plain: &[u8]) -> Hash {
         Hash(*blake3::hash(plain).as_bytes())
     }
@@ -51,26 +54,27 @@ impl fmt::Debug for Hash {
     }
 }
 
-/// What BLAKE3 calls a chunk: the leaves of its tree.
+/// The size of a BLAKE3 chunk: the leaves of its tree.
 const CHUNK_BYTES: usize = 1024;
-/// Two hashes, of which a node of the tree above the leaves is made.
+/// Two hashes, which form a node of the tree above the leaves.
 const NODE_BYTES: usize = 2 * Hash::BYTES;
-/// How many regions are hashed side by side: one in each lane of the widest registers.
+/// How many regions are hashed in parallel: one in each lane of the widest registers.
 const LANES: usize = blake3::platform::MAX_SIMD_DEGREE;
 
 const CHUNK_START: u8 = 1;
 const CHUNK_END: u8 = 2;
 const PARENT: u8 = 4;
 const ROOT: u8 = 8;
-/// The first words of the square roots of the first primes, with which BLAKE3 begins, as SHA-2 does.
+/// BLAKE3's initialization vector, the same as that of SHA-2: the first bits of the fractional
+/// parts of the square roots of the first primes.
 const BEGINNING: [u32; 8] =
     [0x6A09_E667, 0xBB67_AE85, 0x3C6E_F372, 0xA54F_F53A, 0x510E_527F, 0x9B05_688C, 0x1F83_D9AB, 0x5BE0_CD19];
 
-/// The hashes of regions, each as [`Hash::of`] gives it.
+/// The hashes of regions, each equal to the result of [`Hash::of`].
 ///
-/// BLAKE3 of one region works on all its chunks at once, of which 4 KiB have too few to fill the
-/// registers. Here several regions of the same length stand side by side: 3.8 GB/s a core instead of
-/// 1.7 for 4 KiB, 5.2 instead of 4.4 for 16 KiB (AVX-512).
+/// For one region, BLAKE3 works on all of its chunks in parallel, but 4 KiB have too few chunks to
+/// fill the registers. This function hashes several regions of the same length in parallel instead:
+/// 3.8 GB/s a core instead of 1.7 for 4 KiB, 5.2 instead of 4.4 for 16 KiB (AMD EPYC, AVX-512).
 pub(crate) fn many(regions: &[&[u8]]) -> Vec<Hash> {
     let is_whole_tree = |length: usize| length >= 2 * CHUNK_BYTES && length.is_power_of_two();
     let platform = Platform::detect();
@@ -78,7 +82,8 @@ pub(crate) fn many(regions: &[&[u8]]) -> Vec<Hash> {
     let mut hashes = Vec::with_capacity(regions.len());
     for alike in regions.chunk_by(|one, other| one.len() == other.len()) {
         for group in alike.chunks(LANES) {
-            // Fewer regions than one of them has chunks would leave lanes empty that the one fills.
+            // If there are fewer regions than chunks in one region, hashing one region at a time
+            // fills more lanes.
             let is_wider = group.len() > (group[0].len() / CHUNK_BYTES).min(LANES - 1);
             if is_wider && is_whole_tree(group[0].len()) {
                 lanes.hash(platform, group, &mut hashes);
@@ -141,7 +146,7 @@ mod tests {
                 assert_eq!(many(&regions), expected, "{count} of {length} bytes");
             }
         }
-        // Of different lengths, in any order.
+        // Different lengths, in any order.
         let mixed: Vec<&[u8]> =
             (0..60).map(|at| &bytes[at * 7000..][..lengths[at * at % lengths.len()]]).collect();
         let expected: Vec<Hash> = mixed.iter().map(|region| Hash::of(region)).collect();

@@ -102,19 +102,20 @@ pub mod fuzzing;
 mod gc;
 mod hash;
 mod history;
-mod ingest;
+mod labels;
 mod lazy;
 mod left_out;
+mod mapped_files;
 mod migrate;
 #[path = "../migrations/mod.rs"]
 mod migrations;
-mod piece;
+mod process;
 mod progress;
-mod put;
+mod ranges;
 mod record;
-mod reference;
 mod region;
 mod repair;
+mod report;
 mod reservation;
 mod restore;
 mod rollback;
@@ -127,6 +128,7 @@ mod snapshot;
 mod source;
 mod stats;
 mod store;
+mod sync;
 mod sys;
 mod table;
 mod template;
@@ -165,12 +167,12 @@ mod workers;
 /// ```
 #[cfg(feature = "fault-injection")]
 pub mod fault_injection {
-    pub use crate::store::pack::{Sealing, seal_packs_at};
+    pub use crate::store::packs::sealing::{Sealing, seal_packs_at};
     pub use crate::sys::call::{Call, Watching, Witness, watch};
 }
 
 pub use address_space::{AddressSpace, AddressSpaceError, Mapping, MappingKind, Protection};
-pub use capture::{Capture, CaptureOptions, PendingCapture, Process};
+pub use capture::{Capture, CaptureOptions, PendingCapture};
 pub use codec::{Codec, CodecError};
 pub use coredump::CoreStats;
 pub use diff::{Diff, DiffOptions};
@@ -182,7 +184,9 @@ pub use history::{History, Moment};
 pub use lazy::{Fill, Filled, HotSet, LazyMapping};
 pub use left_out::{LeftOut, WhyLeftOut};
 pub use migrate::Migration;
+pub use process::Process;
 pub use progress::Progress;
+pub use ranges::Ranges;
 pub use record::{AttachmentRef, Origin, Record, RecordError, SnapshotId, Trigger};
 pub use repair::{RepairOptions, RepairReport};
 pub use reservation::Reservation;
@@ -191,15 +195,15 @@ pub use rollback::{RollBack, RollBackStats};
 pub use sink::SinkError;
 pub use snapshot::{ProcessSummary, Snapshot};
 pub use source::{
-    Attachment, Compression, CopyOut, CoreSource, FileSource, Frozen, InPlace, LiveMemory, Memory, OpenCore,
-    ProcessSource, Source, SourceError, SourceExt, Tracked,
+    Attachment, Compression, CopyOut, CoreSource, FileSource, Frozen, InPlace, LiveMemory, Memory, OneMemory,
+    OpenCore, ProcessSource, Source, SourceError, SourceExt, Tracked,
 };
 pub use stats::Stats;
 pub use store::catalog::Labels;
 pub use store::error::StoreError;
 pub use store::id::StoreId;
-pub use store::object::Kind;
-pub use store::read::Check;
+pub use store::packs::object::Kind;
+pub use store::packs::read::Check;
 pub use store::{Store, StoreInfo, StoreOptions};
 pub use table::REGIONS_PER_TABLE;
 pub use template::{Instance, Template};

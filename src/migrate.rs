@@ -11,7 +11,7 @@ use crate::store::lock::Lock;
 use crate::store::{Store, StoreOptions};
 
 /// What a migration did, or would do.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
 #[non_exhaustive]
 pub struct Migration {
     /// The format the store had.

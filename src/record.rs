@@ -1,9 +1,10 @@
-//! The snapshot record: what one snapshot is, and with its layout, root and tables all of it.
+//! The snapshot record: what one snapshot is. Together with its layout, root and tables it
+//! describes the whole snapshot.
 //!
-//! Records, layouts, notes and tombstones are stored as one version byte and then bincode
+//! Records, layouts, notes and tombstones are stored as one version byte followed by bincode
 //! (`config::standard()`: little-endian, variable-length integers). The id of a snapshot is the
-//! BLAKE3 of exactly these bytes, so a record can never change; what may change later, its
-//! labels, stands in a *note* of its own.
+//! BLAKE3 hash of exactly these bytes, so a record can never change. The labels of a snapshot may
+//! change later; they are stored in a separate *note*.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -33,11 +34,11 @@ impl fmt::Debug for SnapshotId {
     }
 }
 
-/// What made somebody take a snapshot. The names are those of Wasmer's WASIX journal.
+/// Why a snapshot was taken. The names are those of Wasmer's WASIX journal.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub enum Trigger {
-    /// It was asked for.
+    /// The user asked for it.
     #[default]
     Explicit,
     /// An interval passed.
@@ -52,7 +53,7 @@ pub enum Trigger {
     FirstEnviron,
     /// The process got the signal of this name.
     Signal(String),
-    /// The process was being started.
+    /// The process was starting.
     Bootstrap,
     /// Anything else.
     Other(String),
@@ -76,7 +77,7 @@ impl fmt::Display for Trigger {
 
 impl FromStr for Trigger {
     type Err = std::convert::Infallible;
-    /// The trigger of this name; a name that is none becomes [`Trigger::Other`].
+    /// The trigger of this name; an unknown name becomes [`Trigger::Other`].
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         Ok(match text {
             "explicit" => Trigger::Explicit,
@@ -102,13 +103,13 @@ pub enum Origin {
     Bytes,
     /// A raw memory file.
     File {
-        /// Its path, absolute where that could be found out.
+        /// Its path, absolute if the absolute path is known.
         #[serde(with = "path_bytes")]
         path: PathBuf,
     },
     /// A live Linux process.
     Process {
-        /// Its process id at the time.
+        /// Its process id at that time.
         pid: u32,
         /// Its executable, if it could be read.
         #[serde(with = "optional_path_bytes")]
@@ -116,41 +117,42 @@ pub enum Origin {
         /// Its command line, if it could be read.
         command: Vec<String>,
     },
-    /// An ELF core file.
+    /// An ELF core dump.
     Core {
-        /// Its path, absolute where that could be found out.
+        /// Its path, absolute if the absolute path is known.
         #[serde(with = "path_bytes")]
         path: PathBuf,
-        /// The id of the process that it is of, if it says so.
+        /// The id of the dumped process, if the core dump has it.
         pid: Option<u32>,
-        /// The executable of that process, if it says so.
+        /// The executable of that process, if the core dump has it.
         #[serde(with = "optional_path_bytes")]
         executable: Option<PathBuf>,
-        /// The command line of that process as far as the core has it: its words in one text, or nothing.
+        /// The command line of that process as far as the core dump has it: all words in one text,
+        /// or nothing.
         command: Vec<String>,
     },
 }
 
-/// Something kept beside the memory: registers, the auxiliary vector, wasm globals.
+/// Data kept together with the memory: registers, the auxiliary vector, Wasm globals.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct AttachmentRef {
-    /// What it is: `threads`, `auxv`, or a name of the caller's.
+    /// Its kind: `threads`, `auxv`, or a name chosen by the caller.
     pub name: String,
-    /// The BLAKE3 of its bytes; the all-zero hash if it has none.
+    /// The BLAKE3 hash of its bytes; the all-zero hash if it has none.
     pub hash: Hash,
-    /// How many bytes it has.
+    /// Its size.
     pub length_bytes: u64,
 }
 
 /// One snapshot of one process. Immutable: its id is the hash of its encoding.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Record {
-    /// The process, as the store names it.
+    /// The process's name in the store.
     pub process: String,
-    /// The snapshot it followed, if any.
+    /// The snapshot before it, if any.
     pub parent: Option<SnapshotId>,
-    /// When it was taken by the clock of the machine, which may have been wrong: [`moment`](Self::moment) says where
-    /// the snapshot stands among the others.
+    /// When it was taken, by the machine's clock, which may have been wrong.
+    /// [`moment`](Self::moment) gives its position among the other snapshots.
     #[serde(with = "nanoseconds")]
     pub time: Timestamp,
     /// Why it was taken.
@@ -159,13 +161,13 @@ pub struct Record {
     pub origin: Origin,
     /// The region size of its tables.
     pub region_size: RegionSize,
-    /// The bytes of all captured mappings.
+    /// The total size of all captured mappings.
     pub memory_bytes: u64,
-    /// How many of them lie in regions of nothing but zeros.
+    /// How many of these bytes lie in all-zero regions.
     pub zero_bytes: u64,
-    /// How many regions they are.
+    /// The number of regions.
     pub regions: u64,
-    /// What is kept beside the memory.
+    /// The data kept together with the memory.
     pub attachments: Vec<AttachmentRef>,
     /// The stored layout: the [`AddressSpace`](crate::AddressSpace).
     pub layout: Hash,
@@ -174,21 +176,22 @@ pub struct Record {
 }
 
 impl Record {
-    /// Where the snapshot stands in the order of all snapshots: at its time or, where the clock said that it was earlier than the
-    /// newest snapshot of the store, just after that one.
+    /// The position of the snapshot in the order of all snapshots. This is its time; if the clock
+    /// gave a time before the newest snapshot of the store, it is a moment just after that
+    /// snapshot.
     pub fn moment(&self) -> Timestamp {
         moment(self.time, &self.attachments)
     }
 }
 
 impl AttachmentRef {
-    /// Whether it only says where the snapshot [stands](Record::moment), and has no bytes.
+    /// Whether it has no bytes and only records the snapshot's [moment](Record::moment).
     pub fn is_moment(&self) -> bool {
         self.as_moment().is_some()
     }
 
-    /// What says that a snapshot stands at this moment. It has no bytes: all of it is in its name, so that the order of
-    /// snapshots is known without reading more than their records.
+    /// The attachment that records a snapshot's moment. It has no bytes: its name holds the moment,
+    /// so that reading the records is enough to order the snapshots.
     pub(crate) fn of_moment(moment: Timestamp) -> AttachmentRef {
         let name = format!("{MOMENT_PREFIX}{}", moment.as_nanosecond());
         AttachmentRef { name, hash: Hash::ZERO, length_bytes: 0 }
@@ -199,27 +202,27 @@ impl AttachmentRef {
     }
 }
 
-/// So begins the name of the attachment that says at which moment a snapshot stands.
+/// The prefix of the name of the attachment that records a snapshot's moment.
 pub(crate) const MOMENT_PREFIX: &str = "moment:";
 
-/// The moment that the name of an attachment says, if it does.
+/// The moment in the name of an attachment, if it has one.
 pub(crate) fn moment_in(name: &str) -> Option<Timestamp> {
     Timestamp::from_nanosecond(name.strip_prefix(MOMENT_PREFIX)?.parse().ok()?).ok()
 }
 
-/// Where a snapshot stands in the order of all.
+/// The position of a snapshot in the order of all snapshots.
 pub(crate) fn moment(time: Timestamp, attachments: &[AttachmentRef]) -> Timestamp {
     attachments.iter().find_map(AttachmentRef::as_moment).unwrap_or(time)
 }
 
-/// A capture records so many bytes of a command line, the byte after each word included. A process can make its own
-/// command line as long as its stack.
+/// A capture records at most this many bytes of a command line, including one byte after each word.
+/// A process can make its own command line as long as its stack.
 pub(crate) const MAX_COMMAND_BYTES: usize = 4096;
 
-/// The last word of a command line that was cut.
+/// The last word of a command line that was truncated.
 pub(crate) const CUT: &str = "… (cut)";
 
-/// The first words of a command line that is too long, and after them [`CUT`].
+/// The first words of a command line that is too long, followed by [`CUT`].
 pub(crate) fn cut_command(words: impl IntoIterator<Item = String>) -> Vec<String> {
     let mut left = MAX_COMMAND_BYTES;
     let mut kept = Vec::new();
@@ -239,7 +242,7 @@ pub(crate) fn cut_command(words: impl IntoIterator<Item = String>) -> Vec<String
 }
 
 impl Origin {
-    /// The same with a command line that is not too long.
+    /// The same origin with its command line truncated to the limit.
     pub(crate) fn cut(mut self) -> Origin {
         if let Origin::Process { command, .. } | Origin::Core { command, .. } = &mut self
             && command.last().is_none_or(|last| last != CUT)
@@ -251,7 +254,7 @@ impl Origin {
     }
 }
 
-/// Labels given to a snapshot. Of several notes on one snapshot the newest counts.
+/// Labels of a snapshot. If there are several notes on one snapshot, the newest counts.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Note {
     pub(crate) snapshot: SnapshotId,
@@ -260,7 +263,7 @@ pub(crate) struct Note {
     pub(crate) labels: BTreeMap<String, String>,
 }
 
-/// Says that a snapshot is forgotten.
+/// Records that a snapshot is forgotten.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Tombstone {
     pub(crate) snapshot: SnapshotId,
@@ -271,39 +274,40 @@ pub(crate) struct Tombstone {
 /// The version byte before every bincode value.
 pub(crate) const ENCODING_VERSION: u8 = 1;
 
-/// No decoded value may claim more than this.
+/// No decoded value may claim more bytes than this.
 const DECODE_LIMIT_BYTES: usize = 256 << 20;
 
-/// Nor more than this for each of its stored bytes: a number of 16 bytes takes one at least.
+/// The limit for each stored byte: a 16-byte number takes at least one stored byte.
 const CLAIM_PER_BYTE: usize = 16;
 
-/// A part of a record may not claim more than this: its stored bytes are at most a sixteenth.
+/// The limit for one part of a record; a part has at most a sixteenth as many stored bytes.
 const FIRST_LIMIT_BYTES: usize = 1 << 20;
 
-/// Up to so many stored bytes have a lower limit.
+/// Values of up to this many stored bytes have a lower limit.
 const SMALL_BYTES: usize = 4 << 10;
 const MEDIUM_BYTES: usize = 256 << 10;
 
-/// The stored bytes of a record, layout, note, tombstone or attachment of this program's own.
+/// The stored bytes of a record, a layout, a note, a tombstone, or an attachment that this program
+/// defines.
 pub(crate) fn encode<T: Serialize>(value: &T) -> Result<Vec<u8>, RecordError> {
     let mut bytes = vec![ENCODING_VERSION];
     encode_onto(value, &mut bytes)?;
     Ok(bytes)
 }
 
-/// Adds a value without the version byte.
+/// Appends a value without the version byte.
 pub(crate) fn encode_onto<T: Serialize>(value: &T, bytes: &mut Vec<u8>) -> Result<(), RecordError> {
     bincode::serde::encode_into_std_write(value, bytes, bincode::config::standard())
         .map(drop)
         .map_err(|error| RecordError::Encode { detail: error.to_string() })
 }
 
-/// The value in stored bytes, all of which it must use.
+/// Decodes stored bytes; the value must use all of them.
 pub(crate) fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, RecordError> {
     let decode_error = |detail: String| RecordError::Decode { detail };
     let rest = without_version(bytes)?;
-    // The decoder allocates what a length asks for, up to its limit, before it looks whether so much is there; and
-    // a limit is a constant.
+    // Before the decoder checks how many bytes exist, it allocates what a length asks for, up to
+    // its limit. A limit must be a constant.
     let decoded = match rest.len() {
         ..SMALL_BYTES => decode_within::<T, { SMALL_BYTES * CLAIM_PER_BYTE }>(rest),
         SMALL_BYTES..MEDIUM_BYTES => decode_within::<T, { MEDIUM_BYTES * CLAIM_PER_BYTE }>(rest),
@@ -316,7 +320,7 @@ pub(crate) fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, RecordError
     Ok(value)
 }
 
-/// The bytes after the version byte, if it is the one of this program.
+/// The bytes after the version byte; an error if that is not this program's version.
 pub(crate) fn without_version(bytes: &[u8]) -> Result<&[u8], RecordError> {
     match bytes.split_first() {
         None => Err(RecordError::Decode { detail: "no bytes at all".to_owned() }),
@@ -325,13 +329,14 @@ pub(crate) fn without_version(bytes: &[u8]) -> Result<&[u8], RecordError> {
     }
 }
 
-/// The value at the start of bytes without a version byte, and how many of them it takes. It may claim a MiB.
+/// The value at the start of bytes without a version byte, and how many bytes it takes. The value
+/// may claim 1 MiB.
 pub(crate) fn decode_first<T: DeserializeOwned>(bytes: &[u8]) -> Result<(T, usize), RecordError> {
     decode_within::<T, FIRST_LIMIT_BYTES>(bytes)
         .map_err(|error| RecordError::Decode { detail: error.to_string() })
 }
 
-/// The unsigned number at the start of bytes, and how many of them it takes.
+/// The unsigned number at the start of bytes, and how many bytes it takes.
 pub(crate) fn read_number(bytes: &[u8]) -> Option<(u64, usize)> {
     let (first, rest) = bytes.split_first()?;
     Some(match first {
@@ -343,7 +348,7 @@ pub(crate) fn read_number(bytes: &[u8]) -> Option<(u64, usize)> {
     })
 }
 
-/// The value at the start of `bytes`, and how many of them it takes.
+/// The value at the start of `bytes`, and how many bytes it takes.
 fn decode_within<T: DeserializeOwned, const LIMIT_BYTES: usize>(
     bytes: &[u8],
 ) -> Result<(T, usize), bincode::error::DecodeError> {
@@ -367,7 +372,7 @@ mod path_bytes {
     }
 }
 
-/// The same for a path that may be missing.
+/// The same for an optional path.
 mod optional_path_bytes {
     use std::ffi::OsString;
     use std::os::unix::ffi::{OsStrExt, OsStringExt};
@@ -407,13 +412,13 @@ pub enum RecordError {
     /// It cannot be encoded.
     #[error("cannot be encoded: {detail}")]
     Encode {
-        /// What the encoder said.
+        /// The encoder's message.
         detail: String,
     },
-    /// Its bytes are not what they should be.
+    /// Its bytes are malformed.
     #[error("cannot be decoded: {detail}")]
     Decode {
-        /// What the decoder said.
+        /// The decoder's message.
         detail: String,
     },
     /// It was written by a newer program.
@@ -475,7 +480,8 @@ mod tests {
         assert_eq!(decode::<Record>(&newer), Err(RecordError::Version { found: ENCODING_VERSION + 1 }));
     }
 
-    /// Its length is refused by the limit, before so much is allocated; it is not found out by what is missing.
+    /// The limit rejects the length before the allocation; the decoder does not need to find that
+    /// bytes are missing.
     #[test]
     fn a_length_far_beyond_the_stored_bytes_is_refused_before_it_is_allocated() {
         let limited = |bytes: &[u8]| match decode::<Record>(bytes) {
@@ -497,13 +503,13 @@ mod tests {
         assert!(limited(&with_length(300_000_000, MEDIUM_BYTES)));
     }
 
-    /// Numbers that take one stored byte each are what comes closest to the limits.
+    /// Numbers that take one stored byte each come closest to the limits.
     #[test]
     fn values_of_every_length_come_back() {
         for count in [1, 100, 240, 250, 4_000, 20_000, 40_000] {
             let range = |at: u64| crate::units::AddressRange::new(at, at + 1).unwrap();
             let mut space = AddressSpace::default();
-            space.set_unreadable((0..count).map(|at| range(2 * at)).collect());
+            space.set_unreadable((0..count).map(|at| range(2 * at)));
             space.exclude(&(0..count).map(|at| range(2 * at)).collect::<Vec<_>>());
             assert_eq!(decode::<AddressSpace>(&encode(&space).unwrap()).unwrap(), space);
             let numbers = vec![0i128; usize::try_from(count).unwrap() * 10];

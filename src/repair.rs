@@ -19,20 +19,23 @@ use crate::hash::Hash;
 use crate::progress::Progress;
 use crate::record::SnapshotId;
 use crate::store::aside::Aside;
-use crate::store::collected::{self, Collected};
+use crate::store::commit::encode;
 use crate::store::compact::{KeepAll, compact, salvage};
 use crate::store::directory;
 use crate::store::error::StoreError;
+use crate::store::fact;
 use crate::store::format::{FORMAT_FILE, Format};
-use crate::store::location::Location;
+use crate::store::identity;
 use crate::store::lock::{Access, Lock};
-use crate::store::lost;
-use crate::store::object::Kind;
-use crate::store::open;
-use crate::store::pack::{Pack, Scanned};
-use crate::store::read::{Check, Reader};
+use crate::store::packs::collected::{self, Collected};
+use crate::store::packs::location::Location;
+use crate::store::packs::lost;
+use crate::store::packs::object::Kind;
+use crate::store::packs::pack::Pack;
+use crate::store::packs::read::{Check, Reader};
+use crate::store::packs::scan::Scanned;
 use crate::store::tree::Tree;
-use crate::store::{Shared, Store, encode};
+use crate::store::{Shared, Store};
 use crate::sys::dir::Dir;
 use crate::sys::file;
 use crate::sys::heap;
@@ -57,7 +60,7 @@ pub struct RepairOptions {
 }
 
 /// What was done.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize)]
 #[non_exhaustive]
 pub struct RepairReport {
     /// Whether the index was built anew.
@@ -68,9 +71,11 @@ pub struct RepairReport {
     pub damaged: Vec<String>,
     /// The snapshots that cannot be restored whole. They stay on record: capturing the same memory
     /// again brings back what they lack.
+    #[serde(serialize_with = "crate::report::texts")]
     pub lost_snapshots: Vec<SnapshotId>,
     /// The file in the folder for damaged things that tells what was set aside and what was lost; none if there
     /// was nothing to tell.
+    #[serde(skip)]
     pub report: Option<PathBuf>,
 }
 
@@ -93,7 +98,7 @@ impl Store {
 fn repair(path: &Path, options: &RepairOptions) -> Result<RepairReport, Error> {
     let dir = &directory::open(path, options.trust_owner)?;
     // Before a LOCK is made in what may be no store.
-    Format::found(dir)?;
+    identity::of(dir)?;
     let lock = Arc::new(Lock::take(dir, options.wait)?);
     if !options.dry_run {
         lock.check_writable()?;
@@ -103,7 +108,7 @@ fn repair(path: &Path, options: &RepairOptions) -> Result<RepairReport, Error> {
     }
     let mut report = RepairReport::default();
     let mut aside = Aside::begin(dir);
-    let (format, wrong) = Format::found(dir)?;
+    let (format, wrong) = identity::of(dir)?;
     if let Some(wrong) = wrong {
         report.damaged.push(format!("{}: {wrong}", path.join(FORMAT_FILE).display()));
         if !options.dry_run {
@@ -136,7 +141,7 @@ fn repair(path: &Path, options: &RepairOptions) -> Result<RepairReport, Error> {
     }
     report.damaged.extend(shared.lost.iter().map(|lost| format!("{}: {}", lost.file_name(), lost.why())));
     if !options.dry_run {
-        shared.ground(&others)?;
+        shared.resolve_with(&others)?;
     }
     mend_packs(shared, options, &mut report, &mut aside)?;
     let verify = VerifyOptions { progress: options.progress.clone(), ..Default::default() };
@@ -250,7 +255,7 @@ fn damage(pack: &Arc<Pack>) -> Result<Vec<String>, Error> {
         Err(error) => Some(Err(error.into())),
         Ok(Scanned::Object { offset_bytes, header, payload }) => {
             let location = Location::new(pack.number, offset_bytes, &header);
-            let why = open::fact(&header, payload, location).err()?;
+            let why = fact::read(&header, payload, location).err()?;
             let (path, end_bytes) = (pack.name.display(), location.end_bytes());
             Some(Ok(format!(
                 "{path} bytes {offset_bytes}..{end_bytes} ({} {}): {why}",

@@ -1,11 +1,12 @@
-//! Reservations: one memory at one address for life, which grows and becomes snapshots where it is.
+//! Reservations: one memory at one fixed address, which grows and becomes snapshots in place.
+//! Compiled code may keep the address: only the content is replaced.
 //!
 //! ```text
-//! | guard | length ········ | up to what is set aside | guard |
+//! | guard | length ········ | up to the reserved size | guard |
 //!         ^ the address, known to compiled code
-//!           its content:  zeros, or an image decoded into them     what is written: write protection
-//!                         a template, mapped copy-on-write                          copy-on-write
-//!                         an image, filled on first touch                           once it is filled
+//!           its content:  zeros, or an image decoded into them     tracked by:  write protection
+//!                         a template, mapped copy-on-write                    copy-on-write
+//!                         an image, filled at page faults                     once it is filled
 //! ```
 
 use std::fmt;
@@ -25,17 +26,18 @@ use crate::sys::reserve::Addresses;
 use crate::template::Template;
 use crate::track::{CopyOnWrite, Tracker, Untracked};
 
-/// Addresses of this process set aside for one memory that is used by its address: the linear memory of a
-/// WebAssembly engine, a guest of a hypervisor, an arena.
+/// Addresses of this process that are reserved for one memory whose address must not change: the
+/// linear memory of a WebAssembly engine, a guest of a hypervisor, an arena.
 ///
-/// It begins as zeros, grows and becomes shorter in place, and can become a snapshot in place: [decoded into
-/// it](Self::restore), [filled on first touch](Self::restore_lazily), or a [template](Self::instantiate) mapped
-/// copy-on-write. It is a [`Source`], and what is written to it is tracked by whatever means its content allows.
+/// It begins as zeros, grows and shrinks in place, and can become a snapshot in place: [decoded
+/// into it](Self::restore), [filled at page faults](Self::restore_lazily), or a
+/// [template](Self::instantiate) mapped copy-on-write. It is a [`Source`]. Its dirty memory is
+/// tracked by the method that suits its content.
 ///
-/// **Who uses the pointer** ([`as_ptr`](Self::as_ptr)) does so by unsafe code. While a method with `&mut self`
-/// runs nobody may access the memory, and no reference to its bytes may live across one. While it is captured
-/// nobody should write to it, as with [`LiveMemory`]. What lies behind its length, and the guards, is not
-/// accessible: a touch is `SIGSEGV`.
+/// **Using the pointer** ([`as_ptr`](Self::as_ptr)) needs unsafe code. While a method with
+/// `&mut self` runs, nobody may access the memory, and no reference to its bytes may live across
+/// the call. During a capture nobody should write to it, as with [`LiveMemory`]. The addresses
+/// behind its length and the guards are inaccessible: an access raises `SIGSEGV`.
 ///
 /// ```
 /// use stillframe::{CaptureOptions, Reservation, Store};
@@ -45,7 +47,7 @@ use crate::track::{CopyOnWrite, Tracker, Untracked};
 /// let booted = store.process("vm").capture(&booted, &CaptureOptions::default())?;
 /// let template = store.template(booted.id)?;
 ///
-/// let mut memory = Reservation::new(4 << 30, 32 << 20)?;      // addresses, which take up no memory
+/// let mut memory = Reservation::new(4 << 30, 32 << 20)?;      // only addresses, no memory
 /// memory.instantiate(&template)?;                             // microseconds
 /// memory.set_length_bytes(2 << 20)?;
 /// memory.bytes_mut()[5000] = 8;
@@ -58,9 +60,9 @@ use crate::track::{CopyOnWrite, Tracker, Untracked};
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 pub struct Reservation {
-    /// What it holds besides bytes goes before the addresses do.
+    /// This is dropped before the addresses.
     content: Content,
-    /// The memory as a source, without a tracker unless the content is its own.
+    /// The memory as a source. It has a tracker only if the content is `Own`.
     live: LiveMemory,
     addresses: Addresses,
 }
@@ -68,36 +70,37 @@ pub struct Reservation {
 enum Content {
     /// Private memory without a file.
     Own,
-    /// A template's, and what was written.
+    /// The memory of a template, and the pages written since.
     Instance(Arc<CopyOnWrite>),
-    /// Filled on first touch.
+    /// Filled at page faults.
     Lazy(Serving),
 }
 
 impl Reservation {
-    /// Sets aside addresses for a memory of up to `reserved_bytes`, and `guard_bytes` more on both sides of
-    /// it. Its length is 0.
+    /// Reserves addresses for a memory of up to `reserved_bytes`, with `guard_bytes` more on both
+    /// sides. Its length is 0.
     ///
     /// # Errors
     ///
-    /// [`SinkError::Mapping`] where there are no more addresses (`RLIMIT_AS`) or mappings.
+    /// [`SinkError::Mapping`] if the address space (`RLIMIT_AS`) or the number of mappings is
+    /// exhausted.
     pub fn new(reserved_bytes: usize, guard_bytes: usize) -> Result<Reservation, Error> {
         let addresses = Addresses::new(reserved_bytes, guard_bytes)
             .map_err(|source| SinkError::Mapping { bytes: reserved_bytes as u64, source })?;
         Ok(Reservation { content: Content::Own, live: LiveMemory::new(addresses.start(), 0), addresses })
     }
 
-    /// Where it begins, for life.
+    /// Its address, which never changes.
     pub fn as_ptr(&self) -> *mut u8 {
         self.addresses.start()
     }
 
-    /// How many bytes it has.
+    /// Its length.
     pub fn length_bytes(&self) -> usize {
         self.addresses.length_bytes()
     }
 
-    /// How many it can have, in whole pages.
+    /// The greatest possible length, in whole pages.
     pub fn reserved_bytes(&self) -> usize {
         self.addresses.capacity_bytes()
     }
@@ -107,13 +110,14 @@ impl Reservation {
         self.addresses.bytes_mut()
     }
 
-    /// Grows by zeros, or becomes shorter, and what it is shorter by is lost. What it grows by is tracked as
-    /// the rest is; should the kernel refuse that, tracking ends and the growth stands.
+    /// Extends the memory with zeros, or truncates it and discards the rest. New memory is tracked
+    /// like the rest; if the kernel refuses that, tracking ends and the memory still grows.
     ///
     /// # Errors
     ///
-    /// [`SinkError::Reserved`] if not so much is set aside; [`SinkError::Mapping`]. Its length is as before
-    /// then. For one that is being filled, and is to be shorter, the error that ends the filling.
+    /// [`SinkError::Reserved`] if not enough is reserved; [`SinkError::Mapping`]. The length is
+    /// unchanged then. If the memory is still being filled and this shrinks it: the error that
+    /// ended the filling.
     pub fn set_length_bytes(&mut self, length_bytes: usize) -> Result<(), Error> {
         if length_bytes == self.length_bytes() {
             return Ok(());
@@ -122,7 +126,7 @@ impl Reservation {
         if length_bytes < self.length_bytes() {
             self.settle()?;
         } else if let Content::Instance(_) = self.content {
-            // A page that was thrown away is the template's again, also behind the end.
+            // A page that was discarded holds the template's bytes again, also behind the end.
             self.addresses.clear_behind();
         }
         self.addresses.set_length_bytes(length_bytes).map_err(mapping_failed(length_bytes))?;
@@ -142,13 +146,13 @@ impl Reservation {
         Ok(())
     }
 
-    /// From here on what is written is known, at the cost that [`LiveMemory::track_writes`] tells. An instance
-    /// of a template needs no such thing, and one that is tracked already goes on as it is. If it is being filled
-    /// on first touch this waits until that is done.
+    /// Tracks writes from now on, at the cost that [`LiveMemory::track_writes`] describes. An
+    /// instance of a template does not need it, and memory that is tracked already stays tracked.
+    /// If the memory is being filled at page faults, this waits until it is filled.
     ///
     /// # Errors
     ///
-    /// As [`LiveMemory::track_writes`]; what could not be filled.
+    /// As [`LiveMemory::track_writes`]; the first error in filling.
     pub fn track_writes(&mut self) -> Result<(), Error> {
         self.settle()?;
         if matches!(self.content, Content::Own) && self.live.tracker().is_err() {
@@ -157,12 +161,12 @@ impl Reservation {
         Ok(())
     }
 
-    /// The same where it is possible. Where it is not, everything is read, and
+    /// The same where it is possible. Where it is not, captures read the whole memory, and
     /// [`Capture::tracking`](crate::Capture::tracking) says why.
     ///
     /// # Errors
     ///
-    /// What could not be filled.
+    /// The first error in filling.
     pub fn track_writes_if_possible(&mut self) -> Result<(), Error> {
         self.settle()?;
         if matches!(self.content, Content::Own) && self.live.tracker().err() == Some(Untracked::NoTracker) {
@@ -171,14 +175,16 @@ impl Reservation {
         Ok(())
     }
 
-    /// It becomes the image, decoded into it, and its length that of the image. Where the machine can, it is tracked
-    /// from here on, and it is known that it is as in this snapshot.
+    /// Decodes the image into the memory; its length becomes that of the image. If the machine can,
+    /// writes are tracked from then on, with this snapshot as the [basis](Self::basis).
     ///
-    /// Cost: 2.8 GB/s a core for decoding, and the population of the pages; zeros cost nothing.
+    /// Cost: 2.8 GB/s a core for decoding (AMD EPYC, 2 cores), plus populating the pages; zeros
+    /// cost nothing.
     ///
     /// # Errors
     ///
-    /// As [`set_length_bytes`](Self::set_length_bytes); damage: then it is all zeros.
+    /// As [`set_length_bytes`](Self::set_length_bytes); damage, after which the memory is all
+    /// zeros.
     pub fn restore(&mut self, restore: Restore<'_>) -> Result<(), Error> {
         restore.shared.check_process()?;
         let id = restore.id;
@@ -192,16 +198,17 @@ impl Reservation {
         Ok(())
     }
 
-    /// It becomes the image, which is filled when it is touched and as `fill` says; and its length that of the
-    /// image. Returns at once. [`LazyMapping`](crate::LazyMapping) tells what is to be known about such memory.
-    /// Captures, rollbacks, and [tracking](Self::track_writes) wait until all is filled.
+    /// Turns the memory into the image, which is filled at page faults and as `fill` says; its
+    /// length becomes that of the image. Returns at once. [`LazyMapping`](crate::LazyMapping)
+    /// documents such memory. Captures, rollbacks, and [tracking](Self::track_writes) wait until
+    /// all is filled.
     ///
-    /// Where the machine has no `userfaultfd`, or the memory is populated by the kernel before it could be filled, it is
-    /// restored at once, and the answer says why.
+    /// If the machine has no `userfaultfd`, or if the kernel populates the memory before it can be
+    /// filled, this restores everything at once, and the returned value says why.
     ///
     /// # Errors
     ///
-    /// As [`set_length_bytes`](Self::set_length_bytes); where it is restored at once, as
+    /// As [`set_length_bytes`](Self::set_length_bytes); if everything is restored at once, as
     /// [`restore`](Self::restore).
     pub fn restore_lazily(&mut self, restore: Restore<'_>, fill: Fill) -> Result<Filled, Error> {
         restore.shared.check_process()?;
@@ -225,9 +232,10 @@ impl Reservation {
         Ok(Filled::Lazily)
     }
 
-    /// It becomes one more instance of a template, and its length that of the image. See
-    /// [`Template::instance`] for what that is and costs: some microseconds. If it was one of the same template
-    /// this throws away what was written to it.
+    /// Turns the memory into one more instance of a template; its length becomes that of the image.
+    /// See [`Template::instance`] for what an instance is and costs: some microseconds (AMD EPYC, 2
+    /// cores). If it was an instance of the same template already, this discards what was written
+    /// to it.
     ///
     /// # Errors
     ///
@@ -235,7 +243,7 @@ impl Reservation {
     pub fn instantiate(&mut self, template: &Template) -> Result<(), Error> {
         let length = self.check_room(template.image_bytes())?;
         self.forget_content();
-        // Its own length is not touched before: that would be one more mapping.
+        // The old length is not changed first: that would cost one more mapping.
         self.addresses.map_copy(template.sealed_file(), length).map_err(mapping_failed(length))?;
         self.live = self.untracked();
         let start = self.as_ptr().addr() as u64;
@@ -244,14 +252,14 @@ impl Reservation {
         Ok(())
     }
 
-    /// It becomes what it was in a snapshot, by writing what differs, and its length that of the image. Nothing
-    /// is known of it beforehand that its [tracker](Self::track_writes) does not know; afterwards it is known that
-    /// it is as in this snapshot.
+    /// Rolls the memory back to a snapshot by writing the bytes that differ; its length becomes
+    /// that of the image. Beforehand only its [tracker](Self::track_writes) knows what is dirty;
+    /// afterwards this snapshot is its [basis](Self::basis).
     ///
     /// # Errors
     ///
-    /// As [`RollBack::slice`], and [`set_length_bytes`](Self::set_length_bytes). Where nothing is written it
-    /// is as it was, also in its length.
+    /// As [`RollBack::slice`], and [`set_length_bytes`](Self::set_length_bytes). If nothing was
+    /// written, the memory and its length are unchanged.
     pub fn roll_back(&mut self, roll_back: RollBack<'_>) -> Result<RollBackStats, Error> {
         self.settle()?;
         let length = self.check_room(roll_back.address_space().image_bytes())?;
@@ -259,7 +267,7 @@ impl Reservation {
         if length > before {
             self.set_length_bytes(length)?;
         } else {
-            // The rest is kept until all is well.
+            // The rest is kept until the rollback has succeeded.
             self.set_tracked_bytes(length);
         }
         let rolled_back = self.roll_back_bytes(roll_back, length);
@@ -279,7 +287,7 @@ impl Reservation {
         }
     }
 
-    /// Lets the tracker know only the first so many bytes, or all again.
+    /// Restricts the tracker to this many bytes from the start, or extends it to all bytes again.
     fn set_tracked_bytes(&mut self, length: usize) {
         if let Content::Instance(tracker) = &self.content {
             tracker.set_length_bytes(length as u64);
@@ -289,13 +297,14 @@ impl Reservation {
         }
     }
 
-    /// The snapshot that it is known to be like but for what was written since: the parent for the next
-    /// capture ([`CaptureOptions::parent`](crate::CaptureOptions::parent)), which then costs what changed.
+    /// The snapshot that the memory equals, except for writes that are tracked since. Use it as the
+    /// parent of the next capture ([`CaptureOptions::parent`](crate::CaptureOptions::parent)),
+    /// which then costs only what changed.
     pub fn basis(&self) -> Option<SnapshotId> {
         self.tracker().ok().and_then(|tracker| tracker.basis())
     }
 
-    /// Whether all of it is there. Only one that was restored lazily may not be.
+    /// Whether all of it is filled. Only memory that was restored lazily may be incomplete.
     pub fn is_filled(&self) -> bool {
         match &self.content {
             Content::Lazy(serving) => serving.is_filled(),
@@ -303,7 +312,8 @@ impl Reservation {
         }
     }
 
-    /// What was touched before it was filled: see [`LazyMapping::touched`](crate::LazyMapping::touched).
+    /// The working set: the memory that was accessed before it was filled. See
+    /// [`LazyMapping::touched`](crate::LazyMapping::touched).
     pub fn touched(&self) -> HotSet {
         match &self.content {
             Content::Lazy(serving) => serving.touched(),
@@ -311,7 +321,7 @@ impl Reservation {
         }
     }
 
-    /// The first thing that could not be filled, if there was one.
+    /// The first error in filling, if there was one.
     pub fn error(&self) -> Option<Arc<Error>> {
         match &self.content {
             Content::Lazy(serving) => serving.error(),
@@ -321,7 +331,7 @@ impl Reservation {
 
     // ---- The content ----------------------------------------------------------------------------
 
-    /// The length as one that fits.
+    /// The wanted length, if it fits.
     fn check_room(&self, wanted_bytes: u64) -> Result<usize, SinkError> {
         let reserved_bytes = self.reserved_bytes() as u64;
         match usize::try_from(wanted_bytes) {
@@ -334,13 +344,13 @@ impl Reservation {
         LiveMemory::new(self.as_ptr(), self.length_bytes())
     }
 
-    /// Lets go of what fills and tracks it.
+    /// Drops everything that fills and tracks the memory.
     fn forget_content(&mut self) {
         self.content = Content::Own;
         self.live = self.untracked();
     }
 
-    /// It becomes so many zeros, of which nobody knows what is written.
+    /// Turns the memory into zeros of the image's length, without a tracker.
     fn empty(&mut self, image_bytes: u64) -> Result<(), Error> {
         let length = self.check_room(image_bytes)?;
         self.forget_content();
@@ -350,7 +360,7 @@ impl Reservation {
         Ok(())
     }
 
-    /// Waits until it is filled; from then on it is memory of its own.
+    /// Waits until it is filled; from then on its content is `Own`.
     fn settle(&mut self) -> Result<(), Error> {
         if let Content::Lazy(serving) = &self.content {
             serving.wait_until_filled().map_err(SinkError::NotFilled)?;
@@ -359,7 +369,7 @@ impl Reservation {
         Ok(())
     }
 
-    /// Tracks it, and knows that it is as in snapshot `id` now.
+    /// Tracks writes from now on, with snapshot `id` as the basis.
     fn track_since(&mut self, id: SnapshotId) {
         self.live = self.untracked().track_writes_if_possible();
         let space = AddressSpace::image("", self.length_bytes() as u64);
@@ -388,7 +398,7 @@ impl fmt::Debug for Reservation {
 impl Source for Reservation {
     fn open(&self) -> Result<Box<dyn Frozen + '_>, SourceError> {
         if let Content::Lazy(serving) = &self.content {
-            // It is read by a system call, which may not wait for what is missing.
+            // A system call reads it and must not wait for missing pages.
             let address = self.as_ptr().addr() as u64;
             let unreadable =
                 |error: Arc<Error>| SourceError::Memory { address, source: io::Error::other(error) };

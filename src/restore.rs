@@ -1,7 +1,7 @@
-//! Restore: a snapshot becomes memory again.
+//! Restore: turns a snapshot into memory again.
 //!
-//! In parallel over tables. Each region is read from its pack, checked, and decoded straight into
-//! the target; regions of zeros are not touched in a target that is zeros already.
+//! It works in parallel over tables. Each region is read from its pack, checked, and decoded
+//! directly into the target. If the target is zeros already, regions of zeros are skipped.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -17,23 +17,24 @@ use crate::record::{Record, SnapshotId};
 use crate::root::Root;
 use crate::sink::{SinkError, SparseFile};
 use crate::store::gate::SnapshotGuard;
-use crate::store::object::Kind;
-use crate::store::read::{Check, Reader};
+use crate::store::packs::object::Kind;
+use crate::store::packs::read::{Check, Reader};
 use crate::store::{Shared, Store};
 use crate::sys::map;
 use crate::table::{self, Place, Places};
+use crate::units::usize_of;
 use crate::workers;
 
-/// What is decoded before it is written to a file: little enough to stay in the cache.
+/// How much is decoded before it is written to a file: little enough to stay in the cache.
 const WRITE_BYTES: usize = 256 << 10;
 
-/// So much is cleared at a time.
+/// The number of bytes that are cleared at a time.
 const CLEAR_BYTES: usize = 8 << 20;
 
-/// A snapshot about to be restored.
+/// A snapshot that is ready to be restored.
 ///
-/// Its *image* is what is restored: the bytes of all captured mappings, one after the other in
-/// address order. [`AddressSpace::captured`] tells where in it each mapping lies. What was excluded
+/// A restore produces its *image*: the bytes of all captured mappings, one after another in address
+/// order. [`AddressSpace::captured`] gives the position of each mapping. Memory that was excluded
 /// or could not be read is zeros.
 pub struct Restore<'a> {
     pub(crate) shared: &'a Arc<Shared>,
@@ -46,8 +47,8 @@ pub struct Restore<'a> {
     pub(crate) pin: SnapshotGuard,
 }
 
-/// What a restore into a file did.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// The result of a restore into a file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
 #[non_exhaustive]
 pub struct RestoreStats {
     /// The length of the image.
@@ -61,8 +62,8 @@ impl Store {
     ///
     /// # Errors
     ///
-    /// [`NoSuchSnapshot`](crate::StoreError::NoSuchSnapshot); [`Damaged`](crate::StoreError::Damaged) or
-    /// [`Missing`](crate::StoreError::Missing) if the
+    /// [`NoSuchSnapshot`](crate::StoreError::NoSuchSnapshot);
+    /// [`Damaged`](crate::StoreError::Damaged) or [`Missing`](crate::StoreError::Missing) if the
     /// layout or the root cannot be read.
     pub fn restore(&self, id: SnapshotId) -> Result<Restore<'_>, Error> {
         let shared = self.shared();
@@ -77,13 +78,13 @@ impl Store {
 }
 
 impl Restore<'_> {
-    /// How thoroughly to check what is read.
+    /// Sets how thoroughly the stored bytes are checked.
     pub fn check(mut self, check: Check) -> Self {
         self.check = check;
         self
     }
 
-    /// Watches the restore.
+    /// Sets a [`Progress`], which reports how far the restore is and can interrupt it.
     pub fn progress(mut self, progress: Progress) -> Self {
         self.progress = progress;
         self
@@ -94,22 +95,22 @@ impl Restore<'_> {
         &self.space
     }
 
-    /// How many bytes the image has.
+    /// The size of the image.
     pub fn image_bytes(&self) -> u64 {
         self.space.image_bytes()
     }
 
     /// Restores the image into a fresh private mapping.
     ///
-    /// Cost: 2.8 GB/s a core for decoding, and the population of the pages, in huge pages where
-    /// the kernel grants them. Zeros cost nothing.
+    /// Cost: 2.8 GB/s a core for decoding (AMD EPYC, 2 cores), plus populating the pages, in huge
+    /// pages where the kernel grants them. Zeros cost nothing.
     ///
     /// # Errors
     ///
-    /// [`SinkError::Mapping`] if the image is too large for this machine (or empty); damage.
+    /// [`SinkError::Mapping`] if the image is empty or too large for this machine; damage.
     pub fn into_mapping(self) -> Result<MmapMut, Error> {
         let bytes = self.image_bytes();
-        let length = usize::try_from(bytes).unwrap_or(usize::MAX);
+        let length = usize_of(bytes);
         let mut mapping = map::map_zeros(length).map_err(|source| SinkError::Mapping { bytes, source })?;
         self.fill(&mut mapping, false)?;
         Ok(mapping)
@@ -120,7 +121,7 @@ impl Restore<'_> {
     /// # Errors
     ///
     /// [`SinkError::Length`] unless the target is exactly as long as the image; nothing is written
-    /// then. Damage; parts of the target may be written then.
+    /// then. Damage; parts of the target may have been written then.
     pub fn into_slice(self, target: &mut [u8]) -> Result<(), Error> {
         let (expected_bytes, found_bytes) = (self.image_bytes(), target.len() as u64);
         if expected_bytes != found_bytes {
@@ -130,12 +131,12 @@ impl Restore<'_> {
     }
 
     /// Restores the image into a new file, with holes where it is zeros. Only the owner may read
-    /// the file, and it is there only when it is complete.
+    /// the file, and it appears only when it is complete.
     ///
     /// # Errors
     ///
-    /// [`SinkError::Exists`] where there is a file, unless `overwrite` allows to replace it; what
-    /// the operating system said; damage.
+    /// [`SinkError::Exists`] if the file exists, unless `overwrite` allows replacing it; an error
+    /// of the operating system; damage.
     pub fn into_file(self, path: impl AsRef<Path>, overwrite: bool) -> Result<RestoreStats, Error> {
         let bytes = self.image_bytes();
         let file = SparseFile::create(path.as_ref(), bytes, overwrite)?;
@@ -144,8 +145,8 @@ impl Restore<'_> {
         Ok(RestoreStats { bytes, written_bytes })
     }
 
-    /// Hands all that is not zeros to `write_at`, with its offset in the image, from many threads. Answers how
-    /// many bytes that were.
+    /// Passes all bytes that are not zeros to `write_at`, with their offset in the image, from many
+    /// threads. Returns how many bytes these were.
     pub(crate) fn write_to(
         &self,
         write_at: impl Fn(&[u8], u64) -> Result<(), Error> + Sync,
@@ -160,7 +161,7 @@ impl Restore<'_> {
             let hashes = reader.hashes(Kind::Table, &hash, place.regions)?;
             let mut region = 0;
             for part in hashes.chunks(buffer.len() / region_bytes) {
-                // One write for each run of regions that are not zeros.
+                // One write for each run of non-zero regions.
                 for run in part.chunk_by(|a, b| a.is_zero() == b.is_zero()) {
                     let first_bytes = region * region_bytes;
                     region += run.len();
@@ -180,7 +181,8 @@ impl Restore<'_> {
         Ok(written_bytes.into_inner())
     }
 
-    /// Decodes everything into `target`, whose length is that of the image. Without `clear_zeros` it is zeros already.
+    /// Decodes everything into `target`, whose length is that of the image. Without `clear_zeros`,
+    /// the target must be zeros already.
     pub(crate) fn fill(&self, target: &mut [u8], clear_zeros: bool) -> Result<(), Error> {
         let places = Places::new(&self.space, self.record.region_size);
         let mut rest = target;
@@ -188,7 +190,7 @@ impl Restore<'_> {
         let mut work = Vec::new();
         let mut zeros: Vec<&mut [u8]> = Vec::new();
         for (hash, place) in self.root.places(&places) {
-            let gap_bytes = usize::try_from(place.image_bytes - rest_bytes).unwrap_or(usize::MAX);
+            let gap_bytes = usize_of(place.image_bytes - rest_bytes);
             let (gap, after) = rest.split_at_mut(gap_bytes);
             let (part, after) = after.split_at_mut(place.length_bytes);
             zeros.push(gap);
@@ -201,7 +203,7 @@ impl Restore<'_> {
         let meter =
             self.progress.begin(cleared_bytes + work.iter().map(|(_, _, part)| length(part)).sum::<u64>());
         if clear_zeros {
-            let parts = zeros.into_iter().flat_map(|gap| gap.chunks_mut(CLEAR_BYTES)).collect();
+            let parts: Vec<_> = zeros.into_iter().flat_map(|gap| gap.chunks_mut(CLEAR_BYTES)).collect();
             workers::for_each(
                 parts,
                 || (),

@@ -1,16 +1,17 @@
 //! A root: the hashes of a snapshot's tables, in layout order.
 //!
-//! Its bytes are those of a long table, 32 for each table of the address space. A sparse process has terabytes
-//! of address space and some megabytes of memory: nearly all of its tables are absent memory, whose hash is zero. So in
-//! memory a root is the list of those that are stored, and everything that goes through a root goes through these:
+//! Its bytes are those of a long table, 32 for each table of the address space. A sparse process
+//! has terabytes of address space and some megabytes of memory: nearly all of its tables are absent
+//! memory, whose hash is zero. So in memory, a root is the list of its stored tables, and all code
+//! that walks a root walks this list:
 //!
 //! ```text
 //! plain bytes   0 0 0 A 0 0 0 0 0 B C 0 0 0 … 0        1.8 million hashes for 14 TiB
 //! in memory     tables: 1,800,000   stored: (3, A) (9, B) (10, C)
 //! ```
 //!
-//! Where the plain bytes are needed, to hash and to encode them, they are written into fresh zeroed memory: the kernel
-//! gives pages only to the parts that are not zeros.
+//! Hashing and encoding need the plain bytes. They are written into fresh zeroed memory, so that
+//! the kernel allocates pages only for the parts that are not zeros.
 
 use std::ops::Range;
 
@@ -22,19 +23,20 @@ use crate::units::AddressRange;
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Root {
     tables: usize,
-    /// Which tables are not of zeros: ascending, below `tables`, and no hash is the all-zero one.
+    /// The tables that are not zeros. Invariant: ascending, below `tables`, and no hash is the
+    /// all-zero one.
     stored: Vec<(usize, Hash)>,
 }
 
-/// The hashes of consecutive tables, those of one mapping; none where there is no such mapping.
+/// The hashes of consecutive tables, those of one mapping; empty if there is no such mapping.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct RootPart<'a> {
-    /// The first of them, in the root.
+    /// The index in the root of the first of them.
     first: usize,
     stored: &'a [(usize, Hash)],
 }
 
-/// Consecutive tables of one mapping: a stored one, or as many as there are of zeros.
+/// Consecutive tables of one mapping: either one stored table, or a maximal run of tables of zeros.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Run {
     /// The addresses that it covers.
@@ -51,25 +53,26 @@ impl Root {
         Root { tables, stored: Vec::new() }
     }
 
-    /// `tables` tables, of which these are stored: in any order, each once. Those that are zeros are left out.
+    /// `tables` tables, of which these are stored: in any order, each once. Tables of zeros are
+    /// dropped from the list.
     pub(crate) fn new(tables: usize, mut stored: Vec<(usize, Hash)>) -> Root {
         stored.retain(|(at, hash)| *at < tables && !hash.is_zero());
         stored.sort_unstable();
         Root { tables, stored }
     }
 
-    /// How many tables there are.
+    /// The number of tables.
     #[cfg(any(test, feature = "fuzzing"))]
     pub(crate) fn tables(&self) -> usize {
         self.tables
     }
 
-    /// Whether there is nothing but zeros.
+    /// Whether all tables are zeros.
     pub(crate) fn is_zero(&self) -> bool {
         self.stored.is_empty()
     }
 
-    /// Which tables are not of zeros, in order.
+    /// The tables that are not zeros, in order.
     pub(crate) fn stored(&self) -> &[(usize, Hash)] {
         &self.stored
     }
@@ -79,14 +82,14 @@ impl Root {
         self.part(0..self.tables).get(at)
     }
 
-    /// Consecutive tables of it.
+    /// A range of its tables.
     pub(crate) fn part(&self, tables: Range<usize>) -> RootPart<'_> {
         let place = |table: usize| self.stored.partition_point(|(at, _)| *at < table);
         let (from, to) = (place(tables.start), place(tables.end));
         RootPart { first: tables.start, stored: self.stored.get(from..to).unwrap_or_default() }
     }
 
-    /// The stored tables and where they are.
+    /// The stored tables and their positions.
     pub(crate) fn places<'a>(&'a self, places: &'a Places) -> impl Iterator<Item = (Hash, Place)> + 'a {
         self.stored.iter().filter_map(|(at, hash)| Some((*hash, places.get(*at)?)))
     }
@@ -110,7 +113,7 @@ impl Root {
         runs
     }
 
-    /// Its plain bytes. Only pages in which there is a stored table's hash are touched.
+    /// Its plain bytes. Only pages that contain the hash of a stored table are populated.
     pub(crate) fn encode(&self) -> Vec<u8> {
         let mut bytes = vec![0; self.tables * Hash::BYTES];
         let (cells, _) = bytes.as_chunks_mut::<{ Hash::BYTES }>();
@@ -122,7 +125,7 @@ impl Root {
 
     /// The root in stored bytes, or `None` if their length is not that of `expected` hashes.
     pub(crate) fn decode(bytes: &[u8], expected: usize) -> Option<Root> {
-        /// So many zeros are skipped at once.
+        /// Zeros are skipped in units of this size.
         const BLOCK_BYTES: usize = 64 * Hash::BYTES;
         if Some(bytes.len()) != expected.checked_mul(Hash::BYTES) {
             return None;
@@ -150,7 +153,7 @@ impl<'a> RootPart<'a> {
         found.map_or(Hash::ZERO, |(_, hash)| *hash)
     }
 
-    /// Which tables of the part are not of zeros, in order.
+    /// The tables of the part that are not zeros, in order.
     pub(crate) fn stored(self) -> impl Iterator<Item = (usize, Hash)> + 'a {
         self.stored.iter().map(move |(at, hash)| (at - self.first, *hash))
     }
@@ -175,7 +178,7 @@ mod tests {
         if number == 0 { Hash::ZERO } else { Hash::of(&[number]) }
     }
 
-    /// Mappings with gaps between them, of some tables each, the last ones cut anywhere.
+    /// Mappings with gaps between them, of a few tables each, whose last table may be partial.
     fn space(mappings: &[(u64, u64, bool)]) -> AddressSpace {
         let mut start = 0;
         let all = AddressSpace::image("", 1).mappings()[0].clone();
@@ -245,12 +248,12 @@ mod tests {
             prop_assert_eq!(places.count(), all.len());
             prop_assert_eq!(&places.iter().collect::<Vec<_>>(), &all);
             prop_assert_eq!(places.get(all.len()), None);
-            // What lies in a window of addresses.
+            // The tables in a window of addresses.
             let window = AddressRange::with_length(window.0, window.1).unwrap();
             let inside = |place: &Place| place.addresses(&space).unwrap().intersection(window).is_some();
             let expected: Vec<usize> = (0..all.len()).filter(|at| inside(&all[*at])).collect();
             prop_assert_eq!(places.overlapping(window).collect::<Vec<_>>(), expected);
-            // Runs, each table on its own again.
+            // The runs, split into single tables again.
             let hashes: Vec<Hash> = (0..all.len()).map(|at| hash(numbers[at % numbers.len()])).collect();
             let root = Root::new(all.len(), hashes.iter().copied().enumerate().collect());
             let stored: Vec<_> =

@@ -1,6 +1,6 @@
-//! The attachment `run`: which process it was, among all that have had its pid.
+//! The attachment `run`: identifies the process among all that have had its pid.
 //!
-//! It is one version byte and then bincode (`config::standard()`), as in `threads.rs`:
+//! It is one version byte followed by bincode (`config::standard()`), as in `threads.rs`:
 //!
 //! ```text
 //! 1 | length, boot_id | process_start | count | tid, start | tid, start | …
@@ -10,14 +10,14 @@ use serde::{Deserialize, Serialize};
 
 use crate::record::{self, RecordError};
 
-/// When a process and its threads were started, and since which start of the machine.
+/// The start times of a process and its threads, and the boot of the machine that they belong to.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Run {
     /// `/proc/sys/kernel/random/boot_id`; empty if it cannot be read.
     pub(crate) boot_id: String,
-    /// Field 22 of `/proc/PID/stat`: in clock ticks, 100 a second, since the machine was started.
+    /// Field 22 of `/proc/PID/stat`: in clock ticks, 100 a second, since the machine booted.
     pub(crate) process_start: u64,
-    /// The same of every thread that had not ended, by thread id.
+    /// The same for every thread that had not ended, by thread id.
     pub(crate) thread_starts: Vec<(u32, u64)>,
 }
 

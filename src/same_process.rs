@@ -1,4 +1,5 @@
-//! Whether the snapshots of a name are of the process that has a pid now, or of one that had it before.
+//! Finds out whether the snapshots under a name belong to the process that has a pid now, or to an
+//! earlier process with the same pid.
 
 use std::time::Duration;
 
@@ -12,15 +13,17 @@ use crate::source::RunningProcess;
 use crate::store::Store;
 use crate::threads::AUXV;
 
-/// How exactly it is known when a process was started: the kernel counts in hundredths of a second.
+/// The precision of a process's start time: the kernel counts in hundredths of a second.
 const START_IS_EXACT_TO: Duration = Duration::from_millis(50);
 
 impl Store {
-    /// The name for the snapshots of a live process that were given none: `pid:PID`; and `pid:PID.2`, `pid:PID.3` …
-    /// where the snapshots of the names before are of other processes that had the pid.
+    /// The default name for the snapshots of a live process: `pid:PID`. If the snapshots under that
+    /// name belong to another process that had the pid, it is `pid:PID.2`, then `pid:PID.3` and so
+    /// on.
     ///
-    /// It is the same process if the newest snapshot of the name has its start time and its auxiliary vector: `execve`
-    /// makes another program of a process. A snapshot without a start time must be younger than the process.
+    /// It is the same process if the newest snapshot under the name has the same start time and the
+    /// same auxiliary vector: `execve` turns a process into another program. A snapshot without a
+    /// start time must be younger than the process.
     ///
     /// # Errors
     ///
@@ -38,7 +41,8 @@ impl Store {
     }
 }
 
-/// Whether a snapshot is of the process. Where the kernel does not tell, it is.
+/// Whether a snapshot belongs to the process. If the kernel does not provide the needed facts, the
+/// answer is yes.
 fn is_of(snapshot: &Snapshot<'_>, pid: u32, now: &RunningProcess) -> Result<bool, Error> {
     if !matches!(&snapshot.record().origin, Origin::Process { pid: then, .. } if *then == pid) {
         return Ok(false);
@@ -48,7 +52,7 @@ fn is_of(snapshot: &Snapshot<'_>, pid: u32, now: &RunningProcess) -> Result<bool
         (Some(run), Some(start)) if !run.boot_id.is_empty() && !now.boot_id.is_empty() => {
             run.boot_id == now.boot_id && run.process_start == start
         }
-        // Older snapshots have their time only.
+        // Older snapshots have only their time.
         _ => started_before(now, snapshot.record().time),
     };
     if !is_same_start {
@@ -58,7 +62,7 @@ fn is_of(snapshot: &Snapshot<'_>, pid: u32, now: &RunningProcess) -> Result<bool
     Ok(auxv.is_none_or(|auxv| now.auxv.is_empty() || auxv == now.auxv))
 }
 
-/// Whether the process was started before a time, or the kernel does not tell when.
+/// Whether the process was started before a time; also true if its start time is unknown.
 fn started_before(now: &RunningProcess, time: Timestamp) -> bool {
     let age = now.age.and_then(|age| SignedDuration::try_from(age.saturating_sub(START_IS_EXACT_TO)).ok());
     age.and_then(|age| Timestamp::now().checked_sub(age).ok()).is_none_or(|started| started <= time)

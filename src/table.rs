@@ -1,4 +1,5 @@
-//! A table: the hashes of up to 512 consecutive regions of one mapping, itself stored by hash.
+//! A table: the hashes of up to 512 consecutive regions of one mapping. A table is itself stored
+//! under its hash.
 //!
 //! ```text
 //!  0        32        64                       32 × n
@@ -7,35 +8,38 @@
 //!  +---------+---------+--- … ---+---------+
 //! ```
 //!
-//! A region of zeros has the all-zero hash, and a table of nothing but zeros is itself named by the
-//! all-zero hash and not stored. Two tables with the same hash are 512 equal regions, which is how
-//! comparing snapshots, marking and restoring skip what they need not read.
+//! A region of zeros has the all-zero hash. A table in which all hashes are zero also has the
+//! all-zero hash and is not stored. Two tables with the same hash stand for 512 equal regions, so
+//! comparing snapshots, marking and restoring skip equal tables without reading them. This is a
+//! Merkle tree of three levels: root, table, region (Merkle, *A Digital Signature Based on a
+//! Conventional Encryption Function*, CRYPTO 1987).
 //!
-//! The [root](crate::root) of a snapshot has the same form: the hashes of its tables, in layout order.
+//! The [root](crate::root) of a snapshot has the same form: it holds the hashes of its tables, in
+//! layout order.
 
 use std::ops::Range;
 
 use crate::address_space::AddressSpace;
 use crate::hash::Hash;
-use crate::units::{AddressRange, RegionSize, UnitError};
+use crate::units::{AddressRange, RegionSize, UnitError, usize_of};
 
-/// How many regions one table covers. A power of two: at 16 KiB a table stands for 8 MiB.
+/// How many regions one table covers. It is a power of two: at 16 KiB a table covers 8 MiB.
 pub const REGIONS_PER_TABLE: usize = 512;
 
-/// How many bytes of memory a whole table covers.
+/// How many bytes of memory a full table covers.
 pub(crate) fn covered_bytes(region_size: RegionSize) -> u64 {
     (REGIONS_PER_TABLE * region_size.bytes()) as u64
 }
 
 /// How many tables cover `length_bytes` of one mapping.
 pub(crate) fn count_in(length_bytes: u64, region_size: RegionSize) -> usize {
-    usize::try_from(length_bytes.div_ceil(covered_bytes(region_size))).unwrap_or(usize::MAX)
+    usize_of(length_bytes.div_ceil(covered_bytes(region_size)))
 }
 
-/// One table of an address space, as its root lists them.
+/// The position of one table of an address space, in the order of the root.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Place {
-    /// Which of the mappings.
+    /// The index of its mapping.
     pub(crate) mapping_index: usize,
     /// Where it begins in its mapping.
     pub(crate) offset_bytes: u64,
@@ -43,7 +47,7 @@ pub(crate) struct Place {
     pub(crate) image_bytes: u64,
     /// How many bytes of memory it covers.
     pub(crate) length_bytes: usize,
-    /// How many regions.
+    /// How many regions it covers.
     pub(crate) regions: usize,
 }
 
@@ -55,22 +59,22 @@ impl Place {
     }
 }
 
-/// Where the tables of an address space are, in the order of its root. Takes memory for each mapping and not for
-/// each table: of a sparse process there are millions.
+/// The positions of an address space's tables, in the order of the root. This takes memory for each
+/// mapping and not for each table, because a sparse process has millions of tables.
 pub(crate) struct Places {
     region_size: RegionSize,
-    /// The captured ones, in the order of their addresses.
+    /// The captured mappings, in the order of their addresses.
     mappings: Vec<MappingTables>,
 }
 
 /// The tables of one captured mapping.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct MappingTables {
-    /// Which of the mappings.
+    /// The index of the mapping.
     pub(crate) mapping_index: usize,
-    /// The addresses that it covers.
+    /// The addresses of the mapping.
     pub(crate) range: AddressRange,
-    /// Its first table, in the root.
+    /// The index of its first table in the root.
     first_table: usize,
     tables: usize,
     /// Where it begins in the image.
@@ -78,7 +82,7 @@ pub(crate) struct MappingTables {
 }
 
 impl MappingTables {
-    /// Its tables, in the root.
+    /// The indexes of its tables in the root.
     pub(crate) fn tables(&self) -> Range<usize> {
         self.first_table..self.first_table.saturating_add(self.tables)
     }
@@ -99,7 +103,7 @@ impl Places {
         Places { region_size, mappings: mappings.collect() }
     }
 
-    /// How many tables there are.
+    /// The number of tables.
     pub(crate) fn count(&self) -> usize {
         self.mappings.last().map_or(0, |last| last.tables().end)
     }
@@ -109,7 +113,7 @@ impl Places {
         &self.mappings
     }
 
-    /// Where a table is.
+    /// The position of a table.
     pub(crate) fn get(&self, at: usize) -> Option<Place> {
         let mapping = self.mappings.partition_point(|mapping| mapping.tables().end <= at);
         let mapping = self.mappings.get(mapping)?;
@@ -124,12 +128,12 @@ impl Places {
             mapping_index: mapping.mapping_index,
             offset_bytes,
             image_bytes: mapping.image_bytes + offset_bytes,
-            length_bytes: usize::try_from(length_bytes).unwrap_or(usize::MAX),
-            regions: usize::try_from(self.region_size.regions_in(length_bytes)).unwrap_or(usize::MAX),
+            length_bytes: usize_of(length_bytes),
+            regions: usize_of(self.region_size.regions_in(length_bytes)),
         }
     }
 
-    /// All of them, in order.
+    /// All positions, in order.
     pub(crate) fn iter(&self) -> impl Iterator<Item = Place> + '_ {
         self.mappings.iter().flat_map(|mapping| (0..mapping.tables as u64).map(|at| self.place(mapping, at)))
     }
@@ -142,11 +146,11 @@ impl Places {
             let mapping = self.mappings.partition_point(|mapping| mapping.range.end() <= address);
             let Some(mapping) = self.mappings.get(mapping) else { return (self.count(), false) };
             let into_bytes = address.saturating_sub(mapping.range.start());
-            let at = usize::try_from(into_bytes / covered_bytes).unwrap_or(usize::MAX);
+            let at = usize_of(into_bytes / covered_bytes);
             (mapping.first_table.saturating_add(at), mapping.range.start() <= address)
         };
         let (first, _) = first_after(addresses.start());
-        // The table of the last address, if it lies in one, is the last one.
+        // If the last address lies in a table, that table is the last one.
         let (last, is_inside) = first_after(addresses.end() - 1);
         first..last.saturating_add(usize::from(is_inside)).max(first)
     }

@@ -1,9 +1,11 @@
-//! Templates: a snapshot restored once, and mapped copy-on-write as often as wanted.
+//! Templates: a snapshot that is restored once and mapped copy-on-write any number of times. The
+//! restored image is sealed (`F_SEAL_WRITE`), so nothing can change the pages that the instances
+//! share.
 //!
 //! ```text
-//! snapshot ──once──> sealed memfd ──mmap, private──> instance   its own pages: what it has written
+//! snapshot ──once──> sealed memfd ──mmap, private──> instance   its own pages: those it wrote
 //!                         │      └──mmap, private──> instance
-//!                         └─ the pages that nobody has written, shared by all
+//!                         └─ the pages that no instance has written, shared by all
 //! ```
 
 use std::fmt;
@@ -11,26 +13,26 @@ use std::fs::File;
 use std::ops::{Deref, DerefMut, Range};
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
-use std::time::Duration;
 
 use rustix::fs::{MemfdFlags, SealFlags};
 
 use crate::address_space::AddressSpace;
 use crate::error::Error;
-use crate::record::{Origin, SnapshotId};
+use crate::record::SnapshotId;
 use crate::restore::Restore;
 use crate::sink::SinkError;
-use crate::source::{Attachment, CopyOut, Frozen, Memory, Source, SourceError};
+use crate::source::{CopyOut, Frozen, Memory, Source, SourceError};
 use crate::store::Store;
 use crate::sys::pages::Pages;
 use crate::sys::process_memory;
 use crate::track::{CopyOnWrite, Tracker, Untracked};
-use crate::units::AddressRange;
+use crate::units::{AddressRange, usize_of};
 
-/// The image of a snapshot in memory, of which [instances](Template::instance) are made.
+/// The image of a snapshot in memory, from which [instances](Template::instance) are made.
 ///
-/// Made by [`Store::template`] or [`Restore::into_template`]. It needs neither the store nor the snapshot any
-/// more: the store may be dropped, the snapshot forgotten. Copies of it are the same template.
+/// [`Store::template`] or [`Restore::into_template`] makes it. From then on it needs neither the
+/// store nor the snapshot: the store may be dropped and the snapshot forgotten. Clones are the same
+/// template.
 #[derive(Clone)]
 pub struct Template {
     content: Arc<Content>,
@@ -44,20 +46,22 @@ struct Content {
     length: usize,
 }
 
-/// A writable instance of a [`Template`]: private memory that begins as the snapshot.
+/// A writable instance of a [`Template`]: private memory whose initial content is the snapshot.
 ///
-/// It is read and written like any memory (`&mut instance[..]`). It takes up what it has written, in pages;
-/// everything else it shares. It outlives its template and the store. A child that is forked gets a copy of
-/// its own, as of all private memory.
+/// It is read and written like any memory (`&mut instance[..]`). It uses memory only for the pages
+/// that it has written; it shares all others. It outlives its template and the store. A forked
+/// child gets its own copy, as of all private memory.
 ///
-/// It is a [`Source`] that knows what it has written, at no cost to whoever writes: a capture of it with
-/// the snapshot it began as for a [parent](Self::parent) reads those pages alone, whatever its size. It costs what has been
-/// written since the template was mapped, not since the last capture. The mappings are those of the snapshot, and what was
-/// excluded from that is excluded again.
+/// It is a [`Source`] that tracks its writes through copy-on-write, at no cost to the writer. A
+/// capture with its initial snapshot as the [parent](Self::parent) reads only the written pages,
+/// whatever the size of the memory. The cost depends on what was written since the template was
+/// mapped, not since the last capture. The mappings are those of the snapshot, and memory that the
+/// snapshot excluded is excluded again.
 ///
-/// While it is captured nobody should write to it, as with [`LiveMemory`](crate::LiveMemory): who holds it by
-/// `&mut` cannot, who writes by a raw pointer (a hypervisor) stands still until
-/// [`Process::start_capture`](crate::Process::start_capture) returns.
+/// During a capture nobody should write to it, as with [`LiveMemory`](crate::LiveMemory). The
+/// borrow checker makes sure of that for access by `&mut`. Code that writes through a raw pointer
+/// (a hypervisor) must be paused until [`Process::start_capture`](crate::Process::start_capture)
+/// returns.
 ///
 /// ```
 /// use stillframe::{CaptureOptions, Store};
@@ -76,7 +80,7 @@ struct Content {
 /// let taken = store.process("vm-1").capture(&vm_1, &options)?;
 /// assert_eq!(taken.parent, Some(booted.id));
 /// assert_eq!(taken.changed_regions, 1);
-/// println!("{}", taken.tracking);                 // copy-on-write
+/// println!("{}", taken.tracking); // copy-on-write
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 pub struct Instance {
@@ -86,10 +90,10 @@ pub struct Instance {
 }
 
 impl Store {
-    /// Restores a snapshot once, to be mapped copy-on-write as often as wanted. In parts of its own
-    /// [`Restore`] does the same: how to check, progress.
+    /// Restores a snapshot once, so that it can be mapped copy-on-write any number of times.
+    /// [`Restore::into_template`] does the same with options: how to check, progress.
     ///
-    /// Cost: that of a full restore, and as much memory as the snapshot has that is not zeros; zeros
+    /// Cost: that of a full restore, and as much memory as the snapshot's non-zero content. Zeros
     /// that an instance reads take memory too, once.
     ///
     /// # Errors
@@ -101,21 +105,22 @@ impl Store {
 }
 
 impl Restore<'_> {
-    /// Restores the image into sealed memory, of which instances are mapped. See [`Store::template`].
+    /// Restores the image into sealed memory, from which instances are mapped. See
+    /// [`Store::template`].
     ///
     /// # Errors
     ///
-    /// [`SinkError::Mapping`] where there is not so much memory, or not so much may be had
-    /// (`RLIMIT_FSIZE`); damage.
+    /// [`SinkError::Mapping`] if memory is short or limited (`RLIMIT_FSIZE`); damage.
     pub fn into_template(self) -> Result<Template, Error> {
         let bytes = self.image_bytes();
         let failed = |source| SinkError::Mapping { bytes, source };
-        let length = usize::try_from(bytes).unwrap_or(usize::MAX);
+        let length = usize_of(bytes);
         let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
         let file = rustix::fs::memfd_create("stillframe-template", flags);
         let file = File::from(file.map_err(|error| failed(error.into()))?);
         file.set_len(bytes).map_err(failed)?;
-        // Written and not mapped: where memory runs out that is an error, and not a signal.
+        // Written and not mapped: if memory runs out, a write returns an error, but a mapping
+        // raises a signal.
         self.write_to(|bytes, offset_bytes| Ok(file.write_all_at(bytes, offset_bytes).map_err(failed)?))?;
         let seals = SealFlags::WRITE | SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL;
         rustix::fs::fcntl_add_seals(&file, seals).map_err(|error| failed(error.into()))?;
@@ -130,12 +135,12 @@ impl Template {
         self.content.id
     }
 
-    /// The mappings. [`AddressSpace::captured`] tells where in an instance each of them lies.
+    /// The mappings. [`AddressSpace::captured`] gives the position of each of them in an instance.
     pub fn address_space(&self) -> &AddressSpace {
         &self.content.space
     }
 
-    /// How many bytes an instance has.
+    /// The size of an instance.
     pub fn image_bytes(&self) -> u64 {
         self.content.length as u64
     }
@@ -145,13 +150,13 @@ impl Template {
         &self.content.file
     }
 
-    /// Maps the snapshot once more. Cost: some microseconds, whatever its size, and a page for each that is
-    /// written.
+    /// Maps the snapshot once more. Cost: some microseconds for any size (AMD EPYC, 2 cores), and
+    /// one page for each page that is written.
     ///
     /// # Errors
     ///
-    /// [`SinkError::Mapping`] where there are no more addresses (`RLIMIT_AS`) or mappings
-    /// (`vm.max_map_count`, 65530 unless set).
+    /// [`SinkError::Mapping`] if the address space (`RLIMIT_AS`) or the number of mappings
+    /// (`vm.max_map_count`, 65,530 by default) is exhausted.
     pub fn instance(&self) -> Result<Instance, Error> {
         let content = self.content.clone();
         let failed = |source| SinkError::Mapping { bytes: content.length as u64, source };
@@ -172,14 +177,15 @@ impl fmt::Debug for Template {
 }
 
 impl Instance {
-    /// The snapshot with which a capture of it is to be compared, for
-    /// [`CaptureOptions::parent`](crate::CaptureOptions::parent): the last one that was taken of it, or the
-    /// template's. (If that was forgotten meanwhile, any other parent will do, or none, and all is read.)
+    /// The snapshot to compare the next capture with, for
+    /// [`CaptureOptions::parent`](crate::CaptureOptions::parent): the last capture of this
+    /// instance, or the template's snapshot. (If that was forgotten meanwhile, use any other parent
+    /// or none; then everything is read.)
     pub fn parent(&self) -> SnapshotId {
         self.tracker.newest()
     }
 
-    /// The mappings. [`AddressSpace::captured`] tells where in the image each of them lies.
+    /// The mappings. [`AddressSpace::captured`] gives the position of each of them in the image.
     pub fn address_space(&self) -> &AddressSpace {
         &self.content.space
     }
@@ -229,7 +235,7 @@ impl Source for Instance {
 /// An instance during one capture.
 struct FrozenInstance<'a> {
     instance: &'a Instance,
-    /// Where in the image each mapping lies.
+    /// The position of each mapping in the image.
     starts: Vec<u64>,
 }
 
@@ -238,25 +244,8 @@ impl Frozen for FrozenInstance<'_> {
         &self.instance.content.space
     }
 
-    fn origin(&self) -> Origin {
-        Origin::Bytes
-    }
-
-    fn attachments(&self) -> Vec<Attachment> {
-        Vec::new()
-    }
-
-    fn populated(&self, mapping_index: usize) -> Result<Vec<Range<u64>>, SourceError> {
-        let mapping = self.instance.content.space.mappings().get(mapping_index);
-        Ok(mapping.map(|mapping| 0..mapping.range.length_bytes()).into_iter().collect())
-    }
-
     fn memory(&self) -> Memory<'_> {
         Memory::SharedUntilRelease(self)
-    }
-
-    fn release(&self) -> Duration {
-        Duration::ZERO
     }
 }
 
@@ -279,7 +268,7 @@ impl CopyOut for FrozenInstance<'_> {
         buffer: &mut [u8],
         _unreadable: &mut Vec<AddressRange>,
     ) -> Result<(), SourceError> {
-        // By the kernel, as somebody may write after all by a raw pointer.
+        // The kernel reads the bytes, because other code may still write through a raw pointer.
         let start = self.instance.memory.as_ptr().addr() as u64 + self.starts[mapping_index];
         let address = |offset_bytes: u64| start.saturating_add(offset_bytes);
         let addresses: Vec<_> = ranges.iter().map(|range| address(range.start)..address(range.end)).collect();

@@ -26,6 +26,14 @@ pub fn printable(text: &str) -> Cow<'_, str> {
     }
 }
 
+/// The first 40 characters of a text, for a message about it.
+pub(crate) fn shorten(text: &str) -> String {
+    match text.char_indices().nth(40) {
+        Some((end, _)) => format!("{}…", &text[..end]),
+        None => text.to_owned(),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -199,6 +199,17 @@ pub enum UnitError {
     },
 }
 
+#[cfg(not(target_pointer_width = "64"))]
+compile_error!(
+    "stillframe needs a 64-bit target: offsets in files and addresses of other processes are used as lengths"
+);
+
+/// The same number as a `usize`, which has 64 bits on every target that this crate is built for.
+#[allow(clippy::cast_possible_truncation)]
+pub(crate) const fn usize_of(number: u64) -> usize {
+    number as usize
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -1,6 +1,7 @@
 //! Workers: one thread a core, each with a state of its own, that share out a list of work in order.
 
-use std::sync::{Mutex, PoisonError};
+use crate::sync::Mutex;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 /// How many workers there are at the most.
 pub(crate) fn cores() -> usize {
@@ -8,40 +9,58 @@ pub(crate) fn cores() -> usize {
 }
 
 /// Does `work` on every item, on all cores, with a state that `start` makes once a worker. The items
-/// are begun in order. Ends soon after the first error, which it returns.
+/// are begun in order, and each is asked for when a worker is free. Ends soon after the first error, which it returns,
+/// and after the first panic, which it passes on. A single item is worked on by the calling thread.
 pub(crate) fn for_each<T: Send, S, E: Send>(
-    items: Vec<T>,
+    items: impl IntoIterator<Item = T, IntoIter: Send>,
     start: impl Fn() -> S + Sync,
     work: impl Fn(&mut S, T) -> Result<(), E> + Sync,
 ) -> Result<(), E> {
-    let workers = items.len().min(cores());
-    let items = Mutex::new(items.into_iter());
+    let mut items = items.into_iter();
+    let first: Vec<T> = items.by_ref().take(2).collect();
+    let most = items.size_hint().1.map_or(usize::MAX, |rest| rest.saturating_add(first.len()));
+    let workers = if first.len() < 2 { first.len() } else { cores().min(most) };
+    let items = Mutex::new(first.into_iter().chain(items));
     let failure = Mutex::new(None);
+    let has_ended = AtomicBool::new(false);
     let run = || {
+        let _on_panic = EndOnPanic(&has_ended);
         let mut state = start();
-        while lock(&failure).is_none() {
-            let Some(item) = lock(&items).next() else { break };
+        while !has_ended.load(Ordering::Relaxed) {
+            let Some(item) = items.lock().next() else { break };
             if let Err(error) = work(&mut state, item) {
-                lock(&failure).get_or_insert(error);
+                failure.lock().get_or_insert(error);
+                has_ended.store(true, Ordering::Relaxed);
             }
         }
     };
     match workers {
-        0 | 1 => run(),
-        _ => std::thread::scope(|scope| (0..workers).for_each(|_| drop(scope.spawn(run)))),
+        0 => {}
+        1 => run(),
+        _ => std::thread::scope(|scope| {
+            (1..workers).for_each(|_| drop(scope.spawn(run)));
+            run();
+        }),
     }
-    let failed = lock(&failure).take();
+    let failed = failure.lock().take();
     failed.map_or(Ok(()), Err)
 }
 
-fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+/// Ends the other workers when one panics; the scope that they run in panics after that.
+struct EndOnPanic<'a>(&'a AtomicBool);
+
+impl Drop for EndOnPanic<'_> {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.0.store(true, Ordering::Relaxed);
+        }
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::sync::atomic::{AtomicUsize, Ordering};
+    use std::sync::atomic::AtomicUsize;
 
     #[test]
     fn every_item_is_worked_on_once_and_the_first_error_ends_it() {
@@ -50,9 +69,23 @@ mod tests {
             sum.fetch_add(item, Ordering::Relaxed);
             if item == 7777 { Err(item) } else { Ok(()) }
         };
-        assert_eq!(for_each((0..1000).collect(), || (), add), Ok(()));
+        assert_eq!(for_each(0..1000, || (), add), Ok(()));
         assert_eq!(sum.load(Ordering::Relaxed), 499_500);
-        assert_eq!(for_each((0..100_000).collect(), || (), add), Err(7777));
+        assert_eq!(for_each(0..100_000, || (), add), Err(7777));
         assert!(sum.load(Ordering::Relaxed) < 4_000_000_000);
+    }
+
+    #[test]
+    fn a_panic_ends_the_work_and_is_passed_on() {
+        let count = AtomicUsize::new(0);
+        let work = |(): &mut (), item: usize| -> Result<(), ()> {
+            count.fetch_add(1, Ordering::Relaxed);
+            assert!(item != 3, "the third item");
+            Ok(())
+        };
+        // Without an end: the others must not work on.
+        let all = std::panic::AssertUnwindSafe(|| for_each(0.., || (), work));
+        assert!(std::panic::catch_unwind(all).is_err());
+        assert!(count.load(Ordering::Relaxed) > 3);
     }
 }

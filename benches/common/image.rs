@@ -1,4 +1,4 @@
-//! The memory that benches of speed work on: that of a real process, and a store to put it into.
+//! The memory that the speed benches use: that of a real process, and a store for it.
 
 use std::io::{BufRead, BufReader};
 use std::process::{Command, Stdio};
@@ -6,7 +6,7 @@ use std::sync::OnceLock;
 
 use stillframe::{CaptureOptions, ProcessSource, Store};
 
-/// The file that `STILLFRAME_IMAGE` names, or else the memory of a CPython.
+/// The file named by `STILLFRAME_IMAGE`, or the memory of a CPython process.
 pub(crate) fn image() -> &'static [u8] {
     static IMAGE: OnceLock<Vec<u8>> = OnceLock::new();
     IMAGE.get_or_init(|| match std::env::var_os("STILLFRAME_IMAGE") {
@@ -15,7 +15,7 @@ pub(crate) fn image() -> &'static [u8] {
     })
 }
 
-/// The memory of a CPython with a few hundred thousand objects.
+/// The memory of a CPython process with a few hundred thousand objects.
 fn python_heap() -> Vec<u8> {
     let program = "import sys, json
 data = [{'id': i, 'name': f'user {i}', 'tags': [str(i % 97), 'x' * (i % 40)], 'score': i / 7} for i in range(260000)]

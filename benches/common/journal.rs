@@ -1,18 +1,20 @@
-//! A memory journal, as a baseline: the algorithm of Wasmer's WASIX journal, written plainly.
+//! A memory journal as a baseline: a plain implementation of the algorithm of Wasmer's WASIX
+//! journal.
 //!
-//! Memory is scanned in cells of a fixed size (512 bytes there). The first 64 bits of a cell's BLAKE3
-//! are kept in a hash map by the cell's address; a cell whose hash is new or another is dirty. Dirty
-//! neighbours become one extent, each extent is compressed by LZ4 with its size before it, and is
-//! appended to a file. Zeros are no special case. Replay applies every extent from the start on.
+//! It scans memory in cells of a fixed size (512 bytes in the original). For each cell's address, a
+//! hash map holds the first 64 bits of the cell's BLAKE3 hash. A cell whose hash is new or changed
+//! is dirty. Adjacent dirty cells form one extent. Each extent is compressed by LZ4 with its size
+//! prepended, and is appended to a file. Zeros are no special case. Replay applies every extent
+//! from the start.
 //!
 //! ```text
 //! extent   start u64 | end u64 | stored length u32 | LZ4 with prepended size
 //! mark     u64::MAX  | how many extents came before it, u64 | 0 u32     the end of a snapshot
 //! ```
 //!
-//! The original's entries have 32 bytes before the data where these have 20, and it leaves syncing to the
-//! kernel where this one waits, as a store does that has promised something.
-#![allow(dead_code)] // Each bench that includes this uses its part.
+//! The original's entries have 32 bytes before the data and these have 20. The original leaves
+//! syncing to the kernel; this one syncs, because a store's snapshot is durable when it returns.
+#![allow(dead_code)] // Each bench that includes this file uses a part of it.
 
 use std::collections::HashMap;
 use std::fs::File;
@@ -20,11 +22,11 @@ use std::io::{self, BufReader, BufWriter, Read, Write};
 use std::ops::Range;
 use std::path::Path;
 
-/// The resolution of the original.
+/// The cell size of the original.
 pub(crate) const CELL_BYTES: usize = 512;
 const MARK: u64 = u64::MAX;
 
-/// What is known of the cells of one process.
+/// The hashes of the cells of one process.
 pub(crate) struct Scan {
     cell_bytes: usize,
     hashes: HashMap<u64, u64>,
@@ -35,7 +37,7 @@ impl Scan {
         Scan { cell_bytes, hashes: HashMap::new() }
     }
 
-    /// The ranges of `memory`, which lies at `address`, that changed since they were scanned last.
+    /// The ranges of `memory`, which lies at `address`, that changed since the last scan.
     pub(crate) fn dirty(&mut self, address: u64, memory: &[u8]) -> Vec<Range<usize>> {
         let mut extents: Vec<Range<usize>> = Vec::new();
         for (at, cell) in memory.chunks(self.cell_bytes).enumerate() {
@@ -66,8 +68,8 @@ impl Journal {
         Ok(Journal { scan: Scan::new(cell_bytes), file: BufWriter::new(File::create(path)?), extents: 0 })
     }
 
-    /// Appends what changed in the mappings, each an address and its bytes. Answers how many extents
-    /// there were.
+    /// Appends what changed in the mappings; each is an address and its bytes. Returns how many
+    /// extents there were.
     pub(crate) fn snapshot<'a>(
         &mut self,
         mappings: impl IntoIterator<Item = (u64, &'a [u8])>,
@@ -94,7 +96,8 @@ impl Journal {
     }
 }
 
-/// Replays a journal up to and with its `snapshots`th mark. `write` gets every extent, oldest first.
+/// Replays a journal up to and including its `snapshots`th mark. `write` gets every extent, oldest
+/// first.
 pub(crate) fn replay(path: &Path, snapshots: usize, mut write: impl FnMut(u64, &[u8])) -> io::Result<()> {
     let mut file = BufReader::new(File::open(path)?);
     let mut marks = 0;
@@ -139,7 +142,7 @@ mod tests {
         for cell_bytes in [128, 512] {
             let path = dir.path().join(format!("journal-{cell_bytes}"));
             let mut journal = Journal::create(&path, cell_bytes).unwrap();
-            // The last cell is a short one, and all is zeros at first.
+            // The last cell is a partial one, and everything is zeros at first.
             let mut memory = vec![0u8; 100_000];
             let mut moments = Vec::new();
             for step in 0..6u8 {

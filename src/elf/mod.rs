@@ -1,18 +1,19 @@
-//! ELF core files: the format in which a process's memory and registers are handed to debuggers.
+//! ELF core files: the format in which debuggers get the memory and registers of a process.
 //!
 //! ```text
 //!  0           64                          notes                 memory
 //!  +-----------+-----------------+- … -----+---------------------+----------------------- …
-//!  | file      | segment headers, 56 each  | names, registers …  | one mapping after the other
+//!  | file      | segment headers, 56 each  | names, registers …  | one mapping after another
 //!  | header    | (then one section header, | (notes.rs)          |
 //!  |           |  if they are too many)    |                     |
 //!  +-----------+-----------------+- … -----+---------------------+----------------------- …
 //! ```
 //!
-//! A header of type `NOTE` says where notes are, one of type `LOAD` where the bytes of a range of
-//! addresses are. Where a file header has no room for the count of segments, which is 16 bits, the one
-//! section header has it. Of ELF only this is here, for 64-bit little-endian machines. The source and
-//! the sink of cores share it.
+//! A header of type `NOTE` locates notes; one of type `LOAD` locates the bytes of a range of
+//! addresses. The count of segments in the file header has 16 bits; if it is too small, the one
+//! section header holds the count. This module has only this part of ELF, for 64-bit little-endian
+//! machines. The source and the sink of core dumps share it. The format is that of
+//! [elf(5)](https://man7.org/linux/man-pages/man5/elf.5.html).
 
 mod notes;
 mod numbers;
@@ -20,25 +21,25 @@ mod numbers;
 pub(crate) use notes::{MappedFile, Notes};
 use numbers::Numbers;
 
-/// How many bytes the file header has.
+/// The size of the file header.
 pub(crate) const FILE_HEADER_BYTES: usize = 64;
 
-/// How many bytes the header of a segment has.
+/// The size of a segment header.
 pub(crate) const SEGMENT_HEADER_BYTES: usize = 56;
 
-/// How many bytes the header of a section has.
+/// The size of a section header.
 pub(crate) const SECTION_HEADER_BYTES: usize = 64;
 
-/// A segment whose bytes are memory.
+/// The type of a segment whose bytes are memory.
 pub(crate) const LOAD: u32 = 1;
-/// A segment of notes.
+/// The type of a segment of notes.
 pub(crate) const NOTE: u32 = 4;
 
-/// Memory that can be executed.
+/// Executable memory.
 pub(crate) const EXECUTE: u32 = 1;
-/// Memory that can be written.
+/// Writable memory.
 pub(crate) const WRITE: u32 = 2;
-/// Memory that can be read.
+/// Readable memory.
 pub(crate) const READ: u32 = 4;
 
 const MAGIC: [u8; 4] = *b"\x7fELF";
@@ -47,34 +48,34 @@ const LITTLE_ENDIAN: u8 = 1;
 const CURRENT_VERSION: u8 = 1;
 const TYPE_CORE: u16 = 4;
 
-/// Stands in the file header for a count that has no room there.
+/// The value in the file header for a count that does not fit there.
 const COUNT_ELSEWHERE: u16 = 0xffff;
 
-/// What the file header of a core says.
+/// The content of a core dump's file header.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct FileHeader {
-    /// The machine: 62 is x86-64, 183 AArch64.
+    /// The machine: 62 is x86-64, 183 is AArch64.
     pub(crate) machine: u16,
     /// Where the segment headers begin.
     pub(crate) segments_at_bytes: u64,
-    /// How many they are.
+    /// How many segment headers there are.
     pub(crate) segment_count: SegmentCount,
 }
 
-/// How many segments a core has.
+/// How many segments a core dump has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum SegmentCount {
-    /// So many.
+    /// This many.
     Here(u16),
-    /// As many as the section header there says.
+    /// The number is in a section header.
     InSection {
-        /// Where it begins.
+        /// Where that section header begins.
         at_bytes: u64,
     },
 }
 
 impl FileHeader {
-    /// Reads it, or says why this is not the header of a core that can be read.
+    /// Reads it; the error says why this is not the header of a supported core dump.
     pub(crate) fn read(bytes: &[u8; FILE_HEADER_BYTES]) -> Result<FileHeader, String> {
         let [m0, m1, m2, m3, class, order, version, ..] = *bytes;
         if [m0, m1, m2, m3] != MAGIC {
@@ -105,7 +106,8 @@ impl FileHeader {
         Ok(header)
     }
 
-    /// The type of the file, what is kept, and the size of a segment header: what follows the first 16 bytes.
+    /// The type of the file, the fields that are kept, and the size of a segment header, from the
+    /// bytes after the first 16.
     fn fields(mut numbers: Numbers<'_>) -> Option<(u16, FileHeader, u16)> {
         let (file_type, machine) = (numbers.u16()?, numbers.u16()?);
         // The version again, and the entry point.
@@ -121,7 +123,7 @@ impl FileHeader {
         Some((file_type, FileHeader { machine, segments_at_bytes, segment_count }, each_bytes))
     }
 
-    /// Its bytes, and the section header if `segment_count` needs one.
+    /// The header's bytes, and the section header if `segment_count` needs one.
     fn write(machine: u16, segment_count: u32) -> (Vec<u8>, Option<Vec<u8>>) {
         let here = u16::try_from(segment_count).unwrap_or(COUNT_ELSEWHERE);
         let is_elsewhere = here == COUNT_ELSEWHERE;
@@ -138,7 +140,8 @@ impl FileHeader {
         bytes.extend((FILE_HEADER_BYTES as u64).to_le_bytes());
         bytes.extend(if is_elsewhere { section_at_bytes } else { 0 }.to_le_bytes());
         bytes.extend(0u32.to_le_bytes());
-        // The sizes of this header and of a segment's, their count, the same of sections, and no names.
+        // The sizes of this header and of a segment header, the count of segments, the same for
+        // sections, and no names.
         let (section_bytes, sections) = if is_elsewhere { (SECTION_HEADER_BYTES, 1) } else { (0, 0) };
         let size = |bytes: usize| u16::try_from(bytes).unwrap_or(u16::MAX);
         let sizes = [size(FILE_HEADER_BYTES), size(SEGMENT_HEADER_BYTES), here];
@@ -147,7 +150,8 @@ impl FileHeader {
         }
         let section = is_elsewhere.then(|| {
             let mut section = vec![0; SECTION_HEADER_BYTES];
-            // Its size is the count of sections, its information that of segments.
+            // Its size field holds the count of sections, its information field the count of
+            // segments.
             section[32..40].copy_from_slice(&1u64.to_le_bytes());
             section[44..48].copy_from_slice(&segment_count.to_le_bytes());
             section
@@ -165,7 +169,7 @@ pub(crate) fn segment_count_of_section(section: &[u8; SECTION_HEADER_BYTES]) -> 
 /// The header of a segment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Segment {
-    /// [`LOAD`], [`NOTE`], or what is of no interest.
+    /// [`LOAD`], [`NOTE`], or a type that is ignored.
     pub(crate) kind: u32,
     /// [`READ`], [`WRITE`] and [`EXECUTE`].
     pub(crate) flags: u32,
@@ -173,18 +177,18 @@ pub(crate) struct Segment {
     pub(crate) at_bytes: u64,
     /// Its first address.
     pub(crate) address: u64,
-    /// Where it is in the memory of the machine. Of a process 0.
+    /// Its address in the machine's physical memory. For a process it is 0.
     pub(crate) physical_address: u64,
-    /// How many bytes the file has of it.
+    /// How many bytes of it the file holds.
     pub(crate) file_bytes: u64,
     /// How many bytes of memory it is.
     pub(crate) memory_bytes: u64,
-    /// `at_bytes` and `address` are the same modulo this.
+    /// `at_bytes` and `address` are equal modulo this.
     pub(crate) align_bytes: u64,
 }
 
 impl Segment {
-    /// Reads a header, which has all its bytes.
+    /// Reads a complete header.
     pub(crate) fn read(bytes: &[u8; SEGMENT_HEADER_BYTES]) -> Segment {
         let (words, _) = bytes.as_chunks::<8>();
         let number = |word: usize| u64::from_le_bytes(words[word]);
@@ -210,14 +214,14 @@ impl Segment {
     }
 }
 
-/// How many bytes a core with so many segments has before its notes.
+/// How many bytes precede the notes in a core dump with this many segments.
 pub(crate) fn headers_bytes(segment_count: usize) -> usize {
     let section_bytes = if segment_count >= usize::from(COUNT_ELSEWHERE) { SECTION_HEADER_BYTES } else { 0 };
     FILE_HEADER_BYTES + segment_count * SEGMENT_HEADER_BYTES + section_bytes
 }
 
-/// The headers of a core with these segments: [`headers_bytes`] bytes. `None` if they are more than
-/// ELF can count.
+/// The headers of a core dump with these segments: [`headers_bytes`] bytes. `None` if there are
+/// more segments than ELF can count.
 pub(crate) fn headers(machine: u16, segments: &[Segment]) -> Option<Vec<u8>> {
     let (mut bytes, section) = FileHeader::write(machine, u32::try_from(segments.len()).ok()?);
     segments.iter().for_each(|segment| segment.write(&mut bytes));
@@ -267,7 +271,7 @@ mod tests {
     #[test]
     fn what_is_no_core_is_told_by_name() {
         let good: [u8; FILE_HEADER_BYTES] = *headers(62, &[]).unwrap().first_chunk().unwrap();
-        // The byte, what it becomes, a word of what is said.
+        // The offset, the new byte, and a word of the expected message.
         for (at, byte, word) in [
             (0, b'E', "no ELF file"),
             (4, 1, "32-bit"),

@@ -1,24 +1,23 @@
-//! The notes of a core: registers, the auxiliary vector, which files were mapped where.
+//! The notes of a core dump: registers, the auxiliary vector, and which files were mapped where.
 //!
 //! ```text
 //! note:  length of the name (u32) | of the bytes (u32) | type (u32) | name, NUL | bytes
-//!        both name and bytes are filled up to a multiple of 4
+//!        both name and bytes are padded to a multiple of 4
 //!
 //! PRSTATUS  of the first thread; the notes up to the next one of this type belong to the thread
 //! PRPSINFO  of the process: its name and command line
 //! SIGINFO   the signal that the thread got
 //! AUXV      as in /proc/PID/auxv
 //! FILE      the files that are mapped
-//! LAYOUT    where extended registers lie in their notes, which differs between processors
-//! whole     this program's own: what is one memory, and zeros where no segment has its bytes
+//! LAYOUT    the offsets of extended registers in their notes, which differ between processors
+//! whole     this program's own: ranges that are captured whole; zeros where no segment has bytes
 //! PRFPREG …  further register sets of the thread
 //! PRSTATUS  of the next thread
 //! …
 //! ```
 //!
-//! That is the order of the kernel; others are read as well. The structures are those of the
-//! kernel's 64-bit ABI, which differ between machines in how many general registers there are and in
-//! nothing else.
+//! This is the kernel's order; other orders are read too. The structures are those of the kernel's
+//! 64-bit ABI. Between machines, only the number of general registers differs.
 
 use std::ops::Range;
 
@@ -29,19 +28,20 @@ const NT_PRPSINFO: u32 = 3;
 const NT_AUXV: u32 = 6;
 const NT_FILE: u32 = 0x4649_4c45;
 const NT_SIGINFO: u32 = 0x5349_4749;
-/// How extended registers lie in their notes. One for the whole process, although no name says so.
+/// The layout of the extended registers in their notes. There is one for the whole process,
+/// although its name does not say so.
 const NT_X86_XSAVE_LAYOUT: u32 = 0x205;
 
 const CORE: &[u8] = b"CORE";
 const LINUX: &[u8] = b"LINUX";
-/// Of this program's own notes. Debuggers pass over them.
+/// The name of this program's own notes. Debuggers skip them.
 const OWN: &[u8] = b"stillframe";
-/// Ranges of addresses, each of them one memory, in several segments perhaps, and zeros where no segment has its bytes:
-/// start and end of each, 64 bits.
+/// Ranges of addresses, each of which is one memory, perhaps in several segments, with zeros where
+/// no segment has its bytes. For each range: start and end, 64 bits each.
 const OWN_WHOLE: u32 = 1;
 
-/// Where the general registers begin in a PRSTATUS, and what follows them: whether there are floating
-/// point registers (i32), and filling.
+/// Where the general registers begin in a PRSTATUS. After them come a flag for floating point
+/// registers (i32) and padding.
 const REGISTERS_AT: usize = 112;
 const AFTER_REGISTERS_BYTES: usize = 8;
 
@@ -49,29 +49,30 @@ const PSINFO_BYTES: usize = 136;
 const PSINFO_NAME_BYTES: usize = 16;
 const PSINFO_COMMAND_BYTES: usize = 80;
 
-/// Auxiliary vector: where the program begins.
+/// Auxiliary vector: the program's entry point.
 const AT_ENTRY: u64 = 9;
 /// Auxiliary vector: some random bytes, which the kernel puts on the stack.
 const AT_RANDOM: u64 = 25;
 /// Auxiliary vector: the vDSO.
 const AT_SYSINFO_EHDR: u64 = 33;
 
-/// What the notes of a core say.
+/// The content of a core dump's notes.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Notes {
     /// The threads and the process, if there is a note about either.
     pub(crate) threads: Option<Threads>,
-    /// The name of the process, which is that of the thread with its id; up to 15 bytes.
+    /// The name of the process, which is the name of the thread with the same id; up to 15 bytes.
     pub(crate) name: Vec<u8>,
-    /// The command line, its words joined by spaces, up to 79 bytes of it.
+    /// The command line: its words joined by spaces, up to 79 bytes.
     pub(crate) command: String,
     /// The auxiliary vector.
     pub(crate) auxv: Vec<u8>,
     /// The files that were mapped, in the order of the note.
     pub(crate) files: Vec<MappedFile>,
-    /// How extended registers lie in their notes, as the kernel writes it; empty if that is not told.
+    /// The layout of the extended registers in their notes, in the kernel's form; empty if there is
+    /// no such note.
     pub(crate) register_layout: Vec<u8>,
-    /// Addresses that are one memory, and zeros where no segment has their bytes.
+    /// Addresses that are one memory, with zeros where no segment has their bytes.
     pub(crate) whole: Vec<Range<u64>>,
 }
 
@@ -80,13 +81,13 @@ pub(crate) struct Notes {
 pub(crate) struct MappedFile {
     pub(crate) start: u64,
     pub(crate) end: u64,
-    /// Where in the file it begins.
+    /// The offset in the file at which the range begins.
     pub(crate) offset_bytes: u64,
     pub(crate) name: Vec<u8>,
 }
 
 impl Notes {
-    /// Adds what the notes of a segment say, or tells what is wrong with them.
+    /// Adds the content of a segment of notes; the error says what is wrong with them.
     pub(crate) fn read(&mut self, machine: u16, segment: &[u8]) -> Result<(), String> {
         let mut rest = Numbers::new(segment);
         while !rest.rest().is_empty() {
@@ -172,7 +173,8 @@ impl Notes {
 
     /// The bytes of a segment of notes.
     ///
-    /// A thread that was about to get a signal comes first: that is the one which debuggers show.
+    /// If a signal was about to be delivered to a thread, that thread comes first: debuggers show
+    /// the first one.
     pub(crate) fn write(&self) -> Vec<u8> {
         let mut out = Vec::new();
         let threads = self.threads.as_ref();
@@ -195,7 +197,7 @@ impl Notes {
             put_note(&mut out, CORE, NT_FILE, &write_files(&self.files));
         }
         put_further_registers(&mut out, first);
-        // Where the kernel has it: after the first thread that has such registers, and once.
+        // Once, after the first thread that has such registers, as the kernel does.
         if !self.register_layout.is_empty() {
             put_note(&mut out, LINUX, NT_X86_XSAVE_LAYOUT, &self.register_layout);
         }
@@ -222,7 +224,7 @@ impl Notes {
         self.auxiliary(AT_RANDOM)
     }
 
-    /// Where the vDSO begins.
+    /// The address of the vDSO.
     pub(crate) fn vdso_address(&self) -> Option<u64> {
         self.auxiliary(AT_SYSINFO_EHDR)
     }
@@ -236,7 +238,7 @@ impl Notes {
 
 /// One note.
 struct Note<'a> {
-    /// Who defined its type.
+    /// Identifies the program that defined its type.
     name: &'a [u8],
     note_type: u32,
     bytes: &'a [u8],
@@ -248,7 +250,7 @@ impl<'a> Note<'a> {
         let mut padded = |length: u32| {
             let length = usize::try_from(length).ok()?;
             let bytes = rest.bytes(length)?;
-            // At the very end the filling may be missing.
+            // At the very end, the padding may be missing.
             let filling = (length.next_multiple_of(4) - length).min(rest.rest().len());
             rest.skip(filling)?;
             Some(bytes)
@@ -260,7 +262,7 @@ impl<'a> Note<'a> {
 }
 
 fn put_note(out: &mut Vec<u8>, name: &[u8], note_type: u32, bytes: &[u8]) {
-    // What is written here is bounded by the 256 MiB of an attachment and of a layout.
+    // The lengths are bounded: an attachment and a layout have at most 256 MiB.
     let length = |length: usize| u32::try_from(length).unwrap_or(u32::MAX).to_le_bytes();
     out.extend(length(name.len() + 1));
     out.extend(length(bytes.len()));
@@ -277,7 +279,7 @@ fn put_signal_information(out: &mut Vec<u8>, thread: Option<&Thread>) {
     }
 }
 
-/// All register sets but the general one.
+/// All register sets except the general one.
 fn put_further_registers(out: &mut Vec<u8>, thread: Option<&Thread>) {
     for set in thread.iter().flat_map(|thread| &thread.registers) {
         match set.note_type {
@@ -288,7 +290,7 @@ fn put_further_registers(out: &mut Vec<u8>, thread: Option<&Thread>) {
     }
 }
 
-/// What is kept of a PRSTATUS. Its times are not: they are zeros.
+/// The part of a PRSTATUS that is kept. Its times are not kept; they are written as zeros.
 struct Status<'a> {
     signal: i16,
     signal_mask: u64,
@@ -306,7 +308,7 @@ impl<'a> Status<'a> {
         // The signal's information in short: number, code, error.
         numbers.skip(12)?;
         let signal = numbers.u16()?.cast_signed();
-        // Filling, and the signals that are pending.
+        // Padding, and the pending signals.
         numbers.skip(2 + 8)?;
         let signal_mask = numbers.u64()?;
         let (tid, parent_pid) = (numbers.u32()?, numbers.u32()?);
@@ -359,7 +361,7 @@ impl<'a> Status<'a> {
     }
 }
 
-/// What is kept of a PRPSINFO.
+/// The part of a PRPSINFO that is kept.
 struct ProcessInformation {
     pid: u32,
     parent_pid: u32,
@@ -391,7 +393,7 @@ impl ProcessInformation {
 
     fn write(&self) -> Vec<u8> {
         let mut out = Vec::with_capacity(PSINFO_BYTES);
-        // State 0 is R, running: it was when it was captured.
+        // State 0 is R, running: the process ran when it was captured.
         out.extend([0, b'R']);
         out.resize(24, 0);
         for id in [self.pid, self.parent_pid, self.process_group, self.session] {
@@ -409,7 +411,8 @@ impl ProcessInformation {
     }
 }
 
-/// Count and unit of the offsets; start, end and offset of each; the names one after the other.
+/// The count and the unit of the offsets; start, end and offset of each file; then the names, one
+/// after another.
 fn read_files(bytes: &[u8]) -> Option<Vec<MappedFile>> {
     let mut numbers = Numbers::new(bytes);
     let (count, unit_bytes) = (numbers.u64()?, numbers.u64()?);
@@ -427,7 +430,7 @@ fn read_files(bytes: &[u8]) -> Option<Vec<MappedFile>> {
 
 fn write_files(files: &[MappedFile]) -> Vec<u8> {
     let mut out = Vec::new();
-    // The unit is one byte, as gdb's own cores have it: so any offset can be told.
+    // The unit is one byte, as in gdb's core dumps, so that every offset can be expressed.
     for number in [files.len() as u64, 1] {
         out.extend(number.to_le_bytes());
     }
@@ -549,7 +552,8 @@ mod tests {
                 bytes[at] = byte;
             }
             bytes.truncate(keep.index(bytes.len() + 1));
-            // No panic, and no allocation beyond what is there, which would abort.
+            // It must not panic, and must not allocate more than the bytes that exist, which would
+            // abort.
             let _ = Notes::default().read(62, &bytes);
             let _ = Notes::default().read(62, &bytes[bytes.len() / 2..]);
         }

@@ -1,6 +1,6 @@
-//! Little-endian numbers, one after the other.
+//! Reads little-endian numbers, one after another.
 
-/// What is left to read of some bytes.
+/// The bytes that are left to read.
 pub(super) struct Numbers<'a>(&'a [u8]);
 
 impl<'a> Numbers<'a> {
@@ -8,7 +8,7 @@ impl<'a> Numbers<'a> {
         Numbers(bytes)
     }
 
-    /// The next `count` bytes, or `None` if there are not so many; so with all below.
+    /// The next `count` bytes, or `None` if there are fewer. All methods below do the same.
     pub(super) fn bytes(&mut self, count: usize) -> Option<&'a [u8]> {
         let (bytes, rest) = self.0.split_at_checked(count)?;
         self.0 = rest;

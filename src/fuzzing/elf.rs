@@ -1,4 +1,4 @@
-//! Core files: the file as a whole, and its notes.
+//! Core dumps: the file as a whole, and its notes.
 
 use std::path::Path;
 
@@ -6,8 +6,9 @@ use super::layout_in_order;
 use crate::elf::Notes;
 use crate::source::{CoreSource, Memory, Source};
 
-/// A core, which is written to `dir`. What is accepted can be read whole and is no more than the file has. The
-/// bytes are also taken for notes: those that are accepted are the same once more written and read.
+/// A core dump, which is written to `dir`. If it is accepted, it can be read whole, and its memory
+/// is not more than the file holds. The bytes are also read as notes: accepted notes stay the same
+/// when they are written and read again.
 pub fn elf(data: &[u8], dir: &Path) {
     notes(data);
     let path = dir.join("core");
@@ -28,7 +29,7 @@ pub fn elf(data: &[u8], dir: &Path) {
             assert!(copied.is_ok(), "what is in the file can be read");
         }
     }
-    // Else it was compressed.
+    // Otherwise it was compressed.
     if data.starts_with(b"\x7fELF") {
         assert!(populated_bytes <= data.len() as u64, "no byte of the file is memory twice");
     }
@@ -43,7 +44,7 @@ fn notes(data: &[u8]) {
     };
     let mut found = Notes::default();
     if found.read(62, data).is_ok() {
-        // The first time threads are put in order, and names are cut.
+        // The first pass puts the threads in order and truncates the names.
         let once = again(&found);
         assert_eq!(again(&once), once);
     }

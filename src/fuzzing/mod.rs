@@ -1,10 +1,11 @@
-//! What the fuzz targets of `fuzz/` call: one function for each kind of bytes that somebody hostile may have written.
+//! The functions that the fuzz targets of `fuzz/` call: one for each kind of bytes that an attacker
+//! may have written.
 //!
-//! Each takes whatever bytes there are and panics where a promise is broken: that nothing but an error
-//! comes of bytes that are not in order, that what was encoded decodes to the same, and that what is accepted
-//! is in order. `tests/store/fuzz_corpus.rs` replays the corpora through the same functions.
+//! Each takes any bytes and panics if a promise is broken. The promises: malformed bytes lead to an
+//! error and nothing else, encoded values decode to the same values, and accepted bytes are
+//! well-formed. `tests/store/fuzz_corpus.rs` replays the corpora through the same functions.
 //!
-//! For the tests of this crate only; nobody ships it.
+//! Only this crate's tests use this module; no release contains it.
 
 mod elf;
 mod store;
@@ -21,27 +22,28 @@ use crate::hash::Hash;
 use crate::record::{self, Note, Record, Tombstone};
 use crate::root::Root;
 use crate::source::maps;
-use crate::store::block::{self, Block};
 use crate::store::catalog::{Catalog, Entry};
-use crate::store::durable;
+use crate::store::fact;
 use crate::store::format::Format;
 use crate::store::held::Texts;
 use crate::store::id::StoreId;
-use crate::store::location::Location;
-use crate::store::object::{self, Header, Place};
-use crate::store::open;
-use crate::store::pack::{Scan, Scanned};
+use crate::store::index::block::{self, Block};
+use crate::store::index::closing;
+use crate::store::packs::location::Location;
+use crate::store::packs::object::{self, Header, Place};
+use crate::store::packs::scan::{Scan, Scanned};
 use crate::table::{self, Places};
 use crate::threads::Threads;
 use crate::units::RegionSize;
 
-/// Longer plain bytes are not decoded: what is looked for has no need of them.
+/// Longer plain bytes are not decoded: finding faults does not need them.
 const MAX_PLAIN_BYTES: usize = 1 << 20;
 
 const STORE: StoreId = StoreId([7; 16]);
 const PACK: u32 = 1;
 
-/// The pack reader. An odd first byte has the checks of all objects put right, so that more than these is reached.
+/// The pack reader. If the first byte is odd, the checksums of all objects are corrected, so that
+/// the code behind the checks is reached too.
 pub fn pack(data: &[u8]) {
     let Some((mode, bytes)) = data.split_first() else { return };
     let mut bytes = bytes.to_vec();
@@ -68,7 +70,7 @@ pub fn pack(data: &[u8]) {
     assert_eq!(end_bytes, bytes.len() as u64, "a scan ends where the pack does");
 }
 
-/// Puts the checks right of what may be objects, one after the other.
+/// Corrects the checksums of everything that may be an object, one after another.
 fn mend(bytes: &mut [u8]) {
     let mut at = 0;
     while let Some([_, _, _, _, _, _, _, _, stored @ ..]) =
@@ -82,7 +84,8 @@ fn mend(bytes: &mut [u8]) {
     }
 }
 
-/// An object whose checks are right: reading it is an error or gives bytes, and it is written as it was read.
+/// An object with correct checksums: reading it returns bytes or an error, and writing it again
+/// gives the same bytes.
 fn object_in_order(header: &Header, payload: &[u8], location: Location) {
     assert_eq!(Location::from_bytes(&location.to_bytes()), Some(location));
     let plain_bytes = header.plain_bytes as usize;
@@ -93,12 +96,13 @@ fn object_in_order(header: &Header, payload: &[u8], location: Location) {
     assert_eq!(read, Ok(written), "what is accepted is what is written");
     assert_eq!(read.and_then(|read| read.payload(&again)), Ok(payload));
     if plain_bytes <= MAX_PLAIN_BYTES {
-        let _ = open::fact(header, payload, location);
+        let _ = fact::read(header, payload, location);
         let _ = codec::decode(header.encoding, payload, &mut vec![0; plain_bytes]);
     }
 }
 
-/// Records, layouts, notes, tombstones, threads, and the text of the FORMAT file; which of them, the first byte says.
+/// Records, layouts, notes, tombstones, threads, and the text of the FORMAT file; the first byte
+/// selects one.
 pub fn record(data: &[u8]) {
     let Some((what, bytes)) = data.split_first() else { return };
     match what % 6 {
@@ -128,7 +132,8 @@ pub fn record(data: &[u8]) {
     }
 }
 
-/// The value in these bytes, if it is one: then it is the same once more encoded and decoded.
+/// The value in these bytes, if they hold one. The value must be the same after it is encoded and
+/// decoded again.
 fn comes_back<T>(bytes: &[u8]) -> Option<T>
 where
     T: serde::Serialize + serde::de::DeserializeOwned + PartialEq + std::fmt::Debug,
@@ -150,7 +155,8 @@ fn layout_in_order(space: &AddressSpace) {
     assert_eq!(regions, space.regions(size));
 }
 
-/// Tables and roots, and the tables that a layout has: region size and layout come first, and hashes after.
+/// Tables and roots, and the tables of a layout. The data begins with the region size and the
+/// layout; hashes follow.
 pub fn table(data: &[u8]) {
     let Some((size, rest)) = data.split_first() else { return };
     let count = rest.len() / Hash::BYTES;
@@ -165,7 +171,7 @@ pub fn table(data: &[u8]) {
     let Ok(space) = record::decode::<AddressSpace>(rest) else { return };
     let count = table::count(&space, size);
     let (mut image_bytes, mut regions, mut tables) = (0, 0, 0);
-    // So many are enough to see that they follow one another.
+    // This many are enough to show that they are consecutive.
     for place in Places::new(&space, size).iter().take(10_000) {
         assert_eq!(place.image_bytes, image_bytes, "the tables are the image, without gaps");
         let mapping = &space.mappings()[place.mapping_index];
@@ -181,13 +187,14 @@ pub fn table(data: &[u8]) {
     }
 }
 
-/// Deltas. A byte that says what, the length of a base (u16), the base, and the payload or the plain bytes.
+/// Deltas. The data is a byte that selects the operation, the length of a base (u16), the base, and
+/// the payload or the plain bytes.
 pub fn delta(data: &[u8]) {
     let Some(([what, low, high], rest)) = data.split_first_chunk() else { return };
     let base_bytes = usize::from(u16::from_le_bytes([*low, *high])).min(rest.len());
     let (base_plain, rest) = rest.split_at(base_bytes);
     if what & 1 == 0 {
-        // A payload without its name: the base's hash stands before it.
+        // The data has no hash of the base, which comes first in a payload.
         let payload = [&Hash::of(base_plain).0[..], rest].concat();
         let mut plain = base_plain.to_vec();
         let _ = delta::apply(&payload, &mut plain);
@@ -215,8 +222,8 @@ pub fn delta(data: &[u8]) {
     }
 }
 
-/// The codecs. A byte that says which encoding, the plain length it claims (u32), and the stored bytes; the
-/// rest is also encoded by every codec and decoded.
+/// The codecs. The data is a byte that selects the encoding, the plain length that it claims (u32),
+/// and the stored bytes. Every codec also encodes and decodes the rest.
 pub fn codec(data: &[u8]) {
     let Some(([encoding, length @ ..], bytes)) = data.split_first_chunk::<5>() else { return };
     let plain_bytes = u32::from_le_bytes(*length) as usize % (MAX_PLAIN_BYTES + 1);
@@ -224,7 +231,8 @@ pub fn codec(data: &[u8]) {
         let possible = codec::lengths_are_possible(encoding, bytes.len(), plain_bytes);
         let mut plain = vec![0; plain_bytes];
         let decoded = codec::decode(encoding, bytes, &mut plain);
-        // What no length could be is refused before; so nothing that decodes may be.
+        // `lengths_are_possible` rejects impossible lengths before decoding, so it must not reject
+        // anything that decodes.
         if decoded.is_ok() && bytes.len() < plain_bytes && encoding != Encoding::Delta {
             assert!(possible, "{encoding:?} made {plain_bytes} of {} bytes", bytes.len());
         }
@@ -244,7 +252,8 @@ pub fn codec(data: &[u8]) {
     }
 }
 
-/// The lines of `/proc/PID/maps`. What is accepted is the same written down and read again.
+/// The lines of `/proc/PID/maps`. Accepted lines stay the same when they are written and read
+/// again.
 pub fn maps(data: &[u8]) {
     let Ok(lines) = maps::parse(data) else { return };
     let given = data.split(|byte| *byte == b'\n').filter(|line| !line.is_empty()).count();
@@ -263,7 +272,8 @@ pub fn maps(data: &[u8]) {
     assert_eq!(maps::parse(text.as_bytes()), Ok(lines));
 }
 
-/// What the index holds: its blocks, its values of snapshots, and the file `durable`; which, the first byte says.
+/// The content of the index: its blocks, its values of snapshots, and the file `durable`; the first
+/// byte selects one.
 pub fn index(data: &[u8]) {
     let Some((what, bytes)) = data.split_first() else { return };
     match what % 3 {
@@ -281,8 +291,8 @@ pub fn index(data: &[u8]) {
         _ => {
             let checked = [bytes, &crc32c::crc32c(bytes).to_le_bytes()].concat();
             for bytes in [bytes, &checked] {
-                let found = durable::decode(bytes);
-                assert_eq!(durable::decode(&durable::encode(&found)), found);
+                let found = closing::decode(bytes);
+                assert_eq!(closing::decode(&closing::encode(&found)), found);
             }
         }
     }

@@ -1,4 +1,4 @@
-//! A store with a well-formed pack that is changed here and there, opened and used.
+//! Opens and uses a store with a well-formed pack to which some changes were made.
 
 use std::fs;
 use std::path::Path;
@@ -18,21 +18,22 @@ use crate::store::Store;
 use crate::store::format::{FORMAT_VERSION, Format};
 use crate::store::id::PackId;
 use crate::store::names::PACKS_DIR;
-use crate::store::object::{self, HEADER_BYTES, Kind, Place};
-use crate::store::pack;
+use crate::store::packs::header::PackHeader;
+use crate::store::packs::names;
+use crate::store::packs::object::{self, HEADER_BYTES, Kind, Place};
 use crate::table;
 use crate::units::{AddressRange, RegionSize};
 use crate::verify::VerifyOptions;
 
 const REGION_BYTES: usize = RegionSize::MIN_BYTES as usize;
 
-/// Images that claim to be longer are not restored: that is only memory and time.
+/// Images that claim to be longer are not restored: that would only cost memory and time.
 const MAX_IMAGE_BYTES: u64 = 64 << 20;
 
-/// A store whose pack has been changed: it is opened, read, verified, captured into, collected and repaired,
-/// and what is captured into it is there afterwards.
+/// A store whose pack has been changed. It is opened, read, verified, captured into, collected and
+/// repaired, and the captures made meanwhile are intact afterwards.
 ///
-/// The bytes are *changes*, each of which is bytes written over others:
+/// The data is a list of *changes*; each overwrites bytes with others:
 ///
 /// ```text
 ///  0        1       2        4        5
@@ -42,13 +43,14 @@ const MAX_IMAGE_BYTES: u64 = 64 << 20;
 ///  +--------+-------+--------+--------+-------+
 /// ```
 ///
-/// The stage is when: before the object is hashed and encoded, so that whatever refers to it goes along; to its
-/// payload, or to its header, before the checks are made; or to the pack when it is finished, where
-/// `at` counts from the object's start. `dir` is an empty directory to work in.
+/// The stage says when the change is made: before the object is hashed and encoded, so that all
+/// references to it agree with it; to its payload, or to its header, before the checksums are
+/// computed; or to the finished pack, where `at` counts from the object's start. `dir` is an empty
+/// working directory.
 pub fn store(data: &[u8], dir: &Path) {
     let path = dir.join("store");
     write_store(&path, data);
-    // Where what is hashed was changed nothing is damaged: somebody has made all of it.
+    // If the hashed bytes were changed, nothing is damaged: the pack is forged but consistent.
     let is_forged = changes(data).iter().any(|change| change.stage == Stage::Plain);
     use_it(&path, is_forged);
     assert!(fs::remove_dir_all(&path).is_ok());
@@ -59,7 +61,10 @@ fn write_store(path: &Path, data: &[u8]) {
     let written = fs::create_dir_all(path.join(PACKS_DIR))
         .and_then(|()| fs::write(path.join("FORMAT"), format.text()))
         .and_then(|()| {
-            fs::write(path.join(PACKS_DIR).join(pack::file_name(PACK)), changed_pack(&format, &changes(data)))
+            fs::write(
+                path.join(PACKS_DIR).join(names::file_name(PACK)),
+                changed_pack(&format, &changes(data)),
+            )
         });
     assert!(written.is_ok(), "{written:?}");
 }
@@ -99,7 +104,7 @@ fn changes(mut data: &[u8]) -> Vec<Change<'_>> {
     changes
 }
 
-/// A pack in the making.
+/// A pack under construction.
 struct Builder<'a> {
     bytes: Vec<u8>,
     starts: Vec<usize>,
@@ -107,14 +112,15 @@ struct Builder<'a> {
 }
 
 impl Builder<'_> {
-    /// Makes the changes of a stage of the next object.
+    /// Applies the changes of one stage to the next object.
     fn change(&self, stage: Stage, bytes: &mut [u8]) {
         for change in self.changes.iter().filter(|it| it.stage == stage && it.object == self.starts.len()) {
             write_over(bytes, change.at, change.bytes);
         }
     }
 
-    /// Appends an object, encoded by a codec or as the difference from a base. Returns its plain bytes and hash.
+    /// Appends an object, encoded by a codec or as the difference from a base. Returns its plain
+    /// bytes and hash.
     fn put(
         &mut self,
         kind: Kind,
@@ -157,8 +163,11 @@ fn write_over(bytes: &mut [u8], at: usize, with: &[u8]) {
 
 /// Two snapshots of one process, the second with deltas, a third that is forgotten, and labels.
 fn changed_pack(format: &Format, changes: &[Change<'_>]) -> Vec<u8> {
-    let mut pack =
-        Builder { bytes: pack::header(format, PACK, PackId([9; 16]), &[]), starts: Vec::new(), changes };
+    let mut pack = Builder {
+        bytes: PackHeader::new(format, PACK, PackId([9; 16]), Vec::new()).to_bytes(),
+        starts: Vec::new(),
+        changes,
+    };
     let region = |seed: u32| -> Vec<u8> {
         (0..RegionSize::MIN_BYTES).flat_map(|at| (at / 16 * seed).to_le_bytes()).take(REGION_BYTES).collect()
     };
@@ -214,10 +223,10 @@ fn changed_pack(format: &Format, changes: &[Change<'_>]) -> Vec<u8> {
     pack.value(Kind::Tombstone, &Tombstone { snapshot: forgotten, time: second_of(4) });
     let Builder { mut bytes, starts, .. } = pack;
     for change in changes.iter().filter(|change| change.stage == Stage::Pack) {
-        // After the last object stands for the start of the pack, its header.
+        // An index past the last object stands for the start of the pack: its header.
         let start = starts.get(change.object).copied().unwrap_or(0);
         match change.bytes {
-            // No bytes: the pack ends there.
+            // Without bytes, the change truncates the pack there.
             [] => bytes.truncate(start + change.at),
             with => write_over(&mut bytes, start + change.at, with),
         }
@@ -231,11 +240,11 @@ fn use_it(path: &Path, is_forged: bool) {
         let Ok(store) = Store::open(path) else { panic!("a damaged pack keeps no store from being opened") };
         read(&store, is_forged);
         let _ = store.stats();
-        // A line whose snapshots nobody has written to.
+        // A process name without earlier snapshots in the store.
         let Ok(taken) = store.process("new").capture(&memory, &CaptureOptions::default()) else {
             panic!("a damaged pack keeps nobody from capturing")
         };
-        // And those of the line that may be anything.
+        // And the process whose snapshots may hold anything.
         let _ = store.process("p").capture(&memory, &CaptureOptions::default());
         is_there(&store, taken.id, &memory);
         let _ = store.gc(&GcOptions::default());
@@ -259,8 +268,9 @@ fn is_there(store: &Store, id: SnapshotId, memory: &[u8]) {
     assert!(back == memory, "what was captured is restored");
 }
 
-/// Reads whatever there is of all snapshots. Nothing but errors may come of it, what can be read is as long
-/// as it says, and what cannot be restored for damage is what `verify` names.
+/// Reads everything that exists of all snapshots. Nothing may go wrong except by an error; readable
+/// memory has the length that its snapshot records; and `verify` names every snapshot that cannot
+/// be restored because of damage.
 fn read(store: &Store, is_forged: bool) {
     let verified = store.verify(&VerifyOptions::default());
     let Ok(report) = verified else { panic!("{verified:?}") };
@@ -294,9 +304,9 @@ fn read(store: &Store, is_forged: bool) {
 #[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
-    use crate::store::read::{Check, Reader};
+    use crate::store::packs::read::{Check, Reader};
 
-    /// Otherwise the target would look at nothing but damage.
+    /// Otherwise the target would exercise only damage.
     #[test]
     fn a_pack_without_changes_is_a_store_in_order() {
         let dir = tempfile::tempdir().unwrap();
@@ -313,11 +323,11 @@ mod tests {
         assert_eq!(images.collect::<Vec<_>>(), [(2748, 22, 0), (2748, 22, 1)]);
     }
 
-    /// Somebody has made all of it: each object is in order, and they do not fit one another.
+    /// The pack is forged: each object is well-formed, but they do not fit each other.
     #[test]
     fn tables_that_do_not_fit_their_layout_are_named_by_verify() {
         let dir = tempfile::tempdir().unwrap();
-        // The first mapping of the layout begins so much sooner that it has more regions.
+        // The first mapping of the layout begins so much lower that it has more regions.
         write_store(dir.path(), &[5, 0, 4, 0, 1, 7]);
         let store = Store::open(dir.path()).unwrap();
         let mut ids: Vec<SnapshotId> = store.snapshots().iter().map(|snapshot| snapshot.id()).collect();
@@ -335,8 +345,8 @@ mod tests {
         }
     }
 
-    /// The base of a table is damaged where its delta writes over it. So the delta can be read, until `verify` takes
-    /// the base out of the index.
+    /// The base of a table is damaged in bytes that its delta overwrites. So the delta can be read
+    /// until `verify` removes the base from the index.
     #[test]
     fn verify_names_what_lacks_a_base_that_it_has_taken_out() {
         let dir = tempfile::tempdir().unwrap();
@@ -353,7 +363,7 @@ mod tests {
         assert_eq!(ids.iter().filter(|id| named(id)).count(), 2);
     }
 
-    /// Hostile lengths are in the layout alone; its tables are all zeros, of which nothing is stored.
+    /// Only the layout has hostile lengths; its tables are all zeros, which take no storage.
     #[test]
     fn a_layout_of_zeros_without_end_is_an_error() {
         let dir = tempfile::tempdir().unwrap();
@@ -365,7 +375,7 @@ mod tests {
         assert!(error.to_string().contains("never more than"), "{error}");
     }
 
-    /// What the fuzzer writes over a plain region is what comes back.
+    /// The bytes that the fuzzer writes into a plain region are restored.
     #[test]
     fn a_change_before_the_hash_leaves_all_in_order() {
         let dir = tempfile::tempdir().unwrap();

@@ -9,8 +9,8 @@ use crate::record::{self, RecordError, SnapshotId};
 use crate::source::Attachment;
 use crate::store::Shared;
 use crate::store::error::StoreError;
-use crate::store::object::Kind;
-use crate::store::read::{Check, Reader};
+use crate::store::packs::object::Kind;
+use crate::store::packs::read::{Check, Reader};
 use crate::units::AddressRange;
 
 /// What was touched of a lazily restored snapshot, in the order of the first touches: address ranges of

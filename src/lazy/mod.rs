@@ -4,11 +4,14 @@
 //! a thread touches a missing page ──> sleeps ─────────────────────────────┐
 //!                                       │ userfaultfd                     │ wakes
 //! handlers (server.rs) ─────────────> which block? ─> read, check ─> UFFDIO_COPY
-//! the filler (server.rs) ───────────> the hot set, then all by address ───┘
+//! the filler (fill.rs) ─────────────> the hot set, then all by address ───┘
 //! all is there ─> unregister; the threads end, and let the snapshot and the store go
 //! ```
 
+mod blocks;
+mod fill;
 mod hot_set;
+mod serve;
 mod server;
 
 use std::fmt;
@@ -23,6 +26,7 @@ use crate::restore::Restore;
 use crate::sink::SinkError;
 use crate::sys::missing::{self, Missing};
 use crate::sys::pages::Pages;
+use crate::units::usize_of;
 
 pub use hot_set::HotSet;
 use server::Server;
@@ -133,7 +137,7 @@ impl Restore<'_> {
         self.shared.check_process()?;
         let bytes = self.image_bytes();
         let failed = |source| Error::from(SinkError::Mapping { bytes, source });
-        let length = usize::try_from(bytes).unwrap_or(usize::MAX);
+        let length = usize_of(bytes);
         let space = Arc::new(self.address_space().clone());
         let (memory, missing) = match missing::map_missing(length) {
             Ok(both) => both,

@@ -25,7 +25,12 @@ impl Attempt<'_> {
 
     /// The refusal of a process that differs from the snapshot in these points.
     pub(super) fn misfit(&self, differences: Vec<String>) -> SinkError {
-        SinkError::DoesNotFit { pid: self.pid, differences, only_new: false }
+        SinkError::DoesNotFit { pid: self.pid, differences, only_new: false, advice: None }
+    }
+
+    /// The same where an option leaves these points as they are, which the advice names.
+    pub(super) fn misfit_but_for(&self, differences: Vec<String>, advice: &'static str) -> SinkError {
+        SinkError::DoesNotFit { pid: self.pid, differences, only_new: false, advice: Some(advice) }
     }
 
     /// An error if the user has asked to stop.

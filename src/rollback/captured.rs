@@ -4,12 +4,13 @@ use super::RollBack;
 use crate::descriptors::Descriptors;
 use crate::error::Error;
 use crate::left_out::LeftOut;
+use crate::mapped_files::MappedFiles;
 use crate::record::Origin;
 use crate::run::Run;
 use crate::signals::Signals;
 use crate::sink::SinkError;
 use crate::source::RSEQ_ATTACHMENT;
-use crate::store::read::{Check, Reader};
+use crate::store::packs::read::{Check, Reader};
 use crate::threads::{AUXV, MACHINE, Threads};
 
 /// What a snapshot says about its process.
@@ -26,6 +27,8 @@ pub(super) struct CapturedProcess {
     pub(super) signals: Option<Signals>,
     /// Its open files; older snapshots do not say, nor those of somebody who might not know.
     pub(super) descriptors: Option<Descriptors>,
+    /// The files of its shared mappings; older snapshots do not say, nor those of a process without any.
+    pub(super) mapped_files: Option<MappedFiles>,
 }
 
 impl CapturedProcess {
@@ -58,6 +61,10 @@ impl CapturedProcess {
         let descriptors = descriptors
             .transpose()
             .map_err(|error| none(&format!("its open files in the snapshot cannot be read: {error}")))?;
+        let mapped_files = read(MappedFiles::ATTACHMENT)?.map(|bytes| MappedFiles::from_attachment(&bytes));
+        let mapped_files = mapped_files
+            .transpose()
+            .map_err(|error| none(&format!("its mapped files in the snapshot cannot be read: {error}")))?;
         Ok(CapturedProcess {
             threads,
             auxv,
@@ -66,6 +73,7 @@ impl CapturedProcess {
             left_out,
             signals,
             descriptors,
+            mapped_files,
         })
     }
 }

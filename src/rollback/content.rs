@@ -4,9 +4,9 @@ use std::ops::Range;
 
 use super::RollBack;
 use crate::error::Error;
-use crate::piece::overlapping;
-use crate::store::object::Kind;
-use crate::store::read::{Check, Reader};
+use crate::ranges::overlapping;
+use crate::store::packs::object::Kind;
+use crate::store::packs::read::{Check, Reader};
 
 /// The regions with content that share addresses with `ranges`, which are sorted and apart: cut to them.
 pub(super) fn filled(roll_back: &RollBack<'_>, ranges: &[Range<u64>]) -> Result<Vec<Range<u64>>, Error> {

@@ -13,7 +13,7 @@ use std::collections::{HashMap, HashSet};
 use super::attempt::Attempt;
 use crate::descriptors::Descriptor;
 use crate::sink::SinkError;
-use crate::source::injection::Call;
+use crate::source::injection::{Call, Step};
 
 /// What the user is told to do.
 const ADVICE: &str = "--leave-descriptors rolls back the rest and leaves them as they are";
@@ -36,10 +36,8 @@ pub(super) fn check(attempt: &Attempt<'_>) -> Result<Found, SinkError> {
         return Ok(Found::default());
     };
     let (mut found, mut differences) = compare(&then.0, &now.0, attempt.roll_back.seek_files);
-    if let Some(last) = differences.last_mut().filter(|_| !attempt.roll_back.leave_descriptors) {
-        last.push_str("; ");
-        last.push_str(ADVICE);
-        return Err(attempt.misfit(differences));
+    if !differences.is_empty() && !attempt.roll_back.leave_descriptors {
+        return Err(attempt.misfit_but_for(differences, ADVICE));
     }
     differences.append(&mut found.left);
     let closed = attempt.held.closed_connections(&now.0);
@@ -51,12 +49,16 @@ pub(super) fn check(attempt: &Attempt<'_>) -> Result<Found, SinkError> {
 }
 
 /// The calls that set positions back.
-pub(super) fn seek_calls(seeks: &[(u32, u64)]) -> Vec<Call> {
-    let call = |(number, position): &(u32, u64)| Call {
-        number: LSEEK,
-        arguments: [(*number).into(), *position, libc::SEEK_SET as u64, 0, 0, 0],
-    };
-    seeks.iter().map(call).collect()
+pub(super) fn seek_calls(seeks: &[(u32, u64)]) -> impl Iterator<Item = Step> {
+    seeks.iter().map(|(number, position)| Step {
+        call: Call {
+            number: LSEEK,
+            arguments: [(*number).into(), *position, libc::SEEK_SET as u64, 0, 0, 0],
+        },
+        expected: position.cast_signed(),
+        undo: None,
+        what: "set the position of a file",
+    })
 }
 
 /// What differs and may stay, and what may not. Both lists are in order.

@@ -37,10 +37,10 @@ pub(super) fn check(attempt: &Attempt<'_>) -> Result<(), SinkError> {
             differences.push(format!("descriptor {} is {what}", descriptor.number));
         }
     }
-    let Some(last) = differences.last_mut() else { return Ok(()) };
-    last.push_str("; ");
-    last.push_str(ADVICE);
-    Err(attempt.misfit(differences))
+    match differences.is_empty() {
+        true => Ok(()),
+        false => Err(attempt.misfit_but_for(differences, ADVICE)),
+    }
 }
 
 fn is_written_by_others(mapping: &Mapping) -> bool {

@@ -7,7 +7,7 @@ use std::time::Instant;
 use super::plan::{self, Look, Part, Target};
 use super::{RollBack, RollBackStats};
 use crate::error::Error;
-use crate::piece::overlapping;
+use crate::ranges::{Ranges, overlapping};
 use crate::sink::FileInPlace;
 use crate::source::data_in_memory_file;
 use crate::track::{Tracking, Untracked};
@@ -69,7 +69,7 @@ impl RollBack<'_> {
 struct FileTarget<'a> {
     file: &'a FileInPlace,
     /// Where it has anything but holes, if that is known: sorted and apart.
-    data: Option<Vec<Range<u64>>>,
+    data: Option<Ranges>,
 }
 
 impl Target for FileTarget<'_> {

@@ -5,11 +5,12 @@ use std::ops::Range;
 
 use super::attempt::Attempt;
 use super::content;
+use super::remade::{self, Remade};
 use crate::address_space::{AddressSpace, Mapping, MappingKind, Protection};
 use crate::error::Error;
+use crate::ranges::complement;
 use crate::sink::SinkError;
 use crate::source::Frozen as _;
-use crate::track::complement;
 use crate::units::AddressRange;
 
 /// How often an interruption is noticed: 1,024 mappings take less than a millisecond.
@@ -19,40 +20,103 @@ const MAPPINGS_BETWEEN_CHECKS: usize = 1024;
 pub(super) struct Mendable {
     /// By what the process has grown: what of it is populated must be emptied.
     pub(super) grown: Vec<Range<u64>>,
-    /// Private memory that had another protection, which it must get again.
-    pub(super) reprotected: Vec<(Range<u64>, Protection)>,
+    /// Memory that had another protection, which it must get again.
+    pub(super) reprotected: Vec<Reprotected>,
+    /// What was unmapped or replaced since, and is mapped again.
+    pub(super) remade: Vec<Remade>,
 }
 
-/// An error unless the mappings are there.
+/// Memory that is there, but with another protection.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Reprotected {
+    pub(super) range: Range<u64>,
+    pub(super) now: Protection,
+    pub(super) then: Protection,
+}
+
+/// A mapping of the snapshot that is not there as it was.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Changed {
+    /// What became of it, for the user.
+    pub(super) text: String,
+    pub(super) before: Mapping,
+    /// The addresses where something else is now, or nothing.
+    pub(super) parts: Vec<(Range<u64>, Option<Mapping>)>,
+}
+
+/// An error unless the mappings are there, or can be made to be there.
 pub(super) fn check(attempt: &Attempt<'_>) -> Result<Mendable, Error> {
     let roll_back = attempt.roll_back;
-    let Fit { missing: mut differences, new, grown, opened, reprotected } =
-        compare(&roll_back.space, attempt.held.address_space(), &|| attempt.check_interrupt())?;
-    if differences.is_empty() && !opened.is_empty() {
-        // What had no permissions and yet had a content would have to lose the permissions again.
-        let filled = content::filled(roll_back, &opened)?;
-        differences.extend(filled.iter().map(|range| {
-            format!(
-                "{:#x}..{:#x} could not be accessed, has content in the snapshot, and is memory now",
-                range.start, range.end
-            )
-        }));
+    let now = attempt.held.address_space();
+    let Fit { mut changed, mut new, grown, opened, mut reprotected } =
+        compare(&roll_back.space, now, &|| attempt.check_interrupt())?;
+    changed.extend(of_other_files(attempt)?);
+    let mut emptied = grown;
+    for Opened { text, ranges } in opened {
+        // What had no permissions and yet had a content loses the permissions again.
+        match content::filled(roll_back, &ranges)?.is_empty() {
+            true => {
+                new.push(text);
+                emptied.extend(ranges);
+            }
+            false => reprotected.extend(ranges.into_iter().map(|range| Reprotected {
+                range,
+                now: Protection::READ_WRITE,
+                then: Protection::default(),
+            })),
+        }
     }
+    reprotected.sort_unstable_by_key(|it| it.range.start);
+    let (remade, mut differences) = remade::plan(attempt, &changed)?;
     let only_new = differences.is_empty();
     if !roll_back.leave_new_memory {
         differences.extend(new);
     }
     match differences.is_empty() {
-        true => Ok(Mendable { grown: grown.into_iter().chain(opened).collect(), reprotected }),
-        false => Err(SinkError::DoesNotFit { pid: attempt.pid, differences, only_new }.into()),
+        true => Ok(Mendable { grown: emptied, reprotected, remade }),
+        false => Err(SinkError::DoesNotFit { pid: attempt.pid, differences, only_new, advice: None }.into()),
     }
+}
+
+/// Shared mappings that are there by name, and are of another file. Older snapshots do not say which file it was.
+fn of_other_files(attempt: &Attempt<'_>) -> Result<Vec<Changed>, Error> {
+    let Some(then) = &attempt.captured.mapped_files else { return Ok(Vec::new()) };
+    let (before, now) = (attempt.roll_back.space.mappings(), attempt.held.address_space().mappings());
+    let mut changed = Vec::new();
+    for (count, mapping) in before.iter().filter(|it| it.protection.shared).enumerate() {
+        if count % MAPPINGS_BETWEEN_CHECKS == 0 {
+            attempt.check_interrupt()?;
+        }
+        let mut parts = Vec::new();
+        let is_alike = |it: &&Mapping| {
+            let protection = mapping.protection;
+            it.protection.shared && is_same(&Mapping { protection, ..(*it).clone() }, mapping)
+        };
+        for other in now[overlapping(now, mapping.range)].iter().filter(is_alike) {
+            let Some(both) = other.range.intersection(mapping.range) else { continue };
+            for was in then.overlapping(both.start(), both.end()) {
+                for is in attempt.held.mapped_files().overlapping(both.start(), both.end()) {
+                    let range =
+                        both.start().max(was.start).max(is.start)..both.end().min(was.end).min(is.end);
+                    if (was.device, was.inode) != (is.device, is.inode) && !range.is_empty() {
+                        parts.push((range, Some(other.clone())));
+                    }
+                }
+            }
+        }
+        if !parts.is_empty() {
+            let text = format!("{} is another file of the same name now", named(mapping));
+            changed.push(Changed { text, before: mapping.clone(), parts });
+        }
+    }
+    Ok(changed)
 }
 
 /// What came of comparing two layouts.
 #[derive(Debug, Default, PartialEq, Eq)]
 struct Fit {
     /// What of the snapshot's is not there as it was.
-    missing: Vec<String>,
+    changed: Vec<Changed>,
     /// What is there that was not, apart from the stack, which the kernel makes grow, and whose deeper
     /// part a program that has returned from there does not rely on.
     new: Vec<String>,
@@ -60,9 +124,17 @@ struct Fit {
     grown: Vec<Range<u64>>,
     /// What was set aside without permissions and has become memory: arenas of the C library grow like
     /// this. It takes that for zeros as well.
-    opened: Vec<Range<u64>>,
-    /// What is there and could be read then and can be now, but with another protection: which it had.
-    reprotected: Vec<(Range<u64>, Protection)>,
+    opened: Vec<Opened>,
+    /// What is there with another protection than it had: which it is to get again.
+    reprotected: Vec<Reprotected>,
+}
+
+/// Parts of a mapping without permissions that have become memory.
+#[derive(Debug, PartialEq, Eq)]
+struct Opened {
+    /// For the user.
+    text: String,
+    ranges: Vec<Range<u64>>,
 }
 
 /// Compares the layout in the snapshot with that of now. Both are in the order of their addresses, so each step is
@@ -83,14 +155,21 @@ fn compare(
         let there = overlapping(&now, mapping.range);
         if let Some(at) = there.clone().find(|at| has(&now[*at], mapping)) {
             fitting[at] = true;
-        } else if let Some(opened) = opened(mapping, &now[there.clone()]) {
-            let bytes: u64 = opened.iter().map(|it| it.end - it.start).sum();
-            fit.new.push(format!("{bytes} bytes of {}, set aside then, are memory now", named(mapping)));
-            fit.opened.extend(opened);
-        } else if let Some(reprotected) = reprotected(mapping, &now[there.clone()]) {
-            fit.reprotected.extend(reprotected);
+        } else if let Some(ranges) = opened(mapping, &now[there.clone()]) {
+            let bytes: u64 = ranges.iter().map(|it| it.end - it.start).sum();
+            let text = format!("{bytes} bytes of {}, set aside then, are memory now", named(mapping));
+            fit.opened.push(Opened { text, ranges });
         } else {
-            fit.missing.push(missing(mapping, &now[there], &mut moved));
+            // What is left of the heap is the heap.
+            for at in there.clone() {
+                fitting[at] |= mapping.kind == MappingKind::Heap && is_same(&now[at], mapping);
+            }
+            let (reprotected, parts) = differing(mapping, &now[there.clone()]);
+            fit.reprotected.extend(reprotected);
+            if !parts.is_empty() {
+                let text = missing(mapping, &now[there], &mut moved);
+                fit.changed.push(Changed { text, before: mapping.clone(), parts });
+            }
         }
     }
     let ranges: Vec<_> = before.iter().map(|it| it.range.start()..it.range.end()).collect();
@@ -116,7 +195,7 @@ fn compare(
 }
 
 /// Where in `mappings`, which are in order, those are that share addresses with `range`.
-fn overlapping(mappings: &[Mapping], range: AddressRange) -> Range<usize> {
+pub(super) fn overlapping(mappings: &[Mapping], range: AddressRange) -> Range<usize> {
     let first = mappings.partition_point(|it| it.range.end() <= range.start());
     let count = mappings[first..].partition_point(|it| it.range.start() < range.end());
     first..first + count
@@ -145,30 +224,44 @@ fn opened(before: &Mapping, there: &[Mapping]) -> Option<Vec<Range<u64>>> {
     (at == before.range.end() && !opened.is_empty()).then_some(opened)
 }
 
-/// What of a private mapping has another protection now, if that is the only difference and all of it could be read
-/// and can be: collectors of garbage protect pages to learn of writes. `there` are the mappings that share addresses with it.
-fn reprotected(before: &Mapping, there: &[Mapping]) -> Option<Vec<(Range<u64>, Protection)>> {
-    let is_memory = matches!(before.kind, MappingKind::Anonymous | MappingKind::Heap | MappingKind::File);
-    if before.protection.shared || !before.protection.read || !is_memory {
-        return None;
-    }
-    let (mut at, mut found) = (before.range.start(), Vec::new());
+/// What of a mapping has another protection now and is the same otherwise, and where something else is now, or nothing.
+/// Collectors of garbage protect pages to learn of writes. `there` are the mappings that share addresses with it.
+fn differing(before: &Mapping, there: &[Mapping]) -> (Vec<Reprotected>, Vec<(Range<u64>, Option<Mapping>)>) {
+    let (mut reprotected, mut parts) = (Vec::new(), Vec::new());
+    let (mut at, end) = (before.range.start(), before.range.end());
     for mapping in there {
-        let alike = Mapping { protection: before.protection, ..mapping.clone() };
-        if mapping.range.start() > at
-            || !is_same(before, &alike)
-            || mapping.protection.shared
-            || !mapping.protection.read
-        {
-            return None;
+        if mapping.range.start() > at {
+            parts.push((at..mapping.range.start(), None));
         }
-        let end = mapping.range.end().min(before.range.end());
-        if mapping.protection != before.protection {
-            found.push((at..end, before.protection));
+        let range = mapping.range.start().max(at)..mapping.range.end().min(end);
+        at = range.end;
+        if is_same(before, mapping) {
+            continue;
         }
-        at = end;
+        match can_be_reprotected(before, mapping) {
+            true => {
+                let (now, then) = (mapping.protection, before.protection);
+                reprotected.push(Reprotected { range, now, then });
+            }
+            false => parts.push((range, Some(mapping.clone()))),
+        }
     }
-    (at == before.range.end()).then_some(found)
+    if at < end {
+        parts.push((at..end, None));
+    }
+    (reprotected, parts)
+}
+
+/// Whether two mappings differ in their protection alone, and what was in both is known: of a file that could not be read
+/// only the pages are known that were written.
+fn can_be_reprotected(before: &Mapping, now: &Mapping) -> bool {
+    let alike = Mapping { protection: before.protection, ..now.clone() };
+    let is_memory = matches!(before.kind, MappingKind::Anonymous | MappingKind::Heap | MappingKind::Stack);
+    let is_private_memory = is_memory && !before.protection.shared;
+    let are_readable = before.protection.read && now.protection.read;
+    before.protection.shared == now.protection.shared
+        && is_same(before, &alike)
+        && (is_private_memory || (is_memory || before.kind == MappingKind::File) && are_readable)
 }
 
 /// The mappings, those joined that differ in nothing but their addresses: the kernel joins and parts
@@ -299,12 +392,15 @@ mod tests {
 
     #[test]
     fn each_kind_of_difference_is_told() {
-        let missing = |before, now| fit(before, now).missing;
+        let missing = |before, now| {
+            let changed = fit(before, now).changed.into_iter();
+            changed.map(|it| it.text).collect::<Vec<_>>()
+        };
         let page = |page: u64| format!("{:#x}", page * 4096);
         for (before, now, expected) in [
             (vec![anonymous(1, 4)], vec![], "is gone".to_owned()),
             (vec![anonymous(1, 4)], vec![anonymous(1, 3)], format!("is only {}..{} now", page(1), page(3))),
-            (vec![anonymous(1, 4)], vec![closed(anonymous(1, 4))], "is ---p now".to_owned()),
+            (vec![file(1, 4, 0)], vec![closed(file(1, 4, 0))], "is ---p now".to_owned()),
             (vec![file(1, 4, 0)], vec![file(11, 14, 0)], format!("was moved to {}..{}", page(11), page(14))),
             (vec![file(1, 4, 0)], vec![file(1, 4, 5)], "/lib/x) now".to_owned()),
             (vec![anonymous(1, 4)], vec![anonymous(1, 2), anonymous(3, 4)], "is parted now".to_owned()),
@@ -320,7 +416,7 @@ mod tests {
         let stack = |start| mapping(start, 90, MappingKind::Stack, "[stack]");
         assert_eq!(fit(vec![heap(4), stack(80)], vec![heap(4), stack(70)]), Fit::default());
         let grown = fit(vec![heap(4)], vec![heap(6), anonymous(10, 12)]);
-        assert_eq!(grown.missing, [""; 0]);
+        assert_eq!(grown.changed, []);
         assert_eq!(grown.grown, std::slice::from_ref(&(4 * 4096..6 * 4096)));
         assert!(grown.new[0].contains("[heap]) has grown by 8192 bytes"), "{grown:?}");
         assert!(grown.new[1].ends_with("anonymous) is new"), "{grown:?}");
@@ -336,9 +432,10 @@ mod tests {
             std::iter::once(anonymous(1, used)).chain(rest).collect::<Vec<_>>()
         };
         let grown = fit(arena(4), arena(9));
-        assert_eq!((&grown.missing[..], &grown.opened[..]), (&[][..], &[pages(4, 9)][..]), "{grown:?}");
-        assert!(grown.new.len() == 1 && grown.new[0].contains("20480 bytes"), "{grown:?}");
-        assert_eq!(fit(arena(4), vec![anonymous(1, 20)]).opened, [pages(4, 20)]);
+        assert!(grown.changed.is_empty() && grown.new.is_empty(), "{grown:?}");
+        assert_eq!(grown.opened[0].ranges, [pages(4, 9)]);
+        assert!(grown.opened.len() == 1 && grown.opened[0].text.contains("20480 bytes"), "{grown:?}");
+        assert_eq!(fit(arena(4), vec![anonymous(1, 20)]).opened[0].ranges, [pages(4, 20)]);
         assert_eq!(fit(arena(4), arena(4)), Fit::default());
         // In the middle, and twice.
         let twice = vec![
@@ -349,35 +446,45 @@ mod tests {
             anonymous(9, 10),
             closed(10, 20),
         ];
-        assert_eq!(fit(arena(4), twice).opened, [pages(6, 7), pages(9, 10)]);
+        assert_eq!(fit(arena(4), twice).opened[0].ranges, [pages(6, 7), pages(9, 10)]);
         // A hole, another protection, a file; and what has lost its permissions.
-        let hole = vec![anonymous(1, 6), closed(7, 20)];
+        let found = fit(arena(4), vec![anonymous(1, 6), closed(7, 20)]);
+        assert_eq!(found.changed[0].parts, [(pages(6, 7), None)]);
         let other = vec![anonymous(1, 4), read_only(anonymous(4, 6)), closed(6, 20)];
-        let of_file = vec![anonymous(1, 4), file(4, 6, 0), closed(6, 20)];
-        for now in [hole, other, of_file] {
-            assert_eq!(fit(arena(4), now).missing.len(), 1);
-        }
-        assert_eq!(fit(arena(9), arena(4)).missing.len(), 1);
+        let found = fit(arena(4), other);
+        assert!(found.changed.is_empty() && found.reprotected[0].range == pages(4, 6), "{found:?}");
+        let found = fit(arena(4), vec![anonymous(1, 4), file(4, 6, 0), closed(6, 20)]);
+        assert_eq!(found.changed[0].parts, [(pages(4, 6), Some(file(4, 6, 0)))]);
+        let found = fit(arena(9), arena(4));
+        let then = Protection::READ_WRITE;
+        let expected = Reprotected { range: pages(4, 9), now: Protection::default(), then };
+        assert!(found.changed.is_empty() && found.reprotected == [expected], "{found:?}");
     }
 
     #[test]
     fn memory_that_was_protected_since_is_to_get_its_protection_again() {
         let parted = vec![anonymous(1, 4), read_only(anonymous(4, 6)), anonymous(6, 9)];
+        let (writable, read_only_then) = (Protection::READ_WRITE, read_only(anonymous(4, 6)).protection);
+        let range = 4 * 4096..6 * 4096;
         let found = fit(vec![anonymous(1, 9)], parted.clone());
-        assert_eq!(found.reprotected, [(4 * 4096..6 * 4096, Protection::READ_WRITE)]);
-        assert!(found.missing.is_empty() && found.new.is_empty(), "{found:?}");
+        let expected = Reprotected { range: range.clone(), now: read_only_then, then: writable };
+        assert_eq!(found.reprotected, [expected]);
+        assert!(found.changed.is_empty() && found.new.is_empty(), "{found:?}");
         let found = fit(parted, vec![anonymous(1, 9)]);
-        let read_only_then = read_only(anonymous(4, 6)).protection;
-        assert_eq!(found.reprotected, [(4 * 4096..6 * 4096, read_only_then)]);
-        // Another file, a hole, and what cannot be read.
+        assert_eq!(found.reprotected, [Reprotected { range, now: writable, then: read_only_then }]);
+        // Another file, a hole, and a file that cannot be read.
         for now in [
             vec![file(1, 3, 0), read_only(file(3, 9, 7))],
-            vec![file(1, 3, 0), read_only(file(4, 9, 3))],
+            vec![file(1, 3, 0), file(4, 9, 3)],
             vec![file(1, 3, 0), closed(file(3, 9, 2))],
         ] {
             let found = fit(vec![file(1, 9, 0)], now);
-            assert!(found.missing.len() == 1 && found.reprotected.is_empty(), "{found:?}");
+            assert!(found.changed.len() == 1 && found.reprotected.is_empty(), "{found:?}");
         }
+        // Both.
+        let found = fit(vec![anonymous(1, 9)], vec![read_only(anonymous(1, 2)), anonymous(5, 9)]);
+        assert_eq!(found.changed[0].parts, [(2 * 4096..5 * 4096, None)]);
+        assert_eq!(found.reprotected[0].range, 4096..2 * 4096);
     }
 
     #[test]
@@ -388,8 +495,9 @@ mod tests {
         let before: Vec<_> = (0..60_000).map(|at| named(at * 4 + 2)).collect();
         let now: Vec<_> = (0..60_000).map(|at| named(at * 4 + 4)).collect();
         let found = fit(before, now);
-        assert_eq!((found.missing.len(), found.new.len()), (60_000, 60_000));
-        assert!(found.missing[7].ends_with("was moved to 0x4000..0x5000"), "{}", found.missing[7]);
+        assert_eq!((found.changed.len(), found.new.len()), (60_000, 60_000));
+        let text = &found.changed[7].text;
+        assert!(text.ends_with("was moved to 0x4000..0x5000"), "{text}");
     }
 
     #[test]

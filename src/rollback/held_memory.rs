@@ -1,16 +1,20 @@
 //! The memory of a process that stands still: what is compared with the snapshot.
 
+use std::fs::File;
+use std::io;
 use std::ops::Range;
+use std::os::unix::fs::FileExt;
 
 use super::attempt::Attempt;
 use super::page_state::PageStates;
 use super::plan::{Patch, Target};
+use super::remade::Remade;
+use crate::capture::piece::PIECE_BYTES;
 use crate::error::Error;
 use crate::left_out::WhyLeftOut;
-use crate::piece::{PIECE_BYTES, overlapping};
+use crate::ranges::{complement, merge, overlapping};
 use crate::sink::SinkError;
 use crate::source::{Frozen as _, ProcessMemory};
-use crate::track::{complement, merge};
 use crate::units::AddressRange;
 
 /// What the kernel alone writes of a thread's area for restartable sequences, beside a pointer (bytes 8
@@ -22,6 +26,8 @@ pub(super) struct HeldMemory<'a> {
     states: &'a PageStates,
     pid: u32,
     memory: ProcessMemory,
+    /// What is mapped again of files, in order: each with the file, and where in it the range begins.
+    files: Vec<(Range<u64>, File, u64)>,
     /// Where there may be anything but zeros.
     populated: Vec<Range<u64>>,
     /// What cannot be read, nor written: guards, pages that a userfaultfd fills, what lies behind a file's end.
@@ -46,6 +52,39 @@ impl<'a> HeldMemory<'a> {
             }
         }
         merge(&mut populated);
+        // What is mapped again has nothing in it, or what is in its file.
+        let mut remade: Vec<_> = states.remade().iter().map(Remade::range).collect();
+        merge(&mut remade);
+        let without_remade = |ranges: &[Range<u64>]| -> Vec<Range<u64>> {
+            ranges.iter().flat_map(|range| complement(&remade, range.clone())).collect()
+        };
+        populated = without_remade(&populated);
+        // Where guards are installed nothing is left, and where they are removed nothing is yet.
+        let mut guards: Vec<_> = states.guards().iter().map(|it| it.range.clone()).collect();
+        merge(&mut guards);
+        populated = populated.iter().flat_map(|range| complement(&guards, range.clone())).collect();
+        let (mut files, mut behind_files) = (Vec::new(), Vec::new());
+        for it in states.remade() {
+            let Some((_, number)) = it.file else { continue };
+            let range = it.range();
+            let open = || -> io::Result<(File, u64)> {
+                let file = held.open_descriptor(number)?;
+                let length_bytes = file.metadata()?.len();
+                Ok((file, length_bytes))
+            };
+            let (file, length_bytes) = open().map_err(|error| {
+                let why = format!("{}, and its file cannot be read ({error})", it.text);
+                attempt.misfit(vec![why])
+            })?;
+            let offset = it.mapping.file_offset_bytes;
+            let page_bytes = rustix::param::page_size() as u64;
+            let there_bytes = length_bytes.saturating_sub(offset).next_multiple_of(page_bytes);
+            let end = range.start.saturating_add(there_bytes).min(range.end);
+            populated.push(range.start..end);
+            behind_files.push(end..range.end);
+            files.push((range, file, offset));
+        }
+        merge(&mut populated);
         let space = &roll_back.space;
         let left_out = space.excluded().iter().chain(space.unreadable());
         let mut left_out: Vec<_> = left_out.map(|range| range.start()..range.end()).collect();
@@ -59,6 +98,10 @@ impl<'a> HeldMemory<'a> {
         }
         merge(&mut left_out);
         merge(&mut out_of_reach);
+        out_of_reach = without_remade(&out_of_reach);
+        out_of_reach = out_of_reach.iter().flat_map(|range| complement(&guards, range.clone())).collect();
+        out_of_reach.extend(behind_files);
+        merge(&mut out_of_reach);
         let mut left_alone = left_out.clone();
         for (_, area) in held.rseq_areas() {
             let pointer = area.start + RSEQ_POINTER.start..area.start + RSEQ_POINTER.end;
@@ -69,6 +112,7 @@ impl<'a> HeldMemory<'a> {
             states,
             pid,
             memory: held.process_memory(),
+            files,
             populated,
             out_of_reach,
             left_out,
@@ -92,7 +136,7 @@ impl<'a> HeldMemory<'a> {
         for at in range.clone().step_by(PIECE_BYTES) {
             let length = usize::try_from(range.end - at).map_or(PIECE_BYTES, |left| left.min(PIECE_BYTES));
             let mut unreadable = Vec::new();
-            self.memory.copy(at, &mut buffer[..length], &mut unreadable)?;
+            self.read(at, &mut buffer[..length], &mut unreadable)?;
             if unreadable.iter().map(|it| it.length_bytes()).sum::<u64>() < length as u64 {
                 return Ok(true);
             }
@@ -112,6 +156,41 @@ impl<'a> HeldMemory<'a> {
             .collect()
     }
 
+    /// Fills `buffer` from an address on, with what is there once the mappings are mended.
+    fn read(&self, at: u64, buffer: &mut [u8], unreadable: &mut Vec<AddressRange>) -> Result<(), Error> {
+        let end = at + buffer.len() as u64;
+        let mut done = at;
+        let first = self.files.partition_point(|(range, ..)| range.end <= at);
+        for (range, file, offset) in self.files[first..].iter().take_while(|(range, ..)| range.start < end) {
+            let here = range.start.max(at)..range.end.min(end);
+            self.memory.copy(done, self.part(at, buffer, &(done..here.start)), unreadable)?;
+            self.read_file(file, offset + (here.start - range.start), self.part(at, buffer, &here))?;
+            done = here.end;
+        }
+        Ok(self.memory.copy(done, self.part(at, buffer, &(done..end)), unreadable)?)
+    }
+
+    /// Fills `buffer` from an offset in a file on, with zeros behind its end.
+    fn read_file(&self, file: &File, mut offset: u64, mut buffer: &mut [u8]) -> Result<(), SinkError> {
+        while !buffer.is_empty() {
+            match file.read_at(buffer, offset) {
+                Ok(0) => {
+                    buffer.fill(0);
+                    break;
+                }
+                Ok(bytes) => {
+                    buffer = &mut buffer[bytes..];
+                    offset += bytes as u64;
+                }
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(source) => {
+                    return Err(SinkError::Process { pid: self.pid, action: "read a file of", source });
+                }
+            }
+        }
+        Ok(())
+    }
+
     fn part<'b>(&self, at: u64, buffer: &'b mut [u8], range: &Range<u64>) -> &'b mut [u8] {
         let offset = |address: u64| usize::try_from(address - at).unwrap_or(usize::MAX);
         &mut buffer[offset(range.start)..offset(range.end)]
@@ -128,7 +207,7 @@ impl Target for HeldMemory<'_> {
         }
         let mut unreadable = Vec::new();
         for range in there {
-            self.memory.copy(range.start, self.part(at, buffer, &range), &mut unreadable)?;
+            self.read(range.start, self.part(at, buffer, &range), &mut unreadable)?;
         }
         for range in overlapping(&self.left_out, window.clone()) {
             self.part(at, buffer, &range).fill(0);
@@ -145,6 +224,7 @@ impl Target for HeldMemory<'_> {
                 pid: self.pid,
                 differences: vec![format!("{range} cannot be read any more")],
                 only_new: false,
+                advice: None,
             }
             .into()),
         }

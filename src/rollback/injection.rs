@@ -1,26 +1,30 @@
-//! What only the process itself can do: throw pages away (MADV_DONTNEED), protect its memory (`mprotect`), and set the
-//! positions of its files (`lseek`).
+//! What only the process itself can do: map memory (`remade.rs`), protect it (`mprotect`), throw pages away
+//! (MADV_DONTNEED), and set the positions of its files (`lseek`).
+//!
+//! Calls that can be undone come first. If one fails while nothing else has been done the process is as it was.
 
 use std::ops::Range;
 
 use super::attempt::Attempt;
 use super::descriptors;
+use super::fit::Reprotected;
+use super::guards::Guarding;
 use super::held_memory::HeldMemory;
 use super::memory_limit::Relief;
 use super::page_state::PageStates;
+use super::remade::{self, Remade};
 use crate::address_space::{Mapping, MappingKind, Protection};
 use crate::error::Error;
+use crate::ranges::{complement, merge};
 use crate::sink::SinkError;
 use crate::source::Frozen as _;
-use crate::source::injection::{CALL_CODE, Call, InjectionError, SIGRETURN_CODES};
+use crate::source::injection::{CALL_CODE, Call, InjectionError, SIGRETURN_CODES, Step};
 use crate::threads::{MACHINE, X86_64};
-use crate::track::complement;
 
 pub(super) use crate::source::injection::Foothold;
 
 const MADVISE: u64 = 28;
 const MADV_DONTNEED: u64 = 4;
-const MPROTECT: u64 = 10;
 
 /// How much code is searched at a time.
 const SEARCHED_BYTES: usize = 1 << 20;
@@ -87,8 +91,9 @@ fn empty_page(attempt: &Attempt<'_>, states: &PageStates, memory: &HeldMemory<'_
         let left_out = space.excluded().iter().chain(space.unreadable());
         let mut taken: Vec<Range<u64>> = left_out.map(|it| it.start()..it.end()).collect();
         taken.extend(memory.populated().iter().cloned());
-        crate::track::merge(&mut taken);
-        crate::track::merge(&mut compared);
+        taken.extend(states.changing().iter().cloned());
+        merge(&mut taken);
+        merge(&mut compared);
         let empty = compared.into_iter().flat_map(|it| complement(&taken, it));
         empty
             .map(|it| it.start.next_multiple_of(page_bytes)..it.end)
@@ -103,84 +108,94 @@ fn empty_page(attempt: &Attempt<'_>, states: &PageStates, memory: &HeldMemory<'_
 /// Calls that the process is to make.
 pub(super) struct Calls {
     foothold: Foothold,
-    /// Each with what it is to return.
-    calls: Vec<(Call, i64)>,
+    steps: Vec<Step>,
     /// Whether memory may be read-only afterwards that is to be written then.
     pub(super) protects: bool,
 }
 
-/// Gets the calls ready, if any are needed: those that make room, that protect memory, that set positions.
+/// Gets the calls ready, if any are needed: those that map and protect memory, that make room, that set positions.
 pub(super) fn prepare(
     attempt: &Attempt<'_>,
     states: &PageStates,
     memory: &HeldMemory<'_>,
     relief: Option<Relief>,
-    reprotected: &[(Range<u64>, Protection)],
+    reprotected: &[Reprotected],
     seeks: &[(u32, u64)],
 ) -> Result<Option<Calls>, Error> {
-    let seek_calls = descriptors::seek_calls(seeks).into_iter();
-    let seek_calls = seek_calls.zip(seeks.iter().map(|(_, position)| position.cast_signed()));
-    let protect = |(range, protection): &(Range<u64>, Protection)| {
-        let bits = [(protection.read, libc::PROT_READ), (protection.write, libc::PROT_WRITE)];
-        let bits = bits.into_iter().chain([(protection.execute, libc::PROT_EXEC)]);
-        let bits: i32 = bits.filter(|(has, _)| *has).map(|(_, bit)| bit).sum();
-        let arguments = [range.start, range.end - range.start, u64::from(bits.cast_unsigned()), 0, 0, 0];
-        (Call { number: MPROTECT, arguments }, 0)
-    };
-    let others: Vec<(Call, i64)> = reprotected.iter().map(protect).chain(seek_calls).collect();
+    let mut steps: Vec<Step> = reprotected.iter().map(protect).collect();
+    let (lossless, lossy): (Vec<_>, Vec<_>) = states.remade().iter().partition(|it| it.can_be_undone());
+    steps.extend(lossless.into_iter().flat_map(|it| it.steps.clone()));
+    // Guards in memory that gets its protection again first.
+    let guards = states.guards().iter();
+    let (lossless_guards, lossy_guards): (Vec<_>, Vec<_>) = guards.partition(|it| it.can_be_undone());
+    steps.extend(lossless_guards.into_iter().chain(lossy_guards).map(Guarding::step));
+    steps.extend(lossy.into_iter().flat_map(|it| it.steps.clone()));
+    let mends = !steps.is_empty();
+    if relief.is_none() && !mends && seeks.is_empty() {
+        return Ok(None);
+    }
     let (ranges, foothold) = match relief {
         Some(Relief { ranges, foothold }) => (ranges, Ok(foothold)),
-        None if others.is_empty() => return Ok(None),
         None => (Vec::new(), find_foothold(attempt, states, memory)?),
     };
-    // What is needed to call must not lose its permissions by one of the calls.
-    let is_kept = |foothold: &Foothold| {
-        reprotected.iter().all(|(range, protection)| {
-            (protection.execute || ![foothold.call, foothold.sigreturn].iter().any(|at| range.contains(at)))
-                && (protection.write || !range.contains(&foothold.page))
-        })
-    };
     let foothold = foothold.and_then(|it| {
-        is_kept(&it).then_some(it).ok_or("its own code would become something that it cannot run")
+        is_kept(&it, states, reprotected)
+            .then_some(it)
+            .ok_or("its own code would become something that it cannot run")
     });
     let foothold = match foothold {
         Ok(foothold) => foothold,
-        Err(why) if reprotected.is_empty() => {
+        Err(why) if !mends => {
             let why = format!(
                 "it cannot be made to set the positions of its files, as {why}; do without --seek-files"
             );
             return Err(attempt.refusal(why).into());
         }
         Err(why) => {
-            let differences = reprotected.iter().map(|(range, protection)| {
-                format!(
-                    "{:#x}..{:#x} was {protection} and is not now, and it cannot be made to change that, as {why}",
-                    range.start, range.end
-                )
+            let protections = reprotected.iter().map(|Reprotected { range, now, then }| {
+                format!("{:#x}..{:#x} was {then} and is {now} now", range.start, range.end)
             });
-            return Err(attempt.misfit(differences.collect()).into());
+            let texts = protections.chain(states.remade().iter().map(|it| it.text.clone()));
+            let texts = texts.chain(states.guards().iter().map(Guarding::text));
+            let mut differences: Vec<String> =
+                texts.map(|text| format!("{text}, and it cannot be made to change that, as {why}")).collect();
+            differences.dedup();
+            return Err(attempt.misfit(differences).into());
         }
     };
-    let discard = |range: Range<u64>| Call {
-        number: MADVISE,
-        arguments: [range.start, range.end - range.start, MADV_DONTNEED, 0, 0, 0],
-    };
-    let discards = ranges.into_iter().map(|range| (discard(range), 0));
-    let protects = reprotected.iter().any(|(_, protection)| !protection.write);
-    Ok(Some(Calls { foothold, calls: discards.chain(others).collect(), protects }))
+    steps.extend(ranges.into_iter().map(|range| Step {
+        call: Call {
+            number: MADVISE,
+            arguments: [range.start, range.end - range.start, MADV_DONTNEED, 0, 0, 0],
+        },
+        expected: 0,
+        undo: None,
+        what: "give memory back",
+    }));
+    steps.extend(descriptors::seek_calls(seeks));
+    let protects = reprotected.iter().any(|it| !it.then.write);
+    Ok(Some(Calls { foothold, steps, protects }))
 }
 
-/// Has the process make them. From the first one on it is rolled back in part.
+fn protect(Reprotected { range, now, then }: &Reprotected) -> Step {
+    let undo = Some((remade::protect(range, *now), 0));
+    Step { call: remade::protect(range, *then), expected: 0, undo, what: "protect memory as it was" }
+}
+
+/// Whether what is needed to call is there, with its permissions, until the last call.
+fn is_kept(foothold: &Foothold, states: &PageStates, reprotected: &[Reprotected]) -> bool {
+    let code = [foothold.call, foothold.sigreturn];
+    let is_code_in = |range: &Range<u64>| code.iter().any(|at| range.contains(at));
+    reprotected.iter().all(|it| {
+        let is_page_in = it.range.contains(&foothold.page);
+        (it.then.execute || !is_code_in(&it.range)) && (it.then.write || !is_page_in)
+    }) && states.remade().iter().map(Remade::range).all(|it| !is_code_in(&it) && !it.contains(&foothold.page))
+}
+
+/// Has the process make them. From the first one on it is rolled back in part, unless the error says that it is
+/// [impossible](InjectionError::Impossible).
 pub(super) fn make(attempt: &Attempt<'_>, calls: &Calls) -> Result<(), InjectionError> {
-    let results =
-        attempt.held.make_calls(calls.foothold, calls.calls.iter().map(|(call, _)| *call).collect())?;
-    match results.iter().zip(&calls.calls).find(|(result, (_, expected))| *result != expected) {
-        None => Ok(()),
-        Some((result, _)) => {
-            let errno = i32::try_from(-result).unwrap_or(libc::EIO);
-            Err(InjectionError::Failed(std::io::Error::from_raw_os_error(errno)))
-        }
-    }
+    attempt.held.make_calls(calls.foothold, calls.steps.clone())
 }
 
 /// What the errors are called in a rollback.

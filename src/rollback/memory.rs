@@ -7,16 +7,16 @@ use std::time::Instant;
 use super::plan::{self, Look, Part, Plan, Target};
 use super::{RollBack, RollBackStats};
 use crate::address_space::AddressSpace;
+use crate::capture::reference::Reference;
 use crate::error::Error;
 use crate::hash::Hash;
-use crate::piece::overlapping;
+use crate::ranges::{merge, overlapping};
 use crate::record::SnapshotId;
-use crate::reference::Reference;
 use crate::root::Root;
 use crate::sink::SinkError;
 use crate::source::{LiveMemory, Source, SourceError};
 use crate::table::Places;
-use crate::track::{Means, Taken, Tracker, Tracking, Untracked, merge};
+use crate::track::{Means, Taken, Tracker, Tracking, Untracked};
 
 impl RollBack<'_> {
     /// Makes `memory` the image of the snapshot, as [`Restore::into_slice`](crate::Restore::into_slice) would,

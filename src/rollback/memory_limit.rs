@@ -14,10 +14,8 @@ use super::plan::Plan;
 use super::shared::mapping_at;
 use crate::address_space::MappingKind;
 use crate::error::Error;
-use crate::piece::overlapping;
-use crate::source::Frozen as _;
+use crate::ranges::{merge, overlapping};
 use crate::sys::memory_limit;
-use crate::track::merge;
 
 /// Pages to be thrown away before anything is written.
 pub(super) struct Relief {
@@ -34,11 +32,11 @@ pub(super) fn check(
     plan: &mut Plan<'_>,
 ) -> Result<Option<Relief>, Error> {
     let Some(headroom) = memory_limit::headroom(attempt.pid) else { return Ok(None) };
-    let wanted_bytes = new_bytes(attempt, memory, plan).saturating_add(SLACK_BYTES);
+    let wanted_bytes = new_bytes(states, memory, plan).saturating_add(SLACK_BYTES);
     if wanted_bytes <= headroom.bytes {
         return Ok(None);
     }
-    let (ranges, freed_bytes) = discardable(attempt, states, memory, plan);
+    let (ranges, freed_bytes) = discardable(states, memory, plan);
     let refusal = |why: String| {
         attempt.refusal(format!(
             "it would need {wanted_bytes} more bytes, and {} has {} left{why}; give it a higher limit first",
@@ -68,8 +66,8 @@ pub(super) fn check(
 const SLACK_BYTES: u64 = 1 << 20;
 
 /// How many bytes of pages are written that are not there.
-fn new_bytes(attempt: &Attempt<'_>, memory: &HeldMemory<'_>, plan: &Plan<'_>) -> u64 {
-    let mappings = attempt.held.address_space().mappings();
+fn new_bytes(states: &PageStates, memory: &HeldMemory<'_>, plan: &Plan<'_>) -> u64 {
+    let mappings = states.mappings();
     let is_file = |at: u64| {
         // The page that is there is the file's, and a copy is made.
         mapping_at(mappings, at).is_some_and(|it| it.kind == MappingKind::File && !it.protection.shared)
@@ -88,14 +86,9 @@ fn new_bytes(attempt: &Attempt<'_>, memory: &HeldMemory<'_>, plan: &Plan<'_>) ->
 
 /// The pages that are only to become zeros, in memory of which they may be thrown away, and how many bytes of
 /// them are there.
-fn discardable(
-    attempt: &Attempt<'_>,
-    states: &PageStates,
-    memory: &HeldMemory<'_>,
-    plan: &Plan<'_>,
-) -> (Vec<Range<u64>>, u64) {
+fn discardable(states: &PageStates, memory: &HeldMemory<'_>, plan: &Plan<'_>) -> (Vec<Range<u64>>, u64) {
     let page_bytes = rustix::param::page_size() as u64;
-    let mappings = attempt.held.address_space().mappings();
+    let mappings = states.mappings();
     let is_plain_memory = |at: u64| {
         let is_memory = mapping_at(mappings, at).is_some_and(|it| {
             let is_anonymous =

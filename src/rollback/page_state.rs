@@ -4,57 +4,126 @@
 //! |---|---|
 //! | lazily free (`MADV_FREE`): the kernel may take it | written even if equal: a write takes the mark off |
 //! | in memory that a userfaultfd serves, and differs | refused: the kernel fails such a write in the middle (EIO) |
-//! | guard (`MADV_GUARD_INSTALL`), content in the snapshot | refused, when it cannot be read |
+//! | guard (`MADV_GUARD_INSTALL`), content in the snapshot | removed first (`guards.rs`) |
 //!
 //! | page in the snapshot | |
 //! |---|---|
 //! | not captured, and still not readable | left |
-//! | not captured, in private memory, and has content now | refused: what it had then is unknown, or it was a guard |
+//! | guard, and is none now | installed (`guards.rs`) |
+//! | not captured, in private memory, and has content now | refused: what it had then is unknown |
 //! | … as a userfaultfd was to fill it | left and told |
 //! | not there, in memory without permissions | emptied |
 
 use std::ops::Range;
 
 use super::attempt::Attempt;
+use super::fit::Reprotected;
+use super::guards::Guarding;
 use super::held_memory::HeldMemory;
 use super::plan::Plan;
+use super::remade::Remade;
 use super::shared::mapping_at;
 use crate::address_space::{Mapping, MappingKind};
 use crate::error::Error;
 use crate::left_out::{LeftOut, WhyLeftOut};
-use crate::piece::overlapping;
+use crate::ranges::{complement, merge, overlapping};
 use crate::source::{Frozen as _, MappingState};
-use crate::track::{complement, merge};
 use crate::units::AddressRange;
 
-/// What the kernel says about the mappings of a process.
+/// What the kernel says about the mappings of a process, and what they are once its mappings are mended.
 pub(super) struct PageStates {
-    /// In the order of their addresses.
-    states: Vec<MappingState>,
+    /// As they are now, in the order of their addresses.
+    now: Vec<MappingState>,
+    /// The same once they are mended.
+    mended: Vec<MappingState>,
+    mappings: Vec<Mapping>,
+    /// What is mapped again, in the order of the addresses.
+    remade: Vec<Remade>,
+    /// Guard pages that are installed or removed, in the order of the addresses.
+    guards: Vec<Guarding>,
+    /// What is mapped again, gets another protection or other guards: sorted and apart.
+    changing: Vec<Range<u64>>,
     /// Mappings in which pages are lazily free: sorted and apart.
     lazily_free: Vec<Range<u64>>,
 }
 
 impl PageStates {
     /// Asks the kernel.
-    pub(super) fn look(attempt: &Attempt<'_>) -> Result<PageStates, Error> {
+    pub(super) fn look(
+        attempt: &Attempt<'_>,
+        reprotected: &[Reprotected],
+        remade: Vec<Remade>,
+        guards: Vec<Guarding>,
+    ) -> Result<PageStates, Error> {
         attempt.check_interrupt()?;
-        let states = attempt.held.mapping_states()?;
-        let lazily_free = states.iter().filter(|state| state.lazily_free_bytes > 0);
+        let now = attempt.held.mapping_states()?;
+        let lazily_free = now.iter().filter(|state| state.lazily_free_bytes > 0);
         let mut lazily_free: Vec<_> = lazily_free.map(|it| it.range.start()..it.range.end()).collect();
         merge(&mut lazily_free);
-        Ok(PageStates { states, lazily_free })
+        let mut replaced: Vec<_> = remade.iter().map(Remade::range).collect();
+        merge(&mut replaced);
+        let mut changing = replaced.clone();
+        changing.extend(reprotected.iter().map(|it| it.range.clone()));
+        changing.extend(guards.iter().map(|it| it.range.clone()));
+        merge(&mut changing);
+
+        let rest_of = |range: AddressRange| {
+            let rest = complement(&replaced, range.start()..range.end());
+            rest.into_iter().filter_map(|it| AddressRange::new(it.start, it.end).ok())
+        };
+        let mut mended: Vec<MappingState> = Vec::new();
+        for state in &now {
+            mended.extend(rest_of(state.range).map(|range| MappingState { range, ..state.clone() }));
+        }
+        mended.extend(remade.iter().map(|it| MappingState {
+            range: it.mapping.range,
+            file: it.file.map(|(file, _)| file),
+            lazily_free_bytes: 0,
+            userfault: None,
+            may_have_guards: false,
+            is_pinned: false,
+        }));
+        mended.sort_unstable_by_key(|it| it.range);
+
+        let mut mappings: Vec<Mapping> = Vec::new();
+        for mapping in attempt.held.address_space().mappings() {
+            for range in rest_of(mapping.range) {
+                mappings.extend(with_protections(&part_of(mapping, range), reprotected));
+            }
+        }
+        mappings.extend(remade.iter().map(|it| it.mapping.clone()));
+        mappings.sort_unstable_by_key(|it| it.range);
+        Ok(PageStates { now, mended, mappings, remade, guards, changing, lazily_free })
     }
 
-    /// The mapping that an address is in.
+    /// The mapping that an address is in once they are mended.
     pub(super) fn at(&self, address: u64) -> Option<&MappingState> {
-        let at = self.states.partition_point(|it| it.range.end() <= address);
-        self.states.get(at).filter(|it| it.range.start() <= address)
+        state_at(&self.mended, address)
     }
 
-    /// The mapping that a range begins in.
-    pub(super) fn range_at(&self, range: AddressRange) -> AddressRange {
-        self.at(range.start()).map_or(range, |state| state.range)
+    /// The mapping that a range begins in now.
+    pub(super) fn range_at(&self, range: AddressRange) -> Option<AddressRange> {
+        state_at(&self.now, range.start()).map(|state| state.range)
+    }
+
+    /// The mappings once they are mended: those that are written to.
+    pub(super) fn mappings(&self) -> &[Mapping] {
+        &self.mappings
+    }
+
+    /// What is mapped again, in the order of the addresses.
+    pub(super) fn remade(&self) -> &[Remade] {
+        &self.remade
+    }
+
+    /// Guard pages that are installed or removed, in the order of the addresses.
+    pub(super) fn guards(&self) -> &[Guarding] {
+        &self.guards
+    }
+
+    /// What is mapped again, gets another protection or other guards: sorted and apart.
+    pub(super) fn changing(&self) -> &[Range<u64>] {
+        &self.changing
     }
 
     /// Where pages are to be written even if they are equal: sorted and apart.
@@ -63,10 +132,48 @@ impl PageStates {
     }
 }
 
+fn state_at(states: &[MappingState], address: u64) -> Option<&MappingState> {
+    let at = states.partition_point(|it| it.range.end() <= address);
+    states.get(at).filter(|it| it.range.start() <= address)
+}
+
+/// A part of a mapping.
+fn part_of(mapping: &Mapping, range: AddressRange) -> Mapping {
+    let into = match mapping.kind == MappingKind::File || mapping.protection.shared {
+        true => range.start() - mapping.range.start(),
+        false => 0,
+    };
+    let file_offset_bytes = mapping.file_offset_bytes.wrapping_add(into);
+    Mapping { range, file_offset_bytes, ..mapping.clone() }
+}
+
+/// The parts of a mapping, each with the protection that it gets. `reprotected` are in the order of their addresses.
+fn with_protections(mapping: &Mapping, reprotected: &[Reprotected]) -> Vec<Mapping> {
+    let whole = mapping.range.start()..mapping.range.end();
+    let first = reprotected.partition_point(|it| it.range.end <= whole.start);
+    let mut at = whole.start;
+    let mut parts = Vec::new();
+    let mut add = |range: Range<u64>, protection| {
+        if let Ok(range) = AddressRange::new(range.start, range.end) {
+            parts.push(Mapping { protection, ..part_of(mapping, range) });
+        }
+    };
+    for it in reprotected[first..].iter().take_while(|it| it.range.start < whole.end) {
+        add(at..it.range.start.max(at), mapping.protection);
+        at = it.range.end.min(whole.end);
+        add(it.range.start.max(whole.start)..at, it.then);
+    }
+    add(at..whole.end, mapping.protection);
+    parts
+}
+
 /// An error if memory that the snapshot does not have is private and has content now. Answers how many bytes it does
 /// not have that are there now and stay as they are.
-pub(super) fn check_left_out(attempt: &Attempt<'_>, memory: &HeldMemory<'_>) -> Result<u64, Error> {
-    let mappings = attempt.held.address_space().mappings();
+pub(super) fn check_left_out(
+    attempt: &Attempt<'_>,
+    states: &PageStates,
+    memory: &HeldMemory<'_>,
+) -> Result<u64, Error> {
     let is_private_memory = |mapping: &Mapping| is_memory(mapping) && !mapping.protection.shared;
     // Older snapshots do not say why.
     let reasons = match &attempt.captured.left_out {
@@ -80,7 +187,7 @@ pub(super) fn check_left_out(attempt: &Attempt<'_>, memory: &HeldMemory<'_>) -> 
     for LeftOut { range, why } in reasons {
         attempt.check_interrupt()?;
         for there in overlapping(memory.populated(), range.start()..range.end()) {
-            let is_private = mapping_at(mappings, there.start).is_some_and(is_private_memory);
+            let is_private = mapping_at(states.mappings(), there.start).is_some_and(is_private_memory);
             if !memory.is_readable(&there)? {
                 continue;
             }
@@ -89,12 +196,10 @@ pub(super) fn check_left_out(attempt: &Attempt<'_>, memory: &HeldMemory<'_>) -> 
                 left_bytes += there.end - there.start;
                 continue;
             }
-            let was = match why {
-                WhyLeftOut::Guard => "was guard pages",
-                _ => "was a guard page or could not be read",
-            };
             let there = AddressRange::new(there.start, there.end).unwrap_or(range);
-            differences.push(format!("{there} {was} when it was captured, and has content now"));
+            differences.push(format!(
+                "{there} was a guard page or could not be read when it was captured, and has content now"
+            ));
         }
     }
     if differences.is_empty() { Ok(left_bytes) } else { Err(attempt.misfit(differences).into()) }
@@ -139,7 +244,7 @@ pub(super) fn check_writes(attempt: &Attempt<'_>, states: &PageStates, plan: &Pl
 /// stands still.
 pub(super) fn check_reads(attempt: &Attempt<'_>, states: &PageStates) -> Result<(), Error> {
     let mappings = attempt.held.address_space().mappings();
-    for state in states.states.iter().filter(|state| state.userfault.is_some()) {
+    for state in states.mended.iter().filter(|state| state.userfault.is_some()) {
         let is_shared =
             mapping_at(mappings, state.range.start()).is_some_and(|it| it.protection.shared && it.captured);
         if is_shared {

@@ -4,16 +4,16 @@ use std::ops::Range;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 
+use crate::capture::piece::PIECE_BYTES;
 use crate::error::Error;
 use crate::hash::{self, Hash};
-use crate::piece::{PIECE_BYTES, overlapping};
 use crate::progress::Progress;
+use crate::ranges::{complement, overlapping};
 use crate::region;
 use crate::store::Shared;
-use crate::store::object::Kind;
-use crate::store::read::{Check, Reader};
+use crate::store::packs::object::Kind;
+use crate::store::packs::read::{Check, Reader};
 use crate::table::Place;
-use crate::track::complement;
 use crate::workers;
 
 /// How much of what is to be written is kept decoded. What there is more is decoded a second time.

@@ -17,14 +17,15 @@ use super::held_memory::HeldMemory;
 use super::page_state::{self, PageStates};
 use super::plan::{self, Look, Part};
 use super::{
-    RollBack, RollBackStats, descriptors, devices, fit, identity, injection, memory_limit, registers,
+    RollBack, RollBackStats, descriptors, devices, fit, guards, identity, injection, memory_limit, registers,
     same_threads, shared, signals, write,
 };
 use crate::address_space::MappingKind;
 use crate::error::Error;
+use crate::ranges::merge;
 use crate::sink::SinkError;
 use crate::source::{Frozen as _, ProcessSource, SourceError};
-use crate::track::{Tracking, Untracked, merge};
+use crate::track::{Tracking, Untracked};
 use crate::units::AddressRange;
 
 impl RollBack<'_> {
@@ -128,12 +129,13 @@ impl RollBack<'_> {
         devices::check(&attempt)?;
         let settlement = signals::check(&attempt)?;
         let open_files = descriptors::check(&attempt)?;
-        let fit::Mendable { grown, reprotected } = fit::check(&attempt)?;
+        let fit::Mendable { grown, reprotected, remade } = fit::check(&attempt)?;
 
-        let states = PageStates::look(&attempt)?;
+        let guards = guards::plan(&attempt, &remade)?;
+        let states = PageStates::look(&attempt, &reprotected, remade, guards)?;
         page_state::check_reads(&attempt, &states)?;
         let memory = HeldMemory::new(&attempt, &states)?;
-        let left_not_captured_bytes = page_state::check_left_out(&attempt, &memory)?;
+        let left_not_captured_bytes = page_state::check_left_out(&attempt, &states, &memory)?;
         let mut plan = plan::plan(
             self.shared,
             self.record.region_size.bytes(),
@@ -153,7 +155,8 @@ impl RollBack<'_> {
 
         let calls = injection::prepare(&attempt, &states, &memory, relief, &reprotected, &open_files.seeks)?;
 
-        let write::Written { done, is_stopped } = write::write(&attempt, calls.as_ref(), settlement, &plan)?;
+        let write::Written { done, is_stopped } =
+            write::write(&attempt, calls.as_ref(), settlement, &states, &plan)?;
         let left_descriptors = open_files.left;
         let paused = held.release();
         let tracking = Tracking::Rescan(Untracked::NoTracker);

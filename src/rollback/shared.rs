@@ -11,16 +11,18 @@
 //! counts say that none of its pages is mapped elsewhere.
 
 use std::collections::{HashMap, HashSet};
+use std::fs;
+use std::io;
 use std::ops::Range;
 use std::os::unix::fs::MetadataExt;
 
 use super::attempt::Attempt;
 use super::page_state::PageStates;
 use super::plan::{Patch, Plan};
+use super::remade::Remade;
 use crate::address_space::{Mapping, MappingKind};
 use crate::error::Error;
 use crate::hash::Hash;
-use crate::source::Frozen as _;
 use crate::sys::mapped::{self, Holders, MappedFile};
 
 /// What the user is told to do.
@@ -36,7 +38,7 @@ pub(super) fn settle(
     states: &PageStates,
     plan: &mut Plan<'_>,
 ) -> Result<Vec<Mapping>, Error> {
-    let mappings = attempt.held.address_space().mappings();
+    let mappings = states.mappings();
     let is_shared = |patch: &&Patch| mapping_at(mappings, patch.at).is_some_and(|it| it.protection.shared);
     let mut objects: HashMap<Option<MappedFile>, Object<'_>> = HashMap::new();
     for patch in plan.patches.iter().filter(is_shared) {
@@ -71,10 +73,8 @@ pub(super) fn settle(
         }
     }
     differences.sort_unstable();
-    if let Some(last) = differences.last_mut() {
-        last.push_str("; ");
-        last.push_str(ADVICE);
-        return Err(attempt.misfit(differences).into());
+    if !differences.is_empty() {
+        return Err(attempt.misfit_but_for(differences, ADVICE).into());
     }
     let mut left: Vec<&Mapping> = Vec::new();
     let mut written: HashSet<Written> = HashSet::new();
@@ -138,7 +138,7 @@ fn fate(
         }
     });
     let views = || {
-        let all = attempt.held.address_space().mappings().iter().filter(|it| it.protection.shared);
+        let all = states.mappings().iter().filter(|it| it.protection.shared);
         all.filter(|it| states.at(it.range.start()).is_some_and(|state| state.file == Some(file)))
     };
     if first.name.starts_with(KERNEL_RING) {
@@ -153,7 +153,7 @@ fn fate(
     if let Some(holder) = holder {
         return Fate::Refused(holder);
     }
-    match attempt.held.mapped_file(states.range_at(first.range)).and_then(|file| file.metadata()) {
+    match metadata(attempt, states, first, file) {
         Ok(metadata) if metadata.nlink() == 0 && !first.name.starts_with("/SYSV") => {}
         Ok(_) => return Fate::Refused("others can open it by its name".to_owned()),
         Err(error) => return Fate::Refused(format!("it cannot be known who else has it ({error})")),
@@ -175,6 +175,23 @@ fn fate(
     match object.mappings.iter().all(|it| is_writable(it)) {
         true => Fate::RolledBack,
         false => Fate::Refused("it is mapped so that it cannot be written".to_owned()),
+    }
+}
+
+/// Of a file, by a mapping or by the descriptor that it is mapped again by.
+fn metadata(
+    attempt: &Attempt<'_>,
+    states: &PageStates,
+    mapping: &Mapping,
+    file: MappedFile,
+) -> io::Result<fs::Metadata> {
+    let is_of_it = |it: &&Remade| it.file.is_some_and(|(of, _)| of == file);
+    match states.remade().iter().find(is_of_it).and_then(|it| it.file) {
+        Some((_, number)) => attempt.held.open_descriptor(number)?.metadata(),
+        None => {
+            let range = states.range_at(mapping.range).unwrap_or(mapping.range);
+            attempt.held.mapped_file(range)?.metadata()
+        }
     }
 }
 

@@ -2,6 +2,7 @@
 
 use super::attempt::Attempt;
 use super::injection::Calls;
+use super::page_state::PageStates;
 use super::plan::{Done, Patch, Plan};
 use super::shared::mapping_at;
 use super::{injection, refused, registers};
@@ -24,22 +25,13 @@ pub(super) fn write(
     attempt: &Attempt<'_>,
     calls: Option<&Calls>,
     settlement: Settlement,
+    states: &PageStates,
     plan: &Plan<'_>,
 ) -> Result<Written, Error> {
     let Attempt { pid, held, .. } = *attempt;
     let threads = registers::prepared(attempt);
     let sink = ProcessSink::new(pid, held.open_memory()?)?;
-    let mappings = held.address_space().mappings();
-    let is_read_only = |patch: &&Patch| mapping_at(mappings, patch.at).is_some_and(|it| !it.protection.write);
-    if let Some(patch) = plan.patches.iter().find(is_read_only) {
-        sink.try_to_write(patch.at)?;
-    } else if calls.is_some_and(|calls| calls.protects) {
-        // What can be written now may be read-only when it is.
-        let is_like_that =
-            |it: &&Mapping| !it.protection.write && it.protection.read && !it.protection.shared;
-        let like_that = mappings.iter().find(|it| is_like_that(it) && it.kind == MappingKind::File);
-        like_that.map_or(Ok(()), |mapping| sink.try_to_write(mapping.range.start()))?;
-    }
+    check_forced_writes(attempt, calls, states, plan, &sink)?;
     // What was read counts only if it stood still, and was not killed meanwhile.
     held.check_it_stands_still().map_err(|error| refused(pid, error))?;
     attempt.check_interrupt()?;
@@ -74,4 +66,29 @@ pub(super) fn write(
         Err(error) => refused(pid, error),
     })?;
     Ok(Written { done, is_stopped })
+}
+
+/// An error if memory is to be written that the process may not write itself, and the kernel does not allow that.
+fn check_forced_writes(
+    attempt: &Attempt<'_>,
+    calls: Option<&Calls>,
+    states: &PageStates,
+    plan: &Plan<'_>,
+    sink: &ProcessSink,
+) -> Result<(), SinkError> {
+    let now = attempt.held.address_space().mappings();
+    let is_read_only = |it: &Mapping| !it.protection.write;
+    let is_forced = |patch: &&Patch| mapping_at(states.mappings(), patch.at).is_some_and(is_read_only);
+    let mut forced = plan.patches.iter().filter(is_forced).peekable();
+    if forced.peek().is_none() && !calls.is_some_and(|calls| calls.protects) {
+        return Ok(());
+    }
+    if let Some(patch) = forced.find(|patch| mapping_at(now, patch.at).is_some_and(is_read_only)) {
+        return sink.try_to_write(patch.at);
+    }
+    // What is to be written is not read-only yet: another mapping tells.
+    let is_like_that = |it: &&Mapping| {
+        !it.protection.write && it.protection.read && !it.protection.shared && it.kind == MappingKind::File
+    };
+    now.iter().find(is_like_that).map_or(Ok(()), |mapping| sink.try_to_write(mapping.range.start()))
 }

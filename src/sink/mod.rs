@@ -61,7 +61,7 @@ pub enum SinkError {
         why: String,
     },
     /// The process is not what it was in the snapshot, and was left as it is.
-    #[error("process {pid} does not fit the snapshot and was left as it is: {}{}", shown(differences), advice(*only_new))]
+    #[error("process {pid} does not fit the snapshot and was left as it is: {}{}", shown(differences), advised(*only_new, *advice))]
     DoesNotFit {
         /// Its pid.
         pid: u32,
@@ -69,6 +69,8 @@ pub enum SinkError {
         differences: Vec<String>,
         /// Whether all of this is memory that it got since.
         only_new: bool,
+        /// How it can be rolled back all the same, where it can.
+        advice: Option<&'static str>,
     },
     /// Writing was begun and failed. The process stands still, as it must not go on like this.
     #[error(
@@ -218,9 +220,8 @@ fn shown(differences: &[String]) -> String {
     if more == 0 { shown } else { format!("{shown}; and {more} more") }
 }
 
-fn advice(only_new: bool) -> &'static str {
-    match only_new {
-        true => "; it can be rolled back around what is new, which then stays (--leave-new-memory)",
-        false => "",
-    }
+/// Stands behind the differences, however many there are.
+fn advised(only_new: bool, advice: Option<&'static str>) -> String {
+    let for_new = "it can be rolled back around what is new, which then stays (--leave-new-memory)";
+    advice.or(only_new.then_some(for_new)).map(|advice| format!("; {advice}")).unwrap_or_default()
 }

@@ -1,13 +1,10 @@
 //! Bytes of this process as a source: a buffer, an arena, a wasm linear memory.
 
-use std::ops::Range;
 use std::sync::Arc;
-use std::time::Duration;
 
-use super::{Attachment, Frozen, InPlace, Memory, Source, SourceError};
+use super::{Frozen, InPlace, Memory, Source, SourceError};
 use crate::address_space::AddressSpace;
 use crate::progress::Progress;
-use crate::record::Origin;
 use crate::track::{Tracker, Untracked};
 
 impl Source for [u8] {
@@ -53,24 +50,8 @@ impl Frozen for FrozenBytes<'_> {
         &self.space
     }
 
-    fn origin(&self) -> Origin {
-        Origin::Bytes
-    }
-
-    fn attachments(&self) -> Vec<Attachment> {
-        Vec::new()
-    }
-
-    fn populated(&self, _mapping_index: usize) -> Result<Vec<Range<u64>>, SourceError> {
-        Ok(std::iter::once(0..self.bytes.len() as u64).collect())
-    }
-
     fn memory(&self) -> Memory<'_> {
         Memory::InPlace(self)
-    }
-
-    fn release(&self) -> Duration {
-        Duration::ZERO
     }
 }
 

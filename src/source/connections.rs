@@ -1,9 +1,12 @@
-//! Connections of a process whose other end has closed them: `/proc/PID/net/tcp` and `tcp6`.
+//! Connections of a process whose other end has closed them: `/proc/PID/net/tcp` and `tcp6`, and Unix sockets of which
+//! the kernel tells whoever is in the same network namespace.
 
 use std::collections::HashSet;
+use std::path::PathBuf;
 
 use super::proc_directory::ProcDirectory;
 use crate::descriptors::Descriptor;
+use crate::sys::unix_sockets;
 
 /// The states of the kernel in which the other end sends nothing more: CLOSE_WAIT, LAST_ACK, CLOSING, CLOSE.
 const CLOSED: [&[u8]; 4] = [b"08", b"09", b"0B", b"07"];
@@ -18,6 +21,12 @@ pub(super) fn closed(process: &ProcDirectory, descriptors: &[Descriptor]) -> Vec
         let table = process.read(table).unwrap_or_default();
         let inodes = table.split(|byte| *byte == b'\n').skip(1).filter_map(closed_inode);
         names.extend(inodes.map(|inode| format!("socket:[{inode}]").into_bytes()));
+    }
+    let is_here =
+        |namespace: PathBuf| std::fs::read_link("/proc/self/ns/net").is_ok_and(|own| own == namespace);
+    if process.link("ns/net").is_ok_and(is_here) {
+        let inodes = unix_sockets::without_peer().unwrap_or_default();
+        names.extend(inodes.into_iter().map(|inode| format!("socket:[{inode}]").into_bytes()));
     }
     descriptors.iter().filter(|it| names.contains(&it.target)).map(|it| it.number).collect()
 }
@@ -53,6 +62,16 @@ mod tests {
         let number = stream.as_raw_fd().cast_unsigned();
         let is_closed = || closed(&me, &descriptors::look(&me).unwrap().0).contains(&number);
         assert!(!is_closed());
+        let (one, end) = std::os::unix::net::UnixStream::pair().unwrap();
+        let is_one_closed = || {
+            let all = descriptors::look(&me).unwrap().0;
+            closed(&me, &all).contains(&one.as_raw_fd().cast_unsigned())
+        };
+        assert!(!is_one_closed());
+        drop(end);
+        if unix_sockets::without_peer().is_ok() {
+            assert!(is_one_closed());
+        }
         drop(other);
         let deadline = std::time::Instant::now() + std::time::Duration::from_secs(10);
         while !is_closed() {

@@ -1,14 +1,11 @@
 //! A raw memory file as a source: what a hypervisor or a restore wrote, of any length.
 
-use std::ops::Range;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
 use super::regular_file::RegularFile;
-use super::{Attachment, CopyOut, Frozen, Memory, Source, SourceError, owner_attachment};
-use crate::address_space::AddressSpace;
+use super::{Attachment, Frozen, OneMemory, Source, SourceError, owner_attachment};
+use crate::ranges::Ranges;
 use crate::record::Origin;
-use crate::units::AddressRange;
 
 /// A raw memory file: one mapping from address 0, of any length but 0.
 ///
@@ -43,55 +40,33 @@ impl FileSource {
 
 impl Source for FileSource {
     fn open(&self) -> Result<Box<dyn Frozen + '_>, SourceError> {
-        let file = RegularFile::open(&self.path)?;
-        let name = self.path.file_name().unwrap_or_default().to_string_lossy();
-        let space = AddressSpace::image(name, file.length_bytes());
-        Ok(Box::new(FrozenFile { file, space }))
+        Ok(RegularFile::open(&self.path)?.frozen())
     }
 }
 
-/// An open memory file.
-struct FrozenFile {
-    file: RegularFile,
-    space: AddressSpace,
-}
+impl OneMemory for RegularFile {
+    fn length_bytes(&self) -> u64 {
+        self.length_bytes()
+    }
 
-impl Frozen for FrozenFile {
-    fn address_space(&self) -> &AddressSpace {
-        &self.space
+    fn copy_out(&self, offset_bytes: u64, buffer: &mut [u8]) -> Result<(), SourceError> {
+        self.read(offset_bytes, buffer)
+    }
+
+    fn name(&self) -> String {
+        self.path().file_name().unwrap_or_default().to_string_lossy().into_owned()
     }
 
     fn origin(&self) -> Origin {
-        Origin::File { path: self.file.path().to_owned() }
+        Origin::File { path: self.path().to_owned() }
     }
 
     fn attachments(&self) -> Vec<Attachment> {
-        let owner = self.file.owner();
-        owner.map(|owner| owner_attachment((owner, owner))).into_iter().collect()
+        self.owner().map(|owner| owner_attachment((owner, owner))).into_iter().collect()
     }
 
-    fn populated(&self, _mapping_index: usize) -> Result<Vec<Range<u64>>, SourceError> {
-        self.file.data(0..self.file.length_bytes())
-    }
-
-    fn memory(&self) -> Memory<'_> {
-        Memory::Shared(self)
-    }
-
-    fn release(&self) -> Duration {
-        Duration::ZERO
-    }
-}
-
-impl CopyOut for FrozenFile {
-    fn copy_out(
-        &self,
-        _mapping_index: usize,
-        offset_bytes: u64,
-        buffer: &mut [u8],
-        _unreadable: &mut Vec<AddressRange>,
-    ) -> Result<(), SourceError> {
-        self.file.read(offset_bytes, buffer)
+    fn populated(&self) -> Result<Ranges, SourceError> {
+        self.data(0..self.length_bytes())
     }
 }
 
@@ -104,6 +79,7 @@ mod tests {
     use rustix::fs::Mode;
 
     use super::*;
+    use crate::source::Memory;
 
     /// All of a file as a capture reads it: zeros but for what is populated.
     fn read(frozen: &dyn Frozen) -> Result<Vec<u8>, SourceError> {

@@ -6,14 +6,16 @@ use std::ops::Range;
 use rustix::fs::SeekFrom;
 use rustix::io::Errno;
 
-/// The parts of `within`, in bytes from the file's start, that the file system holds data for:
-/// sorted and apart. What lies behind the end of the file is not among them.
+use crate::ranges::Ranges;
+
+/// The parts of `within`, in bytes from the file's start, that the file system holds data for.
+/// What lies behind the end of the file is not among them.
 ///
 /// # Errors
 ///
 /// When the file system cannot tell.
-pub(super) fn data_ranges(file: &File, within: Range<u64>) -> Result<Vec<Range<u64>>, Errno> {
-    let mut ranges = Vec::new();
+pub(super) fn data_ranges(file: &File, within: Range<u64>) -> Result<Ranges, Errno> {
+    let mut ranges = Ranges::new();
     let mut at = within.start;
     while at < within.end {
         let start = match rustix::fs::seek(file, SeekFrom::Data(at)) {
@@ -31,7 +33,7 @@ pub(super) fn data_ranges(file: &File, within: Range<u64>) -> Result<Vec<Range<u
             // A hole may have been punched meanwhile; nothing here may go round for ever.
             return Err(Errno::INVAL);
         }
-        ranges.push(start..end);
+        ranges.insert(start..end);
         at = end;
     }
     Ok(ranges)
@@ -39,7 +41,7 @@ pub(super) fn data_ranges(file: &File, within: Range<u64>) -> Result<Vec<Range<u
 
 /// The parts of a file in memory that are no holes; `None` for other files, which may have been written through a
 /// mapping where the disk has a hole yet.
-pub(crate) fn data_in_memory_file(file: &File, length_bytes: u64) -> Option<Vec<Range<u64>>> {
+pub(crate) fn data_in_memory_file(file: &File, length_bytes: u64) -> Option<Ranges> {
     /// The kernel's number for files in memory: shared memory, memfd, /dev/shm.
     const TMPFS_MAGIC: rustix::fs::FsWord = 0x0102_1994;
     let is_in_memory = rustix::fs::fstatfs(file).is_ok_and(|it| it.f_type == TMPFS_MAGIC);

@@ -44,10 +44,26 @@ pub(crate) struct Call {
     pub(crate) arguments: [u64; 6],
 }
 
+/// A call with what it is to return.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Step {
+    pub(crate) call: Call,
+    pub(crate) expected: i64,
+    /// The call that takes it back, with what that returns; `None` where that is impossible.
+    pub(crate) undo: Option<(Call, i64)>,
+    /// What it is to do: "map memory again".
+    pub(crate) what: &'static str,
+}
+
+impl Step {
+    /// The undoing of what need not be undone.
+    pub(crate) const NOTHING: (Call, i64) = (Call { number: SCHED_YIELD, arguments: [0; 6] }, 0);
+}
+
 /// Why calls were not made.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum InjectionError {
-    /// None was made, and the process is as it was.
+    /// None was made, or what they did was taken back. The process is as it was.
     #[error("the process cannot be made to call the kernel: {0}")]
     Impossible(String),
     /// Some may have been made.
@@ -89,6 +105,7 @@ use register::{COUNT, CS, FLAGS, ORIG_RAX, R8, R9, R10, RAX, RDI, RDX, RIP, RSI,
 /// Interrupts on, nothing else: no single steps, and string instructions go upwards.
 const PLAIN_FLAGS: u64 = 0x202;
 const GETPID: u64 = 39;
+const SCHED_YIELD: u64 = 24;
 const KILL: u64 = 62;
 /// What `rax` is where a call begins: -ENOSYS.
 const CALL_BEGINS: u64 = (-38i64).cast_unsigned();
@@ -111,10 +128,12 @@ pub(super) struct Caller<'a> {
 }
 
 impl Caller<'_> {
-    /// Makes the calls and answers with what each returned. Afterwards the thread is held as before, with other
+    /// Makes the calls. Afterwards the thread is held as before, with other
     /// registers and another signal mask; and all threads have a SIGSTOP that they have not taken, unless the
     /// process stands still anyhow.
-    pub(super) fn make(&self, calls: &[Call]) -> Result<Vec<i64>, InjectionError> {
+    ///
+    /// If a call returns something else than it is to, what was done is undone, the last one first.
+    pub(super) fn make(&self, steps: &[Step]) -> Result<(), InjectionError> {
         let impossible = |error: io::Error| InjectionError::Impossible(error.to_string());
         let general = general_registers(self.tid).map_err(impossible)?;
         let mask = ptrace::signal_mask(self.tid).map_err(impossible)?;
@@ -135,6 +154,11 @@ impl Caller<'_> {
         let rseq = self.rseq_pointer();
         let first = Call { number: GETPID, arguments: [0; 6] };
         let tried = begin().and_then(|()| self.call(&general, first));
+        let put_back = || -> io::Result<()> {
+            self.end(rseq)?;
+            ptrace::set_register_set(self.tid, NT_PRSTATUS, &bytes_of(&general))?;
+            ptrace::set_signal_mask(self.tid, mask)
+        };
         match tried {
             Ok(pid) if pid == i64::from(self.own_pid) => {}
             tried => {
@@ -142,21 +166,28 @@ impl Caller<'_> {
                     Err(error) => error.to_string(),
                     Ok(answer) => format!("getpid() returned {answer} and not {}", self.own_pid),
                 };
-                let undo = || -> io::Result<()> {
-                    self.end(rseq)?;
-                    ptrace::set_register_set(self.tid, NT_PRSTATUS, &bytes_of(&general))?;
-                    ptrace::set_signal_mask(self.tid, mask)
-                };
-                undo().map_err(InjectionError::Failed)?;
+                put_back().map_err(InjectionError::Failed)?;
                 return Err(InjectionError::Impossible(why));
             }
         }
-        let make = || -> io::Result<Vec<i64>> {
-            let results = calls.iter().map(|call| self.call(&general, *call)).collect::<io::Result<_>>()?;
-            self.end(rseq)?;
-            Ok(results)
-        };
-        make().map_err(InjectionError::Failed)
+        for (at, step) in steps.iter().enumerate() {
+            let result = self.call(&general, step.call).map_err(InjectionError::Failed)?;
+            if result == step.expected {
+                continue;
+            }
+            let error = failure(result);
+            let undo: Option<Vec<_>> = steps[..at].iter().rev().map(|step| step.undo).collect();
+            let Some(undo) = undo else { return Err(InjectionError::Failed(error)) };
+            for (call, expected) in undo {
+                if self.call(&general, call).map_err(InjectionError::Failed)? != expected {
+                    return Err(InjectionError::Failed(error));
+                }
+            }
+            put_back().map_err(InjectionError::Failed)?;
+            let why = format!("to {}, which is to be done first, failed ({error})", step.what);
+            return Err(InjectionError::Impossible(why));
+        }
+        self.end(rseq).map_err(InjectionError::Failed)
     }
 
     /// One call, from wherever the thread stands in the kernel.
@@ -290,6 +321,14 @@ impl Caller<'_> {
 
 /// Address, context and signal mask; the kernel does not read the signal's particulars behind them.
 const FRAME_BYTES: usize = 512;
+
+/// What a call returned that failed.
+fn failure(result: i64) -> io::Error {
+    match i32::try_from(-result) {
+        Ok(errno @ 1..4096) => io::Error::from_raw_os_error(errno),
+        _ => io::Error::other(format!("it returned {result:#x}")),
+    }
+}
 
 fn unexpected(stop: Stop) -> io::Error {
     io::Error::other(match stop {

@@ -7,13 +7,12 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use super::{Attachment, CopyOut, Frozen, Memory, Source, SourceError};
+use super::{CopyOut, Frozen, Memory, Source, SourceError};
 use crate::address_space::AddressSpace;
 use crate::left_out::{LeftOut, WhyLeftOut};
-use crate::piece::overlapping;
-use crate::record::Origin;
+use crate::ranges::Ranges;
 use crate::sys::{pagemap, process_memory};
-use crate::track::{TrackError, Tracker, Untracked, WriteProtection, complement, merge};
+use crate::track::{TrackError, Tracker, Untracked, WriteProtection};
 use crate::units::AddressRange;
 
 /// Called when the owner of the memory is to stand still, and when it may go on.
@@ -188,32 +187,21 @@ impl Frozen for FrozenMemory<'_> {
         &self.space
     }
 
-    fn origin(&self) -> Origin {
-        Origin::Bytes
-    }
-
-    fn attachments(&self) -> Vec<Attachment> {
-        Vec::new()
-    }
-
-    fn populated(&self, _mapping_index: usize) -> Result<Vec<Range<u64>>, SourceError> {
+    fn populated(&self, _mapping_index: usize) -> Result<Ranges, SourceError> {
         // What was absent when the tracker looked was zeros then. Reading it would fill it, and reading a guard
         // fails.
-        let absent = self.memory.protection.as_ref().map(|protection| {
-            let mut absent = protection.forget_absent();
-            absent.append(&mut protection.guards());
-            merge(&mut absent);
-            absent
-        });
-        Ok(complement(&absent.unwrap_or_default(), 0..self.memory_bytes))
+        let whole = 0..self.memory_bytes;
+        Ok(match &self.memory.protection {
+            Ok(protection) => protection.forget_absent().union(&protection.guards()).complement(whole),
+            Err(_) => whole.into(),
+        })
     }
 
     fn left_out(&self) -> Vec<LeftOut> {
         // Without a tracker guards are found when copying fails.
         let guards = self.memory.protection.as_ref().map(|protection| protection.guards());
-        let ranges = guards.unwrap_or_default().into_iter();
-        let ranges = ranges.filter_map(|range| AddressRange::new(range.start, range.end).ok());
-        ranges.map(|range| LeftOut { range, why: WhyLeftOut::Guard }).collect()
+        let guards = guards.unwrap_or_default();
+        guards.addresses().map(|range| LeftOut { range, why: WhyLeftOut::Guard }).collect()
     }
 
     fn memory(&self) -> Memory<'_> {
@@ -269,24 +257,24 @@ impl CopyOut for FrozenMemory<'_> {
             let (part, rest) = std::mem::take(&mut buffer).split_at_mut(length);
             buffer = rest;
             part.fill(0);
-            for there in complement(&guards, range.clone()) {
+            for there in guards.complement(range.clone()) {
                 let place = |at: u64| usize::try_from(at - range.start).unwrap_or(usize::MAX);
                 self.memory
                     .copy(std::slice::from_ref(&there), &mut part[place(there.start)..place(there.end)])?;
             }
-            let guards = overlapping(&guards, range.clone());
-            unreadable.extend(guards.filter_map(|guard| AddressRange::new(guard.start, guard.end).ok()));
+            let guards: Ranges = guards.within(range.clone()).collect();
+            unreadable.extend(guards.addresses());
         }
         Ok(())
     }
 }
 
 impl FrozenMemory<'_> {
-    /// The guards in these ranges, from the memory's start: sorted and apart.
-    fn guards_in(&self, ranges: &[Range<u64>]) -> Vec<Range<u64>> {
+    /// The guards in these ranges, from the memory's start.
+    fn guards_in(&self, ranges: &[Range<u64>]) -> Ranges {
         let page_bytes = rustix::param::page_size() as u64;
         let start = self.memory.address;
-        let Ok(pagemap) = File::open("/proc/self/pagemap") else { return Vec::new() };
+        let Ok(pagemap) = File::open("/proc/self/pagemap") else { return Ranges::new() };
         let mut guards = Vec::new();
         for range in ranges {
             let from = start.saturating_add(range.start) / page_bytes * page_bytes;
@@ -298,7 +286,6 @@ impl FrozenMemory<'_> {
                 }),
             );
         }
-        merge(&mut guards);
-        guards
+        guards.into()
     }
 }

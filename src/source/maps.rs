@@ -20,6 +20,8 @@ pub(crate) struct MapsLine {
     pub(crate) inode: u64,
     /// What only smaps tells.
     pub(crate) flags: Flags,
+    /// How much of it the kernel may take back unless it is written before (`MADV_FREE`); also smaps alone.
+    pub(crate) lazily_free_bytes: u64,
     /// Whether a page that is not there is one of zeros: nothing else is behind this mapping.
     pub(crate) absent_is_zero: bool,
 }
@@ -35,6 +37,12 @@ pub(crate) struct Flags {
     pub(crate) is_device_memory: bool,
     /// Its pages are huge ones of the pool (`ht`).
     pub(crate) is_hugetlb: bool,
+    /// A userfaultfd is told of writes to it (`uw`).
+    pub(crate) tells_writes: bool,
+    /// It is locked in memory (`lo`).
+    pub(crate) is_locked: bool,
+    /// There may be guard pages in it (`gu`; Linux 6.18 and newer tell).
+    pub(crate) may_have_guards: bool,
 }
 
 impl Flags {
@@ -47,6 +55,9 @@ impl Flags {
                 b"ui" => flags.is_continued = true,
                 b"io" | b"pf" => flags.is_device_memory = true,
                 b"ht" => flags.is_hugetlb = true,
+                b"uw" => flags.tells_writes = true,
+                b"lo" => flags.is_locked = true,
+                b"gu" => flags.may_have_guards = true,
                 _ => {}
             }
         }
@@ -62,8 +73,12 @@ pub(crate) fn parse_smaps(smaps: &[u8]) -> Result<Vec<MapsLine>, String> {
             None => {}
             // "Rss:", "VmFlags:" … The line of a mapping begins with a digit of its address.
             Some(first) if first.is_ascii_uppercase() => {
-                if let (Some(words), Some(last)) = (line.strip_prefix(b"VmFlags:"), lines.last_mut()) {
+                let unknown = || String::from_utf8_lossy(line).into_owned();
+                let Some(last) = lines.last_mut() else { return Err(unknown()) };
+                if let Some(words) = line.strip_prefix(b"VmFlags:") {
                     last.flags = Flags::parse(words);
+                } else if let Some(amount) = line.strip_prefix(b"LazyFree:") {
+                    last.lazily_free_bytes = kibibytes(amount).ok_or_else(unknown)?;
                 }
             }
             Some(_) => {
@@ -120,13 +135,19 @@ fn parse_line(line: &[u8]) -> Option<MapsLine> {
     let name = unescape(name);
     let name = String::from_utf8_lossy(&name).into_owned();
     let mapping = Mapping { range, protection, kind, name, file_offset_bytes, captured };
-    Some(MapsLine { mapping, device, inode, flags: Flags::default(), absent_is_zero })
+    Some(MapsLine { mapping, device, inode, flags: Flags::default(), lazily_free_bytes: 0, absent_is_zero })
 }
 
 /// The bytes before the first space, and those after it.
 fn split_field(line: &[u8]) -> Option<(&[u8], &[u8])> {
     let at = line.iter().position(|byte| *byte == b' ')?;
     Some((&line[..at], &line[at + 1..]))
+}
+
+/// `  4 kB`, in bytes.
+fn kibibytes(amount: &[u8]) -> Option<u64> {
+    let amount = str::from_utf8(amount).ok()?.trim().strip_suffix(" kB")?;
+    amount.parse::<u64>().ok()?.checked_mul(1024)
 }
 
 /// Only digits: `from_str_radix` alone would take a sign.

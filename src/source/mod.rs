@@ -11,8 +11,10 @@ mod file;
 mod holes;
 pub(crate) mod injection;
 mod live;
+mod mapping_state;
 pub(crate) mod maps;
 mod mutual;
+mod one_memory;
 mod patience;
 mod proc_directory;
 mod process;
@@ -21,7 +23,6 @@ mod regular_file;
 mod running;
 mod sharers;
 pub(crate) mod signals;
-mod smaps;
 mod stop;
 mod stuck;
 mod tracer;
@@ -36,6 +37,7 @@ use std::time::Duration;
 use crate::address_space::{AddressSpace, AddressSpaceError};
 use crate::left_out::LeftOut;
 use crate::progress::Progress;
+use crate::ranges::Ranges;
 use crate::record::Origin;
 use crate::track::{TrackError, Tracker, Untracked};
 use crate::units::AddressRange;
@@ -44,11 +46,12 @@ pub use core::{Compression, CoreSource, OpenCore};
 pub use file::FileSource;
 pub(crate) use holes::data_in_memory_file;
 pub use live::LiveMemory;
+pub(crate) use mapping_state::MappingState;
+pub use one_memory::OneMemory;
 pub(crate) use patience::STOP_TIMEOUT;
 pub use process::ProcessSource;
 pub(crate) use process::{FrozenProcess, ProcessMemory, RSEQ_ATTACHMENT};
 pub(crate) use running::RunningProcess;
-pub(crate) use smaps::MappingState;
 pub use tracked::{SourceExt, Tracked};
 
 /// Something whose memory can be captured.
@@ -71,10 +74,7 @@ pub trait Source {
     ///
     /// As [`open`](Self::open), and [`SourceError::Interrupted`].
     fn open_unless_cancelled(&self, progress: &Progress) -> Result<Box<dyn Frozen + '_>, SourceError> {
-        match progress.is_cancelled() {
-            true => Err(SourceError::Interrupted),
-            false => self.open(),
-        }
+        if progress.is_cancelled() { Err(SourceError::Interrupted) } else { self.open() }
     }
 
     /// What knows which of its bytes changed, or why nothing does: then everything is read.
@@ -84,23 +84,37 @@ pub trait Source {
 }
 
 /// An open source. Dropping it releases it.
+///
+/// Only the mappings and their bytes are required. The defaults are those of plain bytes that are not paused: all of
+/// each captured mapping is populated and readable, and nothing is kept beside it. A source that has no mappings
+/// implements [`OneMemory`] instead.
 pub trait Frozen {
     /// The mappings, each marked whether it is to be captured.
     fn address_space(&self) -> &AddressSpace;
 
+    /// How the bytes may be had.
+    fn memory(&self) -> Memory<'_>;
+
     /// What the record says about where the memory came from.
-    fn origin(&self) -> Origin;
+    fn origin(&self) -> Origin {
+        Origin::Bytes
+    }
 
     /// What is kept beside the memory, by name.
-    fn attachments(&self) -> Vec<Attachment>;
+    fn attachments(&self) -> Vec<Attachment> {
+        Vec::new()
+    }
 
     /// The byte ranges of mapping `mapping_index`, from the mapping's start, that may hold
-    /// anything but zeros: sorted, apart, inside the mapping.
+    /// anything but zeros. They are inside the mapping.
     ///
     /// # Errors
     ///
     /// When the source went away.
-    fn populated(&self, mapping_index: usize) -> Result<Vec<Range<u64>>, SourceError>;
+    fn populated(&self, mapping_index: usize) -> Result<Ranges, SourceError> {
+        let mapping = self.address_space().mappings().get(mapping_index);
+        Ok(mapping.map(|mapping| 0..mapping.range.length_bytes()).into_iter().collect())
+    }
 
     /// What of its captured mappings cannot be had, and why; in the order of the addresses. It is not
     /// [populated](Self::populated).
@@ -108,12 +122,11 @@ pub trait Frozen {
         Vec::new()
     }
 
-    /// How the bytes may be had.
-    fn memory(&self) -> Memory<'_>;
-
-    /// Lets a live process go and says how long it stood still; for others zero. Afterwards its
+    /// Resumes a live process and says for how long it was paused; for others zero. Afterwards its
     /// bytes cannot be had any more. Calling it again does nothing and gives the same answer.
-    fn release(&self) -> Duration;
+    fn release(&self) -> Duration {
+        Duration::ZERO
+    }
 }
 
 /// How the bytes of an open source may be had.

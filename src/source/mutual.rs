@@ -31,8 +31,8 @@ pub(super) fn conflict(process: &ProcDirectory, is_over: impl Fn() -> bool) -> i
         let listed = process.thread_ids()?;
         let mut named = Vec::with_capacity(listed.len());
         for tid in listed {
-            if let Ok(name) = process.read(&format!("task/{tid}/comm")) {
-                if name.trim_ascii_end() == TRACER_NAME.as_bytes() {
+            if let Ok(name) = process.thread_name(tid) {
+                if name == TRACER_NAME.as_bytes() {
                     return Ok(Some(format!("it is capturing a process itself (by its thread {tid})")));
                 }
                 named.push(tid);

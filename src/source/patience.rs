@@ -1,20 +1,29 @@
 //! How long stopping a process may take, and how it is given up earlier.
 
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use super::SourceError;
 use crate::progress::Progress;
 
 /// How long stopping may take if nobody says otherwise. Threads that run need microseconds; a thread that
-/// waits for a disk needs some milliseconds.
+/// waits for a disk needs some milliseconds. The time begins again with each thread that is dealt with, within limits: see
+/// [`PER_THREAD`].
 pub(crate) const STOP_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// By how much the time may get longer for each thread that a process has when it begins to be stopped, as one that makes
+/// threads as fast as they are stopped must be given up. A thread takes some 0.1 ms.
+const PER_THREAD: Duration = Duration::from_millis(1);
 
 /// One attempt to stop a process, as the opener and the tracer both see it.
 pub(super) struct Patience {
     timeout: Duration,
     started: Instant,
     progress: Progress,
+    /// When the tracer was done with a thread last, in microseconds since it was started.
+    went_on_us: AtomicU64,
+    /// How many threads there are to be stopped.
+    threads: AtomicU64,
     /// The opener does not wait for the tracer any more.
     given_up: AtomicBool,
 }
@@ -25,18 +34,34 @@ impl Patience {
             timeout,
             started: Instant::now(),
             progress: progress.clone(),
+            went_on_us: AtomicU64::new(0),
+            threads: AtomicU64::new(0),
             given_up: AtomicBool::new(false),
         }
     }
 
     /// Whether the time is over.
     pub(super) fn is_over(&self) -> bool {
-        self.started.elapsed() >= self.timeout
+        self.is_over_for(Duration::ZERO)
     }
 
     /// Whether it has been over for so long.
     pub(super) fn is_over_for(&self, duration: Duration) -> bool {
-        self.started.elapsed() >= self.timeout.saturating_add(duration)
+        let threads = u32::try_from(self.threads.load(Ordering::Relaxed)).unwrap_or(u32::MAX);
+        let longer = Duration::from_micros(self.went_on_us.load(Ordering::Relaxed));
+        let longer = longer.min(PER_THREAD.saturating_mul(threads));
+        self.started.elapsed() >= self.timeout.saturating_add(longer).saturating_add(duration)
+    }
+
+    /// So many threads more are to be stopped.
+    pub(super) fn expect(&self, threads: usize) {
+        self.threads.fetch_add(threads as u64, Ordering::Relaxed);
+    }
+
+    /// A thread has been looked at, stopped or read: the kernel answers.
+    pub(super) fn went_on(&self) {
+        let elapsed_us = u64::try_from(self.started.elapsed().as_micros()).unwrap_or(u64::MAX);
+        self.went_on_us.store(elapsed_us, Ordering::Relaxed);
     }
 
     /// Tells the tracer that nobody waits for it.
@@ -56,5 +81,28 @@ impl Patience {
     /// paused, if any was.
     pub(super) fn did_not_stop(&self, pid: u32, why: String, paused: Option<Duration>) -> SourceError {
         SourceError::DidNotStop { pid, why, timeout: self.timeout, paused: paused.unwrap_or_default() }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_time_begins_again_with_each_thread_but_only_for_those_that_were_there() {
+        let timeout = Duration::from_millis(40);
+        let patience = Patience::new(timeout, &Progress::new());
+        let pause = || std::thread::sleep(Duration::from_millis(45));
+        patience.expect(60);
+        pause();
+        assert!(patience.is_over());
+        patience.went_on();
+        assert!(!patience.is_over() && !patience.is_over_for(Duration::from_millis(300)));
+        pause();
+        assert!(patience.is_over());
+        // 60 ms more at most.
+        pause();
+        patience.went_on();
+        assert!(patience.is_over());
     }
 }

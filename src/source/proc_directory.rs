@@ -16,6 +16,9 @@ use crate::record::{MAX_COMMAND_BYTES, cut_command};
 /// The kernel's flag of its own threads in field 9 of `stat`.
 const PF_KTHREAD: u64 = 0x0020_0000;
 
+/// `stat` has 52 fields: at most 20 digits each, and a name of 64 bytes.
+const LONGEST_LINE_BYTES: usize = 2048;
+
 /// An open `/proc/PID`.
 pub(super) struct ProcDirectory {
     pid: u32,
@@ -83,12 +86,29 @@ impl ProcDirectory {
         Ok(bytes)
     }
 
+    /// What has one line: the kernel gives it in one call. Of thousands of threads each call counts.
+    fn read_line(&self, name: &str) -> io::Result<Vec<u8>> {
+        let flags = OFlags::RDONLY | OFlags::CLOEXEC;
+        let file = rustix::fs::openat(&self.directory, name, flags, Mode::empty())?;
+        let mut line = vec![0; LONGEST_LINE_BYTES];
+        let length = rustix::io::retry_on_intr(|| rustix::io::read(&file, &mut line))?;
+        line.truncate(length);
+        Ok(line)
+    }
+
     pub(super) fn stat(&self) -> io::Result<Stat> {
-        parse_stat(&self.read("stat")?)
+        parse_stat(&self.read_line("stat")?)
     }
 
     pub(super) fn thread_stat(&self, tid: u32) -> io::Result<Stat> {
-        parse_stat(&self.read(&format!("task/{tid}/stat"))?)
+        parse_stat(&self.read_line(&format!("task/{tid}/stat"))?)
+    }
+
+    /// The name of a thread.
+    pub(super) fn thread_name(&self, tid: u32) -> io::Result<Vec<u8>> {
+        let mut name = self.read_line(&format!("task/{tid}/comm"))?;
+        name.truncate(name.trim_ascii_end().len());
+        Ok(name)
     }
 
     /// When it was started, in seconds of the machine's clock as it goes now.
@@ -101,7 +121,7 @@ impl ProcDirectory {
 
     /// The same with the thread's name, in one read.
     pub(super) fn named_thread_stat(&self, tid: u32) -> io::Result<(Vec<u8>, Stat)> {
-        let line = self.read(&format!("task/{tid}/stat"))?;
+        let line = self.read_line(&format!("task/{tid}/stat"))?;
         let stat = parse_stat(&line)?;
         let begin = line.iter().position(|byte| *byte == b'(').map_or(0, |at| at + 1);
         let end = line.iter().rposition(|byte| *byte == b')').unwrap_or(begin);

@@ -13,6 +13,7 @@ use rustix::fs::{Mode, OFlags};
 
 use super::SourceError;
 use super::holes::data_ranges;
+use crate::ranges::Ranges;
 
 /// An open file, with the length it had when it was opened.
 pub(super) struct RegularFile {
@@ -70,10 +71,10 @@ impl RegularFile {
         self.length_bytes
     }
 
-    /// The parts of `within` that may be anything but zeros, from the file's start: sorted and apart.
-    pub(super) fn data(&self, within: Range<u64>) -> Result<Vec<Range<u64>>, SourceError> {
+    /// The parts of `within` that may be anything but zeros, from the file's start.
+    pub(super) fn data(&self, within: Range<u64>) -> Result<Ranges, SourceError> {
         // Where the file system cannot tell, all of it may be data.
-        let ranges = data_ranges(&self.file, within.clone()).unwrap_or_else(|_| vec![within]);
+        let ranges = data_ranges(&self.file, within.clone()).unwrap_or_else(|_| within.into());
         // A tail that was cut off looks like a hole. It is not zeros.
         let now_bytes = self.file.metadata().map_err(self.error("look at"))?.len();
         if now_bytes < self.length_bytes { Err(self.cut_short(now_bytes)) } else { Ok(ranges) }

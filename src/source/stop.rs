@@ -43,6 +43,9 @@ use crate::threads::{Thread, Threads};
 /// How often the opener looks for ended threads and whether it is to give up: stopping takes less, but for rare races.
 const PAUSE_BETWEEN_LOOKS: Duration = Duration::from_millis(2);
 
+/// Looking for ended threads takes this part of the time at most.
+const REST_AFTER_A_LOOK: u32 = 20;
+
 /// When the time is over the tracer says so. If it does not for so long, the kernel does not answer it.
 const TRACER_IS_STUCK_AFTER: Duration = Duration::from_millis(300);
 
@@ -100,6 +103,8 @@ impl StoppedProcess {
             stood_still: Duration::ZERO,
         };
         // An error lets all go before the caller hears of it.
+        let mut looked_until = Instant::now();
+        let mut look_again_after = PAUSE_BETWEEN_LOOKS;
         let found = loop {
             match report.recv_timeout(PAUSE_BETWEEN_LOOKS) {
                 Ok(found) => break found,
@@ -109,7 +114,13 @@ impl StoppedProcess {
                     break Err(error("stop", source).into());
                 }
             }
-            reap(process);
+            if looked_until.elapsed() >= look_again_after {
+                // With thousands of threads that takes milliseconds, and the tracer waits for the same locks.
+                let begun = Instant::now();
+                reap(process);
+                looked_until = Instant::now();
+                look_again_after = (looked_until - begun) * REST_AFTER_A_LOOK;
+            }
             if let Err(interrupted) = patience.check() {
                 break Err(interrupted.into());
             }
@@ -192,7 +203,7 @@ impl StoppedProcess {
     }
 
     /// Has a thread make system calls; see [`injection`](super::injection).
-    pub(super) fn make_calls(&self, calls: Calls) -> Result<Vec<i64>, InjectionError> {
+    pub(super) fn make_calls(&self, calls: Calls) -> Result<(), InjectionError> {
         let (answer_to, answer) = channel();
         let order = Order::MakeCalls(calls, answer_to);
         let is_asked = self.hold.as_ref().is_some_and(|(hold, _)| hold.send(order).is_ok());

@@ -10,7 +10,7 @@ use std::sync::mpsc::{Receiver, Sender};
 use std::time::{Duration, Instant};
 
 use super::SourceError;
-use super::injection::{Call, Caller, Foothold, InjectionError};
+use super::injection::{Caller, Foothold, InjectionError, Step};
 use super::mutual::conflict;
 use super::patience::Patience;
 use super::proc_directory::{ProcDirectory, says_gone};
@@ -68,7 +68,7 @@ impl Found {
 pub(super) enum Order {
     SetRegisters(Vec<Thread>, Sender<Result<(), SourceError>>),
     SettleSignals(Settlement, Sender<Result<(), SourceError>>),
-    MakeCalls(Calls, Sender<Result<Vec<i64>, InjectionError>>),
+    MakeCalls(Calls, Sender<Result<(), InjectionError>>),
 }
 
 /// Calls for a thread of the process to make.
@@ -78,7 +78,7 @@ pub(super) struct Calls {
     pub(super) foothold: Foothold,
     /// `/proc/PID/mem`.
     pub(super) memory: File,
-    pub(super) calls: Vec<Call>,
+    pub(super) steps: Vec<Step>,
 }
 
 fn no_threads(pid: u32) -> Threads {
@@ -175,7 +175,7 @@ impl Tracer {
         let area = |tid: &u32| Some((*tid, ptrace::rseq_area(*tid)?));
         let held = &self.process.threads;
         let rseq_areas = held.keys().filter_map(area);
-        let (threads, process_start, starts) = self.process.registers()?;
+        let (threads, process_start, starts) = self.process.registers(&self.patience)?;
         Ok(Found {
             threads,
             process_start,
@@ -228,19 +228,24 @@ impl Held {
     /// Stops what is listed until nothing new can appear: threads that are stopped make no others.
     fn stop(&mut self, at_work: &mut AtWork<'_>) -> Result<(), Refused> {
         let pid = self.process.pid();
+        at_work.patience.expect(self.process.stat().map_or(0, |stat| stat.thread_count));
         let conflict = conflict(&self.process, || at_work.patience.is_over())
             .map_err(|error| self.error("look at the threads of", error))?;
         if let Some(why) = conflict {
             let why = format!("{why}; try again when it has done that");
             return Err(Refused::Busy(SourceError::Uncapturable { pid, why }));
         }
+        at_work.patience.went_on();
         loop {
             let listed =
                 self.process.thread_ids().map_err(|error| self.error("list the threads of", error))?;
             let new: Vec<u32> =
                 listed.iter().filter(|tid| !self.threads.contains_key(tid)).copied().collect();
             // Those that wait for a disk, say, stop when that is over. The others run on until then.
-            let in_kernel = |tid: &u32| self.process.thread_stat(*tid).is_ok_and(|stat| stat.state == 'D');
+            let in_kernel = |tid: &u32| {
+                at_work.patience.went_on();
+                self.process.thread_stat(*tid).is_ok_and(|stat| stat.state == 'D')
+            };
             let (waiting, running): (Vec<u32>, Vec<u32>) = new.into_iter().partition(in_kernel);
             let found_none =
                 !self.stop_these(&waiting, false, at_work)? & !self.stop_these(&running, true, at_work)?;
@@ -267,6 +272,7 @@ impl Held {
             if self.seize(*tid)? {
                 asked.push(*tid);
             }
+            at_work.patience.went_on();
         }
         for tid in &asked {
             self.wait_until_stopped(*tid, at_work)?;
@@ -337,6 +343,7 @@ impl Held {
         loop {
             if let Some(stop) = self.stop_of(tid)? {
                 at_work.begins_to_pause();
+                at_work.patience.went_on();
                 self.threads.insert(tid, stop);
                 return Ok(());
             }
@@ -364,7 +371,7 @@ impl Held {
         ptrace::stop(tid).map_err(|error| self.error("look at a thread of", error))
     }
 
-    fn make_calls(&self, calls: &Calls) -> Result<Vec<i64>, InjectionError> {
+    fn make_calls(&self, calls: &Calls) -> Result<(), InjectionError> {
         let can_call = |stop: &Stop| matches!(stop, Stop::Interrupted | Stop::WithProcess);
         let Some((tid, _)) = self.threads.iter().find(|(_, stop)| can_call(stop)) else {
             return Err(InjectionError::Impossible(
@@ -382,7 +389,7 @@ impl Held {
             memory: &calls.memory,
             foothold: calls.foothold,
         };
-        caller.make(&calls.calls)
+        caller.make(&calls.steps)
     }
 
     fn set_registers(&self, threads: &[Thread]) -> Result<(), SourceError> {
@@ -428,7 +435,7 @@ impl Held {
     }
 
     /// The registers of all threads, which are stopped, and when the process and they were started.
-    fn registers(&self) -> Result<(Threads, u64, Starts), SourceError> {
+    fn registers(&self, patience: &Patience) -> Result<(Threads, u64, Starts), SourceError> {
         let stat = self.process.stat().map_err(|error| self.error("look at", error))?;
         let mut threads = Vec::with_capacity(self.threads.len());
         let mut starts = Vec::with_capacity(self.threads.len());
@@ -437,6 +444,7 @@ impl Held {
                 self.thread(*tid, *stop).map_err(|error| self.error("read the registers of", error))?;
             threads.push(thread);
             starts.push((*tid, start));
+            patience.went_on();
         }
         // By number already; the first one may have a higher number than others.
         threads.sort_by_key(|thread| thread.tid != self.process.pid());

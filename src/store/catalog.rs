@@ -10,7 +10,7 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use super::held::{Held, Texts};
-use super::location::Location;
+use super::packs::location::Location;
 use crate::record::{self, Note, Record, RecordError, SnapshotId};
 
 /// Labels: what a user wrote on a snapshot.

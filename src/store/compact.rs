@@ -7,21 +7,26 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use super::Shared;
-use super::collected::{self, Collected, Named};
 use super::error::StoreError;
+use super::fact;
 use super::id::StoreId;
-use super::location::{Location, Position};
 use super::names::UNFINISHED;
-use super::object::{self, Header, Kind, Place};
-use super::open;
-use super::pack::{self, Pack, Scan, Scanned};
-use super::tree::{IndexEntry, Tree};
+use super::open_store::OpenStore;
+use super::packs::collected::{self, Collected, Named};
+use super::packs::header::{self, PackHeader};
+use super::packs::location::{Location, Position};
+use super::packs::names;
+use super::packs::object::{self, Header, Kind, Place};
+use super::packs::pack::Pack;
+use super::packs::ready::ready;
+use super::packs::scan::{Scan, Scanned};
+use super::tree::{self, IndexEntry, Tree};
 use crate::hash::Hash;
-use crate::record::{self, Note, Record, SnapshotId, Tombstone};
+use crate::record::SnapshotId;
 use crate::sys::dir::Name;
 use crate::sys::file;
 use crate::sys::map::{self, PackMap};
+use crate::units::usize_of;
 
 /// Copied objects are written in pieces of this size.
 const WRITE_BYTES: usize = 1 << 20;
@@ -83,7 +88,7 @@ impl Keep for KeepAll {
 /// A victim in which there are damaged bytes stays as it is, unless `also_damaged`: for packs that have a name
 /// elsewhere already, as this takes the name they have here.
 pub(crate) fn compact(
-    shared: &Shared,
+    shared: &OpenStore,
     victims: &[Arc<Pack>],
     keep: &dyn Keep,
     also_damaged: bool,
@@ -98,7 +103,7 @@ pub(crate) fn compact(
                 Scanned::Damaged { .. } => true,
                 // What a record needs that cannot be decoded nobody knows: it stays where somebody may look at it.
                 Scanned::Object { offset_bytes, header, payload } => {
-                    open::fact(&header, payload, Location::new(victim.number, offset_bytes, &header)).is_err()
+                    fact::read(&header, payload, Location::new(victim.number, offset_bytes, &header)).is_err()
                 }
             };
         }
@@ -127,20 +132,20 @@ pub(crate) fn compact(
     // Should we be killed before the last of them is removed, the next open finds their objects anew, where
     // nothing replaces them: garbage, and its bases may be gone.
     let index = shared.index();
-    let was_grounded = !index.may_have_ungrounded();
-    index.set_may_have_ungrounded(true)?;
+    let had_no_dangling = !index.may_have_dangling();
+    index.set_may_have_dangling(true)?;
     let_go(shared, &packs, kept_in)?;
     let removed_bytes = packs.iter().map(|pack| pack.length_bytes()).sum();
     packs.iter().for_each(|pack| drop(shared.log.remove(pack.number)));
     shared.clear_away(packs.iter().map(|pack| pack.name.clone()).collect())?;
-    if was_grounded {
-        index.set_may_have_ungrounded(false)?;
+    if had_no_dangling {
+        index.set_may_have_dangling(false)?;
     }
     Ok(Compacted { removed: packs.len() as u64, written_bytes, removed_bytes, left })
 }
 
 /// Points the index and the catalog at the new pack.
-fn repoint(shared: &Shared, mut written: Written) -> Result<(), StoreError> {
+fn repoint(shared: &OpenStore, mut written: Written) -> Result<(), StoreError> {
     let index = shared.index();
     let number = written.pack.number;
     let is_rewritten = index.is_many(written.moves.len() as u64) && {
@@ -175,7 +180,7 @@ fn repoint(shared: &Shared, mut written: Written) -> Result<(), StoreError> {
 }
 
 /// Lets the index and the catalog forget these packs. What was of use in them is elsewhere.
-fn let_go(shared: &Shared, packs: &[Arc<Pack>], kept_in: Option<Named>) -> Result<(), StoreError> {
+fn let_go(shared: &OpenStore, packs: &[Arc<Pack>], kept_in: Option<Named>) -> Result<(), StoreError> {
     let index = shared.index();
     let in_them = |location: Location| packs.iter().any(|pack| pack.number == location.pack);
     let gone = shared.change_catalog(|catalog| {
@@ -202,23 +207,24 @@ fn let_go(shared: &Shared, packs: &[Arc<Pack>], kept_in: Option<Named>) -> Resul
 
 /// Copies the whole objects out of a file that should be a pack and has no usable header, and
 /// takes them into the index. A file of another store has nothing to give. Returns the deltas that
-/// [`Shared::ground`] is to be told of.
-pub(crate) fn salvage(shared: &Shared, name: &Name) -> Result<Vec<IndexEntry>, StoreError> {
+/// [`OpenStore::resolve_with`] is to be told of.
+pub(crate) fn salvage(shared: &OpenStore, name: &Name) -> Result<Vec<IndexEntry>, StoreError> {
     let failed = || StoreError::io("read", name);
     if name.look().map_err(failed())?.is_some_and(|found| !found.is_plain_file()) {
         return Ok(Vec::new());
     }
     let file = file::open_to_read(name).map_err(failed())?;
-    let length_bytes = usize::try_from(file.length_bytes().map_err(failed())?).unwrap_or(usize::MAX);
+    let length_bytes = usize_of(file.length_bytes().map_err(failed())?);
     if length_bytes == 0 {
         return Ok(Vec::new());
     }
     let bytes = Arc::new(map::map_pack(&file, length_bytes).map_err(failed())?);
-    pack::ready(&bytes, 0..pack::MAX_HEADER_BYTES)?;
-    if pack::store_of(&bytes).is_some_and(|store| store != shared.format.id) {
+    ready(&bytes, 0..header::MAX_BYTES)?;
+    let first = &bytes[..bytes.len().min(header::MAX_BYTES)];
+    if PackHeader::parse(first).is_ok_and(|header| header.store != shared.format.id) {
         return Ok(Vec::new());
     }
-    let number = name.name().to_str().and_then(pack::number_of).unwrap_or(0);
+    let number = name.name().to_str().and_then(names::number_of).unwrap_or(0);
     let Some(written) = write(shared, &[(number, bytes, 0)], Vec::new(), &KeepAll)? else {
         return Ok(Vec::new());
     };
@@ -237,7 +243,7 @@ pub(crate) fn salvage(shared: &Shared, name: &Name) -> Result<Vec<IndexEntry>, S
         let payload =
             object.get(object::HEADER_BYTES..).and_then(|rest| rest.get(..header.stored_bytes as usize));
         let payload = payload.unwrap_or_default();
-        if let Ok(Some(fact)) = open::fact(&header, payload, new) {
+        if let Ok(Some(fact)) = fact::read(&header, payload, new) {
             shared.change_catalog(|catalog| catalog.apply(fact));
             shared.store_catalog_entry(snapshot);
         }
@@ -260,7 +266,7 @@ struct Written {
 /// Writes the new pack, complete and durable and with its final name; none if there is nothing to
 /// keep.
 fn write(
-    shared: &Shared,
+    shared: &OpenStore,
     origins: &[Origin],
     replaces: Vec<u32>,
     keep: &dyn Keep,
@@ -273,10 +279,10 @@ fn write(
         for scanned in Scan::of_map(bytes, *first_bytes, shared.format.id, *old_number) {
             let Scanned::Object { offset_bytes, header, payload } = scanned? else { continue };
             let old = Location::new(*old_number, offset_bytes, &header);
-            let about = match indexed(&header) {
+            let about = match tree::indexed(&header) {
                 Some(_) if wanted.binary_search(&old.into()).is_ok() => None,
                 Some(_) => continue,
-                None => match subject(&header, payload) {
+                None => match fact::subject(&header, payload) {
                     Some(snapshot) if keep.fact(header.kind, snapshot, old) => Some(snapshot),
                     _ => continue,
                 },
@@ -294,7 +300,7 @@ fn write(
                 }
                 None => moves.push(Move { old: old.into(), new_bytes }),
             }
-            let start = usize::try_from(offset_bytes).unwrap_or(usize::MAX);
+            let start = usize_of(offset_bytes);
             let copied = buffer.len();
             buffer.extend_from_slice(&bytes[start..start + header.object_bytes()]);
             let from = Place::new(shared.format.id, *old_number, offset_bytes);
@@ -310,7 +316,7 @@ fn write(
     new.sync()?;
     // What was appended to before it has a lower number, and must not be torn once this one has its name.
     shared.log.sync_sealed()?;
-    let name = shared.log.dir().join(pack::file_name(new.number));
+    let name = shared.log.dir().join(names::file_name(new.number));
     new.rename(name.clone()).map_err(StoreError::io("give its name to", &name))?;
     if let Err(error) = file::sync_dir(shared.log.dir()) {
         // It must not stay: what changes from now on it would not know, and the next opening would believe it.
@@ -323,9 +329,9 @@ fn write(
 }
 
 /// Begins the new pack, under the name of one that is not finished.
-fn begin(shared: &Shared, replaces: Vec<u32>) -> Result<(Pack, Unfinished), StoreError> {
+fn begin(shared: &OpenStore, replaces: Vec<u32>) -> Result<(Pack, Unfinished), StoreError> {
     let number = shared.log.reserve_number()?;
-    let unfinished = Unfinished(shared.log.dir().join(pack::file_name(number)).with_extension(UNFINISHED));
+    let unfinished = Unfinished(shared.log.dir().join(names::file_name(number)).with_extension(UNFINISHED));
     Ok((Pack::create(unfinished.0.clone(), &shared.format, number, replaces)?, unfinished))
 }
 
@@ -341,7 +347,7 @@ fn wanted(store: StoreId, origins: &[Origin], keep: &dyn Keep) -> Result<Vec<Pos
     for (pack, bytes, first_bytes) in origins {
         for scanned in Scan::of_map(bytes, *first_bytes, store, *pack) {
             if let Scanned::Object { offset_bytes, header, .. } = scanned?
-                && let Some((tree, hash)) = indexed(&header)
+                && let Some((tree, hash)) = tree::indexed(&header)
             {
                 objects.push((tree, hash, Position { pack: *pack, offset_bytes }));
                 if objects.len() == SORT_OBJECTS {
@@ -362,30 +368,12 @@ fn objects_of<'a>(
 ) -> impl Iterator<Item = Result<IndexEntry, StoreError>> + 'a {
     pack.scan(bytes, pack.header_bytes()).filter_map(|scanned| match scanned {
         Ok(Scanned::Object { offset_bytes, header, .. }) => {
-            let (tree, hash) = indexed(&header)?;
+            let (tree, hash) = tree::indexed(&header)?;
             Some(Ok((tree, hash, Location::new(pack.number, offset_bytes, &header))))
         }
         Ok(Scanned::Damaged { .. }) => None,
         Err(error) => Some(Err(error)),
     })
-}
-
-/// The snapshot that a record, note or tombstone is about; `None` for what says nothing of the kind.
-fn subject(header: &Header, payload: &[u8]) -> Option<SnapshotId> {
-    let plain = || {
-        let mut plain = vec![0; header.plain_bytes as usize];
-        crate::codec::decode(header.encoding, payload, &mut plain).ok()?;
-        Some(plain)
-    };
-    match header.kind {
-        Kind::Record => {
-            record::decode::<Record>(&plain()?).ok()?;
-            Some(SnapshotId(header.hash))
-        }
-        Kind::Note => Some(record::decode::<Note>(&plain()?).ok()?.snapshot),
-        Kind::Tombstone => Some(record::decode::<Tombstone>(&plain()?).ok()?.snapshot),
-        _ => None,
-    }
 }
 
 /// A file that goes unless it was given another name.
@@ -395,10 +383,4 @@ impl Drop for Unfinished {
     fn drop(&mut self) {
         let _ = file::remove(&self.0);
     }
-}
-
-/// Which tree and hash an object is indexed by; `None` for what the catalog has.
-pub(crate) fn indexed(header: &Header) -> Option<(Tree, Hash)> {
-    let in_catalog = matches!(header.kind, Kind::Record | Kind::Note | Kind::Tombstone);
-    (!in_catalog).then(|| (Tree::of(header.kind), header.hash))
 }

@@ -3,8 +3,8 @@
 use std::io;
 use std::path::PathBuf;
 
-use super::location::Position;
-use super::object::{Header, Kind};
+use super::packs::location::Position;
+use super::packs::object::{Header, Kind};
 use crate::hash::Hash;
 use crate::record::{RecordError, SnapshotId};
 use crate::sys::fork::ProcessId;

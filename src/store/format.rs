@@ -9,13 +9,12 @@
 //! check = 1a2b3c4d  (CRC32C of all lines above, in hex)
 //! ```
 //!
-//! The header of every pack says the same, but for the codec. So a store whose FORMAT is lost or damaged is not
-//! opened, but repair writes the file anew from the packs.
+//! A store whose FORMAT is missing or damaged is not opened; repair writes the file from the packs (identity.rs).
 
 use super::error::StoreError;
 use super::id::StoreId;
 use super::names::PACKS_DIR;
-use super::pack::{self, Home};
+use super::packs::names;
 use crate::codec::Codec;
 use crate::sys::dir::{Dir, Name};
 use crate::sys::file;
@@ -106,57 +105,6 @@ impl Format {
         Format::parse(&text).map_err(|detail| StoreError::FormatFile { path, detail })
     }
 
-    /// What the file should say, and what is wrong with it if it says something else or is not there: by
-    /// the headers of the packs where they agree. An error where there is no store, or none can be made of it.
-    pub(crate) fn found(store: &Dir) -> Result<(Format, Option<String>), StoreError> {
-        let read = Format::read(store);
-        let homes = homes(store)?;
-        let wrong = match read {
-            Ok(format) => match format.check_against(store, &homes) {
-                Ok(()) => return Ok((format, None)),
-                Err(wrong) => wrong,
-            },
-            Err(wrong) => wrong,
-        };
-        let StoreError::FormatFile { path, detail } = wrong else { return Err(wrong) };
-        match Format::of_packs(store, &homes) {
-            Ok(format) => Ok((format, Some(detail))),
-            Err(why) => Err(StoreError::FormatLost { path, detail, why }),
-        }
-    }
-
-    /// An error if there are packs in order and this is not the format of any.
-    fn check_against(&self, store: &Dir, homes: &[Home]) -> Result<(), StoreError> {
-        let fits = |home: &Home| home.store == self.id && home.region_bytes == u32::from(self.region_size);
-        match homes.first() {
-            Some(other) if !homes.iter().any(fits) => Err(StoreError::FormatFile {
-                path: (&store.join(FORMAT_FILE)).into(),
-                detail: format!("it is that of the store {}, and the packs are of {}", self.id, other.store),
-            }),
-            _ => Ok(()),
-        }
-    }
-
-    /// The format that the packs tell; of the codec, which they do not, what is left of the file. Why
-    /// there is none otherwise.
-    fn of_packs(store: &Dir, homes: &[Home]) -> Result<Format, String> {
-        let bytes = file::read_bounded(&store.join(FORMAT_FILE), MAX_BYTES).unwrap_or_default();
-        let text = String::from_utf8_lossy(&bytes);
-        let named = |home: &&Home| text.contains(&format!("id = {}", home.store));
-        let home = homes.iter().find(named).or(homes.first()).ok_or("no pack has a header in order")?;
-        let agrees = |other: &Home| (other.store, other.region_bytes) == (home.store, home.region_bytes);
-        if !named(&home) && !homes.iter().all(agrees) {
-            return Err("they are of several stores; leave those of one in packs/".to_owned());
-        }
-        let version = homes.iter().filter(|other| agrees(other)).map(|home| home.version).max().unwrap_or(0);
-        if version > FORMAT_VERSION {
-            return Err(format!("they have format {version}; use a newer stillframe"));
-        }
-        let region_size = RegionSize::new(home.region_bytes).map_err(|error| error.to_string())?;
-        let codec = field(&text, "codec").and_then(|codec| codec.parse().ok()).unwrap_or_default();
-        Ok(Format { version, region_size, codec, id: home.store })
-    }
-
     /// Reads the file whatever version it is of.
     #[cfg(test)]
     pub(crate) fn read_any(store: &Dir) -> Result<Format, StoreError> {
@@ -166,27 +114,14 @@ impl Format {
 }
 
 /// The value in a line of the text.
-fn field<'a>(text: &'a str, name: &str) -> Option<&'a str> {
+pub(super) fn field<'a>(text: &'a str, name: &str) -> Option<&'a str> {
     text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(" = "))
 }
 
-/// What those packs say of their store that have a header in order.
-fn homes(store: &Dir) -> Result<Vec<Home>, StoreError> {
-    let mut homes = Vec::new();
-    let packs = store.join(PACKS_DIR);
-    if packs.is_dir() {
-        let packs = file::open_dir(&packs).map_err(StoreError::io("open", &packs))?;
-        for (number, name) in pack::list(&packs)? {
-            homes.extend(pack::home(&name, number).map_err(StoreError::io("read", &name))?);
-        }
-    }
-    Ok(homes)
-}
-
-/// An error if there are packs in order and this is the format of none: then it is that of another store,
-/// and what is in the packs would be taken for damaged.
-pub(crate) fn check_packs(store: &Dir, format: &Format) -> Result<(), StoreError> {
-    format.check_against(store, &homes(store)?)
+/// The text of a file that need not be in order; nothing if there is none.
+pub(super) fn any_text(store: &Dir) -> String {
+    let bytes = file::read_bounded(&store.join(FORMAT_FILE), MAX_BYTES).unwrap_or_default();
+    String::from_utf8_lossy(&bytes).into_owned()
 }
 
 /// The version of the store at `store`, if it is one.
@@ -212,7 +147,7 @@ fn read_text(store: &Dir) -> Result<(Name, String, u32), StoreError> {
         Ok(bytes) => String::from_utf8_lossy(&bytes).into_owned(),
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
             let packs = store.join(PACKS_DIR).open_dir().map_err(StoreError::io("open", store));
-            let has_packs = packs.and_then(|packs| pack::list(&packs)).is_ok_and(|packs| !packs.is_empty());
+            let has_packs = packs.and_then(|packs| names::list(&packs)).is_ok_and(|packs| !packs.is_empty());
             return Err(match has_packs {
                 true => damaged("it is missing, and there are packs".to_owned()),
                 false => not_a_store("the directory has no FORMAT file"),

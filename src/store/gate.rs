@@ -16,14 +16,15 @@
 //! docs/design.md says why nothing is lost so; tests/store/gc_model.rs tries it in every order, and must be changed with this.
 
 use std::collections::{HashMap, HashSet};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, RwLock};
+use std::sync::{Arc, MutexGuard};
 
 use super::held::Held;
-use super::location::Position;
 use super::marks::Marks;
+use super::packs::location::Position;
 use super::tree::Tree;
 use crate::hash::Hash;
 use crate::record::SnapshotId;
+use crate::sync::{Condvar, Mutex, RwLock};
 use crate::sys::fork::ProcessId;
 
 #[derive(Default)]
@@ -95,14 +96,14 @@ pub(crate) struct HeldCaptures<'a> {
 
 impl Gate {
     fn pins(&self) -> MutexGuard<'_, Pins> {
-        self.pins.lock().unwrap_or_else(PoisonError::into_inner)
+        self.pins.lock()
     }
 
     /// Announces a capture.
     pub(crate) fn begin_capture(self: &Arc<Self>) -> CaptureGuard {
         let mut pins = self.pins();
         while pins.captures_held {
-            pins = self.captures_changed.wait(pins).unwrap_or_else(PoisonError::into_inner);
+            pins = self.captures_changed.wait(pins);
         }
         let number = pins.next_capture;
         pins.next_capture += 1;
@@ -116,7 +117,7 @@ impl Gate {
         let mut pins = self.pins();
         pins.captures_held = true;
         while !pins.captures.is_empty() {
-            pins = self.captures_changed.wait(pins).unwrap_or_else(PoisonError::into_inner);
+            pins = self.captures_changed.wait(pins);
         }
         HeldCaptures { gate: self }
     }
@@ -144,7 +145,7 @@ impl Gate {
         mut condemned: Condemned,
         marked: &HashSet<SnapshotId>,
     ) -> Result<Arc<Condemned>, Unmarked> {
-        let mut published = self.condemned.write().unwrap_or_else(PoisonError::into_inner);
+        let mut published = self.condemned.write();
         let pins = &mut *self.pins();
         let gone = pins.handed_over.get_or_insert_default().snapshots.iter();
         let held = pins.snapshots.iter().map(|(id, (_, record))| (id, record));
@@ -169,7 +170,7 @@ impl Gate {
 
     /// For gc: everything condemned is gone, or gc gave up.
     pub(crate) fn end_gc(&self) {
-        *self.condemned.write().unwrap_or_else(PoisonError::into_inner) = None;
+        *self.condemned.write() = None;
         self.pins().handed_over = None;
     }
 }
@@ -177,7 +178,7 @@ impl Gate {
 impl CaptureGuard {
     /// Pins `hashes` and then looks them up with `look_up`, which gets what gc has condemned.
     pub(crate) fn pin_and<T>(&self, hashes: &[Hash], look_up: impl FnOnce(Option<&Condemned>) -> T) -> T {
-        let condemned = self.gate.condemned.read().unwrap_or_else(PoisonError::into_inner);
+        let condemned = self.gate.condemned.read();
         if let Some(prefixes) = self.gate.pins().captures.get_mut(&self.number) {
             prefixes.extend(hashes.iter().map(Hash::prefix));
         }

@@ -22,7 +22,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::hash::Hash;
 use crate::record::{self, AttachmentRef, Origin, Record, RecordError, SnapshotId, Trigger};
-use crate::units::RegionSize;
+use crate::units::{RegionSize, usize_of};
 
 /// Trigger and origin take at most this many, after a long command line was cut.
 const MAX_SOURCE_BYTES: usize = 64 << 10;
@@ -295,7 +295,7 @@ impl<'a> Walk<'a> {
     /// A text, or a list of bytes.
     fn bytes(&mut self) -> Result<&'a [u8], RecordError> {
         let length = self.number()?;
-        self.take(usize::try_from(length).unwrap_or(usize::MAX))
+        self.take(usize_of(length))
     }
 
     fn optional(

@@ -1,7 +1,8 @@
 //! A lane: what is done one after the other, by whichever thread. Unlike a mutex it may be left by
 //! another thread than the one that entered it.
 
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use crate::sync::{Condvar, Mutex};
+use std::sync::Arc;
 
 #[derive(Default)]
 pub(crate) struct Lane {
@@ -17,9 +18,8 @@ pub(crate) struct LaneGuard {
 impl Lane {
     /// Waits until the lane is free and enters it.
     pub(crate) fn enter(self: Arc<Self>) -> LaneGuard {
-        let is_taken = self.is_taken.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut is_taken =
-            self.left.wait_while(is_taken, |is_taken| *is_taken).unwrap_or_else(PoisonError::into_inner);
+        let is_taken = self.is_taken.lock();
+        let mut is_taken = self.left.wait_while(is_taken, |is_taken| *is_taken);
         *is_taken = true;
         drop(is_taken);
         LaneGuard { lane: self }
@@ -28,7 +28,7 @@ impl Lane {
 
 impl Drop for LaneGuard {
     fn drop(&mut self) {
-        *self.lane.is_taken.lock().unwrap_or_else(PoisonError::into_inner) = false;
+        *self.lane.is_taken.lock() = false;
         self.lane.left.notify_one();
     }
 }

@@ -6,11 +6,9 @@
 //!
 //! Of a delta the base is known too, at 16 more bytes, and is marked with it.
 
-use super::Shared;
 use super::error::StoreError;
 use super::index::Index;
-use super::location::Position;
-use super::read::{Check, Reader};
+use super::packs::location::Position;
 use super::tree::Tree;
 use crate::hash::Hash;
 
@@ -32,8 +30,13 @@ impl Marks {
         Ok(marks)
     }
 
-    /// The same, where marking a delta marks its base. Cost: reads also the beginning of each delta.
-    pub(crate) fn with_bases(shared: &Shared, index: &Index, tree: Tree) -> Result<Marks, StoreError> {
+    /// The same, where marking a delta marks its base. `delta_at` reads a delta and gives its hash and that of its base;
+    /// `None` where it cannot be read any more. Cost: reads also the beginning of each delta.
+    pub(crate) fn with_bases(
+        index: &Index,
+        tree: Tree,
+        mut delta_at: impl FnMut(Position) -> Result<Option<(Hash, Hash)>, StoreError>,
+    ) -> Result<Marks, StoreError> {
         let mut marks = Marks::default();
         for entry in index.entries(tree) {
             let (hash, location) = entry?;
@@ -44,11 +47,10 @@ impl Marks {
         }
         // In the order of the packs, so that they are read from front to back.
         marks.bases.sort_unstable();
-        let mut reader = Reader::new(shared, Check::Checksum);
         let mut failure = None;
         marks.bases.retain_mut(|(pack, offset_bytes)| {
             let at = Position { pack: u32::try_from(*pack).unwrap_or(0), offset_bytes: *offset_bytes };
-            match reader.delta_at(at) {
+            match delta_at(at) {
                 Ok(Some((hash, base))) => (*pack, *offset_bytes) = (hash.prefix() & !1, base.prefix()),
                 // Nobody can read it any more, whatever becomes of its base.
                 Ok(None) => return false,

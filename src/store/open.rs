@@ -5,29 +5,24 @@
 //! written, in memory only.
 
 use std::collections::HashMap;
-use std::ops::Range;
 use std::sync::Arc;
 
-use super::catalog::{Catalog, Entry, Fact, FactRoom};
-use super::collected::{self, Collected};
-use super::database::OUTDATED;
-use super::durable::{self, Durable};
+use super::catalog::Catalog;
 use super::error::StoreError;
-use super::format::{self, Format};
-use super::held::Held;
+use super::format::Format;
+use super::identity;
+use super::index::closing::{self, Durable};
+use super::index::database::OUTDATED;
 use super::index::{self, Index};
-use super::location::Location;
 use super::lock::Access;
-use super::lost::{self, Lost, Present};
 use super::names::{DAMAGED_DIR, INDEX_DIR, PACKS_DIR, UNFINISHED};
-use super::object::{Header, Kind};
-use super::pack::{self, Pack, Scanned};
-use super::tree::{IndexEntry, Tree};
-use crate::codec;
-use crate::hash::Hash;
-use crate::progress::{Meter, Progress};
-use crate::record::{self, Note, SnapshotId, Tombstone};
-use crate::region::is_zero;
+use super::packs::collected::{self, Collected};
+use super::packs::lost::{self, Lost, Present};
+use super::packs::names;
+use super::packs::pack::Pack;
+use super::recover::{Prior, Recovered, recover};
+use super::tree::IndexEntry;
+use crate::progress::Progress;
 use crate::sys::dir::{Dir, Name};
 use crate::sys::file;
 
@@ -75,7 +70,7 @@ pub(crate) fn open(
     }?;
     let (packs, unusable) = open_packs(store, &dir, format, access)?;
     if packs.is_empty() {
-        format::check_packs(store, format)?;
+        identity::check_packs(store, format)?;
     }
     for (name, why) in &unusable {
         tracing::warn!(
@@ -121,19 +116,19 @@ pub(crate) fn open(
             let index = new_index(store, format, is_held)?;
             if !packs.is_empty() {
                 // Garbage comes back that gc had dropped.
-                index.set_may_have_ungrounded(true)?;
+                index.set_may_have_dangling(true)?;
                 index.set_rebuilding(true)?;
             }
             (index, Catalog::default(), true)
         }
     };
     let is_rebuilding = index.is_rebuilding();
-    let CaughtUp { active, ragged, other_deltas, damage_found } = catch_up(
+    let Recovered { active, ragged, other_deltas, damage_found } = recover(
         &packs,
         &index,
         &mut catalog,
         access,
-        &Known { durable_bytes, last_appended: last_appended(&packs, &unusable), lost: &lost },
+        &Prior { durable_bytes, last_appended: last_appended(&packs, &unusable), lost: &lost },
         progress,
     )?;
     for it in &mut lost {
@@ -165,7 +160,7 @@ pub(crate) fn open(
 /// The pack that may have a torn tail: the one with the highest number. All others were durable before a higher number
 /// got its name, and so was one that gc wrote.
 fn last_appended(packs: &[Arc<Pack>], unusable: &Unusable) -> Option<u32> {
-    let number = |name: &Name| name.name().to_str().and_then(pack::number_of);
+    let number = |name: &Name| name.name().to_str().and_then(names::number_of);
     let unusable = unusable.iter().filter_map(|(name, _)| number(name)).max();
     let last = packs.last().filter(|pack| pack.replaces.is_empty())?;
     (Some(last.number) > unusable).then_some(last.number)
@@ -174,11 +169,11 @@ fn last_appended(packs: &[Arc<Pack>], unusable: &Unusable) -> Option<u32> {
 /// The number after the highest there is, also of files that are no usable packs and of packs that
 /// were set aside: nothing is ever written over them.
 fn next_number(store: &Dir, packs: &Dir) -> Result<u32, StoreError> {
-    let mut numbers = pack::list(packs)?;
+    let mut numbers = names::list(packs)?;
     let damaged = store.join(DAMAGED_DIR);
     if damaged.is_dir() {
         let damaged = file::open_dir(&damaged).map_err(StoreError::io("open", &damaged))?;
-        numbers.extend(pack::list(&damaged)?);
+        numbers.extend(names::list(&damaged)?);
     }
     Ok(numbers.into_iter().map(|(number, _)| number.saturating_add(1)).max().unwrap_or(1))
 }
@@ -187,15 +182,15 @@ type Unusable = Vec<(Name, String)>;
 
 /// What the index says that was durable, whether or not it opens.
 fn durable_at_last_closing(store: &Dir) -> Durable {
-    store.join(INDEX_DIR).open_dir().map(|index| durable::read(&index)).unwrap_or_default()
+    store.join(INDEX_DIR).open_dir().map(|index| closing::read(&index)).unwrap_or_default()
 }
 
 /// The numbers of files in the place of packs, and of packs that were set aside.
 fn other_numbers(store: &Dir, packs: &Dir) -> Result<Vec<u32>, StoreError> {
-    let mut listed = pack::list(packs)?;
+    let mut listed = names::list(packs)?;
     let damaged = store.join(DAMAGED_DIR);
     if damaged.is_dir() {
-        listed.extend(pack::list(&damaged.open_dir().map_err(StoreError::io("open", &damaged))?)?);
+        listed.extend(names::list(&damaged.open_dir().map_err(StoreError::io("open", &damaged))?)?);
     }
     Ok(listed.into_iter().map(|(number, _)| number).collect())
 }
@@ -256,7 +251,7 @@ fn open_packs(
         }
     }
     let (mut packs, mut unusable) = (Vec::new(), Vec::new());
-    for (number, name) in pack::list(dir)? {
+    for (number, name) in names::list(dir)? {
         match Pack::open(name.clone(), format, number, access)? {
             Ok(pack) => packs.push(pack),
             Err(why) => unusable.push((name, why)),
@@ -408,301 +403,4 @@ fn set_index_aside(store: &Dir) -> Result<(), StoreError> {
     // One is enough: an index holds nothing that the packs do not.
     file::remove_dir(&aside).map_err(StoreError::io("remove", &aside))?;
     file::rename(&name, &aside).map_err(StoreError::io("set aside", &name))
-}
-
-/// What came of scanning the packs.
-struct CaughtUp {
-    /// The pack to go on appending to.
-    active: Option<Arc<Pack>>,
-    ragged: Vec<Arc<Pack>>,
-    other_deltas: Vec<IndexEntry>,
-    damage_found: bool,
-}
-
-/// What is known of packs apart from the index.
-struct Known<'a> {
-    /// Up to where they were durable once: nothing of that is a torn tail.
-    durable_bytes: HashMap<u32, u64>,
-    /// The one that may have a torn tail.
-    last_appended: Option<u32>,
-    lost: &'a [Lost],
-}
-
-/// Scans what the index lacks of the packs.
-fn catch_up(
-    packs: &[Arc<Pack>],
-    index: &Index,
-    catalog: &mut Catalog,
-    access: Access,
-    known: &Known<'_>,
-    progress: &Progress,
-) -> Result<CaughtUp, StoreError> {
-    let (watermarks, rebuilding) = (index.watermarks(), index.is_rebuilding());
-    let first_bytes = |pack: &Pack| {
-        let watermark = watermarks.get(&pack.number).map_or(0, |it| it.end_bytes);
-        watermark.max(pack.header_bytes())
-    };
-    let to_scan_bytes =
-        packs.iter().map(|pack| pack.length_bytes().saturating_sub(first_bytes(pack))).sum::<u64>();
-    let meter = progress.begin(to_scan_bytes);
-    let mut active = None;
-    let mut facts = Vec::new();
-    let mut room_for_facts = FactRoom::default();
-    let mut ends = Vec::new();
-    let (mut ragged, mut damage_found) = (Vec::new(), false);
-    let mut other_deltas = Vec::new();
-    for pack in packs {
-        let indexed_bytes = first_bytes(pack);
-        let may_be_torn = known.last_appended == Some(pack.number);
-        // What was cut short is not appended to, so that it can be put back.
-        let (mut is_ragged, mut damaged) = (false, known.lost.iter().any(|lost| lost.pack.0 == pack.number));
-        if pack.length_bytes() > indexed_bytes {
-            // Whoever wrote it may have been killed before it was durable, and from here on it is relied on.
-            if access == Access::Owner {
-                pack.sync()?;
-            }
-            // What was durable once is no torn tail.
-            let durable_bytes = known.durable_bytes.get(&pack.number).copied().unwrap_or(0);
-            let durable_bytes = durable_bytes.max(index.durable_bytes(pack.number, pack.id));
-            let torn_from = may_be_torn.then(|| indexed_bytes.max(durable_bytes));
-            // What is found goes into the index in chunks, and is saved: not all at once in memory.
-            let take_in = |found: Vec<IndexEntry>| -> Result<(), StoreError> {
-                other_deltas.append(&mut index.insert_found(found)?);
-                index.save_if_much()
-            };
-            let torn = (torn_from, rebuilding);
-            let mut tail = Tail::scan(pack, indexed_bytes, torn, &mut room_for_facts, &meter, take_in)?;
-            if access == Access::Owner {
-                for hole in &tail.torn_holes {
-                    tracing::info!("filling {} bytes that a power failure took", hole.end - hole.start);
-                    match pack.fill(hole.clone()) {
-                        Err(StoreError::DiskFull { .. }) => pack.fill_later(hole.clone()),
-                        other => other?,
-                    }
-                }
-            }
-            if let Some(end_bytes) = tail.torn_at {
-                tracing::info!("cutting a torn tail of {} bytes", pack.length_bytes() - end_bytes);
-                match pack.cut(end_bytes, access) {
-                    // There are disks, and quotas, where cutting a file takes room. It is cut as soon as there is
-                    // some, and before anything is written behind it.
-                    Err(StoreError::DiskFull { .. }) => is_ragged = true,
-                    other => other?,
-                }
-            }
-            is_ragged |= pack.has_holes();
-            if is_ragged {
-                ragged.push(pack.clone());
-            }
-            let damaged_bytes = tail.damaged.iter().map(|(at, why)| (at, *why));
-            for (offset_bytes, why) in
-                damaged_bytes.chain(tail.undecodable.iter().map(|(at, why)| (at, &**why)))
-            {
-                tracing::warn!("pack {} is damaged at byte {offset_bytes}: {why}", pack.number);
-                index.set_damage_known(true)?;
-                (damaged, damage_found) = (true, true);
-            }
-            facts.append(&mut tail.facts);
-            if !pack.has_holes() {
-                ends.push((pack.number, pack.watermark(pack.length_bytes())));
-            }
-        }
-        // The last one, as it turns out.
-        let room = pack.replaces.is_empty()
-            && !damaged
-            && !is_ragged
-            && pack.is_ours_alone()
-            && pack.length_bytes() < pack.seal_bytes()
-            && pack.length_bytes() % 8 == 0;
-        active = room.then(|| pack.clone());
-    }
-    // Notes and tombstones come after all records: gc may have put a record into a later pack.
-    facts.sort_by_key(|fact| !matches!(fact, Fact::Snapshot(..)));
-    let snapshots: Vec<SnapshotId> = facts.iter().map(Fact::snapshot).collect();
-    facts.into_iter().for_each(|fact| catalog.apply(fact));
-    for id in snapshots {
-        for (key, value) in catalog.stored(id) {
-            index.set_snapshot(key, value);
-        }
-    }
-    for (number, watermark) in ends {
-        index.set_watermark(number, Some(watermark));
-    }
-    Ok(CaughtUp { active, ragged, other_deltas, damage_found })
-}
-
-/// How often progress is told.
-const TELL_BYTES: u64 = 1 << 20;
-
-/// So many objects go into the index at once: 4 MiB of them.
-const TAKE_IN_OBJECTS: usize = 64 << 10;
-
-/// What a pack holds past its watermark, but for the objects that the index is to know.
-#[derive(Default)]
-struct Tail {
-    facts: Vec<Fact>,
-    damaged: Vec<(u64, &'static str)>,
-    /// Records, notes and tombstones that are whole and yet say nothing.
-    undecodable: Vec<(u64, String)>,
-    /// Where to cut the pack.
-    torn_at: Option<u64>,
-    /// What to fill, before that.
-    torn_holes: Vec<Range<u64>>,
-}
-
-/// Bytes that are no object.
-struct Hole {
-    range: Range<u64>,
-    why: &'static str,
-    /// It may be what a power failure left of bytes that nobody relied on, and it looks so.
-    is_torn: bool,
-}
-
-impl Tail {
-    /// Scans it. In the pack that was appended to last, what comes after the first bytes that are no
-    /// object, and after the last record, note and tombstone, belongs to nothing that was
-    /// acknowledged: a torn tail. When the whole index is rebuilt one cannot know where the last
-    /// record was; then it is one only if it looks so.
-    ///
-    /// Where several things were written and not yet durable, a power failure may also keep the later ones
-    /// and lose earlier ones. That leaves a torn hole.
-    ///
-    /// Objects that are in no torn tail are given to `take_in`.
-    fn scan(
-        pack: &Pack,
-        from_bytes: u64,
-        (torn_from, rebuilding): (Option<u64>, bool),
-        room_for_facts: &mut FactRoom,
-        meter: &Meter,
-        mut take_in: impl FnMut(Vec<IndexEntry>) -> Result<(), StoreError>,
-    ) -> Result<Tail, StoreError> {
-        let bytes = pack.bytes(pack.length_bytes())?;
-        let mut tail = Tail::default();
-        let offset_of_last =
-            |found: &[IndexEntry]| found.last().map(|(_, _, location)| location.offset_bytes);
-        let (mut torn_at, mut holes) = (None, Vec::new());
-        // Those that were not taken in yet, and where the last one begins of all that stay.
-        let (mut objects, mut last_object) = (Vec::new(), 0);
-        let mut told_bytes = from_bytes;
-        let mut records = HashMap::new();
-        // What came before this was durable.
-        let mut durable_bytes = 0;
-        for scanned in pack.scan(&bytes, from_bytes) {
-            let scanned = scanned?;
-            let end_bytes = scanned.end_bytes();
-            if end_bytes - told_bytes >= TELL_BYTES || end_bytes == pack.length_bytes() {
-                meter.advance(end_bytes - told_bytes).map_err(|_| StoreError::Interrupted)?;
-                told_bytes = end_bytes;
-            }
-            match scanned {
-                Scanned::Object { offset_bytes, header, payload } => {
-                    let location = Location::new(pack.number, offset_bytes, &header);
-                    let fact = fact(&header, payload, location).and_then(|fact| match fact {
-                        Some(fact) => {
-                            let has_room = fact.take_room(room_for_facts);
-                            has_room.map(|()| Some(fact)).map_err(|error| error.to_string())
-                        }
-                        None => Ok(None),
-                    });
-                    match fact {
-                        Ok(None) => objects.push((Tree::of(header.kind), header.hash, location)),
-                        Ok(Some(fact)) => {
-                            // A snapshot was acknowledged before another one followed it or it was forgotten.
-                            let acknowledged = match &fact {
-                                Fact::Snapshot(_, entry) => entry.held().parent(),
-                                Fact::Tombstone(id, _) => Some(*id),
-                                Fact::Note(..) => None,
-                            };
-                            let there = acknowledged.and_then(|id| records.get(&id).copied());
-                            durable_bytes = durable_bytes.max(there.unwrap_or(0));
-                            if let Fact::Snapshot(id, _) = &fact {
-                                records.insert(*id, offset_bytes);
-                            }
-                            tail.facts.push(fact);
-                            torn_at = None;
-                        }
-                        // Nobody can know what it needs.
-                        Err(why) => {
-                            tail.undecodable.push((offset_bytes, why));
-                            torn_at = None;
-                        }
-                    }
-                }
-                Scanned::Damaged { offset_bytes, end_bytes, why, .. } => {
-                    let hole = offset_bytes..end_bytes;
-                    let [start, end] =
-                        [hole.start, hole.end].map(|at| usize::try_from(at).unwrap_or(usize::MAX));
-                    pack::ready(&bytes, start..end)?;
-                    let ends = end_bytes == pack.length_bytes() && why.starts_with("the pack ends");
-                    let looks_torn = ends || lacks_a_sector(&bytes, hole);
-                    let may_be_torn = torn_from.is_some_and(|from_bytes| offset_bytes >= from_bytes);
-                    let is_torn = may_be_torn && looks_torn;
-                    holes.push(Hole { range: offset_bytes..end_bytes, why, is_torn });
-                    if may_be_torn && (!rebuilding || looks_torn) {
-                        torn_at = torn_at.or(Some(offset_bytes));
-                    }
-                }
-            }
-            if torn_at.is_none() && objects.len() >= TAKE_IN_OBJECTS {
-                last_object = offset_of_last(&objects).unwrap_or(last_object);
-                take_in(std::mem::take(&mut objects))?;
-            }
-        }
-        if let Some(end_bytes) = torn_at {
-            objects.retain(|(_, _, location)| location.offset_bytes < end_bytes);
-            holes.retain(|hole| hole.range.start < end_bytes);
-        }
-        // Without an index there is no telling a hole from damage, unless all that follows was written at once.
-        last_object = offset_of_last(&objects).unwrap_or(last_object);
-        take_in(objects)?;
-        for Hole { range, why, is_torn } in holes {
-            let is_torn = is_torn && (!rebuilding || range.start > last_object);
-            match is_torn && range.start >= durable_bytes && Pack::can_fill(&range) {
-                true => tail.torn_holes.push(range),
-                false => tail.damaged.push((range.start, why)),
-            }
-        }
-        Ok(Tail { torn_at, ..tail })
-    }
-}
-
-/// What is written to a disk at once, or not.
-const SECTOR_BYTES: usize = 512;
-
-/// Whether a sector of these bytes is all zeros, as if never written; of the first one, which may have been there,
-/// the rest. What is stored hardly ever has a sector of zeros, and no object begins with one.
-fn lacks_a_sector(bytes: &[u8], hole: Range<u64>) -> bool {
-    let [start, end] =
-        [hole.start, hole.end].map(|at| usize::try_from(at).unwrap_or(usize::MAX).min(bytes.len()));
-    let mut from = start;
-    while from < end {
-        let to = (from / SECTOR_BYTES + 1).saturating_mul(SECTOR_BYTES).min(end);
-        let reaches_its_end = to % SECTOR_BYTES == 0 || to == bytes.len();
-        if reaches_its_end && is_zero(&bytes[from..to]) {
-            return true;
-        }
-        from = to;
-    }
-    false
-}
-
-/// What an object says to the catalog, if it is of a kind that does.
-pub(crate) fn fact(header: &Header, payload: &[u8], location: Location) -> Result<Option<Fact>, String> {
-    if !matches!(header.kind, Kind::Record | Kind::Note | Kind::Tombstone) {
-        return Ok(None);
-    }
-    let mut plain = vec![0; header.plain_bytes as usize];
-    codec::decode(header.encoding, payload, &mut plain).map_err(|error| error.to_string())?;
-    if Hash::of(&plain) != header.hash {
-        return Err("its bytes do not match its hash".to_owned());
-    }
-    let text = |error: record::RecordError| error.to_string();
-    Ok(Some(match header.kind {
-        Kind::Record => {
-            let held = Held::read(&plain).map_err(text)?;
-            Fact::Snapshot(SnapshotId(header.hash), Box::new(Entry::new(held, location)))
-        }
-        Kind::Note => Fact::Note(record::decode::<Note>(&plain).map_err(text)?, location),
-        _ => Fact::Tombstone(record::decode::<Tombstone>(&plain).map_err(text)?.snapshot, location),
-    }))
 }

@@ -5,34 +5,24 @@
 use std::sync::Arc;
 use std::thread::JoinHandle;
 
-use crossbeam_channel::{Receiver, Sender};
+use crossbeam_channel::Receiver;
 
-use super::Shared;
 use super::error::StoreError;
-use super::log::{Durable, Unsynced};
+use super::open_store::{OpenStore, Task};
+use super::packs::log::{Synced, Unsynced};
 use super::tree::IndexEntry;
 
 /// So many entries at a time are inserted while look-ups wait.
 const BATCH_ENTRIES: usize = 1024;
 
-/// What the settler is asked to do, in order.
-pub(crate) enum Task {
-    /// Put into the index what became durable.
-    Settle(Durable),
-    /// Make durable what was appended meanwhile.
-    SyncEarly,
-    /// Say when everything before this is done.
-    Barrier(Sender<()>),
-}
-
 /// Starts the thread. It ends when the sender of its tasks is gone.
-pub(crate) fn start(shared: Arc<Shared>, tasks: Receiver<Task>) -> std::io::Result<JoinHandle<()>> {
+pub(crate) fn start(shared: Arc<OpenStore>, tasks: Receiver<Task>) -> std::io::Result<JoinHandle<()>> {
     std::thread::Builder::new().name("stillframe-settle".to_owned()).spawn(move || {
         let mut failed = false;
         for task in tasks {
             match task {
-                Task::Settle(durable) => {
-                    let settled = settle(&shared, durable);
+                Task::Settle(synced) => {
+                    let settled = settle(&shared, synced);
                     if let Err(error) = settled.and_then(|()| match failed {
                         true => Ok(()),
                         false => shared.index().save_if_much(),
@@ -60,11 +50,11 @@ pub(crate) fn start(shared: Arc<Shared>, tasks: Receiver<Task>) -> std::io::Resu
     })
 }
 
-fn settle(shared: &Shared, durable: Durable) -> Result<(), StoreError> {
+fn settle(shared: &OpenStore, synced: Synced) -> Result<(), StoreError> {
     let index = shared.index();
     let mut objects: Vec<IndexEntry> = Vec::new();
     let mut snapshots = Vec::new();
-    for entry in durable.entries {
+    for entry in synced.entries {
         match entry {
             Unsynced::Object(tree, hash, location) => objects.push((tree, hash, location)),
             Unsynced::Fact(fact) => snapshots.push(fact.snapshot()),
@@ -78,7 +68,7 @@ fn settle(shared: &Shared, durable: Durable) -> Result<(), StoreError> {
     for id in snapshots {
         shared.store_catalog_entry(id);
     }
-    for (pack, watermark) in durable.ends {
+    for (pack, watermark) in synced.ends {
         index.set_watermark(pack, Some(watermark));
     }
     Ok(())

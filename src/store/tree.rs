@@ -1,7 +1,7 @@
 //! The two trees of the index: regions, and all other objects.
 
-use super::location::Location;
-use super::object::Kind;
+use super::packs::location::Location;
+use super::packs::object::{Header, Kind};
 use crate::hash::Hash;
 
 /// Which tree an object is in.
@@ -22,3 +22,9 @@ impl Tree {
 
 /// An object and where it is.
 pub(crate) type IndexEntry = (Tree, Hash, Location);
+
+/// Which tree and hash an object is indexed by; `None` for what the catalog has.
+pub(crate) fn indexed(header: &Header) -> Option<(Tree, Hash)> {
+    let in_catalog = matches!(header.kind, Kind::Record | Kind::Note | Kind::Tombstone);
+    (!in_catalog).then(|| (Tree::of(header.kind), header.hash))
+}

@@ -1,5 +1,5 @@
-//! The calls by which a store reads and changes its files, each passing through one place, so that a
-//! test may watch them, fail them, or leave them out.
+//! The calls by which a store reads and changes its files. Each call passes through this file, so
+//! that a test can watch it, fail it, or leave it out.
 //!
 //! ```text
 //! store ──> file.rs, map.rs ──> perform ──> the operating system
@@ -7,8 +7,9 @@
 //!                                  └─ the witness of the directory, where a test has set one
 //! ```
 //!
-//! Without the feature `fault-injection` nothing of it is there and every call goes straight through. What sled does
-//! with the files of the index does not pass here: nothing acknowledged depends on it.
+//! Without the feature `fault-injection`, witnesses do not exist and every call goes straight to
+//! the operating system. The calls that sled makes for the files of the index do not pass through
+//! here: nothing acknowledged depends on those files.
 
 use std::fs::File;
 #[cfg(not(feature = "fault-injection"))]
@@ -19,34 +20,34 @@ use std::path::Path;
 #[derive(Debug)]
 #[non_exhaustive]
 pub enum Call<'a> {
-    /// Creates a file that is not there.
+    /// Creates a file that does not exist.
     Create(&'a Path),
     /// Opens a file.
     Open(&'a Path),
-    /// Reads a file, or some of it.
+    /// Reads a file, or a part of it.
     Read(&'a Path),
     /// Lists a directory.
     List(&'a Path),
-    /// Maps an open file, to read it.
+    /// Maps an open file for reading.
     Map(&'a Path, &'a File),
-    /// Writes bytes to an open file from a byte on.
+    /// Writes bytes to an open file, starting at an offset.
     Write {
-        /// As what it was opened; it may have another name by now.
+        /// The path under which it was opened; it may have another name by now.
         path: &'a Path,
         /// The open file.
         file: &'a File,
-        /// Where the first byte goes.
+        /// The offset of the first byte.
         at_bytes: u64,
-        /// What is written.
+        /// The bytes to write.
         bytes: &'a [u8],
     },
-    /// Cuts an open file, or lengthens it by zeros.
+    /// Truncates an open file, or extends it with zeros.
     SetLength {
-        /// As what it was opened.
+        /// The path under which it was opened.
         path: &'a Path,
         /// The open file.
         file: &'a File,
-        /// How long it is to be.
+        /// The new length.
         length_bytes: u64,
     },
     /// Makes the bytes of an open file durable.
@@ -55,20 +56,20 @@ pub enum Call<'a> {
     SyncDir(&'a Path),
     /// Creates a directory.
     CreateDir(&'a Path),
-    /// Removes a directory with all that is in it.
+    /// Removes a directory and everything in it.
     RemoveDir(&'a Path),
-    /// Gives a file or directory another name; what has that name goes.
+    /// Renames a file or directory; an existing one with the new name is replaced.
     Rename(&'a Path, &'a Path),
-    /// Lets two directories change their names.
+    /// Swaps the names of two directories.
     Exchange(&'a Path, &'a Path),
-    /// Gives a file a second name.
+    /// Gives a file a second name (a hard link).
     Link(&'a Path, &'a Path),
-    /// Takes a name from a file.
+    /// Removes one name of a file.
     Remove(&'a Path),
 }
 
 impl<'a> Call<'a> {
-    /// The file or directory that it is about.
+    /// The file or directory that the call is about.
     pub fn path(&self) -> &'a Path {
         match *self {
             Call::Create(path)
@@ -89,7 +90,7 @@ impl<'a> Call<'a> {
         }
     }
 
-    /// What it does, in a word.
+    /// What the call does, in one word.
     pub fn name(&self) -> &'static str {
         match self {
             Call::Create(_) => "create",
@@ -132,26 +133,28 @@ pub(crate) fn tell(_: Call<'_>, act: impl FnOnce() -> io::Result<()>) -> io::Res
 mod watched {
     use std::io;
     use std::path::{Path, PathBuf};
+    use std::sync::Arc;
     use std::sync::atomic::{AtomicUsize, Ordering};
-    use std::sync::{Arc, PoisonError, RwLock};
 
     use super::Call;
+    use crate::sync::RwLock;
 
     /// Stands between a store and its files.
     pub trait Witness: Send + Sync {
-        /// Answers a call: `act` makes it. A call that gives something back (opening, reading, mapping, listing) must
-        /// be made or fail; any other may be left out and still be said to have been made.
+        /// Handles a call; `act` makes it. A call that returns something (opening, reading,
+        /// mapping, listing) must be made or fail. Any other call may be skipped and still be
+        /// reported as made.
         ///
         /// # Errors
         ///
-        /// Whatever the store is to be told.
+        /// Any error; the store receives it as the result of the call.
         fn call(&self, call: &Call<'_>, act: &mut dyn FnMut() -> io::Result<()>) -> io::Result<()>;
     }
 
     type Watched = (PathBuf, Arc<dyn Witness>);
 
     static WITNESSES: RwLock<Vec<Watched>> = RwLock::new(Vec::new());
-    /// How many there are: mostly none, and then no lock is taken.
+    /// The number of witnesses. It is usually 0, and then no lock is taken.
     static COUNT: AtomicUsize = AtomicUsize::new(0);
 
     /// A directory is watched until this is dropped.
@@ -166,10 +169,10 @@ mod watched {
         }
     }
 
-    /// Sends all calls about what is in a directory, and the directory itself, past a witness.
+    /// Sends all calls about a directory and its content to a witness.
     pub fn watch(root: impl Into<PathBuf>, witness: Arc<dyn Witness>) -> Watching {
         let root = root.into();
-        let mut witnesses = WITNESSES.write().unwrap_or_else(PoisonError::into_inner);
+        let mut witnesses = WITNESSES.write();
         witnesses.push((root.clone(), witness.clone()));
         COUNT.store(witnesses.len(), Ordering::Release);
         Watching { root, witness }
@@ -177,7 +180,7 @@ mod watched {
 
     impl Drop for Watching {
         fn drop(&mut self) {
-            let mut witnesses = WITNESSES.write().unwrap_or_else(PoisonError::into_inner);
+            let mut witnesses = WITNESSES.write();
             let is_this =
                 |(root, witness): &Watched| *root == self.root && Arc::ptr_eq(witness, &self.witness);
             if let Some(at) = witnesses.iter().position(is_this) {
@@ -191,11 +194,11 @@ mod watched {
         if COUNT.load(Ordering::Acquire) == 0 {
             return None;
         }
-        let witnesses = WITNESSES.read().unwrap_or_else(PoisonError::into_inner);
+        let witnesses = WITNESSES.read();
         witnesses.iter().find(|(root, _)| path.starts_with(root)).map(|(_, witness)| witness.clone())
     }
 
-    /// Makes a call that gives something back.
+    /// Makes a call that returns something.
     pub(crate) fn perform<T>(call: Call<'_>, act: impl FnOnce() -> io::Result<T>) -> io::Result<T> {
         let Some(witness) = witness(call.path()) else { return act() };
         let (mut act, mut value) = (Some(act), None);
@@ -207,7 +210,7 @@ mod watched {
         value.ok_or_else(|| io::Error::other("a call that gives something back was left out"))
     }
 
-    /// Makes a call that gives nothing back.
+    /// Makes a call that returns nothing.
     pub(crate) fn tell(call: Call<'_>, act: impl FnOnce() -> io::Result<()>) -> io::Result<()> {
         let Some(witness) = witness(call.path()) else { return act() };
         let mut act = Some(act);

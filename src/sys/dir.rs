@@ -1,13 +1,14 @@
 //! A directory that is held open, and names in it.
 //!
 //! ```text
-//! Dir ─ a descriptor of the directory: it stays this directory, wherever it is moved and whatever takes its path
-//!  └─ Name ─ one name in it, found by the kernel from the descriptor; a symbolic link of this name is not followed
+//! Dir ─ a descriptor of the directory: the same directory even after it was moved or replaced
+//!  └─ Name ─ one name in it, looked up from the descriptor; a symbolic link there is not followed
 //! ```
 //!
-//! A path is looked up from the root each time that it is used, and another directory may be at its end by then. So
-//! everything in a store is reached through these. The paths that they keep are for messages, and for the witnesses of
-//! call.rs, which know files by them.
+//! The kernel looks a path up from the root each time it is used, and by then the path may lead to
+//! another directory. So everything in a store is reached through the types of this file. The paths
+//! that they keep serve for messages, and for the witnesses of call.rs, which identify files by
+//! path.
 
 use std::ffi::OsStr;
 use std::io;
@@ -24,15 +25,15 @@ pub(crate) struct Dir(Arc<Held>);
 
 #[derive(Debug)]
 struct Held {
-    /// Opened with O_PATH: nothing of the directory needs to be readable for this.
+    /// Opened with O_PATH, which needs no permission to read the directory.
     descriptor: OwnedFd,
-    /// As what it was opened.
+    /// The path under which it was opened.
     path: PathBuf,
-    /// The same from the root on: the process may change its working directory.
+    /// The same path made absolute: the process may change its working directory.
     absolute: PathBuf,
 }
 
-/// A name in a directory; perhaps there is nothing of this name.
+/// A name in a directory. There need not be a file of this name.
 #[derive(Clone, Debug)]
 pub(crate) struct Name {
     dir: Dir,
@@ -40,7 +41,7 @@ pub(crate) struct Name {
     path: PathBuf,
 }
 
-/// What a file is, by which it can be told from all others.
+/// The identity of a file: no two files have the same.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Identity {
     device: u64,
@@ -50,24 +51,25 @@ pub(crate) struct Identity {
 const HOLD: OFlags = OFlags::PATH.union(OFlags::DIRECTORY).union(OFlags::CLOEXEC);
 
 impl Dir {
-    /// Opens the directory that somebody names: symbolic links on the way are followed.
+    /// Opens the directory at a path given by the user. Symbolic links on the way are followed.
     pub(crate) fn open(path: &Path) -> io::Result<Dir> {
         let descriptor = rustix::fs::open(path, HOLD, Mode::empty())?;
         let absolute = std::path::absolute(path)?;
         Ok(Dir(Arc::new(Held { descriptor, path: path.to_owned(), absolute })))
     }
 
-    /// As what it was opened.
+    /// The path under which it was opened.
     pub(crate) fn path(&self) -> &Path {
         &self.0.path
     }
 
-    /// A name in it.
+    /// A name in this directory.
     pub(crate) fn join(&self, name: impl AsRef<OsStr>) -> Name {
         Name { dir: self.clone(), path: self.0.path.join(name.as_ref()) }
     }
 
-    /// A path to it for a library that wants one. It leads here as long as this is open, where /proc is mounted.
+    /// A path to this directory, for libraries that need one. It is valid while this is open and
+    /// /proc is mounted.
     pub(crate) fn held_path(&self) -> PathBuf {
         let held = PathBuf::from(format!("/proc/self/fd/{}", self.0.descriptor.as_raw_fd()));
         let leads_here =
@@ -75,17 +77,17 @@ impl Dir {
         if leads_here { held } else { self.0.absolute.clone() }
     }
 
-    /// Which directory this is.
+    /// The identity of this directory.
     pub(crate) fn identity(&self) -> io::Result<Identity> {
         Ok(Identity::of(&rustix::fs::fstat(self)?))
     }
 
-    /// Who owns it.
+    /// The uid of its owner.
     pub(crate) fn owner_uid(&self) -> io::Result<u32> {
         Ok(rustix::fs::fstat(self)?.st_uid)
     }
 
-    /// Whether its path still leads to it. Where we may not look, nothing speaks against it.
+    /// Whether its path still leads to it. Where the path cannot be inspected, the answer is yes.
     pub(crate) fn is_at_its_path(&self) -> io::Result<bool> {
         match rustix::fs::stat(&self.0.absolute) {
             Ok(found) => Ok(Identity::of(&found) == self.identity()?),
@@ -94,18 +96,19 @@ impl Dir {
         }
     }
 
-    /// The directory opened to be read, locked or made durable, which cannot be done with what only holds it.
+    /// Opens the directory for reading, locking and syncing, which an O_PATH descriptor cannot do.
     pub(crate) fn open_to_read(&self) -> io::Result<std::fs::File> {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
         Ok(rustix::fs::openat(self, ".", flags, Mode::empty())?.into())
     }
 
-    /// Whether entries can be made in it and removed: no where modes, an immutable flag or its mount forbid it.
+    /// Whether entries can be created and removed in it: not where its mode, an immutable flag or
+    /// its mount forbids that.
     pub(crate) fn is_writable(&self) -> bool {
         rustix::fs::accessat(self, ".", Access::WRITE_OK | Access::EXEC_OK, AtFlags::EACCESS).is_ok()
     }
 
-    /// What is in it.
+    /// The names in it.
     pub(crate) fn names(&self) -> io::Result<Vec<Name>> {
         let mut names = Vec::new();
         for entry in rustix::fs::Dir::read_from(self.open_to_read()?)? {
@@ -126,7 +129,8 @@ impl AsFd for Dir {
 }
 
 impl Name {
-    /// The name that somebody gives by a path: symbolic links to its directory are followed, one of this name is not.
+    /// The name at the end of a path given by the user. Symbolic links to its directory are
+    /// followed; a symbolic link of this name is not.
     pub(crate) fn at(path: &Path) -> io::Result<Name> {
         let Some(name) = path.file_name() else {
             return Err(io::Error::new(io::ErrorKind::InvalidInput, "it names no file"));
@@ -136,32 +140,32 @@ impl Name {
         Ok(Name { path: path.with_file_name(name), dir })
     }
 
-    /// The directory that it is in.
+    /// The directory that contains it.
     pub(crate) fn dir(&self) -> &Dir {
         &self.dir
     }
 
-    /// The name alone.
+    /// The name alone, without its directory.
     pub(crate) fn name(&self) -> &OsStr {
         self.path.file_name().unwrap_or_default()
     }
 
-    /// As which path people know it.
+    /// The path under which users know it.
     pub(crate) fn path(&self) -> &Path {
         &self.path
     }
 
-    /// For a message.
+    /// For messages.
     pub(crate) fn display(&self) -> std::path::Display<'_> {
         self.path.display()
     }
 
-    /// The same name with another ending.
+    /// The same name with another extension.
     pub(crate) fn with_extension(&self, extension: &str) -> Name {
         Name { dir: self.dir.clone(), path: self.path.with_extension(extension) }
     }
 
-    /// What there is of this name; nothing if there is none. A symbolic link is one.
+    /// What exists under this name; `None` if nothing does. A symbolic link counts as itself.
     pub(crate) fn look(&self) -> io::Result<Option<Found>> {
         match rustix::fs::statat(&self.dir, self.name(), AtFlags::SYMLINK_NOFOLLOW) {
             Ok(stat) => Ok(Some(Found(stat))),
@@ -170,22 +174,23 @@ impl Name {
         }
     }
 
-    /// Whether there is something of this name, as far as can be told.
+    /// Whether something exists under this name. If that cannot be found out, the answer is no.
     pub(crate) fn exists(&self) -> bool {
         self.look().is_ok_and(|found| found.is_some())
     }
 
-    /// Whether what has this name may be written: not by its modes, nor as it is immutable or its mount read-only.
+    /// Whether the file of this name may be written: not where its mode, an immutable flag or its
+    /// mount forbids that.
     pub(crate) fn is_writable(&self) -> bool {
         rustix::fs::accessat(&self.dir, self.name(), Access::WRITE_OK, AtFlags::EACCESS).is_ok()
     }
 
-    /// Whether there is a directory of this name, and no link to one.
+    /// Whether a directory has this name. A link to a directory does not count.
     pub(crate) fn is_dir(&self) -> bool {
         self.look().is_ok_and(|found| found.is_some_and(|found| found.is_dir()))
     }
 
-    /// Opens the directory of this name, which may be no link to one.
+    /// Opens the directory of this name. A symbolic link is an error.
     pub(crate) fn open_dir(&self) -> io::Result<Dir> {
         let descriptor = rustix::fs::openat(&self.dir, self.name(), HOLD | OFlags::NOFOLLOW, Mode::empty())
             .map_err(|error| match (error, self.look()) {
@@ -209,12 +214,12 @@ impl From<&Dir> for PathBuf {
     }
 }
 
-/// What there is of a name.
+/// What exists under a name.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Found(Stat);
 
 impl Found {
-    /// What an open file is.
+    /// The same for an open file.
     pub(crate) fn of(file: impl AsFd) -> io::Result<Found> {
         Ok(Found(rustix::fs::fstat(file)?))
     }
@@ -235,7 +240,7 @@ impl Found {
         self.file_type() == FileType::Symlink
     }
 
-    /// Whether the file has other names than the one by which it was found.
+    /// Whether the file has more than one name.
     pub(crate) fn has_other_names(&self) -> bool {
         self.0.st_nlink > 1
     }
@@ -254,7 +259,7 @@ impl Found {
         Identity::of(&self.0)
     }
 
-    /// What it is, in words.
+    /// Its kind, in words.
     pub(crate) fn what(&self) -> &'static str {
         match self.file_type() {
             FileType::RegularFile => "a plain file",
@@ -267,7 +272,7 @@ impl Found {
         }
     }
 
-    /// The error that it is not what is `expected`.
+    /// The error that says that this is not what was `expected`.
     pub(crate) fn is_no(&self, expected: &str) -> io::Error {
         let kind = if self.is_dir() { io::ErrorKind::IsADirectory } else { io::ErrorKind::InvalidInput };
         io::Error::new(kind, format!("it is {} and no {expected}", self.what()))

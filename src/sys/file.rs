@@ -1,12 +1,14 @@
-//! Files that nobody else may read: created with mode 0600 (directories 0700) whatever the umask,
-//! never through a symbolic link, and made durable together with their directory. Every call passes
-//! through call.rs, where tests may stand in the way.
+//! Files that only their owner may read. They are created with mode 0600 (directories: 0700)
+//! whatever the umask is, never through a symbolic link, and are made durable together with their
+//! directory. Every call passes through call.rs, where tests can intervene.
 //!
-//! What is not a plain file, but a pipe or a device, is not opened at all: it may wait, or do something. Who must not
-//! change what others see under another name of the file asks for that with [`File::has_other_names`].
+//! Anything other than a plain file, such as a pipe or a device, is not opened at all: opening it
+//! may block or have an effect. A caller that must not change a file that others see under another
+//! name checks [`File::has_other_names`].
 //!
-//! Some file systems can do less than others. Each call that they refuse has another way here that is as safe for who
-//! holds the store's lock; lesser.rs has what is needed for that.
+//! Some file systems support fewer operations. For each call that they refuse, this file has a
+//! fallback that is equally safe while the caller holds the store's lock. lesser.rs has the
+//! helpers.
 
 use std::fs::{DirBuilder, Permissions, TryLockError};
 use std::io::{self, Read};
@@ -23,69 +25,70 @@ use super::lesser;
 #[derive(Debug)]
 pub(crate) struct File {
     file: std::fs::File,
-    /// As what it was opened; it may have another name by now.
+    /// The path under which it was opened; it may have another name by now.
     path: PathBuf,
 }
 
 impl File {
-    /// As what it was opened.
+    /// The path under which it was opened.
     pub(crate) fn path(&self) -> &Path {
         &self.path
     }
 
-    /// Whether it has other names, as which somebody may keep it: a backup of hard links.
+    /// Whether it has other names, by which somebody may keep it: a backup made of hard links, for
+    /// example.
     pub(crate) fn has_other_names(&self) -> io::Result<bool> {
         Ok(Found::of(&self.file)?.has_other_names())
     }
 
-    /// Which file it is.
+    /// The identity of the file.
     pub(crate) fn identity(&self) -> io::Result<Identity> {
         Ok(Found::of(&self.file)?.identity())
     }
 
-    /// How long it is.
+    /// Its length.
     pub(crate) fn length_bytes(&self) -> io::Result<u64> {
         Ok(self.file.metadata()?.len())
     }
 
-    /// Fills `bytes` with what is there from a byte on.
+    /// Fills `bytes` from the file, starting at an offset.
     pub(crate) fn read_exact_at(&self, bytes: &mut [u8], at_bytes: u64) -> io::Result<()> {
         perform(Call::Read(&self.path), || self.file.read_exact_at(bytes, at_bytes))
     }
 
-    /// Writes `bytes` from a byte on.
+    /// Writes `bytes` at an offset.
     pub(crate) fn write_all_at(&self, bytes: &[u8], at_bytes: u64) -> io::Result<()> {
         let call = Call::Write { path: &self.path, file: &self.file, at_bytes, bytes };
         tell(call, || self.file.write_all_at(bytes, at_bytes))
     }
 
-    /// Cuts it, or lengthens it by zeros.
+    /// Truncates it, or extends it with zeros.
     pub(crate) fn set_length(&self, length_bytes: u64) -> io::Result<()> {
         let call = Call::SetLength { path: &self.path, file: &self.file, length_bytes };
         tell(call, || self.file.set_len(length_bytes))
     }
 
-    /// Makes durable what is written, and how long it is.
+    /// Makes its written bytes and its length durable.
     pub(crate) fn sync(&self) -> io::Result<()> {
         tell(Call::Sync(&self.path, &self.file), || self.file.sync_data())
     }
 
-    /// Locks it, unless another process has it locked.
+    /// Takes an exclusive lock, unless another process holds a lock.
     pub(crate) fn try_lock(&self) -> Result<(), TryLockError> {
         self.file.try_lock()
     }
 
-    /// Locks it together with others who do the same, unless another process has it locked for itself.
+    /// Takes a shared lock, unless another process holds an exclusive one.
     pub(crate) fn try_lock_shared(&self) -> Result<(), TryLockError> {
         self.file.try_lock_shared()
     }
 
-    /// Gives the lock back, also where a process that was forked meanwhile has the file open still.
+    /// Releases the lock, even if a process that was forked meanwhile still has the file open.
     pub(crate) fn unlock(&self) -> io::Result<()> {
         self.file.unlock()
     }
 
-    /// Hands it to `map`, which maps it.
+    /// Passes the open file to `map`, which maps it.
     pub(crate) fn map<T>(&self, map: impl FnOnce(&std::fs::File) -> io::Result<T>) -> io::Result<T> {
         perform(Call::Map(&self.path, &self.file), || map(&self.file))
     }
@@ -97,7 +100,7 @@ impl std::os::fd::AsFd for File {
     }
 }
 
-/// Opens a plain file. A pipe in its place must not keep us waiting, and a device is not to be touched.
+/// Opens a plain file. A pipe in its place must not block us, and a device must not be opened.
 fn open_plain(name: &Name, flags: OFlags) -> io::Result<File> {
     if let Some(found) = name.look()?
         && !found.is_plain_file()
@@ -117,19 +120,20 @@ fn open_plain(name: &Name, flags: OFlags) -> io::Result<File> {
 fn private(name: &Name, flags: OFlags) -> io::Result<File> {
     let file = open_plain(name, flags | OFlags::RDWR)?;
     let found = Found::of(&file)?;
-    // The umask can only take bits away from 0600, which this gives back. What has another name is not ours alone.
+    // The umask can only remove bits from 0600; this restores them. A file with several names is
+    // not ours alone.
     if found.mode() & 0o777 != 0o600 && !found.has_other_names() {
         lesser::if_there_is(file.file.set_permissions(Permissions::from_mode(0o600)))?;
     }
     Ok(file)
 }
 
-/// Creates a file that must not exist.
+/// Creates a file that must not exist yet.
 pub(crate) fn create_new(name: &Name) -> io::Result<File> {
     perform(Call::Create(name.path()), || private(name, OFlags::CREATE | OFlags::EXCL))
 }
 
-/// Opens a file for reading and writing, creating it if it is not there.
+/// Opens a file for reading and writing, and creates it if it does not exist.
 pub(crate) fn open_or_create(name: &Name) -> io::Result<File> {
     let call = if name.exists() { Call::Open(name.path()) } else { Call::Create(name.path()) };
     perform(call, || private(name, OFlags::CREATE))
@@ -145,30 +149,32 @@ pub(crate) fn open_to_read(name: &Name) -> io::Result<File> {
     perform(Call::Open(name.path()), || open_plain(name, OFlags::RDONLY))
 }
 
-/// Opens a directory in another.
+/// Opens a directory inside another.
 pub(crate) fn open_dir(name: &Name) -> io::Result<Dir> {
     perform(Call::Open(name.path()), || name.open_dir())
 }
 
-/// Whether an error says that nothing more can be written: the disk is full, or a quota used up.
+/// Whether an error says that nothing more can be written: the disk is full, or a quota is used up.
 pub(crate) fn is_no_room(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
 }
 
-/// How much may still be written to the file system of a directory.
+/// How much can still be written to the file system of a directory.
 pub(crate) fn room_bytes(dir: &Dir) -> io::Result<u64> {
     let found = rustix::fs::fstatvfs(dir)?;
     Ok(found.f_bavail.saturating_mul(found.f_frsize))
 }
 
-/// Whether nothing in a directory can be changed: by its file system, its mount, its modes, or as it is immutable.
+/// Whether nothing in a directory can be changed: its file system, its mount, its mode or an
+/// immutable flag forbids it.
 pub(crate) fn is_read_only(dir: &Dir) -> io::Result<bool> {
     let of_mount = rustix::fs::fstatvfs(dir)?.f_flag.contains(rustix::fs::StatVfsMountFlags::RDONLY);
     Ok(of_mount || !dir.is_writable())
 }
 
-/// Creates a directory with mode 0700, and those above it, each durable in the one above; does nothing where
-/// there is one. A symbolic link to one is an error: nobody knows who else may read what is there.
+/// Creates a directory with mode 0700, and the missing directories above it. Each is made durable
+/// in its parent. Does nothing if the directory exists. A symbolic link to a directory is an error:
+/// nothing is known about who else can read the directory behind it.
 pub(crate) fn create_dir_at(path: &Path) -> io::Result<()> {
     match path.symlink_metadata() {
         Ok(found) if found.is_dir() => return Ok(()),
@@ -185,7 +191,8 @@ pub(crate) fn create_dir_at(path: &Path) -> io::Result<()> {
     sync_parent(path)
 }
 
-/// The directory of this name; with mode 0700 where it must be created, durable in the one that it is in.
+/// Opens the directory of this name. If it does not exist, this creates it with mode 0700 and makes
+/// it durable in its parent.
 pub(crate) fn create_dir(name: &Name) -> io::Result<Dir> {
     if !name.exists() {
         tell(Call::CreateDir(name.path()), || {
@@ -198,7 +205,7 @@ pub(crate) fn create_dir(name: &Name) -> io::Result<Dir> {
     name.open_dir()
 }
 
-/// Creates the directories above a path, as far as there are none: for others to read as the umask has it.
+/// Creates the missing directories above a path, with the modes that the umask gives.
 fn create_above(path: &Path) -> io::Result<()> {
     let Some(parent) = path.parent().filter(|parent| !parent.as_os_str().is_empty() && !parent.is_dir())
     else {
@@ -212,7 +219,8 @@ fn create_above(path: &Path) -> io::Result<()> {
     sync_parent(parent)
 }
 
-/// Removes a directory and all that is in it, or whatever else has its name; does nothing where there is nothing.
+/// Removes a directory and everything in it, or the file of this name. Does nothing if nothing has
+/// this name.
 pub(crate) fn remove_dir(name: &Name) -> io::Result<()> {
     match name.exists() {
         true => tell(Call::RemoveDir(name.path()), || remove_all(name)),
@@ -233,12 +241,12 @@ fn remove_all(name: &Name) -> io::Result<()> {
     }
 }
 
-/// Takes a name from a file.
+/// Removes one name of a file.
 pub(crate) fn remove(name: &Name) -> io::Result<()> {
     tell(Call::Remove(name.path()), || Ok(rustix::fs::unlinkat(name.dir(), name.name(), AtFlags::empty())?))
 }
 
-/// The same; does nothing where there is none.
+/// The same, but does nothing if there is no such file.
 pub(crate) fn remove_if_there(name: &Name) -> io::Result<()> {
     match remove(name) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
@@ -246,7 +254,7 @@ pub(crate) fn remove_if_there(name: &Name) -> io::Result<()> {
     }
 }
 
-/// What is in a directory.
+/// The names in a directory.
 pub(crate) fn list(dir: &Dir) -> io::Result<Vec<Name>> {
     perform(Call::List(dir.path()), || dir.names())
 }
@@ -256,12 +264,12 @@ pub(crate) fn make_dir_private(dir: &Dir) -> io::Result<()> {
     lesser::if_there_is(rustix::fs::chmodat(dir, ".", Mode::RWXU, AtFlags::empty()).map_err(Into::into))
 }
 
-/// Gives every file in `dir` mode 0600 and every directory 0700: for what a library created.
+/// Gives every file in `dir` mode 0600 and every directory 0700: for files that a library created.
 pub(crate) fn make_private(dir: &Dir) -> io::Result<()> {
     for name in dir.names()? {
         let Some(found) = name.look()? else { continue };
         let mode = if found.is_dir() { 0o700 } else { 0o600 };
-        // There is no way to change the mode of a symbolic link, and of what it leads to it is not to be changed.
+        // The mode of a symbolic link cannot be changed, and the mode of its target must not be.
         if (found.is_dir() || found.is_plain_file()) && found.mode() & 0o777 != mode {
             let mode = Mode::from_raw_mode(mode);
             let changed = rustix::fs::chmodat(dir, name.name(), mode, AtFlags::empty());
@@ -274,7 +282,8 @@ pub(crate) fn make_private(dir: &Dir) -> io::Result<()> {
     Ok(())
 }
 
-/// The first of a directory and all that is in it that others than its owner may read or change.
+/// The first path, among a directory and everything in it, that users other than the owner may read
+/// or change.
 pub(crate) fn exposed(dir: &Dir) -> Option<PathBuf> {
     let is_open = |found: Found| found.mode() & 0o077 != 0;
     if Found::of(dir).is_ok_and(is_open) {
@@ -287,8 +296,9 @@ pub(crate) fn exposed(dir: &Dir) -> Option<PathBuf> {
     })
 }
 
-/// The first thing in a directory that is neither a directory nor a plain file of one name, and what it is: what a
-/// library that goes by paths must not come upon, as it would follow it or change it under its other name.
+/// The first entry in a directory that is neither a directory nor a plain file with exactly one
+/// name, and what it is. A library that works with paths must not meet such an entry: it would
+/// follow the link, or change the file under its other name.
 pub(crate) fn stranger(dir: &Dir) -> io::Result<Option<(Name, &'static str)>> {
     for name in dir.names()? {
         let Some(found) = name.look()? else { continue };
@@ -310,7 +320,8 @@ pub(crate) fn sync_dir(dir: &Dir) -> io::Result<()> {
     tell(Call::SyncDir(dir.path()), || lesser::sync_dir(&dir.open_to_read()?))
 }
 
-/// Makes durable that there is something of this name. Where we may create things and not look, we cannot.
+/// Makes the existence of this name durable. Where the process may create entries in the directory
+/// but not open it for reading, this is impossible and is skipped.
 pub(crate) fn sync_parent(path: &Path) -> io::Result<()> {
     let parent = path.parent().map(|parent| match parent.as_os_str().is_empty() {
         true => Path::new("."),
@@ -324,8 +335,8 @@ pub(crate) fn sync_parent(path: &Path) -> io::Result<()> {
     }
 }
 
-/// Replaces a file by one with these bytes: durable and whole when this returns, and after a
-/// crash either as before or so.
+/// Replaces a file by one with these bytes. When this returns, the new file is complete and
+/// durable; after a crash the file is either the old one or the new one.
 pub(crate) fn write_whole(name: &Name, bytes: &[u8]) -> io::Result<()> {
     let temporary = name.with_extension("new");
     remove_if_there(&temporary)?;
@@ -336,20 +347,20 @@ pub(crate) fn write_whole(name: &Name, bytes: &[u8]) -> io::Result<()> {
     sync_dir(name.dir())
 }
 
-/// Gives a file or directory another name; what has that name goes.
+/// Renames a file or directory; an existing one with the new name is replaced.
 pub(crate) fn rename(from: &Name, to: &Name) -> io::Result<()> {
     tell(Call::Rename(from.path(), to.path()), || {
         Ok(rustix::fs::renameat(from.dir(), from.name(), to.dir(), to.name())?)
     })
 }
 
-/// Gives a file another name, which no other file may have.
+/// Renames a file to a name that no other file may have.
 pub(crate) fn rename_new(from: &Name, to: &Name) -> io::Result<()> {
     tell(Call::Rename(from.path(), to.path()), || lesser::rename_new(from, to))
 }
 
-/// Lets two directories change their names. Should the file system have no such operation, there is a
-/// moment when there is no directory `to`.
+/// Swaps the names of two directories. Where the file system has no such operation, there is a
+/// moment when `to` does not exist.
 pub(crate) fn exchange_dirs(from: &Name, to: &Name) -> io::Result<()> {
     tell(Call::Exchange(from.path(), to.path()), || {
         let exchange = RenameFlags::EXCHANGE;
@@ -370,12 +381,12 @@ pub(crate) fn link(name: &Name, second: &Name) -> io::Result<()> {
     })
 }
 
-/// Gives a complete file its name, which no other file may have: where it is not in a store, and no lock keeps others
-/// from giving that name to theirs.
+/// Gives a complete file its final name, which no other file may have. This is for files outside a
+/// store, where no lock keeps others from using that name.
 pub(crate) fn publish(from: &Name, to: &Name) -> io::Result<()> {
     match link(from, to) {
         Err(error) if lesser::has_no_links(&error) => {
-            // The empty file holds the name until the complete one takes its place.
+            // The empty file reserves the name until the complete one replaces it.
             drop(create_new(to)?);
             rename(from, to).inspect_err(|_| drop(remove(to)))
         }
@@ -383,8 +394,9 @@ pub(crate) fn publish(from: &Name, to: &Name) -> io::Result<()> {
     }
 }
 
-/// Gives a file another name in `dir`: its own, with a number behind it if that is taken. Returns the name;
-/// that which it has there already, if it has one. Where the file system knows no second names, a copy gets it.
+/// Gives a file another name in `dir`: its own name, with a number appended if that is taken.
+/// Returns the name; if the file already has one in `dir`, that one. Where the file system has no
+/// hard links, a copy gets the name.
 pub(crate) fn link_into(name: &Name, dir: &Dir) -> io::Result<Name> {
     let found = name.look()?.ok_or(io::ErrorKind::NotFound)?;
     for number in 0u32.. {
@@ -414,10 +426,11 @@ pub(crate) fn link_into(name: &Name, dir: &Dir) -> io::Result<Name> {
     Err(io::ErrorKind::AlreadyExists.into())
 }
 
-/// So much is copied or compared at a time.
+/// The number of bytes that are copied or compared at a time.
 const PIECE_BYTES: usize = 1 << 20;
 
-/// Makes a durable copy of a file under a name that no other file may have. What is left of a copy that fails goes.
+/// Makes a durable copy of a file under a name that no other file may have. If copying fails, the
+/// partial copy is removed.
 pub(crate) fn copy(from: &Name, to: &Name) -> io::Result<()> {
     let from = open_to_read(from)?;
     let copy = create_new(to)?;
@@ -425,7 +438,7 @@ pub(crate) fn copy(from: &Name, to: &Name) -> io::Result<()> {
     copied.and_then(|_| copy.sync()).inspect_err(|_| drop(remove(to)))
 }
 
-/// Whether two names are of plain files with the same bytes.
+/// Whether two names are plain files with the same bytes.
 fn is_copy(name: &Name, other: &Name) -> io::Result<bool> {
     if !other.look()?.is_some_and(|found| found.is_plain_file()) {
         return Ok(false);
@@ -442,7 +455,8 @@ fn is_copy(name: &Name, other: &Name) -> io::Result<bool> {
 }
 
 impl File {
-    /// Hands what is in it to `take`, piece by piece, as long as that says so. Returns whether it did to the end.
+    /// Passes the file's content to `take`, piece by piece, as long as `take` returns true. Returns
+    /// whether it did so to the end.
     fn pieces(&self, mut take: impl FnMut(&[u8], u64) -> io::Result<bool>) -> io::Result<bool> {
         let (mut at_bytes, end_bytes) = (0, self.length_bytes()?);
         let mut piece = vec![0; PIECE_BYTES];
@@ -458,7 +472,7 @@ impl File {
     }
 }
 
-/// The whole of a small file; an error if it has more than `max_bytes`.
+/// All bytes of a small file; an error if it has more than `max_bytes`.
 pub(crate) fn read_bounded(name: &Name, max_bytes: u64) -> io::Result<Vec<u8>> {
     let mut bytes = Vec::new();
     perform(Call::Read(name.path()), || {
@@ -475,7 +489,7 @@ pub(crate) fn read_bounded(name: &Name, max_bytes: u64) -> io::Result<Vec<u8>> {
 pub(crate) fn disk_bytes(dir: &Dir) -> io::Result<u64> {
     let mut total_bytes = 0;
     for name in dir.names()? {
-        // A file may go away while we look: a pack that gc removes.
+        // A file may disappear meanwhile, such as a pack that gc removes.
         let Ok(Some(found)) = name.look() else { continue };
         total_bytes += found.disk_bytes();
         if found.is_dir() {
@@ -533,7 +547,7 @@ mod tests {
         let aside = Dir::open(&dir.path().join("aside")).unwrap();
         let file = Name::at(&dir.path().join("file")).unwrap();
         std::fs::write(file.path(), "one").unwrap();
-        // As if the file system knew no second names.
+        // As on a file system without hard links.
         copy(&file, &aside.join("file")).unwrap();
         assert_eq!(link_into(&file, &aside).unwrap().name(), "file");
         std::fs::write(file.path(), "two").unwrap();

@@ -1,20 +1,22 @@
-//! Processes that were forked from this one, and what they must not keep.
+//! Processes forked from this one, and the open files that they must not keep.
 //!
-//! A lock of `flock` belongs to the open file, which a forked process has too. So it would last as long as the
-//! child lives, whatever becomes of the parent. In the child another file takes the place of the locked one, in the
-//! moment of the fork: then only the parent holds the lock. Who forks by a system call of their own goes past that;
-//! then the lock lasts until the parent gives it back, or both have ended.
+//! A `flock` lock belongs to the open file, which a forked process shares. So the lock would last
+//! as long as the child lives, even after the parent has ended. At the moment of the fork, the
+//! child therefore replaces its descriptor of the locked file by another file; then only the parent
+//! holds the lock. A process that forks with a direct system call bypasses this; then the lock
+//! lasts until the parent releases it or both processes have ended.
 
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::sync::Once;
 use std::sync::atomic::{AtomicI32, AtomicU32, Ordering};
-use std::sync::{Mutex, Once, PoisonError};
 
 use super::dir::{Dir, Found, Identity};
+use crate::sync::Mutex;
 
-/// How often this process was forked, and those that it was forked from; as far as that was done by `fork`.
+/// The number of forks between the first process and this one, as far as they were made by `fork`.
 static FORKS: AtomicU32 = AtomicU32::new(0);
 
-/// A process, told apart from those that are forked from it, and those they fork.
+/// A process, distinguished from the processes forked from it and from their children.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct ProcessId {
     pid: u32,
@@ -33,12 +35,13 @@ impl ProcessId {
         self.pid
     }
 
-    /// Whether this process is that one. Cost: a system call.
+    /// Whether this is the calling process. Cost: one system call.
     pub(crate) fn is_this(self) -> bool {
         self == ProcessId::this()
     }
 
-    /// The same at the cost of reading a number, but for children that were not made by `fork`.
+    /// The same for the cost of reading a number, but it does not recognize children that were not
+    /// made by `fork`.
     pub(crate) fn may_be_this(self) -> bool {
         self.forks == FORKS.load(Ordering::Relaxed)
     }
@@ -52,41 +55,45 @@ impl Default for ProcessId {
 
 fn register() {
     static REGISTERED: Once = Once::new();
-    // SAFETY: the handler makes no calls but `dup3` and touches atomics only, so it may run in the child of a process
-    // with several threads. Should there be no memory for it, children are still known by their pids.
+    // SAFETY: the handler makes no calls except `dup3` and accesses only atomics, so it may run in
+    // the child of a process with several threads. If there is no memory to register it, children
+    // are still recognized by their pids.
     REGISTERED.call_once(|| unsafe {
         libc::pthread_atfork(None, None, Some(in_child));
     });
 }
 
-/// How many files there may be that are not kept. Others are kept by the child, as described above.
+/// The greatest number of files that children do not inherit. A child inherits further files, as
+/// described above.
 const MAX_FILES: usize = 128;
 
 const NONE: i32 = -1;
 
-/// Each is a descriptor and the one that takes its place in a child.
+/// Each pair is a descriptor and the one that replaces it in a child.
 static FILES: [[AtomicI32; 2]; MAX_FILES] =
     [const { [AtomicI32::new(NONE), AtomicI32::new(NONE)] }; MAX_FILES];
 
-/// Held while a place is looked for. Not by the child, which may be forked while another thread holds it.
+/// Held while a free slot is searched. The child does not take it, because it may be forked while
+/// another thread holds it.
 static CHANGING: Mutex<()> = Mutex::new(());
 
-/// While this is there, a child of a fork does not get the file.
+/// While this exists, a child of a fork does not get the file.
 #[derive(Debug)]
 pub(crate) struct NotInherited(usize);
 
-/// Sees to it that in a child of a fork `instead` takes the place of `file`. Both must stay open until what is
-/// returned is dropped. Nothing, where there is no place for it.
+/// In a child of a fork, replaces `file` by `instead`. Both must stay open until the returned value
+/// is dropped. Returns `None` if there is no free slot.
 pub(crate) fn not_inherited(file: BorrowedFd<'_>, instead: BorrowedFd<'_>) -> Option<NotInherited> {
     register();
-    let _changing = CHANGING.lock().unwrap_or_else(PoisonError::into_inner);
+    let _changing = CHANGING.lock();
     let at = FILES.iter().position(|[file, _]| file.load(Ordering::Relaxed) == NONE)?;
     FILES[at][1].store(instead.as_raw_fd(), Ordering::Relaxed);
     FILES[at][0].store(file.as_raw_fd(), Ordering::Release);
     Some(NotInherited(at))
 }
 
-/// The same of all open files that are this one: those of a library that tells nobody its descriptors.
+/// The same for every descriptor in this process that refers to this file: for files of a library
+/// that does not expose its descriptors.
 pub(crate) fn all_not_inherited(identity: Identity, instead: &Dir) -> Vec<NotInherited> {
     let Ok(descriptors) = std::fs::read_dir("/proc/self/fd") else { return Vec::new() };
     let number = |entry: std::io::Result<std::fs::DirEntry>| entry.ok()?.file_name().to_str()?.parse().ok();
@@ -96,8 +103,8 @@ pub(crate) fn all_not_inherited(identity: Identity, instead: &Dir) -> Vec<NotInh
     };
     descriptors
         .into_iter()
-        // SAFETY: the number is used for a look at what is open there now; should it be closed meanwhile, or be that of
-        // another file, it is not taken for this one.
+        // SAFETY: the number is used only to inspect what is open there now. If it is closed or
+        // reused for another file meanwhile, the identities differ.
         .map(|descriptor| unsafe { BorrowedFd::borrow_raw(descriptor) })
         .filter(is_this)
         .filter_map(|descriptor| not_inherited(descriptor, instead.as_fd()))
@@ -115,8 +122,9 @@ unsafe extern "C" fn in_child() {
     for [file, instead] in &FILES {
         let file = file.load(Ordering::Acquire);
         if file != NONE {
-            // SAFETY: both descriptors are open in the child as they are in the parent, which keeps them so as long as
-            // they are in the list. The number of the first stays taken, so nothing else comes to have it.
+            // SAFETY: both descriptors are open in the child as they are in the parent, which keeps
+            // them open while they are in the list. The number of the first one stays taken, so it
+            // cannot be reused.
             unsafe { libc::dup3(instead.load(Ordering::Relaxed), file, libc::O_CLOEXEC) };
         }
     }

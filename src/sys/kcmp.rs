@@ -1,18 +1,18 @@
-//! kcmp: whether two processes share what the kernel keeps for them.
+//! kcmp: whether two processes share kernel resources.
 
 use std::io;
 
 /// The kernel's `KCMP_VM`.
 const VM: libc::c_long = 1;
 
-/// Whether two threads, of whatever processes, use the same memory.
+/// Whether two threads, of the same or of different processes, use the same memory.
 ///
-/// `EPERM` where we may not look into both, `ESRCH` where one has ended, `ENOSYS` where the kernel
-/// has no such call. A sandbox may refuse it with any of these. Two threads without any memory (those of the
-/// kernel, and those that have ended) count as sharing it.
+/// `EPERM` where this process may not inspect both, `ESRCH` where one has ended, `ENOSYS` where the
+/// kernel has no such call. A sandbox may refuse the call with any of these. Two threads without
+/// any memory (kernel threads, and threads that have ended) count as sharing it.
 pub(crate) fn same_memory(one: u32, other: u32) -> io::Result<bool> {
     let (one, other) = (libc::c_long::from(one), libc::c_long::from(other));
-    // SAFETY: kcmp takes numbers only with KCMP_VM and accesses no memory of this process.
+    // SAFETY: with KCMP_VM, kcmp takes only numbers and accesses no memory of this process.
     match unsafe { libc::syscall(libc::SYS_kcmp, one, other, VM, 0, 0) } {
         -1 => Err(io::Error::last_os_error()),
         order => Ok(order == 0),

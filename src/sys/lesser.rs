@@ -1,12 +1,13 @@
-//! File systems that can do less: what they answer to calls that they do not know, and what is done instead.
+//! File systems that support fewer operations: how they answer calls that they do not support, and
+//! what is done instead.
 //!
 //! ```text
-//! no RENAME_NOREPLACE       NFS, 9p, FUSE: EINVAL      look, then rename: right under the store's lock
-//! no hard links             exFAT, shares: EPERM …     a copy, or a renaming over an empty file of one's own
-//! no fsync of a directory   EINVAL, ENOTSUP            all of the file system is made durable, if it can be
-//! no modes                  EPERM, ENOTSUP             whoever mounted it has said who may read it
-//! no shared mappings        ENODEV, EINVAL             private ones, which are never written (pages.rs)
-//! no flock                  ENOTSUP, ENOSYS            refused when a store is created or opened (lock.rs)
+//! no RENAME_NOREPLACE     NFS, 9p, FUSE: EINVAL    look, then rename: safe under the store's lock
+//! no hard links           exFAT, shares: EPERM …   a copy, or a rename over our own empty file
+//! no fsync of a directory EINVAL, ENOTSUP          syncfs of the whole file system, if it can
+//! no modes                EPERM, ENOTSUP           ignored: the mount options decide who reads
+//! no shared mappings      ENODEV, EINVAL           private ones, which are never written (pages.rs)
+//! no flock                ENOTSUP, ENOSYS          creating or opening a store fails (lock.rs)
 //! ```
 
 use std::io;
@@ -16,7 +17,7 @@ use rustix::io::Errno;
 
 use super::dir::Name;
 
-/// Whether a call says that there is no such call, or none with these flags.
+/// Whether an error says that the call, or the call with these flags, is not supported.
 pub(crate) fn is_missing_ability(error: Errno) -> bool {
     matches!(error, Errno::INVAL | Errno::NOSYS | Errno::OPNOTSUPP | Errno::NOTTY)
 }
@@ -25,14 +26,15 @@ fn says(error: &io::Error, is_so: impl FnOnce(Errno) -> bool) -> bool {
     Errno::from_io_error(error).is_some_and(is_so)
 }
 
-/// Whether a file cannot have a second name: as its file system knows none, or as it has as many as it may have.
+/// Whether a file cannot have a second name: its file system has no hard links, or the file has as
+/// many as it may have.
 pub(crate) fn has_no_links(error: &io::Error) -> bool {
     says(error, |error| {
         is_missing_ability(error) || matches!(error, Errno::PERM | Errno::MLINK | Errno::XDEV)
     })
 }
 
-/// Lets pass that a file system does not know modes.
+/// Ignores the error of a file system that has no modes.
 pub(crate) fn if_there_is(changed: io::Result<()>) -> io::Result<()> {
     match changed {
         Err(error) if says(&error, |error| is_missing_ability(error) || error == Errno::PERM) => Ok(()),
@@ -42,8 +44,8 @@ pub(crate) fn if_there_is(changed: io::Result<()>) -> io::Result<()> {
 
 /// Makes the entries of a directory durable.
 ///
-/// Where directories cannot be made durable by themselves, all of the file system is; and where it knows nothing of
-/// that either, nothing can be done.
+/// Where a directory cannot be synced, the whole file system is. Where that is unsupported too,
+/// nothing can be done and this succeeds.
 pub(crate) fn sync_dir(dir: &std::fs::File) -> io::Result<()> {
     match dir.sync_all() {
         Err(error) if says(&error, |error| is_missing_ability(error) || error == Errno::BADF) => {
@@ -56,8 +58,8 @@ pub(crate) fn sync_dir(dir: &std::fs::File) -> io::Result<()> {
     }
 }
 
-/// Renames a file unless there is one of its new name. Where the file system cannot do both in one step, nobody else
-/// may give that name to a file meanwhile.
+/// Renames a file unless a file with the new name exists. Where the file system cannot do both in
+/// one step, the caller must make sure that nobody else creates a file of that name meanwhile.
 pub(crate) fn rename_new(from: &Name, to: &Name) -> io::Result<()> {
     match rustix::fs::renameat_with(from.dir(), from.name(), to.dir(), to.name(), RenameFlags::NOREPLACE) {
         Err(error) if is_missing_ability(error) => match to.look()? {

@@ -12,8 +12,9 @@ use super::pages::{self, Pages};
 
 /// A pack mapped for reading.
 ///
-/// Touching a page that the disk cannot give, or one past the end of the file, is a fatal signal. So bytes
-/// are asked for with [`PackMap::ready`] before they are touched, which gives an error instead.
+/// Accessing a page that the disk cannot deliver, or a page past the end of the file, raises a
+/// fatal signal. So callers request bytes with [`PackMap::ready`] before they access them; it
+/// returns an error instead.
 pub(crate) struct PackMap {
     map: Pages,
     path: PathBuf,
@@ -28,18 +29,21 @@ impl Deref for PackMap {
     }
 }
 
-/// Set when the kernel turns out to be older than Linux 5.14: then pages are read when they are touched.
+/// Set when the kernel proves to be older than Linux 5.14. Then pages are read at their first
+/// access.
 static IS_OLD_KERNEL: AtomicBool = AtomicBool::new(false);
 
 impl PackMap {
-    /// The pack's file, as it was called when it was opened.
+    /// The path under which the pack's file was opened.
     pub(crate) fn path(&self) -> &Path {
         &self.path
     }
 
-    /// Has these bytes read, so that they can be touched; what is past the end of the map is left out.
+    /// Reads these bytes into memory, so that they can be accessed. Bytes past the end of the map
+    /// are ignored.
     ///
-    /// Cost: where the pages are in memory already, a third of a microsecond; a microsecond for 64 KiB.
+    /// Cost (AMD EPYC, 2 cores): a third of a microsecond where the pages are in memory already, a
+    /// microsecond for 64 KiB.
     pub(crate) fn ready(&self, bytes: Range<usize>) -> io::Result<()> {
         let bytes = bytes.start..bytes.end.min(self.map.len());
         if bytes.is_empty() || IS_OLD_KERNEL.load(Ordering::Relaxed) {
@@ -48,12 +52,13 @@ impl PackMap {
         self.populate(bytes)
     }
 
-    /// The same for who reads many objects from `since` on. What lies around these bytes is made ready with them, and
-    /// more ahead of who reads on; and what was made ready since then, by whomever, is taken to be so for a
-    /// second. (Should it be taken back or cut off within that, and the disk not give it again, it is the signal
-    /// after all.)
+    /// Like [`PackMap::ready`], for sequential readers that began at `since`. It also populates the
+    /// pages around these bytes, and reads ahead. Pages that any reader populated after `since`,
+    /// and less than a second ago, are assumed to be resident. (If such a page is evicted or cut
+    /// off within that second and the disk cannot deliver it, the access raises the signal after
+    /// all.)
     ///
-    /// Cost: a few nanoseconds where it is ready.
+    /// Cost: a few nanoseconds where the bytes are ready.
     pub(crate) fn ready_since(&self, bytes: Range<usize>, since: Since) -> io::Result<()> {
         let bytes = bytes.start..bytes.end.min(self.map.len());
         if bytes.is_empty() {
@@ -65,7 +70,7 @@ impl PackMap {
                 self.ready.note(blocks);
                 Ok(())
             }
-            // Where not all that lies around can be read, perhaps what is needed now can.
+            // If the surrounding bytes cannot all be read, perhaps the bytes needed now can.
             Err(_) => self.ready(bytes),
         }
     }
@@ -77,7 +82,7 @@ impl PackMap {
                 IS_OLD_KERNEL.store(true, Ordering::Relaxed);
                 Ok(())
             }
-            // All that the kernel says is that an access would be fatal.
+            // The kernel reports only that an access would be fatal.
             Err(error) if error.raw_os_error() == Some(libc::EFAULT) => {
                 let why = "the disk cannot read it there, or it was cut while it was open";
                 Err(io::Error::other(format!("{why} (bytes {start} to {end})")))
@@ -87,15 +92,15 @@ impl PackMap {
     }
 }
 
-/// What is made ready at once at least. Objects that are read in no order lie near one another all the same, and
-/// a system call for each took a fifth of a restore.
+/// The least number of bytes that is populated at a time. Objects read in random order still lie
+/// close to each other, and one system call for each took a fifth of the time of a restore.
 const BLOCK_BYTES: usize = 64 << 10;
-/// Ahead of who reads on as many blocks are made ready as are already, up to this.
+/// A sequential reader reads ahead as many blocks as are already ready, up to this number.
 const MAX_AHEAD_BLOCKS: usize = (1 << 20) / BLOCK_BYTES;
-/// How long what was made ready is taken to be so.
+/// How long a populated page is assumed to be resident.
 const READY_SECONDS: i64 = 1;
 
-/// A moment; the later one is greater.
+/// A moment; a later moment compares greater.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Since(u64);
 
@@ -106,12 +111,12 @@ impl Since {
     }
 }
 
-/// What of a map was made ready to be touched lately.
+/// The parts of a map that were populated recently.
 struct Ready {
-    /// A bit for each block.
+    /// One bit for each block.
     blocks: Box<[AtomicU64]>,
-    /// Since when the bits tell: since the last reader began, and for a second at most, of a clock that never
-    /// goes back.
+    /// The bits count from here: since the last reader began, and for one second at most. The clock
+    /// is monotonic.
     since: AtomicU64,
     second: AtomicI64,
 }
@@ -126,7 +131,8 @@ impl Ready {
         }
     }
 
-    /// The blocks that must be made ready, or are worth it, for these bytes to be; none if they are.
+    /// The blocks to populate so that these bytes are ready, read-ahead included; `None` if they
+    /// are ready.
     fn lacks(&self, bytes: &Range<usize>, since: Since) -> Option<Range<usize>> {
         self.forget_what_is_old(since);
         let (first, end) = (bytes.start / BLOCK_BYTES, bytes.end.div_ceil(BLOCK_BYTES));
@@ -155,7 +161,8 @@ impl Ready {
         let now = rustix::time::clock_gettime(rustix::time::ClockId::MonotonicCoarse).tv_sec;
         let second = self.second.load(Ordering::Relaxed);
         if now - second > READY_SECONDS || self.since.load(Ordering::Relaxed) < since.0 {
-            // Before the bits: what is made ready by others meanwhile may be forgotten, and is asked for again.
+            // This comes before the bits are set: a bit that another reader sets meanwhile may be
+            // lost, and then its block is requested again.
             self.since.fetch_max(since.0, Ordering::Relaxed);
             self.second.store(now, Ordering::Relaxed);
             self.blocks.iter().for_each(|bits| bits.store(0, Ordering::Relaxed));
@@ -165,22 +172,22 @@ impl Ready {
 
 /// Maps the first `length_bytes` of a pack for reading.
 ///
-/// Fails where the file is shorter.
+/// Fails if the file is shorter.
 pub(crate) fn map_pack(file: &File, length_bytes: usize) -> io::Result<PackMap> {
     if file.length_bytes()? < length_bytes as u64 {
         return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "the pack is shorter than recorded"));
     }
-    // The bytes must not change while they are borrowed. A pack's bytes below `length_bytes` are written once,
-    // before its length is published, and the store's LOCK keeps other stillframe processes out. The length was
-    // checked above.
+    // The bytes must not change while they are borrowed. A pack's bytes below `length_bytes` are
+    // written once, before the length is published, and the store's LOCK keeps other stillframe
+    // processes out. The length was checked above.
     let map = file.map(|file| Pages::to_read(file, length_bytes))?;
     Ok(PackMap { ready: Ready::new(map.len()), map, path: file.path().to_owned() })
 }
 
-/// A fresh private mapping of zeros, in huge pages where the kernel has them to give.
+/// A fresh private mapping of zeros, in huge pages if the kernel has any free.
 pub(crate) fn map_zeros(length_bytes: usize) -> io::Result<MmapMut> {
     let map = MmapOptions::new().len(length_bytes).map_anon().map_err(pages::explain)?;
-    // Advice only: without huge pages the mapping is the same, populated more slowly.
+    // Only advice: without huge pages the mapping is the same, but is populated more slowly.
     let _ = map.advise(memmap2::Advice::HugePage);
     Ok(map)
 }
@@ -202,7 +209,7 @@ mod tests {
             }
             assert_eq!(ready.lacks(&block(number), since), None);
         }
-        // The last one goes no further than to what is there.
+        // The last one ends at the end of the map.
         assert_eq!(asked, [0..1, 1..3, 3..7, 7..15, 15..31, 31..48, 48..65, 80..81, 79..80]);
         assert_eq!(ready.lacks(&(64 * BLOCK_BYTES..68 * BLOCK_BYTES), since), Some(65..79));
     }

@@ -1,10 +1,10 @@
 //! Which processes have a file mapped or open: `/proc/*/maps` and `/proc/*/fd` of all processes.
 //!
-//! That can be known for certain only by somebody who sees all processes: in the first pid namespace, with `/proc`
-//! mounted so that none is hidden, and allowed to look at each. Files that are on their way in a message
-//! (SCM_RIGHTS) and not yet received are seen by nobody. `is_mapped_elsewhere` finds
-//! out by counts of the kernel what processes have that may not be looked at: not a descriptor, nor a mapping
-//! that was never touched.
+//! The answer is certain only if this process sees all processes: it runs in the first pid
+//! namespace, `/proc` is mounted so that no process is hidden, and it may inspect each of them. A
+//! file that was sent in a message (SCM_RIGHTS) and not yet received is invisible to everyone. For
+//! processes that may not be inspected, `is_mapped_elsewhere` uses the kernel's counts. The counts
+//! do not cover descriptors, nor mappings that were never accessed.
 
 use std::collections::{HashMap, HashSet};
 use std::fs;
@@ -16,21 +16,22 @@ use std::path::Path;
 use std::sync::mpsc::{RecvTimeoutError, channel};
 use std::time::{Duration, Instant};
 
-/// The number that the first pid namespace of every Linux has as a file: `PROC_PID_INIT_INO`.
+/// The inode number of the first pid namespace on every Linux: `PROC_PID_INIT_INO`.
 const FIRST_PID_NAMESPACE: &str = "pid:[4026531836]";
-/// The kernel's flag of its own threads in field 9 of `stat`.
+/// The kernel's flag for its own threads, in field 9 of `stat`.
 const PF_KTHREAD: u64 = 0x0020_0000;
 
 /// A file as `/proc/PID/maps` names it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct MappedFile {
-    /// Major and minor number, 20 bits for the latter.
+    /// Major and minor number; the minor number has 20 bits.
     pub(crate) device: u64,
     pub(crate) inode: u64,
 }
 
 impl MappedFile {
-    /// The fields `fe:00` and `1234` of a line; the inner `None` where no file is.
+    /// Parses the fields `fe:00` and `1234` of a line. The inner `None` means that the mapping has
+    /// no file.
     pub(crate) fn parse(device: &str, inode: &str) -> Option<Option<MappedFile>> {
         let (major, minor) = device.split_once(':')?;
         let number = |digits: &str| u64::from_str_radix(digits, 16).ok();
@@ -39,28 +40,30 @@ impl MappedFile {
         Some((inode != 0).then_some(MappedFile { device, inode }))
     }
 
-    /// The same of an open file. Some file systems (btrfs, overlayfs) have other numbers here than in the maps.
+    /// The same for an open file. Some file systems (btrfs, overlayfs) report other numbers here
+    /// than in the maps.
     pub(crate) fn of(metadata: &fs::Metadata) -> MappedFile {
         let device = u64::from(rustix::fs::major(metadata.dev())) << 20;
         MappedFile { device: device + u64::from(rustix::fs::minor(metadata.dev())), inode: metadata.ino() }
     }
 }
 
-/// Who has which files.
+/// Which processes hold which files.
 #[derive(Debug, Default)]
 pub(crate) struct Holders {
-    /// Other processes, by file, each with its name.
+    /// Other processes, by file: pid and name.
     pub(crate) known: HashMap<MappedFile, Vec<(u32, String)>>,
-    /// Why there may be others; `None` if there are none.
+    /// Why there may be further ones; `None` if there are none.
     pub(crate) unknown: Option<String>,
 }
 
-/// Whether other processes have pages of these mappings of a process mapped, which `pagemap` is of: the kernel counts
-/// for each page how often it is mapped. `ranges` are all mappings that the process itself has of the file.
+/// Whether other processes have pages of these mappings mapped. `pagemap` is that of the process
+/// that owns the mappings; the kernel counts for each page how often it is mapped. `ranges` must be
+/// all mappings that the process itself has of the file.
 ///
-/// An error where the counts are not to be had: they take `CAP_SYS_ADMIN`.
+/// An error where the counts cannot be read: they need `CAP_SYS_ADMIN`.
 pub(crate) fn is_mapped_elsewhere(pagemap: &fs::File, ranges: &[Range<u64>]) -> io::Result<bool> {
-    /// Bits of a pagemap word: the page is in memory; its number.
+    /// Bits of a pagemap word: the page is in memory; the page's frame number.
     const PRESENT: u64 = 1 << 63;
     const NUMBER: u64 = (1 << 55) - 1;
     let counts = fs::File::open("/proc/kpagecount")?;
@@ -94,18 +97,21 @@ pub(crate) fn is_mapped_elsewhere(pagemap: &fs::File, ranges: &[Range<u64>]) -> 
     Ok(false)
 }
 
-/// How many pagemap words one read takes: 512 KiB.
+/// The number of pagemap words in one read: 512 KiB.
 const WORDS_PER_READ: usize = 64 * 1024;
 
-/// How long it may take to look at all processes. One that hangs in the kernel may make it last for any time.
+/// The time limit for inspecting all processes. A process that hangs in the kernel could make the
+/// inspection last without limit.
 const PATIENCE: Duration = Duration::from_secs(10);
-/// How often it is asked whether to stop.
+/// How often the caller is asked whether to stop.
 const PAUSE_BETWEEN_CHECKS: Duration = Duration::from_millis(20);
 
-/// Looks who maps these files, or has them open under these names, apart from processes `except`. A name is what the
-/// kernel shows: `/memfd:x (deleted)`. `check` is asked meanwhile whether to stop.
+/// Finds the processes, apart from the processes `except`, that have these files mapped or have
+/// them open under these names. A name is what the kernel shows: `/memfd:x (deleted)`. Meanwhile
+/// `check` is called again and again, and its error stops the search.
 ///
-/// A thread of its own looks, as `/proc/PID/maps` of a process that hangs may not be given.
+/// The search runs in a thread of its own, because reading `/proc/PID/maps` of a hanging process
+/// may block.
 pub(crate) fn holders<E>(
     files: HashMap<MappedFile, String>,
     except: Vec<u32>,
@@ -114,7 +120,7 @@ pub(crate) fn holders<E>(
     let (answer_to, answer) = channel();
     let unknown = |why: &str| Holders { unknown: Some(why.to_owned()), ..Holders::default() };
     let look = move || {
-        // Nobody listens any more if it took too long.
+        // After the time limit the receiver is gone; that is no error.
         let _ = answer_to.send(look(&files, &except));
     };
     if std::thread::Builder::new().name("stillframe-holders".to_owned()).spawn(look).is_err() {
@@ -152,7 +158,7 @@ fn look(files: &HashMap<MappedFile, String>, except: &[u32]) -> Holders {
                     holders.known.entry(file).or_default().push((pid, name.clone()));
                 }
             }
-            // It has ended.
+            // The process has ended.
             Err(error) if matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ESRCH)) => {}
             Err(_) if is_kernel_thread(pid) => {}
             Err(_) => {
@@ -164,8 +170,8 @@ fn look(files: &HashMap<MappedFile, String>, except: &[u32]) -> Holders {
     holders
 }
 
-/// A process, apart from this one, that has the file mapped so that it sees what is written to it. Only those that
-/// may be looked at are known.
+/// A process, apart from this one, that has the file mapped so that it sees writes to it. Only
+/// processes that may be inspected are considered.
 pub(crate) fn mapped_shared_by(metadata: &fs::Metadata) -> Option<(u32, String)> {
     let wanted = MappedFile::of(metadata);
     let maps_it = |pid: &u32| {
@@ -177,7 +183,7 @@ pub(crate) fn mapped_shared_by(metadata: &fs::Metadata) -> Option<(u32, String)>
     pids.filter(|pid| *pid != std::process::id()).find(maps_it).map(|pid| (pid, name_of(pid)))
 }
 
-/// The permissions and the file of each line that has one.
+/// The permissions and the file of each line that has a file.
 fn lines(maps: &[u8]) -> impl Iterator<Item = (&str, MappedFile)> {
     maps.split(|byte| *byte == b'\n').filter_map(|line| {
         let mut fields =
@@ -187,7 +193,7 @@ fn lines(maps: &[u8]) -> impl Iterator<Item = (&str, MappedFile)> {
     })
 }
 
-/// Which of the files a process has.
+/// Which of the files a process holds.
 fn held_by(
     process: &Path,
     files: &HashMap<MappedFile, String>,
@@ -204,10 +210,11 @@ fn held_by(
         held.extend(file.filter(|file| files.contains_key(file)));
     }
     for descriptor in fs::read_dir(process.join("fd"))?.flatten() {
-        // Only files of these names are looked at: to look at others may take time, or never end.
+        // Only files of these names are inspected: inspecting others may take long, or block.
         let Ok(name) = fs::read_link(descriptor.path()) else { continue };
         if str::from_utf8(name.as_os_str().as_bytes()).is_ok_and(|name| names.contains(name)) {
-            // Files that this program reads the memory of the process by are open here, too.
+            // This program also has files open here through which it reads the memory of the
+            // process.
             if is_own && is_read_only(&descriptor.file_name()) {
                 continue;
             }
@@ -218,7 +225,7 @@ fn held_by(
     Ok(held)
 }
 
-/// Whether a descriptor of this program is open for reading only.
+/// Whether a descriptor of this program is open only for reading.
 fn is_read_only(number: &std::ffi::OsStr) -> bool {
     let information = fs::read_to_string(Path::new("/proc/self/fdinfo").join(number)).unwrap_or_default();
     let flags = information.lines().find_map(|line| line.strip_prefix("flags:"));
@@ -226,7 +233,7 @@ fn is_read_only(number: &std::ffi::OsStr) -> bool {
     flags.is_some_and(|flags| flags & libc::O_ACCMODE == libc::O_RDONLY)
 }
 
-/// Why not all processes can be seen from here, if that is so.
+/// Why this process cannot see all processes, if that is so.
 fn hidden() -> Option<String> {
     let namespace = fs::read_link("/proc/self/ns/pid").unwrap_or_default();
     if namespace.as_os_str() != FIRST_PID_NAMESPACE {
@@ -261,7 +268,7 @@ mod tests {
         let look = |except| holders(files.clone(), vec![except], || Ok::<(), ()>(())).unwrap();
         let me = std::process::id();
         assert!(!look(me).known.contains_key(&wanted));
-        // It is open here.
+        // The file is open in this process.
         assert_eq!(look(0).known[&wanted][0].0, me);
         assert_eq!(holders(files, vec![0], || Err(7)).unwrap_err(), 7);
     }
@@ -280,7 +287,8 @@ mod tests {
             Err(error) => return eprintln!("passed over: needs CAP_SYS_ADMIN: {error}"),
             Ok(is_elsewhere) => assert!(!is_elsewhere),
         }
-        // The second mapping is as good as another process's, if nobody says that it is ours.
+        // Without the knowledge that it is ours, the second mapping counts like one of another
+        // process.
         assert!(is_mapped_elsewhere(&pagemap, &[range(&one)]).unwrap());
     }
 

@@ -1,20 +1,21 @@
-//! How much more memory a process may get before the kernel ends one: what its control groups and the machine have left.
+//! How much more memory a process can get before the kernel kills a process: what its control
+//! groups and the machine have left.
 //!
-//! Memory of files that are only cached counts as free, as the kernel takes it back. Version 1 and version 2 of control
-//! groups are read; each group up to the root has a limit.
+//! Cached file memory counts as free, because the kernel reclaims it. Control groups of version 1
+//! and version 2 are read; each group up to the root may have a limit.
 
 use std::fs;
 use std::path::{Path, PathBuf};
 
-/// What is left.
+/// The memory that is left.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Headroom {
     pub(crate) bytes: u64,
-    /// Whose limit it is.
+    /// The owner of the limit: a control group, or the machine.
     pub(crate) of: String,
 }
 
-/// The least of all that are left to a process. `None` if nothing is known.
+/// The smallest amount that any limit leaves to a process. `None` if nothing is known.
 pub(crate) fn headroom(pid: u32) -> Option<Headroom> {
     let swap_bytes = meminfo("SwapFree:").unwrap_or(0);
     let machine = meminfo("MemAvailable:")
@@ -66,7 +67,8 @@ impl Group {
     }
 }
 
-/// The groups in `/proc/PID/cgroup`, each with all above it, as far as they are mounted here.
+/// The groups in `/proc/PID/cgroup`, each followed by all groups above it, as far as they are
+/// mounted here.
 fn groups(cgroups: &str, mounts: &str) -> Vec<Group> {
     let mut found = Vec::new();
     for line in cgroups.lines() {
@@ -80,7 +82,7 @@ fn groups(cgroups: &str, mounts: &str) -> Vec<Group> {
         }
         let Some((root, mount)) = mounts.lines().find_map(|line| mount(line, is_version_2)) else { continue };
         let inside = if root == "/" { Some(path) } else { path.strip_prefix(root) };
-        // "/.." stands for a group outside of what we see.
+        // "/.." stands for a group outside of the visible tree.
         let Some(inside) = inside.filter(|inside| !inside.starts_with("/..")) else { continue };
         let mut directory = PathBuf::from(mount);
         found.push(Group { directory: directory.clone(), is_version_2 });
@@ -92,7 +94,8 @@ fn groups(cgroups: &str, mounts: &str) -> Vec<Group> {
     found
 }
 
-/// Root and place of a mount, if it is one of control groups of this version that limit memory.
+/// Root and mount point of a mount, if it is a control group hierarchy of this version that limits
+/// memory.
 fn mount(line: &str, is_version_2: bool) -> Option<(&str, &str)> {
     let (before, after) = line.split_once(" - ")?;
     let mut before = before.split(' ').skip(3);

@@ -1,15 +1,19 @@
-//! Memory of this process that is filled on first touch, by `userfaultfd` in missing mode.
+//! Memory of this process that is filled at its first access, by `userfaultfd` in missing mode. See
+//! the kernel's [userfaultfd
+//! documentation](https://docs.kernel.org/admin-guide/mm/userfaultfd.html).
 //!
-//! A thread that touches a page which is not there sleeps until somebody has answered: with bytes, with
-//! zeros, or with the news that there are none. Who answers must never touch the memory itself.
+//! A thread that accesses a missing page sleeps until the handler answers: with bytes, with zeros,
+//! or with the news that there are none. The thread that answers must never access the memory
+//! itself.
 //!
-//! All answers go to pages of this memory that are not there; the kernel takes none for a page that is, nor
-//! for memory that is not registered with this descriptor. So they cannot change what somebody has written,
-//! and after the memory is unmapped they do nothing.
+//! Every answer fills only pages that are missing. The kernel accepts no answer for a page that is
+//! present, nor for memory that is not registered with this descriptor. So an answer cannot change
+//! bytes that somebody has written, and after the memory is unmapped it has no effect.
 //!
-//! A page that is there before it was answered is one that nobody filled: its zeros are not the snapshot's bytes. So the
-//! memory is registered while nobody can touch it, and looked at when it can be touched (`pages.rs` tells what the
-//! kernel does with memory that is locked); and an answer tells how much was there already.
+//! If a page is present before it was answered, nobody filled it: its zeros are not the snapshot's
+//! bytes. So the memory is registered while nobody can access it, and is checked when it becomes
+//! accessible (`pages.rs` describes what the kernel does with locked memory). Each answer also
+//! returns how many bytes were already present.
 
 use std::fs::File;
 use std::io;
@@ -32,12 +36,12 @@ const ZEROPAGE: u32 = 0xc020_aa04;
 /// `_IOWR(0xAA, 0x08, struct uffdio_poison)`, of 32 (0x20) bytes. Linux 6.6.
 const POISON: u32 = 0xc020_aa08;
 const REGISTER_MODE_MISSING: u64 = 1;
-/// Nobody is woken by the answer itself.
+/// The answer alone wakes no thread.
 const MODE_DONT_WAKE: u64 = 1;
 
-/// How long a `struct uffd_msg` is.
+/// The size of a `struct uffd_msg`.
 const MESSAGE_BYTES: usize = 32;
-/// Its first byte when it is about a fault; the address is in the third of its four words.
+/// The first byte of a message about a page fault; the address is in the third of its four words.
 const EVENT_PAGEFAULT: u8 = 0x12;
 
 /// The kernel's `struct uffdio_copy`.
@@ -61,11 +65,11 @@ struct RangeArgument {
 }
 const _: () = assert!(size_of::<RangeArgument>() == 0x20);
 
-/// The pages of one memory that are not there yet.
+/// The missing pages of one memory.
 #[derive(Debug)]
 pub(crate) struct Missing {
     descriptor: OwnedFd,
-    /// Readable from when nobody need wait for faults any more.
+    /// Becomes readable when no thread needs to wait for page faults any more.
     ended: OwnedFd,
     start: u64,
     length_bytes: u64,
@@ -74,21 +78,22 @@ pub(crate) struct Missing {
     is_registered: AtomicBool,
 }
 
-/// What woke whoever waits for faults.
+/// What ended a wait for page faults.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Woken {
-    /// There may be a fault.
+    /// There may be a page fault.
     Fault,
-    /// Nothing came.
+    /// The time is over and no page fault came.
     Time,
     /// There is nothing to wait for any more.
     End,
 }
 
-/// Fresh private memory in which every page is missing; a child that is forked does not get it.
+/// Fresh private memory in which every page is missing; a forked child does not get it.
 ///
-/// `ENOSYS` where the kernel has no `userfaultfd`, `EPERM` where a sandbox forbids it, `ENOMEM` if there are
-/// not so many addresses. Dropping the second before the first lets nobody wait.
+/// `ENOSYS` where the kernel has no `userfaultfd`, `EPERM` where a sandbox forbids it, `ENOMEM` if
+/// the address space is too small. Drop the second value before the first; then no thread keeps
+/// waiting.
 pub(crate) fn map_missing(length_bytes: usize) -> io::Result<(Pages, Missing)> {
     let missing = Missing::open()?;
     let (pages, missing) = Pages::zeros_with(length_bytes, |addresses| {
@@ -100,11 +105,12 @@ pub(crate) fn map_missing(length_bytes: usize) -> io::Result<(Pages, Missing)> {
 }
 
 impl Missing {
-    /// Of no memory yet. `ENOSYS` where the kernel has no `userfaultfd`, `EPERM` where a sandbox forbids it.
+    /// Without any memory yet. `ENOSYS` where the kernel has no `userfaultfd`, `EPERM` where a
+    /// sandbox forbids it.
     pub(crate) fn open() -> io::Result<Missing> {
         let (descriptor, kernel_waits) = match userfault::open(Faults::All) {
             Ok(descriptor) => (descriptor, true),
-            // What an unprivileged user gets.
+            // This is the answer to an unprivileged user.
             Err(error) if error.raw_os_error() == Some(libc::EPERM) => {
                 (userfault::open(Faults::OfUserMode)?, false)
             }
@@ -123,8 +129,8 @@ impl Missing {
         })
     }
 
-    /// Of the memory at these addresses: private, fresh, and such as nobody can touch yet. Its owner keeps it
-    /// mapped until this is dropped.
+    /// Registers the memory at these addresses, which must be private, fresh, and not yet
+    /// accessible. Its owner keeps it mapped until this is dropped.
     pub(crate) fn register(mut self, start: u64, length_bytes: u64) -> io::Result<Missing> {
         let length_bytes = length_bytes.next_multiple_of(rustix::param::page_size() as u64);
         userfault::register_mode(&self.descriptor, start..start + length_bytes, REGISTER_MODE_MISSING)?;
@@ -133,8 +139,8 @@ impl Missing {
         Ok(self)
     }
 
-    /// An error if a page is there, which nobody can have filled. To be called when the memory can be touched, and
-    /// before anybody does.
+    /// An error if a page is present, because nobody can have filled it. Call this when the memory
+    /// has become accessible and before anybody accesses it.
     pub(crate) fn check_nothing_is_there(&self) -> io::Result<()> {
         let addresses = self.start..self.start + self.length_bytes;
         let found =
@@ -145,8 +151,8 @@ impl Missing {
                  maps (mlockall with MCL_FUTURE)?",
             )),
             Ok(false) => Ok(()),
-            // Where it cannot be looked at, that nobody could touch it must do; and what is there all the same is met
-            // when it is filled.
+            // Where this cannot be checked, it must suffice that nobody could access the memory. A
+            // page that is present nevertheless is found when it is to be filled.
             Err(error) => {
                 tracing::debug!("whether fresh memory is empty cannot be seen: {error}");
                 Ok(())
@@ -154,13 +160,13 @@ impl Missing {
         }
     }
 
-    /// Whether the kernel waits for an answer too, when a system call is given memory of a missing page.
-    /// Else such a call fails with `EFAULT`.
+    /// Whether the kernel waits for an answer too when a system call gets memory with a missing
+    /// page. If not, such a call fails with `EFAULT`.
     pub(crate) fn kernel_waits(&self) -> bool {
         self.kernel_waits
     }
 
-    /// A page that somebody waits for, as its offset; none if nobody does.
+    /// The offset of a page that some thread waits for; `None` if there is none.
     pub(crate) fn next_fault(&self) -> io::Result<Option<u64>> {
         loop {
             let mut message = [0u8; MESSAGE_BYTES];
@@ -180,7 +186,7 @@ impl Missing {
         }
     }
 
-    /// Waits until a thread touches a missing page, but not for longer than this.
+    /// Waits until a thread accesses a missing page, at most for this time.
     pub(crate) fn wait(&self, seconds: u32) -> io::Result<Woken> {
         let mut descriptors =
             [PollFd::new(&self.ended, PollFlags::IN), PollFd::new(&self.descriptor, PollFlags::IN)];
@@ -194,36 +200,37 @@ impl Missing {
         }
     }
 
-    /// From here on whoever waits for faults is told that it is over.
+    /// From here on, every wait for page faults ends at once.
     pub(crate) fn end(&self) {
-        // The number in an eventfd would have to overflow before this failed.
+        // This fails only if the number in the eventfd overflows.
         let _ = rustix::io::write(&self.ended, &1u64.to_ne_bytes());
     }
 
-    /// The missing ones of these pages get `bytes`, which are whole pages. Nobody is woken. Answers how many bytes of
-    /// pages were there already.
+    /// Fills those of these pages that are missing with `bytes`, which are whole pages. Wakes no
+    /// thread. Returns how many bytes of the pages were already present.
     pub(crate) fn copy(&self, offset_bytes: u64, bytes: &[u8]) -> io::Result<u64> {
         let from = bytes.as_ptr().expose_provenance() as u64;
         self.answer(offset_bytes, bytes.len() as u64, |to, left_bytes| {
             let from = from + (bytes.len() as u64 - left_bytes);
             let mut argument =
                 CopyArgument { to, from, length_bytes: left_bytes, mode: MODE_DONT_WAKE, done_bytes: 0 };
-            // SAFETY: the ioctl reads and writes one `uffdio_copy`, whose layout and size `CopyArgument` has.
-            // The kernel reads `length_bytes` bytes from `from` on, which are inside `bytes`: `answer` never
-            // leaves more than their length. It writes to pages that are registered with this descriptor and
-            // not there, so no byte that anybody has ever seen changes.
+            // SAFETY: the ioctl reads and writes one `uffdio_copy`, whose layout and size
+            // `CopyArgument` has. The kernel reads `length_bytes` bytes from `from` on, which are
+            // inside `bytes`: `answer` never leaves more than their length. It writes only to pages
+            // that are registered with this descriptor and missing, so no byte changes that anybody
+            // has ever seen.
             let answer = unsafe { libc::ioctl(self.descriptor.as_raw_fd(), COPY as _, &raw mut argument) };
             (answer, argument.done_bytes)
         })
     }
 
-    /// The missing ones of these pages become zeros. Nobody is woken.
+    /// Fills those of these pages that are missing with zeros. Wakes no thread.
     pub(crate) fn zero(&self, pages: Range<u64>) -> io::Result<()> {
         self.answer_range(ZEROPAGE, pages).map(drop)
     }
 
-    /// The missing ones of these pages become such as nobody can touch: `SIGBUS`, or `SIGSEGV` before
-    /// Linux 6.6. Nobody is woken. To be called while the memory is mapped.
+    /// Poisons those of these pages that are missing, so that an access raises `SIGBUS`, or
+    /// `SIGSEGV` before Linux 6.6. Wakes no thread. The memory must be mapped.
     pub(crate) fn spoil(&self, pages: Range<u64>) -> io::Result<()> {
         match self.answer_range(POISON, pages.clone()) {
             Err(error) if matches!(error.raw_os_error(), Some(libc::EINVAL | libc::ENOTTY | libc::EPERM)) => {
@@ -233,35 +240,38 @@ impl Missing {
         self.close_off(pages)
     }
 
-    /// These pages become such as nobody can touch (`SIGSEGV`), also those that are there. To be called while the
-    /// memory is mapped.
+    /// Makes all of these pages inaccessible (`SIGSEGV`), present ones too. The memory must be
+    /// mapped.
     pub(crate) fn close_off(&self, pages: Range<u64>) -> io::Result<()> {
         let (address, length_bytes) = self.checked(pages.start, pages.end.saturating_sub(pages.start))?;
         let address = usize::try_from(address).map_err(|_| io::Error::from_raw_os_error(libc::EINVAL))?;
         let length_bytes = usize::try_from(length_bytes).map_err(|_| io::ErrorKind::InvalidInput)?;
-        // SAFETY: the pages are inside the memory (`checked`), which the caller keeps mapped. Whoever touches
-        // them afterwards gets a signal, which is what is wanted; nothing else changes.
+        // SAFETY: the pages are inside the memory (`checked`), which the caller keeps mapped. An
+        // access afterwards raises a signal, which is the purpose; nothing else changes.
         let answer = unsafe {
             libc::mprotect(std::ptr::without_provenance_mut(address), length_bytes, libc::PROT_NONE)
         };
         if answer < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
     }
 
-    /// Has the threads that wait for these pages look again.
+    /// Wakes the threads that wait for these pages; they retry their access.
     pub(crate) fn wake(&self, pages: Range<u64>) {
         let Ok((start, length_bytes)) = self.checked(pages.start, pages.end - pages.start) else { return };
         let mut argument = [start, length_bytes];
-        // SAFETY: the ioctl reads one `uffdio_range`, which is two 64-bit numbers: start and length.
+        // SAFETY: the ioctl reads one `uffdio_range`, which is two 64-bit numbers: start and
+        // length.
         let answer = unsafe { libc::ioctl(self.descriptor.as_raw_fd(), WAKE as _, argument.as_mut_ptr()) };
         debug_assert!(answer == 0, "{}", io::Error::last_os_error());
     }
 
-    /// What is still missing becomes ordinary memory, which is zeros; threads that wait are woken.
+    /// Turns all pages that are still missing into ordinary memory, which is zeros, and wakes the
+    /// waiting threads.
     pub(crate) fn unregister(&self) -> io::Result<()> {
         userfault::unregister(&self.descriptor, self.start..self.start + self.length_bytes)?;
         self.is_registered.store(false, Ordering::Relaxed);
-        // The kernel wakes before it locks the mapping, so a thread that begins to wait between the two
-        // was not woken (seen on Linux 6.18). From here on none can begin.
+        // The kernel wakes before it locks the mapping, so a thread that begins to wait between the
+        // two steps was not woken (seen on Linux 6.18). After this point no thread can begin to
+        // wait.
         self.wake(0..self.length_bytes);
         Ok(())
     }
@@ -269,16 +279,17 @@ impl Missing {
     fn answer_range(&self, request: u32, pages: Range<u64>) -> io::Result<u64> {
         self.answer(pages.start, pages.end.saturating_sub(pages.start), |start, length_bytes| {
             let mut argument = RangeArgument { start, length_bytes, mode: MODE_DONT_WAKE, done_bytes: 0 };
-            // SAFETY: the ioctl reads and writes one `uffdio_zeropage` or `uffdio_poison`, whose layout and
-            // size `RangeArgument` has. It concerns pages that are registered with this descriptor and not
-            // there, so no byte that anybody has ever seen changes.
+            // SAFETY: the ioctl reads and writes one `uffdio_zeropage` or `uffdio_poison`, whose
+            // layout and size `RangeArgument` has. It concerns only pages that are registered with
+            // this descriptor and missing, so no byte changes that anybody has ever seen.
             let answer = unsafe { libc::ioctl(self.descriptor.as_raw_fd(), request as _, &raw mut argument) };
             (answer, argument.done_bytes)
         })
     }
 
-    /// Calls `ioctl` with an address and a length until all pages are there. It answers what the system call
-    /// returned and how many bytes were done. Answers how many bytes of pages were there before.
+    /// Calls `ioctl` with an address and a length until all pages are present. `ioctl` returns the
+    /// system call's result and the number of bytes done. This returns how many bytes of the pages
+    /// were present before.
     fn answer(
         &self,
         offset_bytes: u64,
@@ -295,12 +306,12 @@ impl Missing {
                 _ if answer == 0 => left_bytes,
                 Ok(done_bytes) if done_bytes > 0 => done_bytes.min(left_bytes),
                 _ => match error.raw_os_error() {
-                    // That page is there already.
+                    // That page is already present.
                     Some(libc::EEXIST) => {
                         there_bytes += page_bytes;
                         page_bytes
                     }
-                    // The mappings are just being changed, elsewhere in this process.
+                    // Another thread of this process is changing its mappings.
                     Some(libc::EAGAIN | libc::EINTR) => 0,
                     _ => return Err(error),
                 },
@@ -311,7 +322,7 @@ impl Missing {
         Ok(there_bytes)
     }
 
-    /// The address of this part of the memory, and its length; an error if it is not inside.
+    /// The address and the length of this part of the memory; an error if it is not inside.
     fn checked(&self, offset_bytes: u64, length_bytes: u64) -> io::Result<(u64, u64)> {
         match offset_bytes.checked_add(length_bytes) {
             Some(end) if end <= self.length_bytes => Ok((self.start + offset_bytes, length_bytes)),
@@ -321,8 +332,9 @@ impl Missing {
 }
 
 impl Drop for Missing {
-    /// Not left to the closing of the descriptor: a child that was forked meanwhile has that too, and while it lives who
-    /// touches a missing page would wait for an answer that nobody gives. The memory is still mapped.
+    /// This is not left to closing the descriptor. A child that was forked meanwhile has the
+    /// descriptor too, and while it lives, a thread that accesses a missing page would wait for an
+    /// answer that never comes. The memory is still mapped here.
     fn drop(&mut self) {
         if self.made_by == std::process::id()
             && self.is_registered.load(Ordering::Relaxed)
@@ -351,20 +363,20 @@ mod tests {
             let (touched, all_touched) = mpsc::channel();
             let toucher = std::thread::spawn(move || {
                 let sum: u64 = (0..pages).map(|page| u64::from(map[page * page_bytes])).sum();
-                // With the memory, which must not be unmapped before.
+                // Together with the memory, which must not be unmapped before.
                 touched.send((sum, map)).unwrap();
             });
             std::thread::scope(|scope| {
                 scope.spawn(|| {
                     while missing.wait(60).unwrap() == Woken::Fault {
                         if let Some(at) = missing.next_fault().unwrap() {
-                            // An error when it has been let go meanwhile.
+                            // An error if it was unregistered meanwhile.
                             let _ = missing.zero(at..at + page_bytes as u64);
                             missing.wake(at..at + page_bytes as u64);
                         }
                     }
                 });
-                // Each takes some microseconds; it is somewhere in the middle.
+                // Each run takes some microseconds; this point is somewhere in the middle.
                 std::thread::sleep(Duration::from_micros(100));
                 missing.unregister().unwrap();
                 missing.end();
@@ -389,7 +401,7 @@ mod tests {
                 while missing.next_fault().unwrap() != Some(2 * page_bytes as u64) {
                     assert_eq!(missing.wait(60).unwrap(), Woken::Fault);
                 }
-                // The second of these pages is there.
+                // The second of these pages is present.
                 assert_eq!(missing.copy(0, &vec![9; 3 * page_bytes]).unwrap(), page_bytes as u64);
                 missing.wake(0..3 * page_bytes as u64);
             });

@@ -19,4 +19,5 @@ pub(crate) mod process_memory;
 pub(crate) mod ptrace;
 pub(crate) mod reserve;
 pub(crate) mod shared_map;
+pub(crate) mod unix_sockets;
 pub(crate) mod userfault;

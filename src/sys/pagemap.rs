@@ -1,13 +1,14 @@
-//! Which pages of a process are there, and which were written: `/proc/PID/pagemap`.
+//! Which pages of a process are present, and which were written: `/proc/PID/pagemap`.
 //!
 //! Since Linux 6.7 the `PAGEMAP_SCAN` ioctl walks the page tables and answers with ranges, so that
-//! a terabyte of nothing costs microseconds. Before, there is one 64-bit word to read for every
-//! page, present or not.
+//! a terabyte of unpopulated memory costs microseconds. Older kernels have only one 64-bit word for
+//! every page, present or not. See the kernel's [pagemap
+//! documentation](https://docs.kernel.org/admin-guide/mm/pagemap.html).
 //!
-//! What stands in the place of a page and is none looks like swap to the scan: guards
-//! (`MADV_GUARD_INSTALL`) and the markers of write protection. Since Linux 6.15 the scan tells guards. Markers have
-//! a swap type of their own in the page's word, which the kernel shows to those with `CAP_SYS_ADMIN`; to others
-//! they count as pages, which read as zeros.
+//! To the scan, two kinds of entries that are no pages look like swap: guards
+//! (`MADV_GUARD_INSTALL`) and the markers of write protection. Since Linux 6.15 the scan reports
+//! guards. A marker has its own swap type in the page's word, which the kernel shows only to
+//! processes with `CAP_SYS_ADMIN`. For other processes markers count as pages, which read as zeros.
 
 use std::fs::File;
 use std::io;
@@ -16,7 +17,9 @@ use std::os::fd::AsRawFd;
 use std::os::unix::fs::FileExt;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-/// `_IOWR('f', 16, struct pm_scan_arg)`, which says that the argument has 96 (0x60) bytes.
+use crate::ranges::Ranges;
+
+/// `_IOWR('f', 16, struct pm_scan_arg)`; the number says that the argument has 96 (0x60) bytes.
 const PAGEMAP_SCAN: u32 = 0xc060_6610;
 const _: () = assert!(size_of::<ScanArgument>() == 0x60);
 const PAGE_IS_WRITTEN: u64 = 1 << 1;
@@ -27,29 +30,30 @@ const PAGE_IS_PFNZERO: u64 = 1 << 5;
 const PAGE_IS_SOFT_DIRTY: u64 = 1 << 7;
 /// Linux 6.15.
 const PAGE_IS_GUARD: u64 = 1 << 8;
-/// `PM_SCAN_WP_MATCHING | PM_SCAN_CHECK_WPASYNC`: write-protects what it answers, in the same step,
-/// and fails where that is impossible.
+/// `PM_SCAN_WP_MATCHING | PM_SCAN_CHECK_WPASYNC`: write-protects the pages that it reports, in the
+/// same step, and fails where that is impossible.
 const PROTECT_MATCHING: u64 = 1 | 2;
 
 /// Bits of a pagemap word: the page is in memory, or it is in swap.
 const WORD_PRESENT_OR_SWAPPED: u64 = 1 << 63 | 1 << 62;
-/// A pagemap word's bit: the page was written since somebody wrote 4 to `clear_refs`.
+/// A bit of a pagemap word: the page was written since a process wrote 4 to `clear_refs`.
 const WORD_SOFT_DIRTY: u64 = 1 << 55;
-/// A pagemap word's bit: the page is one of a file.
+/// A bit of a pagemap word: the page belongs to a file.
 const WORD_FILE: u64 = 1 << 61;
 
-/// A pagemap word's bit: the page is in swap, or something that is no page stands in its place.
+/// A bit of a pagemap word: the page is in swap, or the entry is no page.
 const WORD_SWAPPED: u64 = 1 << 62;
-/// A pagemap word's bit: the page is a guard. Linux 6.15.
+/// A bit of a pagemap word: the page is a guard. Linux 6.15.
 const WORD_GUARD: u64 = 1 << 58;
-/// A swapped page's type; all ones for a marker, 0 also where it is not shown.
+/// The type of a swapped page: all ones for a marker; 0 also where the kernel does not show it.
 const WORD_SWAP_TYPE: u64 = 31;
 
-/// How many ranges one scan may answer: 24 KiB of them.
+/// The greatest number of ranges that one scan returns: 24 KiB of them.
 const RANGES_PER_SCAN: usize = 1024;
-/// The same for the first scan of a range: most have a few only, and the room for the answers is cleared.
+/// The same for the first scan of a range: most have only a few ranges, and the buffer for the
+/// answers is cleared first.
 const RANGES_PER_FIRST_SCAN: usize = 64;
-/// How many pagemap words one read takes: 512 KiB.
+/// The number of pagemap words in one read: 512 KiB.
 const WORDS_PER_READ: usize = 64 * 1024;
 
 /// The kernel's `struct pm_scan_arg`.
@@ -78,23 +82,23 @@ struct ScanRange {
     categories: u64,
 }
 
-/// The pages of a mapping: each list is sorted and coalesced.
+/// The pages of a mapping.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(crate) struct Pages {
-    /// Those in memory or in swap, but for the shared page of zeros.
-    pub(crate) held: Vec<Range<u64>>,
-    /// Those of them that are no file's, or not any more: they were written.
-    pub(crate) own: Vec<Range<u64>>,
+    /// Pages in memory or in swap, without the shared page of zeros.
+    pub(crate) held: Ranges,
+    /// Those of `held` that do not, or no longer, belong to a file: they were written.
+    pub(crate) own: Ranges,
     /// The shared page of zeros.
-    pub(crate) zeros: Vec<Range<u64>>,
-    /// Guards: nothing is there, and a touch is a fatal signal.
-    pub(crate) guards: Vec<Range<u64>>,
+    pub(crate) zeros: Ranges,
+    /// Guards: there is no page, and an access raises a fatal signal.
+    pub(crate) guards: Ranges,
 }
 
-/// What the page tables have in `range`, whole pages. Only of private memory without a file does
-/// absence mean zeros, and there only where no userfaultfd fills it.
+/// What the page tables hold for `range`, which is whole pages. An absent page means zeros only in
+/// private memory without a file, and only where no userfaultfd fills it.
 pub(crate) fn pages(pagemap: &File, range: Range<u64>) -> io::Result<Pages> {
-    /// Whether the kernel was found to know no guards.
+    /// Whether the kernel proved to know no guards.
     static KNOWS_NO_GUARDS: AtomicBool = AtomicBool::new(false);
     if !KNOWS_NO_GUARDS.load(Ordering::Relaxed) {
         match scan_pages(pagemap, range.clone(), PAGE_IS_GUARD) {
@@ -116,11 +120,11 @@ pub(crate) fn pages(pagemap: &File, range: Range<u64>) -> io::Result<Pages> {
     }
 }
 
-/// By `PAGEMAP_SCAN`, which is to tell guards by the category `guard`; 0 where it cannot.
+/// With `PAGEMAP_SCAN`, which reports guards by the category `guard`; 0 where it cannot.
 fn scan_pages(pagemap: &File, range: Range<u64>, guard: u64) -> io::Result<Pages> {
     let mut pages = Pages::default();
-    // What may be no page, and only the pages' words tell.
-    let mut doubtful: Vec<Range<u64>> = Vec::new();
+    // Entries that may be no pages; only their words can decide.
+    let mut doubtful = Ranges::new();
     let query = Query {
         any_of: PAGE_IS_PRESENT | PAGE_IS_SWAPPED,
         told: PAGE_IS_PRESENT | PAGE_IS_SWAPPED | PAGE_IS_FILE | PAGE_IS_PFNZERO | PAGE_IS_WRITTEN | guard,
@@ -128,80 +132,61 @@ fn scan_pages(pagemap: &File, range: Range<u64>, guard: u64) -> io::Result<Pages
     };
     walk(pagemap, range, query, |found, categories| {
         if categories & guard != 0 {
-            add(&mut pages.guards, found);
+            pages.guards.insert(found);
         } else if categories & PAGE_IS_PFNZERO != 0 {
-            add(&mut pages.zeros, found);
+            pages.zeros.insert(found);
         } else {
-            // A marker of write protection counts as not written; a guard that is not told as written.
+            // The scan reports a marker of write protection as not written, and, where it cannot
+            // report guards, a guard as written.
             if categories & PAGE_IS_PRESENT == 0 && (guard == 0 || categories & PAGE_IS_WRITTEN == 0) {
-                add(&mut doubtful, found.clone());
+                doubtful.insert(found.clone());
             }
-            add(&mut pages.held, found.clone());
+            pages.held.insert(found.clone());
             if categories & PAGE_IS_FILE == 0 {
-                add(&mut pages.own, found);
+                pages.own.insert(found);
             }
         }
     })?;
-    let mut markers = Vec::new();
+    let mut markers = Ranges::new();
     for range in doubtful {
-        words(pagemap, range, is_marker, |page, _| add(&mut markers, page))?;
+        words(pagemap, range, is_marker, |page, _| markers.insert(page))?;
     }
     if !markers.is_empty() {
-        pages.held = without(&pages.held, &markers);
-        pages.own = without(&pages.own, &markers);
+        pages.held = pages.held.difference(&markers);
+        pages.own = pages.own.difference(&markers);
     }
     Ok(pages)
 }
 
-/// Word by word. The shared page of zeros is not told from others.
+/// Word by word. This cannot distinguish the shared page of zeros from other pages.
 fn pages_by_words(pagemap: &File, range: Range<u64>) -> io::Result<Pages> {
     let mut pages = Pages::default();
     let is_wanted = |word| word & WORD_PRESENT_OR_SWAPPED != 0;
     words(pagemap, range, is_wanted, |page, word| {
         if word & WORD_GUARD != 0 {
-            add(&mut pages.guards, page);
+            pages.guards.insert(page);
         } else {
             if word & WORD_FILE == 0 {
-                add(&mut pages.own, page.clone());
+                pages.own.insert(page.clone());
             }
-            add(&mut pages.held, page);
+            pages.held.insert(page);
         }
     })?;
     Ok(pages)
 }
 
-/// Whether a word is that of a marker. Kernels that have no scan used the type for something else.
+/// Whether a word is that of a marker. Kernels without the scan used the type for something else.
 fn is_marker(word: u64) -> bool {
     word & WORD_SWAPPED != 0 && word & WORD_SWAP_TYPE == WORD_SWAP_TYPE
 }
 
-/// What of `ranges` is in none of `others`; both are sorted and apart.
-fn without(ranges: &[Range<u64>], others: &[Range<u64>]) -> Vec<Range<u64>> {
-    let mut rest = Vec::new();
-    let mut others = others.iter().peekable();
-    for range in ranges {
-        let mut start = range.start;
-        while let Some(other) = others.peek().filter(|other| other.start < range.end) {
-            add(&mut rest, start..other.start.max(start));
-            start = start.max(other.end);
-            if other.end > range.end {
-                break;
-            }
-            others.next();
-        }
-        add(&mut rest, start..range.end.max(start));
-    }
-    rest
-}
-
-/// The addresses in `range`, whole pages, whose pages are in memory or in swap: sorted and
-/// coalesced.
-pub(crate) fn populated(pagemap: &File, range: Range<u64>) -> io::Result<Vec<Range<u64>>> {
+/// The addresses in `range`, whole pages, whose pages are in memory or in swap.
+pub(crate) fn populated(pagemap: &File, range: Range<u64>) -> io::Result<Ranges> {
     Ok(pages(pagemap, range)?.held)
 }
 
-/// Whether any page of `range`, whole pages, is in memory or in swap, be it one of zeros. `ENOTTY` where the kernel has no
-/// `PAGEMAP_SCAN`: reading every word would take too long.
+/// Whether any page of `range`, which is whole pages, is in memory or in swap; the page of zeros
+/// counts. `ENOTTY` where the kernel has no `PAGEMAP_SCAN`: reading every word would take too long.
 pub(crate) fn is_anything_there(pagemap: &File, range: Range<u64>) -> io::Result<bool> {
     let mut is_there = false;
     let query =
@@ -210,42 +195,43 @@ pub(crate) fn is_anything_there(pagemap: &File, range: Range<u64>) -> io::Result
     Ok(is_there)
 }
 
-/// What a scan asks of each page.
+/// What a scan requires of each page.
 #[derive(Clone, Copy, Default)]
 struct Query {
     flags: u64,
-    /// Of these categories the opposite counts.
+    /// For these categories the opposite counts.
     inverted: u64,
-    /// A page must be in all of these …
+    /// A page must be in all of these categories …
     all_of: u64,
     /// … and, unless this is empty, in one of these.
     any_of: u64,
-    /// Which categories to tell.
+    /// The categories to report.
     told: u64,
 }
 
-/// What happened to write-protected memory since it was protected the last time.
+/// What happened to write-protected memory since it was last protected.
 #[derive(Debug, Default)]
 pub(crate) struct Touched {
-    /// The pages that may have been written: sorted and coalesced.
-    pub(crate) written: Vec<Range<u64>>,
+    /// The pages that may have been written.
+    pub(crate) written: Ranges,
     /// The pages that went away, or were never there and not yet protected: zeros, if the memory is
     /// private and anonymous.
-    pub(crate) absent: Vec<Range<u64>>,
+    pub(crate) absent: Ranges,
     /// Guards, whether or not they were there before. Before Linux 6.15 they are among the others.
-    pub(crate) guards: Vec<Range<u64>>,
+    pub(crate) guards: Ranges,
 }
 
-/// Finds the pages that were touched since they were protected, and protects them again in the same
-/// step. `range` is whole pages of this process, registered with a
-/// [`Userfault`](super::userfault::Userfault); else `EPERM`.
+/// Finds the pages that changed since they were protected, and protects them again in the same
+/// step. `range` is whole pages of this process that are registered with a
+/// [`Userfault`](super::userfault::Userfault); otherwise `EPERM`.
 ///
-/// A page that is thrown away (MADV_DONTNEED) loses its protection without being written. Linux 6.18
-/// calls it written all the same, which no manual promises: so absent pages are asked for as well. A
-/// page that was never there and is protected has a marker in its place, which looks like swap.
+/// A page that is discarded (MADV_DONTNEED) loses its protection without being written. Linux 6.18
+/// reports it as written nevertheless, but no manual promises that, so this asks for absent pages
+/// too. A page that was never present and is protected has a marker in its place, which looks like
+/// swap.
 pub(crate) fn take_touched(pagemap: &File, range: Range<u64>) -> io::Result<Touched> {
     match take_touched_and_guards(pagemap, range.clone(), PAGE_IS_GUARD) {
-        // Such a kernel has not begun to look.
+        // Such a kernel returns the error before it scans.
         Err(error) if error.raw_os_error() == Some(libc::EINVAL) => {
             take_touched_and_guards(pagemap, range, 0)
         }
@@ -264,27 +250,27 @@ fn take_touched_and_guards(pagemap: &File, range: Range<u64>, guard: u64) -> io:
     };
     walk(pagemap, range, query, |pages, categories| {
         if categories & guard != 0 {
-            add(&mut touched.guards, pages);
+            touched.guards.insert(pages);
         } else if categories & (PAGE_IS_PRESENT | PAGE_IS_SWAPPED) == 0 {
-            add(&mut touched.absent, pages);
+            touched.absent.insert(pages);
         } else if categories & PAGE_IS_WRITTEN != 0 {
-            add(&mut touched.written, pages);
+            touched.written.insert(pages);
         }
     })?;
     Ok(touched)
 }
 
 /// The guards in `range`, whole pages. Before Linux 6.15 none are found.
-pub(crate) fn guards(pagemap: &File, range: Range<u64>) -> io::Result<Vec<Range<u64>>> {
-    let mut found = Vec::new();
+pub(crate) fn guards(pagemap: &File, range: Range<u64>) -> io::Result<Ranges> {
+    let mut found = Ranges::new();
     let query = Query { all_of: PAGE_IS_GUARD, told: PAGE_IS_GUARD, ..Query::default() };
-    match walk(pagemap, range, query, |pages, _| add(&mut found, pages)) {
-        Err(error) if matches!(error.raw_os_error(), Some(libc::ENOTTY | libc::EINVAL)) => Ok(Vec::new()),
+    match walk(pagemap, range, query, |pages, _| found.insert(pages)) {
+        Err(error) if matches!(error.raw_os_error(), Some(libc::ENOTTY | libc::EINVAL)) => Ok(Ranges::new()),
         answer => answer.map(|()| found),
     }
 }
 
-/// How many bytes of pages [`take_touched`] would call written. Changes nothing.
+/// How many bytes of pages [`take_touched`] would report as written. Changes nothing.
 pub(crate) fn count_written(pagemap: &File, range: Range<u64>) -> io::Result<u64> {
     let count = |guard: u64| {
         let query = Query {
@@ -304,13 +290,13 @@ pub(crate) fn count_written(pagemap: &File, range: Range<u64>) -> io::Result<u64
 }
 
 /// The pages of `range` that the kernel has marked soft-dirty.
-pub(crate) fn soft_dirty(pagemap: &File, range: Range<u64>) -> io::Result<Vec<Range<u64>>> {
-    let mut found = Vec::new();
+pub(crate) fn soft_dirty(pagemap: &File, range: Range<u64>) -> io::Result<Ranges> {
+    let mut found = Ranges::new();
     let query = Query { all_of: PAGE_IS_SOFT_DIRTY, told: PAGE_IS_SOFT_DIRTY, ..Query::default() };
-    match walk(pagemap, range.clone(), query, |pages, _| add(&mut found, pages)) {
+    match walk(pagemap, range.clone(), query, |pages, _| found.insert(pages)) {
         Err(error) if matches!(error.raw_os_error(), Some(libc::ENOTTY | libc::EINVAL)) => {
-            found.clear();
-            words(pagemap, range, |word| word & WORD_SOFT_DIRTY != 0, |page, _| add(&mut found, page))?;
+            found = Ranges::new();
+            words(pagemap, range, |word| word & WORD_SOFT_DIRTY != 0, |page, _| found.insert(page))?;
         }
         answer => answer?,
     }
@@ -319,8 +305,8 @@ pub(crate) fn soft_dirty(pagemap: &File, range: Range<u64>) -> io::Result<Vec<Ra
 
 /// The pages of a private mapping of a file that are not the file's any more: they were written. In swap or
 /// not; what is thrown away is the file's again.
-pub(crate) fn copied(pagemap: &File, range: Range<u64>) -> io::Result<Vec<Range<u64>>> {
-    let mut found = Vec::new();
+pub(crate) fn copied(pagemap: &File, range: Range<u64>) -> io::Result<Ranges> {
+    let mut found = Ranges::new();
     let query = Query {
         inverted: PAGE_IS_FILE,
         all_of: PAGE_IS_FILE,
@@ -328,23 +314,22 @@ pub(crate) fn copied(pagemap: &File, range: Range<u64>) -> io::Result<Vec<Range<
         told: PAGE_IS_PRESENT,
         ..Query::default()
     };
-    match walk(pagemap, range.clone(), query, |pages, _| add(&mut found, pages)) {
+    match walk(pagemap, range.clone(), query, |pages, _| found.insert(pages)) {
         Err(error) if matches!(error.raw_os_error(), Some(libc::ENOTTY | libc::EINVAL)) => {
-            found.clear();
             copied_by_words(pagemap, range)
         }
         answer => answer.map(|()| found),
     }
 }
 
-fn copied_by_words(pagemap: &File, range: Range<u64>) -> io::Result<Vec<Range<u64>>> {
-    let mut found = Vec::new();
+fn copied_by_words(pagemap: &File, range: Range<u64>) -> io::Result<Ranges> {
+    let mut found = Ranges::new();
     let is_copied = |word| word & WORD_PRESENT_OR_SWAPPED != 0 && word & WORD_FILE == 0;
-    words(pagemap, range, is_copied, |page, _| add(&mut found, page))?;
+    words(pagemap, range, is_copied, |page, _| found.insert(page))?;
     Ok(found)
 }
 
-/// Calls `found` with the pages of `range` that match and their categories, in order.
+/// Calls `found` with the matching pages of `range` and their categories, in order.
 fn walk(
     pagemap: &File,
     range: Range<u64>,
@@ -369,15 +354,16 @@ fn walk(
             category_anyof_mask: query.any_of,
             return_mask: query.told,
         };
-        // SAFETY: the ioctl reads and writes one `pm_scan_arg`, whose layout and size `ScanArgument`
-        // has, and writes at most `range_count` `page_region`s, the length of `answers`, to
-        // `ranges`, its place. On a file of another kind it fails with ENOTTY.
+        // SAFETY: the ioctl reads and writes one `pm_scan_arg`, whose layout and size
+        // `ScanArgument` has. It writes at most `range_count` `page_region`s to `ranges`; these are
+        // the length and the place of `answers`. On a file of another kind it fails with ENOTTY.
         let answered = unsafe { libc::ioctl(pagemap.as_raw_fd(), PAGEMAP_SCAN as _, &raw mut argument) };
         let answered = usize::try_from(answered).map_err(|_| io::Error::last_os_error())?;
         let mut walked_to = argument.walk_end;
         for answer in &answers[..answered.min(answers.len())] {
             found(answer.start.max(range.start)..answer.end.min(range.end), answer.categories);
-            // Linux 6.18 answers with more ranges than `walk_end` admits when there are over 512.
+            // If there are over 512 ranges, Linux 6.18 returns ranges beyond the `walk_end` that it
+            // reports.
             walked_to = walked_to.max(answer.end);
         }
         if walked_to <= start {
@@ -416,15 +402,6 @@ fn words(
     Ok(())
 }
 
-/// Adds a range that comes after all others, joining it to the last one if they touch.
-fn add(ranges: &mut Vec<Range<u64>>, next: Range<u64>) {
-    match ranges.last_mut() {
-        Some(last) if last.end == next.start => last.end = next.end,
-        _ if next.is_empty() => {}
-        _ => ranges.push(next),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -436,19 +413,19 @@ mod tests {
         let mut memory = memmap2::MmapMut::map_anon(pages * page_bytes).unwrap();
         memory.advise(memmap2::Advice::NoHugePage).unwrap();
         let base = memory.as_ptr().addr() as u64;
-        // Every other page, so that one scan cannot answer with all ranges; then a run.
+        // Every other page, so that one scan cannot return all ranges; then a run.
         let written: Vec<usize> = (0..4000).step_by(2).chain(4500..4600).collect();
         for page in &written {
             memory[page * page_bytes] = 1;
         }
-        let mut expected = Vec::new();
+        let mut expected = Ranges::new();
         for page in written {
             let start = base + (page * page_bytes) as u64;
-            add(&mut expected, start..start + page_bytes as u64);
+            expected.insert(start..start + page_bytes as u64);
         }
         let pagemap = File::open("/proc/self/pagemap").unwrap();
         let whole = base..base + memory.len() as u64;
-        // `assert!`: the lists are long.
+        // `assert!`, because the lists are long.
         assert!(pages_by_words(&pagemap, whole.clone()).unwrap().held == expected);
         let scanned = scan_pages(&pagemap, whole.clone(), 0).unwrap();
         assert!(scanned.held == expected && scanned.own == expected);
@@ -462,6 +439,11 @@ mod tests {
 
     #[test]
     fn markers_are_taken_out_of_the_pages() {
+        let without = |ranges: &[Range<u64>], others: &[Range<u64>]| {
+            let (ranges, others): (Ranges, Ranges) =
+                (ranges.iter().cloned().collect(), others.iter().cloned().collect());
+            ranges.difference(&others)
+        };
         assert_eq!(without(&[0..10, 20..30], &[2..4, 8..10, 25..26]), [0..2, 4..8, 20..25, 26..30]);
         assert_eq!(without(&[0..10, 20..30], std::slice::from_ref(&(0..30))), []);
         assert_eq!(without(&[0..10, 20..30], &[5..22, 40..50]), [0..5, 22..30]);
@@ -488,7 +470,7 @@ mod tests {
 
     #[test]
     fn an_old_kernel_is_told_from_a_new_one_by_the_answer_to_the_scan() {
-        // A plain file has no scan either and answers as an old kernel's pagemap does.
+        // A plain file has no scan either and answers as the pagemap of an old kernel does.
         let file = File::open("/proc/self/stat").unwrap();
         assert_eq!(scan_pages(&file, 0..4096, 0).unwrap_err().raw_os_error(), Some(libc::ENOTTY));
     }

@@ -1,17 +1,17 @@
-//! Mappings of this program's own whose pages come when they are touched, also in a process that locks all it maps.
+//! This program's own mappings, populated on demand even in a process that locks all of its memory.
 //!
-//! After `mlockall(MCL_FUTURE)` the kernel populates a mapping in the moment it is made: a copy-on-write mapping is copied
-//! as a whole, a buffer takes all the memory that it might need, and no page is ever missing for a `userfaultfd`.
-//! So a mapping is made in four steps:
+//! After `mlockall(MCL_FUTURE)` the kernel populates a mapping at the moment it is made: a
+//! copy-on-write mapping is copied entirely, a buffer takes all memory that it might need, and no
+//! page is ever missing for a `userfaultfd`. So a mapping is made in four steps:
 //!
-//! | step | what the kernel does with locked memory (Linux 6.18) |
+//! | step | effect on locked memory (Linux 6.18) |
 //! |---|---|
-//! | `mmap` without access | counts it towards RLIMIT_MEMLOCK, and populates nothing, as nothing may be touched |
-//! | `mlock2(MLOCK_ONFAULT)`, if it is locked | pages are locked when they come, and nothing is populated from here on |
+//! | `mmap` without access | counts towards RLIMIT_MEMLOCK; populates nothing |
+//! | `mlock2(MLOCK_ONFAULT)`, if it is locked | pages are locked as they are populated |
 //! | a `userfaultfd` is registered, if there is one | every page is missing |
-//! | `mprotect` with access | populates private memory that is locked, but for the two steps before |
+//! | `mprotect` with access | would populate locked memory without the steps before |
 //!
-//! What a user maps and locks himself is populated as he asked for.
+//! Memory that the user maps and locks is populated as the user asked.
 
 use std::fs::File;
 use std::io;
@@ -21,7 +21,8 @@ use std::ptr;
 use rustix::mm::{self, Advice, MapFlags, MlockFlags, MprotectFlags, ProtFlags};
 use rustix::process::{Resource, getrlimit};
 
-/// A mapping that this program alone uses, until it is dropped. It can be read, and written too unless it is [`Pages::to_read`].
+/// A mapping that only this program uses, until it is dropped. It can be read; it can also be
+/// written unless it was made by [`Pages::to_read`].
 #[derive(Debug)]
 pub(crate) struct Pages {
     start: *mut u8,
@@ -31,26 +32,27 @@ pub(crate) struct Pages {
 
 // SAFETY: the pointer is to memory that this owns, whichever thread uses it.
 unsafe impl Send for Pages {}
-// SAFETY: by a shared reference it can only be read.
+// SAFETY: through a shared reference it can only be read.
 unsafe impl Sync for Pages {}
 
 /// What is mapped.
 #[derive(Clone, Copy)]
 enum Content<'a> {
     Zeros,
-    /// The file's bytes, and what is written is private.
+    /// The file's bytes; what is written is private.
     Copy(&'a File),
     /// The file's bytes, which cannot be written.
     ToRead(&'a File),
 }
 
 impl Pages {
-    /// Private zeros. Without a reservation: what is never touched need not find room.
+    /// Private zeros, without a reservation: memory that is never accessed needs no free memory.
     pub(crate) fn zeros(length_bytes: usize) -> io::Result<Pages> {
         Self::zeros_with(length_bytes, |_| Ok(())).map(|(pages, ())| pages)
     }
 
-    /// The same; `before` is called with their addresses when they are mapped and nobody can touch them yet.
+    /// The same. `before` is called with the addresses after they are mapped and before anybody can
+    /// access them.
     pub(crate) fn zeros_with<T>(
         length_bytes: usize,
         before: impl FnOnce(Range<u64>) -> io::Result<T>,
@@ -58,13 +60,14 @@ impl Pages {
         Self::map(Content::Zeros, length_bytes, before)
     }
 
-    /// The first `length_bytes` of a file of memory, copy-on-write. The file must be sealed against changes
-    /// (`F_SEAL_WRITE`, `F_SEAL_SHRINK`), or this process's alone.
+    /// The first `length_bytes` of a memory file, copy-on-write. The file must be sealed against
+    /// changes (`F_SEAL_WRITE`, `F_SEAL_SHRINK`), or belong to this process alone.
     pub(crate) fn copy_of(file: &File, length_bytes: usize) -> io::Result<Pages> {
         Self::map(Content::Copy(file), length_bytes, |_| Ok(())).map(|(pages, ())| pages)
     }
 
-    /// The first `length_bytes` of a file, to be read. Who calls this sees to it that they do not change.
+    /// The first `length_bytes` of a file, for reading. The caller makes sure that they do not
+    /// change.
     pub(crate) fn to_read(file: &File, length_bytes: usize) -> io::Result<Pages> {
         Self::map(Content::ToRead(file), length_bytes, |_| Ok(())).map(|(pages, ())| pages)
     }
@@ -79,15 +82,17 @@ impl Pages {
         let (none, start) = (ProtFlags::empty(), ptr::null_mut());
         let private = MapFlags::PRIVATE | MapFlags::NORESERVE;
         let start = match content {
-            // SAFETY: a fresh mapping where the kernel chooses disturbs no other memory.
+            // SAFETY: a fresh mapping at an address that the kernel chooses disturbs no other
+            // memory.
             Content::Zeros => unsafe { mm::mmap_anonymous(start, mapped_bytes, none, private) },
-            // SAFETY: as above. The bytes must not change, nor the file become shorter: the caller sees to it.
+            // SAFETY: as above. The bytes must not change and the file must not become shorter: the
+            // caller makes sure of that.
             Content::Copy(file) => unsafe { mm::mmap(start, mapped_bytes, none, private, file, 0) },
             Content::ToRead(file) => {
                 // SAFETY: as above.
                 match unsafe { mm::mmap(start, mapped_bytes, none, MapFlags::SHARED, file, 0) } {
-                    // A file that cannot be mapped shared may still be mapped privately. What is never written
-                    // through the mapping is the file's either way.
+                    // A file that cannot be mapped shared may still be mapped privately. Nothing is
+                    // written through the mapping, so both show the file's bytes.
                     Err(rustix::io::Errno::NODEV | rustix::io::Errno::INVAL) => {
                         // SAFETY: as above.
                         unsafe { mm::mmap(start, mapped_bytes, none, MapFlags::PRIVATE, file, 0) }
@@ -98,7 +103,8 @@ impl Pages {
         };
         let start: *mut u8 = start.map_err(|error| explain(error.into()))?.cast();
         let is_writable = !matches!(content, Content::ToRead(_));
-        // From here on dropping it unmaps it. No reference to its bytes is made before it can be accessed.
+        // From here on, dropping the value unmaps it. No reference to its bytes is made before it
+        // is accessible.
         let pages = Pages { start, length_bytes, is_writable };
         lock_when_touched(start, mapped_bytes);
         let address = start.addr() as u64;
@@ -110,30 +116,32 @@ impl Pages {
         Ok((pages, done))
     }
 
-    /// Asks for huge pages. Advice only: without them it is the same, populated more slowly.
+    /// Requests huge pages. Only advice: without them the mapping is the same, but is populated
+    /// more slowly.
     pub(crate) fn prefer_huge_pages(&self) {
         let _ = self.advise(Advice::LinuxHugepage, 0..self.length_bytes);
     }
 
-    /// A child that is forked does not get it.
+    /// A forked child does not get the mapping.
     pub(crate) fn keep_from_children(&self) -> io::Result<()> {
         self.advise(Advice::LinuxDontFork, 0..self.length_bytes)
     }
 
-    /// Has the pages of these bytes read that are not there; what is past the end is left out. `EFAULT` where a touch
-    /// would be a signal.
+    /// Reads the missing pages of these bytes into memory; bytes past the end are ignored. `EFAULT`
+    /// where an access would raise a signal.
     pub(crate) fn populate_to_read(&self, bytes: Range<usize>) -> io::Result<()> {
         self.advise(Advice::LinuxPopulateRead, bytes)
     }
 
-    /// Gives advice that changes no byte about the pages of these bytes.
+    /// Gives advice about the pages of these bytes; the advice changes no byte.
     fn advise(&self, advice: Advice, bytes: Range<usize>) -> io::Result<()> {
         let start = bytes.start - bytes.start % rustix::param::page_size();
         let end = bytes.end.min(self.length_bytes);
         if start >= end {
             return Ok(());
         }
-        // SAFETY: the range is inside the mapping, and what is asked for above changes no byte of it.
+        // SAFETY: the range is inside the mapping, and none of the advice used above changes a byte
+        // of it.
         unsafe { mm::madvise(self.start.wrapping_add(start).cast(), end - start, advice) }?;
         Ok(())
     }
@@ -143,7 +151,8 @@ impl Deref for Pages {
     type Target = [u8];
 
     fn deref(&self) -> &[u8] {
-        // SAFETY: so many bytes from there on are mapped readable until this is dropped, and only by `&mut self` are they written.
+        // SAFETY: `length_bytes` bytes from `start` on are mapped readable until this is dropped,
+        // and they are written only through `&mut self`.
         unsafe { std::slice::from_raw_parts(self.start, self.length_bytes) }
     }
 }
@@ -151,7 +160,8 @@ impl Deref for Pages {
 impl DerefMut for Pages {
     fn deref_mut(&mut self) -> &mut [u8] {
         assert!(self.is_writable, "a mapping to be read is not borrowed to be written");
-        // SAFETY: so many bytes from there on are mapped readable and writable until this is dropped, and `self` is borrowed.
+        // SAFETY: `length_bytes` bytes from `start` on are mapped readable and writable until this
+        // is dropped, and `self` is borrowed.
         unsafe { std::slice::from_raw_parts_mut(self.start, self.length_bytes) }
     }
 }
@@ -160,26 +170,27 @@ impl Drop for Pages {
     fn drop(&mut self) {
         // It was mapped with this length.
         let mapped_bytes = mapped_bytes(self.length_bytes).unwrap_or(usize::MAX);
-        // SAFETY: the mapping is this one's own, and no reference to it exists any more.
+        // SAFETY: this owns the mapping, and no reference to it exists any more.
         let unmapped = unsafe { mm::munmap(self.start.cast(), mapped_bytes) };
         debug_assert!(unmapped.is_ok(), "{unmapped:?}");
     }
 }
 
-/// How many bytes are mapped for so many, which may be none.
+/// How many bytes are mapped for a length, which may be 0.
 fn mapped_bytes(length_bytes: usize) -> Option<usize> {
     length_bytes.max(1).checked_next_multiple_of(rustix::param::page_size())
 }
 
-/// Of memory that is mapped and nobody can touch yet: if the process locks all that it maps, its pages are locked when
-/// they come, and not populated at once. Answers whether it is locked.
+/// For memory that is mapped and not yet accessible. If the process locks all that it maps, the
+/// pages are locked as they are populated, instead of being populated at once. Returns whether the
+/// memory is locked.
 pub(super) fn lock_when_touched(start: *mut u8, mapped_bytes: usize) -> bool {
     let is_locked = is_locked(start, mapped_bytes);
     if is_locked {
         // SAFETY: this changes no byte.
         let answer = unsafe { mm::mlock_with(start.cast(), mapped_bytes, MlockFlags::ONFAULT) };
         if let Err(error) = answer {
-            // It is populated then.
+            // Then it is populated at once.
             tracing::debug!("locked memory cannot be locked page by page: {error}");
         }
     }
@@ -188,13 +199,13 @@ pub(super) fn lock_when_touched(start: *mut u8, mapped_bytes: usize) -> bool {
 
 /// Whether pages that are mapped here are locked.
 fn is_locked(start: *mut u8, mapped_bytes: usize) -> bool {
-    // The kernel takes this advice for any memory but such as cannot be taken back.
-    // SAFETY: this changes no byte: it makes the pages that are there the first to be written to swap.
+    // The kernel accepts this advice for all memory except memory that cannot be reclaimed.
+    // SAFETY: this changes no byte: it only makes the present pages the first candidates for swap.
     let advised = unsafe { mm::madvise(start.cast(), mapped_bytes, Advice::LinuxCold) };
     advised == Err(rustix::io::Errno::INVAL)
 }
 
-/// Says what a refused mapping is about where the number alone does not.
+/// Explains a refused mapping where the error number alone is unclear.
 pub(super) fn explain(error: io::Error) -> io::Error {
     if error.raw_os_error() != Some(libc::EAGAIN) {
         return error;

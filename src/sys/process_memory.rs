@@ -1,5 +1,6 @@
-//! Memory by way of the kernel: that of another process is read, and that of this one read and written which
-//! others may write meanwhile and no plain reference may point to.
+//! Memory accessed through the kernel: reads the memory of another process, and reads and writes
+//! memory of this process that other threads may write at the same time, so that no plain reference
+//! may point to it.
 
 use std::io;
 use std::ops::Range;
@@ -7,9 +8,9 @@ use std::sync::atomic::AtomicU8;
 
 use libc::c_void;
 
-/// Copies memory of the process that thread `tid` belongs to, from `address` on. Answers how many
-/// bytes it copied, which are fewer than asked for where a page further on cannot be read, and
-/// an error (`EFAULT`) where the first one cannot.
+/// Copies memory of the process that thread `tid` belongs to, starting at `address`. Returns how
+/// many bytes it copied. These are fewer than requested if a later page cannot be read; if the
+/// first page cannot be read, the result is an error (`EFAULT`).
 pub(crate) fn read(tid: u32, address: u64, buffer: &mut [u8]) -> io::Result<usize> {
     let Ok(address) = usize::try_from(address) else {
         return Err(io::Error::from_raw_os_error(libc::EFAULT));
@@ -17,23 +18,24 @@ pub(crate) fn read(tid: u32, address: u64, buffer: &mut [u8]) -> io::Result<usiz
     let local = libc::iovec { iov_base: buffer.as_mut_ptr().cast(), iov_len: buffer.len() };
     let remote =
         libc::iovec { iov_base: std::ptr::without_provenance_mut::<c_void>(address), iov_len: buffer.len() };
-    // SAFETY: the kernel writes at most `iov_len` bytes to the local place, which are the length and
-    // place of `buffer`, borrowed mutably for the call. The remote place is an address in the other
-    // process, checked by the kernel.
+    // SAFETY: the kernel writes at most `iov_len` bytes to the local place; these are the length
+    // and place of `buffer`, which is borrowed mutably for the call. The remote place is an address
+    // in the other process, which the kernel checks.
     let copied =
         unsafe { libc::process_vm_readv(tid.cast_signed(), &raw const local, 1, &raw const remote, 1, 0) };
     usize::try_from(copied).map_err(|_| io::Error::last_os_error())
 }
 
-/// How many ranges one call takes: the kernel's limit, `UIO_MAXIOV`.
+/// The number of ranges in one call: the kernel's limit, `UIO_MAXIOV`.
 const RANGES_PER_CALL: usize = 1024;
 
-/// Copies the memory of this process at `ranges` into `buffer`, one after the other; together they
-/// are as long. `EFAULT` if any of it cannot be read.
+/// Copies the memory of this process at `ranges` into `buffer`, one range after another; the buffer
+/// is as long as all ranges together. `EFAULT` if any byte cannot be read.
 ///
-/// The bytes are read by the kernel, at once or torn where somebody writes them meanwhile, and no
-/// address can do harm. By `process_vm_writev`, which reads its local side straight: the other way
-/// round the kernel would look up every single page (twice the time, measured on scattered pages).
+/// The kernel reads the bytes. If another thread writes them at the same time, the copy may be
+/// torn, but no address can do harm. This uses `process_vm_writev`, which reads its local side
+/// directly. `process_vm_readv` would look up every page separately (twice the time, measured on
+/// scattered pages).
 pub(crate) fn copy_own(ranges: &[Range<u64>], mut buffer: &mut [u8]) -> io::Result<()> {
     let fault = || io::Error::from_raw_os_error(libc::EFAULT);
     let own_pid = std::process::id().cast_signed();
@@ -49,8 +51,8 @@ pub(crate) fn copy_own(ranges: &[Range<u64>], mut buffer: &mut [u8]) -> io::Resu
         let (part, rest) = buffer.split_at_mut_checked(length_bytes).ok_or_else(fault)?;
         let to = libc::iovec { iov_base: part.as_mut_ptr().cast(), iov_len: length_bytes };
         // SAFETY: the kernel writes at most `iov_len` bytes to `to`, which are the place and length
-        // of `part`, borrowed mutably for the call. It reads at the addresses in `from`, whatever they
-        // are, as in any system call, and at most `from.len()` of them.
+        // of `part`, borrowed mutably for the call. It reads at most `from.len()` ranges of `from`,
+        // and checks their addresses as in any system call.
         let copied =
             unsafe { libc::process_vm_writev(own_pid, from.as_ptr(), from.len() as _, &raw const to, 1, 0) };
         match usize::try_from(copied) {
@@ -62,10 +64,10 @@ pub(crate) fn copy_own(ranges: &[Range<u64>], mut buffer: &mut [u8]) -> io::Resu
     Ok(())
 }
 
-/// Copies `bytes` to the memory of this process at `address`. `EFAULT` if any of it cannot be written;
-/// what comes before may be written then.
+/// Copies `bytes` to the memory of this process at `address`. `EFAULT` if any byte cannot be
+/// written; the bytes before it may have been written then.
 ///
-/// `target` says that the memory may be written by whoever has it: others may do so at the same time.
+/// `target` is atomic because other code may write this memory at the same time.
 pub(crate) fn write_own(target: &[AtomicU8], bytes: &[u8]) -> io::Result<()> {
     let own_pid = std::process::id().cast_signed();
     let Some(target) = target.get(..bytes.len()) else {
@@ -73,9 +75,9 @@ pub(crate) fn write_own(target: &[AtomicU8], bytes: &[u8]) -> io::Result<()> {
     };
     let from = libc::iovec { iov_base: bytes.as_ptr().cast_mut().cast(), iov_len: bytes.len() };
     let to = libc::iovec { iov_base: target.as_ptr().cast_mut().cast(), iov_len: target.len() };
-    // SAFETY: the kernel reads `iov_len` bytes at `from`, which are those of `bytes`, and writes at most as
-    // many to `to`: the place of `target`, which is as long, lives for the call, and being atomic
-    // may be written through a shared reference.
+    // SAFETY: the kernel reads `iov_len` bytes at `from`, which are those of `bytes`, and writes at
+    // most as many to `to`: the place of `target`, which has the same length, lives for the call,
+    // and, being atomic, may be written through a shared reference.
     let copied = unsafe { libc::process_vm_readv(own_pid, &raw const to, 1, &raw const from, 1, 0) };
     match usize::try_from(copied) {
         Err(_) => Err(io::Error::last_os_error()),

@@ -1,13 +1,15 @@
-//! ptrace: stopping a thread of another process, reading and setting its registers, letting it go.
+//! ptrace: stops a thread of another process, reads and sets its registers, and releases it.
 //!
-//! Every call must come from the thread that seized; from any other the kernel answers `ESRCH`.
-//! When that thread ends, the kernel lets go of all that it holds.
+//! Every call must come from the thread that seized the traced thread; the kernel answers any other
+//! thread with `ESRCH`. When the tracing thread ends, the kernel releases all threads that it
+//! traces.
 
 use std::io;
 
 use libc::{c_long, c_void};
 
-// `libc` has these with differing types, or for some targets only. They are part of the kernel's ABI.
+// `libc` has these with differing types, or only for some targets. They are part of the kernel's
+// ABI.
 const CONTINUE: u32 = 7;
 const DETACH: u32 = 17;
 const CONTINUE_TO_CALL: u32 = 24;
@@ -23,29 +25,30 @@ const GETSIGMASK: u32 = 0x420a;
 const SETSIGMASK: u32 = 0x420b;
 const GET_RSEQ_CONFIGURATION: u32 = 0x420f;
 const EVENT_STOP: i32 = 128;
-/// The option by which stops at system calls can be told from others, and their `si_code` then.
+/// The option that makes stops at system calls distinguishable from other stops, and their
+/// `si_code` then.
 const OPTION_TELL_CALLS: usize = 1;
 const CALL_CODE: i32 = libc::SIGTRAP | 0x80;
 
-/// How long the kernel's `siginfo_t` is.
+/// The size of the kernel's `siginfo_t`.
 const SIGNAL_INFO_BYTES: usize = 128;
 
 /// A raw `siginfo_t`.
 pub(crate) type SignalInformation = [u8; SIGNAL_INFO_BYTES];
 
-/// Larger than any register set known: AMX makes the extended state of x86-64 11,008 bytes.
+/// Larger than any known register set: AMX makes the extended state of x86-64 11,008 bytes long.
 const FIRST_REGISTER_SET_BYTES: usize = 16 * 1024;
 
-/// How a thread stands still.
+/// Why a thread is stopped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Stop {
     /// By [`interrupt`].
     Interrupted,
-    /// Its whole process was stopped anyhow, by SIGSTOP say.
+    /// Its whole process was stopped independently, for example by SIGSTOP.
     WithProcess,
-    /// On its way into a system call or out of it, after [`resume_to_call`].
+    /// At the entry to a system call or at the exit from it, after [`resume_to_call`].
     Call,
-    /// On its way into a signal, which must be given back to it by [`detach`].
+    /// A signal is about to be delivered to it; [`detach`] must give the signal back.
     Signal {
         /// The signal's number.
         signal: i32,
@@ -59,34 +62,36 @@ pub(crate) fn seize(tid: u32) -> io::Result<()> {
     request(SEIZE, tid, 0)
 }
 
-/// Asks a seized thread to stop; [`stop`] tells when it has.
+/// Asks a seized thread to stop; [`stop`] reports when it has.
 pub(crate) fn interrupt(tid: u32) -> io::Result<()> {
     request(INTERRUPT, tid, 0)
 }
 
-/// Lets a stopped thread go on, into `signal` unless that is 0. If its process was stopped, by
-/// SIGSTOP say, it stays so.
+/// Releases a stopped thread; `signal` is delivered to it unless that is 0. If its process was
+/// stopped, for example by SIGSTOP, it stays stopped.
 pub(crate) fn detach(tid: u32, signal: i32) -> io::Result<()> {
     request(DETACH, tid, usize::try_from(signal).unwrap_or(0))
 }
 
-/// Lets a stopped thread run on, without a signal, until it stops for another reason.
+/// Resumes a stopped thread, without a signal, until it stops for another reason.
 pub(crate) fn resume(tid: u32) -> io::Result<()> {
     request(CONTINUE, tid, 0)
 }
 
-/// The same, into the signal that it was about to receive, or 0.
+/// The same, and delivers the signal that it was about to receive, or none if that is 0.
 pub(crate) fn resume_into(tid: u32, signal: i32) -> io::Result<()> {
     request(CONTINUE, tid, usize::try_from(signal).unwrap_or(0))
 }
 
-/// The same, and it stops where it enters the next system call, or leaves the one that it is in ([`Stop::Call`]).
+/// The same, until the thread enters its next system call or leaves the current one
+/// ([`Stop::Call`]).
 pub(crate) fn resume_to_call(tid: u32) -> io::Result<()> {
     request(SET_OPTIONS, tid, OPTION_TELL_CALLS)?;
     request(CONTINUE_TO_CALL, tid, 0)
 }
 
-/// Sends SIGSTOP to one thread of a process. A thread that is held takes it when it is let go, before it runs on.
+/// Sends SIGSTOP to one thread of a process. A traced thread takes the signal when it is released,
+/// before it continues.
 pub(crate) fn stop_when_let_go(pid: u32, tid: u32) -> io::Result<()> {
     send_to_thread(pid, tid, libc::SIGSTOP)
 }
@@ -94,29 +99,29 @@ pub(crate) fn stop_when_let_go(pid: u32, tid: u32) -> io::Result<()> {
 /// Sends a signal to one thread of a process.
 pub(crate) fn send_to_thread(pid: u32, tid: u32, signal: i32) -> io::Result<()> {
     let (pid, tid) = (libc::c_long::from(pid), libc::c_long::from(tid));
-    // SAFETY: tgkill takes numbers only and accesses no memory of this process.
+    // SAFETY: tgkill takes only numbers and accesses no memory of this process.
     match unsafe { libc::syscall(libc::SYS_tgkill, pid, tid, libc::c_long::from(signal)) } {
         0 => Ok(()),
         _ => Err(io::Error::last_os_error()),
     }
 }
 
-/// How a seized thread stands still, or `None` while it runs or when it has ended.
+/// Why a seized thread is stopped, or `None` while it runs or after it has ended.
 ///
-/// This asks instead of waiting for a notice by `waitpid`: somebody else in this program who waits
-/// for any child would take the notice away. And the kernel still holds the signal of a notice
-/// that nobody took, so it is not lost if this program is killed.
+/// This asks the kernel instead of waiting for a notice with `waitpid`: other code in this program
+/// that waits for any child would take the notice away. Also, the kernel keeps the signal of a
+/// notice that nobody took, so the signal is not lost if this program is killed.
 pub(crate) fn stop(tid: u32) -> io::Result<Option<Stop>> {
     #[repr(C, align(8))]
     struct SignalInfo([u8; SIGNAL_INFO_BYTES]);
     let mut information = SignalInfo([0; SIGNAL_INFO_BYTES]);
     // SAFETY: GETSIGINFO writes one `siginfo_t`, which is `SIGNAL_INFO_BYTES` long on Linux, to a
-    // place that is as long and aligned for it, and borrowed mutably for the call.
+    // place of that length and alignment, which is borrowed mutably for the call.
     let answer = unsafe { request_at(GETSIGINFO, tid, 0, (&raw mut information).cast()) };
     match answer {
         Ok(()) => {}
         Err(error) if error.raw_os_error() == Some(libc::ESRCH) => return Ok(None),
-        // A stop without a signal's particulars: the whole process was stopped.
+        // A stop without information about a signal: the whole process was stopped.
         Err(error) if error.raw_os_error() == Some(libc::EINVAL) => return Ok(Some(Stop::WithProcess)),
         Err(error) => return Err(error),
     }
@@ -133,7 +138,7 @@ pub(crate) fn stop(tid: u32) -> io::Result<Option<Stop>> {
     }))
 }
 
-/// The signals in the queue of a stopped thread, or in that of its whole process, in their order. They stay there.
+/// The queued signals of a stopped thread, or of its whole process, in order. They stay queued.
 pub(crate) fn queued_signals(tid: u32, of_process: bool) -> io::Result<Vec<SignalInformation>> {
     const AT_ONCE: u8 = 16;
     /// The kernel's `struct ptrace_peeksiginfo_args`.
@@ -151,8 +156,9 @@ pub(crate) fn queued_signals(tid: u32, of_process: bool) -> io::Result<Vec<Signa
         let mut some = [SignalInfo([0; SIGNAL_INFO_BYTES]); AT_ONCE as usize];
         let mut arguments =
             Arguments { offset: found.len() as u64, flags: of_process.into(), count: AT_ONCE.into() };
-        // SAFETY: PEEKSIGINFO reads `arguments`, which is laid out for it, and writes at most `count` of the
-        // kernel's `siginfo_t` to `some`, which has room for as many; both live until after the call.
+        // SAFETY: PEEKSIGINFO reads `arguments`, which has the layout of its argument, and writes
+        // at most `count` of the kernel's `siginfo_t` to `some`, which has room for as many; both
+        // live until after the call.
         let count: c_long = unsafe {
             libc::ptrace(
                 PEEKSIGINFO as _,
@@ -172,31 +178,32 @@ pub(crate) fn queued_signals(tid: u32, of_process: bool) -> io::Result<Vec<Signa
     }
 }
 
-/// Sets the particulars of the signal that a stopped thread is about to receive.
+/// Sets the information of the signal that a stopped thread is about to receive.
 pub(crate) fn set_signal_information(tid: u32, information: &SignalInformation) -> io::Result<()> {
     #[repr(C, align(8))]
     struct SignalInfo(SignalInformation);
     let mut information = SignalInfo(*information);
-    // SAFETY: SETSIGINFO reads one `siginfo_t`, which is `SIGNAL_INFO_BYTES` long on Linux, from a place that is as
-    // long and aligned for it and lives until after the call.
+    // SAFETY: SETSIGINFO reads one `siginfo_t`, which is `SIGNAL_INFO_BYTES` long on Linux, from a
+    // place of that length and alignment that lives until after the call.
     unsafe { request_at(SETSIGINFO, tid, 0, (&raw mut information).cast()) }
 }
 
-/// One register set of a stopped thread, named by its ELF note type; `None` if the machine has no
-/// such set.
+/// One register set of a stopped thread, identified by its ELF note type; `None` if the machine has
+/// no such set.
 pub(crate) fn register_set(tid: u32, note_type: u32) -> io::Result<Option<Vec<u8>>> {
     let mut bytes = vec![0u8; FIRST_REGISTER_SET_BYTES];
     loop {
         let mut place = libc::iovec { iov_base: bytes.as_mut_ptr().cast(), iov_len: bytes.len() };
         // SAFETY: GETREGSET writes at most `iov_len` bytes to `iov_base`, which are the length and
-        // place of `bytes`, and then how many it wrote to `place`; both live until after the call.
+        // place of `bytes`, and then the number of bytes written to `place`; both live until after
+        // the call.
         let answer = unsafe { request_at(GETREGSET, tid, note_type as usize, (&raw mut place).cast()) };
         match answer {
             Ok(()) if place.iov_len < bytes.len() => {
                 bytes.truncate(place.iov_len);
                 return Ok(Some(bytes));
             }
-            // All of it used: there may be more.
+            // The buffer is full: there may be more.
             Ok(()) => bytes = vec![0; bytes.len() * 2],
             Err(error) if matches!(error.raw_os_error(), Some(libc::EINVAL | libc::ENODEV | libc::EIO)) => {
                 return Ok(None);
@@ -206,26 +213,27 @@ pub(crate) fn register_set(tid: u32, note_type: u32) -> io::Result<Option<Vec<u8
     }
 }
 
-/// Sets one register set of a stopped thread to bytes that [`register_set`] gave. `EINVAL` where they
-/// are not what the machine can take, or not as many.
+/// Sets one register set of a stopped thread to bytes that [`register_set`] returned. `EINVAL` if
+/// the machine does not accept them, or if their number is wrong.
 pub(crate) fn set_register_set(tid: u32, note_type: u32, bytes: &[u8]) -> io::Result<()> {
     let mut place = libc::iovec { iov_base: bytes.as_ptr().cast_mut().cast(), iov_len: bytes.len() };
-    // SAFETY: SETREGSET reads at most `iov_len` bytes from `iov_base`, which are the length and place of
-    // `bytes`, and writes nothing but how many it took, to `place`; both live until after the call.
+    // SAFETY: SETREGSET reads at most `iov_len` bytes from `iov_base`, which are the length and
+    // place of `bytes`, and writes only the number of bytes it took, to `place`; both live until
+    // after the call.
     unsafe { request_at(SETREGSET, tid, note_type as usize, (&raw mut place).cast()) }?;
     let taken_bytes = place.iov_len;
     if taken_bytes == bytes.len() { Ok(()) } else { Err(io::Error::from_raw_os_error(libc::EINVAL)) }
 }
 
-/// Sets the signals that a stopped thread blocks.
+/// Sets the signal mask of a stopped thread.
 pub(crate) fn set_signal_mask(tid: u32, mut mask: u64) -> io::Result<()> {
-    // SAFETY: SETSIGMASK reads as many bytes as its address argument says, the size of `mask`, from
-    // `mask`, which lives until after the call.
+    // SAFETY: SETSIGMASK reads the number of bytes in its address argument, which is the size of
+    // `mask`, from `mask`, which lives until after the call.
     unsafe { request_at(SETSIGMASK, tid, size_of::<u64>(), (&raw mut mask).cast()) }
 }
 
-/// Where a stopped thread has its area for restartable sequences, and how long that is; `None` if it
-/// has none, or the kernel does not tell (before Linux 5.13).
+/// The address and the length of a stopped thread's area for restartable sequences; `None` if it
+/// has none, or if the kernel does not report it (before Linux 5.13).
 pub(crate) fn rseq_area(tid: u32) -> Option<(u64, u32)> {
     /// The kernel's `struct ptrace_rseq_configuration`.
     #[repr(C)]
@@ -238,28 +246,29 @@ pub(crate) fn rseq_area(tid: u32) -> Option<(u64, u32)> {
         padding: u32,
     }
     let mut found = Configuration::default();
-    // SAFETY: GET_RSEQ_CONFIGURATION writes at most as many bytes as its address argument says, the size of
-    // `found`, to `found`, which is laid out for them and borrowed mutably for the call.
+    // SAFETY: GET_RSEQ_CONFIGURATION writes at most the number of bytes in its address argument,
+    // which is the size of `found`, to `found`, which has the layout for them and is borrowed
+    // mutably for the call.
     unsafe {
         request_at(GET_RSEQ_CONFIGURATION, tid, size_of::<Configuration>(), (&raw mut found).cast()).ok()?;
     }
     (found.address != 0).then_some((found.address, found.length_bytes))
 }
 
-/// The signals that a stopped thread blocks: bit `n - 1` for signal `n`.
+/// The signal mask of a stopped thread: bit `n - 1` for signal `n`.
 pub(crate) fn signal_mask(tid: u32) -> io::Result<u64> {
     let mut mask = 0u64;
-    // SAFETY: GETSIGMASK writes as many bytes as its address argument says, the size of `mask`, to
-    // `mask`, which is borrowed mutably for the call.
+    // SAFETY: GETSIGMASK writes the number of bytes in its address argument, which is the size of
+    // `mask`, to `mask`, which is borrowed mutably for the call.
     unsafe { request_at(GETSIGMASK, tid, size_of::<u64>(), (&raw mut mask).cast()) }?;
     Ok(mask)
 }
 
-/// A request that passes numbers only.
+/// A request that passes only numbers.
 fn request(request: u32, tid: u32, data: usize) -> io::Result<()> {
     debug_assert!(matches!(request, SEIZE | INTERRUPT | DETACH | CONTINUE | CONTINUE_TO_CALL | SET_OPTIONS));
-    // SAFETY: these requests, of which the callers pass one, take `data` for a number (options, nothing, a
-    // signal) and write no memory of this process.
+    // SAFETY: these requests, one of which every caller passes, take `data` as a number (options,
+    // nothing, a signal) and write no memory of this process.
     unsafe { request_at(request, tid, 0, std::ptr::without_provenance_mut(data)) }
 }
 
@@ -267,10 +276,10 @@ fn request(request: u32, tid: u32, data: usize) -> io::Result<()> {
 ///
 /// # Safety
 ///
-/// If the request writes to `data`, that must be a place as long as the request says.
+/// If the request writes to `data`, that must be a place of the length that the request needs.
 unsafe fn request_at(request: u32, tid: u32, address: usize, data: *mut c_void) -> io::Result<()> {
     let address: *mut c_void = std::ptr::without_provenance_mut(address);
-    // SAFETY: the caller vouches for `data`; `address` is a number for every request used here.
+    // SAFETY: the caller guarantees `data`; `address` is a number for every request used here.
     let answer: c_long = unsafe { libc::ptrace(request as _, tid.cast_signed(), address, data) };
     if answer == -1 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }

@@ -1,13 +1,13 @@
-//! Addresses set aside for one memory, which can grow, shrink and get another content where it is.
+//! Addresses reserved for one memory, which can grow, shrink and be replaced in place.
 //!
 //! ```text
 //! | guard | length: readable, writable | up to the capacity | guard |
 //!         ^ start                      not accessible ─────────────
 //! ```
 //!
-//! Nobody but this file makes references to these bytes, and it does so only while it has the addresses by
-//! `&mut`. Whoever uses the pointer it hands out does that by unsafe code of his own, whose duty is that
-//! nothing is accessed while a method runs, nor a reference kept across one.
+//! Only this file makes references to these bytes, and only while it has the addresses by `&mut`.
+//! Other code that uses the returned pointer does so in its own unsafe code. That code must not
+//! access the bytes while a method runs, and must not keep a reference across a method call.
 
 use std::fs::File;
 use std::io;
@@ -19,10 +19,10 @@ use rustix::mm::{self, Advice, MapFlags, MprotectFlags, ProtFlags};
 use super::missing::Missing;
 use super::pages::{explain, lock_when_touched};
 
-/// Addresses of this process, set aside until it is dropped.
+/// Addresses of this process, reserved until this is dropped.
 #[derive(Debug)]
 pub(crate) struct Addresses {
-    /// Where the first guard begins.
+    /// The start of the first guard.
     mapped: *mut u8,
     mapped_bytes: usize,
     guard_bytes: usize,
@@ -32,12 +32,12 @@ pub(crate) struct Addresses {
 
 // SAFETY: the pointer is to memory that these addresses own, whichever thread uses them.
 unsafe impl Send for Addresses {}
-// SAFETY: by a shared reference nothing can be changed, and the bytes cannot be had.
+// SAFETY: a shared reference allows no change and gives no access to the bytes.
 unsafe impl Sync for Addresses {}
 
 impl Addresses {
-    /// Sets aside `capacity_bytes` with guards before and behind, none of it accessible. All are rounded up to
-    /// whole pages. `ENOMEM` if there are not so many addresses.
+    /// Reserves `capacity_bytes` with guards before and after, all of it inaccessible. All sizes
+    /// are rounded up to whole pages. `ENOMEM` if the address space is too small.
     pub(crate) fn new(capacity_bytes: usize, guard_bytes: usize) -> io::Result<Addresses> {
         let too_many = || io::Error::from_raw_os_error(libc::ENOMEM);
         let pages = |bytes: usize| bytes.checked_next_multiple_of(rustix::param::page_size());
@@ -48,13 +48,13 @@ impl Addresses {
             .and_then(|guards| guards.checked_add(capacity_bytes))
             .ok_or_else(too_many)?;
         let flags = MapFlags::PRIVATE | MapFlags::NORESERVE;
-        // SAFETY: a fresh mapping where the kernel chooses disturbs no other memory.
+        // SAFETY: a fresh mapping at an address that the kernel chooses disturbs no other memory.
         let mapped = unsafe { mm::mmap_anonymous(ptr::null_mut(), mapped_bytes, ProtFlags::empty(), flags) };
         let mapped = mapped.map_err(|error| explain(error.into()))?;
         Ok(Addresses { mapped: mapped.cast(), mapped_bytes, guard_bytes, capacity_bytes, length_bytes: 0 })
     }
 
-    /// Where the memory begins, whatever its length.
+    /// The start of the memory; it does not depend on the length.
     pub(crate) fn start(&self) -> *mut u8 {
         self.mapped.wrapping_add(self.guard_bytes)
     }
@@ -67,7 +67,8 @@ impl Addresses {
         self.capacity_bytes
     }
 
-    /// Grows by zeros, or becomes shorter, and what it is shorter by is lost. `ENOMEM` beyond the capacity.
+    /// Extends the memory with zeros, or truncates it and discards the rest. `ENOMEM` beyond the
+    /// capacity.
     pub(crate) fn set_length_bytes(&mut self, length_bytes: usize) -> io::Result<()> {
         let page_bytes = rustix::param::page_size();
         let before = self.length_bytes.next_multiple_of(page_bytes);
@@ -77,7 +78,7 @@ impl Addresses {
         } else if after < before {
             self.map_fresh(after..before, ProtFlags::empty())?;
         }
-        // What of its last page is left, so that it may grow by zeros.
+        // The rest of its last page, so that growing yields zeros.
         let rest_bytes = self.length_bytes.min(after);
         self.length_bytes = rest_bytes;
         self.bytes_mut().get_mut(length_bytes..).unwrap_or_default().fill(0);
@@ -85,7 +86,7 @@ impl Addresses {
         Ok(())
     }
 
-    /// What lies behind its end in its last page becomes zeros again, so that it may grow by zeros.
+    /// Clears the bytes after the end in the last page, so that growing yields zeros.
     pub(crate) fn clear_behind(&mut self) {
         let length_bytes = self.length_bytes;
         self.length_bytes = length_bytes.next_multiple_of(rustix::param::page_size());
@@ -96,14 +97,14 @@ impl Addresses {
         self.length_bytes = length_bytes;
     }
 
-    /// All of it becomes zeros.
+    /// Sets all bytes to zero.
     pub(crate) fn clear(&mut self) -> io::Result<()> {
         let pages = 0..self.length_bytes.next_multiple_of(rustix::param::page_size());
         self.map_fresh(pages, ProtFlags::READ | ProtFlags::WRITE)
     }
 
-    /// Becomes the first `length_bytes` of a file of memory, copy-on-write. The file must be sealed against
-    /// changes (`F_SEAL_WRITE`, `F_SEAL_SHRINK`).
+    /// Replaces the content by the first `length_bytes` of a memory file, copy-on-write. The file
+    /// must be sealed against changes (`F_SEAL_WRITE`, `F_SEAL_SHRINK`).
     pub(crate) fn map_copy(&mut self, file: &File, length_bytes: usize) -> io::Result<()> {
         let (pages, before) = (self.pages(length_bytes)?, self.pages(self.length_bytes)?);
         if pages.is_empty() {
@@ -111,11 +112,12 @@ impl Addresses {
         }
         let flags = MapFlags::PRIVATE | MapFlags::FIXED | MapFlags::NORESERVE;
         let none = ProtFlags::empty();
-        // SAFETY: what is replaced lies inside these addresses (checked), and no reference to it exists: see the head of
-        // this file. The file's bytes do not change, as the caller has sealed it.
+        // SAFETY: the replaced pages lie inside these addresses (checked), and no reference to them
+        // exists: see the head of this file. The file's bytes do not change, because the caller has
+        // sealed it.
         let mapped = unsafe { mm::mmap(self.start().cast(), pages.len(), none, flags, file, 0) };
         mapped.map_err(|error| explain(error.into()))?;
-        // For the case that something below fails.
+        // In case a step below fails.
         self.length_bytes = 0;
         if pages.end < before.end {
             self.map_fresh(pages.end..before.end, ProtFlags::empty())?;
@@ -123,7 +125,8 @@ impl Addresses {
         self.open_up(pages, length_bytes, || Ok(()))
     }
 
-    /// Becomes so many bytes, all of which are missing. If that cannot be, its length is 0, or as it was.
+    /// Replaces the content by `length_bytes` bytes, all of which are missing. If that fails, the
+    /// length is 0 or unchanged.
     pub(crate) fn map_missing(&mut self, missing: Missing, length_bytes: usize) -> io::Result<Missing> {
         let pages = self.pages(length_bytes)?;
         let before = self.pages(self.length_bytes)?;
@@ -134,7 +137,7 @@ impl Addresses {
         kept.map(|()| missing)
     }
 
-    /// The pages of so many bytes; `ENOMEM` beyond the capacity.
+    /// The pages of this many bytes; `ENOMEM` beyond the capacity.
     fn pages(&self, length_bytes: usize) -> io::Result<Range<usize>> {
         match length_bytes.checked_next_multiple_of(rustix::param::page_size()) {
             Some(end) if end <= self.capacity_bytes => Ok(0..end),
@@ -142,15 +145,15 @@ impl Addresses {
         }
     }
 
-    /// These first pages, which are mapped without access, become the memory. `before` is called when nobody can touch
-    /// them yet.
+    /// Makes these first pages, which are mapped without access, the memory. `before` is called
+    /// before anybody can access them.
     fn open_up<T>(
         &mut self,
         pages: Range<usize>,
         length_bytes: usize,
         before: impl FnOnce() -> io::Result<T>,
     ) -> io::Result<T> {
-        // For the case that something below fails.
+        // In case a step below fails.
         self.length_bytes = 0;
         lock_when_touched(self.start(), pages.len());
         let done = before()?;
@@ -161,14 +164,15 @@ impl Addresses {
         Ok(done)
     }
 
-    /// Asks for huge pages where the memory is about to be written as a whole.
+    /// Requests huge pages, for a memory that is about to be written entirely.
     pub(crate) fn prefer_huge_pages(&mut self) {
         let length_bytes = self.length_bytes.next_multiple_of(rustix::param::page_size());
-        // SAFETY: this changes no byte. Advice only: without huge pages it is the same, populated more slowly.
+        // SAFETY: this changes no byte. Only advice: without huge pages the memory is the same, but
+        // is populated more slowly.
         let _ = unsafe { mm::madvise(self.start().cast(), length_bytes, Advice::LinuxHugepage) };
     }
 
-    /// A child that is forked does not get the memory as it is now mapped.
+    /// A forked child does not get the memory as it is mapped now.
     fn keep_from_children(&mut self) -> io::Result<()> {
         if self.length_bytes == 0 {
             return Ok(());
@@ -181,12 +185,13 @@ impl Addresses {
 
     /// The bytes.
     pub(crate) fn bytes_mut(&mut self) -> &mut [u8] {
-        // SAFETY: so many bytes from there on are mapped readable and writable, until `self`, which is borrowed,
-        // is changed or dropped. Nobody else uses them meanwhile: see the head of this file.
+        // SAFETY: `length_bytes` bytes from the start on are mapped readable and writable until
+        // `self`, which is borrowed, is changed or dropped. Nobody else uses them meanwhile: see
+        // the head of this file.
         unsafe { std::slice::from_raw_parts_mut(self.start(), self.length_bytes) }
     }
 
-    /// Fresh zeros in place of whole pages of the memory.
+    /// Replaces whole pages of the memory by fresh zeros.
     fn map_fresh(&mut self, pages: Range<usize>, protection: ProtFlags) -> io::Result<()> {
         if pages.is_empty() {
             return Ok(());
@@ -196,8 +201,8 @@ impl Addresses {
         }
         let flags = MapFlags::PRIVATE | MapFlags::FIXED | MapFlags::NORESERVE;
         let start = self.start().wrapping_add(pages.start);
-        // SAFETY: what is replaced lies inside these addresses (checked), and no reference to it exists: see the
-        // head of this file.
+        // SAFETY: the replaced pages lie inside these addresses (checked), and no reference to them
+        // exists: see the head of this file.
         let mapped = unsafe { mm::mmap_anonymous(start.cast(), pages.len(), protection, flags) };
         mapped.map_err(|error| explain(error.into()))?;
         Ok(())
@@ -206,7 +211,8 @@ impl Addresses {
 
 impl Drop for Addresses {
     fn drop(&mut self) {
-        // SAFETY: they are these addresses' own, and no reference to them exists: see the head of this file.
+        // SAFETY: this owns the addresses, and no reference to them exists: see the head of this
+        // file.
         let unmapped = unsafe { mm::munmap(self.mapped.cast(), self.mapped_bytes) };
         debug_assert!(unmapped.is_ok(), "{unmapped:?}");
     }

@@ -1,12 +1,13 @@
-//! `userfaultfd`, and asynchronous write protection by it. (What is filled on first touch is in `missing.rs`.)
+//! `userfaultfd`, and asynchronous write protection with it. (`missing.rs` has memory that is
+//! filled at its first access.) See the kernel's [userfaultfd
+//! documentation](https://docs.kernel.org/admin-guide/mm/userfaultfd.html).
 //!
-//! Write protection: the kernel notes a first write to a page and lets
-//! it go on at once; nobody has to answer. What was written is asked by `PAGEMAP_SCAN`
-//! (`pagemap.rs`).
+//! Write protection: the kernel records the first write to a page and lets the thread continue at
+//! once; no handler has to answer. `PAGEMAP_SCAN` (`pagemap.rs`) returns the written pages.
 //!
-//! Only faults of user mode are asked for (`UFFD_USER_MODE_ONLY`), which needs no privilege, whatever
-//! `vm.unprivileged_userfaultfd` says. The kernel's own writes (a `read` into a protected page) are
-//! noted all the same, because in this mode no fault is ever handed to user mode.
+//! The descriptor handles only faults of user mode (`UFFD_USER_MODE_ONLY`), which needs no
+//! privilege for any value of `vm.unprivileged_userfaultfd`. The kernel's own writes (a `read` into
+//! a protected page) are recorded too, because in this mode no fault is ever passed to user mode.
 
 use std::io;
 use std::ops::Range;
@@ -53,42 +54,43 @@ pub(crate) struct Userfault {
 
 impl Userfault {
     /// Nothing is registered yet. `EINVAL` where the kernel has no asynchronous write protection
-    /// (before Linux 6.7), `ENOSYS` where it has no `userfaultfd`, `EPERM` where a sandbox forbids it.
+    /// (before Linux 6.7), `ENOSYS` where it has no `userfaultfd`, `EPERM` where a sandbox forbids
+    /// it.
     pub(crate) fn new() -> io::Result<Userfault> {
         let descriptor = open(Faults::OfUserMode)?;
         agree(&descriptor, FEATURE_WP_ASYNC | FEATURE_WP_UNPOPULATED)?;
         Ok(Userfault { descriptor })
     }
 
-    /// Registers whole pages at these addresses. Registering them again does nothing. `EBUSY` where
-    /// another `userfaultfd` has some of them.
+    /// Registers whole pages at these addresses. Registering them again has no effect. `EBUSY`
+    /// where another `userfaultfd` has some of them.
     pub(crate) fn register(&self, range: Range<u64>) -> io::Result<()> {
         register_mode(&self.descriptor, range, REGISTER_MODE_WP)
     }
 
-    /// Takes the registration and all protection away. To be called although dropping does the same: a child
-    /// that was forked meanwhile holds the descriptor too.
+    /// Removes the registration and all protection. Callers must call this although dropping does
+    /// the same: a child that was forked meanwhile holds the descriptor too.
     pub(crate) fn unregister(&self, range: Range<u64>) -> io::Result<()> {
         unregister(&self.descriptor, range)
     }
 }
 
-/// Whose faults a descriptor is about.
+/// Which faults a descriptor handles.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Faults {
-    /// Also those of the kernel, as in a `read` into the memory. Needs a privilege (`CAP_SYS_PTRACE`), or
-    /// that `vm.unprivileged_userfaultfd` is 1; else `EPERM`.
+    /// Faults of the kernel too, as in a `read` into the memory. This needs a privilege
+    /// (`CAP_SYS_PTRACE`), or `vm.unprivileged_userfaultfd` set to 1; otherwise `EPERM`.
     All,
-    /// Only those of programs.
+    /// Only faults of user mode.
     OfUserMode,
 }
 
-/// A descriptor with which nothing is registered. `ENOSYS` where the kernel has no `userfaultfd`, `EPERM`
+/// A descriptor without any registration. `ENOSYS` where the kernel has no `userfaultfd`, `EPERM`
 /// where a sandbox forbids it.
 pub(super) fn open(faults: Faults) -> io::Result<OwnedFd> {
     let user_mode_only = if faults == Faults::OfUserMode { USER_MODE_ONLY } else { 0 };
     let flags = OFlags::CLOEXEC.bits() | OFlags::NONBLOCK.bits() | user_mode_only;
-    // SAFETY: the call takes flags only.
+    // SAFETY: the call takes only flags.
     let descriptor = unsafe { libc::syscall(libc::SYS_userfaultfd, flags) };
     let descriptor = i32::try_from(descriptor).ok().filter(|descriptor| *descriptor >= 0);
     let descriptor = descriptor.ok_or_else(io::Error::last_os_error)?;
@@ -96,7 +98,7 @@ pub(super) fn open(faults: Faults) -> io::Result<OwnedFd> {
     Ok(unsafe { OwnedFd::from_raw_fd(descriptor) })
 }
 
-/// Agrees on the interface and on these features; `EINVAL` where the kernel lacks one.
+/// Negotiates the interface and these features; `EINVAL` where the kernel lacks one.
 pub(super) fn agree(descriptor: &OwnedFd, features: u64) -> io::Result<()> {
     let mut argument = ApiArgument { api: API_VERSION, features, ioctls: 0 };
     // SAFETY: the ioctl reads and writes one `uffdio_api`, whose layout and size `ApiArgument` has.
@@ -114,7 +116,7 @@ pub(super) fn register_mode(descriptor: &OwnedFd, range: Range<u64>, mode: u64) 
     if answer < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
-/// Takes the registration of these pages away, and wakes who waits for them.
+/// Removes the registration of these pages and wakes the threads that wait for them.
 pub(super) fn unregister(descriptor: &OwnedFd, range: Range<u64>) -> io::Result<()> {
     let mut argument = [range.start, range.end - range.start];
     // SAFETY: the ioctl reads one `uffdio_range`, which is two 64-bit numbers: start and length.
@@ -122,14 +124,14 @@ pub(super) fn unregister(descriptor: &OwnedFd, range: Range<u64>) -> io::Result<
     if answer < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
-/// An error (`ENOMEM`) unless something is mapped at each of these addresses, which begin at a page.
-/// Cost: a look at each mapping.
+/// An error (`ENOMEM`) unless each of these addresses is mapped. The range begins at a page. Cost:
+/// a lookup of each mapping.
 pub(crate) fn check_mapped(range: Range<u64>) -> io::Result<()> {
     let overflow = || io::Error::from_raw_os_error(libc::ENOMEM);
     let start = usize::try_from(range.start).map_err(|_| overflow())?;
     let length_bytes = usize::try_from(range.end - range.start).map_err(|_| overflow())?;
-    // SAFETY: with MS_ASYNC the call has looked at the mappings and done nothing else since Linux
-    // 2.6.19; it takes any address.
+    // SAFETY: since Linux 2.6.19, the call with MS_ASYNC only inspects the mappings; it takes any
+    // address.
     let answer =
         unsafe { libc::msync(std::ptr::without_provenance_mut(start), length_bytes, libc::MS_ASYNC) };
     if answer < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }

@@ -20,8 +20,9 @@ use std::io;
 use std::ops::Range;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use super::{Means, Taken, TrackError, Tracker, Untracked, merge};
+use super::{Means, Taken, TrackError, Tracker, Untracked};
 use crate::address_space::AddressSpace;
+use crate::ranges::Ranges;
 use crate::record::SnapshotId;
 use crate::sys::pagemap;
 
@@ -43,7 +44,7 @@ struct State {
     snapshots: Vec<SnapshotId>,
     next_number: u64,
     /// All that was ever found, from the start of the image.
-    found: Vec<Range<u64>>,
+    found: Ranges,
 }
 
 impl CopyOnWrite {
@@ -51,7 +52,7 @@ impl CopyOnWrite {
     pub(crate) fn new(template: SnapshotId, addresses: Range<u64>) -> CopyOnWrite {
         let length_bytes = addresses.end - addresses.start;
         let state =
-            State { template, length_bytes, snapshots: Vec::new(), next_number: 0, found: Vec::new() };
+            State { template, length_bytes, snapshots: Vec::new(), next_number: 0, found: Ranges::new() };
         CopyOnWrite { start: addresses.start, state: Mutex::new(state) }
     }
 
@@ -62,8 +63,7 @@ impl CopyOnWrite {
         if length_bytes > state.length_bytes {
             // A snapshot may have bytes there too, from before it was shorter.
             let grown = state.length_bytes..length_bytes;
-            state.found.push(grown);
-            merge(&mut state.found);
+            state.found.insert(grown);
         }
         state.length_bytes = length_bytes;
     }
@@ -79,14 +79,14 @@ impl CopyOnWrite {
     }
 
     /// What is the instance's own by now, from the start of the image.
-    fn copied(&self) -> io::Result<Vec<Range<u64>>> {
+    fn copied(&self) -> io::Result<Ranges> {
         let page_bytes = rustix::param::page_size() as u64;
         let (start, end) = (self.start, self.start + self.state().length_bytes);
         // Opened each time: a thousand instances would need as many descriptors, and a child that was forked
         // with one has its own page tables.
         let pagemap = File::open("/proc/self/pagemap")?;
         let copied = pagemap::copied(&pagemap, start..end.next_multiple_of(page_bytes))?;
-        Ok(copied.into_iter().map(|pages| pages.start - start..pages.end.min(end) - start).collect())
+        Ok(copied.from_start_of(start..end))
     }
 }
 
@@ -114,11 +114,10 @@ impl Tracker for CopyOnWrite {
             }
             Err(error) => {
                 // What is in the snapshot that is being taken is not known, so later it may be anything.
-                state.found = std::iter::once(0..expected_bytes).collect();
+                state.found = Ranges::from(0..expected_bytes);
                 Err(Untracked::Unavailable(format!("/proc/self/pagemap cannot be read: {error}")))
             }
         };
-        merge(&mut state.found);
         let changes = known.and_then(|()| match since {
             None => Err(Untracked::NoParent),
             Some(since) if since == state.template || state.snapshots.contains(&since) => {
@@ -142,23 +141,20 @@ impl Tracker for CopyOnWrite {
     }
 
     fn estimate_bytes(&self) -> u64 {
-        self.copied().map_or(0, |copied| copied.iter().map(|range| range.end - range.start).sum())
+        self.copied().map_or(0, |copied| copied.length_bytes())
     }
 }
 
 /// From ranges of the image to ranges of each mapping.
-fn by_mapping(ranges: &[Range<u64>], space: &AddressSpace) -> Vec<Vec<Range<u64>>> {
+fn by_mapping(ranges: &Ranges, space: &AddressSpace) -> Vec<Ranges> {
     let mut image_bytes = 0;
     let mapping_ranges = space.mappings().iter().map(|mapping| {
         if !mapping.captured {
-            return Vec::new();
+            return Ranges::new();
         }
-        let (start, length_bytes) = (image_bytes, mapping.range.length_bytes());
-        let end = start + length_bytes;
-        image_bytes = end;
-        let first = ranges.partition_point(|range| range.end <= start);
-        let inside = ranges[first..].iter().take_while(|range| range.start < end);
-        inside.map(|range| range.start.max(start) - start..range.end.min(end) - start).collect()
+        let start = image_bytes;
+        image_bytes += mapping.range.length_bytes();
+        ranges.from_start_of(start..image_bytes)
     });
     mapping_ranges.collect()
 }

@@ -3,9 +3,10 @@
 use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use super::ledger::{Found, Ledger};
-use super::{Means, Taken, TrackError, Tracker, check_one_memory, merge};
+use super::ledger::{Finding, Ledger};
+use super::{Means, Taken, TrackError, Tracker, check_one_memory};
 use crate::address_space::AddressSpace;
+use crate::ranges::merge;
 use crate::record::SnapshotId;
 use crate::units::AddressRange;
 
@@ -156,7 +157,7 @@ impl Tracker for HostRanges {
         let mut state = self.state();
         check_one_memory(space, state.memory_bytes)?;
         let marked = std::mem::take(&mut state.marked);
-        let (number, changes) = state.ledger.take(Found::Ranges(marked), since);
+        let (number, changes) = state.ledger.take(Finding::Bytes(marked.into()), since);
         Ok(Taken { number, changes: changes.map(|ranges| vec![ranges]) })
     }
 

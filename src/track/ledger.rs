@@ -1,18 +1,17 @@
 //! The ledger: what a tracker has found and no durable snapshot has yet.
 
-use std::ops::Range;
-
-use super::{Untracked, merge};
+use super::Untracked;
+use crate::ranges::Ranges;
 use crate::record::SnapshotId;
 
 /// Takes that no snapshot has acknowledged are joined beyond this many.
 const MAX_OPEN_TAKES: usize = 4;
 
-/// What one take found.
+/// What one take of a tracker found.
 #[derive(Clone, Debug)]
-pub(super) enum Found {
+pub(super) enum Finding {
     /// These bytes may have changed, and no others.
-    Ranges(Vec<Range<u64>>),
+    Bytes(Ranges),
     /// Anything may have changed.
     Anything(Untracked),
 }
@@ -24,7 +23,7 @@ pub(super) struct Ledger {
     next_number: u64,
     /// The number of the last take that was acknowledged, plus one.
     acknowledged: u64,
-    open: Vec<(u64, Found)>,
+    open: Vec<(u64, Finding)>,
 }
 
 impl Ledger {
@@ -34,12 +33,12 @@ impl Ledger {
     }
 
     /// Enters what was found since the last take. Answers its number and, if it is known, all that
-    /// may have changed since the snapshot `since`: sorted and apart.
+    /// may have changed since the snapshot `since`.
     pub(super) fn take(
         &mut self,
-        found: Found,
+        found: Finding,
         since: Option<SnapshotId>,
-    ) -> (u64, Result<Vec<Range<u64>>, Untracked>) {
+    ) -> (u64, Result<Ranges, Untracked>) {
         let number = self.next_number;
         self.next_number += 1;
         self.open.push((number, found));
@@ -53,8 +52,8 @@ impl Ledger {
             (Some(_), None) => Err(Untracked::JustBegun),
             (Some(since), Some(basis)) if since != basis => Err(Untracked::OtherParent),
             _ => match join(self.open.iter().map(|(_, found)| found)) {
-                Found::Ranges(ranges) => Ok(ranges),
-                Found::Anything(why) => Err(why),
+                Finding::Bytes(ranges) => Ok(ranges),
+                Finding::Anything(why) => Err(why),
             },
         };
         (number, changes)
@@ -76,20 +75,21 @@ impl Ledger {
     }
 }
 
-fn join<'a>(all: impl IntoIterator<Item = &'a Found>) -> Found {
+fn join<'a>(all: impl IntoIterator<Item = &'a Finding>) -> Finding {
     let mut joined = Vec::new();
     for found in all {
         match found {
-            Found::Ranges(ranges) => joined.extend_from_slice(ranges),
-            Found::Anything(why) => return Found::Anything(why.clone()),
+            Finding::Bytes(ranges) => joined.extend_from_slice(ranges),
+            Finding::Anything(why) => return Finding::Anything(why.clone()),
         }
     }
-    merge(&mut joined);
-    Found::Ranges(joined)
+    Finding::Bytes(joined.into())
 }
 
 #[cfg(test)]
 mod tests {
+    use std::ops::Range;
+
     use super::*;
     use crate::hash::Hash;
 
@@ -97,8 +97,8 @@ mod tests {
         SnapshotId(Hash([byte; 32]))
     }
 
-    fn one(range: Range<u64>) -> Found {
-        Found::Ranges(std::iter::once(range).collect())
+    fn one(range: Range<u64>) -> Finding {
+        Finding::Bytes(range.into())
     }
 
     #[test]

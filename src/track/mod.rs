@@ -18,9 +18,9 @@ mod write_protection;
 
 use std::fmt;
 use std::io;
-use std::ops::Range;
 
 use crate::address_space::AddressSpace;
+use crate::ranges::Ranges;
 use crate::record::SnapshotId;
 use crate::units::AddressRange;
 
@@ -70,9 +70,9 @@ pub trait Tracker: Send + Sync {
 pub struct Taken {
     /// Which take it is.
     pub number: u64,
-    /// For each mapping the byte ranges, from the mapping's start, that may have changed: sorted,
-    /// apart, inside the mapping. Or why that cannot be told.
-    pub changes: Result<Vec<Vec<Range<u64>>>, Untracked>,
+    /// For each mapping the byte ranges, from the mapping's start, that may have changed and are inside it. Or why
+    /// that cannot be told.
+    pub changes: Result<Vec<Ranges>, Untracked>,
 }
 
 /// How a capture knew what had changed.
@@ -140,6 +140,13 @@ impl Tracking {
             Tracking::By(means) => means.name(),
             Tracking::Rescan(_) => "rescan",
         }
+    }
+}
+
+impl serde::Serialize for Tracking {
+    /// Its name.
+    fn serialize<S: serde::Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
+        to.serialize_str(self.name())
     }
 }
 
@@ -264,36 +271,6 @@ pub enum TrackError {
     },
 }
 
-/// Sorts ranges and joins those that touch or overlap.
-pub(crate) fn merge(ranges: &mut Vec<Range<u64>>) {
-    ranges.retain(|range| !range.is_empty());
-    ranges.sort_unstable_by_key(|range| (range.start, range.end));
-    ranges.dedup_by(|next, kept| {
-        let touch = next.start <= kept.end;
-        if touch {
-            kept.end = kept.end.max(next.end);
-        }
-        touch
-    });
-}
-
-/// The part of `whole` that is in none of `ranges`, which are sorted and apart.
-pub(crate) fn complement(ranges: &[Range<u64>], whole: Range<u64>) -> Vec<Range<u64>> {
-    let mut rest = Vec::new();
-    let mut start = whole.start;
-    let first = ranges.partition_point(|range| range.end <= whole.start);
-    for range in ranges[first..].iter().take_while(|range| range.start < whole.end) {
-        if start < range.start.min(whole.end) {
-            rest.push(start..range.start.min(whole.end));
-        }
-        start = start.max(range.end);
-    }
-    if start < whole.end {
-        rest.push(start..whole.end);
-    }
-    rest
-}
-
 /// The length of the one captured mapping that a tracker of one memory is used with.
 fn check_one_memory(space: &AddressSpace, memory_bytes: u64) -> Result<(), TrackError> {
     let found: Vec<u64> = space.captured().map(|(_, mapping)| mapping.range.length_bytes()).collect();
@@ -312,19 +289,4 @@ fn check_one_memory(space: &AddressSpace, memory_bytes: u64) -> Result<(), Track
             _ => format!("{} mappings", space.mappings().len()),
         },
     })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn ranges_and_their_complement_cover_everything_once() {
-        let mut ranges = vec![5..9, 1..3, 8..12, 3..4, 7..7];
-        merge(&mut ranges);
-        assert_eq!(ranges, [1..4, 5..12]);
-        assert_eq!(complement(&ranges, 0..20), [0..1, 4..5, 12..20]);
-        assert_eq!(complement(&ranges, 2..8), std::slice::from_ref(&(4..5)));
-        assert_eq!(complement(&[], 2..6), std::slice::from_ref(&(2..6)));
-    }
 }

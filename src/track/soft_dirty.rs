@@ -11,12 +11,12 @@
 
 use std::fs::File;
 use std::io::{self, Write};
-use std::ops::Range;
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 
-use super::ledger::{Found, Ledger};
-use super::{Means, Taken, TrackError, Tracker, Untracked, complement, merge};
+use super::ledger::{Finding, Ledger};
+use super::{Means, Taken, TrackError, Tracker, Untracked};
 use crate::address_space::{AddressSpace, Mapping};
+use crate::ranges::Ranges;
 use crate::record::SnapshotId;
 use crate::sys::pagemap;
 
@@ -53,14 +53,13 @@ impl SoftDirty {
     }
 
     /// What may have changed of one mapping, by address.
-    fn changed(pagemap: &File, mapping: &Mapping) -> io::Result<Vec<Range<u64>>> {
+    fn changed(pagemap: &File, mapping: &Mapping) -> io::Result<Ranges> {
         let whole = mapping.range.start()..mapping.range.end();
         if mapping.protection.shared || !mapping.name.is_empty() && !mapping.name.starts_with('[') {
-            return Ok(std::iter::once(whole).collect());
+            return Ok(whole.into());
         }
-        let mut changed = complement(&pagemap::populated(pagemap, whole.clone())?, whole.clone());
-        changed.append(&mut pagemap::soft_dirty(pagemap, whole)?);
-        Ok(changed)
+        let absent = pagemap::populated(pagemap, whole.clone())?.complement(whole.clone());
+        Ok(absent.union(&pagemap::soft_dirty(pagemap, whole)?))
     }
 }
 
@@ -70,7 +69,7 @@ impl Tracker for SoftDirty {
     }
 
     fn take(&self, space: &AddressSpace, since: Option<SnapshotId>) -> Result<Taken, TrackError> {
-        let took = || -> io::Result<Vec<Range<u64>>> {
+        let took = || -> io::Result<Ranges> {
             // Opened each time: after an execve the old files would show the old memory, empty.
             let pagemap = open(self.pid, "pagemap", false)?;
             if started(self.pid)? != self.started {
@@ -78,26 +77,21 @@ impl Tracker for SoftDirty {
             }
             let mut changed = Vec::new();
             for (_, mapping) in space.captured() {
-                changed.append(&mut Self::changed(&pagemap, mapping)?);
+                changed.extend(Self::changed(&pagemap, mapping)?);
             }
             open(self.pid, "clear_refs", true)?.write_all(CLEAR_SOFT_DIRTY)?;
-            merge(&mut changed);
-            Ok(changed)
+            Ok(changed.into())
         };
         let (found, error) = match took() {
-            Ok(ranges) => (Found::Ranges(ranges), None),
-            Err(error) => (Found::Anything(Untracked::Interrupted), Some(error)),
+            Ok(ranges) => (Finding::Bytes(ranges), None),
+            Err(error) => (Finding::Anything(Untracked::Interrupted), Some(error)),
         };
         let (number, changes) = self.ledger().take(found, since);
         if let Some(source) = error {
             return Err(TrackError::System { action: "find what the process wrote", source });
         }
         let changes = changes.map(|ranges| {
-            let of = |mapping: &Mapping| {
-                let (start, end) = (mapping.range.start(), mapping.range.end());
-                let inside = ranges.iter().filter(|range| range.start < end && start < range.end);
-                inside.map(|range| range.start.max(start) - start..range.end.min(end) - start).collect()
-            };
+            let of = |mapping: &Mapping| ranges.from_start_of(mapping.range.start()..mapping.range.end());
             space.mappings().iter().map(of).collect()
         });
         Ok(Taken { number, changes })

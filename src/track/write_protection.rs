@@ -26,9 +26,10 @@ use std::io;
 use std::ops::Range;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use super::ledger::{Found, Ledger};
-use super::{Means, Taken, TrackError, Tracker, Untracked, check_one_memory, merge};
+use super::ledger::{Finding, Ledger};
+use super::{Means, Taken, TrackError, Tracker, Untracked, check_one_memory};
 use crate::address_space::AddressSpace;
+use crate::ranges::Ranges;
 use crate::record::SnapshotId;
 use crate::sys::pagemap;
 use crate::sys::userfault::{self, Userfault};
@@ -49,9 +50,9 @@ struct State {
     ledger: Ledger,
     memory_bytes: u64,
     /// What the last take found absent, from the memory's start, until it is asked for.
-    absent: Vec<Range<u64>>,
+    absent: Ranges,
     /// The guards that the last take found, from the memory's start.
-    guards: Vec<Range<u64>>,
+    guards: Ranges,
 }
 
 impl WriteProtection {
@@ -66,8 +67,12 @@ impl WriteProtection {
         let pagemap = File::open("/proc/self/pagemap").map_err(unavailable)?;
         // Kernels before 6.7 say here that they have no such scan.
         pagemap::count_written(&pagemap, start..start + page_bytes).map_err(unavailable)?;
-        let state =
-            State { ledger: Ledger::default(), memory_bytes: 0, absent: Vec::new(), guards: Vec::new() };
+        let state = State {
+            ledger: Ledger::default(),
+            memory_bytes: 0,
+            absent: Ranges::new(),
+            guards: Ranges::new(),
+        };
         let protection = WriteProtection {
             userfault,
             pagemap,
@@ -96,12 +101,12 @@ impl WriteProtection {
     }
 
     /// What the last take found absent: zeros since then, unless it was written later. Answers once.
-    pub(crate) fn forget_absent(&self) -> Vec<Range<u64>> {
+    pub(crate) fn forget_absent(&self) -> Ranges {
         std::mem::take(&mut self.state().absent)
     }
 
     /// The guards that the last take found (`MADV_GUARD_INSTALL`), which must not be touched.
-    pub(crate) fn guards(&self) -> Vec<Range<u64>> {
+    pub(crate) fn guards(&self) -> Ranges {
         self.state().guards.clone()
     }
 
@@ -131,12 +136,8 @@ impl WriteProtection {
     }
 
     /// From addresses to offsets in the memory.
-    fn offsets(&self, ranges: Vec<Range<u64>>, memory_bytes: u64) -> Vec<Range<u64>> {
-        let offset = |address: u64| (address - self.start).min(memory_bytes);
-        let mut offsets: Vec<_> =
-            ranges.into_iter().map(|range| offset(range.start)..offset(range.end)).collect();
-        merge(&mut offsets);
-        offsets
+    fn offsets(&self, ranges: &Ranges, memory_bytes: u64) -> Ranges {
+        ranges.from_start_of(self.start..self.start.saturating_add(memory_bytes))
     }
 }
 
@@ -159,36 +160,33 @@ impl Tracker for WriteProtection {
             // Parts may be protected already and what was written there is lost: so be it all.
             Err(error) if error.raw_os_error() == Some(libc::EPERM) => None,
             Err(source) => {
-                let _ = state.ledger.take(Found::Anything(Untracked::Interrupted), since);
+                let _ = state.ledger.take(Finding::Anything(Untracked::Interrupted), since);
                 return Err(TrackError::System { action: "find what was written", source });
             }
         };
         let found = match was_registered {
             Some(touched) => {
-                let written = self.offsets(touched.written, memory_bytes);
-                state.guards = self.offsets(touched.guards, memory_bytes);
-                state.absent = self.offsets(touched.absent, memory_bytes);
-                let mut changed = written.clone();
-                changed.extend_from_slice(&state.absent);
+                let written = self.offsets(&touched.written, memory_bytes);
+                state.guards = self.offsets(&touched.guards, memory_bytes);
+                state.absent = self.offsets(&touched.absent, memory_bytes);
                 // Something may have been there before the guard.
-                changed.extend_from_slice(&state.guards);
-                merge(&mut changed);
-                Found::Ranges(changed)
+                let changed = written.union(&state.absent).union(&state.guards);
+                Finding::Bytes(changed)
             }
             None => {
-                state.absent.clear();
-                state.guards.clear();
-                Found::Anything(Untracked::Interrupted)
+                state.absent = Ranges::new();
+                state.guards = Ranges::new();
+                Finding::Anything(Untracked::Interrupted)
             }
         };
         // Entered before anything can fail: what the scan took is known to nobody else.
-        let interrupted = matches!(found, Found::Anything(_));
+        let interrupted = matches!(found, Finding::Anything(_));
         let (number, changes) = state.ledger.take(found, since);
         if interrupted {
             self.register(pages.clone())?;
             let touched = pagemap::take_touched(&self.pagemap, pages.clone())
                 .map_err(|source| TrackError::System { action: "write-protect the memory", source })?;
-            state.guards = self.offsets(touched.guards, memory_bytes);
+            state.guards = self.offsets(&touched.guards, memory_bytes);
         }
         if let Ok(range) = AddressRange::new(pages.start, pages.end) {
             userfault::check_mapped(pages).map_err(|_| TrackError::NotPrivate {

@@ -4,7 +4,6 @@
 mod sample;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, hash_map};
-use std::sync::Mutex;
 
 use rayon::prelude::*;
 
@@ -15,17 +14,18 @@ use crate::hash::Hash;
 use crate::progress::{Meter, Progress};
 use crate::record::{Record, SnapshotId};
 use crate::root::Root;
-use crate::store::compact::indexed;
 use crate::store::error::StoreError;
+use crate::store::fact;
 use crate::store::index::Index;
-use crate::store::location::{Location, Position};
 use crate::store::marks::Marks;
-use crate::store::object::Kind;
-use crate::store::open;
-use crate::store::pack::{Pack, Scanned};
-use crate::store::read::{Check, Reader, TRIES};
-use crate::store::tree::Tree;
+use crate::store::packs::location::{Location, Position};
+use crate::store::packs::object::Kind;
+use crate::store::packs::pack::Pack;
+use crate::store::packs::read::{Check, Reader, TRIES};
+use crate::store::packs::scan::Scanned;
+use crate::store::tree::{self, Tree};
 use crate::store::{Shared, Store};
+use crate::sync::Mutex;
 use crate::table::{self, Places};
 
 /// What to verify. The default is everything.
@@ -43,7 +43,7 @@ pub struct VerifyOptions {
 }
 
 /// What was found.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize)]
 #[non_exhaustive]
 pub struct VerifyReport {
     /// How many objects were read, decoded and compared with their hashes.
@@ -63,7 +63,7 @@ pub struct VerifyReport {
 }
 
 /// Something that is not in order.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
 #[non_exhaustive]
 pub struct Problem {
     /// What it concerns: the name of a [`Kind`], or `pack` for bytes that are no object.
@@ -71,6 +71,7 @@ pub struct Problem {
     /// The object's hash, or the file and byte.
     pub object: String,
     /// The snapshots that cannot be restored for it; none if nothing needs it.
+    #[serde(serialize_with = "crate::report::texts")]
     pub snapshots: Vec<SnapshotId>,
     /// What is wrong.
     pub detail: String,
@@ -122,8 +123,8 @@ impl Store {
         let report = verification.report();
         if everything && report.problems.is_empty() && shared.damage_known() {
             // What was found damaged was taken out, whatever was stored as a difference from it.
-            shared.index().set_may_have_ungrounded(true)?;
-            shared.drop_ungrounded()?;
+            shared.index().set_may_have_dangling(true)?;
+            shared.drop_dangling()?;
             shared.no_damage_since(findings_before);
         }
         Ok(report)
@@ -173,9 +174,9 @@ impl Intact {
 
 impl<'a> Verification<'a> {
     fn report(self) -> VerifyReport {
-        let checked = std::mem::take(&mut *lock(&self.checked));
-        let (total_objects, total_bytes) = *lock(&self.total);
-        let problems = std::mem::take(&mut *lock(&self.problems));
+        let checked = std::mem::take(&mut *self.checked.lock());
+        let (total_objects, total_bytes) = *self.total.lock();
+        let problems = std::mem::take(&mut *self.problems.lock());
         let problems = problems
             .into_iter()
             .map(|(subject, (detail, snapshots))| {
@@ -200,14 +201,14 @@ impl<'a> Verification<'a> {
     }
 
     fn count(&self, location: Location) {
-        let mut checked = lock(&self.checked);
+        let mut checked = self.checked.lock();
         checked.objects += 1;
         checked.bytes += location.object_bytes();
         checked.packs.insert(location.pack);
     }
 
     fn problem(&self, subject: Subject, detail: String, snapshot: Option<SnapshotId>) {
-        let mut problems = lock(&self.problems);
+        let mut problems = self.problems.lock();
         let problem = problems.entry(subject).or_insert_with(|| (detail, BTreeSet::new()));
         problem.1.extend(snapshot);
     }
@@ -269,7 +270,7 @@ impl<'a> Verification<'a> {
                 };
             }
             let end_bytes = batch.last().map_or(at_bytes, Scanned::end_bytes);
-            let mut total = lock(&self.total);
+            let mut total = self.total.lock();
             total.0 += batch.len() as u64;
             total.1 += end_bytes - at_bytes;
             drop(total);
@@ -293,12 +294,12 @@ impl<'a> Verification<'a> {
                 let location = Location::new(pack.number, *offset_bytes, header);
                 self.count(location);
                 let why = match header.encoding {
-                    _ if indexed(header).is_none() => match open::fact(header, payload, location) {
+                    _ if tree::indexed(header).is_none() => match fact::read(header, payload, location) {
                         Ok(_) => return Ok(None),
                         Err(why) => why,
                     },
                     Encoding::Delta => match reader.check_at(header.kind, &header.hash, location) {
-                        Ok(_) => return Ok(indexed(header)),
+                        Ok(_) => return Ok(tree::indexed(header)),
                         Err(error) if !error.is_damage() => return Err(error),
                         // Of this one nothing is wrong. Whether anything needs it is seen later.
                         Err(StoreError::Base { .. }) => return Ok(None),
@@ -308,7 +309,7 @@ impl<'a> Verification<'a> {
                     encoding => {
                         let mut plain = vec![0; header.plain_bytes as usize];
                         match codec::decode(encoding, payload, &mut plain) {
-                            Ok(()) if Hash::of(&plain) == header.hash => return Ok(indexed(header)),
+                            Ok(()) if Hash::of(&plain) == header.hash => return Ok(tree::indexed(header)),
                             Ok(()) => "its bytes do not match its hash".to_owned(),
                             Err(error) => error.to_string(),
                         }
@@ -327,13 +328,13 @@ impl<'a> Verification<'a> {
         let record =
             header.filter(|header| header.kind == Kind::Record).map(|header| SnapshotId(header.hash));
         self.problem(subject, format!("in pack {} at byte {offset_bytes}: {why}", pack.number), record);
-        lock(&self.damaged).push((Position { pack: pack.number, offset_bytes }, end_bytes));
+        self.damaged.lock().push((Position { pack: pack.number, offset_bytes }, end_bytes));
         Ok(None)
     }
 
     /// Takes what lies in damaged bytes out of the index.
     fn drop_damaged(&self, index: &Index, intact: &mut Intact) -> Result<(), Error> {
-        let mut damaged = std::mem::take(&mut *lock(&self.damaged));
+        let mut damaged = std::mem::take(&mut *self.damaged.lock());
         if damaged.is_empty() {
             return Ok(());
         }
@@ -595,8 +596,4 @@ impl<'a> Verification<'a> {
         }
         Ok(Some((kind, *hash)))
     }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
 }

@@ -4,17 +4,17 @@ use std::collections::{HashMap, HashSet, hash_map};
 
 use rayon::prelude::*;
 
-use super::{BATCH_OBJECTS, Intact, Subject, Verification, lock};
+use super::{BATCH_OBJECTS, Intact, Subject, Verification};
 use crate::error::Error;
 use crate::hash::Hash;
 use crate::progress::{Meter, Progress};
 use crate::record::SnapshotId;
 use crate::store::error::StoreError;
-use crate::store::location::Location;
 use crate::store::marks::Marks;
-use crate::store::object::Kind;
-use crate::store::pack;
-use crate::store::read::{Check, Reader};
+use crate::store::packs::location::Location;
+use crate::store::packs::names;
+use crate::store::packs::object::Kind;
+use crate::store::packs::read::{Check, Reader};
 use crate::store::tree::Tree;
 use crate::table::Places;
 
@@ -62,7 +62,7 @@ impl Verification<'_> {
         for (kind, id, location) in self.facts() {
             take(Stock::Fact(kind, id), location)?;
         }
-        *lock(&self.total) = (objects, bytes);
+        *self.total.lock() = (objects, bytes);
         Ok(())
     }
 
@@ -109,7 +109,9 @@ impl Verification<'_> {
         let left_out = lowest.into_iter().filter(|(class, _)| !sampled.contains(class));
         batch.extend(left_out.map(|(_, (_, stock, location))| (stock, location)));
         batch.chunks(BATCH_OBJECTS).try_for_each(|batch| self.check(batch, &meter))?;
-        let found: HashMap<Hash, Kind> = lock(&self.problems)
+        let found: HashMap<Hash, Kind> = self
+            .problems
+            .lock()
             .keys()
             .filter_map(|subject| match subject {
                 Subject::Object(kind, hash) => Some((*hash, *kind)),
@@ -168,7 +170,7 @@ impl Verification<'_> {
                 (Subject::Object(kind, id.0), needs_it)
             }
             // Their hashes are known to nobody.
-            _ => (Subject::Bytes { pack: pack::file_name(pack), offset_bytes }, None),
+            _ => (Subject::Bytes { pack: names::file_name(pack), offset_bytes }, None),
         };
         let detail = format!(
             "a {kind} about the snapshot {id} in pack {pack} at byte {offset_bytes}: its bytes do not match its checks"
@@ -228,7 +230,7 @@ impl Verification<'_> {
             for (kind, hash) in needed {
                 let Some(guessed) = damaged.get(&hash) else { continue };
                 if *guessed != kind {
-                    let mut problems = lock(&self.problems);
+                    let mut problems = self.problems.lock();
                     if let Some(problem) = problems.remove(&Subject::Object(*guessed, hash)) {
                         problems.insert(Subject::Object(kind, hash), problem);
                     }

@@ -2,7 +2,9 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::cast_possible_truncation)]
 
+mod bad_input;
 mod bounds;
+mod contract;
 mod order;
 mod owners;
 mod traced;

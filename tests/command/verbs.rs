@@ -745,8 +745,8 @@ fn wrong_usage_exits_with_2_and_says_what_is_expected() {
 #[test]
 fn completions_and_the_manual_know_every_verb() {
     let vault = Vault::new();
-    let verbs = "init capture watch list show processes restore cat label forget gc verify repair stats migrate \
-        completions man";
+    let verbs = "init capture watch list show processes restore rollback cat diff history label forget gc verify \
+        repair stats migrate completions man";
     for shell in ["bash", "zsh", "fish", "powershell", "elvish"] {
         let script = vault.text(&["completions", shell]);
         verbs.split_whitespace().for_each(|verb| assert!(script.contains(verb), "{verb} for {shell}"));
@@ -756,6 +756,10 @@ fn completions_and_the_manual_know_every_verb() {
     for verb in verbs.split_whitespace() {
         assert!(page.contains(&format!(".SH \"{}\"", verb.to_uppercase())), "{verb}");
     }
+    for section in ["SYNOPSIS", "ENVIRONMENT", "FILES", "\"EXIT STATUS\"", "EXAMPLES"] {
+        assert!(page.contains(&format!("\n.SH {section}\n")), "{section}");
+    }
+    assert!(page.contains("\\fB\\-\\-region\\-size\\fR \\fIBYTES\\fR"), "options name their values: {page}");
     let help = vault.text(&["--help"]);
     assert!(help.contains("First steps") && help.contains("Exit codes"), "{help}");
     assert!(!vault.store().exists());
@@ -845,7 +849,7 @@ fn a_diff_tells_the_ranges_and_a_history_the_bytes() {
     vault.fails(2, "at most 1048576", &["history", "--range", "0..1048577"]);
     vault.fails(3, "deadbeef", &["diff", &first, "deadbeef"]);
     vault.capture_file(&file, "other");
-    vault.fails(2, "there are other, vm", &["history", "--range", "0..1"]);
+    vault.fails(2, "several processes: other, vm", &["history", "--range", "0..1"]);
 }
 
 #[test]

@@ -9,22 +9,27 @@ use std::sync::Mutex;
 const ALL: &str = "STILLFRAME_ALL_TESTS";
 
 /// Tools and libraries by their name, and the package of Debian that each is in.
-const PACKAGES: [(&str, &str); 19] = [
+const PACKAGES: [(&str, &str); 24] = [
     ("bindfs", "bindfs"),
     ("cc", "gcc"),
+    ("ecj", "ecj"),
     ("fuse3", "libfuse3-dev"),
     ("fusermount3", "fuse3"),
     ("gcore", "gdb"),
     ("gdb", "gdb"),
-    ("java", "default-jdk-headless"),
+    ("go", "golang-go"),
+    ("java", "default-jre-headless"),
     ("javac", "default-jdk-headless"),
     ("mkfs.btrfs", "btrfs-progs"),
     ("mkfs.ext4", "e2fsprogs"),
     ("mount", "mount"),
     ("node", "nodejs"),
     ("pkg-config", "pkg-config"),
+    ("postgres", "postgresql"),
+    ("psql", "postgresql-client"),
     ("python3", "python3"),
     ("readelf", "binutils"),
+    ("redis-server", "redis-server"),
     ("sbcl", "sbcl"),
     ("setpriv", "util-linux"),
     ("strace", "strace"),
@@ -64,7 +69,7 @@ pub(crate) fn passed_over(why: &str) {
     }
 }
 
-fn is_there(tool: &str) -> bool {
+pub(crate) fn is_there(tool: &str) -> bool {
     let path = std::env::var_os("PATH").unwrap_or_default();
     // What root uses is not in everybody's path.
     let places = std::env::split_paths(&path).chain(["/usr/sbin".into(), "/sbin".into()]);

@@ -26,7 +26,7 @@ use proptest::test_runner::TestRunner;
 use stillframe::fault_injection::{Watching, watch};
 use stillframe::{
     AddressRange, AddressSpace, Attachment, Capture, CaptureOptions, Codec, CopyOut, DiffOptions, Error,
-    Frozen, GcOptions, Hash, InPlace, Labels, Mapping, MappingKind, Memory, Origin, Protection, RegionSize,
+    Frozen, GcOptions, Hash, InPlace, Labels, Mapping, MappingKind, Memory, Protection, Ranges, RegionSize,
     SinkError, SnapshotId, Source, SourceError, Store, StoreError, Trigger, VerifyOptions,
 };
 
@@ -107,10 +107,6 @@ impl Frozen for OpenMade<'_> {
         &self.space
     }
 
-    fn origin(&self) -> Origin {
-        Origin::Bytes
-    }
-
     fn attachments(&self) -> Vec<Attachment> {
         // Equal ones are stored once, and one has no bytes.
         let lengths: Vec<u8> = self.made.areas.iter().map(|area| area.bytes.len() as u8).collect();
@@ -120,16 +116,13 @@ impl Frozen for OpenMade<'_> {
         ]
     }
 
-    fn populated(&self, mapping_index: usize) -> Result<Vec<Range<u64>>, SourceError> {
+    fn populated(&self, mapping_index: usize) -> Result<Ranges, SourceError> {
         let bytes = self.look(mapping_index);
-        let mut populated: Vec<Range<u64>> = Vec::new();
+        let mut populated = Ranges::new();
         for (at, grain) in bytes.chunks(self.made.grain_bytes).enumerate() {
             let start = (at * self.made.grain_bytes) as u64;
-            let end = start + grain.len() as u64;
-            match populated.last_mut() {
-                _ if grain.iter().all(|byte| *byte == 0) => {}
-                Some(last) if last.end == start => last.end = end,
-                _ => populated.push(start..end),
+            if grain.iter().any(|byte| *byte != 0) {
+                populated.insert(start..start + grain.len() as u64);
             }
         }
         Ok(populated)

@@ -5,7 +5,6 @@ use crate::needs::needs;
 use std::collections::HashSet;
 use std::fs::File;
 use std::io::{BufRead, BufReader, Write};
-use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::panic::AssertUnwindSafe;
 use std::process::{ChildStdout, Command, Stdio};
@@ -15,7 +14,8 @@ use std::time::{Duration, Instant};
 
 use stillframe::{
     AddressSpace, Attachment, Capture, CaptureOptions, Error, Frozen, Hash, LeftOut, Mapping, MappingKind,
-    Memory, Origin, ProcessSource, Progress, SnapshotId, Source, SourceError, Store, Threads, VerifyOptions,
+    Memory, Origin, ProcessSource, Progress, Ranges, SnapshotId, Source, SourceError, Store, Threads,
+    VerifyOptions,
 };
 
 // ---- A program that works -----------------------------------------------------------------------
@@ -145,7 +145,7 @@ impl Frozen for WatchedFrozen<'_> {
         self.frozen.left_out()
     }
 
-    fn populated(&self, mapping_index: usize) -> Result<Vec<Range<u64>>, SourceError> {
+    fn populated(&self, mapping_index: usize) -> Result<Ranges, SourceError> {
         self.frozen.populated(mapping_index)
     }
 

@@ -25,12 +25,17 @@ pub(super) struct Program {
 }
 
 impl Program {
-    pub(super) fn start(mut command: Command) -> Program {
-        let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
-        let output = BufReader::new(child.stdout.take().unwrap());
-        let mut program = Program { child, output };
+    pub(super) fn start(command: Command) -> Program {
+        let mut program = Program::silent(command);
         assert_eq!(program.line(), "ready");
         program
+    }
+
+    /// One that does not say when it is ready.
+    pub(super) fn silent(mut command: Command) -> Program {
+        let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+        let output = BufReader::new(child.stdout.take().unwrap());
+        Program { child, output }
     }
 
     fn python(program: &str) -> Program {

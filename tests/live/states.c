@@ -129,6 +129,13 @@ int main(int argc, char **argv) {
             close(ends[1]);
         } else if (!strcmp(line, "guard")) {
             if (madvise(page + 64 * KIB, 64 * KIB, MADV_GUARD_INSTALL)) answer = "none here";
+        } else if (!strcmp(line, "guarded")) {
+            /* A call that reads there fails. */
+            int ends[2];
+            if (pipe(ends)) return 1;
+            answer = write(ends[1], page + 64 * KIB, 1) == 1 ? "no" : "yes";
+            close(ends[0]);
+            close(ends[1]);
         } else if (!strcmp(line, "unguard")) {
             madvise(page + 64 * KIB, 64 * KIB, MADV_GUARD_REMOVE);
             memset(page + 64 * KIB, 'C', 64 * KIB);

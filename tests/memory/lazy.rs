@@ -5,7 +5,6 @@
 //! test, [`child`], does what the environment says.
 
 use std::io::Write;
-use std::ops::Range;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::FileExt;
 use std::os::unix::process::ExitStatusExt;
@@ -19,7 +18,7 @@ use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
 use stillframe::{
     AddressRange, AddressSpace, Attachment, CaptureOptions, Error, Fill, Filled, Frozen, GcOptions, HotSet,
-    InPlace, LazyMapping, LiveMemory, Mapping, MappingKind, Memory, Origin, Progress, Protection, RegionSize,
+    InPlace, LazyMapping, LiveMemory, Mapping, MappingKind, Memory, Progress, Protection, RegionSize,
     SnapshotId, Source, SourceError, Store, StoreError,
 };
 
@@ -108,24 +107,8 @@ impl Frozen for FrozenSeveral<'_> {
         &self.0.space
     }
 
-    fn origin(&self) -> Origin {
-        Origin::Bytes
-    }
-
-    fn attachments(&self) -> Vec<Attachment> {
-        Vec::new()
-    }
-
-    fn populated(&self, mapping_index: usize) -> Result<Vec<Range<u64>>, SourceError> {
-        Ok(std::iter::once(0..self.0.bytes[mapping_index].len() as u64).collect())
-    }
-
     fn memory(&self) -> Memory<'_> {
         Memory::InPlace(self.0)
-    }
-
-    fn release(&self) -> Duration {
-        Duration::ZERO
     }
 }
 

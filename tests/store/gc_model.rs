@@ -110,7 +110,7 @@ struct Capture {
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 struct State {
-    // store/index.rs, store/log.rs
+    // store/index/mod.rs, store/packs/log.rs
     index: [Option<Copy>; HASHES],
     pending: [Option<Copy>; HASHES],
     position: u8,
@@ -333,7 +333,7 @@ impl Model<'_> {
                 "capture: pin too late"
             }
             CHOOSE_BASE => {
-                // put.rs `base`: what is in its place, or one of the bases of that.
+                // capture/put.rs `base`: what is in its place, or one of the bases of that.
                 next.captures[at].step = APPEND;
                 let like = capture.like.filter(|(of, _)| own.has_parent && Some(*of) == hash);
                 if let Some((_, like)) = like {

@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 const LAYERS: [(&str, &[&str]); 6] = [
     (
         "units, errors, progress, workers, all Linux calls",
-        &["units", "text", "error", "progress", "workers", "sys"],
+        &["units", "ranges", "text", "report", "error", "progress", "workers", "sys"],
     ),
     ("what a region is", &["region", "hash", "codec", "delta"]),
     (
@@ -25,8 +25,8 @@ const LAYERS: [(&str, &[&str]); 6] = [
             "signals",
             "descriptors",
             "elf",
-            "piece",
             "left_out",
+            "mapped_files",
         ],
     ),
     ("what changed since a snapshot", &["track"]),
@@ -35,9 +35,8 @@ const LAYERS: [(&str, &[&str]); 6] = [
         "the verbs",
         &[
             "capture",
-            "ingest",
-            "put",
-            "reference",
+            "labels",
+            "process",
             "restore",
             "coredump",
             "lazy",
@@ -71,7 +70,7 @@ const MIGRATIONS: (&str, [&str; 3]) = ("migrations", ["store", "migrate", "repai
 const WRAP: &str = "error";
 
 /// The one file that names the database.
-const DATABASE: (&str, &str) = ("sled", "src/store/database.rs");
+const DATABASE: (&str, &str) = ("sled", "src/store/index/database.rs");
 
 /// Not of any layer: the list of modules, the documents, the command, which is a crate of its own, and what the fuzz
 /// targets call, which reaches everything.

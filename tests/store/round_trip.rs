@@ -1,11 +1,8 @@
 //! Captured memory comes back as it was.
 
-use std::ops::Range;
-use std::time::Duration;
-
 use stillframe::{
-    AddressRange, AddressSpace, Attachment, Capture, CaptureOptions, CopyOut, Error, Frozen, Kind, Memory,
-    Origin, RegionSize, Source, SourceError, Store, StoreError,
+    AddressRange, Capture, CaptureOptions, Error, Frozen, Kind, OneMemory, Ranges, RegionSize, Source,
+    SourceError, Store, StoreError,
 };
 
 /// Bytes that look like memory: runs of zeros, text, small integers, noise.
@@ -146,50 +143,26 @@ fn many_threads_capture_at_once_and_one_process_never_forks() {
 }
 
 /// So many bytes of nothing, as a sparse file may have them.
-struct Sparse(AddressSpace);
+struct Sparse(u64);
 
 impl Source for Sparse {
     fn open(&self) -> Result<Box<dyn Frozen + '_>, SourceError> {
-        Ok(Box::new(Sparse(self.0.clone())))
+        Ok(self.frozen())
     }
 }
 
-impl Frozen for Sparse {
-    fn address_space(&self) -> &AddressSpace {
-        &self.0
+impl OneMemory for Sparse {
+    fn length_bytes(&self) -> u64 {
+        self.0
     }
 
-    fn origin(&self) -> Origin {
-        Origin::Bytes
-    }
-
-    fn attachments(&self) -> Vec<Attachment> {
-        Vec::new()
-    }
-
-    fn populated(&self, _mapping_index: usize) -> Result<Vec<Range<u64>>, SourceError> {
-        Ok(Vec::new())
-    }
-
-    fn memory(&self) -> Memory<'_> {
-        Memory::Shared(self)
-    }
-
-    fn release(&self) -> Duration {
-        Duration::ZERO
-    }
-}
-
-impl CopyOut for Sparse {
-    fn copy_out(
-        &self,
-        _mapping_index: usize,
-        _offset_bytes: u64,
-        buffer: &mut [u8],
-        _unreadable: &mut Vec<AddressRange>,
-    ) -> Result<(), SourceError> {
+    fn copy_out(&self, _offset_bytes: u64, buffer: &mut [u8]) -> Result<(), SourceError> {
         buffer.fill(0);
         Ok(())
+    }
+
+    fn populated(&self) -> Result<Ranges, SourceError> {
+        Ok(Ranges::new())
     }
 }
 
@@ -197,10 +170,8 @@ impl CopyOut for Sparse {
 fn memory_of_more_tables_than_a_root_can_have_is_refused_before_anything_is_allocated_for_them() {
     let dir = tempfile::tempdir().unwrap();
     let store = Store::options().create(dir.path().join("store")).unwrap();
-    let capture = |length_bytes| {
-        let sparse = Sparse(AddressSpace::image("sparse", length_bytes));
-        store.process("sparse").capture(&sparse, &CaptureOptions::default())
-    };
+    let capture =
+        |length_bytes| store.process("sparse").capture(&Sparse(length_bytes), &CaptureOptions::default());
     assert_eq!(capture(1 << 40).unwrap().zero_bytes, 1 << 40);
     for length_bytes in [1 << 62, u64::MAX] {
         match capture(length_bytes) {

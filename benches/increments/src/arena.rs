@@ -1,4 +1,4 @@
-//! An arena in this process: records at fixed places, updated with a Zipf distribution, and counters.
+//! An arena in this process: records at fixed places, with Zipf-distributed updates, and counters.
 
 use stillframe::Source;
 
@@ -13,7 +13,7 @@ const RECORDS: usize = 400_000;
 /// The arena begins with counters.
 const COUNTERS: usize = 64;
 const UPDATES_PER_STEP: usize = 2_000;
-/// Zipf's exponent as in YCSB.
+/// The Zipf exponent of YCSB.
 const SKEW: f64 = 0.99;
 
 pub struct Arena {
@@ -42,7 +42,7 @@ impl Arena {
         arena
     }
 
-    /// A number below `below`. splitmix64.
+    /// A random number below `below`, by splitmix64.
     fn pick(&mut self, below: usize) -> usize {
         self.random = self.random.wrapping_add(0x9E37_79B9_7F4A_7C15);
         let mut bits = self.random;
@@ -51,7 +51,7 @@ impl Arena {
         usize::try_from((bits ^ bits >> 31) % below as u64).unwrap()
     }
 
-    /// A record; which ones are wanted often has nothing to do with where they lie.
+    /// A random record; a record's rank is independent of its place.
     fn pick_record(&mut self) -> usize {
         let total = self.cumulative[RECORDS - 1];
         let point = self.pick(1 << 52) as f64 / (1u64 << 52) as f64 * total;

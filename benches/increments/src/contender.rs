@@ -1,4 +1,4 @@
-//! What is compared: each keeps the successive moments of processes, its own way.
+//! The contenders: each stores the successive moments of processes in its own way.
 
 use std::collections::HashSet;
 use std::fs::File;
@@ -12,49 +12,49 @@ use crate::journal::{self, Journal};
 use crate::measure::Size;
 use crate::state::State;
 
-/// A moment to be kept.
+/// A moment to store.
 #[derive(Clone, Copy)]
 pub struct Moment<'a> {
-    /// Whose it is.
+    /// The name of its process.
     pub process: &'a str,
-    /// Its memory, for those who work on bytes.
+    /// Its memory, for contenders that work on bytes.
     pub state: &'a State,
-    /// Its memory, for those who capture.
+    /// Its memory, for contenders that capture.
     pub source: &'a dyn Source,
 }
 
-/// What one snapshot did.
+/// The result of one snapshot.
 #[derive(Clone, Copy, Default)]
 pub struct Taken {
-    /// Regions, extents or pages that were not as before; what counts as one differs.
+    /// How many regions, extents or pages changed; the unit depends on the contender.
     pub changed: u64,
-    /// How many of them were kept as a difference.
+    /// How many of them were stored as a difference.
     pub deltas: u64,
-    /// How long a live process stood still.
+    /// How long a live process was paused.
     pub paused: Duration,
 }
 
 pub trait Contender {
     fn name(&self) -> String;
 
-    /// Makes ready what would be there already in life: not measured.
+    /// Prepares what would already exist in real use: this is not measured.
     fn prepare(&mut self, _moment: Moment<'_>) {}
 
-    /// Keeps a moment, durably.
+    /// Stores a moment durably.
     fn snapshot(&mut self, moment: Moment<'_>) -> Taken;
 
-    /// Brings everything to rest, so that it can be measured.
+    /// Finishes all pending work, so that the size can be measured.
     fn close(&mut self) {}
 
-    /// Where everything is that it keeps.
+    /// The directory with everything that it stores.
     fn path(&self) -> &Path;
 
-    /// What of it is not bytes of memory but says where they are.
+    /// The part of it that holds positions and not bytes of memory.
     fn index(&self) -> Option<PathBuf> {
         None
     }
 
-    /// Restores the last snapshot, and says how long it took and what came back.
+    /// Restores the last snapshot, and returns how long it took and the restored memory.
     fn restore(&mut self) -> Option<(Duration, State)> {
         None
     }
@@ -77,7 +77,7 @@ impl Stillframe {
         Stillframe { region_size, codec, path, options, store: None, last: None }
     }
 
-    /// With the region size and the codec that a store has unless one is chosen.
+    /// With the default region size and codec of a store.
     pub fn as_it_comes(dir: &Path) -> Self {
         Stillframe::new(dir, RegionSize::default(), Codec::default())
     }
@@ -136,7 +136,7 @@ fn stillframe_name(region_size: RegionSize, codec: Codec) -> String {
     format!("stillframe {} KiB {codec}", region_size.bytes() >> 10)
 }
 
-/// What stillframe as it comes is called.
+/// The name of stillframe with its defaults.
 pub fn default_name() -> String {
     stillframe_name(RegionSize::default(), Codec::default())
 }
@@ -180,7 +180,7 @@ impl Contender for JournalFiles {
         &self.path
     }
 
-    /// Where the mappings lie is not in the journal: a linear memory has only one.
+    /// The journal does not record where the mappings lie: a linear memory has only one.
     fn restore(&mut self) -> Option<(Duration, State)> {
         let (process, _) = self.current.as_ref()?;
         let zeros = self.ranges.iter().map(|(start, length)| (*start, vec![0; *length]));
@@ -194,8 +194,8 @@ impl Contender for JournalFiles {
     }
 }
 
-/// The least that deduplication by pages can do: every distinct page of 4 KiB that is not zeros is
-/// compressed and kept once, with 40 bytes (a hash and a place) for each page that changed.
+/// The lower bound for deduplication by pages: every distinct page of 4 KiB that is not zeros is
+/// compressed and stored once, with 40 bytes (a hash and a position) for each page that changed.
 pub struct PageDedup {
     path: PathBuf,
     file: File,
@@ -239,7 +239,7 @@ impl Contender for PageDedup {
     }
 }
 
-/// What a contender keeps now.
+/// The current size of a contender's files.
 pub fn size_of(contender: &dyn Contender) -> Size {
     Size::of(contender.path())
 }

@@ -1,4 +1,4 @@
-//! Ten instances of one program: what each further one costs.
+//! Ten instances of one program: the cost of each further one.
 
 use std::path::Path;
 

@@ -1,14 +1,15 @@
-//! What each further snapshot costs, in bytes and in time: prints the tables of docs/benchmarks.md.
+//! The cost of each further snapshot, in bytes and in time: prints the tables of docs/benchmarks.md.
 //!
-//! `cargo bench -p increments -- [--snapshots 50] [--workload NAME]… [--without-peers] [--plot FILE]
-//! [--states DIR]`
+//! `cargo bench -p increments -- [--snapshots 50] [--workload NAME]… [--without-peers]
+//! [--plot FILE] [--states DIR]`
 //!
-//! Workloads: `arena`, `python`, `wasm`, `instances` (ten of one program), `rescan` (speed alone); all of
-//! them unless named. The first three run once, captured live meanwhile, and are recorded; then every
-//! contender plays the record by itself, restores the last moment if it can, and is compared with it.
+//! Workloads: `arena`, `python`, `wasm`, `instances` (ten of one program), `rescan` (only speed);
+//! all of them by default. The first three run once, and are recorded and captured live at the same
+//! time. Then every contender plays the record, restores the last moment if it can, and its result
+//! is compared with the record.
 //!
-//! Everything is counted: the growth is that of the whole directory, index included, after a clean close.
-//! Every contender's snapshots are durable when they are counted.
+//! Everything is counted: the growth is that of the whole directory, index included, after a clean
+//! close. Every contender's snapshots are durable when they are counted.
 #![allow(missing_docs, clippy::unwrap_used, clippy::expect_used, clippy::cast_precision_loss)]
 
 mod arena;
@@ -54,7 +55,7 @@ fn main() {
     let arguments = arguments();
     let wanted =
         |name: &str| arguments.workloads.is_empty() || arguments.workloads.iter().any(|one| one == name);
-    // Not the temporary directory: that may be memory.
+    // Not the temporary directory, which may be in memory.
     let dir = tempfile::tempdir_in(
         std::env::var_os("STILLFRAME_BENCH_DIR").unwrap_or_else(|| env!("CARGO_TARGET_TMPDIR").into()),
     );
@@ -108,7 +109,7 @@ fn arguments() -> Arguments {
             "--without-peers" => arguments.with_peers = false,
             "--plot" => arguments.plot = Some(from_the_root(&value())),
             "--states" => arguments.states = Some(from_the_root(&value())),
-            // From cargo.
+            // An option that cargo passes.
             "--bench" => {}
             _ => panic!("{option} is no option; see the head of benches/increments/src/main.rs"),
         }
@@ -117,15 +118,16 @@ fn arguments() -> Arguments {
     arguments
 }
 
-/// A path as it is meant: cargo runs a bench in the directory of its member.
+/// Resolves a path against the repository's root: cargo runs a bench in the directory of its
+/// member.
 fn from_the_root(path: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../..").join(path)
 }
 
-/// Everything that is compared.
+/// All contenders.
 fn contenders(dir: &Path, with_peers: bool) -> Vec<Box<dyn Contender>> {
     let mut all: Vec<Box<dyn Contender>> = Vec::new();
-    // Those that this version knows.
+    // The codecs of this version.
     for codec in ["lz4", "zstd"].iter().filter_map(|name| name.parse::<Codec>().ok()) {
         for kib in [4, 8, 16, 32, 64] {
             all.push(Box::new(Stillframe::new(dir, RegionSize::new(kib << 10).unwrap(), codec)));
@@ -141,7 +143,8 @@ fn contenders(dir: &Path, with_peers: bool) -> Vec<Box<dyn Contender>> {
     all
 }
 
-/// Runs a workload and records it, and captures it live at each moment; says what that came to.
+/// Runs a workload, records it, and captures it live at each moment. Returns the record and a text
+/// about the captures.
 fn record(name: &str, dir: &Path, arguments: &Arguments) -> (Tape, String) {
     let mut workload = workload::start(name);
     let live_dir = dir.join("live");

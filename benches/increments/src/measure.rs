@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use rustix::time::{ClockId, clock_gettime};
 
-/// What the kernel counts CPU time of ended children in, on every architecture.
+/// The unit in which the kernel counts CPU time of ended children, on every architecture.
 const TICKS_PER_SECOND: u64 = 100;
 
 /// Wall and CPU time.
@@ -31,7 +31,7 @@ impl Stopwatch {
     }
 }
 
-/// The CPU time that this thread alone takes for something.
+/// The CPU time that this thread alone spends on something.
 pub fn own_cpu_time(work: impl FnOnce()) -> Duration {
     let before = clock(ClockId::ThreadCPUTime);
     work();
@@ -40,7 +40,7 @@ pub fn own_cpu_time(work: impl FnOnce()) -> Duration {
 
 fn cpu_time() -> Duration {
     let stat = std::fs::read_to_string("/proc/self/stat").unwrap();
-    // After the name in brackets: cutime and cstime are the 14th and 15th.
+    // After the name in brackets: cutime and cstime are fields 14 and 15.
     let fields = stat.rsplit_once(") ").unwrap().1.split(' ').skip(13).take(2);
     let ticks: u64 = fields.map(|field| field.parse::<u64>().unwrap()).sum();
     clock(ClockId::ProcessCPUTime) + Duration::from_millis(ticks * 1000 / TICKS_PER_SECOND)
@@ -50,10 +50,10 @@ fn clock(id: ClockId) -> Duration {
     Duration::try_from(clock_gettime(id)).expect("these clocks are not negative")
 }
 
-/// What a file or a whole directory takes.
+/// The size of a file or a whole directory.
 #[derive(Clone, Copy, Default)]
 pub struct Size {
-    /// Blocks of the file system.
+    /// In blocks of the file system.
     pub disk_bytes: u64,
     /// The lengths of the files.
     pub apparent_bytes: u64,
@@ -66,7 +66,7 @@ impl Size {
         if !metadata.is_dir() {
             return Size { disk_bytes: metadata.blocks() * 512, apparent_bytes: metadata.len() };
         }
-        // A directory's own blocks are the file system's affair.
+        // The blocks of a directory itself depend on the file system and are not counted.
         let parts = path.read_dir().unwrap().map(|entry| Size::of(&entry.unwrap().path()));
         parts.fold(Size::default(), |sum, part| Size {
             disk_bytes: sum.disk_bytes + part.disk_bytes,
@@ -74,7 +74,7 @@ impl Size {
         })
     }
 
-    /// From `before` to this, for each of `snapshots`.
+    /// The growth from `before` to this, for each of `snapshots`.
     pub fn growth_per(self, before: Size, snapshots: usize) -> Growth {
         let per = |now: u64, then: u64| (now as f64 - then as f64) / snapshots as f64;
         Growth {
@@ -84,14 +84,14 @@ impl Size {
     }
 }
 
-/// Bytes for each further snapshot; an index that was tidied may have shrunk.
+/// Bytes for each further snapshot; an index that was compacted may have shrunk.
 #[derive(Clone, Copy)]
 pub struct Growth {
     pub disk_bytes: f64,
     pub apparent_bytes: f64,
 }
 
-/// The middle one.
+/// The median.
 pub fn median(mut values: Vec<Duration>) -> Duration {
     values.sort();
     values.get(values.len() / 2).copied().unwrap_or_default()

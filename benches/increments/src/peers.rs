@@ -1,4 +1,4 @@
-//! borg and restic, where they are installed: backup tools over a raw file of the memory.
+//! borg and restic, if they are installed: backup tools that store a raw file of the memory.
 
 use std::fs::File;
 use std::io::{BufWriter, Write};
@@ -21,7 +21,7 @@ pub struct Peer {
     snapshots: usize,
 }
 
-/// Those that are installed; says so of those that are not.
+/// The installed ones; prints a line for each one that is not installed.
 pub fn installed(dir: &Path) -> Vec<Peer> {
     let tools = [(Tool::Borg, "borg", "--version"), (Tool::Restic, "restic", "version")];
     let there = tools.into_iter().filter(|(_, program, version)| {

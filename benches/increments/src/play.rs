@@ -6,31 +6,34 @@ use crate::contender::{Contender, Moment, size_of};
 use crate::measure::{Growth, Size, Spent, Stopwatch, median, own_cpu_time};
 use crate::state::Tape;
 
-/// A contender that has an index comes to rest, and is measured whole, after so many snapshots.
+/// After this many snapshots, a contender with an index finishes its pending work and is measured
+/// whole.
 const SNAPSHOTS_PER_REST: usize = 10;
 
-/// The last moment is restored so often; the middle time counts.
+/// The number of restores of the last moment; the median time counts.
 const RESTORES: usize = 5;
 
-/// What one contender did with one tape.
+/// The results of one contender with one tape.
 pub struct Run {
     pub name: String,
-    /// What the first snapshot took, everything counted.
+    /// The cost of the first snapshot, everything counted.
     pub first: Size,
     pub first_spent: Spent,
     /// For each further snapshot, everything counted.
     pub growth: Growth,
     /// How much of the growth is index, on the disk.
     pub index_bytes: f64,
-    /// The wall time of the middle one of the further snapshots.
+    /// The median wall time of the further snapshots.
     pub wall: Duration,
-    /// For each further snapshot, with what was done in the background and by closing.
+    /// For each further snapshot, including background work and closing.
     pub cpu: Duration,
-    /// What counted as changed, and how much of that was kept as differences, for each further snapshot.
+    /// For each further snapshot: how much counted as changed, and how much of that was stored as
+    /// differences.
     pub changed: f64,
     pub deltas: f64,
     pub restore: Option<Duration>,
-    /// The bytes of each further snapshot; those of the index evenly over the snapshots between two rests.
+    /// The bytes of each further snapshot; the index's bytes are spread evenly over the snapshots
+    /// between two measurements.
     pub series_bytes: Vec<f64>,
 }
 

@@ -1,13 +1,13 @@
-//! The plot of the README: bytes of each further snapshot, one panel a workload, drawn by hand.
+//! Draws the plot of the README: bytes of each further snapshot, one panel for each workload.
 //!
-//! Nothing is behind it and its greys and colours are legible on white and on black, so it suits a page
-//! of either theme.
+//! It has no background, and its greys and colours are legible on white and on black, so it suits
+//! pages of both themes.
 
 use crate::contender::default_name;
 use crate::play::Run;
 use crate::workload::Description;
 
-/// Who is drawn, in what colour and how thick; stillframe is drawn as it comes.
+/// The contenders to draw, with colour and line width; stillframe is drawn with its defaults.
 const LINES: [(&str, &str, f64); 6] = [
     ("stillframe", "#2f81f7", 3.0),
     ("journal 512 B", "#d29922", 1.6),
@@ -71,7 +71,7 @@ fn panel(left: f64, scale: &Scale, workload: &Description, runs: &[Run]) -> Stri
     out
 }
 
-/// For each the mean of it and its neighbours, two on each side: files grow by leaps, and shrink.
+/// The mean of each value and its neighbours, two on each side: files grow in steps, and shrink.
 fn means(series_bytes: &[f64]) -> Vec<f64> {
     let around = |at: usize| &series_bytes[at.saturating_sub(2)..series_bytes.len().min(at + 3)];
     (0..series_bytes.len()).map(|at| around(at).iter().sum::<f64>() / around(at).len() as f64).collect()

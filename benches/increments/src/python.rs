@@ -1,6 +1,7 @@
-//! A real CPython: `program.py`, which changes one record in a hundred for every line it reads.
+//! A real CPython process: `program.py`, which changes one record in a hundred for every line it
+//! reads.
 //!
-//! Between two steps it sleeps in `read`, so whoever looks sees the same memory.
+//! Between two steps it sleeps in `read`, so every reader sees the same memory.
 
 use std::fs::File;
 use std::io::{BufRead, BufReader, Write};
@@ -12,7 +13,7 @@ use stillframe::{ProcessSource, Source};
 use crate::state::State;
 use crate::workload::Workload;
 
-/// Whether the kernel places a program's memory at random.
+/// Whether the kernel randomises the addresses of the program's memory.
 #[derive(Clone, Copy, PartialEq)]
 pub enum Randomisation {
     Off,
@@ -36,7 +37,7 @@ impl Python {
         }
         let mut child = command
             .args(["-c", include_str!("program.py"), &records.to_string()])
-            // A string keeps its hash in itself.
+            // A string stores its own hash.
             .env("PYTHONHASHSEED", "0")
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
@@ -57,7 +58,7 @@ impl Python {
         let mut line = String::new();
         self.output.read_line(&mut line).unwrap();
         assert_eq!(line.trim(), word, "the CPython program ended");
-        // It has written; now it goes back to sleep in its next read.
+        // It has written its answer; now it goes back to sleep in its next read.
         while !self.is_asleep() {
             std::thread::yield_now();
         }
@@ -96,7 +97,7 @@ impl Workload for Python {
 
 impl Drop for Python {
     fn drop(&mut self) {
-        // It may have ended by itself, and nothing is left to do then.
+        // It may have ended already; then there is nothing to do.
         let _ = self.child.kill();
         let _ = self.child.wait();
     }

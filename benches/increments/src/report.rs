@@ -5,14 +5,14 @@ use std::time::Duration;
 use crate::contender::default_name;
 use crate::play::Run;
 
-/// What each further snapshot may cost at most, for each byte that the journal at 512 bytes writes,
-/// and that borg does.
+/// The greatest acceptable cost of each further snapshot, for each byte that the journal at 512
+/// bytes writes, and for each byte that borg writes.
 const WANTED_OF_JOURNAL: f64 = 0.75;
 const WANTED_OF_BORG: f64 = 1.0 / 6.0;
-/// How many times faster the last moment is to be restored than the journal is replayed.
+/// How many times faster the last moment must be restored than the journal is replayed.
 const WANTED_RESTORE: f64 = 5.0;
 
-/// What each further snapshot costs, beside the journal at 512 bytes and borg.
+/// The cost of each further snapshot, compared with the journal at 512 bytes and with borg.
 pub fn print_increments(runs: &[Run]) {
     row(&[
         "",
@@ -48,7 +48,7 @@ pub fn print_increments(runs: &[Run]) {
     println!();
 }
 
-/// stillframe as it comes against what is wanted of it.
+/// stillframe with its defaults, compared with the targets.
 pub fn print_verdict(runs: &[Run]) {
     let Some(ours) = peer(runs, &default_name()) else { return };
     print!("As it comes ({}): ", ours.name);
@@ -79,7 +79,7 @@ fn if_any(value: f64) -> String {
     if value == 0.0 { "–".to_owned() } else { count(value) }
 }
 
-/// What the region size decides.
+/// The effect of the region size.
 pub fn print_region_sizes(workload: &str, runs: &[Run]) {
     for run in runs.iter().filter(|run| run.name.starts_with("stillframe")) {
         row(&[
@@ -112,7 +112,7 @@ pub fn row(cells: &[&str]) {
     println!("| {} |", cells.join(" | "));
 }
 
-/// A whole number with its thousands apart.
+/// A whole number with separated thousands.
 pub fn count(value: f64) -> String {
     let digits = format!("{:.0}", value.abs());
     let mut text = String::new();

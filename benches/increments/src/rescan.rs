@@ -1,4 +1,5 @@
-//! How fast unchanged memory is found unchanged: a capture beside the journal's scan of the same memory.
+//! How fast unchanged memory is recognized as unchanged: a capture, compared with the journal's
+//! scan of the same memory.
 
 use stillframe::{CaptureOptions, Store};
 

@@ -1,34 +1,34 @@
 //! The memory of a workload at one moment, and a tape of many moments.
 //!
-//! Contenders run one after the other, so that each one's CPU time is its own, and all see the same
-//! bytes: so the moments are recorded first. A tape holds the first whole and then what changed.
+//! Contenders run one after another, so that the CPU time of each can be measured, and all must see
+//! the same bytes. So the moments are recorded first. A tape holds the first moment whole, and then
+//! the changes.
 
 use std::ops::Range;
-use std::time::Duration;
 
 use stillframe::{
-    AddressRange, AddressSpace, Attachment, Frozen, InPlace, Mapping, MappingKind, Memory, Origin,
-    Protection, Source, SourceError,
+    AddressRange, AddressSpace, Frozen, InPlace, Mapping, MappingKind, Memory, Protection, Source,
+    SourceError,
 };
 
-/// Mappings begin and end at multiples of it.
+/// Mappings begin and end at multiples of this.
 const PAGE_BYTES: usize = 4096;
-/// The resolution of what a tape holds.
+/// The granularity of a tape.
 const CELL_BYTES: usize = 64;
 
-/// Mappings in address order: where each begins, and its bytes.
+/// Mappings in address order: each has its start and its bytes.
 #[derive(Clone, Default, PartialEq)]
 pub struct State {
     pub mappings: Vec<(u64, Vec<u8>)>,
 }
 
 impl State {
-    /// One mapping from address 0, as a linear memory or an arena.
+    /// One mapping from address 0, for a linear memory or an arena.
     pub fn of_bytes(bytes: &[u8]) -> Self {
         State { mappings: vec![(0, bytes.to_vec())] }
     }
 
-    /// All mappings, one after the other, in pieces.
+    /// All mappings, one after another, in pieces.
     pub fn pieces(&self) -> impl Iterator<Item = &[u8]> {
         self.mappings.iter().map(|(_, bytes)| &bytes[..])
     }
@@ -37,14 +37,14 @@ impl State {
         self.mappings.iter().map(|(start, bytes)| *start..start + bytes.len() as u64).collect()
     }
 
-    /// Where in which mapping an address lies.
+    /// The mapping that contains an address, and the offset in it.
     fn place(&self, address: u64) -> Option<(usize, usize)> {
         let at = self.mappings.partition_point(|(start, _)| *start <= address).checked_sub(1)?;
         let offset = usize::try_from(address - self.mappings[at].0).ok()?;
         (offset < self.mappings[at].1.len()).then_some((at, offset))
     }
 
-    /// The page at an address; one that is not there is zeros.
+    /// The page at an address; an absent page is zeros.
     fn page(&self, address: u64) -> &[u8] {
         match self.place(address) {
             Some((at, offset)) => &self.mappings[at].1[offset..offset + PAGE_BYTES],
@@ -52,7 +52,7 @@ impl State {
         }
     }
 
-    /// What makes `next` of this one.
+    /// The change that turns this into `next`.
     fn change_to(&self, next: &State) -> Change {
         let mut runs: Vec<(u64, Vec<u8>)> = Vec::new();
         for (start, bytes) in &next.mappings {
@@ -90,7 +90,7 @@ impl State {
         }
     }
 
-    /// Writes bytes that may span neighbouring mappings.
+    /// Writes bytes that may span adjacent mappings.
     pub fn write(&mut self, mut address: u64, mut bytes: &[u8]) {
         while !bytes.is_empty() {
             let (at, offset) = self.place(address).unwrap();
@@ -102,7 +102,7 @@ impl State {
     }
 }
 
-/// What changed from one moment to the next.
+/// The changes between one moment and the next.
 pub struct Change {
     ranges: Vec<Range<u64>>,
     runs: Vec<(u64, Vec<u8>)>,
@@ -134,7 +134,7 @@ impl Tape {
         &self.last
     }
 
-    /// What follows the first moment.
+    /// The changes after the first moment.
     pub fn changes(&self) -> &[Change] {
         &self.changes
     }
@@ -165,24 +165,8 @@ impl Frozen for FrozenState<'_> {
         &self.space
     }
 
-    fn origin(&self) -> Origin {
-        Origin::Bytes
-    }
-
-    fn attachments(&self) -> Vec<Attachment> {
-        Vec::new()
-    }
-
-    fn populated(&self, mapping_index: usize) -> Result<Vec<Range<u64>>, SourceError> {
-        Ok(std::iter::once(0..self.state.mappings[mapping_index].1.len() as u64).collect())
-    }
-
     fn memory(&self) -> Memory<'_> {
         Memory::InPlace(self)
-    }
-
-    fn release(&self) -> Duration {
-        Duration::ZERO
     }
 }
 

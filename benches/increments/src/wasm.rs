@@ -1,4 +1,5 @@
-//! A WebAssembly program under Wasmtime: `store.wat`, a key-value store that handles a request a step.
+//! A WebAssembly program under Wasmtime: `store.wat`, a key-value store that handles one request in
+//! each step.
 
 use stillframe::Source;
 use wasmtime::{Engine, Instance, Memory, Module, Store};
@@ -8,7 +9,7 @@ use crate::workload::Workload;
 
 const RECORDS: i32 = 110_000;
 const OPERATIONS_PER_STEP: i32 = 250;
-/// Requests before the first moment, so that the free lists have something in them.
+/// Requests before the first moment, so that the free lists are not empty.
 const WARM_UP: usize = 20;
 
 pub struct Wasm {

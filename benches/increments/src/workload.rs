@@ -1,4 +1,4 @@
-//! Workloads: programs whose memory changes from step to step, always in the same way.
+//! Workloads: programs whose memory changes from step to step, in the same way in every run.
 
 use std::process::Command;
 
@@ -13,17 +13,17 @@ use crate::wasm::Wasm;
 const PYTHON_RECORDS: usize = 75_000;
 
 pub trait Workload {
-    /// Goes on to the next moment.
+    /// Advances to the next moment.
     fn step(&mut self);
 
-    /// Its memory now: all that it can write to.
+    /// Its memory now: everything that it can write to.
     fn state(&self) -> State;
 
-    /// The live thing itself, for a capture.
+    /// The live process or memory, for a capture.
     fn source(&self) -> Box<dyn Source + '_>;
 }
 
-/// A workload that runs on from moment to moment.
+/// A workload that runs from moment to moment.
 #[derive(Clone, Copy)]
 pub struct Description {
     pub name: &'static str,
@@ -58,12 +58,12 @@ pub fn start(name: &str) -> Box<dyn Workload> {
     }
 }
 
-/// A CPython of the workload of that name, of which there may be many.
+/// A CPython process of the workload of that name; there may be many.
 pub fn python(randomisation: Randomisation) -> Python {
     Python::start(PYTHON_RECORDS, randomisation)
 }
 
-/// Whether a program can be run: asked for its version it gives one.
+/// Whether a program is installed: it prints its version on request.
 pub fn is_installed(program: &str, version_argument: &str) -> bool {
     Command::new(program).arg(version_argument).output().is_ok_and(|output| output.status.success())
 }

@@ -1,12 +1,12 @@
-//! How fast memory goes into a store and comes back, beside the limits of this machine.
+//! The speed of captures and restores, compared with the limits of this machine.
 //!
 //! `cargo bench -p throughput`. The memory is that of real processes: a file named by
-//! `STILLFRAME_IMAGE` (`benches/peers/image.py` makes one), or else 256 MiB of the heap of a CPython
-//! that has built a large structure, captured with stillframe itself.
+//! `STILLFRAME_IMAGE` (`benches/peers/image.py` makes one), or 256 MiB of the heap of a CPython
+//! process with a large data structure, captured with stillframe.
 //!
-//! The limit of a capture is to hash every region and to compress it, on all cores, and nothing
-//! else; that of a restore is to decode every region from memory into pages that are there. The
-//! difference is what the store costs: look-ups, appending, fsync, index.
+//! The limit of a capture is hashing and compressing every region on all cores, and nothing else.
+//! The limit of a restore is decoding every region from memory into populated pages. The difference
+//! is the cost of the store: look-ups, appending, fsync, index.
 #![allow(missing_docs, clippy::unwrap_used, clippy::expect_used)]
 
 use divan::counter::BytesCount;

@@ -1,4 +1,4 @@
-//! Wasmer's own form of a journal, to be read without trust.
+//! Wasmer's journal format, read without trusting its content.
 //!
 //! ```text
 //! magic, 8 bytes │ record │ record │ …
@@ -6,9 +6,9 @@
 //! record:  kind, 2 bytes │ length, 6 bytes │ the entry, as rkyv archives it       (big-endian)
 //! ```
 //!
-//! An entry is aligned to 8 bytes and the bytes in it to 16, both counted from the beginning of the file. Wasmer's own reader
-//! believes every byte; this one has rkyv check each archive first, and never makes room for more
-//! than is there.
+//! An entry is aligned to 8 bytes and its byte strings to 16, both counted from the beginning of
+//! the file. Wasmer's own reader trusts every byte. This reader lets rkyv check each archive first,
+//! and never allocates more than the file holds.
 
 use std::io::{Read, Write};
 
@@ -90,7 +90,7 @@ impl<R: Read> Decoder<R> {
         self.at_bytes
     }
 
-    /// The next entry. After an error there is no point in asking for more.
+    /// The next entry. After an error, further calls make no sense.
     pub(crate) fn read(&mut self) -> Result<Option<JournalEntry<'static>>, Damage> {
         let header = loop {
             if self.at_bytes == self.length_bytes {
@@ -99,7 +99,7 @@ impl<R: Read> Decoder<R> {
             let mut header = [0; HEADER_BYTES];
             self.peek(HEADER_BYTES as u64)?;
             self.fill(&mut header)?;
-            // Journals may be put one behind the other.
+            // Several journals may be concatenated.
             if header != JOURNAL_MAGIC_NUMBER_BYTES {
                 break header;
             }
@@ -123,8 +123,8 @@ impl<R: Read> Decoder<R> {
         self.peek(length_bytes)?;
         let wrong = |why: String| Damage::Record { kind, length_bytes, why };
         let length = usize::try_from(length_bytes).map_err(|error| wrong(error.to_string()))?;
-        // It stands in the buffer as it stood in the file, or its parts would not be aligned; an empty one needs
-        // a buffer for that, too.
+        // The record lies in the buffer with the same alignment as in the file, because its parts
+        // would not be aligned otherwise. Even an empty record needs the buffer for that.
         let start_bytes = self.at_bytes;
         let padding = usize::try_from(start_bytes % ALIGN_BYTES as u64).unwrap_or_default();
         let mut buffer: AlignedVec<ALIGN_BYTES> = AlignedVec::with_capacity(ALIGN_BYTES + length);
@@ -137,7 +137,7 @@ impl<R: Read> Decoder<R> {
         entry
     }
 
-    /// An error unless so many bytes are left.
+    /// An error unless this many bytes are left.
     fn peek(&self, expected_bytes: u64) -> Result<(), Damage> {
         let found_bytes = self.length_bytes - self.at_bytes;
         if expected_bytes > found_bytes { Err(Damage::Cut { expected_bytes, found_bytes }) } else { Ok(()) }

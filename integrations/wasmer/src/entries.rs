@@ -1,20 +1,21 @@
-//! Entries: what a replay needs beside memory and threads, and no more of it than that.
+//! Entries: exactly the ones that a replay needs in addition to memory and threads.
 //!
-//! A journal is a log; a snapshot stands alone. So each snapshot keeps all entries of its line up to its mark, less
-//! those that are superseded:
+//! A journal is a log, but a snapshot stands alone. So each snapshot keeps all entries of its line
+//! up to its mark, without those that are superseded:
 //!
 //! | superseded | by |
 //! |---|---|
-//! | all of a file that was only read, of a socket, a pipe, an event | its last descriptor being closed |
-//! | a write to a file | one to exactly the same place of it |
-//! | the contents of a closed file | its being unlinked, truncated by opening, or replaced by renaming |
-//! | all of a closed file | its being made anew |
-//! | a seek, flags, the terminal's settings | the next of the same descriptor, if nothing was between |
-//! | asking for an offset | nothing: it has no effect |
-//! | output to stdout and stderr | nothing: it was printed, and is not printed again |
+//! | all of a file that was only read, a socket, a pipe, an event | closing its last descriptor |
+//! | a write to a file | another write of exactly the same range |
+//! | the content of a closed file | unlinking it, truncating it at open, or renaming over it |
+//! | all entries of a closed file | creating it again |
+//! | a seek, flags, the terminal's settings | the next one of the descriptor, if adjacent |
+//! | querying an offset | itself: it has no effect |
+//! | output to stdout and stderr | itself: it was printed and is not printed again |
 //!
-//! Where a rule does not hold for certain the entry stays: once there is a link nothing is known of contents, and
-//! where the working directory or a directory's name changed, nothing of the paths before.
+//! If it is not certain that a rule applies, the entry stays. Once there is a link, nothing is
+//! known about contents. After the working directory or a directory's name changed, nothing is
+//! known about earlier paths.
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::mem::discriminant;
@@ -30,34 +31,36 @@ type Object = usize;
 pub(crate) struct Entries {
     /// A superseded entry leaves a hole until the next mark.
     list: Vec<Option<JournalEntry<'static>>>,
-    /// How many of them came before the last mark.
+    /// How many of them precede the last mark.
     marked: usize,
     objects: HashMap<Object, State>,
     next_object: Object,
     open: HashMap<Fd, Object>,
-    /// What prints: the first two descriptors after standard input, and their copies.
+    /// The descriptors that print: the first two after standard input, and their copies.
     stdio: HashSet<Fd>,
     terminal: Option<usize>,
     /// Whether there may be files with several names.
     linked: bool,
-    /// Whether anything was renamed. After that Wasmer may find a file that was open before only because another one was
-    /// opened since, so from then on that is not superseded.
+    /// Whether anything was renamed. After a rename, Wasmer may find a file that was open before
+    /// only because another file was opened since. So from then on, the entry that opened the other
+    /// file is not superseded.
     renamed: bool,
 }
 
-/// Something that descriptors stand for.
+/// An object that descriptors refer to.
 #[derive(Debug, Default)]
 struct State {
     descriptors: BTreeSet<Fd>,
     /// Its own entries, and those of an epoll that watch it.
     entries: Vec<usize>,
-    /// Whether it did anything that outlives it, or that others build on.
+    /// Whether it had an effect that outlives it, or that other entries depend on.
     lasting: bool,
-    /// Whether others build on it.
+    /// Whether other entries depend on it.
     built_on: bool,
-    /// The directory and path by which it was opened, while nothing else can have come to lie there.
+    /// The directory and path by which it was opened, until something else may have that path.
     path: Option<(Fd, String)>,
-    /// Entries that wrote its contents; those at a known place by that.
+    /// Entries that wrote its content; those at a known position are also in `written`, by
+    /// position.
     contents: Vec<usize>,
     written: HashMap<(u64, usize), usize>,
     is_file: bool,
@@ -81,7 +84,7 @@ impl Default for Entries {
 }
 
 impl Entries {
-    /// Takes in an entry that is neither of memory nor of threads.
+    /// Adds an entry that concerns neither memory nor threads.
     pub(crate) fn push(&mut self, entry: JournalEntry<'static>) {
         use JournalEntry as E;
         let at = self.list.len();
@@ -100,7 +103,7 @@ impl Entries {
                     appends: fs_flags.contains(Fdflags::APPEND),
                     ..State::default()
                 };
-                // It stands at the end of the file.
+                // Its position is the end of the file.
                 if state.appends {
                     self.objects.values_mut().for_each(|state| state.written.clear());
                 }
@@ -159,7 +162,7 @@ impl Entries {
                 if let Some(state) = self.object(*fd) {
                     state.lasting |= state.is_file;
                     state.contents.push(at);
-                    // What was written may have been cut off, and may be written again.
+                    // The written bytes may have been cut off, and may be written again.
                     state.written.clear();
                 }
             }
@@ -174,7 +177,8 @@ impl Entries {
                 }
                 self.supersede_last(*fd, &entry);
             }
-            // From where it stands, or from the end of the file: both depend on what was written.
+            // The seek is relative to the position or to the end of the file: both depend on what
+            // was written.
             E::FileDescriptorSeekV1 { fd, whence, .. } if *whence != Whence::Set => {
                 if let Some(state) = self.object(*fd) {
                     state.written.clear();
@@ -236,14 +240,15 @@ impl Entries {
         self.list.push(Some(entry));
     }
 
-    /// Takes in a mark: what came before is in the snapshot.
+    /// Adds a mark: the entries before it are in the snapshot.
     pub(crate) fn mark(&mut self) {
         self.close_up();
         self.marked = self.list.len();
     }
 
-    /// A life ended without a mark after these entries. What the runtime puts off until a mark never happened
-    /// to the next life; the rest did, since it was replayed to it.
+    /// A life of the process ended without a mark after these entries. The runtime defers some
+    /// entries until a mark; these never took effect for the next life. The others did take effect,
+    /// because the next life replayed them.
     pub(crate) fn abandon(&mut self) {
         self.close_up();
         let marked = self.marked;
@@ -280,7 +285,8 @@ impl Entries {
         }
     }
 
-    /// From here on these descriptors stand for something new. The entry that says so is about to be pushed.
+    /// From here on these descriptors refer to a new object. The caller is about to push the entry
+    /// that creates it.
     fn create(&mut self, mut state: State, descriptors: &[Fd]) {
         let at = self.list.len();
         let mut replaces = false;
@@ -301,7 +307,8 @@ impl Entries {
         self.objects.insert(object, state);
     }
 
-    /// From here on `to` stands for what `from` stands for. The entry that says so is about to be pushed.
+    /// From here on `to` refers to the object of `from`. The caller is about to push the entry that
+    /// makes the copy.
     fn stand_for(&mut self, from: Fd, to: Fd) {
         let object = self.open.get(&from).copied();
         let before = self.open.remove(&to).filter(|before| Some(*before) != object);
@@ -316,14 +323,16 @@ impl Entries {
             self.open.insert(to, object);
             if let Some(state) = self.objects.get_mut(&object) {
                 state.descriptors.insert(to);
-                // Without the entry that is about to come what is replaced would stay open.
+                // Without the entry that the caller is about to push, the replaced object would
+                // stay open.
                 state.lasting |= before.is_some();
                 state.built_on |= before.is_some();
             }
         }
     }
 
-    /// An object lost a descriptor to another one. Its entries stay, for it takes those of the other to end it.
+    /// An object lost a descriptor because another object replaced it. Its entries stay, because
+    /// only the other object's entries end it.
     fn replace(&mut self, object: Object, fd: Fd) {
         if let Some(state) = self.objects.get_mut(&object) {
             state.descriptors.remove(&fd);
@@ -332,7 +341,7 @@ impl Entries {
         }
     }
 
-    /// An object lost a descriptor by being closed.
+    /// An object lost a descriptor because it was closed.
     fn close(&mut self, object: Object, fd: Fd) {
         let Some(state) = self.objects.get_mut(&object) else { return };
         state.descriptors.remove(&fd);
@@ -345,7 +354,8 @@ impl Entries {
         }
     }
 
-    /// Supersedes the last entry of a descriptor's object, if it is of the same kind and for the same descriptor.
+    /// Supersedes the last entry of a descriptor's object, if it is of the same kind and for the
+    /// same descriptor.
     fn supersede_last(&mut self, fd: Fd, by: &JournalEntry<'static>) {
         let Some(last) = self.object(fd).and_then(|state| state.entries.last().copied()) else { return };
         let is_same = self.list[last]
@@ -360,7 +370,7 @@ impl Entries {
         self.objects.values_mut().for_each(|state| state.path = None);
     }
 
-    /// Whether a descriptor may be open on a file of this name, whatever way it was found.
+    /// Whether a descriptor may be open on a file of this name, however it was opened.
     fn may_be_open(&self, path: &(Fd, String)) -> bool {
         self.objects.values().any(|state| {
             let unknown = state.is_file && state.path.is_none();
@@ -368,9 +378,10 @@ impl Entries {
         })
     }
 
-    /// What was written to a file that is closed and was opened by this path is nowhere any more.
+    /// Drops the entries that wrote to closed files that were opened by this path: their content no
+    /// longer exists.
     fn drop_contents(&mut self, path: &(Fd, String)) {
-        // Where a descriptor stands may depend on how long the file was.
+        // The position of a descriptor may depend on the file's length.
         if self.linked || self.may_be_open(path) {
             return;
         }
@@ -385,12 +396,13 @@ impl Entries {
         }
     }
 
-    /// A file is about to be opened by this path and made empty; and made, if it is not there.
+    /// A file is about to be opened by this path and truncated; if `makes`, it is created if it
+    /// does not exist.
     fn truncate(&mut self, path: &(Fd, String), makes: bool) {
         let is_over = |state: &State| {
             state.path.as_ref() == Some(path) && state.descriptors.is_empty() && !state.built_on
         };
-        // An entry that stays must not open what is made only later.
+        // A remaining entry must not open a file that is created only later.
         let nothing_else = |state: &State| is_over(state) || !may_be(state, path);
         if makes && !self.linked && !self.may_be_open(path) && self.objects.values().all(nothing_else) {
             for (_, state) in self.objects.extract_if(|_, state| is_over(state)) {
@@ -406,7 +418,7 @@ impl Entries {
             .values()
             .any(|state| state.path.as_ref() == Some(&from) && !state.contents.is_empty());
         if !is_file {
-            // It may be a directory, and then what lies below has other paths now.
+            // It may be a directory; then everything in it has other paths now.
             self.forget_paths();
             return;
         }
@@ -421,7 +433,7 @@ impl Entries {
         }
     }
 
-    /// Closes the holes, and renumbers what refers to entries.
+    /// Closes the holes, and renumbers all references to entries.
     fn close_up(&mut self) {
         let mut kept = 0..;
         let places: Vec<Option<usize>> =
@@ -436,22 +448,22 @@ impl Entries {
             state.written =
                 state.written.drain().filter_map(|(at, entry)| Some((at, moved(&entry)?))).collect();
         }
-        // What is closed and can lose nothing more need not be known any longer.
+        // An object that is closed and can lose no more entries is dropped.
         self.objects.retain(|_, state| !state.descriptors.is_empty() || state.path.is_some());
     }
 }
 
-/// Whether a file may be the one of a path, as its own path ends with the same name.
+/// Whether a file may be the one at a path, because its own path ends with the same name.
 fn may_be(state: &State, (_, path): &(Fd, String)) -> bool {
     state.path.as_ref().is_some_and(|(_, other)| name(other) == name(path))
 }
 
-/// The last part of a path.
+/// The last component of a path.
 fn name(path: &str) -> &str {
     path.rsplit('/').next().unwrap_or(path)
 }
 
-/// The descriptor whose object an entry is about, if it is about one that is open already.
+/// The descriptor whose object an entry concerns, if that object is open already.
 fn owner(entry: &JournalEntry<'_>) -> Option<Fd> {
     use JournalEntry as E;
     match entry {
@@ -485,8 +497,9 @@ fn owner(entry: &JournalEntry<'_>) -> Option<Fd> {
     }
 }
 
-/// Whether the runtime puts an entry off until the next mark when it replays. It does at once what
-/// concerns the file system, and descriptors that it opened itself: those in `real`.
+/// Whether the runtime, in a replay, defers an entry until the next mark. It executes entries at
+/// once that concern the file system, and entries for descriptors that it opened itself: those in
+/// `real`.
 fn is_put_off(entry: &JournalEntry<'_>, real: &mut HashSet<u32>) -> bool {
     use JournalEntry as E;
     match entry {
@@ -585,7 +598,7 @@ mod tests {
     const READ: Oflags = Oflags::empty();
     const MAKE: Oflags = Oflags::CREATE;
 
-    /// What of `entries` is not among what is left, in order.
+    /// The indexes of those of `entries` that are superseded, in order.
     fn superseded(entries: Vec<JournalEntry<'static>>) -> Vec<usize> {
         let left = left(entries.clone());
         let mut left = left.iter().peekable();

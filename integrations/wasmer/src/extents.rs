@@ -1,4 +1,4 @@
-//! Extents: what is known of a memory since its last snapshot.
+//! Extents: the parts of a memory that were written since its last snapshot.
 //!
 //! ```text
 //! parent   ├───────────────────────────────────────┤
@@ -6,35 +6,34 @@
 //! image    ├───────────────────────────────────────┴────────┤
 //! ```
 //!
-//! Only what the runtime wrote is held; the core completes the regions that an extent covers in part from
-//! the parent. So a snapshot needs as much memory as changed, and not as much as there is.
+//! Only bytes that the runtime wrote are held; the library completes partly covered regions from
+//! the parent. So a snapshot needs memory for what changed, and not for the whole image.
 
 use std::collections::BTreeMap;
 use std::io;
 use std::ops::Range;
 use std::sync::Arc;
-use std::time::Duration;
 
 use stillframe::{
-    AddressRange, AddressSpace, Attachment, CopyOut, Frozen, Means, Memory, Origin, SnapshotId, Source,
-    SourceError, Store, Taken, TrackError, Tracker, Untracked,
+    AddressSpace, Frozen, Means, OneMemory, Ranges, SnapshotId, Source, SourceError, Store, Taken,
+    TrackError, Tracker, Untracked,
 };
 
 use crate::error::Error;
 
-/// What wasm memories can have at most: 16 GiB, the limit of 64-bit ones in browsers. A damaged extent
-/// that claims more is refused before anything is planned for it.
+/// The greatest size of a Wasm memory: 16 GiB, the limit of 64-bit memories in browsers. A damaged
+/// extent that claims more is rejected before anything is allocated for it.
 const MAX_MEMORY_BYTES: u64 = 16 << 30;
 
-/// LZ4 makes no more than so much of a byte.
+/// The greatest number of bytes that one byte of LZ4 can stand for.
 const LZ4_MAX_RATIO: usize = 255;
 
-/// A memory: the one of a snapshot, if there is one, and what was written over it.
+/// A memory: that of a snapshot, if there is one, and the bytes written over it.
 #[derive(Debug, Default)]
 pub(crate) struct Extents {
     base: Option<Base>,
     length_bytes: u64,
-    /// By where they begin; they never overlap.
+    /// By their start; they never overlap.
     written: BTreeMap<u64, Vec<u8>>,
 }
 
@@ -46,7 +45,7 @@ struct Base {
 }
 
 impl Extents {
-    /// The memory of a snapshot, which has so many bytes.
+    /// The memory of a snapshot, which has this many bytes.
     pub(crate) fn over(store: &Arc<Store>, id: SnapshotId, length_bytes: u64) -> Extents {
         let base = Base { store: store.clone(), id, length_bytes };
         Extents { base: Some(base), length_bytes, written: BTreeMap::new() }
@@ -57,14 +56,14 @@ impl Extents {
         self.length_bytes
     }
 
-    /// Forgets what was written over the base.
+    /// Discards the bytes that were written over the base.
     pub(crate) fn undo(&mut self) {
         self.written.clear();
         self.length_bytes = self.base.as_ref().map_or(0, |base| base.length_bytes);
     }
 
-    /// Writes an extent as Wasmer compresses it: its length in 4 bytes and an LZ4 block. A `region` that is empty
-    /// only says where the extent begins.
+    /// Writes an extent in Wasmer's compressed form: its length in 4 bytes and an LZ4 block. An
+    /// empty `region` only says where the extent begins.
     pub(crate) fn write_compressed(&mut self, region: &Range<u64>, compressed: &[u8]) -> Result<(), Error> {
         let wrong = |why: String| Error::Extent { start: region.start, end: region.end, why };
         let (length, block) =
@@ -91,14 +90,15 @@ impl Extents {
         Ok(())
     }
 
-    /// Writes bytes over whatever was there.
+    /// Writes bytes and replaces those that were there.
     fn write(&mut self, start: u64, mut bytes: Vec<u8>) {
         if bytes.is_empty() {
             return;
         }
         let end = start + bytes.len() as u64;
         self.length_bytes = self.length_bytes.max(end);
-        // The one that begins before and reaches in is cut, and so is the last one that reaches out.
+        // The extent that begins before this one and overlaps it is cut, and so is the last one,
+        // which overlaps its end.
         let before = self.written.range(..start).next_back().map(|(at, bytes)| (*at, bytes.len() as u64));
         if let Some((at, length)) = before
             && at + length > start
@@ -119,17 +119,9 @@ impl Extents {
         self.written.insert(start, bytes);
     }
 
-    /// What was written, as ranges.
-    fn ranges(&self) -> Vec<Range<u64>> {
-        let mut ranges: Vec<Range<u64>> = Vec::new();
-        for (start, bytes) in &self.written {
-            let end = start + bytes.len() as u64;
-            match ranges.last_mut() {
-                Some(last) if last.end == *start => last.end = end,
-                _ => ranges.push(*start..end),
-            }
-        }
-        ranges
+    /// The written bytes, as ranges.
+    fn ranges(&self) -> Ranges {
+        self.written.iter().map(|(start, bytes)| *start..start + bytes.len() as u64).collect()
     }
 
     /// Fills `buffer` with the bytes from `start` on.
@@ -159,7 +151,8 @@ impl Extents {
 }
 
 impl Base {
-    /// Only needed where the core cannot compare with the parent: it completes regions itself.
+    /// This is needed only if the library cannot compare with the parent: otherwise it completes
+    /// regions itself.
     fn read(&self, start: u64, buffer: &mut [u8]) -> io::Result<()> {
         let end = self.length_bytes.min(start + buffer.len() as u64);
         if let Ok(range) = AddressRange::new(start, end) {
@@ -178,8 +171,7 @@ fn offset(bytes: u64) -> usize {
 
 impl Source for Extents {
     fn open(&self) -> Result<Box<dyn Frozen + '_>, SourceError> {
-        let space = AddressSpace::image("", self.length_bytes);
-        Ok(Box::new(FrozenExtents { extents: self, space }))
+        Ok(self.frozen())
     }
 
     fn tracker(&self) -> Result<Arc<dyn Tracker>, Untracked> {
@@ -188,59 +180,26 @@ impl Source for Extents {
     }
 }
 
-struct FrozenExtents<'a> {
-    extents: &'a Extents,
-    space: AddressSpace,
-}
-
-impl Frozen for FrozenExtents<'_> {
-    fn address_space(&self) -> &AddressSpace {
-        &self.space
+impl OneMemory for Extents {
+    fn length_bytes(&self) -> u64 {
+        self.length_bytes
     }
 
-    fn origin(&self) -> Origin {
-        Origin::Bytes
-    }
-
-    fn attachments(&self) -> Vec<Attachment> {
-        Vec::new()
-    }
-
-    fn populated(&self, _mapping_index: usize) -> Result<Vec<Range<u64>>, SourceError> {
-        // Where there is no base, what was never written is zeros.
-        Ok(match &self.extents.base {
-            Some(_) => std::iter::once(0..self.extents.length_bytes).collect(),
-            None => self.extents.ranges(),
-        })
-    }
-
-    fn memory(&self) -> Memory<'_> {
-        Memory::Shared(self)
-    }
-
-    fn release(&self) -> Duration {
-        Duration::ZERO
-    }
-}
-
-impl CopyOut for FrozenExtents<'_> {
-    fn copy_out(
-        &self,
-        _mapping_index: usize,
-        offset_bytes: u64,
-        buffer: &mut [u8],
-        _unreadable: &mut Vec<AddressRange>,
-    ) -> Result<(), SourceError> {
-        self.extents
-            .read(offset_bytes, buffer)
+    fn copy_out(&self, offset_bytes: u64, buffer: &mut [u8]) -> Result<(), SourceError> {
+        self.read(offset_bytes, buffer)
             .map_err(|source| SourceError::Memory { address: offset_bytes, source })
     }
+
+    fn populated(&self) -> Result<Ranges, SourceError> {
+        // Without a base, memory that was never written is zeros.
+        Ok(if self.base.is_some() { Ranges::from(0..self.length_bytes) } else { self.ranges() })
+    }
 }
 
-/// The tracker of one capture: the runtime said what it wrote.
+/// The tracker of one capture: the runtime reported what it wrote.
 struct Written {
     since: SnapshotId,
-    changes: Vec<Range<u64>>,
+    changes: Ranges,
 }
 
 impl Tracker for Written {
@@ -249,9 +208,10 @@ impl Tracker for Written {
     }
 
     fn take(&self, _space: &AddressSpace, since: Option<SnapshotId>) -> Result<Taken, TrackError> {
-        let changes = match since == Some(self.since) {
-            true => Ok(vec![self.changes.clone()]),
-            false => Err(Untracked::OtherParent),
+        let changes = if since == Some(self.since) {
+            Ok(vec![self.changes.clone()])
+        } else {
+            Err(Untracked::OtherParent)
         };
         Ok(Taken { number: 0, changes })
     }

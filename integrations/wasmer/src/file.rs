@@ -1,4 +1,5 @@
-//! Wasmer's journal files: in as a line of snapshots, out as one that `wasmer run --journal` takes.
+//! Wasmer's journal files: imported as a line of snapshots, and exported as a file that
+//! `wasmer run --journal` accepts.
 
 use std::fs::{self, File};
 use std::io::{self, BufReader, BufWriter, Write};
@@ -12,24 +13,25 @@ use crate::error::Error;
 use crate::line::Line;
 use crate::replay::Replay;
 
-/// What an import found.
+/// The result of an import.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Import {
-    /// A snapshot for each mark, in order. They are durable.
+    /// One snapshot for each mark, in order. They are durable.
     pub snapshots: Vec<SnapshotId>,
-    /// How many entries came after the last mark. Nothing could be resumed from those, so they are not kept.
+    /// How many entries came after the last mark. No process could be resumed from them, so they
+    /// are not kept.
     pub unmarked: usize,
 }
 
-/// Takes in a journal file of Wasmer's: each mark in it becomes a snapshot of the process.
+/// Imports a journal file of Wasmer: each mark in it becomes a snapshot of the process.
 ///
-/// Cost: as taking each snapshot. The file is read once, record by record.
+/// Cost: that of taking each snapshot. The file is read once, record by record.
 ///
 /// # Errors
 ///
-/// [`Error::Damaged`] if it is no journal, or a damaged or truncated one: it says where and why, and has the
-/// snapshots that were read before that. [`Error::File`], [`Error::Store`].
+/// [`Error::Damaged`] if it is no journal, or a damaged or truncated one. The error says where and
+/// why, and holds the snapshots that were read before that. [`Error::File`], [`Error::Store`].
 pub fn import(store: &Arc<Store>, process: &str, path: impl AsRef<Path>) -> Result<Import, Error> {
     let path = path.as_ref();
     let failed = |action| move |source| Error::File { path: path.to_owned(), action, source };
@@ -67,13 +69,14 @@ pub fn import(store: &Arc<Store>, process: &str, path: impl AsRef<Path>) -> Resu
     }
 }
 
-/// Writes a snapshot as a journal file of Wasmer's, from which a process resumes there. It appears when it is complete.
+/// Writes a snapshot as a journal file of Wasmer, from which a process resumes at the snapshot. The
+/// file appears only when it is complete.
 ///
-/// Cost: as resuming it.
+/// Cost: that of resuming it.
 ///
 /// # Errors
 ///
-/// [`Error::File`] where there is something already; [`Error::NotOfAJournal`]; [`Error::Store`].
+/// [`Error::File`] if the file exists already; [`Error::NotOfAJournal`]; [`Error::Store`].
 pub fn export(store: &Store, id: SnapshotId, path: impl AsRef<Path>) -> Result<(), Error> {
     let path = path.as_ref();
     let failed = |action| move |source| Error::File { path: path.to_owned(), action, source };
@@ -87,7 +90,7 @@ pub fn export(store: &Store, id: SnapshotId, path: impl AsRef<Path>) -> Result<(
     partial.finish(path).map_err(failed("create"))
 }
 
-/// A file that has another name until it is complete, and goes away if it never is.
+/// A file that has another name until it is complete, and is removed if it never is.
 struct Partial {
     file: File,
     path: PathBuf,
@@ -106,7 +109,7 @@ impl Partial {
     }
 
     fn finish(self, path: &Path) -> io::Result<()> {
-        // A link, as renaming would replace what came there meanwhile.
+        // A link, because a rename would replace a file that was created there meanwhile.
         fs::hard_link(&self.path, path)
     }
 }

@@ -13,28 +13,31 @@ use crate::error::Error;
 use crate::line::{Line, hex};
 use crate::replay::Replay;
 
-/// Where a process goes on.
+/// Where a process resumes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Resume {
     /// At its latest snapshot; at the beginning if it has none.
     #[default]
     Latest,
-    /// At this snapshot, its own or that of another process of the same module. What it writes then is a branch.
+    /// At this snapshot, which belongs to it or to another process of the same module. Its next
+    /// snapshots form a branch.
     At(SnapshotId),
-    /// Nowhere: it begins anew.
+    /// Not at a snapshot: it starts from the beginning.
     Nothing,
 }
 
-/// A journal of Wasmer's for one process, kept in a stillframe store: each mark in it is a snapshot.
+/// A Wasmer journal for one process, kept in a stillframe store: each mark in it is a snapshot.
 ///
-/// Attach it to the runtime with `PluggableRuntime::add_writable_journal`. As the runtime starts it
-/// reads the snapshot to resume, if there is one; what it writes later becomes snapshots, the first with
-/// that one as its parent. A snapshot is durable when the system call that took it returns. What comes after the last mark
-/// is nowhere.
+/// Attach it to the runtime with `PluggableRuntime::add_writable_journal`. When the runtime starts,
+/// it reads the snapshot to resume, if there is one. What it writes later becomes snapshots; the
+/// first has the resumed one as its parent. A snapshot is durable when the system call that took it
+/// returns. Entries after the last mark are not stored.
 ///
-/// One journal serves one process: a guest that starts others in the same runtime must not have one.
+/// One journal serves one process: a guest that starts others in the same runtime must not have
+/// one.
 ///
-/// Cost: memory for what changed since the last snapshot; while a process resumes, for all of its memory.
+/// Cost: memory for what changed since the last snapshot; while a process resumes, memory for its
+/// whole image.
 ///
 /// ```
 /// use std::sync::Arc;
@@ -45,7 +48,7 @@ pub enum Resume {
 ///
 /// let store = Arc::new(Store::options().open_or_create(&path)?);
 /// let journal = StoreJournal::open(&store, "web-1", Resume::Latest)?;
-/// assert!(journal.tip().is_none());                         // it has no snapshot yet
+/// assert!(journal.tip().is_none()); // it has no snapshot yet
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 #[derive(Debug)]
@@ -78,13 +81,14 @@ impl StoreJournal {
         })
     }
 
-    /// The snapshot that the next one will follow: the last one taken, or the one that was resumed.
+    /// The parent of the next snapshot: the last one taken, or the one that was resumed.
     pub fn tip(&self) -> Option<SnapshotId> {
         self.writer.written().line.tip()
     }
 
-    /// Why the journal could last not be written, once. To the guest and its host the runtime only says `error 79`, and
-    /// ends the guest: what is not on the disk is not gone on from.
+    /// The last error in writing the journal; a second call returns `None`. The runtime itself only
+    /// reports `error 79` to the guest and its host, and ends the guest: a process must not
+    /// continue from a state that is not on the disk.
     pub fn take_error(&self) -> Option<Error> {
         self.writer.written().error.take()
     }
@@ -116,7 +120,7 @@ impl Journal for StoreJournal {
     }
 }
 
-/// The side that writes.
+/// The writing side.
 #[derive(Clone, Debug)]
 struct Writer {
     written: Arc<Mutex<Written>>,
@@ -125,7 +129,7 @@ struct Writer {
 #[derive(Debug)]
 struct Written {
     line: Line,
-    /// The snapshot that the runtime is to resume, until the process that does so ends.
+    /// The snapshot that the runtime must resume, until the process that does so ends.
     resumed: Option<SnapshotId>,
     written_bytes: u64,
     error: Option<Error>,
@@ -170,7 +174,7 @@ impl WritableJournal for Writer {
     }
 }
 
-/// The side that reads.
+/// The reading side.
 struct Reader {
     store: Arc<Store>,
     id: Option<SnapshotId>,

@@ -1,9 +1,10 @@
-//! Wasmer's journal on a [stillframe] store.
+//! A Wasmer journal on a [stillframe] store.
 //!
-//! Wasmer's WASIX runtime writes what a process does to a journal, and resumes the process from it. [`StoreJournal`]
-//! replaces Wasmer's log file: each snapshot mark in the journal becomes a snapshot with an id. A process resumes from
-//! the latest snapshot or from any other. All snapshots of all instances share equal regions, and the space of forgotten
-//! snapshots is reclaimed.
+//! Wasmer's WASIX runtime writes the actions of a process to a journal, and resumes the process
+//! from it. With [`StoreJournal`] in place of its log file, each mark in the journal is a snapshot
+//! with its own id. A process resumes from the latest snapshot or from any other. The snapshots of
+//! one line, and those of many instances, share equal memory. The space of forgotten snapshots is
+//! reclaimed.
 //!
 //! ```no_run
 //! use std::sync::Arc;
@@ -24,21 +25,22 @@
 //! # }
 //! ```
 //!
-//! # What becomes what
+//! # How a journal is stored
 //!
 //! | in the journal | in the store |
 //! |---|---|
-//! | a memory extent, 512-byte cells in LZ4 | written over the parent's memory; what changed is stored, in the store's regions |
-//! | a snapshot mark | one snapshot, durable, with the trigger; its parent is the one that was resumed or came before |
-//! | module, threads, all other entries | an attachment, in Wasmer's own form: all of the line that a replay still needs |
+//! | a memory extent (512-byte cells, LZ4) | writes to the parent's memory; changed regions are stored |
+//! | a snapshot mark | a durable snapshot with the trigger; its parent is the last one |
+//! | module, threads, other entries | an attachment in Wasmer's format: what a replay needs |
 //! | entries after the last mark, exits | nothing |
 //!
 //! # Requirements
 //!
-//! Wasmer uses a journal only under conditions, which `README.md` of this crate lists: an asyncified guest that exports
-//! its stack, a module hash of the module's own bytes, a trigger.
+//! Wasmer uses a journal only under conditions, which `README.md` of this crate lists: the guest
+//! was asyncified and exports its stack, the module hash is the hash of the module's bytes, and a
+//! trigger is set.
 //!
-//! [`import`] reads a journal file, [`export`] writes one.
+//! [`import`] reads a journal file into a store, [`export`] writes one.
 #![deny(missing_docs)]
 
 /// The code of the README compiles.

@@ -1,4 +1,4 @@
-//! A line: the entries of a process as they come, and a snapshot for each mark among them.
+//! A line: the entries of a process as they arrive, and a snapshot for each mark among them.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -12,18 +12,19 @@ use crate::entries::Entries;
 use crate::error::Error;
 use crate::extents::Extents;
 
-/// The journal beside the memory of a snapshot: all of it but the memory.
+/// The attachment with the journal of a snapshot, without the memory.
 pub(crate) const ATTACHMENT: &str = "wasmer-journal";
 
-/// The label that says which module a snapshot is of, so that instances of it find one another.
+/// The label that identifies the module of a snapshot, so that instances of one module find each
+/// other.
 const MODULE_LABEL: &str = "wasm-module";
 
-/// What a process has written since its last snapshot, on top of that.
+/// The entries that a process has written since its last snapshot, on top of that snapshot.
 #[derive(Debug)]
 pub(crate) struct Line {
     store: Arc<Store>,
     process: String,
-    /// The snapshot that the next one follows.
+    /// The parent of the next snapshot.
     tip: Option<SnapshotId>,
     module: Option<Box<[u8]>>,
     entries: Entries,
@@ -32,7 +33,7 @@ pub(crate) struct Line {
 }
 
 impl Line {
-    /// A line that begins.
+    /// An empty line.
     pub(crate) fn begin(store: &Arc<Store>, process: &str) -> Line {
         Line {
             store: store.clone(),
@@ -45,7 +46,7 @@ impl Line {
         }
     }
 
-    /// The line that goes on from a snapshot, of this process or of another one.
+    /// The line that continues from a snapshot, of this process or of another one.
     pub(crate) fn resume(store: &Arc<Store>, process: &str, id: SnapshotId) -> Result<Line, Error> {
         let mut line = Line::begin(store, process);
         for entry in beside(store, id)? {
@@ -56,7 +57,7 @@ impl Line {
         Ok(line)
     }
 
-    /// What resuming would replay but for the memory, entry by entry.
+    /// Adds an entry that resuming would replay, except for the memory.
     fn take_beside(&mut self, entry: JournalEntry<'static>) {
         match entry {
             JournalEntry::InitModuleV1 { wasm_hash } => self.module = Some(wasm_hash),
@@ -66,7 +67,7 @@ impl Line {
         }
     }
 
-    /// The snapshot that the next one follows.
+    /// The parent of the next snapshot.
     pub(crate) fn tip(&self) -> Option<SnapshotId> {
         self.tip
     }
@@ -76,7 +77,7 @@ impl Line {
         self.module.as_deref().map(hex)
     }
 
-    /// Takes in the next entry. If it is a mark that is a snapshot, which is durable when this returns.
+    /// Adds the next entry. A mark becomes a snapshot, which is durable when this returns.
     pub(crate) fn take(&mut self, entry: JournalEntry<'_>) -> Result<Option<SnapshotId>, Error> {
         match entry {
             JournalEntry::InitModuleV1 { wasm_hash } => {
@@ -99,7 +100,7 @@ impl Line {
         Ok(None)
     }
 
-    /// What was written after the last mark is of a life that is over.
+    /// A new life of the process begins: entries after the last mark belong to the previous one.
     fn begin_life(&mut self) {
         self.threads.clear();
         self.memory.undo();
@@ -135,7 +136,7 @@ impl Line {
             like: self.like(&module),
             labels: [(MODULE_LABEL.to_owned(), module)].into(),
             attachments: vec![Attachment { name: ATTACHMENT.to_owned(), bytes: journal.into_inner() }],
-            // Extents stand still anyway.
+            // Nobody writes to the extents during the capture.
             staging_bytes: 0,
             ..CaptureOptions::default()
         };
@@ -146,7 +147,7 @@ impl Line {
         Ok(taken.id)
     }
 
-    /// For the first snapshot of a process: another one that runs the same module.
+    /// For the first snapshot of a process: another process that runs the same module.
     fn like(&self, module: &str) -> Option<String> {
         if self.tip.is_some() || self.store.process(&self.process).latest().is_some() {
             return None;
@@ -157,7 +158,7 @@ impl Line {
     }
 }
 
-/// The journal beside the memory of a snapshot.
+/// The journal in the attachment of a snapshot.
 pub(crate) fn beside(store: &Store, id: SnapshotId) -> Result<Vec<JournalEntry<'static>>, Error> {
     let bytes = store.snapshot(id)?.attachment(ATTACHMENT)?.ok_or(Error::NotOfAJournal { id })?;
     let damaged = |source| Error::Beside { id, source };

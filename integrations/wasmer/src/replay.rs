@@ -1,17 +1,19 @@
-//! Replay: a snapshot as the entries that bring it back, each needed one once and in order.
+//! Replay: turns a snapshot into the entries that restore it, each necessary one once and in order.
 //!
 //! ```text
 //! module ─> entries, with marks between them ─> threads ─> memory, in pieces ─> the mark
 //! ```
 //!
-//! **Marks keep the order.** The runtime does at once what concerns files that it opened, and puts the rest off until a mark:
-//! a descriptor is closed too late, and the next file does not get its number. So there is a mark behind each entry.
-//! They are made here and not stored.
+//! **Marks keep the order.** The runtime executes an entry at once if it concerns files that it
+//! opened, and defers the others until a mark. Without marks, a descriptor would be closed too
+//! late, and the next file would not get its number. So there is a mark after each entry. This
+//! module generates these marks; they are not stored.
 //!
-//! **Pieces never reach far.** Wasmer's reader makes memory as large as the end of a piece *and its length*: a log as it
-//! stands doubles the memory each time. It also notes the hash of each cell within the piece's range, so
-//! that the next snapshot writes only what changed since. So each piece is the largest of 64 KiB and less after
-//! which there is as much again, and only the last cell has no range but a beginning.
+//! **Pieces never reach beyond the memory.** For each piece, Wasmer's reader grows the memory to
+//! the end of the piece *plus its length*: replaying an unchanged log doubles the memory each time.
+//! It also records the hash of each cell within the piece's range, so that the next snapshot writes
+//! only what changed since. So each piece is the largest power of two, up to 64 KiB, after which at
+//! least as many bytes remain. Only the last cell has a start but no range.
 
 use std::borrow::Cow;
 use std::sync::LazyLock;
@@ -26,17 +28,17 @@ use crate::line;
 /// The longest piece.
 const PIECE_BYTES: usize = 64 << 10;
 
-/// Wasmer looks for changes in cells of so many bytes.
+/// The size of the cells in which Wasmer looks for changes.
 const CELL_BYTES: usize = 512;
 
 static ZEROS: [u8; PIECE_BYTES] = [0; PIECE_BYTES];
 static COMPRESSED_ZEROS: LazyLock<Vec<u8>> = LazyLock::new(|| lz4_flex::compress_prepend_size(&ZEROS));
 
-/// What is left of a replay.
+/// The rest of a replay.
 pub(crate) struct Replay {
     entries: vec::IntoIter<JournalEntry<'static>>,
     memory: Box<dyn AsRef<[u8]> + Send>,
-    /// How much of the memory was handed out.
+    /// How much of the memory has been returned.
     at: usize,
     mark: Option<JournalEntry<'static>>,
 }
@@ -64,7 +66,7 @@ impl Iterator for Replay {
         let memory = (*self.memory).as_ref();
         let left = &memory[self.at..];
         if left.is_empty() {
-            // Nobody asks for the memory again.
+            // The memory is not needed again.
             self.memory = Box::new([]);
             self.at = 0;
             return self.mark.take();
@@ -82,7 +84,7 @@ impl Iterator for Replay {
     }
 }
 
-/// Puts a mark behind each entry but those of module and threads.
+/// Adds a mark after each entry, except those of module and threads.
 fn in_order(
     entries: impl Iterator<Item = JournalEntry<'static>>,
     mark: &JournalEntry<'static>,
@@ -93,7 +95,7 @@ fn in_order(
     })
 }
 
-/// How long the next piece is, with so much left; nothing if all that is left is the last piece.
+/// The length of the next piece if this many bytes are left; `None` if they are the last piece.
 fn piece_bytes(left_bytes: usize) -> Option<usize> {
     let half = (left_bytes / 2).min(PIECE_BYTES);
     (half >= CELL_BYTES).then(|| 1 << half.ilog2())

@@ -1,4 +1,4 @@
-//! What can go wrong.
+//! The errors of this crate.
 
 use stillframe::{Hash, SnapshotId};
 
@@ -12,29 +12,29 @@ pub enum Error {
         /// What is wrong with it.
         what: &'static str,
     },
-    /// The module was compiled as it came.
+    /// The module was compiled without `prepare`.
     #[error(
         "the instance is of a module that was not prepared, so that its globals would be lost; \
          compile what `stillframe_wasmtime::prepare` makes of it"
     )]
     NotPrepared,
-    /// The snapshot is of another module.
+    /// The snapshot belongs to another module.
     #[error(
         "the snapshot is of the module {found}, the instance is of {expected}; use an instance of the former"
     )]
     OtherModule {
-        /// The BLAKE3 hash of the instance's module, as it was before it was prepared.
+        /// The BLAKE3 hash of the instance's module before it was prepared.
         expected: Hash,
-        /// That of the snapshot's.
+        /// The hash of the snapshot's module.
         found: Hash,
     },
-    /// The snapshot is not one that this crate took.
+    /// The snapshot was not taken by this crate.
     #[error("snapshot {id} is not of a WebAssembly instance: it has no attachment `wasmtime`")]
     NotAGuest {
         /// The snapshot.
         id: SnapshotId,
     },
-    /// What the snapshot holds beside the memory cannot be used.
+    /// The snapshot's attachment cannot be used.
     #[error("the snapshot's attachment `wasmtime` cannot be used: {why}")]
     State {
         /// Why not.
@@ -48,28 +48,29 @@ pub enum Error {
     Table {
         /// Its index in the module.
         index: u32,
-        /// How many it had.
+        /// How many elements it had.
         expected: u64,
-        /// How many it has.
+        /// How many elements it has.
         found: u64,
     },
-    /// The memory of the snapshot is larger, and the engine does not let it grow.
+    /// The memory of the snapshot is larger, and the engine does not let the instance's memory
+    /// grow.
     #[error("the memory cannot grow to the {wanted_bytes} bytes that it has in the snapshot: {why}")]
     CannotGrow {
-        /// How long it is in the snapshot.
+        /// The length of the memory in the snapshot.
         wanted_bytes: u64,
-        /// What the engine said: its limits, the store's limiter.
+        /// The engine's reason: its limits, or the store's limiter.
         why: String,
     },
-    /// A restore failed before.
+    /// An earlier restore failed.
     #[error(
         "the last restore into this instance failed, so its memory is nothing; restore something else into it"
     )]
     Broken,
-    /// What the engine said.
+    /// An error of the engine.
     #[error("the engine refuses it: {0}")]
     Wasmtime(String),
-    /// What the store of snapshots said.
+    /// An error of the snapshot store.
     #[error(transparent)]
     Stillframe(#[from] stillframe::Error),
 }

@@ -11,20 +11,22 @@ use crate::prepare::PREFIX;
 use crate::state::{ATTACHMENT, Number, State};
 use crate::sys::{self, Ours, Shared, lock};
 
-/// An instance of a [prepared](crate::prepare) module, in a store of an [engine](crate::engine) made for it.
+/// An instance of a [prepared](crate::prepare) module, in a store of an [engine](crate::engine)
+/// made for it.
 ///
-/// All its methods take the store by `&mut Store`, which nobody has while WebAssembly runs or a host function is
-/// called: so what is captured and restored is always an instance between two calls. With the store of another
-/// instance they panic, as Wasmtime does, and with a store whose limiter is asynchronous.
+/// All its methods take the store by `&mut Store`, which no code has while WebAssembly or a host
+/// function runs. So an instance is always captured and restored between two calls. As in Wasmtime,
+/// the methods panic if the store belongs to another instance, or if its limiter is asynchronous.
 ///
-/// What a snapshot holds: the linear memory, every mutable global of a number type, and of tables the sizes, which
-/// are compared. What it does not hold: elements of tables and other references
-/// ([`Prepared::left_out`](crate::Prepared::left_out) tells whether the module has such), the store's data, fuel and
-/// limits, and whatever the host did for the guest.
+/// A snapshot holds the linear memory, every mutable global of a number type, and the sizes of
+/// tables, which are compared. It does not hold elements of tables and other references
+/// ([`Prepared::left_out`](crate::Prepared::left_out) says whether the module has such), the
+/// store's data, fuel and limits, or anything that the host did for the guest.
 ///
-/// From its first capture or restore on what the instance writes is tracked, by write protection or by what a
-/// template's instance has of its own, where the machine can; so each capture costs what was written since the last,
-/// and a rollback what differs.
+/// From its first capture or restore on, the dirty memory of the instance is tracked where the
+/// machine can: by write protection, or by copy-on-write for an instance of a template. So the cost
+/// of a capture depends on what was written since the last one, and the cost of a rollback on what
+/// differs.
 #[derive(Debug)]
 pub struct Guest {
     memory: Memory,
@@ -34,7 +36,7 @@ pub struct Guest {
     module: Hash,
 }
 
-/// A snapshot of a guest, restored once, of which instances become copies in microseconds. See
+/// A snapshot of a guest that is restored once; instances become copies of it in microseconds. See
 /// [`Guest::instantiate`].
 #[derive(Clone, Debug)]
 pub struct Template {
@@ -43,8 +45,8 @@ pub struct Template {
 }
 
 impl Template {
-    /// Restores a snapshot once. It needs the store no longer then. Cost: that of a full restore, and as much
-    /// memory as the snapshot has that is not zeros.
+    /// Restores a snapshot once. From then on the template does not need the snapshot store. Cost:
+    /// that of a full restore, and as much memory as the snapshot's non-zero content.
     ///
     /// # Errors
     ///
@@ -64,7 +66,8 @@ impl Guest {
     ///
     /// # Errors
     ///
-    /// [`Error::NotPrepared`]; [`Error::Engine`] if the memory was not made by an engine of this crate.
+    /// [`Error::NotPrepared`]; [`Error::Engine`] if the memory was not made by an engine of this
+    /// crate.
     pub fn new<T: 'static>(wasm: &mut Store<T>, instance: Instance) -> Result<Guest, Error> {
         crate::check(wasm.engine())?;
         let (mut memory, mut globals, mut tables) = (None, Vec::new(), Vec::new());
@@ -95,17 +98,18 @@ impl Guest {
         self.memory
     }
 
-    /// The snapshot that the instance is known to be like but for what it has written since: the parent of the next
-    /// capture. None before the first one.
+    /// The snapshot that the instance equals, except for writes that are tracked since: the parent
+    /// of the next capture. `None` before the first one.
     pub fn basis(&self) -> Option<SnapshotId> {
         lock(&self.shared).memory.basis()
     }
 
-    /// Takes a snapshot. Its parent, unless `options` name one, is the snapshot that the instance was last captured
-    /// as, restored from or rolled back to: so history branches where the instance did.
+    /// Takes a snapshot. Its parent, unless `options` name one, is the snapshot as which the
+    /// instance was last captured, restored or rolled back: so history branches where the instance
+    /// did.
     ///
-    /// Cost: what was written since. It returns when the snapshot is durable;
-    /// [`start_capture`](Self::start_capture) when the instance may go on.
+    /// The cost depends on what was written since. It returns when the snapshot is durable;
+    /// [`start_capture`](Self::start_capture) returns when the instance may continue.
     ///
     /// # Errors
     ///
@@ -119,7 +123,8 @@ impl Guest {
         self.capture_by(wasm, options, |memory, options| process.capture(memory, options))
     }
 
-    /// Takes a snapshot and returns as soon as what changed is copied: see [`Process::start_capture`].
+    /// Takes a snapshot and returns as soon as the changed memory is copied: see
+    /// [`Process::start_capture`].
     ///
     /// # Errors
     ///
@@ -152,7 +157,7 @@ impl Guest {
         }
         options.parent = memory.basis();
         match capture(memory, &options) {
-            // Forgotten meanwhile, or of another store.
+            // It was forgotten meanwhile, or belongs to another store.
             Err(stillframe::Error::Store(StoreError::NoSuchSnapshot { .. })) if options.parent.is_some() => {
                 options.parent = None;
                 Ok(capture(memory, &options)?)
@@ -161,14 +166,14 @@ impl Guest {
         }
     }
 
-    /// The instance becomes what it was in a snapshot of the same module, whatever it was before: new, or in use for
-    /// a long time. The memory is decoded in place.
+    /// Restores the instance to a snapshot of the same module, whether the instance is new or was
+    /// in use. The memory is decoded in place.
     ///
     /// # Errors
     ///
-    /// [`Error::NotAGuest`], [`Error::State`], [`Error::OtherModule`], [`Error::Table`], [`Error::CannotGrow`]:
-    /// nothing is changed then. Damage: then its memory is zeros, and nothing can be done with the instance
-    /// but to restore another snapshot into it.
+    /// [`Error::NotAGuest`], [`Error::State`], [`Error::OtherModule`], [`Error::Table`],
+    /// [`Error::CannotGrow`]: nothing is changed then. Damage: then the memory is zeros, and the
+    /// only possible operation on the instance is to restore another snapshot into it.
     pub fn restore<T>(
         &mut self,
         wasm: &mut Store<T>,
@@ -181,12 +186,14 @@ impl Guest {
         self.become_image(wasm, &state, bytes, |memory| memory.restore(restore))
     }
 
-    /// The same, at once, with memory that is read when it is touched, and filled in the background as `fill`
-    /// says. What is to be known about such memory [`LazyMapping`](stillframe::LazyMapping) tells: above all that
-    /// **touching what is damaged is a signal that ends this process** (`SIGBUS`); where that may be, restore in full.
-    /// Host functions that give the guest's memory to system calls need the right that is told there.
+    /// The same, but returns at once. The memory is filled at page faults, and in the background as
+    /// `fill` says. [`LazyMapping`](stillframe::LazyMapping) documents such memory. Above all,
+    /// **accessing damaged memory raises a signal that ends this process** (`SIGBUS`); where damage
+    /// is possible, restore in full. Host functions that pass the guest's memory to system calls
+    /// need the privilege described there.
     ///
-    /// The next capture waits until all is filled, and reads all of it; from then on it is tracked.
+    /// The next capture waits until all is filled, and reads the whole memory; from then on writes
+    /// are tracked.
     ///
     /// # Errors
     ///
@@ -204,27 +211,28 @@ impl Guest {
         self.become_image(wasm, &state, bytes, |memory| memory.restore_lazily(restore, fill))
     }
 
-    /// The instance becomes a copy of a template: its memory is that of the template, mapped copy-on-write. Some
-    /// microseconds, whatever its size, and a page for each that it writes. An instance that has been one already
-    /// begins anew.
+    /// Turns the instance into a copy of a template: its memory is that of the template, mapped
+    /// copy-on-write. Cost: some microseconds for any size (AMD EPYC, 2 cores), and one page for
+    /// each page that the instance writes. If the instance is a copy already, its writes are
+    /// discarded.
     ///
     /// # Errors
     ///
-    /// As [`restore`](Self::restore), but for damage, which the template has met already.
+    /// As [`restore`](Self::restore), except for damage, which [`Template::new`] reports already.
     pub fn instantiate<T>(&mut self, wasm: &mut Store<T>, template: &Template) -> Result<(), Error> {
         let bytes = template.image.image_bytes();
         self.become_image(wasm, &template.state, bytes, |memory| memory.instantiate(&template.image))
     }
 
-    /// The instance becomes what it was in a snapshot, by writing what differs. A memory that has grown since becomes
-    /// shorter again.
+    /// Rolls the instance back to a snapshot by writing the bytes that differ. A memory that has
+    /// grown since shrinks again.
     ///
-    /// Cost: with tracking what changed since the last capture and what differs between the two snapshots;
-    /// else all of it is compared.
+    /// Cost: with tracking, it depends on what changed since the last capture and on what differs
+    /// between the two snapshots; without tracking, the whole memory is compared.
     ///
     /// # Errors
     ///
-    /// As [`restore`](Self::restore); whatever it is, damage too, the instance stays as it was.
+    /// As [`restore`](Self::restore). After any error, including damage, the instance is unchanged.
     pub fn roll_back<T>(
         &mut self,
         wasm: &mut Store<T>,
@@ -240,7 +248,7 @@ impl Guest {
         let before = lock(&self.shared).memory.length_bytes();
         let stats = self.become_image(wasm, &state, bytes, |memory| memory.roll_back(roll_back));
         if stats.is_err() && lock(&self.shared).is_broken {
-            // It is as it was, but for what it was made to grow by.
+            // The instance is unchanged, except that its memory has grown.
             let shrunk = lock(&self.shared).memory.set_length_bytes(before);
             self.sync_length(wasm)?;
             shrunk?;
@@ -249,12 +257,14 @@ impl Guest {
         stats
     }
 
-    /// Whether all of the memory is there. Only one that was [restored lazily](Self::restore_lazily) may not be.
+    /// Whether all of the memory is filled. Only memory that was [restored
+    /// lazily](Self::restore_lazily) may be incomplete.
     pub fn is_filled(&self) -> bool {
         lock(&self.shared).memory.is_filled()
     }
 
-    /// What was touched before it was filled: see [`LazyMapping::touched`](stillframe::LazyMapping::touched).
+    /// The working set: the memory that was accessed before it was filled. See
+    /// [`LazyMapping::touched`](stillframe::LazyMapping::touched).
     pub fn touched(&self) -> HotSet {
         lock(&self.shared).memory.touched()
     }
@@ -268,7 +278,7 @@ impl Guest {
         State { module: self.module, globals, tables }
     }
 
-    /// An error unless a state of this module can become that of the instance.
+    /// An error unless the instance can take over a state of this module.
     fn check_it_fits<T>(&self, wasm: &mut Store<T>, state: &State) -> Result<(), Error> {
         let here = self.state(wasm);
         if state.module != here.module {
@@ -288,7 +298,7 @@ impl Guest {
         Ok(())
     }
 
-    /// Has the memory become an image, and the globals what they were with it.
+    /// Turns the memory into an image, and sets the globals to the values that belong to it.
     fn become_image<T, R>(
         &mut self,
         wasm: &mut Store<T>,
@@ -301,7 +311,7 @@ impl Guest {
         if !image_bytes.is_multiple_of(page_bytes) {
             return Err(Error::State { why: "the memory beside it is not whole pages" });
         }
-        // By the engine, so that its limits and the store's limiter are asked.
+        // The engine grows the memory, so that its limits and the store's limiter apply.
         let more_pages = (image_bytes / page_bytes).saturating_sub(self.memory.size(&*wasm));
         if more_pages > 0 {
             let grown = self.memory.grow(&mut *wasm, more_pages);
@@ -312,7 +322,7 @@ impl Guest {
         }
         lock(&self.shared).is_broken = true;
         let became = become_it(&mut lock(&self.shared).memory);
-        // Whatever has come of it, the engine must know the length.
+        // Even after an error, the engine must learn the length.
         self.sync_length(wasm)?;
         let answer = became?;
         for ((_, global), (_, number)) in self.globals.iter().zip(&state.globals) {
@@ -323,20 +333,20 @@ impl Guest {
         Ok(answer)
     }
 
-    /// Growing by nothing, the engine asks the memory for its length.
+    /// Grows by 0 pages, so that the engine asks the memory for its length.
     fn sync_length<T>(&self, wasm: &mut Store<T>) -> Result<(), Error> {
         self.memory.grow(wasm, 0)?;
         Ok(())
     }
 }
 
-/// What a snapshot holds beside the memory.
+/// The state in the attachment of a snapshot.
 fn state_of(vault: &stillframe::Store, id: SnapshotId) -> Result<State, Error> {
     let bytes = vault.snapshot(id)?.attachment(ATTACHMENT)?.ok_or(Error::NotAGuest { id })?;
     State::decode(&bytes)
 }
 
-/// A hash by its 64 digits.
+/// A hash from its 64 digits.
 fn hash_of(text: &str) -> Option<Hash> {
     let mut hash = [0; Hash::BYTES];
     let digits = text.as_bytes().chunks_exact(2);

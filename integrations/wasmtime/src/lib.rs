@@ -1,8 +1,9 @@
 //! Snapshots of WebAssembly instances under [Wasmtime](wasmtime), kept in a [stillframe] store.
 //!
-//! stillframe provides the linear memories of the engine. Writes are tracked, so a snapshot costs what changed. A
-//! restored snapshot is the linear memory itself: decoded in place, filled on page faults, or mapped from a template. A
-//! rollback of a live instance writes only what differs.
+//! stillframe provides the engine's linear memories. The writes of an instance are tracked, so that
+//! the cost of a snapshot depends on what changed. A restored snapshot is the linear memory itself:
+//! decoded in place, filled at page faults, or mapped from a template. A rollback writes only the
+//! bytes that differ.
 //!
 //! ```
 //! use stillframe::CaptureOptions;
@@ -10,11 +11,13 @@
 //! use wasmtime::{Config, Instance, Module, Store};
 //!
 //! # let dir = tempfile::tempdir()?;
-//! # let wasm = wat::parse_str(r#"(module (memory 1) (func (export "add") (param i32) (result i32)
-//! #     (i32.store (i32.const 0) (i32.add (i32.load (i32.const 0)) (local.get 0))) (i32.load (i32.const 0))))"#)?;
+//! # let wasm = wat::parse_str(r#"(module (memory 1)
+//! #     (func (export "add") (param i32) (result i32)
+//! #         (i32.store (i32.const 0) (i32.add (i32.load (i32.const 0)) (local.get 0)))
+//! #         (i32.load (i32.const 0))))"#)?;
 //! # let path = dir.path().join("vault");
 //! let engine = stillframe_wasmtime::engine(Config::new())?;
-//! let module = Module::new(&engine, prepare(&wasm)?.wasm)?;           // exports what state is hidden
+//! let module = Module::new(&engine, prepare(&wasm)?.wasm)?; // exports the hidden state
 //! let mut store = Store::new(&engine, ());
 //! let instance = Instance::new(&mut store, &module, &[])?;
 //! let mut guest = Guest::new(&mut store, instance)?;
@@ -24,28 +27,29 @@
 //! add.call(&mut store, 5)?;
 //! let five = guest.capture(&mut store, &vault.process("sum"), &CaptureOptions::default())?.id;
 //! assert_eq!(add.call(&mut store, 2)?, 7);
-//! guest.roll_back(&mut store, &vault, five)?;                         // or restore, restore_lazily
+//! guest.roll_back(&mut store, &vault, five)?; // or restore, restore_lazily
 //! assert_eq!(add.call(&mut store, 1)?, 6);
 //!
-//! let template = Template::new(&vault, five)?;                        // restored once, for any number of copies
+//! let template = Template::new(&vault, five)?; // restored once, for any number of copies
 //! let mut other = Store::new(&engine, ());
 //! let copy = Instance::new(&mut other, &module, &[])?;
-//! Guest::new(&mut other, copy)?.instantiate(&mut other, &template)?;  // microseconds
+//! Guest::new(&mut other, copy)?.instantiate(&mut other, &template)?; // microseconds
 //! # assert_eq!(copy.get_typed_func::<i32, i32>(&mut other, "add")?.call(&mut other, 1)?, 6);
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 //!
 //! # Instantiation
 //!
-//! An instance is created as usual: the engine writes active data segments and runs the start function, in a memory
-//! of its own. Then the snapshot replaces that memory at the same address, so nothing of it is left. If the start
-//! function calls the host, it does so for every instance.
+//! An instance is first made as usual: the engine writes active data segments into the instance's
+//! memory and runs the start function. Then the snapshot replaces the content of that memory, at
+//! the same address, so nothing of it remains. If the start function calls the host, it does so for
+//! every instance.
 //!
-//! # Engine settings
+//! # Engine configuration
 //!
-//! [`engine`] and [`configure`] set Wasmtime's memory creator, choose the on-demand allocator, and switch off the
-//! copy-on-write initialisation, which custom memories do not support. All other settings, such as reservation and
-//! guards, stay yours.
+//! [`engine`] and [`configure`] set Wasmtime's memory creator, disable its copy-on-write
+//! initialisation (which custom memories do not support), and select the on-demand allocator.
+//! Reservation, guards, and everything else stay as you configure them.
 #![deny(missing_docs)]
 
 /// The code of the README compiles, and runs.
@@ -67,17 +71,18 @@ pub use error::Error;
 pub use guest::{Guest, Template};
 pub use prepare::{LeftOut, PrepareError, Prepared, prepare};
 
-/// Makes an engine whose memories can be captured: [`configure`], and then [`Engine::new`].
+/// Makes an engine whose memories can be captured: calls [`configure`], and then [`Engine::new`].
 ///
 /// # Errors
 ///
-/// What the engine has against its configuration.
+/// If the engine rejects its configuration.
 pub fn engine(mut config: Config) -> Result<Engine, Error> {
     Ok(Engine::new(configure(&mut config))?)
 }
 
-/// Configures an engine so that its memories can be captured. Call it last: with
-/// [`Config::memory_init_cow`] switched on again Wasmtime panics when it makes an instance.
+/// Configures an engine so that its memories can be captured. Call it last: if
+/// [`Config::memory_init_cow`] is enabled again afterwards, Wasmtime panics when it makes an
+/// instance.
 pub fn configure(config: &mut Config) -> &mut Config {
     config
         .with_host_memory(Arc::new(sys::Memories))
@@ -85,7 +90,7 @@ pub fn configure(config: &mut Config) -> &mut Config {
         .allocation_strategy(InstanceAllocationStrategy::OnDemand)
 }
 
-/// An error if the engine is one under which instances cannot be made with memories of this crate.
+/// An error if the engine cannot make instances with memories of this crate.
 ///
 /// # Errors
 ///

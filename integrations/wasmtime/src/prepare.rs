@@ -1,14 +1,15 @@
-//! Preparing a module: whatever of its state can be captured becomes an export.
+//! Prepares a module: every part of its state that can be captured becomes an export.
 //!
 //! ```text
-//! import  a memory            ──> the module's own            so that its engine makes it
-//! export  + stillframe:memory:HASH      HASH is the BLAKE3 of the module as it was given
+//! import  a memory            ──> the module's own memory, so that the engine makes it
+//! export  + stillframe:memory:HASH      HASH is the BLAKE3 hash of the original module
 //!         + stillframe:global:N         every mutable global of a number type
-//!         + stillframe:table:N          every table, for its size
-//! all else                    ──> as it was, byte by byte
+//!         + stillframe:table:N          every table, because of its size
+//! all else                    ──> unchanged, byte by byte
 //! ```
 //!
-//! Indices do not change, nor does what the module does. A module that is prepared already is left as it is.
+//! Indices do not change, and neither does the behaviour of the module. A module that is prepared
+//! already is returned unchanged.
 
 use std::fmt;
 use std::ops::Range;
@@ -16,36 +17,39 @@ use std::ops::Range;
 use stillframe::Hash;
 use wasmparser::{ExternalKind, GlobalType, MemoryType, Operator, Parser, Payload, TypeRef, ValType};
 
-/// What the names of the exports begin with.
+/// The prefix of the names of the exports.
 pub(crate) const PREFIX: &str = "stillframe:";
-/// How long a page of a memory is unless it says otherwise.
+/// The page size of a memory that declares no other, as its binary logarithm.
 const PAGE_LOG2: u32 = 16;
 
 const IMPORT_SECTION: u8 = 2;
 const MEMORY_SECTION: u8 = 5;
 const EXPORT_SECTION: u8 = 7;
-/// The order in which sections stand; custom ones stand anywhere.
+/// The order of sections; custom ones may come anywhere.
 const ORDER: [u8; 13] = [1, 2, 3, 4, 5, 13, 6, 7, 8, 9, 12, 10, 11];
 
 /// A module that can be captured. Made by [`prepare`].
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct Prepared {
-    /// The module, to be compiled in place of the one that was given.
+    /// The module to compile in place of the original one.
     pub wasm: Vec<u8>,
-    /// What of its state no snapshot holds. Empty for what compilers of C, C++ and Rust make.
+    /// The parts of its state that no snapshot holds. Empty for typical output of compilers of C,
+    /// C++ and Rust.
     pub left_out: Vec<LeftOut>,
 }
 
-/// State of a module that is not captured, and so is after a restore or a rollback as it is in the instance at hand.
+/// State of a module that is not captured. A restore or a rollback does not change it in the
+/// instance.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum LeftOut {
     /// A mutable global that holds a reference.
     ReferenceGlobal(u32),
-    /// The code changes tables, by this instruction. (Their sizes are compared, their elements are not.)
+    /// The code changes tables, with this instruction. (Their sizes are compared; their elements
+    /// are not.)
     Tables(&'static str),
-    /// The code drops passive segments, by this instruction.
+    /// The code drops passive segments, with this instruction.
     Segments(&'static str),
     /// The code makes garbage-collected objects.
     Objects,
@@ -78,10 +82,10 @@ pub enum PrepareError {
         /// How many it has.
         found: u32,
     },
-    /// Its memory is one that cannot be captured.
+    /// Its memory cannot be captured.
     #[error("the module's memory is {what}, which cannot be captured")]
     Memory {
-        /// What it is.
+        /// The property that prevents it.
         what: &'static str,
     },
 }
@@ -92,11 +96,12 @@ impl From<wasmparser::Error> for PrepareError {
     }
 }
 
-/// Makes a module ready to be captured: exports what state of it is hidden, and makes an imported memory its own.
-/// Compile what it answers in place of `wasm`. The host provides no memory then; modules that share one with one another
-/// cannot be captured.
+/// Prepares a module for captures: exports its hidden state, and turns an imported memory into its
+/// own. Compile the returned module in place of `wasm`. The host then provides no memory. Modules
+/// that share a memory with each other cannot be captured.
 ///
-/// Cost: it reads the code once, some 100 MB/s; compiling takes a hundred times as long.
+/// Cost: it reads the code once, at some 100 MB/s (AMD EPYC, 2 cores); compiling takes a hundred
+/// times as long.
 ///
 /// ```
 /// let wasm = wat::parse_str(r#"(module (memory 1) (global (mut i32) (i32.const 7)))"#)?;
@@ -107,8 +112,8 @@ impl From<wasmparser::Error> for PrepareError {
 ///
 /// # Errors
 ///
-/// [`PrepareError`]: no module, or one without a memory, with several, or with one that is shared or has pages of its
-/// own size. 64-bit memories are fine.
+/// [`PrepareError`]: not a module, or a module without a memory, with several memories, or with one
+/// that is shared or has a custom page size. 64-bit memories are supported.
 pub fn prepare(wasm: &[u8]) -> Result<Prepared, PrepareError> {
     let found = Found::in_module(wasm)?;
     let memory = match found.memories[..] {
@@ -129,16 +134,16 @@ pub fn prepare(wasm: &[u8]) -> Result<Prepared, PrepareError> {
     Ok(Prepared { wasm, left_out: found.left_out })
 }
 
-/// What a module has.
+/// The parts of a module.
 #[derive(Default)]
 struct Found<'a> {
     sections: Vec<(u8, Range<usize>)>,
-    /// Each import as it stands there, and whether it is a memory.
+    /// Each import as it is encoded, and whether it is a memory.
     imports: Vec<(&'a [u8], bool)>,
     memories: Vec<MemoryType>,
     globals: Vec<GlobalType>,
     tables: u32,
-    /// Where the list of exports is, and how many there are.
+    /// The place of the list of exports, and their number.
     exports: Option<(Range<usize>, u32)>,
     is_prepared: bool,
     left_out: Vec<LeftOut>,
@@ -275,7 +280,7 @@ fn rewritten(wasm: &[u8], found: &Found<'_>, memory: MemoryType) -> Vec<u8> {
                 let before = wasm.get(range).unwrap_or_default();
                 push_section(&mut new, *id, &exports(before, count, wasm, found));
             }
-            // A module with an imported memory may have a memory section, an empty one.
+            // A module with an imported memory may have an empty memory section.
             MEMORY_SECTION if is_imported => {}
             _ => push_section(&mut new, *id, content),
         }
@@ -284,7 +289,7 @@ fn rewritten(wasm: &[u8], found: &Found<'_>, memory: MemoryType) -> Vec<u8> {
     new
 }
 
-/// Whether a section must stand before this other one.
+/// Whether a section must come before another one.
 fn stands_before(id: u8, other: u8) -> bool {
     let place = |id: u8| ORDER.iter().position(|one| *one == id);
     place(other).is_some_and(|other| place(id).is_some_and(|id| id < other))
@@ -307,7 +312,7 @@ fn one_memory(memory: MemoryType) -> Vec<u8> {
     content
 }
 
-/// The exports there are, and those that are added.
+/// The existing exports, followed by the new ones.
 fn exports(before: &[u8], count: u32, wasm: &[u8], found: &Found<'_>) -> Vec<u8> {
     let mut added = vec![(format!("{PREFIX}memory:{}", Hash::of(wasm)), 2u8, 0u32)];
     let globals = (0u32..).zip(&found.globals).filter(|(_, global)| global.mutable && is_number(global));

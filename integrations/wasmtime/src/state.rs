@@ -1,4 +1,5 @@
-//! What a snapshot holds beside the memory: an attachment with the module's hash, globals, and sizes of tables.
+//! The state of an instance outside its memory: an attachment with the module's hash, the globals,
+//! and the sizes of tables.
 //!
 //! ```text
 //! "SFWT" version u32 | module 32 bytes
@@ -11,21 +12,21 @@ use wasmtime::{V128, Val};
 
 use crate::error::Error;
 
-/// What the attachment is called.
+/// The name of the attachment.
 pub(crate) const ATTACHMENT: &str = "wasmtime";
 const MAGIC: [u8; 4] = *b"SFWT";
 const VERSION: u32 = 1;
 
-/// The state of an instance beside its memory.
+/// The state of an instance outside its memory.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct State {
-    /// Of which module.
+    /// The hash of the module.
     pub(crate) module: Hash,
     pub(crate) globals: Vec<(u32, Number)>,
     pub(crate) tables: Vec<(u32, u64)>,
 }
 
-/// What a global holds: its kind and its bits.
+/// The value of a global: its kind and its bits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Number {
     kind: u32,
@@ -33,7 +34,7 @@ pub(crate) struct Number {
 }
 
 impl Number {
-    /// Of a value that is a number.
+    /// The number in a value, if it holds one.
     pub(crate) fn of(value: &Val) -> Option<Number> {
         let (kind, bits) = match value {
             Val::I32(value) => (0, u128::from(value.cast_unsigned())),
@@ -46,12 +47,12 @@ impl Number {
         Some(Number { kind, bits })
     }
 
-    /// Which kind, as a number.
+    /// The kind, as a number.
     pub(crate) fn kind(self) -> u32 {
         self.kind
     }
 
-    /// None if it is of no kind that there is, or has more bits.
+    /// `None` if the kind is unknown, or if there are more bits than it has.
     pub(crate) fn value(self) -> Option<Val> {
         Some(match self.kind {
             0 => Val::I32(u32::try_from(self.bits).ok()?.cast_signed()),
@@ -95,7 +96,7 @@ impl State {
     }
 }
 
-/// What is left to read.
+/// The bytes that are left to read.
 struct Reader<'a>(&'a [u8]);
 
 impl Reader<'_> {

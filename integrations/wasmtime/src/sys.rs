@@ -1,13 +1,15 @@
-//! The memories that the engine asks for: each is a [`Reservation`], which this crate finds again by its address.
+//! The memories that the engine requests: each is a [`Reservation`], which this crate finds again
+//! by its address.
 //!
 //! ```text
 //! engine ── owns ──> Linear ──┐
 //!                             ├──> Reservation: addresses, content, tracking
-//! Guest ── shares ────────────┘    unmapped when both are gone
+//! Guest ── shares ────────────┘    unmapped when both are dropped
 //! ```
 //!
-//! The engine creates memories as zeros and writes active data segments into them, runs the start function, and
-//! only then is a snapshot put in their place. So whatever instantiation has written does not matter.
+//! The engine creates memories as zeros, writes active data segments into them, and runs the start
+//! function. Only then does a snapshot replace their content. So the writes of the instantiation do
+//! not matter.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
@@ -15,25 +17,26 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use stillframe::Reservation;
 use wasmtime::{LinearMemory, MemoryCreator, MemoryType};
 
-/// A reservation, used by the engine and by a guest in turns: a guest touches it only while it has the store by
-/// `&mut`, so that no WebAssembly runs and no reference to the bytes is alive.
+/// A reservation, used by the engine and by a guest in turns. A guest accesses it only while it has
+/// the store by `&mut`, so that no WebAssembly runs and no reference to the bytes is alive.
 pub(crate) type Shared = Arc<Mutex<Ours>>;
 
-/// A memory, whoever uses it.
+/// A memory that the engine and a guest share.
 #[derive(Debug)]
 pub(crate) struct Ours {
     pub(crate) memory: Reservation,
-    /// A restore into it has failed half-way.
+    /// A restore into it failed halfway.
     pub(crate) is_broken: bool,
 }
 
-/// What is set aside for a memory at least, so that it can grow in place: all that a 32-bit memory can have.
+/// The least number of bytes to reserve for a memory, so that it can grow in place: the whole range
+/// of a 32-bit memory.
 const LEAST_RESERVED_BYTES: usize = if cfg!(target_pointer_width = "64") { 1 << 32 } else { 0 };
 
-/// All memories that engines have now, by their address.
+/// All current memories of engines, by their address.
 static MEMORIES: Mutex<BTreeMap<usize, Weak<Mutex<Ours>>>> = Mutex::new(BTreeMap::new());
 
-/// The memory that begins there, if it is one of ours.
+/// The memory that begins at this address, if it is one of ours.
 pub(crate) fn find(start: *const u8) -> Option<Shared> {
     lock(&MEMORIES).get(&start.addr()).and_then(Weak::upgrade)
 }
@@ -45,8 +48,9 @@ pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 /// Makes the memories of an engine.
 pub(crate) struct Memories;
 
-// SAFETY: what it makes keeps what is asked of a memory: `Reservation::new` sets aside what is reserved and the guards,
-// all inaccessible, at a page; the memory is zeros; and it is at one address for life.
+// SAFETY: the memories keep the engine's requirements: `Reservation::new` reserves the requested
+// size and the guards, all inaccessible and page-aligned; the memory is zeros; and its address
+// never changes.
 unsafe impl MemoryCreator for Memories {
     fn new_memory(
         &self,
@@ -75,10 +79,10 @@ struct Linear {
     shared: Shared,
 }
 
-// SAFETY: the pointer is that of a reservation, which stays where it is and mapped as long as this lives, with so many
-// bytes accessible as `byte_size` says, and behind them nothing up to what was reserved and the guard. A guest changes
-// length and content only while it has the store by `&mut`, and has the engine ask for the length again before it
-// lets go of it.
+// SAFETY: the pointer is that of a reservation, which neither moves nor is unmapped as long as this
+// lives. `byte_size` bytes are accessible, and the addresses behind them, up to the reserved size
+// and the guard, are not. A guest changes length and content only while it has the store by `&mut`,
+// and makes the engine ask for the length again before it releases the store.
 unsafe impl LinearMemory for Linear {
     fn byte_size(&self) -> usize {
         lock(&self.shared).memory.length_bytes()
@@ -105,7 +109,7 @@ impl Drop for Linear {
     }
 }
 
-/// An error and what is behind it, in one line.
+/// An error and its sources, in one line.
 pub(crate) fn whole_story(error: &dyn std::error::Error) -> String {
     let mut story = error.to_string();
     let mut source = error.source();

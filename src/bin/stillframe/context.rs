@@ -1,4 +1,4 @@
-//! What every verb needs: where the store is, how to print, and whether somebody pressed ctrl-C.
+//! What every verb needs: where the store is, how to print, and whether ctrl-C was pressed.
 
 use std::io::{self, IsTerminal, Write};
 use std::path::{Path, PathBuf};
@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use anyhow::Context as _;
+use clap::{ArgAction, Args, ValueHint};
 use rustix::fs::Mode;
 use signal_hook::consts::{SIGINT, SIGTERM, SIGXFSZ};
 use signal_hook::flag;
@@ -15,19 +16,55 @@ use tracing::level_filters::LevelFilter;
 use tracing_subscriber::filter::Targets;
 use tracing_subscriber::prelude::*;
 
-use crate::arguments::Global;
 use crate::errors::{Exit, wrong_usage};
 use crate::output::Output;
+use crate::values::seconds;
+
+/// The options of every verb.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Global options")]
+pub(crate) struct Global {
+    /// Directory of the store [env: STILLFRAME_STORE]
+    ///
+    /// Default: $XDG_DATA_HOME/stillframe, else ~/.local/share/stillframe. The first capture creates it.
+    #[arg(long, global = true, value_name = "DIR", env = "STILLFRAME_STORE", hide_env = true)]
+    #[arg(value_hint = ValueHint::DirPath)]
+    pub(crate) store: Option<PathBuf>,
+    /// Print JSON for scripts
+    ///
+    /// Sizes are in bytes, times in UTC (RFC 3339) and durations in milliseconds. `watch` prints one object per line.
+    #[arg(long, global = true)]
+    pub(crate) json: bool,
+    /// Print less: no progress and no hints
+    ///
+    /// `capture`, `watch` and `list` then print ids only.
+    #[arg(long, short, global = true)]
+    pub(crate) quiet: bool,
+    /// Log to standard error; -vv logs more
+    #[arg(long, short, global = true, action = ArgAction::Count, conflicts_with = "quiet")]
+    pub(crate) verbose: u8,
+    /// Wait for a store that another process owns
+    ///
+    /// The command fails with exit code 4 if the store is not free after this time. Default: 0.
+    #[arg(long, global = true, value_name = "SECONDS", default_value = "0", value_parser = seconds)]
+    #[arg(allow_negative_numbers = true, hide_default_value = true)]
+    pub(crate) wait: Duration,
+    /// As root, accept a store that another user owns
+    ///
+    /// The owner of the store can make this command change files outside the store.
+    #[arg(long, global = true)]
+    pub(crate) trust_owner: bool,
+}
 
 /// What every verb needs.
 #[derive(Debug)]
 pub(crate) struct Context {
     pub(crate) output: Output,
-    /// How long to wait for a store that another process has open.
+    /// How long to wait for a store that another process owns.
     pub(crate) wait: Duration,
-    /// Whether a store of another user is used also as root.
+    /// Whether root uses a store that another user owns.
     pub(crate) trust_owner: bool,
-    /// The umask that the command was started with, for programs that it starts.
+    /// The umask that the command was started with. Programs that it starts get it.
     pub(crate) inherited_umask: Mode,
     store: Option<PathBuf>,
     interrupted: Arc<AtomicBool>,
@@ -37,7 +74,7 @@ pub(crate) struct Context {
 impl Context {
     /// Prepares the process: a private umask, the tracing, the signals.
     pub(crate) fn new(global: &Global) -> anyhow::Result<Context> {
-        // Memory holds secrets: every file is private from its first byte, whoever creates it.
+        // Memory holds secrets: every file is private from its first byte.
         let inherited_umask = rustix::process::umask(Mode::from_raw_mode(0o077));
         trace(global);
         let interrupted = Arc::new(AtomicBool::new(false));
@@ -48,8 +85,8 @@ impl Context {
                 .and_then(|_| flag::register(signal, interrupted.clone()))
                 .context("cannot listen for ctrl-C")?;
         }
-        // At a limit of file sizes (`ulimit -f`) a write then fails, which is told, and the program is not ended. A
-        // command that a watch starts has the default again.
+        // At the limit of file sizes (`ulimit -f`) a write then fails with an error, and the signal does not end the
+        // program. A command that `watch` starts has the default action.
         flag::register(SIGXFSZ, Arc::default()).context("cannot handle SIGXFSZ")?;
         Ok(Context {
             output: Output::new(global.json, global.quiet),
@@ -73,7 +110,10 @@ impl Context {
             .or_else(|| absolute("HOME").map(|home| home.join(".local/share")))
             .map(|data| data.join("stillframe"))
             .ok_or_else(|| {
-                wrong_usage("nothing says where the store is: give --store DIR, or set STILLFRAME_STORE")
+                wrong_usage(
+                    "no directory for the store: HOME and XDG_DATA_HOME are not set; pass --store DIR, or set \
+                     STILLFRAME_STORE",
+                )
             })
     }
 
@@ -82,7 +122,7 @@ impl Context {
         Ok(self.options().open(self.store_path()?)?)
     }
 
-    /// Opens the store to capture into it, or creates it where there is nothing yet.
+    /// Opens the store to capture into it, or creates it if nothing is there.
     pub(crate) fn open_or_create(&self) -> anyhow::Result<Store> {
         let path = self.store_path()?;
         let is_new = !path.exists();
@@ -94,7 +134,7 @@ impl Context {
         Ok(store)
     }
 
-    /// Opens the store again, without waiting for another process that has it open.
+    /// Opens the store again, without waiting for another process that owns it.
     pub(crate) fn reopen(&self) -> Result<Store, stillframe::Error> {
         let path = self.store_path().unwrap_or_default();
         Ok(Store::options().open(path)?)
@@ -115,8 +155,8 @@ impl Context {
         self.interrupted.store(false, Ordering::Relaxed);
     }
 
-    /// The flag that ctrl-C sets from here on. Until this is called it ends the program at once,
-    /// which does no harm to a store: it is made to survive worse.
+    /// The flag that ctrl-C sets from here on. Until this is called ctrl-C ends the program at once, which a store
+    /// survives.
     pub(crate) fn interrupted(&self) -> Arc<AtomicBool> {
         self.ends_at_once.store(false, Ordering::Relaxed);
         self.interrupted.clone()
@@ -128,14 +168,14 @@ pub(crate) fn display(path: &Path) -> String {
     crate::human::plain(&path.to_string_lossy())
 }
 
-/// Standard error without control characters that names could bring along.
+/// Standard error without control characters from names.
 struct Plain(io::Stderr);
 
 impl Write for Plain {
     /// Gets a whole line, colours included.
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         let line = String::from_utf8_lossy(bytes);
-        // The layer escapes what it gets, but for what sets the direction of writing; and it writes colours itself.
+        // The layer escapes control characters, but not those that set the direction of writing; it writes colours.
         let is_hidden = |letter: char| !letter.is_control() && stillframe::is_control(letter);
         self.0.write_all(line.replace(is_hidden, "\u{fffd}").as_bytes())?;
         Ok(bytes.len())
@@ -146,7 +186,7 @@ impl Write for Plain {
     }
 }
 
-/// Sends what the library tells to standard error: warnings, more with `-v` and `-vv`.
+/// Sends the library's log to standard error: warnings, and more with `-v` and `-vv`.
 fn trace(global: &Global) {
     let level = match (global.quiet, global.verbose) {
         (true, _) => LevelFilter::ERROR,
@@ -161,7 +201,7 @@ fn trace(global: &Global) {
         .with_writer(|| Plain(io::stderr()))
         .with_ansi(colour)
         .with_target(global.verbose > 1)
-        // It would panic where standard error was closed.
+        // It would panic if standard error were closed.
         .log_internal_errors(false)
         .without_time();
     tracing_subscriber::registry().with(lines.with_filter(targets)).init();

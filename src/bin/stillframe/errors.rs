@@ -1,13 +1,15 @@
-//! Exit codes, and how an error is told: one line `stillframe: …`, its causes indented below.
+//! Exit codes, and how an error is printed: one line `stillframe: …`, its causes indented below.
 
 use std::process::ExitCode;
 
-use clap::error::ErrorKind;
+use clap::CommandFactory;
+use clap::error::{ContextKind, ContextValue, ErrorKind};
 use stillframe::{Error, SourceError, StoreError, UnitError};
 
+use crate::Arguments;
 use crate::output::print_error;
 
-/// What the command ends with. The numbers are a promise to scripts.
+/// What the command exits with. Scripts depend on the numbers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub(crate) enum Exit {
@@ -21,23 +23,37 @@ pub(crate) enum Exit {
     Interrupted = 130,
 }
 
+impl Exit {
+    /// What each code means, for the help and the manual page.
+    pub(crate) const MEANINGS: [(Exit, &'static str); 8] = [
+        (Exit::Done, "done"),
+        (Exit::Failed, "failed"),
+        (Exit::WrongUsage, "wrong usage"),
+        (Exit::NoSuchSnapshot, "no such snapshot, or several snapshots with that prefix"),
+        (Exit::StoreOwned, "another process owns the store (see --wait)"),
+        (Exit::Damage, "damage was found"),
+        (Exit::SourceOrSink, "the source or the target cannot be used"),
+        (Exit::Interrupted, "interrupted by ctrl-C or SIGTERM"),
+    ];
+}
+
 impl From<Exit> for ExitCode {
     fn from(exit: Exit) -> ExitCode {
         ExitCode::from(exit as u8)
     }
 }
 
-/// What only the command can get wrong.
+/// What can go wrong in the command but not in the library.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum CommandError {
     /// The arguments do not make sense together.
     #[error("{0}")]
     WrongUsage(String),
-    /// Whoever read standard output has enough. Not an error to tell anybody about.
+    /// The reader of standard output closed it. This is not reported.
     #[error("standard output was closed")]
     ClosedPipe,
     /// The command to watch cannot be started.
-    #[error("cannot start the command {name}; is it installed, and spelt like this?")]
+    #[error("cannot start the command {name}; check its spelling, and that it is installed and executable")]
     Start {
         /// What was typed.
         name: String,
@@ -45,7 +61,7 @@ pub(crate) enum CommandError {
         source: std::io::Error,
     },
     /// A watch that took no snapshot.
-    #[error("the process ended before the first snapshot; a shorter --every takes one sooner")]
+    #[error("the process ended before the first snapshot; a shorter --every takes the first one sooner")]
     NoSnapshot,
     /// Standard output cannot be written.
     #[error("cannot write to standard output")]
@@ -57,45 +73,78 @@ pub(crate) fn wrong_usage(text: impl Into<String>) -> anyhow::Error {
     CommandError::WrongUsage(text.into()).into()
 }
 
-/// A database that is damaged may make its threads panic. The library turns that into a warning, which is enough.
-pub(crate) fn keep_quiet_about_the_index() {
-    let tell = std::panic::take_hook();
+/// Silences panics of the threads of the index: a damaged database can cause them, and the library reports them as a
+/// warning.
+pub(crate) fn silence_panics_of_the_index() {
+    let print = std::panic::take_hook();
     std::panic::set_hook(Box::new(move |panic| {
         let of_index = |name: &str| name == "stillframe-index" || name.starts_with("sled-");
         if !std::thread::current().name().is_some_and(of_index) {
-            tell(panic);
+            print(panic);
         }
     }));
 }
 
-/// Tells a usage error, or prints the help or the version that was asked for.
+/// Reports a usage error, or prints the help or the version.
 pub(crate) fn report_usage(error: &clap::Error) -> ExitCode {
     if !error.use_stderr() {
-        // A closed pipe is all that can go wrong here, and nobody is there to be told.
+        // Only a closed pipe can go wrong here, and then nobody reads the report.
         let _ = error.print();
         return Exit::Done.into();
     }
-    let text = match error.kind() {
-        ErrorKind::MissingSubcommand => {
-            "what is to be done? `stillframe --help` lists the commands".to_owned()
-        }
-        _ => error.render().to_string(),
-    };
-    print_error(&format!("stillframe: {}", text.strip_prefix("error: ").unwrap_or(&text).trim_end()));
+    print_error(&format!("stillframe: {}", usage_text(error)));
     Exit::WrongUsage.into()
 }
 
-/// Tells an error and says what to exit with.
+/// A usage error as it is printed: one line, and hints indented below.
+fn usage_text(error: &clap::Error) -> String {
+    if error.kind() == ErrorKind::MissingSubcommand {
+        return "expected a command; `stillframe --help` lists the commands".to_owned();
+    }
+    let found = match error.get(ContextKind::InvalidArg) {
+        Some(ContextValue::String(text)) if error.kind() == ErrorKind::UnknownArgument => text.as_str(),
+        _ => "",
+    };
+    // The parser takes "-1" for options: it shows the first of them, and a hint that does not help.
+    if found.starts_with('-') && found[1..].starts_with(|letter: char| letter.is_ascii_digit()) {
+        return format!(
+            "unexpected argument {found}: a value cannot be negative\n    see {}",
+            help_of_what_was_typed()
+        );
+    }
+    let text = error.render().to_string();
+    let mut lines: Vec<String> = Vec::new();
+    for paragraph in text.strip_prefix("error: ").unwrap_or(&text).split("\n\n") {
+        // The parser lists options from the environment as if they had been typed.
+        let is_left_out = ["Usage:", "For more information"].iter().any(|start| paragraph.starts_with(start));
+        let joined = paragraph.split_whitespace().collect::<Vec<_>>().join(" ");
+        if !is_left_out && !joined.is_empty() {
+            lines.push(joined);
+        }
+    }
+    lines.push(format!("see {}", help_of_what_was_typed()));
+    lines.join("\n    ")
+}
+
+/// The command that prints the help of the verb that was typed.
+fn help_of_what_was_typed() -> String {
+    let command = Arguments::command();
+    let verb = std::env::args_os().skip(1).find(|word| command.find_subcommand(word).is_some());
+    let verb = verb.map(|verb| format!("{} ", verb.display())).unwrap_or_default();
+    format!("`stillframe {verb}--help`")
+}
+
+/// Prints an error and gives the exit code.
 pub(crate) fn report(error: &anyhow::Error) -> ExitCode {
     if let Some(CommandError::ClosedPipe) = error.downcast_ref() {
         return Exit::Done.into();
     }
-    print_error(&told(error));
+    print_error(&report_text(error));
     exit(error).into()
 }
 
-/// The error as it is told.
-pub(crate) fn told(error: &anyhow::Error) -> String {
+/// The error as it is printed.
+pub(crate) fn report_text(error: &anyhow::Error) -> String {
     let mut lines = vec![error.to_string()];
     for cause in error.chain().skip(1) {
         // An error that only wraps another says the same again.
@@ -111,7 +160,7 @@ pub(crate) fn told(error: &anyhow::Error) -> String {
     format!("stillframe: {}", lines.join("\n    "))
 }
 
-/// What the library cannot know: which part of the command helps.
+/// What to do, where the library cannot name the part of the command that helps.
 fn advice(exit: Exit) -> Option<&'static str> {
     match exit {
         Exit::StoreOwned => Some("--wait SECONDS waits until the store is free"),
@@ -120,7 +169,7 @@ fn advice(exit: Exit) -> Option<&'static str> {
     }
 }
 
-/// What to exit with after `error`: what the first of its causes that has a code of its own says.
+/// The exit code of an error: the one of its first cause that has one.
 pub(crate) fn exit(error: &anyhow::Error) -> Exit {
     error.chain().find_map(exit_of).unwrap_or(Exit::Failed)
 }

@@ -1,4 +1,4 @@
-//! Numbers as people read them.
+//! Sizes, counts, ages and durations as text.
 
 use std::time::Duration;
 
@@ -93,8 +93,8 @@ pub(crate) fn times(ratio: f64) -> String {
     if ratio < 99.95 { format!("{ratio:.1} times") } else { format!("{ratio:.0} times") }
 }
 
-/// Text of a stranger's (a command line, a file name, a label), made safe for a terminal: control
-/// characters could move its cursor or worse, or make a name look like another.
+/// Foreign text (a command line, a file name, a label) with control characters replaced: they could control the
+/// terminal or make a name look like another.
 pub(crate) fn plain(text: &str) -> String {
     stillframe::printable(text).into_owned()
 }

@@ -1,44 +1,60 @@
-//! The `stillframe` command: it parses, runs one verb, and turns what came of it into an exit code.
+//! The `stillframe` command. It parses the arguments, runs one verb and turns the result into an exit code.
 //!
 //! ```text
-//! arguments.rs   what can be typed            capture.rs   capture
-//! context.rs     what every verb needs        watch.rs     watch
-//! output.rs      standard output, tables      look.rs      list show processes cat label
-//! json.rs        the JSON objects             restore.rs   restore
-//! human.rs       sizes, ages, durations       tidy.rs      forget gc
-//! hexdump.rs     `cat --hex`                  care.rs      init verify repair stats migrate
-//! progress.rs    bars on a terminal           manual.rs    completions man
-//! errors.rs      exit codes, `stillframe: …`  past.rs      diff history
-//! rollback.rs    rollback
+//! commands/     one file a verb: its arguments, its help, its text and its JSON
+//! context.rs    what every verb needs: the store, the output, interrupts
+//! output.rs     standard output: JSON, lines, tables     human.rs     sizes, ages and durations as text
+//! errors.rs     exit codes and `stillframe: …`           hexdump.rs   `cat --hex`
+//! values.rs     parsers of option values                 progress.rs  bars on a terminal
 //! ```
 
-mod arguments;
-mod capture;
-mod care;
+mod commands;
 mod context;
 mod errors;
 mod hexdump;
 mod human;
-mod json;
-mod look;
-mod manual;
 mod output;
-mod past;
 mod progress;
-mod restore;
-mod rollback;
-mod tidy;
-mod watch;
+mod values;
 
 use std::process::ExitCode;
 
-use arguments::{Arguments, Verb};
 use clap::Parser;
-use context::Context;
+use commands::Verb;
+use context::{Context, Global};
 use errors::Exit;
 
+const FIRST_STEPS: &str = "\
+First steps:
+  stillframe watch -- python3 app.py     run a command, one snapshot a second
+  stillframe capture --pid 4711          take a snapshot of a running process
+  stillframe list                        list all snapshots
+  stillframe show latest                 show a snapshot and its mappings
+  stillframe restore latest --to image   write the memory to a file
+  stillframe rollback web-1~3 --pid 4711
+                                         roll a running process back in place
+  stillframe forget --keep-last 10       remove all but the newest ten, then
+  stillframe gc                          free the space
+
+A SNAPSHOT is a full id, the first 4 or more hex digits of an id,
+PROCESS@latest, PROCESS~N (the Nth before the latest), or latest.";
+
+/// Take snapshots of process memory, restore them by id and roll processes back
+///
+/// stillframe is a content-addressed, deduplicating store for snapshots of process memory. Each distinct
+/// region of memory is stored once and compressed; a further snapshot costs only what changed.
+#[derive(Debug, Parser)]
+#[command(name = "stillframe", version, after_long_help = notes(), max_term_width = 100)]
+#[command(subcommand_required = true, arg_required_else_help = false)]
+struct Arguments {
+    #[command(flatten)]
+    global: Global,
+    #[command(subcommand)]
+    verb: Verb,
+}
+
 fn main() -> ExitCode {
-    errors::keep_quiet_about_the_index();
+    errors::silence_panics_of_the_index();
     let arguments = match Arguments::try_parse() {
         Ok(arguments) => arguments,
         Err(error) => return errors::report_usage(&error),
@@ -51,26 +67,12 @@ fn main() -> ExitCode {
 
 fn run(Arguments { global, verb }: Arguments) -> anyhow::Result<Exit> {
     let context = Context::new(&global)?;
-    match verb {
-        Verb::Init(arguments) => care::init(&context, &arguments),
-        Verb::Capture(arguments) => capture::capture(&context, arguments),
-        Verb::Watch(arguments) => watch::watch(&context, arguments),
-        Verb::List(arguments) => look::list(&context, &arguments),
-        Verb::Show(arguments) => look::show(&context, &arguments),
-        Verb::Processes => look::processes(&context),
-        Verb::Restore(arguments) => restore::restore(&context, &arguments),
-        Verb::Rollback(arguments) => rollback::rollback(&context, &arguments),
-        Verb::Cat(arguments) => look::cat(&context, &arguments),
-        Verb::Diff(arguments) => past::diff(&context, &arguments),
-        Verb::History(arguments) => past::history(&context, &arguments),
-        Verb::Label(arguments) => look::label(&context, &arguments),
-        Verb::Forget(arguments) => tidy::forget(&context, &arguments),
-        Verb::Gc(arguments) => tidy::gc(&context, &arguments),
-        Verb::Verify(arguments) => care::verify(&context, &arguments),
-        Verb::Repair(arguments) => care::repair(&context, &arguments),
-        Verb::Stats => care::stats(&context),
-        Verb::Migrate(arguments) => care::migrate(&context, &arguments),
-        Verb::Completions { shell } => manual::completions(&context, shell),
-        Verb::Man => manual::man(&context),
-    }
+    verb.run(&context)
+}
+
+/// The end of `--help`.
+fn notes() -> String {
+    let codes: String =
+        Exit::MEANINGS.iter().map(|(exit, text)| format!("\n  {:<4} {text}", *exit as u8)).collect();
+    format!("{FIRST_STEPS}\n\nExit codes:{codes}")
 }

@@ -1,7 +1,8 @@
-//! Standard output: the result of a verb and nothing else.
+//! Standard output, which has the result of a verb and nothing else: JSON, lines and tables.
 
 use std::fmt::Write as _;
 use std::io::{self, IsTerminal, Write};
+use std::time::Duration;
 
 use serde::Serialize;
 
@@ -11,15 +12,15 @@ use crate::human::plain_lines;
 /// How to print.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Output {
-    /// JSON for scripts, not text for people.
+    /// JSON instead of text.
     pub(crate) json: bool,
-    /// Nothing that can be left out.
+    /// Only what is necessary.
     pub(crate) quiet: bool,
     terminal: bool,
     colour: bool,
 }
 
-/// What a piece of text is, by which it gets its colour.
+/// The kind of a text, which decides its colour.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Style {
     /// The title of a column or a line.
@@ -36,14 +37,14 @@ impl Output {
         Output { json, quiet, terminal, colour: terminal && may_colour() }
     }
 
-    /// Prints one JSON document: on one line for a program, on several for a person.
+    /// Prints one JSON document: on one line, or indented at a terminal.
     pub(crate) fn json<T: Serialize>(&self, value: &T) -> anyhow::Result<()> {
         let text =
             if self.terminal { serde_json::to_string_pretty(value) } else { serde_json::to_string(value) };
         Ok(print(&format!("{}\n", escaped(text?)))?)
     }
 
-    /// Prints one JSON document on one line, whoever reads it.
+    /// Prints one JSON document on one line, also at a terminal.
     pub(crate) fn json_line<T: Serialize>(&self, value: &T) -> anyhow::Result<()> {
         Ok(print(&format!("{}\n", escaped(serde_json::to_string(value)?)))?)
     }
@@ -53,7 +54,7 @@ impl Output {
         Ok(print(text)?)
     }
 
-    /// Tells a person at a terminal what they may want to know next.
+    /// Prints a hint about the next step, at a terminal only.
     pub(crate) fn hint(&self, text: &str) {
         if !self.quiet && !self.json && self.terminal && io::stderr().is_terminal() {
             let text = if may_colour() { format!("\x1b[2m{text}\x1b[0m") } else { text.to_owned() };
@@ -61,19 +62,19 @@ impl Output {
         }
     }
 
-    /// Tells a person something beside the result, terminal or not.
+    /// Prints a note on standard error, unless --quiet.
     pub(crate) fn note(&self, text: &str) {
         if !self.quiet {
             print_error(&format!("stillframe: {text}"));
         }
     }
 
-    /// Tells an error that does not end the verb, asked to be quiet or not.
+    /// Prints an error that does not end the verb, also with --quiet.
     pub(crate) fn error(&self, text: &str) {
         print_error(text);
     }
 
-    /// Tells what must not be missed, however quiet it is to be.
+    /// Prints a warning, also with --quiet.
     pub(crate) fn warning(&self, text: &str) {
         print_error(&format!("stillframe: {text}"));
     }
@@ -88,7 +89,7 @@ impl Output {
         if self.colour { format!("\x1b[{code}m{text}\x1b[0m") } else { text.to_owned() }
     }
 
-    /// Lines of a title and a text, the texts below one another.
+    /// Lines of a title and a text, with the texts aligned.
     pub(crate) fn lines<T: AsRef<str>>(&self, lines: &[(&str, T)]) -> String {
         let width = lines.iter().map(|(title, _)| title.len()).max().unwrap_or(0);
         let mut text = String::new();
@@ -101,41 +102,42 @@ impl Output {
     }
 }
 
-/// JSON in which every control character is escaped. Those that are none to JSON, as they set the direction of writing, stand in
-/// strings only, and mean the same there.
+/// JSON with all control characters escaped. serde_json leaves those unescaped that set the direction of writing; they
+/// are in strings only, where the escape means the same.
 fn escaped(json: String) -> String {
     if !json.contains(|letter| letter != '\n' && stillframe::is_control(letter)) {
         return json;
     }
     let mut text = String::with_capacity(json.len() + 64);
     for letter in json.chars() {
-        match letter != '\n' && stillframe::is_control(letter) {
+        if letter != '\n' && stillframe::is_control(letter) {
             // All of them have four digits. Writing to a string cannot fail.
-            true => drop(write!(text, "\\u{:04x}", u32::from(letter))),
-            false => text.push(letter),
+            let _ = write!(text, "\\u{:04x}", u32::from(letter));
+        } else {
+            text.push(letter);
         }
     }
     text
 }
 
-/// Colours are for terminals whose owner has not said no (<https://no-color.org>).
+/// Whether the environment allows colours (<https://no-color.org>).
 fn may_colour() -> bool {
     std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty())
         && std::env::var_os("TERM").is_none_or(|term| term != "dumb")
 }
 
-/// Writes to standard output, now and whole.
+/// Writes all of the text to standard output and flushes it.
 pub(crate) fn print(text: &str) -> Result<(), CommandError> {
     let mut out = io::stdout().lock();
     out.write_all(text.as_bytes()).and_then(|()| out.flush()).map_err(output_error)
 }
 
-/// Writes a line to standard error, control characters made harmless. Nobody can be told that this failed, and it must not end the program.
+/// Writes a line to standard error, with control characters replaced. A failure cannot be reported and is ignored.
 pub(crate) fn print_error(line: &str) {
     let _ = io::stderr().write_all(format!("{}\n", plain_lines(line)).as_bytes());
 }
 
-/// What it means that standard output could not be written.
+/// The error of a failed write to standard output.
 pub(crate) fn output_error(error: io::Error) -> CommandError {
     match error.kind() {
         io::ErrorKind::BrokenPipe => CommandError::ClosedPipe,
@@ -143,12 +145,17 @@ pub(crate) fn output_error(error: io::Error) -> CommandError {
     }
 }
 
+/// A duration in milliseconds, to the microsecond.
+pub(crate) fn milliseconds(duration: Duration) -> f64 {
+    duration.as_micros() as f64 / 1e3
+}
+
 /// One column of a table.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Column {
     title: &'static str,
     right: bool,
-    /// At least so wide; for tables whose rows are printed one by one.
+    /// The least width, for tables whose rows are printed one by one.
     width: usize,
     style: Option<Style>,
 }
@@ -209,9 +216,10 @@ pub(crate) fn table_row(output: &Output, columns: &[Column], cells: &[String]) -
         let cell = column.style.map_or_else(|| cell.clone(), |style| output.styled(style, cell));
         let gap = if at == 0 { "" } else { "  " };
         // Writing to a string cannot fail.
-        let _ = match column.right {
-            true => write!(line, "{gap}{padding}{cell}"),
-            false => write!(line, "{gap}{cell}{padding}"),
+        let _ = if column.right {
+            write!(line, "{gap}{padding}{cell}")
+        } else {
+            write!(line, "{gap}{cell}{padding}")
         };
     }
     format!("{}\n", line.trim_end())

@@ -1,4 +1,4 @@
-//! A bar on standard error for what takes long.
+//! A progress bar on standard error for verbs that take long.
 
 use std::sync::OnceLock;
 use std::time::{Duration, Instant};
@@ -8,11 +8,11 @@ use stillframe::Progress;
 
 use crate::context::Context;
 
-/// What is over sooner needs no bar.
+/// A verb that ends sooner shows no bar.
 const BAR_AFTER: Duration = Duration::from_millis(500);
 
-/// Progress for a verb that `ctrl-C` ends, with a bar called `verb` if it takes long and somebody
-/// watches a terminal. The bar is gone when the progress is dropped.
+/// Progress for a verb that ctrl-C ends, with a bar called `verb` if it takes long and standard error is a terminal.
+/// The bar disappears when the progress is dropped.
 pub(crate) fn progress(context: &Context, verb: &'static str) -> Progress {
     let progress = Progress::new().cancel_when(context.interrupted());
     if context.output.quiet {
@@ -29,7 +29,7 @@ pub(crate) fn progress(context: &Context, verb: &'static str) -> Progress {
     })
 }
 
-/// Takes its bar off the terminal when it goes.
+/// Removes its bar from the terminal when it is dropped.
 struct Bar(OnceLock<ProgressBar>);
 
 impl Drop for Bar {
@@ -43,7 +43,7 @@ impl Drop for Bar {
 fn new_bar(verb: &'static str) -> ProgressBar {
     // It draws nothing unless standard error is a terminal.
     let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr());
-    // Not the whole width: the terminal writes its ^C behind it, and must not start a new line.
+    // Not the whole width: the terminal prints ^C after it, which must not start a new line.
     let template = "{msg}  {bar:24}  {binary_bytes} of {binary_total_bytes}, {eta} left";
     if let Ok(style) = ProgressStyle::with_template(template) {
         bar.set_style(style);

@@ -21,16 +21,15 @@ use std::ops::Range;
 use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
 
 use super::regular_file::RegularFile;
 use super::{Attachment, CopyOut, Frozen, Memory, Source, SourceError, owner_attachment};
 use crate::address_space::AddressSpace;
 use crate::elf::{MappedFile, Notes};
 use crate::progress::Progress;
+use crate::ranges::Ranges;
 use crate::record::Origin;
 use crate::threads::{self, Threads};
-use crate::track::merge;
 use crate::units::AddressRange;
 
 pub use compressed::Compression;
@@ -249,10 +248,10 @@ impl Frozen for FrozenCore {
         self.0.attachments.clone()
     }
 
-    fn populated(&self, mapping_index: usize) -> Result<Vec<Range<u64>>, SourceError> {
+    fn populated(&self, mapping_index: usize) -> Result<Ranges, SourceError> {
         let mapping = &self.0.space.mappings()[mapping_index];
         if !mapping.captured {
-            return Ok(Vec::new());
+            return Ok(Ranges::new());
         }
         let start = mapping.range.start();
         let mut found: Vec<Range<u64>> = Vec::new();
@@ -269,16 +268,11 @@ impl Frozen for FrozenCore {
                 found.push(in_mapping + there_bytes..piece.addresses.end - start);
             }
         }
-        merge(&mut found);
-        Ok(found)
+        Ok(found.into())
     }
 
     fn memory(&self) -> Memory<'_> {
         Memory::Shared(self)
-    }
-
-    fn release(&self) -> Duration {
-        Duration::ZERO
     }
 }
 

@@ -27,9 +27,9 @@ use std::sync::Arc;
 use super::file::{Backing, Backings, OpenFile};
 use crate::address_space::{Mapping, MappingKind};
 use crate::left_out::{LeftOut, WhyLeftOut};
+use crate::ranges::Ranges;
 use crate::source::maps::MapsLine;
 use crate::sys::pagemap::{self, Pages};
-use crate::track::{complement, merge};
 use crate::units::AddressRange;
 
 /// Where a mapping is parted that may not be read: a longer stretch without pages is not captured.
@@ -40,10 +40,10 @@ const LONGEST_GAP_BYTES: u64 = 2 << 20;
 pub(super) struct Content {
     /// The addresses of the mapping.
     pub(super) range: Range<u64>,
-    /// What may be anything but zeros and is to be read: sorted and apart.
-    pub(super) populated: Vec<Range<u64>>,
+    /// What may be anything but zeros and is to be read.
+    pub(super) populated: Ranges,
     /// What is read through the mapping although there is a file; without one that is all.
-    pub(super) through_mapping: Vec<Range<u64>>,
+    pub(super) through_mapping: Ranges,
     /// The file that the rest is read from, and where in it the mapping begins.
     pub(super) file: Option<(Arc<OpenFile>, u64)>,
     /// Whether it takes `/proc/PID/mem`, as the process itself may not read it.
@@ -88,7 +88,7 @@ pub(super) fn contents(
 fn pages(line: &MapsLine, pagemap: Option<&File>) -> Pages {
     let range = range_of(line.mapping.range);
     let told = pagemap.and_then(|pagemap| pagemap::pages(pagemap, range.clone()).ok());
-    told.unwrap_or_else(|| Pages { held: vec![range.clone()], own: vec![range], ..Pages::default() })
+    told.unwrap_or_else(|| Pages { held: range.clone().into(), own: range.into(), ..Pages::default() })
 }
 
 /// Of the vDSO, which is the same in all processes: what is not in memory is read from this program's own.
@@ -97,13 +97,13 @@ fn kernel_code(line: &MapsLine, pages: &Pages, backings: &Backings<'_>) -> Conte
     let mut content = Content::nothing(&line.mapping);
     match backings.own_vdso(line, pages) {
         Some((file, first)) => {
-            content.populated = vec![whole];
+            content.populated = whole.into();
             content.through_mapping = pages.held.clone();
             content.file = Some((file, first));
         }
         None => {
             content.populated = pages.held.clone();
-            content.leave_out(&complement(&pages.held, whole), WhyLeftOut::Refused);
+            content.leave_out(&pages.held.complement(whole), WhyLeftOut::Refused);
         }
     }
     content
@@ -113,13 +113,13 @@ fn kernel_code(line: &MapsLine, pages: &Pages, backings: &Backings<'_>) -> Conte
 fn content(line: &MapsLine, pages: &Pages, backing: &Backing, within: AddressRange) -> Content {
     let whole = range_of(within);
     let mut content = Content::nothing(&Mapping { range: within, ..line.mapping.clone() });
-    let known = joined([&pages.held, &pages.zeros, &pages.guards]);
-    let unknown = || complement(&known, whole.clone());
+    let known = pages.held.union(&pages.zeros).union(&pages.guards);
+    let unknown = || known.complement(whole.clone());
     content.leave_out(&pages.guards, WhyLeftOut::Guard);
     match backing {
         Backing::Unknown(WhyLeftOut::Secret) => {
             content.left_out.clear();
-            content.leave_out(std::slice::from_ref(&whole), WhyLeftOut::Secret);
+            content.leave_out(&Ranges::from(whole.clone()), WhyLeftOut::Secret);
         }
         _ if line.flags.is_continued => {
             content.populated = pages.held.clone();
@@ -146,8 +146,8 @@ fn parted(line: &MapsLine, pages: &Pages, backing: &Backing) -> Vec<(Mapping, Co
     let whole = range_of(line.mapping.range);
     let in_memory = match backing {
         Backing::Nothing => &pages.held,
-        Backing::File(file) if line.mapping.protection.shared && !file.is_memory() => &Vec::new(),
-        Backing::Unknown(WhyLeftOut::Secret) => &Vec::new(),
+        Backing::File(file) if line.mapping.protection.shared && !file.is_memory() => &Ranges::new(),
+        Backing::Unknown(WhyLeftOut::Secret) => &Ranges::new(),
         Backing::Unknown(_) | Backing::File(_) if line.mapping.protection.shared => &pages.held,
         Backing::Unknown(_) | Backing::File(_) => &pages.own,
     };
@@ -158,9 +158,7 @@ fn parted(line: &MapsLine, pages: &Pages, backing: &Backing) -> Vec<(Mapping, Co
             _ => there.push(range.clone()),
         }
     }
-    let mut parts: Vec<_> = complement(&there, whole).into_iter().map(|range| (range, false)).collect();
-    parts.extend(there.into_iter().map(|range| (range, true)));
-    parts.sort_unstable_by_key(|(range, _)| range.start);
+    let there = Ranges::from(there);
     let part = |(range, captured): (Range<u64>, bool)| {
         let addresses = AddressRange::new(range.start, range.end).ok()?;
         let into_file = match line.inode {
@@ -171,26 +169,26 @@ fn parted(line: &MapsLine, pages: &Pages, backing: &Backing) -> Vec<(Mapping, Co
         let mapping = Mapping { range: addresses, file_offset_bytes, captured, ..line.mapping.clone() };
         let mut content = Content::nothing(&mapping);
         if captured {
-            content.populated = clipped(in_memory, &range);
+            content.populated = in_memory.within(range.clone()).collect();
             content.is_forbidden = true;
             content.leave_out(&pages.guards, WhyLeftOut::Guard);
         }
         if line.flags.is_filled || line.flags.is_continued {
-            let known = joined([&pages.held, &pages.zeros, &pages.guards]);
-            content.leave_out(&complement(&known, range), WhyLeftOut::Userfault);
+            let known = pages.held.union(&pages.zeros).union(&pages.guards);
+            content.leave_out(&known.complement(range), WhyLeftOut::Userfault);
         }
         content.left_out.sort_unstable_by_key(|left_out| left_out.range);
         Some((mapping, content))
     };
-    parts.into_iter().filter_map(part).collect()
+    there.alternating(whole).into_iter().filter_map(part).collect()
 }
 
 impl Content {
     fn nothing(mapping: &Mapping) -> Content {
         Content {
             range: range_of(mapping.range),
-            populated: Vec::new(),
-            through_mapping: Vec::new(),
+            populated: Ranges::new(),
+            through_mapping: Ranges::new(),
             file: None,
             is_forbidden: false,
             left_out: Vec::new(),
@@ -198,10 +196,9 @@ impl Content {
     }
 
     /// Leaves out what of these addresses is inside the mapping.
-    fn leave_out(&mut self, ranges: &[Range<u64>], why: WhyLeftOut) {
-        let inside = clipped(ranges, &self.range).into_iter();
-        let ranges = inside.filter_map(|range| AddressRange::new(range.start, range.end).ok());
-        self.left_out.extend(ranges.map(|range| LeftOut { range, why }));
+    fn leave_out(&mut self, ranges: &Ranges, why: WhyLeftOut) {
+        let inside: Ranges = ranges.within(self.range.clone()).collect();
+        self.left_out.extend(inside.addresses().map(|range| LeftOut { range, why }));
     }
 
     fn read_file(&mut self, line: &MapsLine, pages: &Pages, file: &Arc<OpenFile>) {
@@ -211,7 +208,7 @@ impl Content {
         let page_bytes = rustix::param::page_size() as u64;
         let is_shared = line.mapping.protection.shared;
 
-        let mut data: Vec<_> = file
+        let data: Ranges = file
             .data(first..first.saturating_add(end - start))
             .into_iter()
             .map(|range| address(range.start)..address(range.end))
@@ -222,20 +219,20 @@ impl Content {
         let through_mapping = match is_shared {
             // What stands behind the end of the file in its last page is in no file.
             _ if file.may_be_newer() => pages.held.clone(),
-            true => clipped(&pages.held, &(end_of_file / page_bytes * page_bytes..end_of_pages)),
+            true => pages.held.within(end_of_file / page_bytes * page_bytes..end_of_pages).collect(),
             false => pages.own.clone(),
         };
         if line.flags.is_filled {
-            let known = joined([&data, &pages.held, &pages.zeros, &pages.guards]);
-            self.leave_out(&complement(&whole_pages(&known), start..end_of_pages), WhyLeftOut::Userfault);
+            let known = data.union(&pages.held).union(&pages.zeros).union(&pages.guards);
+            self.leave_out(&whole_pages(&known).complement(start..end_of_pages), WhyLeftOut::Userfault);
         }
-        self.leave_out(std::slice::from_ref(&(end_of_pages..end)), WhyLeftOut::BehindFile);
+        self.leave_out(&Ranges::from(end_of_pages..end), WhyLeftOut::BehindFile);
         // A guard hides what the file has.
-        data = complement(&joined([&complement(&data, start..end), &pages.guards]), start..end);
-        self.populated = joined([&data, &through_mapping]);
+        let data = data.difference(&pages.guards);
+        self.populated = data.union(&through_mapping);
         if !file.is_memory() && is_shared {
             // What was written through the mapping has a place on the disk, or the file system has not told of it.
-            self.populated = joined([&self.populated, &clipped(&pages.held, &(start..end_of_file))]);
+            self.populated = self.populated.union(&pages.held.within(start..end_of_file).collect());
         }
         self.through_mapping = through_mapping;
         self.file = Some((file.clone(), first));
@@ -246,27 +243,13 @@ fn range_of(range: AddressRange) -> Range<u64> {
     range.start()..range.end()
 }
 
-/// What all of these ranges cover: sorted and apart.
-fn joined<const N: usize>(lists: [&Vec<Range<u64>>; N]) -> Vec<Range<u64>> {
-    let mut all: Vec<_> = lists.into_iter().flatten().cloned().collect();
-    merge(&mut all);
-    all
-}
-
-/// What of these ranges is inside `window`.
-fn clipped(ranges: &[Range<u64>], window: &Range<u64>) -> Vec<Range<u64>> {
-    crate::piece::overlapping(ranges, window.clone()).collect()
-}
-
 /// The ranges lengthened to whole pages.
-fn whole_pages(ranges: &[Range<u64>]) -> Vec<Range<u64>> {
+fn whole_pages(ranges: &Ranges) -> Ranges {
     let page_bytes = rustix::param::page_size() as u64;
-    let mut pages: Vec<_> = ranges
+    ranges
         .iter()
         .map(|range| range.start / page_bytes * page_bytes..range.end.next_multiple_of(page_bytes))
-        .collect();
-    merge(&mut pages);
-    pages
+        .collect()
 }
 
 #[cfg(test)]
@@ -281,7 +264,8 @@ mod tests {
     }
 
     fn pages(held: &[Range<u64>], zeros: &[Range<u64>], guards: &[Range<u64>]) -> Pages {
-        Pages { held: held.to_vec(), own: held.to_vec(), zeros: zeros.to_vec(), guards: guards.to_vec() }
+        let ranges = |list: &[Range<u64>]| list.iter().cloned().collect::<Ranges>();
+        Pages { held: ranges(held), own: ranges(held), zeros: ranges(zeros), guards: ranges(guards) }
     }
 
     fn left_out(content: &Content) -> Vec<(u64, u64, WhyLeftOut)> {
@@ -337,7 +321,7 @@ mod tests {
         let secret = of(&closed, Backing::Unknown(WhyLeftOut::Secret));
         assert_eq!(
             (left_out(&secret), secret.populated),
-            (vec![(0x10000, 0x20000, WhyLeftOut::Secret)], vec![])
+            (vec![(0x10000, 0x20000, WhyLeftOut::Secret)], Ranges::new())
         );
     }
 }

@@ -25,6 +25,7 @@ use rustix::fs::{Mode, OFlags, ResolveFlags};
 
 use super::mounts::{FileSystem, Mounts};
 use crate::left_out::WhyLeftOut;
+use crate::ranges::Ranges;
 use crate::source::holes::data_ranges;
 use crate::source::maps::{self, MapsLine};
 use crate::source::proc_directory::ProcDirectory;
@@ -57,9 +58,9 @@ pub(super) struct OpenFile {
 
 impl OpenFile {
     /// The parts of `within` in which it may have anything but zeros, up to its end.
-    pub(super) fn data(&self, within: Range<u64>) -> Vec<Range<u64>> {
+    pub(super) fn data(&self, within: Range<u64>) -> Ranges {
         let within = within.start..within.end.min(self.length_bytes);
-        let whole = || if within.is_empty() { Vec::new() } else { vec![within.clone()] };
+        let whole = || Ranges::from(within.clone());
         match self.file_system {
             FileSystem::Memory | FileSystem::DiskWithHoles => {
                 data_ranges(&self.file, within.clone()).unwrap_or_else(|_| whole())

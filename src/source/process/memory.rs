@@ -2,16 +2,13 @@
 
 use std::fs::File;
 use std::io;
-use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 
 use super::content::Content;
 use super::refusal::process_error;
-use crate::piece::overlapping;
 use crate::source::SourceError;
 use crate::sys::process_memory;
-use crate::track::complement;
 use crate::units::AddressRange;
 
 /// The memory of a process, by a thread of it that is alive. Any thread may read it.
@@ -65,10 +62,10 @@ impl ProcessMemory {
             let length = usize::try_from(to.saturating_sub(at)).unwrap_or(usize::MAX).min(rest.len());
             let (part, after) = std::mem::take(&mut rest).split_at_mut(length);
             (rest, at) = (after, to.max(at));
-            match part.is_empty() {
-                true => Ok(()),
-                false => self.read(to - part.len() as u64, part, &way, unreadable),
+            if part.is_empty() {
+                return Ok(());
             }
+            self.read(to - part.len() as u64, part, &way, unreadable)
         };
         let first = self.contents.partition_point(|content| content.range.end <= address);
         for content in self.contents[first..].iter().take_while(|content| content.range.start < end) {
@@ -80,9 +77,7 @@ impl ProcessMemory {
                 None => read(here.end, Way::Mapping)?,
                 Some((file, first)) => {
                     let place = first.wrapping_sub(content.range.start);
-                    let mapped: Vec<Range<u64>> =
-                        overlapping(&content.through_mapping, here.clone()).collect();
-                    for (range, is_mapped) in alternating(&mapped, here) {
+                    for (range, is_mapped) in content.through_mapping.alternating(here) {
                         let way = if is_mapped { Way::Mapping } else { Way::File(&file.file, place) };
                         read(range.end, way)?;
                     }
@@ -141,12 +136,4 @@ impl ProcessMemory {
 
 fn is_about_a_page(error: &io::Error) -> bool {
     matches!(error.raw_os_error(), Some(libc::EFAULT | libc::EIO | libc::ENOMEM | libc::EHWPOISON))
-}
-
-/// The parts of `whole` in order, each with whether it is one of `ranges`, which are sorted, apart and inside.
-fn alternating(ranges: &[Range<u64>], whole: Range<u64>) -> Vec<(Range<u64>, bool)> {
-    let mut parts: Vec<_> = complement(ranges, whole).into_iter().map(|range| (range, false)).collect();
-    parts.extend(ranges.iter().map(|range| (range.clone(), true)));
-    parts.sort_unstable_by_key(|(range, _)| range.start);
-    parts
 }

@@ -24,12 +24,12 @@ use file::Backings;
 pub(crate) use memory::ProcessMemory;
 use refusal::{find, process_error};
 
-use super::injection::{Call, Foothold, InjectionError};
+use super::injection::{Foothold, InjectionError, Step};
+use super::mapping_state::MappingState;
 use super::maps::{self, MapsLine};
 use super::patience::{Patience, STOP_TIMEOUT};
 use super::proc_directory::ProcDirectory;
 use super::signals::Settlement;
-use super::smaps::{self, MappingState};
 use super::stop::StoppedProcess;
 use super::stuck::wait_while_stuck;
 use super::tracer::Calls;
@@ -39,10 +39,13 @@ use super::{
 use crate::address_space::AddressSpace;
 use crate::descriptors::{Descriptor, Descriptors};
 use crate::left_out::LeftOut;
+use crate::mapped_files::{FileAt, MappedFiles};
 use crate::progress::Progress;
+use crate::ranges::Ranges;
 use crate::record::Origin;
 use crate::run::Run;
 use crate::signals::Signals;
+use crate::sys::mapped::MappedFile;
 use crate::sys::{cpu, mapped};
 use crate::threads::{AUXV, REGISTER_LAYOUT, Thread, Threads};
 use crate::track::{SoftDirty, TrackError, Tracker, Untracked};
@@ -57,7 +60,8 @@ use crate::units::AddressRange;
 ///
 /// Attachments: `threads` (see [`Threads`]); `auxv`, the raw auxiliary vector; `rseq`, where threads have their
 /// areas for restartable sequences; `run`, when process and threads were started; `signals`,
-/// what was on its way to it; `descriptors`, what its open files were; `owner`, its real and effective user;
+/// what was on its way to it; `descriptors`, what its open files were; `mapped-files`, which files its shared mappings
+/// were of; `owner`, its real and effective user;
 /// `left-out` (see [`LeftOut`]).
 ///
 /// The kernel allows it for processes of the same user, subject to
@@ -103,7 +107,8 @@ impl ProcessSource {
         ProcessSource { pid, stop_timeout: STOP_TIMEOUT, tracker: Err(Untracked::NoTracker) }
     }
 
-    /// How long its threads may take to stop; one second if this is not called. Those that run need microseconds.
+    /// How long its threads may take to stop; one second if this is not called. Those that run need microseconds. Of
+    /// thousands the time begins again with each one that has stopped, for a millisecond a thread at most.
     ///
     /// One that waits in the kernel where nothing reaches it (for a disk, a file server, a child of `vfork`, in a frozen
     /// cgroup) stops when that is over. The others are stopped after it where that can be known before, and none is
@@ -173,6 +178,7 @@ impl ProcessSource {
             process.read(&format!("task/{tid}/{name}")).map_err(|error| process_error(pid, action, error))
         };
         let lines = mappings(pid, read)?;
+        let mapped_files = shared_files(&lines);
         let auxv = read("auxv", "read the auxiliary vector of")?;
         let state = process
             .open_file(&format!("task/{tid}/stat"))
@@ -190,6 +196,7 @@ impl ProcessSource {
             users,
             auxv,
             descriptors,
+            mapped_files,
             state,
             stopped: RefCell::new(stopped),
         };
@@ -226,10 +233,23 @@ fn mappings(
         Ok(smaps) if !smaps.is_empty() => maps::parse_smaps(&smaps),
         _ => maps::parse(&read("maps", "read the mappings of")?),
     };
-    lines.map_err(|line| SourceError::Uncapturable {
-        pid,
-        why: format!("a line of /proc/{pid}/smaps has an unknown form: {line:?}"),
-    })
+    lines.map_err(|line| unknown_form(pid, &line))
+}
+
+fn unknown_form(pid: u32, line: &str) -> SourceError {
+    let why = format!("a line of /proc/{pid}/smaps has an unknown form: {line:?}");
+    SourceError::Uncapturable { pid, why }
+}
+
+/// The files of the shared ones among these mappings.
+fn shared_files(lines: &[MapsLine]) -> MappedFiles {
+    let shared = lines.iter().filter(|line| line.mapping.protection.shared && line.inode != 0);
+    let file = |line: &MapsLine| {
+        let (start, end) = (line.mapping.range.start(), line.mapping.range.end());
+        let device = (u64::from(line.device.0) << 20) + u64::from(line.device.1);
+        FileAt { start, end, device, inode: line.inode }
+    };
+    MappedFiles(shared.map(file).collect())
 }
 
 /// The attachment that says which threads had told the kernel where their area for restartable sequences is.
@@ -244,6 +264,7 @@ pub(crate) struct FrozenProcess {
     users: Option<(u32, u32)>,
     auxv: Vec<u8>,
     descriptors: Option<Descriptors>,
+    mapped_files: MappedFiles,
     /// `/proc/PID/task/TID/stat`, which is made anew for every read.
     state: File,
     stopped: RefCell<StoppedProcess>,
@@ -270,10 +291,8 @@ impl FrozenProcess {
         let pid = self.process.pid();
         let smaps = self.process.read(&format!("task/{}/smaps", self.memory.tid()));
         let smaps = smaps.map_err(|error| process_error(pid, "read the state of the mappings of", error))?;
-        smaps::parse(&smaps).map_err(|line| SourceError::Uncapturable {
-            pid,
-            why: format!("a line of /proc/{pid}/smaps has an unknown form: {line:?}"),
-        })
+        let lines = maps::parse_smaps(&smaps).map_err(|line| unknown_form(pid, &line))?;
+        Ok(lines.iter().map(MappingState::of).collect())
     }
 
     /// Whether other processes have pages of these mappings mapped, which are all that this one has of a file.
@@ -286,6 +305,22 @@ impl FrozenProcess {
     /// `CAP_CHECKPOINT_RESTORE`.
     pub(crate) fn mapped_file(&self, range: AddressRange) -> io::Result<File> {
         self.process.open_file(&format!("map_files/{:x}-{:x}", range.start(), range.end()))
+    }
+
+    /// Which file one of its descriptors stands for.
+    pub(crate) fn descriptor_file(&self, number: u32) -> io::Result<MappedFile> {
+        let at = self.process.open_path(&format!("task/{}/fd/{number}", self.memory.tid()))?;
+        Ok(MappedFile::of(&File::from(at).metadata()?))
+    }
+
+    /// That file, to be read.
+    pub(crate) fn open_descriptor(&self, number: u32) -> io::Result<File> {
+        self.process.open_file(&format!("task/{}/fd/{number}", self.memory.tid()))
+    }
+
+    /// The files of its shared mappings.
+    pub(crate) fn mapped_files(&self) -> &MappedFiles {
+        &self.mapped_files
     }
 
     /// Its threads as they stand.
@@ -341,17 +376,13 @@ impl FrozenProcess {
         own_pid.unwrap_or(self.process.pid())
     }
 
-    /// Has a thread of it make these system calls, and answers with what each returned. The registers of that
-    /// thread are others afterwards, and the process stands still when it is let go, until it gets a SIGCONT.
-    pub(crate) fn make_calls(
-        &self,
-        foothold: Foothold,
-        calls: Vec<Call>,
-    ) -> Result<Vec<i64>, InjectionError> {
+    /// Has a thread of it make these system calls. The registers of that thread are others afterwards, and the process
+    /// stands still when it is let go, until it gets a SIGCONT.
+    pub(crate) fn make_calls(&self, foothold: Foothold, steps: Vec<Step>) -> Result<(), InjectionError> {
         let impossible = |why: String| InjectionError::Impossible(why);
         let memory = self.open_memory().map_err(|error| impossible(error.to_string()))?;
         let own_pid = self.own_pid();
-        self.stopped.borrow().make_calls(Calls { own_pid, foothold, memory, calls })
+        self.stopped.borrow().make_calls(Calls { own_pid, foothold, memory, steps })
     }
 
     /// Whether the kernel may end it for a system call (seccomp).
@@ -451,25 +482,28 @@ impl Frozen for FrozenProcess {
         let signals = signals.ok().map(|bytes| named(Signals::ATTACHMENT, bytes));
         let descriptors = self.descriptors.as_ref().and_then(|it| it.to_attachment().ok());
         let descriptors = descriptors.map(|bytes| named(Descriptors::ATTACHMENT, bytes));
+        let files = Some(&self.mapped_files).filter(|it| !it.0.is_empty());
+        let files = files.and_then(|it| it.to_attachment().ok());
+        let files = files.map(|bytes| named(MappedFiles::ATTACHMENT, bytes));
         let run = run.ok().map(|bytes| named(Run::ATTACHMENT, bytes));
         threads
             .into_iter()
             .chain(run)
             .chain(signals)
             .chain(descriptors)
+            .chain(files)
             .chain([named(AUXV, self.auxv.clone()), named(RSEQ_ATTACHMENT, self.rseq_attachment())])
             .chain((!layout.is_empty()).then(|| named(REGISTER_LAYOUT, layout)))
             .chain(self.users.map(owner_attachment))
             .collect()
     }
 
-    fn populated(&self, mapping_index: usize) -> Result<Vec<Range<u64>>, SourceError> {
+    fn populated(&self, mapping_index: usize) -> Result<Ranges, SourceError> {
         self.check_it_is_held()?;
         let content = &self.memory.contents()[mapping_index];
         // What a killed process does not have any more must not pass for zeros.
         self.check_it_stands_still()?;
-        let start = content.range.start;
-        Ok(content.populated.iter().map(|range| range.start - start..range.end - start).collect())
+        Ok(content.populated.from_start_of(content.range.clone()))
     }
 
     fn left_out(&self) -> Vec<LeftOut> {

@@ -1,0 +1,73 @@
+//! A capture that is finished in the background.
+
+use std::panic::AssertUnwindSafe;
+use std::path::PathBuf;
+
+use crossbeam_channel::Receiver;
+
+use super::{Begun, Capture};
+use crate::error::Error;
+use crate::store::error::StoreError;
+use crate::sys::fork::ProcessId;
+
+/// A capture whose source goes on already. It is finished in a thread of its own; dropping this does not
+/// end it, and the snapshot appears all the same. Dropping the store waits for it.
+#[must_use = "the snapshot is durable only when `wait` has returned"]
+pub struct PendingCapture {
+    /// `None` in a process that was forked from the one that has begun it.
+    done: Option<Receiver<std::thread::Result<Result<Capture, Error>>>>,
+    process: ProcessId,
+    /// Where the store is.
+    path: PathBuf,
+}
+
+impl PendingCapture {
+    /// Finishes a capture in a thread of the store.
+    pub(crate) fn new(begun: Begun) -> Result<PendingCapture, Error> {
+        let shared = begun.shared.clone();
+        let (answer, done) = crossbeam_channel::bounded(1);
+        shared.in_background(move || {
+            let result = std::panic::catch_unwind(AssertUnwindSafe(|| begun.finish()));
+            // Nobody need wait for it.
+            let _ = answer.send(result);
+        })?;
+        Ok(PendingCapture { done: Some(done), process: ProcessId::this(), path: shared.path.clone() })
+    }
+
+    /// Waits until the snapshot is durable.
+    ///
+    /// # Errors
+    ///
+    /// As [`Process::capture`](crate::Process::capture). Nothing is recorded then, and what had changed is in the next one.
+    pub fn wait(self) -> Result<Capture, Error> {
+        if !self.process.is_this() {
+            return Err(StoreError::of_other_process(&self.path, self.process).into());
+        }
+        match self.done.as_ref().map(Receiver::recv) {
+            Some(Ok(Ok(result))) => result,
+            Some(Ok(Err(panic))) => std::panic::resume_unwind(panic),
+            // The thread answers before it ends, however it does.
+            Some(Err(_)) | None => Err(Error::Interrupted),
+        }
+    }
+
+    /// Whether [`wait`](Self::wait) would return at once.
+    pub fn is_done(&self) -> bool {
+        self.done.as_ref().is_none_or(|done| !done.is_empty())
+    }
+}
+
+impl Drop for PendingCapture {
+    fn drop(&mut self) {
+        if !self.process.is_this() {
+            // Whoever works on it is in the other process.
+            std::mem::forget(self.done.take());
+        }
+    }
+}
+
+impl std::fmt::Debug for PendingCapture {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("PendingCapture").field("is_done", &self.is_done()).finish()
+    }
+}

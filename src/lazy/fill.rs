@@ -1,0 +1,107 @@
+//! Filling: one thread serves every block that nobody accessed yet.
+//!
+//! A block of zeros is served when it is accessed, and not filled: when all others are there the memory is
+//! unregistered, and the kernel then gives zeros for what is not there.
+
+use std::ops::Range;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use super::serve::{Because, Worker};
+use super::server::{BUSY, Held, MISSING, Phase, Server};
+use super::{Fill, HotSet};
+use crate::error::Error;
+
+impl Server {
+    /// Fills everything.
+    pub(super) fn fill(&self, held: &Held, order: Fill) {
+        let phase = match self.fill_in_order(held, order) {
+            Ok(true) if self.finish() => Phase::Filled,
+            Ok(_) => Phase::GivenUp,
+            Err(error) => {
+                self.keep_error(error);
+                Phase::GivenUp
+            }
+        };
+        self.set_phase(phase);
+    }
+
+    pub(super) fn set_phase(&self, phase: Phase) {
+        *self.phase.lock() = phase;
+        self.phase_changed.notify_all();
+    }
+
+    /// Whether it came to the end. An error means that the kernel does not take the bytes, or that it was
+    /// cancelled.
+    fn fill_in_order(&self, held: &Held, order: Fill) -> Result<bool, Error> {
+        let mut worker = Worker::new(held, self);
+        let meter = self.progress.begin(self.blocks.image_bytes() as u64);
+        let mut fill = |blocks: Range<usize>| -> Result<bool, Error> {
+            for block in blocks {
+                if self.stopping.load(Ordering::Relaxed) {
+                    return Ok(false);
+                }
+                // Who waits comes first, and this thread runs already, which the handlers may not. (Reading fails
+                // for them as well, and they deal with that.)
+                while let Ok(Some(offset_bytes)) = self.missing.next_fault() {
+                    self.answer_touch(&mut worker, offset_bytes);
+                }
+                // A table that cannot be read is met again when the block is served.
+                if self.states[block].load(Ordering::Acquire) == MISSING
+                    && !self.is_zero(&mut worker, block).unwrap_or(false)
+                {
+                    self.try_serve(&mut worker, block, Because::Filling)?;
+                    meter.advance(self.blocks.bytes(block).len() as u64)?;
+                    // Who was woken may have been put behind this thread, on its core.
+                    std::thread::yield_now();
+                }
+            }
+            Ok(true)
+        };
+        if order == Fill::HotFirst {
+            match HotSet::of(&held.shared, held.id, &held.record.process) {
+                Ok(Some(hot_set)) => {
+                    for range in hot_set.ranges() {
+                        for blocks in self.blocks.at_addresses(*range) {
+                            if !fill(blocks)? {
+                                return Ok(false);
+                            }
+                        }
+                    }
+                    self.touches.lock().before = hot_set;
+                }
+                Ok(None) => {}
+                // Then by address alone.
+                Err(error) => tracing::warn!("the hot set cannot be read: {}", error.whole_story()),
+            }
+        }
+        for (at, _) in self.tables.iter().enumerate().filter(|(_, table)| !table.hash.is_zero()) {
+            if !fill(self.blocks.of_table(at))? {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
+    /// All that is not zeros is there, or somebody is just about it. Whether all came to a good end.
+    fn finish(&self) -> bool {
+        for state in &self.states {
+            while state.load(Ordering::Acquire) == BUSY {
+                std::thread::sleep(Duration::from_micros(50));
+            }
+        }
+        if self.is_refused.load(Ordering::SeqCst) {
+            return false;
+        }
+        self.finished.store(true, Ordering::SeqCst);
+        match self.missing.unregister() {
+            Ok(()) => {
+                self.missing.end();
+                *self.held.lock() = None;
+            }
+            // The handlers go on then, and answer with zeros as they would be.
+            Err(error) => tracing::warn!("a lazy mapping that is filled cannot be unregistered: {error}"),
+        }
+        true
+    }
+}

@@ -1,0 +1,152 @@
+//! A process: a named line of snapshots in a store.
+
+use crate::capture::reference::Reference;
+use crate::capture::{self, Capture, CaptureOptions, PendingCapture};
+use crate::error::Error;
+use crate::labels::check_labels;
+use crate::record::SnapshotId;
+use crate::source::Source;
+use crate::store::Store;
+use crate::store::error::StoreError;
+use crate::text::{is_control, shorten};
+
+/// A named line of snapshots in a store.
+#[derive(Clone, Debug)]
+pub struct Process<'a> {
+    store: &'a Store,
+    name: String,
+}
+
+/// Process names are at most this long.
+const MAX_NAME_BYTES: usize = 255;
+
+impl Store {
+    /// The process of this name, which need not have any snapshot yet.
+    ///
+    /// A name has 1 to 255 bytes, no slashes and no [control characters](crate::is_control); one that breaks this is
+    /// refused by [`Process::capture`].
+    pub fn process(&self, name: impl Into<String>) -> Process<'_> {
+        Process { store: self, name: name.into() }
+    }
+}
+
+impl Process<'_> {
+    /// Its name.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// The ids of its snapshots, oldest first.
+    pub fn snapshots(&self) -> Vec<SnapshotId> {
+        let shared = self.store.shared();
+        if shared.is_elsewhere() { Vec::new() } else { shared.catalog().of_process(&self.name).collect() }
+    }
+
+    /// Its newest snapshot.
+    pub fn latest(&self) -> Option<SnapshotId> {
+        let shared = self.store.shared();
+        if shared.is_elsewhere() { None } else { shared.catalog().of_process(&self.name).next_back() }
+    }
+
+    /// Whether a capture with these options can begin, as far as that is known before its source is opened.
+    ///
+    /// # Errors
+    ///
+    /// As [`capture`](Self::capture): a name, a label or an attachment that cannot be, a parent or a `like` that does not
+    /// exist, a store that cannot be written.
+    pub fn check(&self, options: &CaptureOptions) -> Result<(), Error> {
+        self.check_names(options)?;
+        capture::check_attachment_names(&options.attachments)?;
+        let shared = self.store.shared();
+        shared.check_writable()?;
+        if let Some(parent) = options.parent {
+            Reference::of(shared, parent)?;
+        }
+        match &options.like {
+            Some(name) if options.parent.is_none() && self.latest().is_none() => self
+                .store
+                .process(name)
+                .latest()
+                .map(drop)
+                .ok_or_else(|| capture::no_snapshot_of(name).into()),
+            _ => Ok(()),
+        }
+    }
+
+    /// Takes one snapshot. When this returns it is durable.
+    ///
+    /// Its parent is the newest snapshot of the process unless [`CaptureOptions::parent`] names another. Two captures of the same process queue;
+    /// captures of different processes run at the same time.
+    ///
+    /// Cost: every region that may hold anything, and may have changed if that is tracked, is hashed
+    /// (5 GB/s a core); what the store lacks is compressed (1.2 GB/s a core) and appended. It needs at
+    /// most 256 MiB beside the source.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Source`] when the source cannot be used, [`Error::Store`] when the store cannot be
+    /// written, [`Error::Interrupted`]. Nothing is recorded then, and a tracker keeps what it found
+    /// for the next capture.
+    pub fn capture<S: Source + ?Sized>(
+        &self,
+        source: &S,
+        options: &CaptureOptions,
+    ) -> Result<Capture, Error> {
+        self.check_names(options)?;
+        capture::begin(self.store.shared(), &self.name, source, options, false)?.finish()
+    }
+
+    /// Takes one snapshot and returns as soon as the source may go on: its memory, or what is known to
+    /// have changed of it, has been copied. [`PendingCapture::wait`] gives the durable snapshot.
+    ///
+    /// If another capture of the process is not done yet, this waits for it before it looks at the
+    /// source. What the staging buffer has no room for is worked on before this returns.
+    ///
+    /// ```
+    /// use stillframe::{CaptureOptions, Store};
+    /// # let dir = tempfile::tempdir()?;
+    /// # let store = Store::options().create(dir.path().join("vault"))?;
+    /// let mut memory = vec![7u8; 1 << 20];
+    /// let pending = store.process("web-1").start_capture(&memory, &CaptureOptions::default())?;
+    /// memory[0] = 8;                                          // not in this snapshot
+    /// let taken = pending.wait()?;
+    /// assert_eq!(store.restore(taken.id)?.into_mapping()?[0], 7);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// As [`capture`](Self::capture).
+    pub fn start_capture<S: Source + ?Sized>(
+        &self,
+        source: &S,
+        options: &CaptureOptions,
+    ) -> Result<PendingCapture, Error> {
+        self.check_names(options)?;
+        PendingCapture::new(capture::begin(self.store.shared(), &self.name, source, options, true)?)
+    }
+
+    /// An error unless a snapshot can have this process's name and these labels.
+    fn check_names(&self, options: &CaptureOptions) -> Result<(), StoreError> {
+        check_name(&self.name)?;
+        check_labels(&options.labels)
+    }
+}
+
+/// An error unless a process can have this name.
+fn check_name(name: &str) -> Result<(), StoreError> {
+    let why = if name.is_empty() {
+        "it is empty"
+    } else if name.len() > MAX_NAME_BYTES {
+        "it is longer than 255 bytes"
+    } else if name.contains(['/', '\\']) {
+        "it has a slash in it"
+    } else if name.contains(is_control) {
+        "it has a line break or another control character in it"
+    } else if name.trim() != name {
+        "it begins or ends with white space"
+    } else {
+        return Ok(());
+    };
+    Err(StoreError::BadProcessName { shown: shorten(name), why })
+}
