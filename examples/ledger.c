@@ -12,5 +12,5 @@ static void transfer(struct account *account, int amount)
 int main(void)
 {
     struct account account = { 0, 500 };
-    for (int amount = 100;; amount += 10) transfer(&account, amount);
+    for (int amount = 100; amount < 200; amount += 10) transfer(&account, amount);
 }

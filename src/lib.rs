@@ -1,9 +1,14 @@
-//! A content-addressed snapshot store for process memory.
+//! A content-addressed, deduplicating checkpoint store for process and guest memory.
 //!
-//! stillframe takes the memory of a running thing (a WebAssembly instance, a Linux process, a
-//! microVM's memory file), cuts it into regions, stores every distinct region once under its full
-//! BLAKE3 hash, and gives any historical snapshot back by id, decompressed straight into mapped
-//! memory. Snapshots that are forgotten give their space back.
+//! stillframe captures the memory of Linux processes, WebAssembly instances and microVM guests. It cuts
+//! the memory into regions, stores each distinct region once under its full BLAKE3 hash, and stores changed
+//! regions as deltas. It restores any snapshot by id: into mapped memory, on page faults (userfaultfd),
+//! copy-on-write from a template, or in place into a running process. Space from forgotten snapshots is
+//! reclaimed by an online garbage collection.
+//!
+//! It is not CRIU: files, sockets and other kernel objects are not captured. It runs on Linux only.
+//!
+//! # Example
 //!
 //! ```
 //! use stillframe::{CaptureOptions, GcOptions, Store};
@@ -28,46 +33,56 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 //!
-//! # What is what
+//! # Terms
 //!
-//! | word | meaning |
+//! | term | meaning |
 //! |---|---|
-//! | process | a named line of snapshots, whatever it is a snapshot of |
-//! | address space | its mappings: address range, protection, kind, name |
-//! | region | one cell of a mapping, counted from the mapping's start; the unit of deduplication |
-//! | snapshot | the record of one moment: mappings, and by way of tables the hash of every region |
+//! | process | a named line of snapshots, of whatever memory: `web-1`, `vm-7` |
+//! | live process | a process of the operating system, named by its pid |
+//! | address space | the mappings of a process: address range, protection, kind, name |
+//! | region | a chunk of a mapping, 16 KiB by default, counted from the mapping's start; the unit of deduplication |
+//! | snapshot | the record of one moment: mappings and, by way of tables, the hash of every region |
 //! | image | what a restore writes: all captured mappings, one after the other |
-//! | pack | an append-only file of objects: regions, tables, records and the rest |
-//! | index | a sled database that says where each object is; it can be rebuilt from the packs |
+//! | pack | an append-only file of objects: regions, tables, records and others |
+//! | index | a sled database that says where each object is; a cache that can be rebuilt from the packs |
 //!
-//! # Many snapshots
+//! # Where to start
 //!
-//! The first snapshot of a process is paid once. Each further one takes the difference, in bytes by
-//! itself; in time if it is known what changed: [`HostRanges`] takes the dirty ranges that a hypervisor
-//! keeps, [`LiveMemory`] has the kernel note what is written to memory of this process, while
-//! that goes on changing. [`Process::start_capture`] returns as soon as what changed is copied.
+//! - *Capture*: [`Process::capture`] takes any [`Source`]: bytes, [`FileSource`], [`ProcessSource`] (a live process),
+//!   [`CoreSource`] (a core file), [`LiveMemory`] (memory of this process that others write meanwhile).
+//! - *Dirty tracking*: a further snapshot stores only what changed. It also takes time only for that when the dirty
+//!   pages are known. [`HostRanges`] takes the dirty ranges or the dirty bitmap of a hypervisor. [`LiveMemory`] uses
+//!   the kernel's write protection. [`Process::start_capture`] returns as soon as the dirty memory is copied.
+//! - *Restore*: [`Store::restore`] decodes into a mapping, a slice or a file. [`Restore::into_lazy`] maps the memory at
+//!   once and fills it on page faults. [`Store::template`] restores once and gives copy-on-write instances.
+//! - *Rollback*: [`Store::roll_back`] writes only what differs, into memory of this process or into a live process.
+//! - *Memory in place*: [`Reservation`] keeps a growing memory at one address, for WebAssembly engines.
+//! - *The past*: [`Store::diff`] and [`Store::history`] compare snapshots without restoring them.
 //!
 //! # Threads and processes
 //!
-//! A [`Store`] is `Send + Sync`. Captures of different processes run at the same time, captures of
-//! the same process queue. One process of the operating system owns a store at a time; another one
-//! that opens it gets [`StoreError::Owned`], or waits ([`StoreOptions::wait`]).
+//! A [`Store`] is `Send + Sync`. Captures of different processes run in parallel; captures of the same process
+//! queue. One process of the operating system owns a store at a time. Another one that opens it gets
+//! [`StoreError::Owned`], or waits ([`StoreOptions::wait`]).
 //!
-//! # What is promised
+//! # Guarantees
 //!
-//! When [`Process::capture`] or [`PendingCapture::wait`] returns, the snapshot is durable. Whatever is
-//! read is checked. A crash at any moment loses nothing acknowledged. `docs/design.md` explains how,
-//! `docs/format.md` specifies the files.
+//! When [`Process::capture`] or [`PendingCapture::wait`] returns, the snapshot is durable. Every read is checked. A
+//! crash at any moment loses nothing acknowledged. `docs/reliability.md` names the test behind each guarantee,
+//! `docs/design.md` explains the mechanisms, `docs/format.md` specifies the files; on docs.rs they are in the module
+//! `docs`.
 //!
 //! # Features
 //!
-//! `cli` (default): what the `stillframe` command needs. Use `default-features = false` for the
-//! library alone.
-//!
-//! `fault-injection`: for tests, of this crate and of yours; see the module of that name. Nobody ships it.
-//!
-//! `fuzzing`: what the fuzz targets of this crate call. Nobody ships it either.
+//! - `cli` (default): what the `stillframe` command needs. Use `default-features = false` for the library alone.
+//! - `fault-injection`: for tests, of this crate and of yours; see the module of that name. Do not ship it.
+//! - `fuzzing`: what the fuzz targets of this crate call. Do not ship it.
 #![deny(missing_docs)]
+
+/// The code of the README compiles.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;
 
 mod address_space;
 mod capture;
@@ -76,6 +91,8 @@ mod coredump;
 mod delta;
 mod descriptors;
 mod diff;
+#[cfg(all(doc, not(doctest)))]
+pub mod docs;
 mod elf;
 mod error;
 mod forget;

@@ -333,17 +333,13 @@ fn replaced_by(pack: &[u8]) -> Vec<u32> {
     (0..u32_at(pack, 52) as usize).map(|at| u32_at(pack, 64 + 4 * at)).collect()
 }
 
-/// The lines of a block of the document, indented by four spaces, that `belongs` wants.
+/// The lines of fenced blocks in the example of the document that `belongs` wants.
 fn document_lines(belongs: impl Fn(&str) -> bool) -> Vec<String> {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/format.md");
     let document = fs::read_to_string(path).unwrap();
     let (_, example) = document.split_once("## 14.").expect("section 14 has the example");
-    example
-        .lines()
-        .filter_map(|line| line.strip_prefix("    "))
-        .filter(|line| belongs(line))
-        .map(str::to_owned)
-        .collect()
+    let blocks = example.split("```").skip(1).step_by(2).flat_map(|block| block.lines().skip(1));
+    blocks.filter(|line| belongs(line)).map(str::to_owned).collect()
 }
 
 #[test]

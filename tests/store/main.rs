@@ -12,6 +12,7 @@ mod independent_reader;
 mod layers;
 mod old_formats;
 mod round_trip;
+mod words;
 
 /// The journal that the benches compare with. Its tests are in its own file.
 #[path = "../../benches/common/journal.rs"]

@@ -2,8 +2,8 @@
 //! snapshot that is named.
 //!
 //! ```text
-//! cargo run -p stillframe-wasmer --example counter -- demo-vault              # again and again
-//! cargo run -p stillframe-wasmer --example counter -- demo-vault counter~4    # from four before the latest
+//! cargo run -p stillframe-wasmer --example counter -- target/counter-vault              # again and again
+//! cargo run -p stillframe-wasmer --example counter -- target/counter-vault counter~4    # from four before the latest
 //! ```
 
 mod host;

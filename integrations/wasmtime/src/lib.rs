@@ -52,6 +52,11 @@
 //! Reservation, guards, and everything else stay as you configure them.
 #![deny(missing_docs)]
 
+/// The code of the README compiles, and runs.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;
+
 mod error;
 mod guest;
 mod prepare;
