@@ -1,10 +1,10 @@
 //! A content-addressed, deduplicating checkpoint store for process and guest memory.
 //!
-//! stillframe captures the memory of Linux processes, WebAssembly instances and microVM guests. It cuts
-//! the memory into regions, stores each distinct region once under its full BLAKE3 hash, and stores changed
-//! regions as deltas. It restores any snapshot by id: into mapped memory, on page faults (userfaultfd),
-//! copy-on-write from a template, or in place into a running process. Space from forgotten snapshots is
-//! reclaimed by an online garbage collection.
+//! stillframe captures the memory of Linux processes, WebAssembly instances and microVM guests. It
+//! cuts the memory into regions, stores each distinct region once under its full BLAKE3 hash, and
+//! stores changed regions as deltas. It restores any snapshot by id: into mapped memory, on page
+//! faults (userfaultfd), copy-on-write from a template, or in place into a running process. Space
+//! from forgotten snapshots is reclaimed by an online garbage collection.
 //!
 //! It is not CRIU: files, sockets and other kernel objects are not captured. It runs on Linux only.
 //!
@@ -48,34 +48,41 @@
 //!
 //! # Where to start
 //!
-//! - *Capture*: [`Process::capture`] takes any [`Source`]: bytes, [`FileSource`], [`ProcessSource`] (a live process),
-//!   [`CoreSource`] (a core file), [`LiveMemory`] (memory of this process that others write meanwhile).
-//! - *Dirty tracking*: a further snapshot stores only what changed. It also takes time only for that when the dirty
-//!   pages are known. [`HostRanges`] takes the dirty ranges or the dirty bitmap of a hypervisor. [`LiveMemory`] uses
-//!   the kernel's write protection. [`Process::start_capture`] returns as soon as the dirty memory is copied.
-//! - *Restore*: [`Store::restore`] decodes into a mapping, a slice or a file. [`Restore::into_lazy`] maps the memory at
-//!   once and fills it on page faults. [`Store::template`] restores once and gives copy-on-write instances.
-//! - *Rollback*: [`Store::roll_back`] writes only what differs, into memory of this process or into a live process.
-//! - *Memory in place*: [`Reservation`] keeps a growing memory at one address, for WebAssembly engines.
+//! - *Capture*: [`Process::capture`] takes any [`Source`]: bytes, [`FileSource`], [`ProcessSource`]
+//!   (a live process), [`CoreSource`] (a core file), [`LiveMemory`] (memory of this process that
+//!   others write meanwhile).
+//! - *Dirty tracking*: a further snapshot stores only what changed. It also takes time only for
+//!   that when the dirty pages are known. [`HostRanges`] takes the dirty ranges or the dirty bitmap
+//!   of a hypervisor. [`LiveMemory`] uses the kernel's write protection. [`Process::start_capture`]
+//!   returns as soon as the dirty memory is copied.
+//! - *Restore*: [`Store::restore`] decodes into a mapping, a slice or a file.
+//!   [`Restore::into_lazy`] maps the memory at once and fills it on page faults.
+//!   [`Store::template`] restores once and gives copy-on-write instances.
+//! - *Rollback*: [`Store::roll_back`] writes only what differs, into memory of this process or into
+//!   a live process.
+//! - *Memory in place*: [`Reservation`] keeps a growing memory at one address, for WebAssembly
+//!   engines.
 //! - *The past*: [`Store::diff`] and [`Store::history`] compare snapshots without restoring them.
 //!
 //! # Threads and processes
 //!
-//! A [`Store`] is `Send + Sync`. Captures of different processes run in parallel; captures of the same process
-//! queue. One process of the operating system owns a store at a time. Another one that opens it gets
-//! [`StoreError::Owned`], or waits ([`StoreOptions::wait`]).
+//! A [`Store`] is `Send + Sync`. Captures of different processes run in parallel; captures of the
+//! same process queue. One process of the operating system owns a store at a time. Another one that
+//! opens it gets [`StoreError::Owned`], or waits ([`StoreOptions::wait`]).
 //!
 //! # Guarantees
 //!
-//! When [`Process::capture`] or [`PendingCapture::wait`] returns, the snapshot is durable. Every read is checked. A
-//! crash at any moment loses nothing acknowledged. `docs/reliability.md` names the test behind each guarantee,
-//! `docs/design.md` explains the mechanisms, `docs/format.md` specifies the files; on docs.rs they are in the module
-//! `docs`.
+//! When [`Process::capture`] or [`PendingCapture::wait`] returns, the snapshot is durable. Every
+//! read is checked. A crash at any moment loses nothing acknowledged. `docs/reliability.md` names
+//! the test behind each guarantee, `docs/design.md` explains the mechanisms, `docs/format.md`
+//! specifies the files; on docs.rs they are in the module `docs`.
 //!
 //! # Features
 //!
-//! - `cli` (default): what the `stillframe` command needs. Use `default-features = false` for the library alone.
-//! - `fault-injection`: for tests, of this crate and of yours; see the module of that name. Do not ship it.
+//! - `cli` (default): what the `stillframe` command needs. Use `default-features = false` for the
+//!   library alone.
+//! - `fault-injection`: for tests, of this crate and of yours; see the module of that name. Do not
+//!   ship it.
 //! - `fuzzing`: what the fuzz targets of this crate call. Do not ship it.
 #![deny(missing_docs)]
 

@@ -34,7 +34,7 @@ pub struct Description {
 pub const ALL: [Description; 3] = [
     Description {
         name: "arena",
-        title: "An arena, updates after Zipf",
+        title: "An arena, Zipf-distributed updates",
         what: "64 MiB in this process, 400,000 records, 2,000 updates a step with a Zipf distribution",
     },
     Description {
