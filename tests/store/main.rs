@@ -13,6 +13,8 @@ mod layers;
 mod old_formats;
 mod round_trip;
 
+#[path = "../common/folder.rs"]
+mod folder;
 /// The journal that the benches compare with. Its tests are in its own file.
 #[path = "../../benches/common/journal.rs"]
 mod journal;
