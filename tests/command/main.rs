@@ -13,6 +13,8 @@ mod watching;
 
 #[path = "../common/ended.rs"]
 mod ended;
+#[path = "../common/folder.rs"]
+mod folder;
 mod forger;
 mod helper;
 #[path = "../common/mount.rs"]
@@ -22,3 +24,5 @@ mod mount;
 mod needs;
 #[path = "../common/noise.rs"]
 mod noise;
+#[path = "../common/waiting.rs"]
+mod waiting;

@@ -4,8 +4,8 @@
 //! The command must end, with success or with one clear error. What it said that it has done must be there afterwards,
 //! and the store must be in order.
 
+use crate::folder::copy;
 use std::collections::BTreeMap;
-use std::os::unix::fs::PermissionsExt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -112,19 +112,6 @@ fn assert_ended(done: &Done, what: &str) {
     let errors = stderr.lines().filter(|line| line.starts_with("stillframe: ")).count();
     assert_eq!(errors, usize::from(*code == Some(1)), "{what}: {stderr}");
     assert!(!stderr.contains("panicked at"), "{what}: {stderr}");
-}
-
-fn copy(from: &Path, to: &Path) {
-    std::fs::create_dir(to).unwrap();
-    std::fs::set_permissions(to, std::fs::Permissions::from_mode(0o700)).unwrap();
-    for entry in std::fs::read_dir(from).unwrap() {
-        let entry = entry.unwrap();
-        let target = to.join(entry.file_name());
-        match entry.file_type().unwrap().is_dir() {
-            true => copy(&entry.path(), &target),
-            false => drop(std::fs::copy(entry.path(), target).unwrap()),
-        }
-    }
 }
 
 #[test]

@@ -1,6 +1,7 @@
 //! `watch` does no harm: whatever happens to a snapshot, to the store or to stillframe, the process goes on, and so does the watch. And
 //! what `capture` says where a process cannot be captured, or is not the one it was.
 
+use crate::waiting::{state, until};
 use std::fs;
 use std::path::Path;
 use std::process::{Command, Stdio};
@@ -14,20 +15,6 @@ use crate::mount::mounting;
 
 fn passed_over(needs: &str) {
     crate::needs::passed_over(&format!("it needs {needs}"));
-}
-
-fn state(pid: u32) -> char {
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
-    stat.rsplit(") ").next().unwrap().chars().next().unwrap()
-}
-
-#[track_caller]
-fn until(what: &str, mut is_so: impl FnMut() -> bool) {
-    let started = Instant::now();
-    while !is_so() {
-        assert!(started.elapsed() < Duration::from_secs(60), "not within a minute: {what}");
-        std::thread::sleep(Duration::from_millis(5));
-    }
 }
 
 /// A command of the shell that goes on until `go` is there, and then says that it reached its end.

@@ -12,6 +12,7 @@
 //! `STILLFRAME_KILLS=1000 cargo test --test crashes killed:: -- --nocapture` kills that often and prints where it
 //! fell. `STILLFRAME_KILLS_SEED=7` draws other histories.
 
+use crate::folder::copy;
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::io::{self, BufRead, BufReader, Write};
 use std::os::unix::fs::FileExt;
@@ -635,17 +636,6 @@ fn look_after(dir: &Path, model: &mut Model, tally: &mut Tally) {
         let id = capture(&store, &mut memory, step);
         assert!(store.restore(id).unwrap().into_mapping().unwrap()[..] == *memory.at_step(step));
         model.live.insert(id.to_string(), Taken { process: process.to_owned(), step });
-    }
-}
-
-fn copy(from: &Path, to: &Path) {
-    std::fs::create_dir_all(to).unwrap();
-    for entry in std::fs::read_dir(from).unwrap() {
-        let entry = entry.unwrap();
-        match entry.file_type().unwrap().is_dir() {
-            true => copy(&entry.path(), &to.join(entry.file_name())),
-            false => drop(std::fs::copy(entry.path(), to.join(entry.file_name())).unwrap()),
-        }
     }
 }
 

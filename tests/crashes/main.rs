@@ -19,3 +19,5 @@ mod disk;
 mod seam {
     pub(crate) use stillframe::fault_injection::{Call, Witness};
 }
+#[path = "../common/folder.rs"]
+mod folder;

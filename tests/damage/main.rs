@@ -21,5 +21,7 @@ mod table;
 mod tails;
 mod vault;
 
+#[path = "../common/folder.rs"]
+mod folder;
 #[path = "../common/noise.rs"]
 mod noise;

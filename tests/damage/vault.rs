@@ -1,5 +1,6 @@
 //! The store under test, and what the tests know of it. It is made once and copied for each case.
 
+pub(crate) use crate::folder::copy;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
@@ -206,18 +207,6 @@ pub(crate) fn verify(store: &Store) -> VerifyReport {
 
 pub(crate) fn is_unknown(store: &Store, id: SnapshotId) -> bool {
     matches!(store.restore(id).err(), Some(Error::Store(StoreError::NoSuchSnapshot { .. })))
-}
-
-pub(crate) fn copy(from: &Path, to: &Path) {
-    std::fs::create_dir(to).unwrap();
-    for entry in std::fs::read_dir(from).unwrap() {
-        let entry = entry.unwrap();
-        let target = to.join(entry.file_name());
-        match entry.file_type().unwrap().is_dir() {
-            true => copy(&entry.path(), &target),
-            false => drop(std::fs::copy(entry.path(), target).unwrap()),
-        }
-    }
 }
 
 pub(crate) fn files_in(dir: &Path) -> Vec<PathBuf> {

@@ -3,11 +3,12 @@
 //! With a disk that only counts, in every degree of fullness and ended at every call; and on small file systems that
 //! are really full, where mounting is allowed.
 
+use crate::folder::copy;
 use crate::needs::{needs, passed_over};
 use std::collections::BTreeSet;
 use std::fs;
 use std::io::{self, Write};
-use std::os::unix::fs::{FileExt, PermissionsExt};
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::atomic::{AtomicI64, AtomicUsize, Ordering};
@@ -200,19 +201,6 @@ impl Built {
         let memory = crate::noise::noise(50 * KIB, 99);
         live.push((capture(&store, &memory, 99).unwrap(), memory));
         assert_whole(&store, &live, when);
-    }
-}
-
-fn copy(from: &Path, to: &Path) {
-    fs::create_dir(to).unwrap();
-    fs::set_permissions(to, fs::Permissions::from_mode(0o700)).unwrap();
-    for entry in fs::read_dir(from).unwrap() {
-        let entry = entry.unwrap();
-        let target = to.join(entry.file_name());
-        match entry.file_type().unwrap().is_dir() {
-            true => copy(&entry.path(), &target),
-            false => drop(fs::copy(entry.path(), target).unwrap()),
-        }
     }
 }
 

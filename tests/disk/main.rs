@@ -14,6 +14,8 @@ mod unreadable_packs;
 
 #[path = "../common/ended.rs"]
 mod ended;
+#[path = "../common/folder.rs"]
+mod folder;
 #[path = "../common/mount.rs"]
 mod mount;
 #[allow(dead_code)]

@@ -27,3 +27,5 @@ mod stopping;
 mod needs;
 #[path = "../common/noise.rs"]
 mod noise;
+#[path = "../common/waiting.rs"]
+mod waiting;

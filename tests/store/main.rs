@@ -14,6 +14,8 @@ mod old_formats;
 mod round_trip;
 mod words;
 
+#[path = "../common/folder.rs"]
+mod folder;
 /// The journal that the benches compare with. Its tests are in its own file.
 #[path = "../../benches/common/journal.rs"]
 mod journal;

@@ -4,6 +4,7 @@
 //! A fixture has the FORMAT file and the packs. It has no index, which is built from the packs when
 //! it is opened, and no LOCK, in which there is nothing to keep. `expected.txt` says what is in it.
 
+use crate::folder::copy;
 use std::collections::BTreeMap;
 use std::fmt::Write;
 use std::path::{Path, PathBuf};
@@ -141,18 +142,6 @@ fn check(store: &Store, live: &BTreeMap<String, Expected>, forgotten: &[String])
         assert!(matches!(error, Error::Store(StoreError::NoSuchSnapshot { .. })), "{error:?}");
     }
     assert_eq!(store.verify(&VerifyOptions::default()).unwrap().problems, []);
-}
-
-fn copy(from: &Path, to: &Path) {
-    std::fs::create_dir(to).unwrap();
-    for entry in std::fs::read_dir(from).unwrap() {
-        let entry = entry.unwrap();
-        let target = to.join(entry.file_name());
-        match entry.file_type().unwrap().is_dir() {
-            true => copy(&entry.path(), &target),
-            false => drop(std::fs::copy(entry.path(), target).unwrap()),
-        }
-    }
 }
 
 // ---- How a fixture is made ----------------------------------------------------------------------
