@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 const LAYERS: [(&str, &[&str]); 6] = [
     (
         "units, errors, progress, workers, all Linux calls",
-        &["units", "ranges", "text", "report", "error", "progress", "sync", "workers", "sys"],
+        &["units", "ranges", "sync", "text", "report", "error", "progress", "workers", "sys"],
     ),
     ("what a region is", &["region", "hash", "codec", "delta"]),
     (
