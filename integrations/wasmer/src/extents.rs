@@ -15,8 +15,8 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use stillframe::{
-    AddressSpace, Frozen, Means, OneMemory, Ranges, SnapshotId, Source, SourceError, Store, Taken,
-    TrackError, Tracker, Untracked,
+    AddressRange, AddressSpace, Frozen, Means, OneMemory, Ranges, SnapshotId, Source, SourceError, Store,
+    Taken, TrackError, Tracker, Untracked,
 };
 
 use crate::error::Error;
