@@ -73,10 +73,7 @@ pub(crate) fn open(
         identity::check_packs(store, format)?;
     }
     for (name, why) in &unusable {
-        tracing::warn!(
-            "{} is not usable: {why}; `stillframe repair` recovers its contents",
-            name.display()
-        );
+        tracing::warn!("{} is not usable: {why}; `stillframe repair` recovers its contents", name.display());
     }
     let collected = collected::read(store);
     let present =
