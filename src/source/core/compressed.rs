@@ -174,7 +174,7 @@ fn check_begins_like_a_core(beginning: &[u8]) -> Result<(), String> {
         Some(header) => FileHeader::read(header)
             .map(drop)
             .map_err(|why| format!("what it decompresses to is none: {why}")),
-        None => Err(format!("decompresses to {} bytes, which is not a core", beginning.len())),
+        None => Err(format!("decompresses to {} bytes, which is no core", beginning.len())),
     }
 }
 
