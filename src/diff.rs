@@ -350,9 +350,10 @@ impl<'a> Looker<'a> {
             // If reading fails, the buffer holds no region.
             self.region_start = None;
             self.plain.resize(place(cell.end), 0);
-            match cell.hash.is_zero() {
-                true => self.plain.fill(0),
-                false => self.regions.region(&cell.hash, &mut self.plain)?,
+            if cell.hash.is_zero() {
+                self.plain.fill(0)
+            } else {
+                self.regions.region(&cell.hash, &mut self.plain)?
             }
             self.region_start = Some(cell.start);
         }

@@ -183,10 +183,7 @@ impl RangePlace {
                 }
             }));
         }
-        let parts = match next == range.end() {
-            true => Ok(parts),
-            false => Err(AddressRange::new(next, range.end())?),
-        };
+        let parts = if next == range.end() { Ok(parts) } else { Err(AddressRange::new(next, range.end())?) };
         Ok(RangePlace { tables: places.count(), parts })
     }
 }
@@ -222,10 +219,7 @@ impl History<'_> {
             let hash: Option<&Hash> = hashes.get(part.region);
             regions.push((hash.copied().unwrap_or(Hash::ZERO), part.start, part.end));
         }
-        let bytes = match regions == self.seen.regions {
-            true => None,
-            false => Some(self.bytes(parts, &regions)?),
-        };
+        let bytes = if regions == self.seen.regions { None } else { Some(self.bytes(parts, &regions)?) };
         let is_new = bytes.is_some() && bytes != self.seen.bytes;
         let bytes = bytes.or_else(|| self.seen.bytes.take());
         self.seen = Seen { root: Some((record.root, place.clone())), tables, regions, bytes };

@@ -300,9 +300,10 @@ impl<'a> Snapshot<'a> {
                     continue;
                 }
                 let plain = &mut buffer[..end - start];
-                match hash.is_zero() {
-                    true => plain.fill(0),
-                    false => reader.region(hash, plain)?,
+                if hash.is_zero() {
+                    plain.fill(0)
+                } else {
+                    reader.region(hash, plain)?
                 }
                 out.write_all(&plain[from - start..to - start]).map_err(ReadError::Write)?;
                 written_bytes += (to - from) as u64;

@@ -105,12 +105,11 @@ pub(crate) fn compact(
                 }
             };
         }
-        match damaged && !also_damaged {
-            true => {
-                tracing::warn!("{} is damaged and stays as it is; see `verify`", victim.name.display());
-                left.get_or_insert(PathBuf::from(&victim.name));
-            }
-            false => packs.push(victim.clone()),
+        if damaged && !also_damaged {
+            tracing::warn!("{} is damaged and stays as it is; see `verify`", victim.name.display());
+            left.get_or_insert(PathBuf::from(&victim.name));
+        } else {
+            packs.push(victim.clone())
         }
     }
     if packs.is_empty() {

@@ -17,7 +17,7 @@
 use super::mark::{Marking, live_snapshots};
 use crate::error::Error;
 use crate::progress::Progress;
-use crate::store::Shared;
+use crate::store::OpenStore;
 use crate::store::error::StoreError;
 use crate::store::names::{DAMAGED_DIR, MIGRATION_DIR, UNFINISHED};
 use crate::store::packs::batch::Batch;
@@ -56,7 +56,7 @@ impl Lifts {
 }
 
 /// An error unless everything that may hold bytes of what is forgotten can be erased. Changes nothing.
-pub(crate) fn check(shared: &Shared) -> Result<(), StoreError> {
+pub(crate) fn check(shared: &OpenStore) -> Result<(), StoreError> {
     let cannot = |why: String| Err(StoreError::CannotErase { why });
     if shared.damage_known() {
         return cannot(
@@ -81,7 +81,7 @@ pub(crate) fn check(shared: &Shared) -> Result<(), StoreError> {
 }
 
 /// A file or directory that is no part of the open store and may hold what it held.
-fn leftover(shared: &Shared) -> Result<Option<Name>, StoreError> {
+fn leftover(shared: &OpenStore) -> Result<Option<Name>, StoreError> {
     let listed = |dir: &Dir| file::list(dir).map_err(StoreError::io("list", dir));
     for name in [DAMAGED_DIR, MIGRATION_DIR] {
         let name = shared.dir.join(name);
@@ -104,7 +104,7 @@ fn leftover(shared: &Shared) -> Result<Option<Name>, StoreError> {
 }
 
 /// What must be stored whole before the bases that no live snapshot has can go. Changes nothing.
-pub(crate) fn plan(shared: &Shared, progress: &Progress) -> Result<Lifts, Error> {
+pub(crate) fn plan(shared: &OpenStore, progress: &Progress) -> Result<Lifts, Error> {
     let mut marking = Marking::without_bases(shared, progress)?;
     marking.mark_all(live_snapshots(shared))?;
     let mut reader = Reader::new(shared, Check::Checksum);
@@ -134,7 +134,7 @@ pub(crate) fn plan(shared: &Shared, progress: &Progress) -> Result<Lifts, Error>
 }
 
 /// An error if there is not room enough. Changes nothing.
-pub(crate) fn check_room(shared: &Shared, lifts: &Lifts) -> Result<(), StoreError> {
+pub(crate) fn check_room(shared: &OpenStore, lifts: &Lifts) -> Result<(), StoreError> {
     let index_bytes = shared.index().disk_bytes() + INDEX_BYTES;
     // Packs are replaced by one new pack at a time.
     let pack_bytes = (lifts.live_bytes + lifts.bytes).min(2 * sealing::seal_bytes(shared.log.dir().path()));
@@ -152,7 +152,7 @@ pub(crate) fn check_room(shared: &Shared, lifts: &Lifts) -> Result<(), StoreErro
 }
 
 /// Stores these whole. Returns how many bytes that took.
-pub(crate) fn lift(shared: &Shared, lifts: Lifts, progress: &Progress) -> Result<u64, Error> {
+pub(crate) fn lift(shared: &OpenStore, lifts: Lifts, progress: &Progress) -> Result<u64, Error> {
     let meter = progress.begin(lifts.bytes);
     let mut reader = Reader::new(shared, Check::Full);
     let mut batch = Batch::default();
@@ -187,7 +187,7 @@ pub(crate) fn lift(shared: &Shared, lifts: Lifts, progress: &Progress) -> Result
 }
 
 /// Writes the index into a new database: the pages of the old one may say what was there.
-pub(crate) fn renew_index(shared: &Shared) -> Result<(), StoreError> {
+pub(crate) fn renew_index(shared: &OpenStore) -> Result<(), StoreError> {
     shared.sync()?;
     shared.settle_all();
     let index = shared.index();

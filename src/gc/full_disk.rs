@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
-use crate::store::Shared;
+use crate::store::OpenStore;
 use crate::store::error::StoreError;
 use crate::store::packs::header::PackHeader;
 use crate::store::packs::pack::Pack;
@@ -25,7 +25,7 @@ impl FullDisk<'_> {
     /// alone is left.
     pub(super) fn out_of_room(
         &mut self,
-        shared: &Shared,
+        shared: &OpenStore,
         packs: Vec<Arc<Pack>>,
         error: StoreError,
         waiting: &mut VecDeque<Vec<Arc<Pack>>>,
@@ -48,7 +48,12 @@ impl FullDisk<'_> {
     }
 
     /// An error if nothing could be freed, and a warning if not all.
-    pub(super) fn end(self, shared: &Shared, freed_bytes: u64, is_erasing: bool) -> Result<(), StoreError> {
+    pub(super) fn end(
+        self,
+        shared: &OpenStore,
+        freed_bytes: u64,
+        is_erasing: bool,
+    ) -> Result<(), StoreError> {
         let Some(StoreError::DiskFull { path, source, .. }) = self.why else { return Ok(()) };
         let live_bytes = |pack: &Arc<Pack>| self.live_bytes.get(&pack.number).copied().unwrap_or(0);
         if freed_bytes > 0 && !is_erasing {

@@ -6,7 +6,7 @@ use crate::error::Error;
 use crate::hash::Hash;
 use crate::progress::{Meter, Progress};
 use crate::record::SnapshotId;
-use crate::store::Shared;
+use crate::store::OpenStore;
 use crate::store::error::StoreError;
 use crate::store::held::Held;
 use crate::store::marks::{Marked, Marks};
@@ -16,13 +16,13 @@ use crate::store::tables::Layout;
 use crate::store::tree::Tree;
 
 /// The live snapshots.
-pub(crate) fn live_snapshots(shared: &Shared) -> Vec<(SnapshotId, Held)> {
+pub(crate) fn live_snapshots(shared: &OpenStore) -> Vec<(SnapshotId, Held)> {
     shared.catalog().all_live().map(|(id, entry)| (*id, entry.held().clone())).collect()
 }
 
 /// Marking under way.
 pub(crate) struct Marking<'a> {
-    pub(super) shared: &'a Shared,
+    pub(super) shared: &'a OpenStore,
     pub(super) meter: Meter,
     pub(super) regions: Marks,
     pub(super) objects: Marks,
@@ -34,7 +34,7 @@ pub(crate) struct Marking<'a> {
 
 impl<'a> Marking<'a> {
     /// Nothing is marked yet of what is in the index.
-    pub(super) fn begin(shared: &'a Shared, progress: &'a Progress) -> Result<Marking<'a>, Error> {
+    pub(super) fn begin(shared: &'a OpenStore, progress: &'a Progress) -> Result<Marking<'a>, Error> {
         shared.sync()?;
         shared.settle_all();
         let mut reader = Reader::new(shared, Check::Checksum);
@@ -43,14 +43,18 @@ impl<'a> Marking<'a> {
     }
 
     /// The same, where the bases of deltas are not marked with these.
-    pub(crate) fn without_bases(shared: &'a Shared, progress: &'a Progress) -> Result<Marking<'a>, Error> {
+    pub(crate) fn without_bases(shared: &'a OpenStore, progress: &'a Progress) -> Result<Marking<'a>, Error> {
         shared.sync()?;
         shared.settle_all();
         let marks = |tree| Marks::of(shared.index(), tree);
         Ok(Marking::with(shared, progress, (marks(Tree::Regions)?, marks(Tree::Objects)?)))
     }
 
-    fn with(shared: &'a Shared, progress: &'a Progress, (regions, objects): (Marks, Marks)) -> Marking<'a> {
+    fn with(
+        shared: &'a OpenStore,
+        progress: &'a Progress,
+        (regions, objects): (Marks, Marks),
+    ) -> Marking<'a> {
         let (meter, marked, walked) = (progress.begin(0), HashSet::new(), HashSet::new());
         Marking { shared, meter, regions, objects, marked, walked }
     }

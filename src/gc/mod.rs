@@ -27,7 +27,7 @@ use crate::store::packs::location::{Location, Position};
 use crate::store::packs::object::{self, Kind};
 use crate::store::packs::pack::Pack;
 use crate::store::tree::{IndexEntry, Tree};
-use crate::store::{Shared, Store};
+use crate::store::{OpenStore, Store};
 use compact::{Compacted, Keep, compact};
 use full_disk::FullDisk;
 use mark::{Marking, live_snapshots};
@@ -134,7 +134,7 @@ impl Store {
 }
 
 /// Marks, drops and compacts. Answers also which pack was left, if there are damaged bytes in one.
-fn collect(shared: &Shared, options: &GcOptions) -> Result<(GcStats, Option<PathBuf>), Error> {
+fn collect(shared: &OpenStore, options: &GcOptions) -> Result<(GcStats, Option<PathBuf>), Error> {
     let collecting = Collecting::begin(shared);
     let condemned = collecting.condemn(collecting.mark(&options.progress)?)?;
     let stats = collecting.sweep(&condemned, options)?;
@@ -142,7 +142,7 @@ fn collect(shared: &Shared, options: &GcOptions) -> Result<(GcStats, Option<Path
 }
 
 /// Collects so that nothing is left.
-fn erase_all(shared: &Shared, options: &GcOptions) -> Result<GcStats, Error> {
+fn erase_all(shared: &OpenStore, options: &GcOptions) -> Result<GcStats, Error> {
     let _none_runs = shared.gate.hold_captures();
     erase::check(shared)?;
     let lifts = erase::plan(shared, &options.progress)?;
@@ -187,7 +187,7 @@ type Group = (Vec<Arc<Pack>>, u64);
 
 /// A gc under way. Dropping it opens the gate again.
 struct Collecting<'a> {
-    shared: &'a Shared,
+    shared: &'a OpenStore,
     horizon: Position,
     /// A pack that was to be replaced and is damaged.
     left: Cell<Option<PathBuf>>,
@@ -200,7 +200,7 @@ impl Drop for Collecting<'_> {
 }
 
 impl<'a> Collecting<'a> {
-    fn begin(shared: &'a Shared) -> Collecting<'a> {
+    fn begin(shared: &'a OpenStore) -> Collecting<'a> {
         shared.gate.begin_gc();
         Collecting { shared, horizon: shared.log.position(), left: Cell::default() }
     }
@@ -208,9 +208,10 @@ impl<'a> Collecting<'a> {
     /// What collecting would do if these were forgotten.
     fn plan(&self, forgotten: &HashSet<SnapshotId>, options: &GcOptions) -> Result<GcStats, Error> {
         let lifts = options.erase.then(|| erase::plan(self.shared, &options.progress)).transpose()?;
-        let mut marking = match options.erase {
-            true => Marking::without_bases(self.shared, &options.progress)?,
-            false => Marking::begin(self.shared, &options.progress)?,
+        let mut marking = if options.erase {
+            Marking::without_bases(self.shared, &options.progress)?
+        } else {
+            Marking::begin(self.shared, &options.progress)?
         };
         marking
             .mark_all(live_snapshots(self.shared).into_iter().filter(|(id, _)| !forgotten.contains(id)))?;
@@ -417,7 +418,7 @@ impl<'a> Collecting<'a> {
 
 /// Keeps what the index and the catalog speak of. To be used when what is dead is dropped from them.
 struct KeepLive<'a> {
-    shared: &'a Shared,
+    shared: &'a OpenStore,
     condemned: &'a Condemned,
     /// The snapshots whose records were in a pack when gc began: so long their tombstones are needed.
     needed: HashSet<SnapshotId>,

@@ -38,7 +38,7 @@ use crate::store::packs::scan::Scanned;
 use crate::store::read::{Check, Reader};
 use crate::store::replace;
 use crate::store::tree::Tree;
-use crate::store::{Shared, Store};
+use crate::store::{OpenStore, Store};
 use crate::sys::dir::Dir;
 use crate::sys::file;
 use crate::sys::heap;
@@ -170,9 +170,10 @@ fn repair(path: &Path, options: &RepairOptions) -> Result<RepairReport, Error> {
 
 fn mend_format(dir: &Dir, format: &Format, wrong: String, aside: &mut SetAside) -> Result<(), Error> {
     let (file, anew) = (dir.join(FORMAT_FILE), "it is written anew from the packs".to_owned());
-    match file.exists() {
-        true => aside.put(&file, &[wrong, anew])?,
-        false => aside.tell(&[format!("{}: {wrong}; {anew}", file.display())])?,
+    if file.exists() {
+        aside.put(&file, &[wrong, anew])?
+    } else {
+        aside.tell(&[format!("{}: {wrong}; {anew}", file.display())])?
     }
     format.write(dir)?;
     Ok(())
@@ -180,7 +181,7 @@ fn mend_format(dir: &Dir, format: &Format, wrong: String, aside: &mut SetAside) 
 
 /// Sets packs with damage in them aside, after everything whole in them was copied.
 fn mend_packs(
-    shared: &Shared,
+    shared: &OpenStore,
     options: &RepairOptions,
     report: &mut RepairReport,
     aside: &mut SetAside,
@@ -205,7 +206,7 @@ fn mend_packs(
 }
 
 /// What is to be told of the snapshots that are not whole.
-fn losses(shared: &Shared, lost: &[SnapshotId], problems: &[Problem]) -> Vec<String> {
+fn losses(shared: &OpenStore, lost: &[SnapshotId], problems: &[Problem]) -> Vec<String> {
     let mut lines = Vec::new();
     for id in lost {
         let catalog = shared.catalog();
@@ -225,7 +226,7 @@ fn losses(shared: &Shared, lost: &[SnapshotId], problems: &[Problem]) -> Vec<Str
 
 /// Writes anew what the index knows of snapshots and the packs do not tell any more: records, labels, and
 /// that a snapshot is forgotten.
-fn recall(shared: &Shared) -> Result<(), Error> {
+fn recall(shared: &OpenStore) -> Result<(), Error> {
     let known: Vec<_> = shared.catalog().all().map(|(id, entry)| (*id, entry.clone())).collect();
     let mut reader = Reader::new(shared, Check::Full);
     let mut is_whole = |location: Location| reader.is_whole_at(location);

@@ -243,10 +243,7 @@ impl Catalog {
 
     /// An error if a record with so much beside what is usual has no room among the others.
     pub(crate) fn check_room(&self, held: &Held) -> Result<(), RecordError> {
-        match self.unusual_bytes + unusual_of(held) > MAX_UNUSUAL_BYTES {
-            true => Err(too_much()),
-            false => Ok(()),
-        }
+        if self.unusual_bytes + unusual_of(held) > MAX_UNUSUAL_BYTES { Err(too_much()) } else { Ok(()) }
     }
 
     fn insert(&mut self, id: SnapshotId, mut entry: Entry) {

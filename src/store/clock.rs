@@ -28,10 +28,7 @@ const CLOCK_STEP: SignedDuration = SignedDuration::from_micros(1);
 /// The time of a snapshot that is taken when the clock says `now`, and its moment, which is later than the `newest`.
 fn time_and_moment(now: Timestamp, newest: Timestamp) -> (Timestamp, Timestamp) {
     let moment = later(now, newest);
-    match moment.duration_since(now) < CLOCK_STEP {
-        true => (moment, moment),
-        false => (now, moment),
-    }
+    if moment.duration_since(now) < CLOCK_STEP { (moment, moment) } else { (now, moment) }
 }
 
 /// Now, or just after `before` where the clock says that it is earlier.

@@ -23,9 +23,10 @@ impl OpenStore {
         let added_bytes = self.log.append_facts(facts, failures_before)?;
         self.sync()?;
         // Another thread's sync may have failed with our facts among what it took back.
-        match self.log.failures() == failures_before {
-            true => Ok(added_bytes),
-            false => Err(StoreError::WriteFailedMeanwhile),
+        if self.log.failures() == failures_before {
+            Ok(added_bytes)
+        } else {
+            Err(StoreError::WriteFailedMeanwhile)
         }
     }
 
@@ -105,8 +106,9 @@ pub(crate) fn encode<T: serde::Serialize>(kind: Kind, value: &T) -> Result<Vec<u
 
 /// An error if an object of so many plain bytes cannot be stored.
 pub(crate) fn check_length(kind: Kind, plain_bytes: usize) -> Result<(), StoreError> {
-    match plain_bytes > Kind::MAX_PLAIN_BYTES {
-        true => Err(StoreError::TooLarge { kind, found_bytes: plain_bytes as u64 }),
-        false => Ok(()),
+    if plain_bytes > Kind::MAX_PLAIN_BYTES {
+        Err(StoreError::TooLarge { kind, found_bytes: plain_bytes as u64 })
+    } else {
+        Ok(())
     }
 }

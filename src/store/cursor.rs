@@ -42,9 +42,10 @@ impl FoundObject {
 
     /// Its number among those that were in its place.
     pub(super) fn number(&self) -> Result<u8, StoreError> {
-        match self.is_delta() {
-            true => delta::number_of(self.payload()?).ok_or_else(|| self.damaged("it has no number")),
-            false => Ok(0),
+        if self.is_delta() {
+            delta::number_of(self.payload()?).ok_or_else(|| self.damaged("it has no number"))
+        } else {
+            Ok(0)
         }
     }
 

@@ -19,16 +19,14 @@ pub(crate) fn open(path: &Path, trust_owner: bool) -> Result<Dir, StoreError> {
         io::ErrorKind::NotADirectory if path.exists() => not_a_store("it is a file; a store is a directory"),
         _ => StoreError::io("open", path)(error),
     })?;
-    match trust_owner {
-        true => Ok(dir),
-        false => check_owner(&dir).map(|()| dir),
-    }
+    if trust_owner { Ok(dir) } else { check_owner(&dir).map(|()| dir) }
 }
 
 fn check_owner(dir: &Dir) -> Result<(), StoreError> {
     let owner_uid = dir.owner_uid().map_err(StoreError::io("open", dir))?;
-    match rustix::process::geteuid().is_root() && owner_uid != 0 {
-        true => Err(StoreError::OwnedByOther { path: dir.into(), owner_uid }),
-        false => Ok(()),
+    if rustix::process::geteuid().is_root() && owner_uid != 0 {
+        Err(StoreError::OwnedByOther { path: dir.into(), owner_uid })
+    } else {
+        Ok(())
     }
 }

@@ -148,9 +148,10 @@ fn read_text(store: &Dir) -> Result<(Name, String, u32), StoreError> {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
             let packs = store.join(PACKS_DIR).open_dir().map_err(StoreError::io("open", store));
             let has_packs = packs.and_then(|packs| names::list(&packs)).is_ok_and(|packs| !packs.is_empty());
-            return Err(match has_packs {
-                true => damaged("it is missing, and there are packs".to_owned()),
-                false => not_a_store("the directory has no FORMAT file"),
+            return Err(if has_packs {
+                damaged("it is missing, and there are packs".to_owned())
+            } else {
+                not_a_store("the directory has no FORMAT file")
             });
         }
         Err(error) if error.kind() == std::io::ErrorKind::InvalidData => {

@@ -104,9 +104,10 @@ impl Lock {
 
     /// An error in a process that was forked from the one that has the store open.
     pub(crate) fn check_process(&self) -> Result<(), StoreError> {
-        match self.is_of_this_process() {
-            true => Ok(()),
-            false => Err(StoreError::of_other_process(&self.store, self.process)),
+        if self.is_of_this_process() {
+            Ok(())
+        } else {
+            Err(StoreError::of_other_process(&self.store, self.process))
         }
     }
 
@@ -234,10 +235,7 @@ fn access(store: &Dir, lock: &Name) -> Result<Access, StoreError> {
     {
         return Ok(Access::Reader);
     }
-    match lock.exists() && !lock.is_writable() {
-        true => Ok(Access::Reader),
-        false => Ok(Access::Owner),
-    }
+    if lock.exists() && !lock.is_writable() { Ok(Access::Reader) } else { Ok(Access::Owner) }
 }
 
 /// Whether it is locked now; no if somebody else has it locked.

@@ -372,15 +372,16 @@ fn new_index(store: &Dir, format: &Format, is_held: bool) -> Result<Index, Store
         Index::open(&name, format.id)
     };
     let in_memory = || Index::in_memory(&name, format.id);
-    match is_held {
-        true => Ok(in_memory()),
-        false => in_place().or_else(|error| match error {
+    if is_held {
+        Ok(in_memory())
+    } else {
+        in_place().or_else(|error| match error {
             StoreError::DiskFull { .. } => {
                 index::warn_held(&name);
                 Ok(in_memory())
             }
             other => Err(other),
-        }),
+        })
     }
 }
 

@@ -161,11 +161,10 @@ impl<'a> Reader<'a> {
         if hash.is_zero() {
             // A layout may claim any number of bytes, all of them zeros.
             let most = Kind::MAX_PLAIN_BYTES / Hash::BYTES;
-            return match expected <= most {
-                true => Ok(Root::zeros(expected)),
-                false => {
-                    Err(malformed(format!("expected {expected} hashes, there are never more than {most}")))
-                }
+            return if expected <= most {
+                Ok(Root::zeros(expected))
+            } else {
+                Err(malformed(format!("expected {expected} hashes, there are never more than {most}")))
             };
         }
         let bytes = self.object(kind, hash)?;
@@ -184,11 +183,10 @@ impl<'a> Reader<'a> {
         if hash.is_zero() {
             // A place has never more.
             let most = table::REGIONS_PER_TABLE;
-            return match expected <= most {
-                true => Ok(vec![Hash::ZERO; expected]),
-                false => {
-                    Err(malformed(format!("expected {expected} hashes, there are never more than {most}")))
-                }
+            return if expected <= most {
+                Ok(vec![Hash::ZERO; expected])
+            } else {
+                Err(malformed(format!("expected {expected} hashes, there are never more than {most}")))
             };
         }
         let bytes = self.object(kind, hash)?;
@@ -295,11 +293,11 @@ impl<'a> Reader<'a> {
     /// Decodes an object to which so many differences have led. Returns how many bytes that takes
     /// which is stored whole.
     fn fill(&mut self, found: &FoundObject, plain: &mut [u8], deltas: usize) -> Result<u32, StoreError> {
-        let whole_bytes = match found.is_delta() {
-            true => self
-                .fill_from_base(found.header.kind, &found.base()?, plain, deltas + 1)
-                .map_err(|error| error.of_base(&found.header))?,
-            false => found.header.stored_bytes,
+        let whole_bytes = if found.is_delta() {
+            self.fill_from_base(found.header.kind, &found.base()?, plain, deltas + 1)
+                .map_err(|error| error.of_base(&found.header))?
+        } else {
+            found.header.stored_bytes
         };
         let payload = found.payload()?;
         codec::decode(found.header.encoding, payload, plain).map_err(|error| found.damaged(error))?;

@@ -270,9 +270,10 @@ impl PackTail {
         take_in(objects)?;
         for Hole { range, why, is_torn } in holes {
             let is_torn = is_torn && (!rebuilding || range.start > last_object);
-            match is_torn && range.start >= durable_bytes && Pack::can_fill(&range) {
-                true => tail.torn_holes.push(range),
-                false => tail.damaged.push((range.start, why)),
+            if is_torn && range.start >= durable_bytes && Pack::can_fill(&range) {
+                tail.torn_holes.push(range)
+            } else {
+                tail.damaged.push((range.start, why))
             }
         }
         Ok(PackTail { torn_at, ..tail })

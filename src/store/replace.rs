@@ -63,12 +63,13 @@ pub(crate) fn finish_interrupted(store: &Dir) -> Result<(), StoreError> {
 
 /// An error if what a migration has written does not belong to this store.
 fn check_is_of(store: &Dir, new: &Dir) -> Result<(), StoreError> {
-    match format::id_line(new)? == format::id_line(store)? {
-        true => Ok(()),
-        false => Err(in_the_way(
+    if format::id_line(new)? == format::id_line(store)? {
+        Ok(())
+    } else {
+        Err(in_the_way(
             &store.join(MIGRATION_DIR),
             "there is another store in it, and no migration".to_owned(),
-        )),
+        ))
     }
 }
 

@@ -23,10 +23,9 @@ pub(crate) fn start(shared: Arc<OpenStore>, tasks: Receiver<Task>) -> std::io::R
             match task {
                 Task::Settle(synced) => {
                     let settled = settle(&shared, synced);
-                    if let Err(error) = settled.and_then(|()| match failed {
-                        true => Ok(()),
-                        false => shared.index().save_if_much(),
-                    }) {
+                    if let Err(error) =
+                        settled.and_then(|()| if failed { Ok(()) } else { shared.index().save_if_much() })
+                    {
                         // Nothing is lost: the packs have it all, and so has the index as long as it
                         // is open. The next open goes on from the last watermark.
                         tracing::warn!("the index is not saved until the store is opened again: {error}");

@@ -24,7 +24,7 @@ use crate::store::packs::scan::Scanned;
 use crate::store::read::{Check, Reader};
 use crate::store::tables::{Layout, Tables};
 use crate::store::tree::{self, Tree};
-use crate::store::{Shared, Store};
+use crate::store::{OpenStore, Store};
 use crate::sync::Mutex;
 
 /// What to verify. The default is everything.
@@ -147,7 +147,7 @@ struct Checked {
 
 /// A verification under way.
 struct Verification<'a> {
-    shared: &'a Shared,
+    shared: &'a OpenStore,
     checked: Mutex<Checked>,
     /// How many objects there are, and how many bytes they take.
     total: Mutex<(u64, u64)>,

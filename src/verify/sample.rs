@@ -119,10 +119,7 @@ impl Verification<'_> {
             .collect();
         self.who_needs(&found, &meter)?;
         // What was found damaged earlier is in the index no more, where a sample does not meet it.
-        match damage_was_known {
-            true => self.known_losses(progress),
-            false => Ok(()),
-        }
+        if damage_was_known { self.known_losses(progress) } else { Ok(()) }
     }
 
     fn stored_bytes(&self) -> u64 {

@@ -247,10 +247,7 @@ impl Index {
         self.set_may_have_dangling(true)?;
         entries.try_for_each(|(tree, hash, location)| self.replace(tree, &hash, location, None).map(drop))?;
         self.save()?;
-        match had_no_dangling {
-            true => self.set_may_have_dangling(false),
-            false => Ok(()),
-        }
+        if had_no_dangling { self.set_may_have_dangling(false) } else { Ok(()) }
     }
 
     /// Whether so many changes are made sooner by a [`rewrite`](Self::rewrite).
@@ -277,9 +274,10 @@ impl Index {
     fn snapshots(&self) -> Result<BTreeMap<Vec<u8>, Vec<u8>>, StoreError> {
         let mut snapshots = BTreeMap::new();
         self.read_snapshots(|key, value| {
-            match value.is_empty() {
-                true => snapshots.remove(key),
-                false => snapshots.insert(key.to_vec(), value.to_vec()),
+            if value.is_empty() {
+                snapshots.remove(key)
+            } else {
+                snapshots.insert(key.to_vec(), value.to_vec())
             };
             true
         })?;
@@ -339,10 +337,7 @@ impl Index {
         let _writing = self.writing();
         self.write().damage_known = known;
         let Some(database) = self.read().database()?.cloned() else { return Ok(()) };
-        match database.damage_known() == known {
-            true => Ok(()),
-            false => self.or_hold(database.put_damage_known(known)),
-        }
+        if database.damage_known() == known { Ok(()) } else { self.or_hold(database.put_damage_known(known)) }
     }
 
     /// Whether there may be deltas whose base is not in the index.
@@ -400,10 +395,7 @@ impl Index {
             // Now that all is on the disk that they stand for.
             watermarks.iter().try_for_each(|(pack, bytes)| database.put_watermark(*pack, *bytes))?;
             database.flush()?;
-            match drops && had_no_dangling {
-                true => database.put_may_have_dangling(false),
-                false => Ok(()),
-            }
+            if drops && had_no_dangling { database.put_may_have_dangling(false) } else { Ok(()) }
         };
         let saved = write();
         drop(database);
@@ -444,10 +436,7 @@ impl Index {
             let _writing = self.writing();
             self.or_hold(tell())?;
         }
-        match self.is_held() {
-            true => self.leave_disk(),
-            false => Ok(()),
-        }
+        if self.is_held() { self.leave_disk() } else { Ok(()) }
     }
 
     /// Removes the index that is held in memory from the disk, which makes room there.
@@ -501,10 +490,7 @@ impl Index {
             let state = self.read();
             (state.watermarks.clone(), state.moved_watermarks.is_empty())
         };
-        match is_saved || durable == self.durable {
-            true => Ok(()),
-            false => closing::write(&self.dir()?, &durable),
-        }
+        if is_saved || durable == self.durable { Ok(()) } else { closing::write(&self.dir()?, &durable) }
     }
 
     /// The directory that it is in.

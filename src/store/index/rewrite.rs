@@ -31,9 +31,10 @@ impl Index {
             state.bucket_entries() + state.overlay_entries() as u64
         };
         let needed_bytes = entries * ENTRY_BYTES + self.snapshots()?.len() as u64 * SNAPSHOT_BYTES;
-        match self.disk_bytes() > 2 * needed_bytes + MIN_BYTES {
-            true => self.rewrite(|_, _, location| Some(location)).map(drop),
-            false => Ok(()),
+        if self.disk_bytes() > 2 * needed_bytes + MIN_BYTES {
+            self.rewrite(|_, _, location| Some(location)).map(drop)
+        } else {
+            Ok(())
         }
     }
 

@@ -25,9 +25,10 @@ pub(crate) fn warn_held(name: &Name) {
 /// writes when it opens, and a database in which that failed was found damaged the next time.
 pub(crate) fn check_room(name: &Name) -> Result<(), StoreError> {
     // Where the file system cannot tell, there is room.
-    match file::room_bytes(name.dir()).unwrap_or(u64::MAX) < MIN_BYTES + disk_bytes(name) / 16 {
-        true => Err(StoreError::io("write", name)(std::io::ErrorKind::StorageFull.into())),
-        false => Ok(()),
+    if file::room_bytes(name.dir()).unwrap_or(u64::MAX) < MIN_BYTES + disk_bytes(name) / 16 {
+        Err(StoreError::io("write", name)(std::io::ErrorKind::StorageFull.into()))
+    } else {
+        Ok(())
     }
 }
 

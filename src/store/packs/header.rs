@@ -138,9 +138,12 @@ impl PackHeader {
             file.read_exact_at(&mut bytes[FIXED_BYTES..], FIXED_BYTES as u64)?;
         }
         let header = PackHeader::parse(&bytes).map_err(str::to_owned);
-        Ok(header.and_then(|header| match header.number == number {
-            true => Ok(header),
-            false => Err(format!("its header says that it is pack {}", header.number)),
+        Ok(header.and_then(|header| {
+            if header.number == number {
+                Ok(header)
+            } else {
+                Err(format!("its header says that it is pack {}", header.number))
+            }
         }))
     }
 }

@@ -383,9 +383,12 @@ impl Log {
             let failures = tail.failures;
             (packs, sealed, ends, directory_changed, tail.unsynced.len(), tail.unsynced_bytes, failures)
         };
-        let directory = || match directory_changed {
-            true => file::sync_dir(&self.dir).map_err(StoreError::io("make durable", &self.dir)),
-            false => Ok(()),
+        let directory = || {
+            if directory_changed {
+                file::sync_dir(&self.dir).map_err(StoreError::io("make durable", &self.dir))
+            } else {
+                Ok(())
+            }
         };
         match packs.iter().try_for_each(|pack| pack.sync()).and_then(|()| directory()) {
             Ok(()) => {

@@ -98,9 +98,12 @@ impl Pack {
         let (file, is_writable) = opened.map_err(StoreError::io("open", &name))?;
         let length_bytes = file.length_bytes().map_err(StoreError::io("read", &name))?;
         let read = PackHeader::read(&file, length_bytes, number);
-        Ok(read.map_err(StoreError::io("read", &name))?.and_then(|header| match header.fits(format) {
-            true => Ok(Pack::with(name, header, file, is_writable, length_bytes)),
-            false => Err("it belongs to another store".to_owned()),
+        Ok(read.map_err(StoreError::io("read", &name))?.and_then(|header| {
+            if header.fits(format) {
+                Ok(Pack::with(name, header, file, is_writable, length_bytes))
+            } else {
+                Err("it belongs to another store".to_owned())
+            }
         }))
     }
 
