@@ -17,7 +17,8 @@ pub enum MemoryError {
     },
     /// A memory cannot become so long.
     #[error(
-        "the memory cannot have {wanted_bytes} bytes: {reserved_bytes} are set aside for it; set aside more"
+        "the memory cannot grow to {wanted_bytes} bytes: {reserved_bytes} bytes are reserved for it; reserve \
+         more"
     )]
     Reserved {
         /// The length asked for.
@@ -28,7 +29,8 @@ pub enum MemoryError {
     /// The kernel does not take the bytes of a lazy mapping: it has no memory left, or part of the
     /// mapping was unmapped.
     #[error(
-        "the lazy mapping cannot be filled at byte {offset_bytes}; is there memory left, and is it mapped?"
+        "the lazy mapping cannot be filled at byte {offset_bytes}; check that memory is left and that the \
+         mapping still exists"
     )]
     Fill {
         /// Where in the image.
@@ -38,7 +40,8 @@ pub enum MemoryError {
     },
     /// A memory that is filled on first touch could not be filled.
     #[error(
-        "the memory is not filled, as not all of its snapshot could be read; restore another one into it"
+        "the memory is incomplete, because not all of its snapshot could be read; restore another snapshot \
+         into it"
     )]
     NotFilled(#[source] Arc<dyn std::error::Error + Send + Sync>),
 }

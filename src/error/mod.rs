@@ -41,8 +41,8 @@ pub enum Error {
     Read(#[from] ReadError),
     /// There is no memory to copy a source into that stands still.
     #[error(
-        "cannot make {bytes} bytes of memory ready to copy the source into; give this program more of the address \
-         space (`ulimit -v`), or set a smaller `staging_bytes`: then the source stands still for longer"
+        "cannot allocate {bytes} bytes of memory to copy the source into; raise the limit of the address space \
+         (`ulimit -v`), or set a smaller `staging_bytes`, which makes the pause longer"
     )]
     Staging {
         /// How much was asked for.
@@ -54,7 +54,7 @@ pub enum Error {
     #[error(transparent)]
     Unit(#[from] UnitError),
     /// The verb was cancelled by its [`Progress`](crate::Progress).
-    #[error("interrupted before it was done; nothing was harmed")]
+    #[error("interrupted before it was complete; the store is intact")]
     Interrupted,
 }
 

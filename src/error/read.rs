@@ -9,7 +9,7 @@ use crate::units::AddressRange;
 #[non_exhaustive]
 pub enum ReadError {
     /// A range is not, or not wholly, part of the snapshot.
-    #[error("{missing} is not captured in this snapshot; `stillframe show` lists what is")]
+    #[error("{missing} is not captured in this snapshot; `stillframe show` lists what is captured")]
     NotCaptured {
         /// The first part of it that is not.
         missing: AddressRange,

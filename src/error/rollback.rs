@@ -28,7 +28,8 @@ pub enum RollbackError {
         why: String,
     },
     /// The process is not what it was in the snapshot, and was left as it is.
-    #[error("process {pid} does not fit the snapshot and was left as it is: {}{}", shown(differences), advised(*only_new, *advice))]
+    #[error("process {pid} does not fit the snapshot and was not \
+         changed: {}{}", shown(differences), advised(*only_new, *advice))]
     DoesNotFit {
         /// Its pid.
         pid: u32,
@@ -41,8 +42,8 @@ pub enum RollbackError {
     },
     /// Writing was begun and failed. The process stands still, as it must not go on like this.
     #[error(
-        "process {pid} is rolled back in part and stands still (state T); roll it back once more, then \
-         `kill -CONT {pid}` lets it go on"
+        "process {pid} is rolled back in part and is stopped (state T); roll it back again, then continue it \
+         with `kill -CONT {pid}`"
     )]
     InPart {
         /// Its pid.

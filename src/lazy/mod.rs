@@ -163,7 +163,7 @@ pub(crate) fn why_at_once(bytes: u64, error: &io::Error) -> String {
         }
         // Should there be too little memory a full restore says so too.
         Some(_) => "the kernel gives no userfaultfd",
-        None => "it cannot be filled on first touch",
+        None => "it cannot be filled at the first page fault",
     };
     let why = format!("{why}: {error}");
     tracing::warn!("restored at once and not lazily: {why}");

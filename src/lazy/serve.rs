@@ -112,7 +112,8 @@ impl Server {
             Ok(_) if self.is_refused.load(Ordering::SeqCst) => (SERVED, Ok(())),
             Ok(there_bytes) => {
                 let why = format!(
-                    "{there_bytes} bytes of it were there before they were filled: somebody else has populated them"
+                    "{there_bytes} bytes of it were there before they were filled: another thread or process \
+                     has populated them"
                 );
                 self.keep_error(
                     MemoryError::Fill { offset_bytes: pages.start, source: io::Error::other(why) }.into(),

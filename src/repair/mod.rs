@@ -169,7 +169,7 @@ fn repair(path: &Path, options: &RepairOptions) -> Result<RepairReport, Error> {
 }
 
 fn mend_format(dir: &Dir, format: &Format, wrong: String, aside: &mut SetAside) -> Result<(), Error> {
-    let (file, anew) = (dir.join(FORMAT_FILE), "it is written anew from the packs".to_owned());
+    let (file, anew) = (dir.join(FORMAT_FILE), "it is rewritten from the packs".to_owned());
     if file.exists() {
         aside.put(&file, &[wrong, anew])?
     } else {

@@ -33,7 +33,7 @@ pub(super) fn check(attempt: &Attempt<'_>) -> Result<(), RollbackError> {
     let Some(then) = &attempt.captured.run else { return Ok(()) };
     let now = attempt.held.run();
     let difference = if then.boot_id != now.boot_id {
-        "it was captured before this machine was started the last time"
+        "it was captured before the last boot of this machine"
     } else if then.process_start != now.process_start {
         "it is another process than the one that was captured, and has got that one's pid"
     } else {

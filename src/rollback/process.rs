@@ -201,7 +201,7 @@ pub(super) fn refused(pid: u32, error: SourceError) -> Error {
     match error {
         SourceError::Uncapturable { why, .. } => RollbackError::NoRollBack { pid, why }.into(),
         SourceError::ProcessEnded { .. } => {
-            RollbackError::NoRollBack { pid, why: "it ended meanwhile".to_owned() }.into()
+            RollbackError::NoRollBack { pid, why: "it has ended".to_owned() }.into()
         }
         error => error.into(),
     }

@@ -27,7 +27,7 @@ pub enum SinkError {
         found_bytes: u64,
     },
     /// Memory of this process cannot be written.
-    #[error("the memory at {address:#x} cannot be written; is it still mapped, and writable?")]
+    #[error("the memory at {address:#x} cannot be written; check that it is still mapped and writable")]
     Memory {
         /// Where it begins.
         address: u64,
@@ -68,15 +68,15 @@ pub enum SinkError {
         found: &'static str,
     },
     /// What is to be written in place is no plain file.
-    #[error("{} is no plain file; name the memory file itself", path.display())]
+    #[error("{} is not a regular file; name the memory file itself", path.display())]
     NotAFile {
         /// The path given.
         path: PathBuf,
     },
     /// The file to be replaced is the memory of a process, which would keep the old one.
     #[error(
-        "process {pid} ({name}) has {} mapped and would keep the old file; --in-place writes into it as it is, \
-         where that process sees it",
+        "process {pid} ({name}) has {} mapped and would keep the old file; --in-place writes into the existing \
+         file, so that this process sees the change",
         path.display()
     )]
     Mapped {
@@ -99,8 +99,9 @@ pub enum SinkError {
     },
     /// The file system has no files so long.
     #[error(
-        "{} cannot become a file of {bytes} bytes, holes included: its file system has no files so long; restore to \
-         another one (xfs, btrfs and tmpfs take files of 8 EiB), or take only what is wanted by `stillframe cat --range`",
+        "{} cannot become a file of {bytes} bytes, holes included: its file system does not support files of \
+         this length; restore to another file system (xfs, btrfs and tmpfs support files of 8 EiB), or read a \
+         part with `stillframe cat --range`",
         path.display()
     )]
     TooLong {

@@ -67,7 +67,7 @@ pub(crate) enum InjectionError {
     #[error("the process cannot be made to call the kernel: {0}")]
     Impossible(String),
     /// Some may have been made.
-    #[error("the process did not make all calls to the kernel that it was to make")]
+    #[error("the process did not complete all of the requested system calls")]
     Failed(#[source] io::Error),
 }
 
@@ -333,7 +333,10 @@ fn failure(result: i64) -> io::Error {
 fn unexpected(stop: Stop) -> io::Error {
     io::Error::other(match stop {
         Stop::Signal { signal, .. } => format!("a thread that was to make a call got signal {signal}"),
-        other => format!("a thread that was to make a call stands still otherwise ({other:?})"),
+        other => format!(
+            "a thread that should make a system call has stopped for another reason \
+             ({other:?})"
+        ),
     })
 }
 

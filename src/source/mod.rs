@@ -235,7 +235,8 @@ pub enum SourceError {
     /// The process is of our own user and has made itself undumpable: only root may look into it.
     #[error(
         "no permission to {action} process {pid}: it runs as the same user, but has made itself undumpable (prctl PR_SET_DUMPABLE, as \
-         programs that keep keys do, or it was started with more rights); be root (CAP_SYS_PTRACE), or let it allow that"
+         programs that keep keys do, or it was started with more rights); run as root (CAP_SYS_PTRACE), or let \
+              the process call prctl(PR_SET_DUMPABLE, 1)"
     )]
     Undumpable {
         /// Its pid.
@@ -259,7 +260,7 @@ pub enum SourceError {
         paused: Duration,
     },
     /// It was given up, as its [`Progress`](crate::Progress) was cancelled. All threads go on.
-    #[error("interrupted before the source was opened; nothing was harmed")]
+    #[error("interrupted before the source was opened; nothing was changed")]
     Interrupted,
     /// The process cannot be captured whoever asks.
     #[error("process {pid} cannot be captured: {why}")]
@@ -270,7 +271,7 @@ pub enum SourceError {
         why: String,
     },
     /// The bytes of a process were asked for after it was let go.
-    #[error("process {pid} was let go already; its bytes must be copied before it is released")]
+    #[error("process {pid} runs again already; copy its bytes before it is released")]
     Released {
         /// Its pid.
         pid: u32,
@@ -326,7 +327,7 @@ pub enum SourceError {
         found_bytes: u64,
     },
     /// Memory of this process cannot be read.
-    #[error("the memory at {address:#x} cannot be read; is it still mapped, and readable?")]
+    #[error("the memory at {address:#x} cannot be read; check that it is still mapped and readable")]
     Memory {
         /// Where it begins.
         address: u64,

@@ -46,7 +46,7 @@ pub enum StoreError {
     },
     /// Of what is forgotten something may be left.
     #[error(
-        "{} may still hold bytes of what is forgotten: {why}; all other packs are rewritten",
+        "{} may still have bytes of forgotten snapshots: {why}; all other packs are rewritten",
         path.display()
     )]
     NotErased {
@@ -58,7 +58,7 @@ pub enum StoreError {
     /// Nothing can be written where the store is: its file system is read-only, or modes or flags forbid it.
     #[error(
         "the store {} is read-only (its file system, its modes, or an immutable flag): it can be read, but not \
-         changed; make it writable, or change a copy of it",
+         changed; make it writable, or work on a copy of it",
         path.display()
     )]
     ReadOnly {
@@ -96,7 +96,7 @@ pub enum StoreError {
     /// The store was written by an older program.
     #[error(
         "the store {} has format {found}, this program works with format {supported}; \
-         `stillframe migrate` brings it up to date",
+         `stillframe migrate` upgrades it",
         path.display()
     )]
     OlderFormat {
@@ -109,7 +109,7 @@ pub enum StoreError {
     },
     /// The FORMAT file does not say what it should.
     #[error(
-        "the file {} is damaged: {detail}; `stillframe repair` writes it anew from the packs",
+        "the file {} is damaged: {detail}; `stillframe repair` rewrites it from the packs",
         path.display()
     )]
     FormatFile {
@@ -120,7 +120,8 @@ pub enum StoreError {
     },
     /// The FORMAT file does not say what it should, nor do the packs.
     #[error(
-        "the file {} is damaged: {detail}; and the packs do not tell what was in it: {why}; put back a copy of it",
+        "the file {} is damaged: {detail}; it cannot be rebuilt from the packs: {why}; replace it by a copy, \
+         for example from a backup",
         path.display()
     )]
     FormatLost {
@@ -132,11 +133,11 @@ pub enum StoreError {
         why: String,
     },
     /// It was cancelled by its [`Progress`](crate::Progress).
-    #[error("interrupted before it was done; nothing was harmed")]
+    #[error("interrupted before it was complete; the store is intact")]
     Interrupted,
     /// Another process owns the store.
     #[error(
-        "the store {} is owned by {}; wait for it, or use the store from there",
+        "the store {} is owned by {}; wait until it closes the store, or use the store in that process",
         path.display(),
         owner.map_or_else(|| "another process".to_owned(), |pid| format!("process {pid}"))
     )]
@@ -148,8 +149,8 @@ pub enum StoreError {
     },
     /// The process that uses the store was forked from the one that opened it.
     #[error(
-        "the store {} was opened by process {opened_by}, and this is process {used_by}, which was forked from that; \
-         use it in the process that opened it",
+        "the store {} was opened by process {opened_by}; this is process {used_by}, a fork of it; use the \
+         store in the process that opened it",
         path.display()
     )]
     OtherProcess {
@@ -162,8 +163,9 @@ pub enum StoreError {
     },
     /// The process that would open a store was forked from one that has had a store open.
     #[error(
-        "cannot open the store {} in process {used_by}: it was forked from process {opened_by}, which had a store open, \
-         and has none of the threads for it; fork before the first store is opened, or start a new program (exec)",
+        "cannot open the store {} in process {used_by}: it is a fork of process {opened_by}, which had a store \
+         open, and the threads of a store do not survive a fork; fork before the first store is opened, or \
+         start a new program (exec)",
         path.display()
     )]
     Forked {
@@ -176,8 +178,8 @@ pub enum StoreError {
     },
     /// The directory of the open store is not where it was.
     #[error(
-        "the store that was opened at {} is not there any more: it was moved or removed while it was open, and what \
-         is there now, if anything, is left alone; put it back, or open it where it is now",
+        "the store that was opened at {} was moved or removed while it was open; nothing at this path was \
+         changed; move the store back, or open it at its new path",
         path.display()
     )]
     Moved {
@@ -186,8 +188,8 @@ pub enum StoreError {
     },
     /// The LOCK of the open store is not the one that it holds.
     #[error(
-        "{} was removed or replaced while the store was open, so another program may have opened the store; nothing \
-         is written any more; close the store in all programs and open it again",
+        "{} was removed or replaced while the store was open, so another program may have opened the store; \
+         nothing more is written; close the store in all programs and open it again",
         path.display()
     )]
     LockReplaced {
@@ -196,8 +198,8 @@ pub enum StoreError {
     },
     /// The file system has no locks, without which two programs could change a store at once.
     #[error(
-        "cannot lock {}: without file locks (flock) two programs could change the store at once; keep the store on a \
-         file system that has them",
+        "cannot lock {}: without file locks (flock) two programs could change the store at once; keep the \
+         store on a file system that supports them",
         path.display()
     )]
     CannotLock {
@@ -208,8 +210,9 @@ pub enum StoreError {
     },
     /// The directory belongs to another user, who could use what root does in it.
     #[error(
-        "the directory {} belongs to the user with id {owner_uid}, who could make root change other files through \
-         it; use it as that user, give it to root, or allow it with --trust-owner (StoreOptions::trust_owner)",
+        "the directory {} belongs to the user with id {owner_uid}, who could make root change other files \
+         through it; use it as that user, change its owner to root, or accept the risk with --trust-owner \
+         (StoreOptions::trust_owner)",
         path.display()
     )]
     OwnedByOther {
@@ -219,7 +222,7 @@ pub enum StoreError {
         owner_uid: u32,
     },
     /// There is something in the store's directory that no stillframe has put there.
-    #[error("{} is in the way: {why}; see what it is and take it away", path.display())]
+    #[error("{} is in the way: {why}; check what it is, and move it away", path.display())]
     InTheWay {
         /// What is there.
         path: PathBuf,
@@ -249,7 +252,7 @@ pub enum StoreError {
         hash: Hash,
     },
     /// An object is stored as a difference from another one, which cannot be read.
-    #[error("the {kind} {hash} cannot be read: it is stored as a difference from another object")]
+    #[error("the {kind} {hash} cannot be read: it is stored as a delta of another object")]
     Base {
         /// What kind of object it is.
         kind: Kind,
@@ -259,7 +262,7 @@ pub enum StoreError {
         source: Box<StoreError>,
     },
     /// A file in the place of a pack cannot be read as one, and what it says is needed is unknown.
-    #[error("the pack {} is not usable: {why}; `stillframe repair` brings back what is in it", path.display())]
+    #[error("the pack {} is not usable: {why}; `stillframe repair` recovers its contents", path.display())]
     UnusablePack {
         /// The file.
         path: PathBuf,
@@ -320,19 +323,20 @@ pub enum StoreError {
     #[error("another write to the store failed during this capture; nothing was recorded, capture again")]
     WriteFailedMeanwhile,
     /// No snapshot has this id or matches this name.
-    #[error("no snapshot is {text}; `stillframe list` shows those there are")]
+    #[error("no snapshot is {text}; `stillframe list` lists the snapshots")]
     NoSuchSnapshot {
         /// What was looked for.
         text: String,
     },
     /// No snapshot is of a process of this name.
-    #[error("there are no snapshots of a process {process:?}; `stillframe processes` lists those there are")]
+    #[error("there are no snapshots of a process {process:?}; `stillframe processes` lists the processes")]
     NoSuchProcess {
         /// The name given.
         process: String,
     },
     /// Several snapshots have ids that begin like this.
-    #[error("{prefix} is the beginning of {} snapshot ids: {}", candidates.len(), shown(candidates))]
+    #[error("{prefix} is the prefix of {} snapshot ids, give more digits: \
+         {}", candidates.len(), shown(candidates))]
     AmbiguousPrefix {
         /// The prefix given.
         prefix: String,
@@ -356,14 +360,15 @@ pub enum StoreError {
         why: &'static str,
     },
     /// Two attachments of one name.
-    #[error("two attachments are called {name:?}; give each a name of its own")]
+    #[error("two attachments are named {name:?}; give each a different name")]
     AttachmentTwice {
         /// The name.
         name: String,
     },
     /// An attachment whose name has a meaning of its own.
     #[error(
-        "no attachment can be named {name:?}: names that begin with \"moment:\" say where a snapshot stands"
+        "no attachment can be named {name:?}: names that begin with \"moment:\" are reserved for the order of \
+         the snapshots"
     )]
     AttachmentReserved {
         /// The name, shortened.

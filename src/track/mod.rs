@@ -170,7 +170,7 @@ impl fmt::Display for Untracked {
             Untracked::OtherParent => "what is tracked refers to another snapshot than the parent",
             Untracked::OtherLayout => "the mappings, or what is left out of them, were others in the parent",
             Untracked::ParentUnusable => "the parent cannot be compared with, or there is damage to mend",
-            Untracked::Interrupted => "something else was mapped in the memory's place meanwhile",
+            Untracked::Interrupted => "other memory was mapped in its place",
         })
     }
 }
@@ -213,7 +213,10 @@ pub enum TrackError {
         found_words: u64,
     },
     /// A bitmap has a bit set for what lies behind the memory.
-    #[error("bit {bit} of the bitmap is set, which stands for bytes behind the {memory_bytes} of the memory")]
+    #[error(
+        "bit {bit} of the bitmap is set, which is of bytes after the end of the memory of {memory_bytes} \
+         bytes"
+    )]
     BitOutside {
         /// The bit.
         bit: u64,
@@ -222,8 +225,8 @@ pub enum TrackError {
     },
     /// It was made for another memory.
     #[error(
-        "the tracker was made for {expected}, found {found}; use it with the memory it was made for, and \
-         tell it when that grows"
+        "the tracker was made for {expected}, found {found}; use it with the memory that it was made for, and \
+         report it when that memory grows"
     )]
     OtherMemory {
         /// What it was made for.

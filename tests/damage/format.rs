@@ -33,7 +33,7 @@ fn assert_repair_brings_it_back(archive: &Archive, before: &[u8]) {
     assert!(std::fs::read(&path).unwrap() == before);
     assert_eq!(std::fs::read(archive.path.join("damaged/FORMAT")).ok(), damaged);
     let told = std::fs::read_to_string(report.report.unwrap()).unwrap();
-    assert!(told.contains("FORMAT") && told.contains("written anew from the packs"), "{told}");
+    assert!(told.contains("FORMAT") && told.contains("rewritten from the packs"), "{told}");
     archive.assert_sound(&Store::open(&archive.path).unwrap());
 }
 
