@@ -255,6 +255,7 @@ mod tests {
     use super::*;
 
     #[test]
+    #[allow(clippy::single_range_in_vec_init)]
     fn what_a_mapping_grew_by_changed_and_so_did_the_region_that_was_cut() {
         let region_size = RegionSize::new(512).unwrap();
         let grown = |ranges: &[Range<u64>], before, now| {
@@ -264,7 +265,6 @@ mod tests {
         };
         assert_eq!(grown(&[10..20, 600..700], 1300, 5000), [10..20, 600..700, 1024..5000]);
         assert_eq!(grown(&[10..20, 600..1100, 4000..6000], 1300, 5000), [10..20, 600..5000]);
-        #[allow(clippy::single_range_in_vec_init)]
         assert_eq!(grown(&[10..20], 5000, 5000), [10..20, 0..0][..1]);
         assert_eq!(grown(&[], 0, 7), [0..7, 0..0][..1]);
     }
