@@ -135,7 +135,7 @@ impl Header {
     /// The header at the start of `bytes`, which are at `place`; what is wrong with it otherwise.
     ///
     /// The lengths are believed only so far as the kind allows them; whether the payload is all
-    /// there and intact is for [`payload`] to say.
+    /// there and intact is for [`payload`](Self::payload) to say.
     pub(crate) fn read(bytes: &[u8], place: Place) -> Result<Header, &'static str> {
         let bytes: &[u8; HEADER_BYTES] = bytes.first_chunk().ok_or("the pack ends inside its header")?;
         let u32_at = |at: usize| u32::from_le_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]]);
