@@ -8,7 +8,7 @@
 use std::hint::black_box;
 use std::time::{Duration, Instant};
 
-use stillframe::{CaptureOptions, Fill, HotSet, Instance, RegionSize, SnapshotId, Store};
+use stillframe::{CaptureOptions, Fill, Instance, RegionSize, SnapshotId, Store, WorkingSet};
 
 const PAGE_BYTES: usize = 4096;
 const ROUNDS: usize = 7;
@@ -150,7 +150,7 @@ fn hot_set(store: &Store, id: SnapshotId) {
         on_touch.as_secs_f64() * 1e3,
         by_address.as_secs_f64() * 1e3,
         hot_first.as_secs_f64() * 1e3,
-        HotSet::ATTACHMENT,
+        WorkingSet::ATTACHMENT,
     );
 }
 

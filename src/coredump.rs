@@ -49,12 +49,12 @@ impl Restore<'_> {
     /// Cost: as [`into_file`](Self::into_file).
     ///
     /// ```
-    /// use stillframe::{CaptureOptions, ProcessSource, Store};
+    /// use stillframe::{CaptureOptions, LiveProcessSource, Store};
     /// # let dir = tempfile::tempdir()?;
     /// # let store = Store::options().create(dir.path().join("vault"))?;
     /// # let mut child = std::process::Command::new("sleep").arg("60").spawn()?;
     /// # let pid = child.id();
-    /// let source = ProcessSource::new(pid);
+    /// let source = LiveProcessSource::new(pid);
     /// let taken = store.process("web-1").capture(&source, &CaptureOptions::default())?;
     /// let core = dir.path().join("web-1.core");
     /// let stats = store.restore(taken.id)?.into_core(&core, false)?;

@@ -16,7 +16,7 @@
 //! # let path = dir.path().join("vault");
 //! let store = Store::options().create(&path)?;                // or Store::open(&path)
 //!
-//! let memory = vec![7u8; 1 << 20];                            // or FileSource, ProcessSource
+//! let memory = vec![7u8; 1 << 20];                            // or FileSource, LiveProcessSource
 //! let taken = store.process("web-1").capture(&memory, &CaptureOptions::default())?;
 //!
 //! let map = store.restore(taken.id)?.into_mapping()?;         // or into_slice, into_file, into_core
@@ -48,17 +48,17 @@
 //!
 //! # Where to start
 //!
-//! - *Capture*: [`Process::capture`] takes any [`Source`]: bytes, [`FileSource`], [`ProcessSource`]
+//! - *Capture*: [`Process::capture`] takes any [`Source`]: bytes, [`FileSource`], [`LiveProcessSource`]
 //!   (a live process), [`CoreSource`] (a core file), [`LiveMemory`] (memory of this process that
 //!   others write meanwhile).
 //! - *Dirty tracking*: a further snapshot stores only what changed. It also takes time only for
-//!   that when the dirty pages are known. [`HostRanges`] takes the dirty ranges or the dirty bitmap
+//!   that when the dirty pages are known. [`DirtyRanges`] takes the dirty ranges or the dirty bitmap
 //!   of a hypervisor. [`LiveMemory`] uses the kernel's write protection. [`Process::start_capture`]
 //!   returns as soon as the dirty memory is copied.
 //! - *Restore*: [`Store::restore`] decodes into a mapping, a slice or a file.
 //!   [`Restore::into_lazy`] maps the memory at once and fills it on page faults.
 //!   [`Store::template`] restores once and gives copy-on-write instances.
-//! - *Rollback*: [`Store::roll_back`] writes only what differs, into memory of this process or into
+//! - *Rollback*: [`Store::rollback`] writes only what differs, into memory of this process or into
 //!   a live process.
 //! - *Memory in place*: [`Reservation`] keeps a growing memory at one address, for WebAssembly
 //!   engines.
@@ -187,7 +187,7 @@ pub use forget::{ForgetPlan, KeepPolicy};
 pub use gc::{GcOptions, GcStats};
 pub use hash::Hash;
 pub use history::{History, Moment};
-pub use lazy::{Fill, Filled, HotSet, LazyMapping};
+pub use lazy::{Fill, Filled, LazyMapping, WorkingSet};
 pub use left_out::{LeftOut, WhyLeftOut};
 pub use migrate::Migration;
 pub use process::Process;
@@ -197,12 +197,12 @@ pub use record::{AttachmentRef, Origin, Record, RecordError, SnapshotId, Trigger
 pub use repair::{RepairOptions, RepairReport};
 pub use reservation::Reservation;
 pub use restore::{Restore, RestoreStats};
-pub use rollback::{RollBack, RollBackStats};
+pub use rollback::{Rollback, RollbackStats};
 pub use sink::SinkError;
 pub use snapshot::{ProcessSummary, Snapshot};
 pub use source::{
-    Attachment, Compression, CopyOut, CoreSource, FileSource, Frozen, InPlace, LiveMemory, Memory, OneMemory,
-    OpenCore, ProcessSource, Source, SourceError, SourceExt, Tracked,
+    Attachment, Compression, CopyOut, CoreSource, FileSource, Frozen, InPlace, LiveMemory, LiveProcessSource,
+    Memory, OneMemory, OpenCore, Source, SourceError, SourceExt, Tracked,
 };
 pub use stats::Stats;
 pub use store::catalog::Labels;
@@ -215,6 +215,6 @@ pub use table::REGIONS_PER_TABLE;
 pub use template::{Instance, Template};
 pub use text::{is_control, printable};
 pub use threads::{RegisterSet, Thread, Threads};
-pub use track::{HostRanges, Means, Taken, TrackError, Tracker, Tracking, Untracked};
+pub use track::{DirtyRanges, DirtySet, RescanReason, TrackError, TrackMethod, Tracker, Tracking};
 pub use units::{AddressRange, RegionSize, UnitError};
 pub use verify::{Problem, VerifyOptions, VerifyReport};

@@ -24,7 +24,7 @@ use crate::source::{CopyOut, Frozen, Memory, Source, SourceError};
 use crate::store::Store;
 use crate::sys::pages::Pages;
 use crate::sys::process_memory;
-use crate::track::{CopyOnWrite, Tracker, Untracked};
+use crate::track::{CopyOnWrite, RescanReason, Tracker};
 use crate::units::{AddressRange, usize_of};
 
 /// The image of a snapshot in memory, from which [instances](Template::instance) are made.
@@ -226,7 +226,7 @@ impl Source for Instance {
         Ok(Box::new(FrozenInstance { instance: self, starts: starts.collect() }))
     }
 
-    fn tracker(&self) -> Result<Arc<dyn Tracker>, Untracked> {
+    fn tracker(&self) -> Result<Arc<dyn Tracker>, RescanReason> {
         Ok(self.tracker.clone())
     }
 }

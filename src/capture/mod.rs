@@ -82,7 +82,7 @@ pub struct CaptureOptions {
     /// Address ranges to leave out (scratch buffers, secrets): they are restored as zeros.
     pub exclude: Vec<AddressRange>,
     /// The snapshot that the memory comes from; the newest one of the process if `None`. To be named after
-    /// a [rollback](crate::RollBack), so that history branches where the memory did and only
+    /// a [rollback](crate::Rollback), so that history branches where the memory did and only
     /// what changed since is looked at, and where the memory began as that of another process.
     pub parent: Option<SnapshotId>,
     /// For the first snapshot of a process: the process whose newest snapshot is most like it, so that

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use super::serve::{Because, Worker};
 use super::server::{BUSY, Held, MISSING, Phase, Server};
-use super::{Fill, HotSet};
+use super::{Fill, WorkingSet};
 use crate::error::Error;
 
 impl Server {
@@ -59,7 +59,7 @@ impl Server {
             Ok(true)
         };
         if order == Fill::HotFirst {
-            match HotSet::of(&held.shared, held.pinned.id(), held.pinned.held().process()) {
+            match WorkingSet::of(&held.shared, held.pinned.id(), held.pinned.held().process()) {
                 Ok(Some(hot_set)) => {
                     for range in hot_set.ranges() {
                         for blocks in self.blocks.at_addresses(*range) {

@@ -23,17 +23,17 @@ use crate::units::AddressRange;
 /// [`LazyMapping::touched`]: crate::LazyMapping::touched
 /// [`CaptureOptions::attachments`]: crate::CaptureOptions::attachments
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct HotSet {
+pub struct WorkingSet {
     ranges: Vec<AddressRange>,
 }
 
-impl HotSet {
+impl WorkingSet {
     /// The name of the attachment.
     pub const ATTACHMENT: &'static str = "hot-set";
 
     /// A hot set of one's own making.
-    pub fn new(ranges: Vec<AddressRange>) -> HotSet {
-        HotSet { ranges }
+    pub fn new(ranges: Vec<AddressRange>) -> WorkingSet {
+        WorkingSet { ranges }
     }
 
     /// What it consists of. Where nothing is captured there is nothing to fill.
@@ -46,7 +46,7 @@ impl HotSet {
     /// # Errors
     ///
     /// When these are not its bytes, or those of a newer program.
-    pub fn from_attachment(bytes: &[u8]) -> Result<HotSet, RecordError> {
+    pub fn from_attachment(bytes: &[u8]) -> Result<WorkingSet, RecordError> {
         record::decode(bytes)
     }
 
@@ -70,13 +70,17 @@ impl HotSet {
     }
 
     /// That of a snapshot, else that of the newest one of its process that has one.
-    pub(super) fn of(shared: &Shared, id: SnapshotId, process: &str) -> Result<Option<HotSet>, StoreError> {
+    pub(super) fn of(
+        shared: &Shared,
+        id: SnapshotId,
+        process: &str,
+    ) -> Result<Option<WorkingSet>, StoreError> {
         let newest = {
             let catalog = shared.catalog();
             let has_one = |id: &SnapshotId| {
                 let record = catalog.live(id).map(|entry| entry.record());
                 record.is_some_and(|record| {
-                    record.attachments.iter().any(|attachment| attachment.name == HotSet::ATTACHMENT)
+                    record.attachments.iter().any(|attachment| attachment.name == WorkingSet::ATTACHMENT)
                 })
             };
             std::iter::once(id).chain(catalog.of_process(process).rev()).find(has_one)
@@ -84,9 +88,9 @@ impl HotSet {
         let Some(id) = newest else { return Ok(None) };
         // It may be forgotten by now.
         let Ok(pinned) = shared.pin(id) else { return Ok(None) };
-        let found = Reader::new(shared, Check::Full).attachment(pinned.record(), HotSet::ATTACHMENT)?;
+        let found = Reader::new(shared, Check::Full).attachment(pinned.record(), WorkingSet::ATTACHMENT)?;
         let Some(bytes) = found else { return Ok(None) };
-        let hot_set = HotSet::from_attachment(&bytes)
+        let hot_set = WorkingSet::from_attachment(&bytes)
             .map_err(|source| StoreError::Record { kind: Kind::Attachment, source })?;
         Ok(Some(hot_set))
     }

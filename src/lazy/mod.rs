@@ -27,14 +27,14 @@ use crate::sys::missing::{self, Missing};
 use crate::sys::pages::Pages;
 use crate::units::usize_of;
 
-pub use hot_set::HotSet;
+pub use hot_set::WorkingSet;
 use server::Server;
 
 /// What fills a [lazy mapping](Restore::into_lazy) besides the touches.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Fill {
-    /// A thread fills all of it: first the [hot set](HotSet) of the snapshot or, where it has none, that of
+    /// A thread fills all of it: first the [hot set](WorkingSet) of the snapshot or, where it has none, that of
     /// the newest snapshot of its process that has one; then the rest in the order of the addresses.
     #[default]
     HotFirst,
@@ -200,7 +200,7 @@ impl Serving {
         self.server.error()
     }
 
-    pub(crate) fn touched(&self) -> HotSet {
+    pub(crate) fn touched(&self) -> WorkingSet {
         self.server.touched()
     }
 }
@@ -253,9 +253,9 @@ impl LazyMapping {
     }
 
     /// What was touched before it was filled, in this order, after the hot set with which it was filled. As an
-    /// attachment of the next snapshot ([`HotSet::to_attachment`]) it is filled first when that is
+    /// attachment of the next snapshot ([`WorkingSet::to_attachment`]) it is filled first when that is
     /// restored.
-    pub fn touched(&self) -> HotSet {
+    pub fn touched(&self) -> WorkingSet {
         self.serving.as_ref().map(Serving::touched).unwrap_or_default()
     }
 

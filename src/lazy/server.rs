@@ -10,7 +10,7 @@ use std::thread::JoinHandle;
 
 use super::blocks::Blocks;
 use super::serve::{Because, Worker};
-use super::{Fill, HotSet};
+use super::{Fill, WorkingSet};
 use crate::address_space::AddressSpace;
 use crate::error::{Error, MemoryError};
 use crate::hash::Hash;
@@ -84,7 +84,7 @@ pub(super) enum Phase {
 #[derive(Default)]
 pub(super) struct Touches {
     /// The hot set with which it was filled.
-    pub(super) before: HotSet,
+    pub(super) before: WorkingSet,
     blocks: Vec<usize>,
     /// What was served ahead of the last touch, and not touched yet as far as we know.
     ahead: Range<usize>,
@@ -145,7 +145,7 @@ impl Server {
         }
     }
 
-    pub(super) fn touched(&self) -> HotSet {
+    pub(super) fn touched(&self) -> WorkingSet {
         let touches = self.touches.lock();
         let mut hot_set = touches.before.clone();
         for block in &touches.blocks {

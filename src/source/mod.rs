@@ -39,7 +39,7 @@ use crate::left_out::LeftOut;
 use crate::progress::Progress;
 use crate::ranges::Ranges;
 use crate::record::Origin;
-use crate::track::{TrackError, Tracker, Untracked};
+use crate::track::{RescanReason, TrackError, Tracker};
 use crate::units::AddressRange;
 
 pub use core::{Compression, CoreSource, OpenCore};
@@ -49,7 +49,7 @@ pub use live::LiveMemory;
 pub(crate) use mapping_state::MappingState;
 pub use one_memory::OneMemory;
 pub(crate) use patience::STOP_TIMEOUT;
-pub use process::ProcessSource;
+pub use process::LiveProcessSource;
 pub(crate) use process::{FrozenProcess, ProcessMemory, RSEQ_ATTACHMENT};
 pub(crate) use running::RunningProcess;
 pub use tracked::{SourceExt, Tracked};
@@ -57,7 +57,7 @@ pub use tracked::{SourceExt, Tracked};
 /// Something whose memory can be captured.
 ///
 /// Implemented by `[u8]` and `Vec<u8>` (bytes of this process), [`LiveMemory`] (bytes that others
-/// write), [`FileSource`], [`CoreSource`] and [`ProcessSource`].
+/// write), [`FileSource`], [`CoreSource`] and [`LiveProcessSource`].
 pub trait Source {
     /// Opens the source for one capture. A live process stands still from here until
     /// [`Frozen::release`].
@@ -78,8 +78,8 @@ pub trait Source {
     }
 
     /// What knows which of its bytes changed, or why nothing does: then everything is read.
-    fn tracker(&self) -> Result<Arc<dyn Tracker>, Untracked> {
-        Err(Untracked::NoTracker)
+    fn tracker(&self) -> Result<Arc<dyn Tracker>, RescanReason> {
+        Err(RescanReason::NoTracker)
     }
 }
 

@@ -8,7 +8,7 @@ use std::process::{Command, Output, Stdio};
 
 use crate::forger::Forger;
 use serde_json::Value;
-use stillframe::{CaptureOptions, Diff, DiffOptions, Origin, ProcessSource, Store};
+use stillframe::{CaptureOptions, Diff, DiffOptions, LiveProcessSource, Origin, Store};
 
 /// Where in a record of bytes the origin is: after version, process, no parent, time and trigger.
 const ORIGIN_AT: usize = 1 + 2 + 1 + 9 + 1;
@@ -124,7 +124,7 @@ fn a_process_that_fills_its_command_line_is_recorded_with_the_first_4_kib() {
     let mut line = String::new();
     BufReader::new(child.stdout.as_mut().unwrap()).read_line(&mut line).unwrap();
     let store = Store::options().create(dir.path().join("store")).unwrap();
-    let taken = store.process("p").capture(&ProcessSource::new(child.id()), &CaptureOptions::default());
+    let taken = store.process("p").capture(&LiveProcessSource::new(child.id()), &CaptureOptions::default());
     child.kill().unwrap();
     child.wait().unwrap();
     let taken = taken.unwrap();

@@ -217,7 +217,7 @@ enum Step {
         fill: Fill,
     },
     /// Makes the memory of a process what it was in a snapshot.
-    RollBack {
+    Rollback {
         process: usize,
         snapshot: Index,
     },
@@ -309,7 +309,7 @@ fn changes<L: Strategy<Value = usize> + 'static>(lengths: fn() -> L) -> impl Str
         8 => (process(), any::<Index>(), any::<Index>(), 1..100_000usize, fills()).prop_map(
             |(process, area, at, length, fill)| Step::Write { process, area, at, length, fill }
         ),
-        1 => (process(), any::<Index>()).prop_map(|(process, snapshot)| Step::RollBack { process, snapshot }),
+        1 => (process(), any::<Index>()).prop_map(|(process, snapshot)| Step::Rollback { process, snapshot }),
     ]
 }
 
@@ -532,7 +532,7 @@ impl World {
                     area.bytes[at..at + length].copy_from_slice(&filled(*fill, length));
                 }
             }
-            Step::RollBack { process, snapshot } => {
+            Step::Rollback { process, snapshot } => {
                 if !self.line.is_empty() {
                     self.memory[*process] = self.kept[snapshot.get(&self.line)].areas.clone();
                 }

@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::noise::noise;
 use stillframe::{
-    CaptureOptions, Codec, Error, FileSource, GcOptions, GcStats, Hash, ProcessSource, SnapshotId, Store,
+    CaptureOptions, Codec, Error, FileSource, GcOptions, GcStats, Hash, LiveProcessSource, SnapshotId, Store,
     StoreError, VerifyOptions,
 };
 
@@ -340,8 +340,8 @@ impl Program {
         Program(command.arg("600").uid(user).gid(user).spawn().unwrap())
     }
 
-    fn source(&self) -> ProcessSource {
-        ProcessSource::new(self.0.id())
+    fn source(&self) -> LiveProcessSource {
+        LiveProcessSource::new(self.0.id())
     }
 }
 

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 use stillframe::{
-    AddressRange, Capture, CaptureOptions, LeftOut, LiveMemory, Memory, ProcessSource, Source, Store,
+    AddressRange, Capture, CaptureOptions, LeftOut, LiveMemory, LiveProcessSource, Memory, Source, Store,
     WhyLeftOut,
 };
 use tempfile::TempDir;
@@ -152,7 +152,7 @@ struct Taken {
 fn capture(program: &Program) -> Taken {
     let directory = tempfile::tempdir().unwrap();
     let store = Store::options().create(directory.path().join("store")).unwrap();
-    let source = ProcessSource::new(program.pid());
+    let source = LiveProcessSource::new(program.pid());
     let capture = store.process("p").capture(&source, &CaptureOptions::default()).unwrap();
     Taken { store, _directory: directory, capture }
 }
@@ -356,7 +356,7 @@ fn what_lies_behind_the_end_of_a_file_is_left_out_and_not_asked_for() {
 #[test]
 fn a_file_that_is_cut_while_it_is_copied_is_left_out_from_there() {
     let Some(program) = Program::start("cut") else { return };
-    let source = ProcessSource::new(program.pid());
+    let source = LiveProcessSource::new(program.pid());
     let frozen = source.open().unwrap();
     let mappings = frozen.address_space().mappings();
     let index = mappings.iter().position(|mapping| mapping.range == program.range()).unwrap();

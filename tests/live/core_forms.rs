@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 
 use stillframe::{
-    AddressRange, CaptureOptions, Compression, CoreSource, ProcessSource, SnapshotId, SourceError, Store,
+    AddressRange, CaptureOptions, Compression, CoreSource, LiveProcessSource, SnapshotId, SourceError, Store,
 };
 
 use crate::noise::noise;
@@ -382,7 +382,7 @@ fn a_core_of_terabytes_that_are_hardly_used_is_as_long_as_what_is_used() {
     }
     let large = u64::from_str_radix(line.trim_start_matches("0x"), 16).unwrap();
     let taken =
-        place.store.process("large").capture(&ProcessSource::new(child.id()), &CaptureOptions::default());
+        place.store.process("large").capture(&LiveProcessSource::new(child.id()), &CaptureOptions::default());
     end(child);
     let taken = taken.unwrap();
     assert!(taken.memory_bytes > 1 << 40);
@@ -450,7 +450,7 @@ fn a_debugger_does_not_see_todays_file_where_something_was_left_out() {
     let file = u64::from_str_radix(line.trim_start_matches("0x"), 16).unwrap();
     let exclude = vec![AddressRange::with_length(file + 8192, 8192).unwrap()];
     let options = CaptureOptions { exclude, ..CaptureOptions::default() };
-    let taken = place.store.process("mapped").capture(&ProcessSource::new(child.id()), &options);
+    let taken = place.store.process("mapped").capture(&LiveProcessSource::new(child.id()), &options);
     end(child);
     let core = place.path("core");
     place.store.restore(taken.unwrap().id).unwrap().into_core(&core, false).unwrap();
@@ -488,7 +488,8 @@ fn the_layout_of_the_registers_is_what_the_kernel_writes_and_comes_back() {
     const XSAVE_LAYOUT: u32 = 0x205;
     let place = Place::new();
     let Some((child, _, program)) = started(&place, CRASHES, &[]) else { return };
-    let taken = place.store.process("p").capture(&ProcessSource::new(child.id()), &CaptureOptions::default());
+    let taken =
+        place.store.process("p").capture(&LiveProcessSource::new(child.id()), &CaptureOptions::default());
     end(child);
     let restored = |id: SnapshotId, name: &str| {
         place.store.restore(id).unwrap().into_core(place.path(name), false).unwrap();

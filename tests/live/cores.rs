@@ -11,7 +11,7 @@ use std::process::{Child, ChildStdout, Command, Output, Stdio};
 use std::sync::OnceLock;
 
 use stillframe::{
-    AddressRange, CaptureOptions, CoreSource, Hash, Origin, ProcessSource, SnapshotId, Store, Threads,
+    AddressRange, CaptureOptions, CoreSource, Hash, LiveProcessSource, Origin, SnapshotId, Store, Threads,
 };
 
 // ---- The program --------------------------------------------------------------------------------
@@ -305,7 +305,7 @@ fn gdb_sees_each_moment_of_a_process_in_its_snapshots_as_it_saw_it_live() {
     let mut moments = Vec::new();
     for (counter, round) in [(17, 2), (1_000_000, 3), (42, 4)] {
         workers.round(counter);
-        let source = ProcessSource::new(workers.pid());
+        let source = LiveProcessSource::new(workers.pid());
         let taken = place.store.process("workers").capture(&source, &CaptureOptions::default()).unwrap();
         workers.wait_until_asleep();
         let live = Moment::of_process(workers.pid());
@@ -335,7 +335,7 @@ fn a_core_of_gdb_comes_back_and_shares_its_memory_with_a_capture_of_the_process(
     let mut workers = Workers::start();
     workers.round(5);
     let live = place.store.process("workers");
-    let live = live.capture(&ProcessSource::new(workers.pid()), &CaptureOptions::default()).unwrap();
+    let live = live.capture(&LiveProcessSource::new(workers.pid()), &CaptureOptions::default()).unwrap();
     workers.wait_until_asleep();
     let core = place.path("gcore");
     gdb(&["-p", &workers.pid().to_string()], &[&format!("generate-core-file {}", core.display())]);

@@ -13,8 +13,8 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use stillframe::{
-    AddressSpace, Attachment, Capture, CaptureOptions, Error, Frozen, Hash, LeftOut, Mapping, MappingKind,
-    Memory, Origin, ProcessSource, Progress, Ranges, SnapshotId, Source, SourceError, Store, Threads,
+    AddressSpace, Attachment, Capture, CaptureOptions, Error, Frozen, Hash, LeftOut, LiveProcessSource,
+    Mapping, MappingKind, Memory, Origin, Progress, Ranges, SnapshotId, Source, SourceError, Store, Threads,
     VerifyOptions,
 };
 
@@ -62,8 +62,8 @@ impl Python {
         self.process.id()
     }
 
-    fn source(&self) -> ProcessSource {
-        ProcessSource::new(self.pid())
+    fn source(&self) -> LiveProcessSource {
+        LiveProcessSource::new(self.pid())
     }
 
     fn line(&mut self) -> String {
@@ -102,7 +102,7 @@ impl Drop for Python {
 
 /// Another source, and what `/proc/PID/mem` showed of it while it stood still.
 struct Watched {
-    source: ProcessSource,
+    source: LiveProcessSource,
     seen: Mutex<Vec<u8>>,
     /// Called once the process stands still.
     when_stopped: Box<dyn Fn()>,

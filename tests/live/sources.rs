@@ -18,7 +18,8 @@ use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
 use stillframe::{
-    AddressRange, CopyOut, Frozen, MappingKind, Memory, Origin, ProcessSource, Source, SourceError, Threads,
+    AddressRange, CopyOut, Frozen, LiveProcessSource, MappingKind, Memory, Origin, Source, SourceError,
+    Threads,
 };
 
 /// Far longer than anything takes here. Only what would otherwise hang for ever waits for it.
@@ -117,7 +118,7 @@ fn be_a_child() {
         "memory" => be_odd_memory(),
         "execute" => be_a_thread_that_executes(),
         "stop" => {
-            let source = ProcessSource::new(argument.parse().unwrap());
+            let source = LiveProcessSource::new(argument.parse().unwrap());
             match source.open() {
                 Ok(_frozen) => {
                     say("stopped");
@@ -127,7 +128,7 @@ fn be_a_child() {
             }
         }
         "stop-repeatedly" => {
-            let source = ProcessSource::new(argument.parse().unwrap());
+            let source = LiveProcessSource::new(argument.parse().unwrap());
             drop(source.open().unwrap());
             say("begins");
             loop {
@@ -307,7 +308,7 @@ fn assert_is_what_the_kernel_shows(frozen: &dyn Frozen, pid: u32) -> usize {
 
 #[track_caller]
 fn refusal(pid: u32) -> SourceError {
-    match ProcessSource::new(pid).open() {
+    match LiveProcessSource::new(pid).open() {
         Ok(_) => panic!("{pid} should be refused"),
         Err(error) => error,
     }
@@ -324,7 +325,7 @@ fn assert_uncapturable(error: &SourceError, because: &str) {
 #[test]
 fn a_working_shell_is_read_as_the_kernel_shows_it() {
     let child = Child::busy_shell();
-    let source = ProcessSource::new(child.pid());
+    let source = LiveProcessSource::new(child.pid());
     for _ in 0..5 {
         let frozen = source.open().unwrap();
         assert_stands_still(child.pid());
@@ -337,7 +338,7 @@ fn a_working_shell_is_read_as_the_kernel_shows_it() {
 #[test]
 fn every_thread_of_many_stands_still_and_goes_on() {
     let child = Child::many_threads();
-    let source = ProcessSource::new(child.pid());
+    let source = LiveProcessSource::new(child.pid());
     for _ in 0..20 {
         let frozen = source.open().unwrap();
         assert_stands_still(child.pid());
@@ -353,7 +354,7 @@ fn every_thread_of_many_stands_still_and_goes_on() {
 #[test]
 fn the_mappings_are_those_of_the_kernel_and_what_cannot_be_read_is_not_captured() {
     let child = Child::busy_shell();
-    let source = ProcessSource::new(child.pid());
+    let source = LiveProcessSource::new(child.pid());
     let frozen = source.open().unwrap();
     let maps = std::fs::read_to_string(format!("/proc/{}/maps", child.pid())).unwrap();
     let mappings = frozen.address_space().mappings();
@@ -377,7 +378,7 @@ fn the_mappings_are_those_of_the_kernel_and_what_cannot_be_read_is_not_captured(
 #[test]
 fn the_registers_of_every_thread_and_the_auxiliary_vector_are_attached() {
     let child = Child::many_threads();
-    let source = ProcessSource::new(child.pid());
+    let source = LiveProcessSource::new(child.pid());
     let frozen = source.open().unwrap();
     let attachments: BTreeMap<_, _> =
         frozen.attachments().into_iter().map(|attachment| (attachment.name, attachment.bytes)).collect();
@@ -415,7 +416,7 @@ fn absent_pages_are_skipped_and_pages_behind_the_end_of_a_file_are_reported() {
     let child = Child::role("memory");
     let line = child.line();
     let addresses: Vec<u64> = line.split(' ').map(|number| number.parse().unwrap()).collect();
-    let source = ProcessSource::new(child.pid());
+    let source = LiveProcessSource::new(child.pid());
     let frozen = source.open().unwrap();
     // To the kernel, neighbours of one kind are one mapping.
     let find = |address: u64| {
@@ -467,7 +468,7 @@ fn a_process_that_was_stopped_stays_stopped_and_can_be_continued() {
     for child in [Child::busy_shell(), Child::many_threads()] {
         child.signal(Signal::STOP);
         wait_until("it is stopped", || is_stopped_by_a_signal(child.pid()));
-        let source = ProcessSource::new(child.pid());
+        let source = LiveProcessSource::new(child.pid());
         for _ in 0..5 {
             let frozen = source.open().unwrap();
             assert_stands_still(child.pid());
@@ -483,7 +484,7 @@ fn a_process_that_was_stopped_stays_stopped_and_can_be_continued() {
 #[test]
 fn a_process_that_is_stopped_or_continued_meanwhile_is_so_afterwards() {
     let child = Child::busy_shell();
-    let source = ProcessSource::new(child.pid());
+    let source = LiveProcessSource::new(child.pid());
     let frozen = source.open().unwrap();
     child.signal(Signal::STOP);
     assert_stands_still(child.pid());
@@ -500,7 +501,7 @@ fn a_process_that_is_stopped_or_continued_meanwhile_is_so_afterwards() {
 #[test]
 fn a_panic_lets_the_process_go() {
     let child = Child::many_threads();
-    let source = ProcessSource::new(child.pid());
+    let source = LiveProcessSource::new(child.pid());
     let panicked = std::panic::catch_unwind(AssertUnwindSafe(|| {
         let _frozen = source.open().unwrap();
         assert_stands_still(child.pid());
@@ -525,7 +526,7 @@ fn no_signal_is_lost_while_a_process_is_stopped_and_let_go() {
     let child = Child::shell("trap \"echo '>got'\" USR1; echo '>ready'; while :; do :; done");
     assert_eq!(child.line(), "ready");
     let is_done = AtomicBool::new(false);
-    let source = ProcessSource::new(child.pid());
+    let source = LiveProcessSource::new(child.pid());
     std::thread::scope(|scope| {
         scope.spawn(|| {
             while !is_done.load(Ordering::Relaxed) {
@@ -559,7 +560,7 @@ fn no_signal_is_lost_while_a_process_is_stopped_and_let_go() {
 #[test]
 fn bytes_cannot_be_had_after_the_release() {
     let child = Child::busy_shell();
-    let source = ProcessSource::new(child.pid());
+    let source = LiveProcessSource::new(child.pid());
     let frozen = source.open().unwrap();
     frozen.release();
     let error = copier(&*frozen).copy_out(0, 0, &mut [0; 16], &mut Vec::new()).unwrap_err();
@@ -573,7 +574,7 @@ fn bytes_cannot_be_had_after_the_release() {
 #[test]
 fn a_process_that_is_killed_while_it_is_copied_is_an_error() {
     for child in [Child::busy_shell(), Child::many_threads()] {
-        let source = ProcessSource::new(child.pid());
+        let source = LiveProcessSource::new(child.pid());
         let frozen = source.open().unwrap();
         let mappings = frozen.address_space().mappings();
         let heap = mappings.iter().position(|mapping| mapping.kind == MappingKind::Heap).unwrap();
@@ -592,13 +593,13 @@ fn a_process_that_is_killed_while_it_is_copied_is_an_error() {
 fn the_exit_status_of_a_captured_child_stays_for_its_parent() {
     let mut child = Child::shell("echo '>ready'; read line; exit 42");
     assert_eq!(child.line(), "ready");
-    let source = ProcessSource::new(child.pid());
+    let source = LiveProcessSource::new(child.pid());
     drop(source.open().unwrap());
     child.process.stdin.take().unwrap().write_all(b"go\n").unwrap();
     assert_eq!(child.process.wait().unwrap().code(), Some(42));
 
     let mut killed = Child::busy_shell();
-    let source = ProcessSource::new(killed.pid());
+    let source = LiveProcessSource::new(killed.pid());
     let frozen = source.open().unwrap();
     killed.signal(Signal::KILL);
     drop(frozen);
@@ -610,7 +611,7 @@ fn the_exit_status_of_a_captured_child_stays_for_its_parent() {
 fn a_process_that_executes_another_program_or_ends_meanwhile_is_captured_or_an_error() {
     for round in 0..100 {
         let mut child = Command::new("sh").args(["-c", "sh -c : & exec true"]).spawn().unwrap();
-        let source = ProcessSource::new(child.id());
+        let source = LiveProcessSource::new(child.id());
         match source.open() {
             Ok(frozen) => drop(frozen),
             Err(SourceError::ProcessEnded { .. } | SourceError::Uncapturable { .. }) => {}
@@ -624,7 +625,7 @@ fn a_process_that_executes_another_program_or_ends_meanwhile_is_captured_or_an_e
 fn threads_that_execute_another_program_meanwhile_neither_hang_nor_are_refused() {
     let child = Child::role("execute");
     assert_eq!(child.line(), "executed");
-    let source = ProcessSource::new(child.pid());
+    let source = LiveProcessSource::new(child.pid());
     for round in 0..200 {
         match source.open() {
             Ok(frozen) => drop(frozen),
@@ -670,7 +671,7 @@ fn a_thread_of_the_kernel_is_refused() {
 #[test]
 fn a_process_that_somebody_traces_is_refused_and_not_disturbed() {
     let child = Child::many_threads();
-    let source = ProcessSource::new(child.pid());
+    let source = LiveProcessSource::new(child.pid());
     let frozen = source.open().unwrap();
     assert_uncapturable(&refusal(child.pid()), "another capture of it is not done");
     assert_stands_still(child.pid());

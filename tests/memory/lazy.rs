@@ -17,9 +17,9 @@ use std::time::Duration;
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
 use stillframe::{
-    AddressRange, AddressSpace, Attachment, CaptureOptions, Error, Fill, Filled, Frozen, GcOptions, HotSet,
-    InPlace, LazyMapping, LiveMemory, Mapping, MappingKind, Memory, Progress, Protection, RegionSize,
-    SnapshotId, Source, SourceError, Store, StoreError,
+    AddressRange, AddressSpace, Attachment, CaptureOptions, Error, Fill, Filled, Frozen, GcOptions, InPlace,
+    LazyMapping, LiveMemory, Mapping, MappingKind, Memory, Progress, Protection, RegionSize, SnapshotId,
+    Source, SourceError, Store, StoreError, WorkingSet,
 };
 
 use crate::needs::passed_over;
@@ -391,9 +391,9 @@ fn what_was_touched_is_filled_first_the_next_time() {
     assert_eq!(hot_set.ranges(), [region(200), region(7), region(100)]);
 
     let attachment = hot_set.to_attachment().unwrap();
-    assert_eq!(attachment.name, HotSet::ATTACHMENT);
-    assert_eq!(HotSet::from_attachment(&attachment.bytes).unwrap(), hot_set);
-    assert!(HotSet::from_attachment(&attachment.bytes[1..]).is_err());
+    assert_eq!(attachment.name, WorkingSet::ATTACHMENT);
+    assert_eq!(WorkingSet::from_attachment(&attachment.bytes).unwrap(), hot_set);
+    assert!(WorkingSet::from_attachment(&attachment.bytes[1..]).is_err());
     let options = CaptureOptions { attachments: vec![attachment], ..CaptureOptions::default() };
     let second = store.process("p").capture(&mapping[..], &options).unwrap().id;
     let third = capture(&store, &memory);
@@ -418,7 +418,7 @@ fn the_order_of_filling_is_that_of_the_hot_set() {
         .collect();
     // Where nothing is.
     ranges.insert(1, strange);
-    let attachment = HotSet::new(ranges).to_attachment().unwrap();
+    let attachment = WorkingSet::new(ranges).to_attachment().unwrap();
     let options = CaptureOptions { attachments: vec![attachment], ..CaptureOptions::default() };
     let id = store.process("p").capture(&memory, &options).unwrap().id;
     // It is cancelled after the three, so no others are there.
@@ -448,7 +448,7 @@ fn the_order_of_filling_is_that_of_the_hot_set() {
 fn a_hot_set_that_cannot_be_read_is_done_without() {
     let (_dir, store) = new_store(4096);
     let memory = memory(MIB);
-    let attachment = Attachment { name: HotSet::ATTACHMENT.to_owned(), bytes: vec![9; 20] };
+    let attachment = Attachment { name: WorkingSet::ATTACHMENT.to_owned(), bytes: vec![9; 20] };
     let options = CaptureOptions { attachments: vec![attachment], ..CaptureOptions::default() };
     let id = store.process("p").capture(&memory, &options).unwrap().id;
     let mapping = lazy(&store, id, Fill::HotFirst);

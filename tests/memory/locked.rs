@@ -148,7 +148,7 @@ fn in_place(Setting { store, id, image, .. }: &Setting) {
         let options = CaptureOptions { parent: memory.basis(), ..CaptureOptions::default() };
         let taken = store.process("p").capture(&memory, &options).unwrap();
         assert_eq!(taken.changed_regions, 1);
-        memory.roll_back(store.roll_back(*id).unwrap()).unwrap();
+        memory.rollback(store.rollback(*id).unwrap()).unwrap();
         assert!(*memory.bytes_mut() == image[..], "rolled back");
         memory.restore(store.restore(taken.id).unwrap()).unwrap();
         memory.bytes_mut()[5000] ^= 1;

@@ -109,7 +109,7 @@ fn a_child_gets_an_error_from_every_call_and_changes_nothing() {
         let snapshot = store.snapshot(id).unwrap();
         let regions = snapshot.regions().unwrap();
         let [mapping, slice, lazy] = [(); 3].map(|()| store.restore(id).unwrap());
-        let back = store.roll_back(id).unwrap();
+        let back = store.rollback(id).unwrap();
         let memory = noise(100_000, 3);
         let pending = store.process("q").start_capture(&memory[..], &CaptureOptions::default()).unwrap();
         let before = content(&path.join("packs"));

@@ -13,8 +13,8 @@ use std::process::{Child, Command};
 
 use serde_json::{Value, json};
 use stillframe::{
-    AddressRange, Attachment, Capture, CaptureOptions, CoreSource, FileSource, GcOptions, Hash, Origin,
-    ProcessSource, RegionSize, Snapshot, SnapshotId, Source, Store, Threads, Trigger,
+    AddressRange, Attachment, Capture, CaptureOptions, CoreSource, FileSource, GcOptions, Hash,
+    LiveProcessSource, Origin, RegionSize, Snapshot, SnapshotId, Source, Store, Threads, Trigger,
 };
 
 /// Runs the script. It must end well.
@@ -255,7 +255,7 @@ fn a_store_is_read_without_the_library_to_the_last_byte() {
     capture(&store, "nothing", &vec![0; 5_000_000], &options);
 
     let sleep = Killed(Command::new("sleep").arg("1000").spawn().unwrap());
-    let source = ProcessSource::new(sleep.0.id());
+    let source = LiveProcessSource::new(sleep.0.id());
     let slept = capture(&store, "sleep", &source, &plain);
     let core = dir.path().join("sleep.core");
     store.restore(slept.id).unwrap().into_core(&core, false).unwrap();

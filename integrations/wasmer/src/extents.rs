@@ -15,8 +15,8 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use stillframe::{
-    AddressRange, AddressSpace, Frozen, Means, OneMemory, Ranges, SnapshotId, Source, SourceError, Store,
-    Taken, TrackError, Tracker, Untracked,
+    AddressRange, AddressSpace, DirtySet, Frozen, OneMemory, Ranges, RescanReason, SnapshotId, Source,
+    SourceError, Store, TrackError, TrackMethod, Tracker,
 };
 
 use crate::error::Error;
@@ -174,9 +174,11 @@ impl Source for Extents {
         Ok(self.frozen())
     }
 
-    fn tracker(&self) -> Result<Arc<dyn Tracker>, Untracked> {
+    fn tracker(&self) -> Result<Arc<dyn Tracker>, RescanReason> {
         let changes = self.base.as_ref().map(|base| (base.id, self.ranges()));
-        changes.map(|(since, changes)| Arc::new(Written { since, changes }) as _).ok_or(Untracked::NoTracker)
+        changes
+            .map(|(since, changes)| Arc::new(Written { since, changes }) as _)
+            .ok_or(RescanReason::NoTracker)
     }
 }
 
@@ -203,17 +205,17 @@ struct Written {
 }
 
 impl Tracker for Written {
-    fn means(&self) -> Means {
-        Means::HostRanges
+    fn means(&self) -> TrackMethod {
+        TrackMethod::DirtyRanges
     }
 
-    fn take(&self, _space: &AddressSpace, since: Option<SnapshotId>) -> Result<Taken, TrackError> {
+    fn take(&self, _space: &AddressSpace, since: Option<SnapshotId>) -> Result<DirtySet, TrackError> {
         let changes = if since == Some(self.since) {
             Ok(vec![self.changes.clone()])
         } else {
-            Err(Untracked::OtherParent)
+            Err(RescanReason::OtherParent)
         };
-        Ok(Taken { number: 0, changes })
+        Ok(DirtySet { number: 0, changes })
     }
 
     fn committed(&self, _number: u64, _id: SnapshotId) {}

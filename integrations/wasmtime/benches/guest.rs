@@ -147,7 +147,7 @@ fn main() -> Result<()> {
     for _ in 0..ROUNDS {
         for (id, times) in [(last, None), (previous, Some(&mut near)), (last, None), (old, Some(&mut far))] {
             let took = time(|| {
-                wiki.guest.roll_back(&mut wiki.wasm, &vault, id)?;
+                wiki.guest.rollback(&mut wiki.wasm, &vault, id)?;
                 Ok(())
             })?;
             times.into_iter().for_each(|times| times.push(took));

@@ -1,8 +1,8 @@
 //! A guest: one instance whose state is captured, restored and rolled back between calls.
 
 use stillframe::{
-    Attachment, Capture, CaptureOptions, Fill, Filled, Hash, HotSet, PendingCapture, Process, Reservation,
-    RollBackStats, SnapshotId, StoreError,
+    Attachment, Capture, CaptureOptions, Fill, Filled, Hash, PendingCapture, Process, Reservation,
+    RollbackStats, SnapshotId, StoreError, WorkingSet,
 };
 use wasmtime::{Extern, Global, Instance, Memory, Store, Table};
 
@@ -233,20 +233,20 @@ impl Guest {
     /// # Errors
     ///
     /// As [`restore`](Self::restore). After any error, including damage, the instance is unchanged.
-    pub fn roll_back<T>(
+    pub fn rollback<T>(
         &mut self,
         wasm: &mut Store<T>,
         vault: &stillframe::Store,
         id: SnapshotId,
-    ) -> Result<RollBackStats, Error> {
+    ) -> Result<RollbackStats, Error> {
         if lock(&self.shared).is_broken {
             return Err(Error::Broken);
         }
         let state = state_of(vault, id)?;
-        let roll_back = vault.roll_back(id)?;
-        let bytes = roll_back.address_space().image_bytes();
+        let rollback = vault.rollback(id)?;
+        let bytes = rollback.address_space().image_bytes();
         let before = lock(&self.shared).memory.length_bytes();
-        let stats = self.become_image(wasm, &state, bytes, |memory| memory.roll_back(roll_back));
+        let stats = self.become_image(wasm, &state, bytes, |memory| memory.rollback(rollback));
         if stats.is_err() && lock(&self.shared).is_broken {
             // The instance is unchanged, except that its memory has grown.
             let shrunk = lock(&self.shared).memory.set_length_bytes(before);
@@ -265,7 +265,7 @@ impl Guest {
 
     /// The working set: the memory that was accessed before it was filled. See
     /// [`LazyMapping::touched`](stillframe::LazyMapping::touched).
-    pub fn touched(&self) -> HotSet {
+    pub fn touched(&self) -> WorkingSet {
         lock(&self.shared).memory.touched()
     }
 

@@ -48,7 +48,7 @@ use crate::signals::Signals;
 use crate::sys::mapped::MappedFile;
 use crate::sys::{cpu, mapped};
 use crate::threads::{AUXV, REGISTER_LAYOUT, Thread, Threads};
-use crate::track::{SoftDirty, TrackError, Tracker, Untracked};
+use crate::track::{RescanReason, SoftDirty, TrackError, Tracker};
 use crate::units::AddressRange;
 
 /// A live Linux process, named by its pid.
@@ -83,9 +83,9 @@ use crate::units::AddressRange;
 /// captured where it has pages; the rest of such a mapping is not.
 ///
 /// ```
-/// use stillframe::{ProcessSource, Source};
+/// use stillframe::{LiveProcessSource, Source};
 /// let mut child = std::process::Command::new("sleep").arg("60").spawn()?;
-/// let source = ProcessSource::new(child.id());
+/// let source = LiveProcessSource::new(child.id());
 /// let frozen = source.open()?;
 /// assert!(frozen.address_space().image_bytes() > 0);
 /// let stood_still = frozen.release();
@@ -95,16 +95,16 @@ use crate::units::AddressRange;
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 #[derive(Clone, Debug)]
-pub struct ProcessSource {
+pub struct LiveProcessSource {
     pid: u32,
     stop_timeout: Duration,
-    tracker: Result<Arc<SoftDirty>, Untracked>,
+    tracker: Result<Arc<SoftDirty>, RescanReason>,
 }
 
-impl ProcessSource {
+impl LiveProcessSource {
     /// The process with this pid. Nothing is done to it yet.
     pub fn new(pid: u32) -> Self {
-        ProcessSource { pid, stop_timeout: STOP_TIMEOUT, tracker: Err(Untracked::NoTracker) }
+        LiveProcessSource { pid, stop_timeout: STOP_TIMEOUT, tracker: Err(RescanReason::NoTracker) }
     }
 
     /// How long its threads may take to stop; one second if this is not called. Those that run need microseconds. Of
@@ -146,7 +146,7 @@ impl ProcessSource {
     /// [`Capture::tracking`](crate::Capture::tracking) says why.
     pub fn track_writes_if_possible(mut self) -> Self {
         let tracker = SoftDirty::new(self.pid).map(Arc::new);
-        self.tracker = tracker.map_err(|error| Untracked::Unavailable(error.to_string()));
+        self.tracker = tracker.map_err(|error| RescanReason::Unavailable(error.to_string()));
         self
     }
 
@@ -156,7 +156,7 @@ impl ProcessSource {
     }
 }
 
-impl ProcessSource {
+impl LiveProcessSource {
     /// Stops the process, unless `progress` is cancelled before.
     pub(crate) fn hold(&self, progress: &Progress) -> Result<FrozenProcess, SourceError> {
         let pid = self.pid;
@@ -205,7 +205,7 @@ impl ProcessSource {
     }
 }
 
-impl Source for ProcessSource {
+impl Source for LiveProcessSource {
     fn open(&self) -> Result<Box<dyn Frozen + '_>, SourceError> {
         self.open_unless_cancelled(&Progress::new())
     }
@@ -214,7 +214,7 @@ impl Source for ProcessSource {
         Ok(Box::new(self.hold(progress)?))
     }
 
-    fn tracker(&self) -> Result<Arc<dyn Tracker>, Untracked> {
+    fn tracker(&self) -> Result<Arc<dyn Tracker>, RescanReason> {
         match &self.tracker {
             Ok(tracker) => Ok(tracker.clone()),
             Err(why) => Err(why.clone()),

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use clap::{ArgGroup, Args, ValueHint};
 use serde::Serialize;
 use stillframe::{
-    AddressRange, CaptureOptions, Compression, CoreSource, FileSource, LeftOut, OpenCore, ProcessSource,
+    AddressRange, CaptureOptions, Compression, CoreSource, FileSource, LeftOut, LiveProcessSource, OpenCore,
     Source, Store, Trigger, WhyLeftOut,
 };
 
@@ -123,7 +123,7 @@ pub(super) fn capture(context: &Context, arguments: Capture) -> anyhow::Result<E
     // The source is checked before the store is created: a wrong pid must not leave an empty store.
     let (source, default_name): (Box<dyn Source>, Option<String>) = match (arguments.pid, &arguments.core) {
         (Some(pid), _) => {
-            let source = ProcessSource::new(pid).stop_timeout(arguments.stopping.stop_timeout);
+            let source = LiveProcessSource::new(pid).stop_timeout(arguments.stopping.stop_timeout);
             source.check()?;
             (Box::new(source), None)
         }

@@ -101,7 +101,7 @@ fn to_file(context: &Context, store: &Store, id: SnapshotId, arguments: &Restore
             (path, stats.bytes, stats.written_bytes, Some(stats.threads))
         }
         (None, Some(path)) if arguments.in_place => {
-            let stats = store.roll_back(id)?.progress(progress).file(path)?;
+            let stats = store.rollback(id)?.progress(progress).file(path)?;
             (path, stats.bytes, stats.written_bytes, None)
         }
         (None, Some(path)) => {

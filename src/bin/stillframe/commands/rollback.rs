@@ -2,7 +2,7 @@
 
 use clap::Args;
 use serde::Serialize;
-use stillframe::{Mapping, RollBackStats, SnapshotId, Store};
+use stillframe::{Mapping, RollbackStats, SnapshotId, Store};
 
 use super::stopping::Stopping;
 use crate::context::Context;
@@ -153,8 +153,8 @@ pub(super) fn into_process(
     leave: &Leave,
 ) -> anyhow::Result<Exit> {
     let output = &context.output;
-    let stats: RollBackStats = store
-        .roll_back(id)?
+    let stats: RollbackStats = store
+        .rollback(id)?
         .leave_new_memory(leave.leave_new_memory)
         .leave_shared_memory(leave.leave_shared_memory)
         .leave_descriptors(leave.leave_descriptors)
