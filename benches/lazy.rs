@@ -28,7 +28,7 @@ fn main() {
         whole(&store, id);
         first_byte(&store, id);
         touches(&store, id);
-        hot_set(&store, id);
+        working_set(&store, id);
         if region_bytes == 16 * 1024 {
             templates(&store, id);
         }
@@ -122,7 +122,7 @@ fn touches(store: &Store, id: SnapshotId) {
 }
 
 /// A run that accesses the same pages again, after its recorded working set was filled first.
-fn hot_set(store: &Store, id: SnapshotId) {
+fn working_set(store: &Store, id: SnapshotId) {
     let run = |fill: Fill| {
         let started = Instant::now();
         let lazy = store.restore(id).unwrap().into_lazy(fill).unwrap();

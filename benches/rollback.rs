@@ -136,7 +136,8 @@ fn process(gibibytes: usize) {
         writeln!(input, "scatter").unwrap();
         lines.next().unwrap().unwrap();
     };
-    let found = rounds(&mut ends, scatter, |_| store.rollback(id).unwrap().process(source.pid()).unwrap());
+    let found =
+        rounds(&mut ends, scatter, |_| store.rollback(id).unwrap().live_process(source.pid()).unwrap());
     report("all compared, Full", found);
     child.kill().unwrap();
     child.wait().unwrap();

@@ -23,7 +23,7 @@ use crate::progress::{Meter, Progress};
 use crate::record::SnapshotId;
 use crate::root::Run;
 use crate::snapshot::Snapshot;
-use crate::store::packs::object::Kind;
+use crate::store::packs::object::ObjectKind;
 use crate::store::read::{Check, Reader};
 use crate::store::{Shared, Store};
 use crate::sync::Mutex;
@@ -329,7 +329,7 @@ impl<'a> Looker<'a> {
     fn cell(&mut self, at: usize, address: u64) -> Result<Cell, Error> {
         let table = &self.side.tables[at];
         if !table.hash.is_zero() && self.table.as_ref().is_none_or(|(seen, _)| *seen != at) {
-            self.table = Some((at, self.tables.hashes(Kind::Table, &table.hash, table.regions)?));
+            self.table = Some((at, self.tables.hashes(ObjectKind::Table, &table.hash, table.regions)?));
         }
         let region = (address - table.range.start()) / self.side.region_bytes;
         let start = table.range.start() + region * self.side.region_bytes;

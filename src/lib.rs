@@ -178,7 +178,7 @@ pub mod fault_injection {
 }
 
 pub use address_space::{AddressSpace, AddressSpaceError, Mapping, MappingKind, Protection};
-pub use capture::{Capture, CaptureOptions, PendingCapture};
+pub use capture::{CaptureOptions, CaptureStats, PendingCapture};
 pub use codec::{Codec, CodecError};
 pub use coredump::CoreStats;
 pub use diff::{Diff, DiffOptions};
@@ -189,7 +189,7 @@ pub use hash::Hash;
 pub use history::{History, Moment};
 pub use lazy::{Fill, Filled, LazyMapping, WorkingSet};
 pub use left_out::{LeftOut, WhyLeftOut};
-pub use migrate::Migration;
+pub use migrate::MigrateReport;
 pub use process::Process;
 pub use progress::Progress;
 pub use ranges::Ranges;
@@ -201,14 +201,14 @@ pub use rollback::{Rollback, RollbackStats};
 pub use sink::SinkError;
 pub use snapshot::{ProcessSummary, Snapshot};
 pub use source::{
-    Attachment, Compression, CopyOut, CoreSource, FileSource, Frozen, InPlace, LiveMemory, LiveProcessSource,
-    Memory, OneMemory, OpenCore, Source, SourceError, SourceExt, Tracked,
+    Access, Attachment, Compression, CopyOut, CoreSource, FileSource, Frozen, InPlace, LiveMemory,
+    LiveProcessSource, OneMemory, OpenCore, Source, SourceError, SourceExt, Tracked,
 };
-pub use stats::Stats;
+pub use stats::StoreStats;
 pub use store::catalog::Labels;
 pub use store::error::StoreError;
 pub use store::id::StoreId;
-pub use store::packs::object::Kind;
+pub use store::packs::object::ObjectKind;
 pub use store::read::Check;
 pub use store::{Store, StoreInfo, StoreOptions};
 pub use table::REGIONS_PER_TABLE;

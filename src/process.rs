@@ -1,7 +1,7 @@
 //! A process: a named line of snapshots in a store.
 
 use crate::capture::reference::Reference;
-use crate::capture::{self, Capture, CaptureOptions, PendingCapture};
+use crate::capture::{self, CaptureOptions, CaptureStats, PendingCapture};
 use crate::error::Error;
 use crate::labels::check_labels;
 use crate::record::SnapshotId;
@@ -91,7 +91,7 @@ impl Process<'_> {
         &self,
         source: &S,
         options: &CaptureOptions,
-    ) -> Result<Capture, Error> {
+    ) -> Result<CaptureStats, Error> {
         self.check_names(options)?;
         capture::begin(self.store.shared(), &self.name, source, options, false)?.finish()
     }

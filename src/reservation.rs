@@ -161,7 +161,7 @@ impl Reservation {
     }
 
     /// The same where it is possible. Where it is not, captures read the whole memory, and
-    /// [`Capture::tracking`](crate::Capture::tracking) says why.
+    /// [`CaptureStats::tracking`](crate::CaptureStats::tracking) says why.
     ///
     /// # Errors
     ///

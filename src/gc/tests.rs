@@ -173,7 +173,7 @@ fn an_undecodable_record_is_damage_and_its_pack_stays_until_a_repair() {
     let plain = vec![0xFF; 300];
     let id = SnapshotId(Hash::of(&plain));
     let fact: FactAt = Box::new(move |at| Fact::Tombstone(id, at));
-    shared.log.append_facts(vec![(Kind::Record, plain, fact)], shared.log.failures()).unwrap();
+    shared.log.append_facts(vec![(ObjectKind::Record, plain, fact)], shared.log.failures()).unwrap();
     shared.sync().unwrap();
     let path = store.info().path;
     drop(store);

@@ -1,6 +1,6 @@
 //! A source of one memory, which has no mappings: a file, a guest's memory, what a runtime keeps itself.
 
-use super::{Attachment, CopyOut, Frozen, Memory, SourceError};
+use super::{Access, Attachment, CopyOut, Frozen, SourceError};
 use crate::address_space::AddressSpace;
 use crate::ranges::Ranges;
 use crate::record::Origin;
@@ -126,8 +126,8 @@ impl<M: OneMemory> Frozen for FrozenOne<M> {
         &self.space
     }
 
-    fn memory(&self) -> Memory<'_> {
-        Memory::Shared(self)
+    fn access(&self) -> Access<'_> {
+        Access::Shared(self)
     }
 
     fn origin(&self) -> Origin {

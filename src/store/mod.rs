@@ -292,7 +292,7 @@ impl Store {
     ///
     /// # Errors
     ///
-    /// [`StoreError::ReadOnly`], [`StoreError::Moved`], [`StoreError::LockReplaced`], [`StoreError::OtherProcess`].
+    /// [`StoreError::ReadOnly`], [`StoreError::Moved`], [`StoreError::LockReplaced`], [`StoreError::OtherPid`].
     pub fn check_writable(&self) -> Result<(), StoreError> {
         self.shared.check_writable()
     }

@@ -149,7 +149,7 @@ impl State {
 }
 
 impl Tracker for DirtyRanges {
-    fn means(&self) -> TrackMethod {
+    fn method(&self) -> TrackMethod {
         TrackMethod::DirtyRanges
     }
 

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use stillframe::{Kind, Store, VerifyOptions};
+use stillframe::{ObjectKind, Store, VerifyOptions};
 
 use crate::archive::Archive;
 use crate::vault::{change, verify};
@@ -36,7 +36,14 @@ fn repeated_samples_come_to_every_object_of_every_kind() {
         change(&archive.pack(object.pack), |bytes| bytes[object.payload_end - 1] ^= 1);
     }
     let store = Store::open(&archive.path).unwrap();
-    let by_hash = [Kind::Region, Kind::Table, Kind::Root, Kind::Layout, Kind::Attachment, Kind::Record];
+    let by_hash = [
+        ObjectKind::Region,
+        ObjectKind::Table,
+        ObjectKind::Root,
+        ObjectKind::Layout,
+        ObjectKind::Attachment,
+        ObjectKind::Record,
+    ];
     let mut expected: BTreeSet<String> = BTreeSet::new();
     for object in &archive.objects {
         match by_hash.iter().any(|kind| *kind as u8 == object.kind) {
@@ -62,7 +69,7 @@ fn repeated_samples_come_to_every_object_of_every_kind() {
 #[test]
 fn a_sample_still_tells_of_damage_that_an_earlier_one_has_found() {
     let archive = Archive::copy();
-    let region = archive.object(Kind::Region);
+    let region = archive.object(ObjectKind::Region);
     change(&archive.pack(region.pack), |bytes| bytes[region.payload] ^= 1);
     let store = Store::open(&archive.path).unwrap();
     let listed = |report: stillframe::VerifyReport| -> BTreeSet<_> {

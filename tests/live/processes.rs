@@ -13,9 +13,9 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use stillframe::{
-    AddressSpace, Attachment, Capture, CaptureOptions, Error, Frozen, Hash, LeftOut, LiveProcessSource,
-    Mapping, MappingKind, Memory, Origin, Progress, Ranges, SnapshotId, Source, SourceError, Store, Threads,
-    VerifyOptions,
+    Access, AddressSpace, Attachment, CaptureOptions, CaptureStats, Error, Frozen, Hash, LeftOut,
+    LiveProcessSource, Mapping, MappingKind, Origin, Progress, Ranges, SnapshotId, Source, SourceError,
+    Store, Threads, VerifyOptions,
 };
 
 // ---- A program that works -----------------------------------------------------------------------
@@ -149,8 +149,8 @@ impl Frozen for WatchedFrozen<'_> {
         self.frozen.populated(mapping_index)
     }
 
-    fn memory(&self) -> Memory<'_> {
-        self.frozen.memory()
+    fn access(&self) -> Access<'_> {
+        self.frozen.access()
     }
 
     fn release(&self) -> Duration {
@@ -187,7 +187,7 @@ fn new_store() -> (tempfile::TempDir, Store) {
     (dir, store)
 }
 
-fn capture(store: &Store, name: &str, source: &dyn Source) -> Capture {
+fn capture(store: &Store, name: &str, source: &dyn Source) -> CaptureStats {
     store.process(name).capture(source, &CaptureOptions::default()).unwrap()
 }
 
@@ -306,7 +306,10 @@ fn a_process_that_dies_during_the_capture_leaves_nothing() {
     let killed = python.pid();
     watched.when_stopped = Box::new(move || kill(killed));
     let error = store.process("p").capture(&watched, &CaptureOptions::default()).unwrap_err();
-    assert!(matches!(error, Error::Source(SourceError::ProcessEnded { pid }) if pid == killed), "{error:?}");
+    assert!(
+        matches!(error, Error::Source(SourceError::LiveProcessEnded { pid }) if pid == killed),
+        "{error:?}"
+    );
     assert!(!python.process.wait().unwrap().success());
     assert_has_nothing(&store);
 
@@ -320,7 +323,10 @@ fn a_process_that_dies_during_the_capture_leaves_nothing() {
     });
     let options = CaptureOptions { staging_bytes: 0, progress, ..CaptureOptions::default() };
     let error = store.process("p").capture(&python.source(), &options).unwrap_err();
-    assert!(matches!(error, Error::Source(SourceError::ProcessEnded { pid }) if pid == killed), "{error:?}");
+    assert!(
+        matches!(error, Error::Source(SourceError::LiveProcessEnded { pid }) if pid == killed),
+        "{error:?}"
+    );
     assert!(!python.process.wait().unwrap().success());
     assert_has_nothing(&store);
 
@@ -424,7 +430,9 @@ fn the_registers_and_the_auxiliary_vector_are_kept_beside_the_memory() {
     assert_eq!(value(6), rustix::param::page_size());
     assert!(mapping_at(value(9) as u64).unwrap().protection.execute);
 
-    let Origin::Process { pid, path, command } = &snapshot.record().origin else { panic!("it is a process") };
+    let Origin::LiveProcess { pid, path, command } = &snapshot.record().origin else {
+        panic!("it is a process")
+    };
     assert_eq!(*pid, python.pid());
     assert!(path.as_ref().is_some_and(|path| path.to_string_lossy().contains("python")));
     assert_eq!(command[1..], ["-c", PYTHON, "8"]);

@@ -276,7 +276,7 @@ fn processes_that_share_the_memory_are_stopped_with_it_and_a_rollback_is_refused
     let store = Store::options().create(dir.path().join("store")).unwrap();
     let source = LiveProcessSource::new(program.pid());
     let id = store.process("p").capture(&source, &CaptureOptions::default()).unwrap().id;
-    let error = store.rollback(id).unwrap().process(program.pid()).unwrap_err();
+    let error = store.rollback(id).unwrap().live_process(program.pid()).unwrap_err();
     assert!(
         matches!(error, Error::Rollback(RollbackError::NoRollBack { .. } | RollbackError::DoesNotFit { .. })),
         "{error:?}"

@@ -22,7 +22,7 @@ fn new_store() -> (tempfile::TempDir, Store) {
     (dir, store)
 }
 
-fn capture(store: &Store, memory: &Reservation) -> stillframe::Capture {
+fn capture(store: &Store, memory: &Reservation) -> stillframe::CaptureStats {
     let options = CaptureOptions { parent: memory.basis(), ..CaptureOptions::default() };
     store.process("p").capture(memory, &options).unwrap()
 }

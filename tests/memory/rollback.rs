@@ -10,7 +10,7 @@ use memmap2::MmapMut;
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
 use stillframe::{
-    AddressRange, Capture, CaptureOptions, Check, DirtyRanges, Error, LiveMemory, Progress, RegionSize,
+    AddressRange, CaptureOptions, CaptureStats, Check, DirtyRanges, Error, LiveMemory, Progress, RegionSize,
     RescanReason, RollbackError, RollbackStats, SinkError, SnapshotId, SourceExt, Store, StoreError,
     Tracking,
 };
@@ -80,7 +80,7 @@ impl Subject {
         }
     }
 
-    fn capture(&self, store: &Store, options: &CaptureOptions) -> Capture {
+    fn capture(&self, store: &Store, options: &CaptureOptions) -> CaptureStats {
         let process = store.process("p");
         match self.by {
             By::Nothing => process.capture(&self.memory[..], options),

@@ -78,7 +78,7 @@ fn is_there(store: &Store, id: SnapshotId, seed: u64) -> bool {
 /// What came of a call in the child.
 fn said<T>(what: &str, result: Result<T, Error>) -> String {
     match result {
-        Err(Error::Store(StoreError::OtherProcess { .. })) => "refused".to_owned(),
+        Err(Error::Store(StoreError::OtherPid { .. })) => "refused".to_owned(),
         Err(other) => format!("{what}: {other}"),
         Ok(_) => format!("{what}: done"),
     }

@@ -13,7 +13,7 @@ use std::process::{Child, Command};
 
 use serde_json::{Value, json};
 use stillframe::{
-    AddressRange, Attachment, Capture, CaptureOptions, CoreSource, FileSource, GcOptions, Hash,
+    AddressRange, Attachment, CaptureOptions, CaptureStats, CoreSource, FileSource, GcOptions, Hash,
     LiveProcessSource, Origin, RegionSize, Snapshot, SnapshotId, Source, Store, Threads, Trigger,
 };
 
@@ -75,7 +75,7 @@ fn described(snapshot: &Snapshot<'_>) -> Value {
     let source = match &record.origin {
         Origin::Bytes => json!({ "kind": "bytes" }),
         Origin::File { path } => json!({ "kind": "file", "path": path_hex(path) }),
-        Origin::Process { pid, path, command } => {
+        Origin::LiveProcess { pid, path, command } => {
             let path = path.as_deref().map(path_hex);
             json!({ "kind": "process", "pid": pid, "path": path, "command": command })
         }
@@ -191,7 +191,7 @@ fn capture<S: Source + ?Sized>(
     process: &str,
     source: &S,
     options: &CaptureOptions,
-) -> Capture {
+) -> CaptureStats {
     store.process(process).capture(source, options).unwrap()
 }
 

@@ -7,7 +7,7 @@
 use std::ops::Range;
 
 use stillframe::{
-    AddressRange, AddressSpace, Frozen, InPlace, Mapping, MappingKind, Memory, Protection, Source,
+    Access, AddressRange, AddressSpace, Frozen, InPlace, Mapping, MappingKind, Protection, Source,
     SourceError,
 };
 
@@ -165,8 +165,8 @@ impl Frozen for FrozenState<'_> {
         &self.space
     }
 
-    fn memory(&self) -> Memory<'_> {
-        Memory::InPlace(self)
+    fn access(&self) -> Access<'_> {
+        Access::InPlace(self)
     }
 }
 

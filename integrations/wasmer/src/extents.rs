@@ -205,7 +205,7 @@ struct Written {
 }
 
 impl Tracker for Written {
-    fn means(&self) -> TrackMethod {
+    fn method(&self) -> TrackMethod {
         TrackMethod::DirtyRanges
     }
 

@@ -1,7 +1,7 @@
 //! A guest: one instance whose state is captured, restored and rolled back between calls.
 
 use stillframe::{
-    Attachment, Capture, CaptureOptions, Fill, Filled, Hash, PendingCapture, Process, Reservation,
+    Attachment, CaptureOptions, CaptureStats, Fill, Filled, Hash, PendingCapture, Process, Reservation,
     RollbackStats, SnapshotId, StoreError, WorkingSet,
 };
 use wasmtime::{Extern, Global, Instance, Memory, Store, Table};
@@ -119,7 +119,7 @@ impl Guest {
         wasm: &mut Store<T>,
         process: &Process<'_>,
         options: &CaptureOptions,
-    ) -> Result<Capture, Error> {
+    ) -> Result<CaptureStats, Error> {
         self.capture_by(wasm, options, |memory, options| process.capture(memory, options))
     }
 

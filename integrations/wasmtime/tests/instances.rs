@@ -67,7 +67,7 @@ impl World {
         Subject::of(&self.engine, &self.module)
     }
 
-    fn capture(&self, subject: &mut Subject) -> stillframe::Capture {
+    fn capture(&self, subject: &mut Subject) -> stillframe::CaptureStats {
         let process = self.vault.process("p");
         subject.guest.capture(&mut subject.store, &process, &CaptureOptions::default()).unwrap()
     }

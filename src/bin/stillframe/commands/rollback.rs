@@ -162,7 +162,7 @@ pub(super) fn into_process(
         .seek_files(leave.seek_files)
         .stop_timeout(leave.stopping.stop_timeout)
         .progress(progress(context, "rolling back"))
-        .process(pid)?;
+        .live_process(pid)?;
     let named = |mapping: &Mapping| format!("{} {}", mapping.range, human::plain(&mapping.name));
     let left_shared: Vec<String> = stats.left_shared.iter().map(named).collect();
     // The process chose the names of its files.

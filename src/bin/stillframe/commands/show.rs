@@ -109,7 +109,7 @@ fn snapshot_lines(output: &Output, snapshot: &Snapshot<'_>) -> Vec<(&'static str
 pub(super) fn source_text(origin: &Origin) -> String {
     match origin {
         Origin::File { path } => format!("the file {}", path.display()),
-        Origin::Process { pid, path, command } => {
+        Origin::LiveProcess { pid, path, command } => {
             let what = match (command.is_empty(), path) {
                 (false, _) => format!(", {}", command.join(" ")),
                 (true, Some(path)) => format!(", {}", path.display()),

@@ -126,7 +126,7 @@ impl From<&Origin> for SourceJson {
             Origin::File { path } => {
                 SourceJson { kind: "file", path: Some(path.to_string_lossy().into_owned()), ..none }
             }
-            Origin::Process { pid, path, command } => SourceJson {
+            Origin::LiveProcess { pid, path, command } => SourceJson {
                 kind: "process",
                 pid: Some(*pid),
                 command: (!command.is_empty()).then(|| command.clone()),
