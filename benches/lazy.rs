@@ -8,7 +8,9 @@
 use std::hint::black_box;
 use std::time::{Duration, Instant};
 
-use stillframe::{CaptureOptions, Fill, Instance, RegionSize, SnapshotId, Store, WorkingSet};
+use stillframe::lazy::{Fill, WorkingSet};
+use stillframe::template::Instance;
+use stillframe::{CaptureOptions, RegionSize, SnapshotId, Store};
 
 const PAGE_BYTES: usize = 4096;
 const ROUNDS: usize = 7;

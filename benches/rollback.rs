@@ -12,10 +12,11 @@ use std::process::{ChildStdin, ChildStdout, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use memmap2::MmapMut;
-use stillframe::{
-    AddressRange, CaptureOptions, Check, DirtyRanges, LiveMemory, LiveProcessSource, RollbackStats,
-    SourceExt, Store,
-};
+use stillframe::rollback::RollbackStats;
+use stillframe::source::{LiveProcessSource, SourceExt};
+use stillframe::store::Check;
+use stillframe::track::DirtyRanges;
+use stillframe::{AddressRange, CaptureOptions, LiveMemory, Store};
 
 const PAGE_BYTES: usize = 4096;
 const REGION_BYTES: usize = 16 * 1024;

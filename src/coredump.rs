@@ -49,7 +49,8 @@ impl Restore<'_> {
     /// Cost: as [`into_file`](Self::into_file).
     ///
     /// ```
-    /// use stillframe::{CaptureOptions, LiveProcessSource, Store};
+    /// use stillframe::{CaptureOptions, Store};
+    /// use stillframe::source::LiveProcessSource;
     /// # let dir = tempfile::tempdir()?;
     /// # let store = Store::options().create(dir.path().join("vault"))?;
     /// # let mut child = std::process::Command::new("sleep").arg("60").spawn()?;
@@ -67,7 +68,7 @@ impl Restore<'_> {
     ///
     /// # Errors
     ///
-    /// As [`into_file`](Self::into_file); [`SinkError::Core`](crate::SinkError::Core) if the
+    /// As [`into_file`](Self::into_file); [`SinkError::Core`](crate::sink::SinkError::Core) if the
     /// registers are not those of a 64-bit program.
     pub fn into_core(self, path: impl AsRef<Path>, overwrite: bool) -> Result<CoreStats, Error> {
         let mut reader = Reader::new(self.shared, Check::Full);

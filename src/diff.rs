@@ -74,7 +74,8 @@ impl Store {
     /// million ranges at most.
     ///
     /// ```
-    /// use stillframe::{CaptureOptions, DiffOptions, Store};
+    /// use stillframe::{CaptureOptions, Store};
+    /// use stillframe::diff::DiffOptions;
     /// # let dir = tempfile::tempdir()?;
     /// # let store = Store::options().create(dir.path().join("vault"))?;
     /// let process = store.process("web-1");
@@ -91,7 +92,7 @@ impl Store {
     ///
     /// # Errors
     ///
-    /// [`NoSuchSnapshot`](crate::StoreError::NoSuchSnapshot); damage of anything that the
+    /// [`NoSuchSnapshot`](crate::store::StoreError::NoSuchSnapshot); damage of anything that the
     /// comparison reads; [`Error::Interrupted`].
     pub fn diff(&self, a: SnapshotId, b: SnapshotId, options: &DiffOptions) -> Result<Diff, Error> {
         let (a, b) = (Side::new(self.snapshot(a)?)?, Side::new(self.snapshot(b)?)?);

@@ -29,8 +29,8 @@ impl Store {
     ///
     /// # Errors
     ///
-    /// [`StoreError::NewerFormat`](crate::StoreError::NewerFormat),
-    /// [`StoreError::Owned`](crate::StoreError::Owned); when something cannot be read or written.
+    /// [`StoreError::NewerFormat`](crate::store::StoreError::NewerFormat),
+    /// [`StoreError::Owned`](crate::store::StoreError::Owned); when something cannot be read or written.
     pub fn migrate(path: impl AsRef<Path>, dry_run: bool, wait: Duration) -> Result<MigrateReport, Error> {
         Store::options().wait(wait).migrate(path, dry_run)
     }

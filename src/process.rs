@@ -23,7 +23,7 @@ const MAX_NAME_BYTES: usize = 255;
 impl Store {
     /// The process of this name, which need not have any snapshot yet.
     ///
-    /// A name has 1 to 255 bytes, no slashes and no [control characters](crate::is_control); one that breaks this is
+    /// A name has 1 to 255 bytes, no slashes and no [control characters](crate::text::is_control); one that breaks this is
     /// refused by [`Process::capture`].
     pub fn process(&self, name: impl Into<String>) -> Process<'_> {
         Process { store: self, name: name.into() }

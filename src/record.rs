@@ -169,7 +169,7 @@ pub struct Record {
     pub regions: u64,
     /// The data kept together with the memory.
     pub attachments: Vec<AttachmentRef>,
-    /// The stored layout: the [`AddressSpace`](crate::AddressSpace).
+    /// The stored layout: the [`AddressSpace`](crate::address_space::AddressSpace).
     pub layout: Hash,
     /// The stored root: the hashes of all tables in layout order.
     pub root: Hash,

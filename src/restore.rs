@@ -59,8 +59,8 @@ impl Store {
     ///
     /// # Errors
     ///
-    /// [`NoSuchSnapshot`](crate::StoreError::NoSuchSnapshot);
-    /// [`Damaged`](crate::StoreError::Damaged) or [`Missing`](crate::StoreError::Missing) if the
+    /// [`NoSuchSnapshot`](crate::store::StoreError::NoSuchSnapshot);
+    /// [`Damaged`](crate::store::StoreError::Damaged) or [`Missing`](crate::store::StoreError::Missing) if the
     /// layout or the root cannot be read.
     pub fn restore(&self, id: SnapshotId) -> Result<Restore<'_>, Error> {
         let shared = self.shared();

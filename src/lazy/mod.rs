@@ -110,7 +110,8 @@ impl Restore<'_> {
     /// are filled then too. A byte of memory for each region until all is filled.
     ///
     /// ```
-    /// use stillframe::{CaptureOptions, Fill, Store};
+    /// use stillframe::{CaptureOptions, Store};
+    /// use stillframe::lazy::Fill;
     /// # let dir = tempfile::tempdir()?;
     /// # let store = Store::options().create(dir.path().join("vault"))?;
     /// let memory = vec![7u8; 1 << 20];

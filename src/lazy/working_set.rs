@@ -20,7 +20,7 @@ use crate::units::AddressRange;
 /// capture, among [`CaptureOptions::attachments`]; a lazy restore looks for it in the snapshot, and then in
 /// the newest one of the same process that has one.
 ///
-/// [`LazyMapping::touched`]: crate::LazyMapping::touched
+/// [`LazyMapping::touched`]: crate::lazy::LazyMapping::touched
 /// [`CaptureOptions::attachments`]: crate::CaptureOptions::attachments
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct WorkingSet {

@@ -13,7 +13,7 @@ use crate::record::Origin;
 /// that becomes shorter is an error ([`SourceError::CutShort`]), other changes go unnoticed.
 ///
 /// ```
-/// use stillframe::{FileSource, Source};
+/// use stillframe::source::{FileSource, Source};
 /// let path = std::env::temp_dir().join(format!("stillframe-doc-{}", std::process::id()));
 /// std::fs::write(&path, [7; 10_000])?;
 /// let source = FileSource::new(&path);

@@ -35,13 +35,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::address_space::{AddressSpace, AddressSpaceError};
-use crate::left_out::LeftOut;
 use crate::progress::Progress;
 use crate::ranges::Ranges;
 use crate::record::Origin;
 use crate::track::{RescanReason, TrackError, Tracker};
 use crate::units::AddressRange;
 
+pub use crate::left_out::{LeftOut, WhyLeftOut};
 pub use core::{Compression, CoreSource, OpenCore};
 pub use file::FileSource;
 pub(crate) use holes::data_in_memory_file;

@@ -36,7 +36,7 @@ pub(crate) use write_protection::WriteProtection;
 /// best, as its knowledge refers to the last snapshot alone.
 ///
 /// [`LiveMemory::track_writes`]: crate::LiveMemory::track_writes
-/// [`LiveProcessSource::track_writes`]: crate::LiveProcessSource::track_writes
+/// [`LiveProcessSource::track_writes`]: crate::source::LiveProcessSource::track_writes
 pub trait Tracker: Send + Sync {
     /// How it knows.
     fn method(&self) -> TrackMethod;

@@ -8,7 +8,10 @@ use std::process::{Command, Output, Stdio};
 
 use crate::forger::Forger;
 use serde_json::Value;
-use stillframe::{CaptureOptions, Diff, DiffOptions, LiveProcessSource, Origin, Store};
+use stillframe::diff::{Diff, DiffOptions};
+use stillframe::record::Origin;
+use stillframe::source::LiveProcessSource;
+use stillframe::{CaptureOptions, Store};
 
 /// Where in a record of bytes the origin is: after version, process, no parent, time and trigger.
 const ORIGIN_AT: usize = 1 + 2 + 1 + 9 + 1;

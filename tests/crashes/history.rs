@@ -23,11 +23,18 @@ use proptest::prelude::*;
 use proptest::sample::Index;
 use proptest::strategy::ValueTree;
 use proptest::test_runner::TestRunner;
+use stillframe::address_space::{AddressSpace, Mapping, MappingKind, Protection};
+use stillframe::codec::Codec;
+use stillframe::diff::DiffOptions;
+use stillframe::error::ReadError;
 use stillframe::fault_injection::{Watching, watch};
+use stillframe::ranges::Ranges;
+use stillframe::record::Trigger;
+use stillframe::source::{Access, Attachment, CopyOut, Frozen, InPlace, Source, SourceError};
+use stillframe::store::{Labels, StoreError};
+use stillframe::verify::VerifyOptions;
 use stillframe::{
-    Access, AddressRange, AddressSpace, Attachment, CaptureOptions, CaptureStats, Codec, CopyOut,
-    DiffOptions, Error, Frozen, GcOptions, Hash, InPlace, Labels, Mapping, MappingKind, Protection, Ranges,
-    ReadError, RegionSize, SnapshotId, Source, SourceError, Store, StoreError, Trigger, VerifyOptions,
+    AddressRange, CaptureOptions, CaptureStats, Error, GcOptions, Hash, RegionSize, SnapshotId, Store,
 };
 
 // ---- The processes ------------------------------------------------------------------------------

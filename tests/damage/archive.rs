@@ -5,10 +5,9 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
-use stillframe::{
-    Attachment, CaptureOptions, Error, GcOptions, Hash, ObjectKind, REGIONS_PER_TABLE, RegionSize,
-    SnapshotId, Store,
-};
+use stillframe::source::Attachment;
+use stillframe::store::{ObjectKind, REGIONS_PER_TABLE};
+use stillframe::{CaptureOptions, Error, GcOptions, Hash, RegionSize, SnapshotId, Store};
 
 use crate::noise::noise;
 use crate::vault::{REGION_BYTES, copy, files_in, verify};

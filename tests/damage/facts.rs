@@ -1,6 +1,8 @@
 //! Damaged records, notes and tombstones: what the index knows, and what is lost without it.
 
-use stillframe::{ObjectKind, RepairOptions, Store};
+use stillframe::Store;
+use stillframe::repair::RepairOptions;
+use stillframe::store::ObjectKind;
 
 use crate::objects::KINDS;
 use crate::vault::*;

@@ -4,7 +4,10 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-use stillframe::{Error, ObjectKind, Progress, RepairOptions, Store, VerifyOptions};
+use stillframe::repair::RepairOptions;
+use stillframe::store::ObjectKind;
+use stillframe::verify::VerifyOptions;
+use stillframe::{Error, Progress, Store};
 
 use crate::archive::{Archive, memory, read};
 use crate::vault::{change, verify};

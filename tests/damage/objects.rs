@@ -2,7 +2,10 @@
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
-use stillframe::{Error, GcOptions, ObjectKind, RepairOptions, Store, VerifyOptions};
+use stillframe::repair::RepairOptions;
+use stillframe::store::ObjectKind;
+use stillframe::verify::VerifyOptions;
+use stillframe::{Error, GcOptions, Store};
 
 use crate::vault::*;
 

@@ -2,12 +2,14 @@
 
 use std::collections::BTreeSet;
 
-use stillframe::{ObjectKind, Store, VerifyOptions};
+use stillframe::Store;
+use stillframe::store::ObjectKind;
+use stillframe::verify::VerifyOptions;
 
 use crate::archive::Archive;
 use crate::vault::{change, verify};
 
-fn sample(store: &Store, percent: u8) -> stillframe::VerifyReport {
+fn sample(store: &Store, percent: u8) -> stillframe::verify::VerifyReport {
     store.verify(&VerifyOptions { sample_percent: Some(percent), ..VerifyOptions::default() }).unwrap()
 }
 
@@ -72,7 +74,7 @@ fn a_sample_still_tells_of_damage_that_an_earlier_one_has_found() {
     let region = archive.object(ObjectKind::Region);
     change(&archive.pack(region.pack), |bytes| bytes[region.payload] ^= 1);
     let store = Store::open(&archive.path).unwrap();
-    let listed = |report: stillframe::VerifyReport| -> BTreeSet<_> {
+    let listed = |report: stillframe::verify::VerifyReport| -> BTreeSet<_> {
         report.problems.into_iter().flat_map(|problem| problem.snapshots).collect()
     };
     let all = listed(verify(&store));

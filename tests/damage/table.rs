@@ -7,7 +7,9 @@
 use std::collections::BTreeSet;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
-use stillframe::{ObjectKind, RepairOptions, Store};
+use stillframe::Store;
+use stillframe::repair::RepairOptions;
+use stillframe::store::ObjectKind;
 
 use crate::archive::{Archive, Object, capture, memory, read};
 use crate::vault::{change, verify};

@@ -2,7 +2,9 @@
 
 use std::collections::BTreeSet;
 
-use stillframe::{CaptureOptions, ObjectKind, RepairOptions, SnapshotId, Store};
+use stillframe::repair::RepairOptions;
+use stillframe::store::ObjectKind;
+use stillframe::{CaptureOptions, SnapshotId, Store};
 
 use crate::facts::fact;
 use crate::noise::noise;

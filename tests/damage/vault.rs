@@ -5,10 +5,10 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
-use stillframe::{
-    Attachment, CaptureOptions, Error, Hash, ObjectKind, REGIONS_PER_TABLE, RegionSize, SnapshotId, Store,
-    StoreError, VerifyOptions, VerifyReport,
-};
+use stillframe::source::Attachment;
+use stillframe::store::{ObjectKind, REGIONS_PER_TABLE, StoreError};
+use stillframe::verify::{VerifyOptions, VerifyReport};
+use stillframe::{CaptureOptions, Error, Hash, RegionSize, SnapshotId, Store};
 
 use crate::noise::noise;
 

@@ -10,10 +10,8 @@ use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
-use stillframe::{
-    Access, AddressRange, CaptureOptions, CaptureStats, LeftOut, LiveMemory, LiveProcessSource, Source,
-    Store, WhyLeftOut,
-};
+use stillframe::source::{Access, LeftOut, LiveProcessSource, Source, WhyLeftOut};
+use stillframe::{AddressRange, CaptureOptions, CaptureStats, LiveMemory, Store};
 use tempfile::TempDir;
 
 use crate::needs;
@@ -471,7 +469,7 @@ fn a_guard_inside_live_memory_does_not_make_captures_fail() {
     memory[0] = 5;
     let capture = take("tracked", &tracked);
     assert_eq!((bytes(&capture)[0], &capture.left_out[..]), (5, &expected[..]));
-    if let stillframe::Tracking::By(_) = capture.tracking {
+    if let stillframe::track::Tracking::By(_) = capture.tracking {
         // What a guard is counts as changed; of the rest only what was written.
         assert!(capture.changed_regions <= 1, "{}", capture.changed_regions);
     }

@@ -5,7 +5,8 @@ use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
-use stillframe::{CaptureOptions, LiveProcessSource};
+use stillframe::CaptureOptions;
+use stillframe::source::LiveProcessSource;
 
 use super::rollback::new_store;
 use crate::needs::{needs, passed_over};

@@ -12,11 +12,13 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use stillframe::{
-    Access, AddressSpace, Attachment, CaptureOptions, CaptureStats, Error, Frozen, Hash, LeftOut,
-    LiveProcessSource, Mapping, MappingKind, Origin, Progress, Ranges, SnapshotId, Source, SourceError,
-    Store, Threads, VerifyOptions,
-};
+use stillframe::address_space::{AddressSpace, Mapping, MappingKind};
+use stillframe::ranges::Ranges;
+use stillframe::record::Origin;
+use stillframe::source::{Access, Attachment, Frozen, LeftOut, LiveProcessSource, Source, SourceError};
+use stillframe::threads::Threads;
+use stillframe::verify::VerifyOptions;
+use stillframe::{CaptureOptions, CaptureStats, Error, Hash, Progress, SnapshotId, Store};
 
 // ---- A program that works -----------------------------------------------------------------------
 

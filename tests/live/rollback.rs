@@ -11,10 +11,11 @@ use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
-use stillframe::{
-    AddressRange, CaptureOptions, Error, LiveProcessSource, MappingKind, RollbackError, RollbackStats,
-    SnapshotId, Store,
-};
+use stillframe::address_space::MappingKind;
+use stillframe::error::RollbackError;
+use stillframe::rollback::RollbackStats;
+use stillframe::source::LiveProcessSource;
+use stillframe::{AddressRange, CaptureOptions, Error, SnapshotId, Store};
 
 // ---- Programs -----------------------------------------------------------------------------------
 
@@ -490,12 +491,12 @@ fn what_can_never_be_rolled_back_is_refused_with_the_reason() {
     }
     // Held by somebody else.
     let source = LiveProcessSource::new(program.pid());
-    let frozen = stillframe::Source::open(&source).unwrap();
+    let frozen = stillframe::source::Source::open(&source).unwrap();
     assert!(refusal(id, program.pid()).contains("another capture of it is not done"));
     drop(frozen);
     // A snapshot without registers.
     fs::write(dir.path().join("image"), [7; 5000]).unwrap();
-    let file = stillframe::FileSource::new(dir.path().join("image"));
+    let file = stillframe::source::FileSource::new(dir.path().join("image"));
     let of_file = store.process("f").capture(&file, &CaptureOptions::default()).unwrap().id;
     assert!(refusal(of_file, program.pid()).contains("not one of a live process"));
 }

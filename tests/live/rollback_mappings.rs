@@ -7,7 +7,8 @@ use std::process::{Command, Stdio};
 use std::sync::OnceLock;
 
 use rustix::process::Signal;
-use stillframe::{Error, RollbackError};
+use stillframe::Error;
+use stillframe::error::RollbackError;
 
 use super::rollback::{Program, Vault, capture, misfit, new_store, rollback};
 use super::rollback_states::{compiled, sees_all_processes};
@@ -175,7 +176,7 @@ fn what_cannot_be_mapped_again_is_refused_by_name() {
     let mut program = mappings(&[]);
     let plain = stillframe::AddressRange::with_length(0x2000_0000_0000, 4096).unwrap();
     let options = stillframe::CaptureOptions { exclude: vec![plain], ..Default::default() };
-    let source = stillframe::LiveProcessSource::new(program.pid());
+    let source = stillframe::source::LiveProcessSource::new(program.pid());
     let id = store.process("p").capture(&source, &options).unwrap().id;
     program.ask(&on("unmap", PLAIN));
     let found = misfit(&store, id, program.pid()).join("; ");

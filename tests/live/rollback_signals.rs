@@ -4,7 +4,8 @@ use std::process::Command;
 use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
-use stillframe::{Error, RollbackError};
+use stillframe::Error;
+use stillframe::error::RollbackError;
 
 use super::rollback::{Program, capture, misfit, new_store, rollback};
 use super::rollback_states::compiled;

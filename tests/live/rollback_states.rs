@@ -6,7 +6,8 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::OnceLock;
 
-use stillframe::{Error, RollbackError, SnapshotId, Store};
+use stillframe::error::RollbackError;
+use stillframe::{Error, SnapshotId, Store};
 
 use super::rollback::{Program, Vault, capture, misfit, new_store, rollback};
 use crate::needs::{needs, passed_over};
@@ -322,7 +323,7 @@ fn a_sibling_that_has_got_the_pid_is_not_taken_for_the_process() {
     command.env("LC_ALL", "C");
     let mut master = Program::start(command);
     let first: u32 = master.line().parse().unwrap();
-    let source = stillframe::LiveProcessSource::new(first);
+    let source = stillframe::source::LiveProcessSource::new(first);
     let id = store.process("p").capture(&source, &stillframe::CaptureOptions::default()).unwrap().id;
     store.rollback(id).unwrap().live_process(first).unwrap();
     if master.ask("next") != first.to_string() {

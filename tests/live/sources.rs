@@ -17,10 +17,11 @@ use std::sync::{Arc, Barrier};
 use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
-use stillframe::{
-    Access, AddressRange, CopyOut, Frozen, LiveProcessSource, MappingKind, Origin, Source, SourceError,
-    Threads,
-};
+use stillframe::AddressRange;
+use stillframe::address_space::MappingKind;
+use stillframe::record::Origin;
+use stillframe::source::{Access, CopyOut, Frozen, LiveProcessSource, Source, SourceError};
+use stillframe::threads::Threads;
 
 /// Far longer than anything takes here. Only what would otherwise hang for ever waits for it.
 const FOR_EVER: Duration = Duration::from_secs(60);

@@ -9,9 +9,13 @@ use std::path::Path;
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
+use stillframe::address_space::MappingKind;
+use stillframe::diff::DiffOptions;
+use stillframe::sink::SinkError;
+use stillframe::source::{FileSource, LiveProcessSource};
+use stillframe::verify::VerifyOptions;
 use stillframe::{
-    AddressRange, CaptureOptions, CaptureStats, DiffOptions, Error, FileSource, GcOptions, LiveMemory,
-    LiveProcessSource, MappingKind, RegionSize, SinkError, SnapshotId, Store, VerifyOptions,
+    AddressRange, CaptureOptions, CaptureStats, Error, GcOptions, LiveMemory, RegionSize, SnapshotId, Store,
 };
 
 const PAGE_BYTES: u64 = 4096;

@@ -11,9 +11,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
-use stillframe::{
-    CaptureOptions, Error, LiveProcessSource, Progress, RollbackError, Source, SourceError, Store,
-};
+use stillframe::error::RollbackError;
+use stillframe::source::{LiveProcessSource, Source, SourceError};
+use stillframe::{CaptureOptions, Error, Progress, Store};
 
 /// Compiles a C program; `None` where there is no compiler.
 fn compiled(dir: &Path, program: &str) -> Option<PathBuf> {

@@ -16,10 +16,12 @@ use std::time::Duration;
 
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
+use stillframe::address_space::{AddressSpace, Mapping, MappingKind, Protection};
+use stillframe::lazy::{Fill, Filled, LazyMapping, WorkingSet};
+use stillframe::source::{Access, Attachment, Frozen, InPlace, Source, SourceError};
+use stillframe::store::StoreError;
 use stillframe::{
-    Access, AddressRange, AddressSpace, Attachment, CaptureOptions, Error, Fill, Filled, Frozen, GcOptions,
-    InPlace, LazyMapping, LiveMemory, Mapping, MappingKind, Progress, Protection, RegionSize, SnapshotId,
-    Source, SourceError, Store, StoreError, WorkingSet,
+    AddressRange, CaptureOptions, Error, GcOptions, LiveMemory, Progress, RegionSize, SnapshotId, Store,
 };
 
 use crate::needs::passed_over;
@@ -250,7 +252,7 @@ fn filled_memory_is_memory_like_any_other() {
     assert_eq!((mapping[0], mapping[MIB - 1], mapping[MIB]), (0, 0, memory[MIB]));
     // Another userfaultfd may have it.
     match LiveMemory::new(mapping.as_ptr(), mapping.len()).track_writes() {
-        Ok(_) | Err(stillframe::TrackError::Unavailable { .. }) => {}
+        Ok(_) | Err(stillframe::track::TrackError::Unavailable { .. }) => {}
         Err(error) => panic!("{error}"),
     }
 }
@@ -462,7 +464,7 @@ fn an_image_may_be_empty_or_larger_than_the_memory_of_the_machine() {
     let empty = capture(&store, &Vec::<u8>::new());
     let path = dir.path().join("sparse");
     std::fs::File::create(&path).unwrap().set_len(1 << 40).unwrap();
-    let large = capture(&store, &stillframe::FileSource::new(&path));
+    let large = capture(&store, &stillframe::source::FileSource::new(&path));
     // A terabyte of nothing is no trouble.
     let mapping = lazy(&store, large, Fill::OnTouch);
     assert_eq!(mapping[1 << 39], 0);

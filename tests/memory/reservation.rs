@@ -3,10 +3,11 @@
 
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
-use stillframe::{
-    CaptureOptions, Codec, Error, Fill, Filled, MemoryError, RegionSize, RescanReason, Reservation,
-    SnapshotId, Store, TrackMethod, Tracking,
-};
+use stillframe::codec::Codec;
+use stillframe::error::MemoryError;
+use stillframe::lazy::{Fill, Filled};
+use stillframe::track::{RescanReason, TrackMethod, Tracking};
+use stillframe::{CaptureOptions, Error, RegionSize, Reservation, SnapshotId, Store};
 
 use crate::needs::passed_over;
 use crate::noise::noise;
@@ -34,7 +35,7 @@ fn restored(store: &Store, id: SnapshotId) -> Vec<u8> {
 
 /// Whether this machine tracks writes.
 fn is_tracked(memory: &Reservation) -> bool {
-    use stillframe::Source;
+    use stillframe::source::Source;
     match memory.tracker() {
         Ok(_) => true,
         Err(why) => {

@@ -14,10 +14,11 @@ use crate::needs::passed_over;
 use memmap2::{Advice, MmapMut, UncheckedAdvice};
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
+use stillframe::source::{Attachment, LiveProcessSource, Source, SourceError, SourceExt};
+use stillframe::store::StoreError;
+use stillframe::track::{DirtyRanges, RescanReason, TrackError, TrackMethod, Tracking};
 use stillframe::{
-    AddressRange, Attachment, CaptureOptions, CaptureStats, DirtyRanges, Error, LiveMemory,
-    LiveProcessSource, RegionSize, RescanReason, SnapshotId, Source, SourceError, SourceExt, Store,
-    StoreError, TrackError, TrackMethod, Tracking,
+    AddressRange, CaptureOptions, CaptureStats, Error, LiveMemory, RegionSize, SnapshotId, Store,
 };
 
 const MIB: usize = 1 << 20;

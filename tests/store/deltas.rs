@@ -4,10 +4,10 @@ use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
-use stillframe::{
-    CaptureOptions, CaptureStats, Codec, FileSource, GcOptions, Hash, RegionSize, Restore, SnapshotId, Store,
-    VerifyOptions, VerifyReport,
-};
+use stillframe::codec::Codec;
+use stillframe::source::FileSource;
+use stillframe::verify::{VerifyOptions, VerifyReport};
+use stillframe::{CaptureOptions, CaptureStats, GcOptions, Hash, RegionSize, Restore, SnapshotId, Store};
 
 use crate::noise::noise;
 

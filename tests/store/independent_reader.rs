@@ -12,9 +12,11 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command};
 
 use serde_json::{Value, json};
+use stillframe::record::{Origin, Trigger};
+use stillframe::source::{Attachment, CoreSource, FileSource, LiveProcessSource, Source};
+use stillframe::threads::Threads;
 use stillframe::{
-    AddressRange, Attachment, CaptureOptions, CaptureStats, CoreSource, FileSource, GcOptions, Hash,
-    LiveProcessSource, Origin, RegionSize, Snapshot, SnapshotId, Source, Store, Threads, Trigger,
+    AddressRange, CaptureOptions, CaptureStats, GcOptions, Hash, RegionSize, Snapshot, SnapshotId, Store,
 };
 
 /// Runs the script. It must end well.

@@ -1,9 +1,9 @@
 //! Captured memory comes back as it was.
 
-use stillframe::{
-    AddressRange, CaptureOptions, CaptureStats, Error, Frozen, ObjectKind, OneMemory, Ranges, RegionSize,
-    Source, SourceError, Store, StoreError,
-};
+use stillframe::ranges::Ranges;
+use stillframe::source::{Frozen, OneMemory, Source, SourceError};
+use stillframe::store::{ObjectKind, StoreError};
+use stillframe::{AddressRange, CaptureOptions, CaptureStats, Error, RegionSize, Store};
 
 /// Bytes that look like memory: runs of zeros, text, small integers, noise.
 fn memory(length: usize, seed: u64) -> Vec<u8> {

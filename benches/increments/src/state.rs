@@ -6,10 +6,9 @@
 
 use std::ops::Range;
 
-use stillframe::{
-    Access, AddressRange, AddressSpace, Frozen, InPlace, Mapping, MappingKind, Protection, Source,
-    SourceError,
-};
+use stillframe::AddressRange;
+use stillframe::address_space::{AddressSpace, Mapping, MappingKind, Protection};
+use stillframe::source::{Access, Frozen, InPlace, Source, SourceError};
 
 /// Mappings begin and end at multiples of this.
 const PAGE_BYTES: usize = 4096;

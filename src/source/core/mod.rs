@@ -53,7 +53,8 @@ const PHYSICAL: &str = "[physical]";
 /// small file that claims to be large costs time and no more.
 ///
 /// ```no_run
-/// use stillframe::{CaptureOptions, CoreSource, Store};
+/// use stillframe::{CaptureOptions, Store};
+/// use stillframe::source::CoreSource;
 /// let store = Store::open("vault")?;
 /// store.process("web-1").capture(&CoreSource::new("core.4711"), &CaptureOptions::default())?;
 /// # Ok::<(), stillframe::Error>(())

@@ -83,7 +83,7 @@ use crate::units::AddressRange;
 /// captured where it has pages; the rest of such a mapping is not.
 ///
 /// ```
-/// use stillframe::{LiveProcessSource, Source};
+/// use stillframe::source::{LiveProcessSource, Source};
 /// let mut child = std::process::Command::new("sleep").arg("60").spawn()?;
 /// let source = LiveProcessSource::new(child.id());
 /// let frozen = source.open()?;

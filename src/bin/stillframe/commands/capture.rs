@@ -4,10 +4,11 @@ use std::path::{Path, PathBuf};
 
 use clap::{ArgGroup, Args, ValueHint};
 use serde::Serialize;
-use stillframe::{
-    AddressRange, CaptureOptions, Compression, CoreSource, FileSource, LeftOut, LiveProcessSource, OpenCore,
-    Source, Store, Trigger, WhyLeftOut,
+use stillframe::record::Trigger;
+use stillframe::source::{
+    Compression, CoreSource, FileSource, LeftOut, LiveProcessSource, OpenCore, Source, WhyLeftOut,
 };
+use stillframe::{AddressRange, CaptureOptions, Store};
 
 use super::show::source_text;
 use super::stopping::Stopping;

@@ -2,7 +2,9 @@
 
 use clap::Args;
 use serde::Serialize;
-use stillframe::{Mapping, RollbackStats, SnapshotId, Store};
+use stillframe::address_space::Mapping;
+use stillframe::rollback::RollbackStats;
+use stillframe::{SnapshotId, Store};
 
 use super::stopping::Stopping;
 use crate::context::Context;

@@ -2,7 +2,11 @@
 
 use clap::Args;
 use jiff::Timestamp;
-use stillframe::{AttachmentRef, Labels, LeftOut, Mapping, Origin, Snapshot};
+use stillframe::Snapshot;
+use stillframe::address_space::Mapping;
+use stillframe::record::{AttachmentRef, Origin};
+use stillframe::source::LeftOut;
+use stillframe::store::Labels;
 
 use super::snapshot_json::SnapshotJson;
 use crate::context::Context;

@@ -3,7 +3,10 @@
 use std::collections::BTreeMap;
 
 use serde::Serialize;
-use stillframe::{AddressRange, AddressSpace, LeftOut, Origin, Snapshot};
+use stillframe::address_space::AddressSpace;
+use stillframe::record::Origin;
+use stillframe::source::LeftOut;
+use stillframe::{AddressRange, Snapshot};
 
 /// A snapshot; for `show` with its mappings.
 #[derive(Debug, Serialize)]
@@ -95,7 +98,7 @@ impl SnapshotJson {
 
     /// The object with the mappings of its address space, and with the ranges that were left out and why.
     pub(super) fn with_mappings(self, space: &AddressSpace, left_out: &[LeftOut]) -> SnapshotJson {
-        let mapping = |mapping: &stillframe::Mapping| MappingJson {
+        let mapping = |mapping: &stillframe::address_space::Mapping| MappingJson {
             start: mapping.range.start(),
             end: mapping.range.end(),
             protection: mapping.protection.to_string(),

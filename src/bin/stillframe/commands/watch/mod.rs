@@ -18,9 +18,9 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use clap::{ArgGroup, Args, ValueHint};
-use stillframe::{
-    CaptureOptions, CaptureStats, Error, LiveProcessSource, Progress, SourceError, Store, Trigger,
-};
+use stillframe::record::Trigger;
+use stillframe::source::{LiveProcessSource, SourceError};
+use stillframe::{CaptureOptions, CaptureStats, Error, Progress, Store};
 
 use super::capture::{file_name, name_of_process};
 use super::stopping::Stopping;
