@@ -17,7 +17,7 @@
 //! let store = Store::options().create(&path)?;                // or Store::open(&path)
 //!
 //! let memory = vec![7u8; 1 << 20];                            // or FileSource, LiveProcessSource
-//! let taken = store.process("web-1").capture(&memory, &CaptureOptions::default())?;
+//! let taken = store.process("web-1").capture(&memory, &CaptureOptions::new())?;
 //!
 //! let map = store.restore(taken.id)?.into_mapping()?;         // or into_slice, into_file, into_core
 //! assert_eq!(map[..], memory[..]);
@@ -28,7 +28,7 @@
 //! }
 //!
 //! store.forget(&[taken.id])?;
-//! let freed = store.gc(&GcOptions::default())?.freed_bytes;
+//! let freed = store.gc(&GcOptions::new())?.freed_bytes;
 //! # assert!(freed > 0);
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
@@ -48,11 +48,12 @@
 //!
 //! # Where to start
 //!
-//! - *Capture*: [`Process::capture`] takes any [`Source`]: bytes, [`FileSource`], [`LiveProcessSource`]
-//!   (a live process), [`CoreSource`] (a core file), [`LiveMemory`] (memory of this process that
+//! - *Capture*: [`Process::capture`] takes any [`Source`](source::Source): bytes,
+//!   [`FileSource`](source::FileSource), [`LiveProcessSource`](source::LiveProcessSource)
+//!   (a live process), [`CoreSource`](source::CoreSource) (a core file), [`LiveMemory`] (memory of this process that
 //!   others write meanwhile).
 //! - *Dirty tracking*: a further snapshot stores only what changed. It also takes time only for
-//!   that when the dirty pages are known. [`DirtyRanges`] takes the dirty ranges or the dirty bitmap
+//!   that when the dirty pages are known. [`DirtyRanges`](track::DirtyRanges) takes the dirty ranges or the dirty bitmap
 //!   of a hypervisor. [`LiveMemory`] uses the kernel's write protection. [`Process::start_capture`]
 //!   returns as soon as the dirty memory is copied.
 //! - *Restore*: [`Store::restore`] decodes into a mapping, a slice or a file.
@@ -64,15 +65,20 @@
 //!   engines.
 //! - *The past*: [`Store::diff`] and [`Store::history`] compare snapshots without restoring them.
 //!
+//! The root of the crate has what is used daily. Each verb and each kind of thing has a module, with its
+//! options, its report and its error: [`source`], [`capture`], [`track`]; [`restore`], [`lazy`], [`template`],
+//! [`rollback`], [`coredump`]; [`store`], [`snapshot`], [`record`], [`diff`], [`history`]; [`forget`], [`gc`];
+//! [`verify`], [`repair`], [`migrate`].
+//!
 //! # Threads and processes
 //!
 //! A [`Store`] is `Send + Sync`. Captures of different processes run in parallel; captures of the
 //! same process queue. One process of the operating system owns a store at a time. Another one that
-//! opens it gets [`StoreError::Owned`], or waits ([`StoreOptions::wait`]).
+//! opens it gets [`StoreError::Owned`](store::StoreError::Owned), or waits ([`StoreOptions::wait`]).
 //!
 //! # Guarantees
 //!
-//! When [`Process::capture`] or [`PendingCapture::wait`] returns, the snapshot is durable. Every
+//! When [`Process::capture`] or [`PendingCapture::wait`](capture::PendingCapture::wait) returns, the snapshot is durable. Every
 //! read is checked. A crash at any moment loses nothing acknowledged. `docs/reliability.md` names
 //! the test behind each guarantee, `docs/design.md` explains the mechanisms, `docs/format.md`
 //! specifies the files; on docs.rs they are in the module `docs`.
@@ -168,7 +174,7 @@ mod workers;
 /// # let path = dir.path().join("vault");
 /// let store = Store::options().create(&path)?;
 /// let _watching = watch(&path, Arc::new(NothingIsDurable));
-/// assert!(store.process("web-1").capture(&[7; 1000], &CaptureOptions::default()).is_err());
+/// assert!(store.process("web-1").capture(&[7; 1000], &CaptureOptions::new()).is_err());
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 #[cfg(feature = "fault-injection")]

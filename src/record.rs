@@ -16,15 +16,35 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use crate::hash::Hash;
-use crate::units::RegionSize;
+use crate::units::{RegionSize, UnitError};
 
 /// The id of a snapshot: the BLAKE3 of its encoded record, shown as 64 hex digits.
+///
+/// ```
+/// use stillframe::{CaptureOptions, SnapshotId, Store};
+/// # let dir = tempfile::tempdir()?;
+/// # let store = Store::options().create(dir.path().join("vault"))?;
+/// let taken = store.process("web-1").capture(&[7; 1000], &CaptureOptions::new())?;
+/// let kept: String = taken.id.to_string();
+/// let id: SnapshotId = kept.parse()?;
+/// assert_eq!(store.restore(id)?.into_mapping()?[..], [7; 1000]);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct SnapshotId(pub Hash);
 
 impl fmt::Display for SnapshotId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         fmt::Display::fmt(&self.0, f)
+    }
+}
+
+impl FromStr for SnapshotId {
+    type Err = UnitError;
+
+    /// The id with all its digits; [`Store::find`](crate::Store::find) also takes a prefix.
+    fn from_str(text: &str) -> Result<SnapshotId, UnitError> {
+        text.parse().map(SnapshotId)
     }
 }
 

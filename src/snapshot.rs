@@ -141,14 +141,9 @@ impl Store {
             return Err(bad("an id has 64 hex digits, this has more"));
         }
         let bound = |filler: &str| {
-            let digits = format!("{text}{}", filler.repeat(2 * Hash::BYTES - text.len()));
-            let mut hash = Hash::ZERO;
-            for (at, byte) in hash.0.iter_mut().enumerate() {
-                *byte = u8::from_str_radix(&digits[2 * at..2 * at + 2], 16).unwrap_or(0);
-            }
-            SnapshotId(hash)
+            format!("{text}{}", filler.repeat(2 * Hash::BYTES - text.len())).parse::<SnapshotId>()
         };
-        let candidates: Vec<SnapshotId> = catalog.live_between(bound("0"), bound("f")).copied().collect();
+        let candidates: Vec<SnapshotId> = catalog.live_between(bound("0")?, bound("f")?).copied().collect();
         match candidates[..] {
             [] => Err(none().into()),
             [id] => Ok(id),

@@ -197,6 +197,12 @@ pub enum UnitError {
         /// The text given.
         text: String,
     },
+    /// Not 64 hex digits.
+    #[error("expected a hash or an id as 64 hex digits, found {text:?}")]
+    UnreadableHash {
+        /// The beginning of the text given.
+        text: String,
+    },
 }
 
 #[cfg(not(target_pointer_width = "64"))]

@@ -11,7 +11,7 @@
 //! if its memory is more than the staging buffer do the workers begin while it is still paused. Where a
 //! tracker knows what changed since the parent, only that is copied.
 //!
-//! [`begin`] does what needs the source, [`Begun::finish`] the rest. Each file of this folder uses those below it only:
+//! `begin` does what needs the source, `Begun::finish` the rest. Each file of this folder uses those below it only:
 //!
 //! | file | what is done there |
 //! |---|---|

@@ -306,6 +306,7 @@ fn read(store: &Store, is_forged: bool) {
 mod tests {
     use super::*;
     use crate::store::read::{Check, Reader};
+    use crate::verify::ProblemKind;
 
     /// Otherwise the target would exercise only damage.
     #[test]
@@ -342,7 +343,9 @@ mod tests {
             named.sort();
             ids.sort();
             assert_eq!(named, ids, "{report:?}");
-            assert!(report.problems.iter().all(|it| it.kind == "table" && it.detail.contains("expected")));
+            assert!(report.problems.iter().all(
+                |it| it.kind == ProblemKind::Object(ObjectKind::Table) && it.detail.contains("expected")
+            ));
         }
     }
 

@@ -184,7 +184,10 @@ fn an_undecodable_record_is_damage_and_its_pack_stays_until_a_repair() {
         let store = Store::open(&path).unwrap();
         let problems = store.verify(&Default::default()).unwrap().problems;
         assert_eq!(problems.len(), 1, "{problems:?}");
-        assert_eq!((&*problems[0].kind, &problems[0].snapshots[..]), ("record", &[id][..]));
+        assert_eq!(
+            (problems[0].kind.to_string(), &problems[0].snapshots[..]),
+            ("record".to_owned(), &[id][..])
+        );
         let everything = GcOptions::new().max_unused_percent(0);
         store.gc(&everything).unwrap();
         assert!(before.iter().all(|pack| pack.exists()), "{:?}", packs());

@@ -259,7 +259,7 @@ pub enum SourceError {
         /// For how long threads were paused for nothing.
         paused: Duration,
     },
-    /// It was given up, as its [`Progress`](crate::Progress) was cancelled. All threads go on.
+    /// It was given up, as its [`Progress`] was cancelled. All threads go on.
     #[error("interrupted before the source was opened; nothing was changed")]
     Interrupted,
     /// The process cannot be captured whoever asks.

@@ -5,6 +5,8 @@ mod sample;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, hash_map};
 
+use std::fmt;
+
 use rayon::prelude::*;
 
 use crate::codec::{self, Encoding};
@@ -91,8 +93,9 @@ pub struct VerifyReport {
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
 #[non_exhaustive]
 pub struct Problem {
-    /// What it concerns: the name of a [`ObjectKind`], or `pack` for bytes that are no object.
-    pub kind: String,
+    /// What it concerns.
+    #[serde(serialize_with = "crate::report::text")]
+    pub kind: ProblemKind,
     /// The object's hash, or the file and byte.
     pub object: String,
     /// The snapshots that cannot be restored for it; none if nothing needs it.
@@ -100,6 +103,25 @@ pub struct Problem {
     pub snapshots: Vec<SnapshotId>,
     /// What is wrong.
     pub detail: String,
+}
+
+/// What a [`Problem`] concerns. As text it is the [name](ObjectKind::name) of the object's kind, or `pack`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum ProblemKind {
+    /// An object.
+    Object(ObjectKind),
+    /// A pack file, or bytes in it that are no object.
+    Pack,
+}
+
+impl fmt::Display for ProblemKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            ProblemKind::Object(kind) => kind.name(),
+            ProblemKind::Pack => "pack",
+        })
+    }
 }
 
 /// How many bytes of hashes a snapshot refers to.
@@ -206,9 +228,9 @@ impl<'a> Verification<'a> {
             .into_iter()
             .map(|(subject, (detail, snapshots))| {
                 let (kind, object) = match subject {
-                    Subject::Object(kind, hash) => (kind.name().to_owned(), hash.to_string()),
+                    Subject::Object(kind, hash) => (ProblemKind::Object(kind), hash.to_string()),
                     Subject::Bytes { pack, offset_bytes } => {
-                        ("pack".to_owned(), format!("{pack} at byte {offset_bytes}"))
+                        (ProblemKind::Pack, format!("{pack} at byte {offset_bytes}"))
                     }
                 };
                 Problem { kind, object, snapshots: snapshots.into_iter().collect(), detail }

@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use stillframe::repair::RepairOptions;
+use stillframe::verify::ProblemKind;
 use stillframe::{CaptureOptions, GcOptions, SnapshotId, Store};
 
 use crate::noise::noise;
@@ -49,7 +50,7 @@ fn assert_told(path: &Path, pack: &str, says: &str, gone: &[SnapshotId]) {
     for round in 0..3 {
         let store = Store::open(path).unwrap();
         let problems = verify(&store).problems;
-        let told = problems.iter().find(|it| it.kind == "pack" && it.object.starts_with(pack));
+        let told = problems.iter().find(|it| it.kind == ProblemKind::Pack && it.object.starts_with(pack));
         let told = told.unwrap_or_else(|| panic!("round {round}: {problems:?}"));
         assert!(told.detail.contains(says), "{told:?}");
         assert!(gone.iter().all(|id| told.snapshots.contains(id)), "{gone:?} in {told:?}");

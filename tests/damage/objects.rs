@@ -4,7 +4,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use stillframe::repair::RepairOptions;
 use stillframe::store::ObjectKind;
-use stillframe::verify::VerifyOptions;
+use stillframe::verify::{ProblemKind, VerifyOptions};
 use stillframe::{Error, GcOptions, Store};
 
 use crate::vault::*;
@@ -111,7 +111,7 @@ fn repeated_samples_find_it_in_the_end_and_blame_the_right_snapshots() {
         let mut samples = std::iter::repeat_with(|| store.verify(&options).unwrap());
         let report = samples.by_ref().take(100).find(|report| !report.problems.is_empty()).unwrap();
         let [problem] = &report.problems[..] else { panic!("{report:?}") };
-        assert_eq!((&*problem.kind, &*problem.object), (kind.name(), &*object.hash.to_string()));
+        assert_eq!((problem.kind, &*problem.object), (ProblemKind::Object(kind), &*object.hash.to_string()));
         assert_eq!(vault.named(&report), needed_by);
     }
 }

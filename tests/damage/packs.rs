@@ -1,6 +1,7 @@
 //! Whole packs: damaged headers, packs that are gone.
 
 use stillframe::repair::RepairOptions;
+use stillframe::verify::ProblemKind;
 use stillframe::{CaptureOptions, Error, GcOptions, RegionSize, Store};
 
 use crate::noise::noise;
@@ -16,7 +17,7 @@ fn a_pack_with_a_damaged_header_is_named_left_alone_and_brought_back_by_repair()
         assert_eq!(store.snapshots().len(), 0);
         let report = verify(&store);
         let [problem] = &report.problems[..] else { panic!("byte {at}: {report:?}") };
-        assert!(problem.kind == "pack" && problem.object.contains("00000001.pack"), "{problem:?}");
+        assert!(problem.kind == ProblemKind::Pack && problem.object.contains("00000001.pack"), "{problem:?}");
         // Life goes on, in another pack.
         let id = store.process("e").capture(&memory("b1"), &CaptureOptions::default()).unwrap().id;
         assert!(read(&store, id).unwrap().0 == memory("b1"));
@@ -46,7 +47,7 @@ fn a_pack_of_nothing_but_zeros_is_named_kept_and_set_aside_by_repair() {
         vault.assert_whole(&store);
         let report = verify(&store);
         let [problem] = &report.problems[..] else { panic!("{report:?}") };
-        assert!(problem.kind == "pack" && problem.object.contains("00000099.pack"), "{problem:?}");
+        assert!(problem.kind == ProblemKind::Pack && problem.object.contains("00000099.pack"), "{problem:?}");
         drop(store);
         assert!(std::fs::read(&zeros).unwrap() == content);
 

@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 
 use stillframe::repair::RepairOptions;
 use stillframe::store::ObjectKind;
+use stillframe::verify::ProblemKind;
 use stillframe::{CaptureOptions, SnapshotId, Store};
 
 use crate::facts::fact;
@@ -124,7 +125,8 @@ fn a_pack_cut_into_what_was_acknowledged_costs_what_lay_there_alone() {
     }
     capture(&store, "b1");
     let problems = verify(&store).problems;
-    let told = problems.iter().find(|it| it.kind == "pack" && it.detail.contains("was cut to")).unwrap();
+    let told =
+        problems.iter().find(|it| it.kind == ProblemKind::Pack && it.detail.contains("was cut to")).unwrap();
     assert_eq!(vault.names(told.snapshots.clone()), ["b1", "c1"]);
     drop(store);
     Store::repair(&vault.path, &RepairOptions::default()).unwrap();
@@ -167,7 +169,7 @@ fn bytes_behind_a_pack_that_is_not_the_last_one_are_damage_and_no_torn_tail() {
             let store = Store::open(&path).unwrap();
             let problems = verify(&store).problems;
             assert_eq!(problems.len(), 1, "{tail:?}, the index lost: {index_is_lost}: {problems:?}");
-            assert_eq!((&*problems[0].kind, &problems[0].snapshots[..]), ("pack", &[][..]));
+            assert_eq!((problems[0].kind, &problems[0].snapshots[..]), (ProblemKind::Pack, &[][..]));
             drop(store);
             let report = Store::repair(&path, &RepairOptions::default()).unwrap();
             assert_eq!((report.damaged.len(), &report.lost_snapshots[..]), (1, &[][..]), "{report:?}");

@@ -98,6 +98,6 @@ fn problem_text(output: &Output, problem: &Problem) -> String {
             format!("needed by {}{more}", shown.join(" "))
         }
     };
-    let kind = output.styled(Style::Bad, &human::plain(&problem.kind));
+    let kind = output.styled(Style::Bad, &problem.kind.to_string());
     format!("{kind} {}: {}; {needed_by}\n", human::plain(&problem.object), human::plain(&problem.detail))
 }
