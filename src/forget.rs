@@ -19,6 +19,21 @@ use crate::store::error::StoreError;
 /// Which snapshots to keep, for each process separately. A snapshot is kept if any rule keeps it;
 /// without any rule, none is kept. Snapshots with a time in the future are ignored: they are kept,
 /// and no rule counts them.
+///
+/// ```
+/// use stillframe::forget::KeepPolicy;
+/// use stillframe::{CaptureOptions, Store};
+/// # let dir = tempfile::tempdir()?;
+/// # let store = Store::options().create(dir.path().join("vault"))?;
+/// let process = store.process("web-1");
+/// for step in 0..5 {
+///     process.capture(&vec![step; 100_000], &CaptureOptions::new())?;
+/// }
+/// let plan = store.plan_forget(&KeepPolicy::new().last(2), Some("web-1"))?;
+/// store.forget(&plan.forget)?;
+/// assert_eq!(process.snapshots().len(), 2);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct KeepPolicy {

@@ -12,6 +12,20 @@ use crate::store::error::StoreError;
 use crate::text::{is_control, shorten};
 
 /// A named line of snapshots in a store.
+///
+/// ```
+/// use stillframe::{CaptureOptions, Store};
+/// # let dir = tempfile::tempdir()?;
+/// # let store = Store::options().create(dir.path().join("vault"))?;
+/// let process = store.process("web-1");
+/// for step in 0..3 {
+///     process.capture(&vec![step; 100_000], &CaptureOptions::new())?;
+/// }
+/// let first = &process.snapshots()[0];
+/// assert_eq!(store.restore(first.id())?.into_mapping()?[0], 0);
+/// assert_eq!(process.latest(), Some(process.snapshots()[2].id()));
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Clone, Debug)]
 pub struct Process<'a> {
     store: &'a Store,

@@ -36,6 +36,20 @@ const CLEAR_BYTES: usize = 8 << 20;
 /// A restore produces its *image*: the bytes of all captured mappings, one after another in address
 /// order. [`AddressSpace::captured`] gives the position of each mapping. Memory that was excluded
 /// or could not be read is zeros.
+///
+/// ```
+/// use stillframe::{CaptureOptions, Store};
+/// # let dir = tempfile::tempdir()?;
+/// # let store = Store::options().create(dir.path().join("vault"))?;
+/// let taken = store.process("web-1").capture(&vec![7; 1 << 20], &CaptureOptions::new())?;
+/// let mut memory = vec![0; 1 << 20];
+/// store.restore(taken.id)?.into_slice(&mut memory)?;
+/// assert_eq!(memory[5000], 7);
+/// # let path = dir.path().join("image");
+/// let stats = store.restore(taken.id)?.overwrite(true).into_file(&path)?;
+/// assert_eq!(stats.bytes, 1 << 20);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 pub struct Restore<'a> {
     pub(crate) shared: &'a Arc<Shared>,
     pub(crate) pinned: Pinned,

@@ -23,6 +23,18 @@ const MIN_PREFIX_DIGITS: usize = 4;
 
 /// A snapshot in a store. While this value exists, gc does not remove the snapshot, even if it is
 /// forgotten.
+///
+/// ```
+/// use stillframe::{CaptureOptions, Store};
+/// # let dir = tempfile::tempdir()?;
+/// # let store = Store::options().create(dir.path().join("vault"))?;
+/// let taken = store.process("web-1").capture(&vec![7; 1 << 20], &CaptureOptions::new())?;
+/// let snapshot = store.snapshot(taken.id)?;
+/// let mut bytes = Vec::new();
+/// snapshot.read_range("100..104".parse()?, &mut bytes)?;
+/// assert_eq!((snapshot.process(), &bytes[..]), ("web-1", &[7; 4][..]));
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 pub struct Snapshot<'a> {
     shared: &'a Shared,
     pinned: Pinned,

@@ -33,6 +33,18 @@ use full_disk::FullDisk;
 use mark::{Marking, live_snapshots};
 
 /// How to collect.
+///
+/// ```
+/// use stillframe::{CaptureOptions, GcOptions, Store};
+/// # let dir = tempfile::tempdir()?;
+/// # let store = Store::options().create(dir.path().join("vault"))?;
+/// let taken = store.process("web-1").capture(&vec![7; 1 << 20], &CaptureOptions::new())?;
+/// store.forget(&[taken.id])?;
+/// let expected = store.gc(&GcOptions::new().dry_run(true))?;
+/// let stats = store.gc(&GcOptions::new())?;
+/// assert!(stats.freed_bytes > 0 && expected.freed_bytes > 0);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct GcOptions {

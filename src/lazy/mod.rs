@@ -82,6 +82,19 @@ pub enum Filled {
 ///
 /// When it is filled it is memory like any other, and the threads, the snapshot and the store are let go.
 /// Dropping it ends the threads first, within the time that one region takes.
+///
+/// ```
+/// use stillframe::lazy::Fill;
+/// use stillframe::{CaptureOptions, Store};
+/// # let dir = tempfile::tempdir()?;
+/// # let store = Store::options().create(dir.path().join("vault"))?;
+/// let taken = store.process("web-1").capture(&vec![7; 1 << 20], &CaptureOptions::new())?;
+/// match store.restore(taken.id)?.into_lazy(Fill::Background) {
+///     Ok(memory) => assert_eq!(memory[5000], 7), // read at this access, if it was not filled before
+///     Err(error) => println!("{error}"),         // userfaultfd is not available
+/// }
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 pub struct LazyMapping {
     /// None if nothing is missing. Dropped before the memory is unmapped.
     serving: Option<Serving>,

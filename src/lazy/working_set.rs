@@ -22,6 +22,14 @@ use crate::units::AddressRange;
 ///
 /// [`LazyMapping::touched`]: crate::lazy::LazyMapping::touched
 /// [`CaptureOptions::attachments`]: crate::CaptureOptions::attachments
+///
+/// ```
+/// use stillframe::lazy::WorkingSet;
+/// let set = WorkingSet::new(vec!["4096..8192".parse()?, "0..4096".parse()?]);
+/// let kept = set.to_attachment()?;
+/// assert_eq!(WorkingSet::from_attachment(&kept.bytes)?, set);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct WorkingSet {
     ranges: Vec<AddressRange>,

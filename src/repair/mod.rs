@@ -48,6 +48,17 @@ use salvage::salvage;
 use set_aside::SetAside;
 
 /// How to repair.
+///
+/// ```
+/// use stillframe::repair::RepairOptions;
+/// use stillframe::Store;
+/// # let dir = tempfile::tempdir()?;
+/// # let path = dir.path().join("vault");
+/// # drop(Store::options().create(&path)?);
+/// let report = Store::repair(&path, &RepairOptions::new().dry_run(true))?;
+/// assert!(!report.index_rebuilt);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Clone, Debug, Default)]
 #[non_exhaustive]
 pub struct RepairOptions {

@@ -58,6 +58,60 @@ pub use tracked::{SourceExt, Tracked};
 ///
 /// Implemented by `[u8]` and `Vec<u8>` (bytes of this process), [`LiveMemory`] (bytes that others
 /// write), [`FileSource`], [`CoreSource`] and [`LiveProcessSource`].
+///
+/// A source of one memory is shorter to write: see [`OneMemory`]. One with several mappings:
+///
+/// ```
+/// use stillframe::address_space::{AddressSpace, Mapping, MappingKind, Protection};
+/// use stillframe::source::{Access, Frozen, InPlace, Source, SourceError};
+/// use stillframe::{AddressRange, CaptureOptions, Store};
+///
+/// /// Two segments of an emulator, each at its guest address.
+/// struct Guest {
+///     space: AddressSpace,
+///     segments: [Vec<u8>; 2],
+/// }
+///
+/// impl Source for Guest {
+///     fn open(&self) -> Result<Box<dyn Frozen + '_>, SourceError> {
+///         Ok(Box::new(self))
+///     }
+/// }
+///
+/// impl Frozen for &Guest {
+///     fn address_space(&self) -> &AddressSpace {
+///         &self.space
+///     }
+///
+///     fn access(&self) -> Access<'_> {
+///         Access::InPlace(*self)
+///     }
+/// }
+///
+/// impl InPlace for Guest {
+///     fn bytes(&self, mapping_index: usize) -> &[u8] {
+///         &self.segments[mapping_index]
+///     }
+/// }
+///
+/// let mapping = |start, name: &str| Mapping {
+///     range: AddressRange::with_length(start, 8192).expect("it ends below the last address"),
+///     protection: Protection { read: true, write: true, ..Protection::default() },
+///     kind: MappingKind::Anonymous,
+///     name: name.to_owned(),
+///     file_offset_bytes: 0,
+///     captured: true,
+/// };
+/// let space = AddressSpace::new(vec![mapping(0x1000, "ram"), mapping(0x10_0000, "rom")])?;
+/// let guest = Guest { space, segments: [vec![1; 8192], vec![2; 8192]] };
+/// # let dir = tempfile::tempdir()?;
+/// # let store = Store::options().create(dir.path().join("vault"))?;
+/// let taken = store.process("guest").capture(&guest, &CaptureOptions::new())?;
+/// let mut bytes = Vec::new();
+/// store.snapshot(taken.id)?.read_range("0x100000..0x100004".parse()?, &mut bytes)?;
+/// assert_eq!(bytes, [2; 4]);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 pub trait Source {
     /// Opens the source for one capture. A live process stands still from here until
     /// [`Frozen::release`].

@@ -95,6 +95,18 @@ pub struct Store {
 }
 
 /// How to create or open a store. See [`Store::options`].
+///
+/// ```
+/// use std::time::Duration;
+/// use stillframe::{RegionSize, Store};
+/// # let dir = tempfile::tempdir()?;
+/// # let path = dir.path().join("vault");
+/// let store = Store::options().region_size(RegionSize::new(4096)?).create(&path)?;
+/// drop(store);
+/// let store = Store::options().wait(Duration::from_secs(5)).open(&path)?;
+/// assert_eq!(store.info().region_size.bytes(), 4096);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Clone, Debug, Default)]
 pub struct StoreOptions {
     region_size: RegionSize,

@@ -37,6 +37,77 @@ pub(crate) use write_protection::WriteProtection;
 ///
 /// [`LiveMemory::track_writes`]: crate::LiveMemory::track_writes
 /// [`LiveProcessSource::track_writes`]: crate::source::LiveProcessSource::track_writes
+///
+/// [`DirtyRanges`] does this for whoever can mark what is written. A tracker of one's own:
+///
+/// ```
+/// use std::sync::{Arc, Mutex};
+/// use stillframe::address_space::AddressSpace;
+/// use stillframe::ranges::Ranges;
+/// use stillframe::source::SourceExt;
+/// use stillframe::track::{DirtySet, RescanReason, TrackError, TrackMethod, Tracker, Tracking};
+/// use stillframe::{CaptureOptions, SnapshotId, Store};
+///
+/// /// An interpreter that notes each store instruction. Its memory is one mapping.
+/// #[derive(Clone, Default)]
+/// struct WriteLog(Arc<Mutex<State>>);
+///
+/// #[derive(Default)]
+/// struct State {
+///     written: Ranges,
+///     /// What was taken and is in no durable snapshot yet, with the number of its take.
+///     taken: Vec<(u64, Ranges)>,
+///     takes: u64,
+///     basis: Option<SnapshotId>,
+/// }
+///
+/// impl Tracker for WriteLog {
+///     fn method(&self) -> TrackMethod {
+///         TrackMethod::DirtyRanges
+///     }
+///
+///     fn take(&self, _: &AddressSpace, since: Option<SnapshotId>) -> Result<DirtySet, TrackError> {
+///         let mut state = self.0.lock().unwrap();
+///         let (number, written) = (state.takes, std::mem::take(&mut state.written));
+///         state.takes += 1;
+///         state.taken.push((number, written));
+///         let changes = match (since, state.basis) {
+///             (None, _) => Err(RescanReason::NoParent),
+///             (Some(_), None) => Err(RescanReason::JustBegun),
+///             (Some(since), Some(basis)) if since != basis => Err(RescanReason::OtherParent),
+///             // Also the takes before, unless they are in the snapshot that this refers to.
+///             _ => Ok(vec![state.taken.iter().fold(Ranges::default(), |all, (_, it)| all.union(it))]),
+///         };
+///         Ok(DirtySet { number, changes })
+///     }
+///
+///     fn committed(&self, number: u64, id: SnapshotId) {
+///         let mut state = self.0.lock().unwrap();
+///         // One that is older than the last committed take comes too late.
+///         if state.taken.iter().any(|(taken, _)| *taken == number) {
+///             state.taken.retain(|(taken, _)| *taken > number);
+///             state.basis = Some(id);
+///         }
+///     }
+///
+///     fn estimate_bytes(&self) -> u64 {
+///         self.0.lock().unwrap().written.length_bytes()
+///     }
+/// }
+///
+/// # let dir = tempfile::tempdir()?;
+/// # let store = Store::options().create(dir.path().join("vault"))?;
+/// let (log, process) = (WriteLog::default(), store.process("interpreter"));
+/// let mut memory = vec![0; 1 << 20];
+/// let capture = |memory: &[u8]| process.capture(&memory.tracked_by(&log), &CaptureOptions::new());
+/// capture(&memory)?;
+/// memory[70_000] = 1;
+/// log.0.lock().unwrap().written.insert(70_000..70_001);
+/// let taken = capture(&memory)?;
+/// assert_eq!(taken.tracking, Tracking::By(TrackMethod::DirtyRanges));
+/// assert_eq!(store.restore(taken.id)?.into_mapping()?[70_000], 1);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 pub trait Tracker: Send + Sync {
     /// How it knows.
     fn method(&self) -> TrackMethod;

@@ -30,6 +30,17 @@ use crate::store::{OpenStore, Store};
 use crate::sync::Mutex;
 
 /// What to verify. The default is everything.
+///
+/// ```
+/// use stillframe::verify::VerifyOptions;
+/// use stillframe::{CaptureOptions, Store};
+/// # let dir = tempfile::tempdir()?;
+/// # let store = Store::options().create(dir.path().join("vault"))?;
+/// let taken = store.process("web-1").capture(&vec![7; 1 << 20], &CaptureOptions::new())?;
+/// let report = store.verify(&VerifyOptions::new().snapshots([taken.id]))?;
+/// assert!(report.problems.is_empty() && report.checked_objects > 0);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Clone, Debug, Default)]
 #[non_exhaustive]
 pub struct VerifyOptions {
