@@ -87,6 +87,7 @@
 //!
 //! - `cli` (default): what the `stillframe` command needs. Use `default-features = false` for the
 //!   library alone.
+//! - `conformance`: tests that each implementation of `Source` and of `Tracker` can run.
 //! - `fault-injection`: for tests, of this crate and of yours; see the module of that name. Do not
 //!   ship it.
 //! - `fuzzing`: what the fuzz targets of this crate call. Do not ship it.
@@ -100,6 +101,8 @@ struct Readme;
 pub mod address_space;
 pub mod capture;
 pub mod codec;
+#[cfg(feature = "conformance")]
+pub mod conformance;
 pub mod coredump;
 mod delta;
 mod descriptors;
