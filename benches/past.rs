@@ -7,7 +7,10 @@
 
 use std::time::{Duration, Instant};
 
-use stillframe::{AddressRange, CaptureOptions, DiffOptions, HostRanges, SourceExt, Store};
+use stillframe::diff::DiffOptions;
+use stillframe::source::SourceExt;
+use stillframe::track::DirtyRanges;
+use stillframe::{AddressRange, CaptureOptions, Store};
 
 const PAGE_BYTES: usize = 4096;
 const ROUNDS: usize = 11;
@@ -56,7 +59,7 @@ fn history(length: usize, snapshots: usize) {
     let mut memory = memory(length);
     let at = length / 3 / PAGE_BYTES * PAGE_BYTES + 128;
     let range = AddressRange::with_length(at as u64, 8).unwrap();
-    let changes = HostRanges::new(length as u64);
+    let changes = DirtyRanges::new(length as u64);
     for count in 1..=snapshots as u64 {
         memory[at..at + 8].copy_from_slice(&count.to_le_bytes());
         changes.mark(range).unwrap();

@@ -12,10 +12,11 @@ use std::process::{ChildStdin, ChildStdout, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use memmap2::MmapMut;
-use stillframe::{
-    AddressRange, CaptureOptions, Check, HostRanges, LiveMemory, ProcessSource, RollBackStats, SourceExt,
-    Store,
-};
+use stillframe::rollback::RollbackStats;
+use stillframe::source::{LiveProcessSource, SourceExt};
+use stillframe::store::Check;
+use stillframe::track::DirtyRanges;
+use stillframe::{AddressRange, CaptureOptions, LiveMemory, Store};
 
 const PAGE_BYTES: usize = 4096;
 const REGION_BYTES: usize = 16 * 1024;
@@ -42,7 +43,7 @@ fn memory(length: usize, scattered: bool) {
     let mut memory = MmapMut::map_anon(length).unwrap();
     fill(&mut memory);
     let options = CaptureOptions::default();
-    let host = HostRanges::new(length as u64);
+    let host = DirtyRanges::new(length as u64);
     let id = store.process("host").capture(&memory[..].tracked_by(&host), &options).unwrap().id;
 
     let mut state = (&mut memory, 7u64);
@@ -53,7 +54,7 @@ fn memory(length: usize, scattered: bool) {
             }
         };
         let found = rounds(&mut state, marked, |(memory, _)| {
-            store.roll_back(id).unwrap().check(check).tracked_by(&host).slice(memory).unwrap()
+            store.rollback(id).unwrap().check(check).tracked_by(&host).slice(memory).unwrap()
         });
         report(&format!("host ranges, {check:?}"), found);
     }
@@ -61,13 +62,13 @@ fn memory(length: usize, scattered: bool) {
         scatter(memory, random, scattered);
     };
     let found =
-        rounds(&mut state, unmarked, |(memory, _)| store.roll_back(id).unwrap().slice(memory).unwrap());
+        rounds(&mut state, unmarked, |(memory, _)| store.rollback(id).unwrap().slice(memory).unwrap());
     report("all compared, Full", found);
     let live = LiveMemory::new(state.0.as_ptr(), length).track_writes().unwrap();
     let id = store.process("live").capture(&live, &options).unwrap().id;
     for check in [Check::Full, Check::Checksum] {
         let found = rounds(&mut state, unmarked, |(memory, _)| {
-            store.roll_back(id).unwrap().check(check).live(&live, memory).unwrap()
+            store.rollback(id).unwrap().check(check).live(&live, memory).unwrap()
         });
         report(&format!("write protection, {check:?}"), found);
     }
@@ -86,8 +87,8 @@ fn memory(length: usize, scattered: bool) {
 fn rounds<S>(
     state: &mut S,
     before: impl Fn(&mut S),
-    round: impl Fn(&mut S) -> RollBackStats,
-) -> Vec<(RollBackStats, Duration)> {
+    round: impl Fn(&mut S) -> RollbackStats,
+) -> Vec<(RollbackStats, Duration)> {
     (0..ROUNDS)
         .map(|_| {
             before(state);
@@ -97,7 +98,7 @@ fn rounds<S>(
         .collect()
 }
 
-fn report(what: &str, mut found: Vec<(RollBackStats, Duration)>) {
+fn report(what: &str, mut found: Vec<(RollbackStats, Duration)>) {
     found.sort_by_key(|(_, cpu)| *cpu);
     let cpu = found[found.len() / 2].1;
     found.sort_by_key(|(stats, _)| stats.elapsed);
@@ -129,14 +130,15 @@ fn process(gibibytes: usize) {
         .unwrap();
     let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
     lines.next().unwrap().unwrap();
-    let source = ProcessSource::new(child.id());
+    let source = LiveProcessSource::new(child.id());
     let id = store.process("child").capture(&source, &CaptureOptions::default()).unwrap().id;
     let mut ends = (child.stdin.take().unwrap(), lines);
     let scatter = |(input, lines): &mut (ChildStdin, Lines<BufReader<ChildStdout>>)| {
         writeln!(input, "scatter").unwrap();
         lines.next().unwrap().unwrap();
     };
-    let found = rounds(&mut ends, scatter, |_| store.roll_back(id).unwrap().process(source.pid()).unwrap());
+    let found =
+        rounds(&mut ends, scatter, |_| store.rollback(id).unwrap().live_process(source.pid()).unwrap());
     report("all compared, Full", found);
     child.kill().unwrap();
     child.wait().unwrap();

@@ -98,6 +98,14 @@ pub struct Mapping {
 }
 
 /// The ordered mappings of a process, and the ranges whose bytes were left out.
+///
+/// ```
+/// use stillframe::address_space::AddressSpace;
+/// let space = AddressSpace::image("linear memory", 65_536);
+/// assert_eq!(space.mappings()[0].range, "0..65536".parse()?);
+/// assert_eq!(space.image_bytes(), 65_536);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "StoredAddressSpace")]
 pub struct AddressSpace {

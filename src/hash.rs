@@ -3,16 +3,28 @@
 //! bytes. It is the address of every object.
 
 use std::fmt;
+use std::str::FromStr;
 
 use blake3::IncrementCounter;
 use blake3::platform::Platform;
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+use crate::units::UnitError;
 
 /// The full BLAKE3 hash of some plain bytes.
 ///
 /// The all-zero value is never the hash of stored bytes. It stands for a region (or a table) of
 /// zeros, which is recorded but not stored.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+///
+/// As text, also in formats that people read, such as JSON, it is 64 hex digits:
+///
+/// ```
+/// use stillframe::Hash;
+/// let hash = Hash::of(b"memory");
+/// assert_eq!(hash.to_string().parse::<Hash>()?, hash);
+/// # Ok::<(), stillframe::units::UnitError>(())
+/// ```
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Hash(pub [u8; 32]);
 
 impl Hash {
@@ -53,6 +65,45 @@ impl fmt::Debug for Hash {
         fmt::Display::fmt(self, f)
     }
 }
+
+impl FromStr for Hash {
+    type Err = UnitError;
+
+    fn from_str(text: &str) -> Result<Hash, UnitError> {
+        let unreadable = || UnitError::UnreadableHash { text: text.chars().take(SHOWN_LETTERS).collect() };
+        let (pairs, rest) = text.as_bytes().as_chunks::<2>();
+        if pairs.len() != Hash::BYTES || !rest.is_empty() {
+            return Err(unreadable());
+        }
+        let digit = |letter: u8| char::from(letter).to_digit(16).and_then(|digit| u8::try_from(digit).ok());
+        let mut hash = Hash::ZERO;
+        for (byte, [high, low]) in hash.0.iter_mut().zip(pairs) {
+            let (Some(high), Some(low)) = (digit(*high), digit(*low)) else { return Err(unreadable()) };
+            *byte = high << 4 | low;
+        }
+        Ok(hash)
+    }
+}
+
+impl Serialize for Hash {
+    /// As text in formats that people read. On disk it is 32 bytes.
+    fn serialize<S: Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
+        if to.is_human_readable() { to.collect_str(self) } else { self.0.serialize(to) }
+    }
+}
+
+impl<'de> Deserialize<'de> for Hash {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Hash, D::Error> {
+        if from.is_human_readable() {
+            String::deserialize(from)?.parse().map_err(serde::de::Error::custom)
+        } else {
+            Ok(Hash(<[u8; Hash::BYTES]>::deserialize(from)?))
+        }
+    }
+}
+
+/// An error shows so much of a text that is no hash.
+const SHOWN_LETTERS: usize = 80;
 
 /// The size of a BLAKE3 chunk: the leaves of its tree.
 const CHUNK_BYTES: usize = 1024;
@@ -133,6 +184,27 @@ impl Lanes {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_hash_as_text_is_64_hex_digits_and_nothing_else() {
+        let hash = Hash::of(b"memory");
+        let text = hash.to_string();
+        assert_eq!(text.parse(), Ok(hash));
+        assert_eq!(text.to_uppercase().parse(), Ok(hash));
+        assert_eq!(serde_json::to_value(hash).unwrap(), serde_json::Value::from(text.clone()));
+        assert_eq!(serde_json::from_str::<Hash>(&format!("{text:?}")).unwrap(), hash);
+        let bytes = crate::record::encode(&hash).unwrap();
+        assert_eq!(bytes[bytes.len() - Hash::BYTES..], hash.0);
+        let no_digit = text.replacen(|_: char| true, "g", 1);
+        let wide = format!("{}é", &text[..62]);
+        let signed = format!("+{}", &text[1..]);
+        for bad in
+            ["", &text[1..], &format!("{text}0"), &no_digit, &wide, &signed, &format!(" {}", &text[1..])]
+        {
+            let error = bad.parse::<Hash>().unwrap_err();
+            assert_eq!(error, UnitError::UnreadableHash { text: bad.to_owned() });
+        }
+    }
 
     #[test]
     fn hashing_side_by_side_gives_what_hashing_one_by_one_gives() {

@@ -16,8 +16,8 @@
 //! # let path = dir.path().join("vault");
 //! let store = Store::options().create(&path)?;                // or Store::open(&path)
 //!
-//! let memory = vec![7u8; 1 << 20];                            // or FileSource, ProcessSource
-//! let taken = store.process("web-1").capture(&memory, &CaptureOptions::default())?;
+//! let memory = vec![7u8; 1 << 20];                            // or FileSource, LiveProcessSource
+//! let taken = store.process("web-1").capture(&memory, &CaptureOptions::new())?;
 //!
 //! let map = store.restore(taken.id)?.into_mapping()?;         // or into_slice, into_file, into_core
 //! assert_eq!(map[..], memory[..]);
@@ -28,7 +28,7 @@
 //! }
 //!
 //! store.forget(&[taken.id])?;
-//! let freed = store.gc(&GcOptions::default())?.freed_bytes;
+//! let freed = store.gc(&GcOptions::new())?.freed_bytes;
 //! # assert!(freed > 0);
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
@@ -48,31 +48,37 @@
 //!
 //! # Where to start
 //!
-//! - *Capture*: [`Process::capture`] takes any [`Source`]: bytes, [`FileSource`], [`ProcessSource`]
-//!   (a live process), [`CoreSource`] (a core file), [`LiveMemory`] (memory of this process that
+//! - *Capture*: [`Process::capture`] takes any [`Source`](source::Source): bytes,
+//!   [`FileSource`](source::FileSource), [`LiveProcessSource`](source::LiveProcessSource)
+//!   (a live process), [`CoreSource`](source::CoreSource) (a core file), [`LiveMemory`] (memory of this process that
 //!   others write meanwhile).
 //! - *Dirty tracking*: a further snapshot stores only what changed. It also takes time only for
-//!   that when the dirty pages are known. [`HostRanges`] takes the dirty ranges or the dirty bitmap
+//!   that when the dirty pages are known. [`DirtyRanges`](track::DirtyRanges) takes the dirty ranges or the dirty bitmap
 //!   of a hypervisor. [`LiveMemory`] uses the kernel's write protection. [`Process::start_capture`]
 //!   returns as soon as the dirty memory is copied.
 //! - *Restore*: [`Store::restore`] decodes into a mapping, a slice or a file.
 //!   [`Restore::into_lazy`] maps the memory at once and fills it on page faults.
 //!   [`Store::template`] restores once and gives copy-on-write instances.
-//! - *Rollback*: [`Store::roll_back`] writes only what differs, into memory of this process or into
+//! - *Rollback*: [`Store::rollback`] writes only what differs, into memory of this process or into
 //!   a live process.
 //! - *Memory in place*: [`Reservation`] keeps a growing memory at one address, for WebAssembly
 //!   engines.
 //! - *The past*: [`Store::diff`] and [`Store::history`] compare snapshots without restoring them.
 //!
+//! The root of the crate has what is used daily. Each verb and each kind of thing has a module, with its
+//! options, its report and its error: [`source`], [`capture`], [`track`]; [`restore`], [`lazy`], [`template`],
+//! [`rollback`], [`coredump`]; [`store`], [`snapshot`], [`record`], [`diff`], [`history`]; [`forget`], [`gc`];
+//! [`verify`], [`repair`], [`migrate`].
+//!
 //! # Threads and processes
 //!
 //! A [`Store`] is `Send + Sync`. Captures of different processes run in parallel; captures of the
 //! same process queue. One process of the operating system owns a store at a time. Another one that
-//! opens it gets [`StoreError::Owned`], or waits ([`StoreOptions::wait`]).
+//! opens it gets [`StoreError::Owned`](store::StoreError::Owned), or waits ([`StoreOptions::wait`]).
 //!
 //! # Guarantees
 //!
-//! When [`Process::capture`] or [`PendingCapture::wait`] returns, the snapshot is durable. Every
+//! When [`Process::capture`] or [`PendingCapture::wait`](capture::PendingCapture::wait) returns, the snapshot is durable. Every
 //! read is checked. A crash at any moment loses nothing acknowledged. `docs/reliability.md` names
 //! the test behind each guarantee, `docs/design.md` explains the mechanisms, `docs/format.md`
 //! specifies the files; on docs.rs they are in the module `docs`.
@@ -81,6 +87,7 @@
 //!
 //! - `cli` (default): what the `stillframe` command needs. Use `default-features = false` for the
 //!   library alone.
+//! - `conformance`: tests that each implementation of `Source` and of `Tracker` can run.
 //! - `fault-injection`: for tests, of this crate and of yours; see the module of that name. Do not
 //!   ship it.
 //! - `fuzzing`: what the fuzz targets of this crate call. Do not ship it.
@@ -91,58 +98,60 @@
 #[doc = include_str!("../README.md")]
 struct Readme;
 
-mod address_space;
-mod capture;
-mod codec;
-mod coredump;
+pub mod address_space;
+pub mod capture;
+pub mod codec;
+#[cfg(feature = "conformance")]
+pub mod conformance;
+pub mod coredump;
 mod delta;
 mod descriptors;
-mod diff;
+pub mod diff;
 #[cfg(all(doc, not(doctest)))]
 pub mod docs;
 mod elf;
-mod error;
-mod forget;
+pub mod error;
+pub mod forget;
 #[cfg(feature = "fuzzing")]
 pub mod fuzzing;
-mod gc;
+pub mod gc;
 mod hash;
-mod history;
+pub mod history;
 mod labels;
-mod lazy;
+pub mod lazy;
 mod left_out;
 mod mapped_files;
-mod migrate;
+pub mod migrate;
 #[path = "../migrations/mod.rs"]
 mod migrations;
 mod process;
 mod progress;
-mod ranges;
-mod record;
+pub mod ranges;
+pub mod record;
 mod region;
-mod repair;
+pub mod repair;
 mod report;
 mod reservation;
-mod restore;
-mod rollback;
+pub mod restore;
+pub mod rollback;
 mod root;
 mod run;
 mod same_process;
 mod signals;
-mod sink;
-mod snapshot;
-mod source;
-mod stats;
-mod store;
+pub mod sink;
+pub mod snapshot;
+pub mod source;
+pub mod stats;
+pub mod store;
 mod sync;
 mod sys;
 mod table;
-mod template;
-mod text;
-mod threads;
-mod track;
-mod units;
-mod verify;
+pub mod template;
+pub mod text;
+pub mod threads;
+pub mod track;
+pub mod units;
+pub mod verify;
 mod workers;
 
 /// Stands between a store and its files, so that a test may watch what it does with them, and have it fail.
@@ -168,7 +177,7 @@ mod workers;
 /// # let path = dir.path().join("vault");
 /// let store = Store::options().create(&path)?;
 /// let _watching = watch(&path, Arc::new(NothingIsDurable));
-/// assert!(store.process("web-1").capture(&[7; 1000], &CaptureOptions::default()).is_err());
+/// assert!(store.process("web-1").capture(&[7; 1000], &CaptureOptions::new()).is_err());
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 #[cfg(feature = "fault-injection")]
@@ -177,44 +186,18 @@ pub mod fault_injection {
     pub use crate::sys::call::{Call, Watching, Witness, watch};
 }
 
-pub use address_space::{AddressSpace, AddressSpaceError, Mapping, MappingKind, Protection};
-pub use capture::{Capture, CaptureOptions, PendingCapture};
-pub use codec::{Codec, CodecError};
-pub use coredump::CoreStats;
-pub use diff::{Diff, DiffOptions};
-pub use error::{Error, MemoryError, ReadError, RollbackError};
-pub use forget::{ForgetPlan, KeepPolicy};
-pub use gc::{GcOptions, GcStats};
+pub use capture::{CaptureOptions, CaptureStats};
+pub use error::Error;
+pub use gc::GcOptions;
 pub use hash::Hash;
-pub use history::{History, Moment};
-pub use lazy::{Fill, Filled, HotSet, LazyMapping};
-pub use left_out::{LeftOut, WhyLeftOut};
-pub use migrate::Migration;
 pub use process::Process;
 pub use progress::Progress;
-pub use ranges::Ranges;
-pub use record::{AttachmentRef, Origin, Record, RecordError, SnapshotId, Trigger};
-pub use repair::{RepairOptions, RepairReport};
+pub use record::SnapshotId;
 pub use reservation::Reservation;
-pub use restore::{Restore, RestoreStats};
-pub use rollback::{RollBack, RollBackStats};
-pub use sink::SinkError;
-pub use snapshot::{ProcessSummary, Snapshot};
-pub use source::{
-    Attachment, Compression, CopyOut, CoreSource, FileSource, Frozen, InPlace, LiveMemory, Memory, OneMemory,
-    OpenCore, ProcessSource, Source, SourceError, SourceExt, Tracked,
-};
-pub use stats::Stats;
-pub use store::catalog::Labels;
-pub use store::error::StoreError;
-pub use store::id::StoreId;
-pub use store::packs::object::Kind;
-pub use store::read::Check;
-pub use store::{Store, StoreInfo, StoreOptions};
-pub use table::REGIONS_PER_TABLE;
-pub use template::{Instance, Template};
-pub use text::{is_control, printable};
-pub use threads::{RegisterSet, Thread, Threads};
-pub use track::{HostRanges, Means, Taken, TrackError, Tracker, Tracking, Untracked};
-pub use units::{AddressRange, RegionSize, UnitError};
-pub use verify::{Problem, VerifyOptions, VerifyReport};
+pub use restore::Restore;
+pub use rollback::Rollback;
+pub use snapshot::Snapshot;
+pub use source::LiveMemory;
+pub use store::{Store, StoreOptions};
+pub use template::Template;
+pub use units::{AddressRange, RegionSize};

@@ -15,15 +15,15 @@ use std::sync::Arc;
 
 use crate::address_space::AddressSpace;
 use crate::error::{Error, MemoryError};
-use crate::lazy::{self, Fill, Filled, HotSet, Serving};
+use crate::lazy::{self, Fill, Filled, Serving, WorkingSet};
 use crate::record::SnapshotId;
 use crate::restore::Restore;
-use crate::rollback::{RollBack, RollBackStats};
+use crate::rollback::{Rollback, RollbackStats};
 use crate::source::{Frozen, LiveMemory, Source, SourceError};
 use crate::sys::missing::Missing;
 use crate::sys::reserve::Addresses;
 use crate::template::Template;
-use crate::track::{CopyOnWrite, Tracker, Untracked};
+use crate::track::{CopyOnWrite, RescanReason, Tracker};
 
 /// Addresses of this process that are reserved for one memory whose address must not change: the
 /// linear memory of a WebAssembly engine, a guest of a hypervisor, an arena.
@@ -51,10 +51,10 @@ use crate::track::{CopyOnWrite, Tracker, Untracked};
 /// memory.set_length_bytes(2 << 20)?;
 /// memory.bytes_mut()[5000] = 8;
 ///
-/// let options = CaptureOptions { parent: memory.basis(), ..CaptureOptions::default() };
+/// let options = CaptureOptions::new().parent(memory.basis());
 /// let taken = store.process("vm-1").capture(&memory, &options)?;
 /// assert_eq!((taken.parent, taken.changed_regions), (Some(booted.id), 1));
-/// memory.roll_back(store.roll_back(booted.id)?)?;
+/// memory.rollback(store.rollback(booted.id)?)?;
 /// assert_eq!((memory.length_bytes(), memory.bytes_mut()[5000]), (1 << 20, 7));
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
@@ -161,14 +161,15 @@ impl Reservation {
     }
 
     /// The same where it is possible. Where it is not, captures read the whole memory, and
-    /// [`Capture::tracking`](crate::Capture::tracking) says why.
+    /// [`CaptureStats::tracking`](crate::CaptureStats::tracking) says why.
     ///
     /// # Errors
     ///
     /// The first error in filling.
     pub fn track_writes_if_possible(&mut self) -> Result<(), Error> {
         self.settle()?;
-        if matches!(self.content, Content::Own) && self.live.tracker().err() == Some(Untracked::NoTracker) {
+        if matches!(self.content, Content::Own) && self.live.tracker().err() == Some(RescanReason::NoTracker)
+        {
             self.live = self.untracked().track_writes_if_possible();
         }
         Ok(())
@@ -198,7 +199,7 @@ impl Reservation {
     }
 
     /// Turns the memory into the image, which is filled at page faults and as `fill` says; its
-    /// length becomes that of the image. Returns at once. [`LazyMapping`](crate::LazyMapping)
+    /// length becomes that of the image. Returns at once. [`LazyMapping`](crate::lazy::LazyMapping)
     /// documents such memory. Captures, rollbacks, and [tracking](Self::track_writes) wait until
     /// all is filled.
     ///
@@ -257,11 +258,11 @@ impl Reservation {
     ///
     /// # Errors
     ///
-    /// As [`RollBack::slice`], and [`set_length_bytes`](Self::set_length_bytes). If nothing was
+    /// As [`Rollback::slice`], and [`set_length_bytes`](Self::set_length_bytes). If nothing was
     /// written, the memory and its length are unchanged.
-    pub fn roll_back(&mut self, roll_back: RollBack<'_>) -> Result<RollBackStats, Error> {
+    pub fn rollback(&mut self, rollback: Rollback<'_>) -> Result<RollbackStats, Error> {
         self.settle()?;
-        let length = self.check_room(roll_back.address_space().image_bytes())?;
+        let length = self.check_room(rollback.address_space().image_bytes())?;
         let before = self.length_bytes();
         if length > before {
             self.set_length_bytes(length)?;
@@ -269,7 +270,7 @@ impl Reservation {
             // The rest is kept until the rollback has succeeded.
             self.set_tracked_bytes(length);
         }
-        let rolled_back = self.roll_back_bytes(roll_back, length);
+        let rolled_back = self.roll_back_bytes(rollback, length);
         match &rolled_back {
             Ok(_) => self.set_length_bytes(length)?,
             Err(_) if length > before => self.set_length_bytes(before)?,
@@ -278,11 +279,11 @@ impl Reservation {
         rolled_back
     }
 
-    fn roll_back_bytes(&mut self, roll_back: RollBack<'_>, length: usize) -> Result<RollBackStats, Error> {
+    fn roll_back_bytes(&mut self, rollback: Rollback<'_>, length: usize) -> Result<RollbackStats, Error> {
         let bytes = self.addresses.bytes_mut().get_mut(..length).unwrap_or_default();
         match &self.content {
-            Content::Instance(tracker) => roll_back.tracked_by(&**tracker).slice(bytes),
-            Content::Own | Content::Lazy(_) => roll_back.live(&self.live, bytes),
+            Content::Instance(tracker) => rollback.tracked_by(&**tracker).slice(bytes),
+            Content::Own | Content::Lazy(_) => rollback.live(&self.live, bytes),
         }
     }
 
@@ -312,11 +313,11 @@ impl Reservation {
     }
 
     /// The working set: the memory that was accessed before it was filled. See
-    /// [`LazyMapping::touched`](crate::LazyMapping::touched).
-    pub fn touched(&self) -> HotSet {
+    /// [`LazyMapping::touched`](crate::lazy::LazyMapping::touched).
+    pub fn touched(&self) -> WorkingSet {
         match &self.content {
             Content::Lazy(serving) => serving.touched(),
-            _ => HotSet::default(),
+            _ => WorkingSet::default(),
         }
     }
 
@@ -406,11 +407,11 @@ impl Source for Reservation {
         self.live.open()
     }
 
-    fn tracker(&self) -> Result<Arc<dyn Tracker>, Untracked> {
+    fn tracker(&self) -> Result<Arc<dyn Tracker>, RescanReason> {
         match &self.content {
             Content::Own => self.live.tracker(),
             Content::Instance(tracker) => Ok(tracker.clone()),
-            Content::Lazy(_) => Err(Untracked::JustBegun),
+            Content::Lazy(_) => Err(RescanReason::JustBegun),
         }
     }
 }

@@ -10,7 +10,7 @@ use crate::hash::Hash;
 use crate::record::{Record, SnapshotId};
 use crate::store::catalog::{Entry, Labels};
 use crate::store::error::StoreError;
-use crate::store::packs::object::Kind;
+use crate::store::packs::object::ObjectKind;
 use crate::store::pinned::Pinned;
 use crate::store::read::{Check, Reader};
 use crate::store::tables::{Layout, Tables};
@@ -23,6 +23,18 @@ const MIN_PREFIX_DIGITS: usize = 4;
 
 /// A snapshot in a store. While this value exists, gc does not remove the snapshot, even if it is
 /// forgotten.
+///
+/// ```
+/// use stillframe::{CaptureOptions, Store};
+/// # let dir = tempfile::tempdir()?;
+/// # let store = Store::options().create(dir.path().join("vault"))?;
+/// let taken = store.process("web-1").capture(&vec![7; 1 << 20], &CaptureOptions::new())?;
+/// let snapshot = store.snapshot(taken.id)?;
+/// let mut bytes = Vec::new();
+/// snapshot.read_range("100..104".parse()?, &mut bytes)?;
+/// assert_eq!((snapshot.process(), &bytes[..]), ("web-1", &[7; 4][..]));
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 pub struct Snapshot<'a> {
     shared: &'a Shared,
     pinned: Pinned,
@@ -106,8 +118,9 @@ impl Store {
     ///
     /// # Errors
     ///
-    /// [`StoreError::NoSuchSnapshot`], [`StoreError::AmbiguousPrefix`], and
-    /// [`StoreError::BadSnapshotName`] for a text of none of these forms.
+    /// [`StoreError::NoSuchSnapshot`], [`StoreError::NoSuchProcess`] if no snapshot is of `PROCESS`,
+    /// [`StoreError::AmbiguousPrefix`], and [`StoreError::BadSnapshotName`] for a text of none of these
+    /// forms.
     pub fn find(&self, text: &str) -> Result<SnapshotId, Error> {
         self.shared().check_process()?;
         let catalog = self.shared().catalog();
@@ -116,12 +129,17 @@ impl Store {
             return Ok(catalog.newest().map(|(_, id)| id).ok_or_else(none)?);
         }
         if let Some(process) = text.strip_suffix("@latest") {
-            return Ok(catalog.of_process(process).next_back().ok_or_else(none)?);
+            let latest = catalog.of_process(process).next_back();
+            return Ok(latest.ok_or_else(|| StoreError::no_such_process(process))?);
         }
         if let Some((process, back)) = text.rsplit_once('~')
             && let Ok(back) = back.parse()
         {
-            return Ok(catalog.of_process(process).rev().nth(back).ok_or_else(none)?);
+            let mut newest_first = catalog.of_process(process).rev().peekable();
+            if newest_first.peek().is_none() {
+                return Err(StoreError::no_such_process(process).into());
+            }
+            return Ok(newest_first.nth(back).ok_or_else(none)?);
         }
         let bad =
             |why| Error::from(StoreError::BadSnapshotName { text: text.chars().take(80).collect(), why });
@@ -135,14 +153,9 @@ impl Store {
             return Err(bad("an id has 64 hex digits, this has more"));
         }
         let bound = |filler: &str| {
-            let digits = format!("{text}{}", filler.repeat(2 * Hash::BYTES - text.len()));
-            let mut hash = Hash::ZERO;
-            for (at, byte) in hash.0.iter_mut().enumerate() {
-                *byte = u8::from_str_radix(&digits[2 * at..2 * at + 2], 16).unwrap_or(0);
-            }
-            SnapshotId(hash)
+            format!("{text}{}", filler.repeat(2 * Hash::BYTES - text.len())).parse::<SnapshotId>()
         };
-        let candidates: Vec<SnapshotId> = catalog.live_between(bound("0"), bound("f")).copied().collect();
+        let candidates: Vec<SnapshotId> = catalog.live_between(bound("0")?, bound("f")?).copied().collect();
         match candidates[..] {
             [] => Err(none().into()),
             [id] => Ok(id),
@@ -207,7 +220,7 @@ impl<'a> Snapshot<'a> {
         Ok(tables.flat_map(move |(table, place)| {
             let mapping = space.mappings()[place.mapping_index].range;
             let first = mapping.start() + place.offset_bytes;
-            let regions: Vec<_> = match reader.hashes(Kind::Table, &table, place.regions) {
+            let regions: Vec<_> = match reader.hashes(ObjectKind::Table, &table, place.regions) {
                 Err(error) => vec![Err(error.into())],
                 Ok(hashes) => hashes
                     .into_iter()
@@ -290,7 +303,7 @@ impl<'a> Snapshot<'a> {
         let mut buffer = vec![0; region_bytes];
         let mut written_bytes = 0;
         for (table, place, part) in tables {
-            let hashes = reader.hashes(Kind::Table, &table, place.regions)?;
+            let hashes = reader.hashes(ObjectKind::Table, &table, place.regions)?;
             for (at, hash) in hashes.iter().enumerate() {
                 let start = at * region_bytes;
                 let end = place.length_bytes.min(start + region_bytes);

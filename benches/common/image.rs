@@ -4,7 +4,8 @@ use std::io::{BufRead, BufReader};
 use std::process::{Command, Stdio};
 use std::sync::OnceLock;
 
-use stillframe::{CaptureOptions, ProcessSource, Store};
+use stillframe::source::LiveProcessSource;
+use stillframe::{CaptureOptions, Store};
 
 /// The file named by `STILLFRAME_IMAGE`, or the memory of a CPython process.
 pub(crate) fn image() -> &'static [u8] {
@@ -32,7 +33,7 @@ sys.stdin.read()";
     BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
     let (_dir, store) = new_store();
     let captured =
-        store.process("python").capture(&ProcessSource::new(child.id()), &CaptureOptions::default());
+        store.process("python").capture(&LiveProcessSource::new(child.id()), &CaptureOptions::default());
     child.kill().unwrap();
     child.wait().unwrap();
     store.restore(captured.unwrap().id).unwrap().into_mapping().unwrap().to_vec()

@@ -9,7 +9,7 @@ use crate::ranges::Ranges;
 use crate::record::SnapshotId;
 use crate::source::{Frozen, SourceError};
 use crate::store::Shared;
-use crate::track::{Taken, Tracker, Tracking, Untracked};
+use crate::track::{DirtySet, RescanReason, Tracker, Tracking};
 
 /// What a tracker found for one capture, and how it learns that the snapshot is durable.
 pub(super) struct Changes {
@@ -23,7 +23,7 @@ impl Changes {
     /// Asks the tracker, whether or not what it knows can be used: it begins again in any case. Enters what
     /// cannot be read into `space`.
     pub(super) fn take(
-        tracker: Result<Arc<dyn Tracker>, Untracked>,
+        tracker: Result<Arc<dyn Tracker>, RescanReason>,
         frozen: &dyn Frozen,
         space: &mut AddressSpace,
         parent: Option<&Reference>,
@@ -32,9 +32,9 @@ impl Changes {
         // What cannot be read a tracker may find out first.
         let taken = tracker.as_ref().map(|tracker| tracker.take(space, parent.map(|parent| parent.id)));
         space.set_unreadable(frozen.left_out().into_iter().map(|left_out| left_out.range));
-        let Taken { number, changes } = match taken {
+        let DirtySet { number, changes } = match taken {
             Ok(taken) => taken.map_err(SourceError::Track)?,
-            Err(_) => Taken { number: 0, changes: Err(Untracked::NoTracker) },
+            Err(_) => DirtySet { number: 0, changes: Err(RescanReason::NoTracker) },
         };
         let tracker = match tracker {
             Ok(tracker) => tracker,
@@ -42,10 +42,10 @@ impl Changes {
                 return Ok(Changes { ranges: None, tracking: Tracking::Rescan(why), acknowledge: None });
             }
         };
-        let means = tracker.means();
+        let means = tracker.method();
         let acknowledge = Some((tracker, number));
         let usable = changes.and_then(|changes| match parent {
-            None => Err(Untracked::NoParent),
+            None => Err(RescanReason::NoParent),
             Some(parent) => parent.check_it_fits(space, shared).map(|()| changes),
         });
         Ok(match usable {

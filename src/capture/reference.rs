@@ -20,7 +20,7 @@ use crate::store::pinned::Pinned;
 use crate::store::read::{Check, Reader};
 use crate::store::tables::Tables;
 use crate::table;
-use crate::track::Untracked;
+use crate::track::RescanReason;
 
 /// A snapshot that memory is compared with. gc leaves it alone so long.
 pub(crate) struct Reference {
@@ -158,9 +158,9 @@ impl Reference {
     }
 
     /// An error unless what is known to have changed since this snapshot is all that can differ from it.
-    pub(crate) fn check_it_fits(&self, space: &AddressSpace, shared: &Shared) -> Result<(), Untracked> {
+    pub(crate) fn check_it_fits(&self, space: &AddressSpace, shared: &Shared) -> Result<(), RescanReason> {
         let Some((before, _)) = self.content.as_ref().filter(|_| !shared.damage_known()) else {
-            return Err(Untracked::ParentUnusable);
+            return Err(RescanReason::ParentUnusable);
         };
         // What could not be read is zeros there, whatever it was.
         let unchanged = before.excluded() == space.excluded() && before.unreadable() == space.unreadable();
@@ -172,7 +172,7 @@ impl Reference {
         };
         match unchanged && before.captured().all(|(_, mapping)| goes_on(mapping)) {
             true => Ok(()),
-            false => Err(Untracked::OtherLayout),
+            false => Err(RescanReason::OtherLayout),
         }
     }
 
@@ -195,7 +195,7 @@ impl Reference {
     /// How much had to be copied for it while its source stood still, at most.
     pub(crate) fn copied_bytes(&self) -> usize {
         match self.record.origin {
-            Origin::Process { .. } => {
+            Origin::LiveProcess { .. } => {
                 usize::try_from(self.record.memory_bytes.saturating_sub(self.record.zero_bytes))
                     .unwrap_or(usize::MAX)
             }
@@ -221,7 +221,9 @@ fn are_alike(a: &Origin, b: &Origin) -> bool {
 
 fn executable(origin: &Origin) -> Option<&Path> {
     match origin {
-        Origin::Process { path: executable, .. } | Origin::Core { executable, .. } => executable.as_deref(),
+        Origin::LiveProcess { path: executable, .. } | Origin::Core { executable, .. } => {
+            executable.as_deref()
+        }
         _ => None,
     }
 }

@@ -10,7 +10,7 @@ use std::thread::JoinHandle;
 
 use super::blocks::Blocks;
 use super::serve::{Because, Worker};
-use super::{Fill, HotSet};
+use super::{Fill, WorkingSet};
 use crate::address_space::AddressSpace;
 use crate::error::{Error, MemoryError};
 use crate::hash::Hash;
@@ -83,8 +83,8 @@ pub(super) enum Phase {
 /// What was touched, by blocks.
 #[derive(Default)]
 pub(super) struct Touches {
-    /// The hot set with which it was filled.
-    pub(super) before: HotSet,
+    /// The working set with which it was filled.
+    pub(super) before: WorkingSet,
     blocks: Vec<usize>,
     /// What was served ahead of the last touch, and not touched yet as far as we know.
     ahead: Range<usize>,
@@ -145,13 +145,13 @@ impl Server {
         }
     }
 
-    pub(super) fn touched(&self) -> HotSet {
+    pub(super) fn touched(&self) -> WorkingSet {
         let touches = self.touches.lock();
-        let mut hot_set = touches.before.clone();
+        let mut working_set = touches.before.clone();
         for block in &touches.blocks {
-            self.blocks.addresses(*block).for_each(|range| hot_set.push(range));
+            self.blocks.addresses(*block).for_each(|range| working_set.push(range));
         }
-        hot_set
+        working_set
     }
 
     /// Has all threads end soon.

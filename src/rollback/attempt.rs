@@ -1,6 +1,6 @@
 //! A snapshot and the process that is to be rolled back to it, beside each other: what every check looks at.
 
-use super::RollBack;
+use super::Rollback;
 use super::captured::CapturedProcess;
 use crate::error::Error;
 use crate::error::RollbackError;
@@ -10,7 +10,7 @@ use crate::source::FrozenProcess;
 #[derive(Clone, Copy)]
 pub(super) struct Attempt<'a> {
     pub(super) pid: u32,
-    pub(super) roll_back: &'a RollBack<'a>,
+    pub(super) rollback: &'a Rollback<'a>,
     /// The process then.
     pub(super) captured: &'a CapturedProcess,
     /// The process now, all of whose threads are held.
@@ -35,6 +35,6 @@ impl Attempt<'_> {
 
     /// An error if the user has asked to stop.
     pub(super) fn check_interrupt(&self) -> Result<(), Error> {
-        Ok(self.roll_back.progress.check()?)
+        Ok(self.rollback.progress.check()?)
     }
 }

@@ -1,6 +1,6 @@
 //! What a snapshot says about its process beside its memory.
 
-use super::RollBack;
+use super::Rollback;
 use crate::descriptors::Descriptors;
 use crate::error::{Error, RollbackError};
 use crate::left_out::LeftOut;
@@ -32,11 +32,11 @@ pub(super) struct CapturedProcess {
 
 impl CapturedProcess {
     /// Reads it; an error if process `pid` cannot be rolled back to such a snapshot.
-    pub(super) fn read(roll_back: &RollBack<'_>, pid: u32) -> Result<CapturedProcess, Error> {
+    pub(super) fn read(rollback: &Rollback<'_>, pid: u32) -> Result<CapturedProcess, Error> {
         let none = |why: &str| RollbackError::NoRollBack { pid, why: why.to_owned() };
-        let mut reader = Reader::new(roll_back.shared, Check::Full);
-        let mut read = |name: &str| reader.attachment(&roll_back.record, name);
-        let is_process = matches!(roll_back.record.origin, Origin::Process { .. });
+        let mut reader = Reader::new(rollback.shared, Check::Full);
+        let mut read = |name: &str| reader.attachment(&rollback.record, name);
+        let is_process = matches!(rollback.record.origin, Origin::LiveProcess { .. });
         let threads = read(Threads::ATTACHMENT)?.filter(|_| is_process);
         let threads = threads.ok_or_else(|| {
             none("the snapshot is not one of a live process; it has no registers to go back to")

@@ -35,8 +35,8 @@ pub(super) fn check(attempt: &Attempt<'_>) -> Result<Found, RollbackError> {
     let (Some(then), Some(now)) = (&attempt.captured.descriptors, attempt.held.descriptors()) else {
         return Ok(Found::default());
     };
-    let (mut found, mut differences) = compare(&then.0, &now.0, attempt.roll_back.seek_files);
-    if !differences.is_empty() && !attempt.roll_back.leave_descriptors {
+    let (mut found, mut differences) = compare(&then.0, &now.0, attempt.rollback.seek_files);
+    if !differences.is_empty() && !attempt.rollback.leave_descriptors {
         return Err(attempt.misfit_but_for(differences, ADVICE));
     }
     differences.append(&mut found.left);

@@ -20,7 +20,7 @@ const OPEN_FILES: [(&[u8], &str); 3] = [
 
 /// An error that names them, unless they may be left.
 pub(super) fn check(attempt: &Attempt<'_>) -> Result<(), RollbackError> {
-    if attempt.roll_back.leave_devices {
+    if attempt.rollback.leave_devices {
         return Ok(());
     }
     let now = attempt.held.address_space().mappings().iter();

@@ -5,14 +5,14 @@ use std::path::Path;
 use std::time::Instant;
 
 use super::plan::{self, Look, Part, Target};
-use super::{RollBack, RollBackStats};
+use super::{Rollback, RollbackStats};
 use crate::error::Error;
 use crate::ranges::{Ranges, overlapping};
 use crate::sink::FileInPlace;
 use crate::source::data_in_memory_file;
-use crate::track::{Tracking, Untracked};
+use crate::track::{RescanReason, Tracking};
 
-impl RollBack<'_> {
+impl Rollback<'_> {
     /// Makes the file at `path` the image of the snapshot, by writing what differs into it as it is. Whoever has it
     /// mapped sees that; nobody may write to it meanwhile. What was excluded from the snapshot becomes zeros, as in
     /// any restore.
@@ -24,24 +24,25 @@ impl RollBack<'_> {
     /// its pages are written.
     ///
     /// ```
-    /// use stillframe::{CaptureOptions, FileSource, Store};
+    /// use stillframe::{CaptureOptions, Store};
+    /// use stillframe::source::FileSource;
     /// # let dir = tempfile::tempdir()?;
     /// # let store = Store::options().create(dir.path().join("vault"))?;
     /// let ram = dir.path().join("ram");
     /// std::fs::write(&ram, vec![7; 1 << 20])?;
     /// let before = store.process("vm").capture(&FileSource::new(&ram), &CaptureOptions::default())?.id;
     /// std::fs::write(&ram, vec![8; 1 << 20])?;
-    /// store.roll_back(before)?.file(&ram)?;
+    /// store.rollback(before)?.file(&ram)?;
     /// assert_eq!(std::fs::read(&ram)?, vec![7; 1 << 20]);
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     ///
     /// # Errors
     ///
-    /// [`SinkError::Length`](crate::SinkError::Length) unless it is exactly as long as the image, [`SinkError::NotAFile`](crate::SinkError::NotAFile), what the
+    /// [`SinkError::Length`](crate::sink::SinkError::Length) unless it is exactly as long as the image, [`SinkError::NotAFile`](crate::sink::SinkError::NotAFile), what the
     /// operating system said, damage, [`Error::Interrupted`]: nothing is written then. Where writing fails, a part
     /// may be.
-    pub fn file(self, path: impl AsRef<Path>) -> Result<RollBackStats, Error> {
+    pub fn file(self, path: impl AsRef<Path>) -> Result<RollbackStats, Error> {
         let begun = Instant::now();
         let file = FileInPlace::open(path.as_ref(), self.space.image_bytes())?;
         let data = data_in_memory_file(file.file(), self.space.image_bytes());
@@ -60,7 +61,7 @@ impl RollBack<'_> {
         self.progress.check()?;
         let done =
             plan.write(|patch| patch.at, |at, offset, bytes| Ok(file.write_at(bytes, *at + offset as u64)?))?;
-        let tracking = Tracking::Rescan(Untracked::NoTracker);
+        let tracking = Tracking::Rescan(RescanReason::NoTracker);
         Ok(self.stats(begun, self.space.image_bytes(), tracking, done))
     }
 }

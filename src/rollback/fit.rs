@@ -47,15 +47,15 @@ pub(super) struct Changed {
 
 /// An error unless the mappings are there, or can be made to be there.
 pub(super) fn check(attempt: &Attempt<'_>) -> Result<Mendable, Error> {
-    let roll_back = attempt.roll_back;
+    let rollback = attempt.rollback;
     let now = attempt.held.address_space();
     let Fit { mut changed, mut new, grown, opened, mut reprotected } =
-        compare(&roll_back.space, now, &|| attempt.check_interrupt())?;
+        compare(&rollback.space, now, &|| attempt.check_interrupt())?;
     changed.extend(of_other_files(attempt)?);
     let mut emptied = grown;
     for Opened { text, ranges } in opened {
         // What had no permissions and yet had a content loses the permissions again.
-        match content::filled(roll_back, &ranges)?.is_empty() {
+        match content::filled(rollback, &ranges)?.is_empty() {
             true => {
                 new.push(text);
                 emptied.extend(ranges);
@@ -70,7 +70,7 @@ pub(super) fn check(attempt: &Attempt<'_>) -> Result<Mendable, Error> {
     reprotected.sort_unstable_by_key(|it| it.range.start);
     let (remade, mut differences) = remade::plan(attempt, &changed)?;
     let only_new = differences.is_empty();
-    if !roll_back.leave_new_memory {
+    if !rollback.leave_new_memory {
         differences.extend(new);
     }
     match differences.is_empty() {
@@ -84,7 +84,7 @@ pub(super) fn check(attempt: &Attempt<'_>) -> Result<Mendable, Error> {
 /// Shared mappings that are there by name, and are of another file. Older snapshots do not say which file it was.
 fn of_other_files(attempt: &Attempt<'_>) -> Result<Vec<Changed>, Error> {
     let Some(then) = &attempt.captured.mapped_files else { return Ok(Vec::new()) };
-    let (before, now) = (attempt.roll_back.space.mappings(), attempt.held.address_space().mappings());
+    let (before, now) = (attempt.rollback.space.mappings(), attempt.held.address_space().mappings());
     let mut changed = Vec::new();
     for (count, mapping) in before.iter().filter(|it| it.protection.shared).enumerate() {
         if count % MAPPINGS_BETWEEN_CHECKS == 0 {

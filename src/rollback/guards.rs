@@ -41,7 +41,7 @@ pub(super) fn plan(attempt: &Attempt<'_>, remade: &[Remade]) -> Result<Vec<Guard
     let mut elsewhere: Vec<Range<u64>> = remade.iter().map(Remade::range).collect();
     merge(&mut elsewhere);
     let is_memory = |kind| matches!(kind, MappingKind::Anonymous | MappingKind::Heap | MappingKind::Stack);
-    let space = attempt.roll_back.space.mappings().iter();
+    let space = attempt.rollback.space.mappings().iter();
     let space = space.filter(|it| it.captured && is_memory(it.kind) && !it.protection.shared);
     let mut memory: Vec<_> = space.map(|it| it.range.start()..it.range.end()).collect();
     merge(&mut memory);

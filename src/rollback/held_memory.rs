@@ -41,7 +41,7 @@ pub(super) struct HeldMemory<'a> {
 
 impl<'a> HeldMemory<'a> {
     pub(super) fn new(attempt: &Attempt<'_>, states: &'a PageStates) -> Result<HeldMemory<'a>, Error> {
-        let Attempt { pid, roll_back, held, .. } = *attempt;
+        let Attempt { pid, rollback, held, .. } = *attempt;
         let mut populated = Vec::new();
         for (index, mapping) in held.address_space().mappings().iter().enumerate() {
             if mapping.captured {
@@ -85,7 +85,7 @@ impl<'a> HeldMemory<'a> {
             files.push((range, file, offset));
         }
         merge(&mut populated);
-        let space = &roll_back.space;
+        let space = &rollback.space;
         let left_out = space.excluded().iter().chain(space.unreadable());
         let mut left_out: Vec<_> = left_out.map(|range| range.start()..range.end()).collect();
         let mut out_of_reach = Vec::new();
@@ -184,7 +184,7 @@ impl<'a> HeldMemory<'a> {
                 }
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(source) => {
-                    return Err(SinkError::Process { pid: self.pid, action: "read a file of", source });
+                    return Err(SinkError::LiveProcess { pid: self.pid, action: "read a file of", source });
                 }
             }
         }

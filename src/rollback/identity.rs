@@ -13,8 +13,8 @@ use crate::source::Frozen as _;
 
 /// An error unless it is the same run of the same program.
 pub(super) fn check(attempt: &Attempt<'_>) -> Result<(), RollbackError> {
-    if let (Origin::Process { path: Some(before), .. }, Origin::Process { path: Some(now), .. }) =
-        (&attempt.roll_back.record.origin, &attempt.held.origin())
+    if let (Origin::LiveProcess { path: Some(before), .. }, Origin::LiveProcess { path: Some(now), .. }) =
+        (&attempt.rollback.record.origin, &attempt.held.origin())
     {
         let (before, now) = (undeleted(before), undeleted(now));
         if before != now {

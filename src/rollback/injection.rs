@@ -74,7 +74,7 @@ pub(super) fn find_foothold(
 /// happens. In the stack if there is one.
 fn empty_page(attempt: &Attempt<'_>, states: &PageStates, memory: &HeldMemory<'_>) -> Option<u64> {
     let page_bytes = rustix::param::page_size() as u64;
-    let space = &attempt.roll_back.space;
+    let space = &attempt.rollback.space;
     let is_usable = |it: &&Mapping| {
         let is_memory = matches!(it.kind, MappingKind::Anonymous | MappingKind::Heap | MappingKind::Stack);
         let state = states.at(it.range.start());
@@ -204,7 +204,7 @@ pub(super) fn refused(attempt: &Attempt<'_>, error: InjectionError) -> Error {
         InjectionError::Impossible(why) => attempt.refusal(why).into(),
         InjectionError::Failed(source) => {
             let pid = attempt.pid;
-            let source = SinkError::Process { pid, action: "have calls made by", source };
+            let source = SinkError::LiveProcess { pid, action: "have calls made by", source };
             RollbackError::InPart { pid, source: Box::new(Error::from(source)) }.into()
         }
     }

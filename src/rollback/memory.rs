@@ -5,7 +5,7 @@ use std::sync::atomic::AtomicU8;
 use std::time::Instant;
 
 use super::plan::{self, Look, Part, Plan, Target};
-use super::{RollBack, RollBackStats};
+use super::{Rollback, RollbackStats};
 use crate::address_space::AddressSpace;
 use crate::capture::reference::Reference;
 use crate::error::{Error, RollbackError};
@@ -16,9 +16,9 @@ use crate::root::Root;
 use crate::sink::SinkError;
 use crate::source::{LiveMemory, Source, SourceError};
 use crate::table::Places;
-use crate::track::{Means, Taken, Tracker, Tracking, Untracked};
+use crate::track::{DirtySet, RescanReason, TrackMethod, Tracker, Tracking};
 
-impl RollBack<'_> {
+impl Rollback<'_> {
     /// Makes `memory` the image of the snapshot, as [`Restore::into_slice`](crate::Restore::into_slice) would,
     /// by writing what differs. Without [`tracked_by`](Self::tracked_by) all of it is compared.
     ///
@@ -30,11 +30,12 @@ impl RollBack<'_> {
     /// [`SinkError::Length`] unless the memory is exactly as long as the image; damage;
     /// [`Error::Interrupted`]; that the tracker is one of another memory. Nothing is written then. Only if what
     /// differs is more than 128 MiB, and is damaged between its first and its second reading, a part is.
-    pub fn slice(self, memory: &mut [u8]) -> Result<RollBackStats, Error> {
-        let tracker = self.tracker.ok_or(Untracked::NoTracker);
+    pub fn slice(self, memory: &mut [u8]) -> Result<RollbackStats, Error> {
+        let tracker = self.tracker.ok_or(RescanReason::NoTracker);
         // What is written here must be known to copy-on-write too: thrown away later, it is the template's again. A host
         // may still hand in what was written before this, so of host ranges nothing more is taken.
-        let is_copy_on_write = tracker.as_ref().is_ok_and(|tracker| tracker.means() == Means::CopyOnWrite);
+        let is_copy_on_write =
+            tracker.as_ref().is_ok_and(|tracker| tracker.method() == TrackMethod::CopyOnWrite);
         self.slice_by(memory, tracker, is_copy_on_write)
     }
 
@@ -50,7 +51,7 @@ impl RollBack<'_> {
     /// let live = LiveMemory::new(arena.as_ptr(), arena.len()).track_writes_if_possible();
     /// let before = store.process("arena").capture(&live, &CaptureOptions::default())?.id;
     /// arena[5000] = 7;
-    /// let stats = store.roll_back(before)?.live(&live, &mut arena)?;
+    /// let stats = store.rollback(before)?.live(&live, &mut arena)?;
     /// assert_eq!((arena[5000], stats.written_regions), (0, 1));
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
@@ -58,7 +59,7 @@ impl RollBack<'_> {
     /// # Errors
     ///
     /// As [`slice`](Self::slice); [`RollbackError::OtherMemory`] if these are not the bytes of `live`.
-    pub fn live(self, live: &LiveMemory, memory: &mut [u8]) -> Result<RollBackStats, Error> {
+    pub fn live(self, live: &LiveMemory, memory: &mut [u8]) -> Result<RollbackStats, Error> {
         check_same(live, memory.as_ptr(), memory.len())?;
         self.slice_by(memory, live.tracker().as_deref().map_err(Clone::clone), true)
     }
@@ -73,7 +74,7 @@ impl RollBack<'_> {
     ///
     /// As [`live`](Self::live); [`SourceError::Memory`] and [`SinkError::Memory`] if it is not mapped any more, or
     /// cannot be written: a part may be written then.
-    pub fn live_shared(self, live: &LiveMemory, memory: &[AtomicU8]) -> Result<RollBackStats, Error> {
+    pub fn live_shared(self, live: &LiveMemory, memory: &[AtomicU8]) -> Result<RollbackStats, Error> {
         let begun = Instant::now();
         self.check_length(memory.len())?;
         check_same(live, memory.as_ptr().cast(), memory.len())?;
@@ -93,14 +94,14 @@ impl RollBack<'_> {
         )?;
         known.commit(tracker.as_deref().ok(), self.id);
         let paused = frozen.release();
-        Ok(RollBackStats { paused, ..self.stats(begun, memory.len() as u64, known.tracking, done) })
+        Ok(RollbackStats { paused, ..self.stats(begun, memory.len() as u64, known.tracking, done) })
     }
     fn slice_by(
         self,
         memory: &mut [u8],
-        tracker: Result<&dyn Tracker, Untracked>,
+        tracker: Result<&dyn Tracker, RescanReason>,
         notes_what_is_written_here: bool,
-    ) -> Result<RollBackStats, Error> {
+    ) -> Result<RollbackStats, Error> {
         let begun = Instant::now();
         self.check_length(memory.len())?;
         let mut known = self.known(tracker.clone(), memory.len())?;
@@ -142,7 +143,7 @@ impl RollBack<'_> {
     }
 
     /// Asks the tracker. It begins anew in any case.
-    fn known(&self, tracker: Result<&dyn Tracker, Untracked>, length: usize) -> Result<Known, Error> {
+    fn known(&self, tracker: Result<&dyn Tracker, RescanReason>, length: usize) -> Result<Known, Error> {
         let rescan = |number, why| Known { number, tracking: Tracking::Rescan(why), since: None };
         let tracker = match tracker {
             Ok(tracker) => tracker,
@@ -150,18 +151,18 @@ impl RollBack<'_> {
         };
         let basis = tracker.basis();
         let space = AddressSpace::image("", length as u64);
-        let Taken { number, changes } = tracker.take(&space, basis).map_err(SourceError::Track)?;
+        let DirtySet { number, changes } = tracker.take(&space, basis).map_err(SourceError::Track)?;
         let since = match (basis, changes) {
             (_, Err(why)) => Err(why),
-            (None, _) => Err(Untracked::JustBegun),
+            (None, _) => Err(RescanReason::JustBegun),
             (Some(basis), Ok(changes)) => {
-                let reference = Reference::of(self.shared, basis).map_err(|_| Untracked::ParentUnusable);
+                let reference = Reference::of(self.shared, basis).map_err(|_| RescanReason::ParentUnusable);
                 reference.and_then(|it| self.since(&it, changes.into_iter().flatten().collect()))
             }
         };
         Ok(match since {
             Ok(since) => {
-                let tracking = Tracking::By(tracker.means());
+                let tracking = Tracking::By(tracker.method());
                 Known { number: Some(number), tracking, since: Some(since) }
             }
             Err(why) => rescan(Some(number), why),
@@ -169,14 +170,14 @@ impl RollBack<'_> {
     }
 
     /// The tables of the snapshot that the memory is as in but for `changed`, if they can be used.
-    fn since(&self, basis: &Reference, mut changed: Vec<Range<u64>>) -> Result<Since, Untracked> {
-        let (space, root) = basis.content().ok_or(Untracked::ParentUnusable)?;
+    fn since(&self, basis: &Reference, mut changed: Vec<Range<u64>>) -> Result<Since, RescanReason> {
+        let (space, root) = basis.content().ok_or(RescanReason::ParentUnusable)?;
         let is_one_memory = |space: &AddressSpace| space.mappings().len() == 1;
         if basis.record.region_size != self.record.region_size || !is_one_memory(&self.space) {
-            return Err(Untracked::ParentUnusable);
+            return Err(RescanReason::ParentUnusable);
         }
         if !is_one_memory(space) {
-            return Err(Untracked::OtherLayout);
+            return Err(RescanReason::OtherLayout);
         }
         // These are zeros in there, whatever they were.
         let unknown = space.excluded().iter().chain(space.unreadable());

@@ -60,26 +60,28 @@ use process::refused;
 /// between; what there is more is decoded a second time when it is written.
 ///
 /// ```
-/// use stillframe::{AddressRange, CaptureOptions, HostRanges, SourceExt, Store};
+/// use stillframe::{AddressRange, CaptureOptions, Store};
+/// use stillframe::source::SourceExt;
+/// use stillframe::track::DirtyRanges;
 /// # let dir = tempfile::tempdir()?;
 /// # let store = Store::options().create(dir.path().join("vault"))?;
 /// let mut memory = vec![7u8; 1 << 20];
-/// let changes = HostRanges::new(memory.len() as u64);
+/// let changes = DirtyRanges::new(memory.len() as u64);
 /// let vm = store.process("vm-7");
 /// let before = vm.capture(&memory.tracked_by(&changes), &CaptureOptions::default())?.id;
 ///
 /// memory[5000] = 8;
 /// changes.mark(AddressRange::new(5000, 5001)?)?;
-/// let stats = store.roll_back(before)?.tracked_by(&changes).slice(&mut memory)?;
+/// let stats = store.rollback(before)?.tracked_by(&changes).slice(&mut memory)?;
 /// assert_eq!((memory[5000], stats.compared_regions, stats.written_regions), (7, 1, 1));
 ///
 /// // What follows is a branch that begins there.
-/// let options = CaptureOptions { parent: Some(before), ..CaptureOptions::default() };
+/// let options = CaptureOptions::new().parent(before);
 /// let branch = vm.capture(&memory.tracked_by(&changes), &options)?;
 /// assert_eq!((branch.parent, branch.changed_regions), (Some(before), 0));
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
-pub struct RollBack<'a> {
+pub struct Rollback<'a> {
     shared: &'a Shared,
     id: SnapshotId,
     record: Arc<Record>,
@@ -100,7 +102,7 @@ pub struct RollBack<'a> {
 /// What a rollback did.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
-pub struct RollBackStats {
+pub struct RollbackStats {
     /// The length of all memory that was to be as in the snapshot.
     pub bytes: u64,
     /// Regions that were read and compared; the rest were known to be equal.
@@ -131,14 +133,14 @@ impl Store {
     ///
     /// # Errors
     ///
-    /// [`NoSuchSnapshot`](crate::StoreError::NoSuchSnapshot); [`Damaged`](crate::StoreError::Damaged) or
-    /// [`Missing`](crate::StoreError::Missing) if the layout or the root cannot be read.
-    pub fn roll_back(&self, id: SnapshotId) -> Result<RollBack<'_>, Error> {
+    /// [`NoSuchSnapshot`](crate::store::StoreError::NoSuchSnapshot); [`Damaged`](crate::store::StoreError::Damaged) or
+    /// [`Missing`](crate::store::StoreError::Missing) if the layout or the root cannot be read.
+    pub fn rollback(&self, id: SnapshotId) -> Result<Rollback<'_>, Error> {
         let shared = self.shared();
         let pinned = shared.pin(id)?;
         let record = pinned.record().clone();
         let tables = Tables::read(&mut Reader::new(shared, Check::Full), &record)?;
-        Ok(RollBack {
+        Ok(Rollback {
             shared,
             id,
             record,
@@ -158,7 +160,7 @@ impl Store {
     }
 }
 
-impl<'a> RollBack<'a> {
+impl<'a> Rollback<'a> {
     /// How thoroughly to check what is read from the store.
     pub fn check(mut self, check: Check) -> Self {
         self.check = check;
@@ -192,8 +194,8 @@ impl<'a> RollBack<'a> {
         Places::new(&self.space, self.record.region_size)
     }
 
-    fn stats(&self, begun: Instant, bytes: u64, tracking: Tracking, done: plan::Done) -> RollBackStats {
-        RollBackStats {
+    fn stats(&self, begun: Instant, bytes: u64, tracking: Tracking, done: plan::Done) -> RollbackStats {
+        RollbackStats {
             bytes,
             compared_regions: done.compared_regions,
             written_regions: done.written_regions,
@@ -209,8 +211,8 @@ impl<'a> RollBack<'a> {
     }
 }
 
-impl std::fmt::Debug for RollBack<'_> {
+impl std::fmt::Debug for Rollback<'_> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("RollBack").field("id", &self.id).finish_non_exhaustive()
+        f.debug_struct("Rollback").field("id", &self.id).finish_non_exhaustive()
     }
 }

@@ -179,7 +179,7 @@ pub(super) fn check_left_out(
     let reasons = match &attempt.captured.left_out {
         Some(left_out) => left_out.clone(),
         None => {
-            let unreadable = attempt.roll_back.space.unreadable().iter();
+            let unreadable = attempt.rollback.space.unreadable().iter();
             unreadable.map(|range| LeftOut { range: *range, why: WhyLeftOut::Refused }).collect()
         }
     };
@@ -211,7 +211,7 @@ pub(super) fn filled_without_permission(attempt: &Attempt<'_>, memory: &HeldMemo
     let Some(left_out) = &attempt.captured.left_out else { return Vec::new() };
     let mut unknown: Vec<_> = left_out.iter().map(|it| it.range.start()..it.range.end()).collect();
     merge(&mut unknown);
-    let space = &attempt.roll_back.space;
+    let space = &attempt.rollback.space;
     let closed = space
         .mappings()
         .iter()

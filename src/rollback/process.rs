@@ -17,17 +17,17 @@ use super::held_memory::HeldMemory;
 use super::page_state::{self, PageStates};
 use super::plan::{self, Look, Part};
 use super::{
-    RollBack, RollBackStats, descriptors, devices, fit, guards, identity, injection, memory_limit, registers,
+    Rollback, RollbackStats, descriptors, devices, fit, guards, identity, injection, memory_limit, registers,
     same_threads, shared, signals, write,
 };
 use crate::address_space::MappingKind;
 use crate::error::{Error, RollbackError};
 use crate::ranges::merge;
-use crate::source::{Frozen as _, ProcessSource, SourceError};
-use crate::track::{Tracking, Untracked};
+use crate::source::{Frozen as _, LiveProcessSource, SourceError};
+use crate::track::{RescanReason, Tracking};
 use crate::units::AddressRange;
 
-impl RollBack<'_> {
+impl Rollback<'_> {
     /// Rolls a process back that has mapped more memory since, too: what is new stays as it is, and the
     /// process does not know of it. Only the heap's new part is emptied, as the C library relies on that.
     pub fn leave_new_memory(mut self, leave: bool) -> Self {
@@ -35,7 +35,7 @@ impl RollBack<'_> {
         self
     }
 
-    /// How long the threads of a process may take to stop, as [`ProcessSource::stop_timeout`].
+    /// How long the threads of a process may take to stop, as [`LiveProcessSource::stop_timeout`].
     pub fn stop_timeout(mut self, timeout: Duration) -> Self {
         self.stop_timeout = timeout;
         self
@@ -49,7 +49,7 @@ impl RollBack<'_> {
     }
 
     /// Rolls a process back although a number of an open file that it writes to stands for another file now. Descriptors
-    /// are not rolled back; [`RollBackStats::left_descriptors`] says what differs.
+    /// are not rolled back; [`RollbackStats::left_descriptors`] says what differs.
     pub fn leave_descriptors(mut self, leave: bool) -> Self {
         self.leave_descriptors = leave;
         self
@@ -88,7 +88,7 @@ impl RollBack<'_> {
     /// Memory that could be shared and that no other process has is rolled back as private memory is. Where others
     /// have it, or may have it, and it differs, the process is refused, unless
     /// [it may be left](Self::leave_shared_memory). Files that are mapped shared are left as they are, unless another
-    /// process maps them too. [`RollBackStats::left_shared`] has what was left.
+    /// process maps them too. [`RollbackStats::left_shared`] has what was left.
     ///
     /// It must be the same run of the same program with the same threads, and have all mappings of the snapshot
     /// where they were. It must not have got others, unless [they may stay](Self::leave_new_memory); the stack
@@ -96,7 +96,7 @@ impl RollBack<'_> {
     ///
     /// If this program is killed meanwhile, the process is as it was, or rolled back, or stands still (state
     /// T): then roll it back once more, and `kill -CONT PID` lets it go on. A process that stood still before
-    /// does so afterwards ([`RollBackStats::is_stopped`]). One that handles SIGCONT gets one.
+    /// does so afterwards ([`RollbackStats::is_stopped`]). One that handles SIGCONT gets one.
     ///
     /// Cost: copying its memory out and comparing it takes 3 GB/s a core, while it stands still; what differs is
     /// decoded and its pages are written.
@@ -105,7 +105,7 @@ impl RollBack<'_> {
     /// # let store = stillframe::Store::open("vault")?;
     /// let pid = 4711;
     /// let before = store.find("web-1~3")?;
-    /// let stats = store.roll_back(before)?.process(pid)?;
+    /// let stats = store.rollback(before)?.live_process(pid)?;
     /// println!("{} bytes written, still for {:?}", stats.written_bytes, stats.paused);
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
@@ -115,12 +115,12 @@ impl RollBack<'_> {
     /// [`RollbackError::DoesNotFit`] with what differs, [`RollbackError::NoRollBack`] for a snapshot or a process where
     /// this is impossible, [`Error::Source`] when it cannot be stopped, damage, [`Error::Interrupted`]:
     /// the process is as it was. [`RollbackError::InPart`] when writing failed.
-    pub fn process(self, pid: u32) -> Result<RollBackStats, Error> {
+    pub fn live_process(self, pid: u32) -> Result<RollbackStats, Error> {
         let begun = Instant::now();
         let captured = CapturedProcess::read(&self, pid)?;
-        let held = ProcessSource::new(pid).stop_timeout(self.stop_timeout);
+        let held = LiveProcessSource::new(pid).stop_timeout(self.stop_timeout);
         let held = held.hold(&self.progress).map_err(|error| refused(pid, error))?;
-        let attempt = Attempt { pid, roll_back: &self, captured: &captured, held: &held };
+        let attempt = Attempt { pid, rollback: &self, captured: &captured, held: &held };
 
         identity::check(&attempt)?;
         same_threads::check(&attempt)?;
@@ -158,9 +158,9 @@ impl RollBack<'_> {
             write::write(&attempt, calls.as_ref(), settlement, &states, &plan)?;
         let left_descriptors = open_files.left;
         let paused = held.release();
-        let tracking = Tracking::Rescan(Untracked::NoTracker);
+        let tracking = Tracking::Rescan(RescanReason::NoTracker);
         let stats = self.stats(begun, self.space.image_bytes(), tracking, done);
-        Ok(RollBackStats {
+        Ok(RollbackStats {
             paused,
             is_stopped,
             left_shared,
@@ -200,7 +200,7 @@ impl RollBack<'_> {
 pub(super) fn refused(pid: u32, error: SourceError) -> Error {
     match error {
         SourceError::Uncapturable { why, .. } => RollbackError::NoRollBack { pid, why }.into(),
-        SourceError::ProcessEnded { .. } => {
+        SourceError::LiveProcessEnded { .. } => {
             RollbackError::NoRollBack { pid, why: "it has ended".to_owned() }.into()
         }
         error => error.into(),

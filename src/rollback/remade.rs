@@ -142,7 +142,7 @@ fn again(
 
 /// An error unless it is known what was in these addresses of a mapping.
 fn check_known(attempt: &Attempt<'_>, before: &Mapping, range: AddressRange) -> Result<(), &'static str> {
-    let space = &attempt.roll_back.space;
+    let space = &attempt.rollback.space;
     if space.excluded().iter().any(|it| it.intersection(range).is_some()) {
         return Err("what was in it was left out of the snapshot when it was captured");
     }

@@ -62,7 +62,7 @@ pub(super) fn settle(
     let mut differences = Vec::new();
     for (file, object) in &mut objects {
         object.fate = fate(attempt, states, *file, object, &holders);
-        if let (Fate::Refused(why), false) = (&object.fate, attempt.roll_back.leave_shared_memory) {
+        if let (Fate::Refused(why), false) = (&object.fate, attempt.rollback.leave_shared_memory) {
             let mapping = object.mappings[0];
             let range = mapping.range;
             differences.push(format!(

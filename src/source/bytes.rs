@@ -2,10 +2,10 @@
 
 use std::sync::Arc;
 
-use super::{Frozen, InPlace, Memory, Source, SourceError};
+use super::{Access, Frozen, InPlace, Source, SourceError};
 use crate::address_space::AddressSpace;
 use crate::progress::Progress;
-use crate::track::{Tracker, Untracked};
+use crate::track::{RescanReason, Tracker};
 
 impl Source for [u8] {
     fn open(&self) -> Result<Box<dyn Frozen + '_>, SourceError> {
@@ -34,7 +34,7 @@ impl<S: Source + ?Sized> Source for &S {
         (**self).open_unless_cancelled(progress)
     }
 
-    fn tracker(&self) -> Result<Arc<dyn Tracker>, Untracked> {
+    fn tracker(&self) -> Result<Arc<dyn Tracker>, RescanReason> {
         (**self).tracker()
     }
 }
@@ -50,8 +50,8 @@ impl Frozen for FrozenBytes<'_> {
         &self.space
     }
 
-    fn memory(&self) -> Memory<'_> {
-        Memory::InPlace(self)
+    fn access(&self) -> Access<'_> {
+        Access::InPlace(self)
     }
 }
 

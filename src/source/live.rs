@@ -7,12 +7,12 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use super::{CopyOut, Frozen, Memory, Source, SourceError};
+use super::{Access, CopyOut, Frozen, Source, SourceError};
 use crate::address_space::AddressSpace;
 use crate::left_out::{LeftOut, WhyLeftOut};
 use crate::ranges::Ranges;
 use crate::sys::{pagemap, process_memory};
-use crate::track::{TrackError, Tracker, Untracked, WriteProtection};
+use crate::track::{RescanReason, TrackError, Tracker, WriteProtection};
 use crate::units::AddressRange;
 
 /// Called when the owner of the memory is to stand still, and when it may go on.
@@ -47,7 +47,7 @@ type Hook = Box<dyn Fn() + Send + Sync>;
 pub struct LiveMemory {
     address: u64,
     memory_bytes: AtomicU64,
-    protection: Result<Arc<WriteProtection>, Untracked>,
+    protection: Result<Arc<WriteProtection>, RescanReason>,
     stop: Option<(Hook, Hook)>,
 }
 
@@ -57,7 +57,7 @@ impl LiveMemory {
         LiveMemory {
             address: start.addr() as u64,
             memory_bytes: AtomicU64::new(length_bytes as u64),
-            protection: Err(Untracked::NoTracker),
+            protection: Err(RescanReason::NoTracker),
             stop: None,
         }
     }
@@ -85,13 +85,13 @@ impl LiveMemory {
     }
 
     /// The same where it is possible. Where it is not, everything is read, and
-    /// [`Capture::tracking`](crate::Capture::tracking) says why.
+    /// [`CaptureStats::tracking`](crate::CaptureStats::tracking) says why.
     pub fn track_writes_if_possible(mut self) -> LiveMemory {
         let address = self.address;
         let end = address.saturating_add(self.memory_bytes.load(Ordering::Relaxed));
         self.protection = WriteProtection::new(address..end).map(Arc::new).map_err(|error| {
             tracing::info!("{error}");
-            Untracked::Unavailable(error.to_string())
+            RescanReason::Unavailable(error.to_string())
         });
         self
     }
@@ -165,7 +165,7 @@ impl Source for LiveMemory {
         Ok(Box::new(FrozenMemory { memory: self, memory_bytes, space, stopped, paused: Default::default() }))
     }
 
-    fn tracker(&self) -> Result<Arc<dyn Tracker>, Untracked> {
+    fn tracker(&self) -> Result<Arc<dyn Tracker>, RescanReason> {
         match &self.protection {
             Ok(protection) => Ok(protection.clone()),
             Err(why) => Err(why.clone()),
@@ -204,8 +204,8 @@ impl Frozen for FrozenMemory<'_> {
         guards.addresses().map(|range| LeftOut { range, why: WhyLeftOut::Guard }).collect()
     }
 
-    fn memory(&self) -> Memory<'_> {
-        Memory::SharedUntilRelease(self)
+    fn access(&self) -> Access<'_> {
+        Access::SharedUntilRelease(self)
     }
 
     fn release(&self) -> Duration {

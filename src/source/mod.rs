@@ -35,13 +35,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::address_space::{AddressSpace, AddressSpaceError};
-use crate::left_out::LeftOut;
 use crate::progress::Progress;
 use crate::ranges::Ranges;
 use crate::record::Origin;
-use crate::track::{TrackError, Tracker, Untracked};
+use crate::track::{RescanReason, TrackError, Tracker};
 use crate::units::AddressRange;
 
+pub use crate::left_out::{LeftOut, WhyLeftOut};
 pub use core::{Compression, CoreSource, OpenCore};
 pub use file::FileSource;
 pub(crate) use holes::data_in_memory_file;
@@ -49,7 +49,7 @@ pub use live::LiveMemory;
 pub(crate) use mapping_state::MappingState;
 pub use one_memory::OneMemory;
 pub(crate) use patience::STOP_TIMEOUT;
-pub use process::ProcessSource;
+pub use process::LiveProcessSource;
 pub(crate) use process::{FrozenProcess, ProcessMemory, RSEQ_ATTACHMENT};
 pub(crate) use running::RunningProcess;
 pub use tracked::{SourceExt, Tracked};
@@ -57,7 +57,61 @@ pub use tracked::{SourceExt, Tracked};
 /// Something whose memory can be captured.
 ///
 /// Implemented by `[u8]` and `Vec<u8>` (bytes of this process), [`LiveMemory`] (bytes that others
-/// write), [`FileSource`], [`CoreSource`] and [`ProcessSource`].
+/// write), [`FileSource`], [`CoreSource`] and [`LiveProcessSource`].
+///
+/// A source of one memory is shorter to write: see [`OneMemory`]. One with several mappings:
+///
+/// ```
+/// use stillframe::address_space::{AddressSpace, Mapping, MappingKind, Protection};
+/// use stillframe::source::{Access, Frozen, InPlace, Source, SourceError};
+/// use stillframe::{AddressRange, CaptureOptions, Store};
+///
+/// /// Two segments of an emulator, each at its guest address.
+/// struct Guest {
+///     space: AddressSpace,
+///     segments: [Vec<u8>; 2],
+/// }
+///
+/// impl Source for Guest {
+///     fn open(&self) -> Result<Box<dyn Frozen + '_>, SourceError> {
+///         Ok(Box::new(self))
+///     }
+/// }
+///
+/// impl Frozen for &Guest {
+///     fn address_space(&self) -> &AddressSpace {
+///         &self.space
+///     }
+///
+///     fn access(&self) -> Access<'_> {
+///         Access::InPlace(*self)
+///     }
+/// }
+///
+/// impl InPlace for Guest {
+///     fn bytes(&self, mapping_index: usize) -> &[u8] {
+///         &self.segments[mapping_index]
+///     }
+/// }
+///
+/// let mapping = |start, name: &str| Mapping {
+///     range: AddressRange::with_length(start, 8192).expect("it ends below the last address"),
+///     protection: Protection { read: true, write: true, ..Protection::default() },
+///     kind: MappingKind::Anonymous,
+///     name: name.to_owned(),
+///     file_offset_bytes: 0,
+///     captured: true,
+/// };
+/// let space = AddressSpace::new(vec![mapping(0x1000, "ram"), mapping(0x10_0000, "rom")])?;
+/// let guest = Guest { space, segments: [vec![1; 8192], vec![2; 8192]] };
+/// # let dir = tempfile::tempdir()?;
+/// # let store = Store::options().create(dir.path().join("vault"))?;
+/// let taken = store.process("guest").capture(&guest, &CaptureOptions::new())?;
+/// let mut bytes = Vec::new();
+/// store.snapshot(taken.id)?.read_range("0x100000..0x100004".parse()?, &mut bytes)?;
+/// assert_eq!(bytes, [2; 4]);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 pub trait Source {
     /// Opens the source for one capture. A live process stands still from here until
     /// [`Frozen::release`].
@@ -78,8 +132,8 @@ pub trait Source {
     }
 
     /// What knows which of its bytes changed, or why nothing does: then everything is read.
-    fn tracker(&self) -> Result<Arc<dyn Tracker>, Untracked> {
-        Err(Untracked::NoTracker)
+    fn tracker(&self) -> Result<Arc<dyn Tracker>, RescanReason> {
+        Err(RescanReason::NoTracker)
     }
 }
 
@@ -93,7 +147,7 @@ pub trait Frozen {
     fn address_space(&self) -> &AddressSpace;
 
     /// How the bytes may be had.
-    fn memory(&self) -> Memory<'_>;
+    fn access(&self) -> Access<'_>;
 
     /// What the record says about where the memory came from.
     fn origin(&self) -> Origin {
@@ -132,7 +186,7 @@ pub trait Frozen {
 /// How the bytes of an open source may be had.
 #[derive(Clone, Copy)]
 #[non_exhaustive]
-pub enum Memory<'a> {
+pub enum Access<'a> {
     /// They lie in this process and can be read in place, by many threads.
     InPlace(&'a (dyn InPlace + Sync)),
     /// They can be copied out at any time, by many threads.
@@ -212,13 +266,13 @@ fn owner_attachment((real, effective): (u32, u32)) -> Attachment {
 pub enum SourceError {
     /// There is no such process.
     #[error("no process has the pid {pid}; it never ran or has ended")]
-    NoSuchProcess {
+    NoSuchPid {
         /// The pid given.
         pid: u32,
     },
     /// The process ended before its memory was copied.
     #[error("process {pid} ended during the capture; nothing was recorded")]
-    ProcessEnded {
+    LiveProcessEnded {
         /// Its pid.
         pid: u32,
     },
@@ -259,7 +313,7 @@ pub enum SourceError {
         /// For how long threads were paused for nothing.
         paused: Duration,
     },
-    /// It was given up, as its [`Progress`](crate::Progress) was cancelled. All threads go on.
+    /// It was given up, as its [`Progress`] was cancelled. All threads go on.
     #[error("interrupted before the source was opened; nothing was changed")]
     Interrupted,
     /// The process cannot be captured whoever asks.
@@ -278,7 +332,7 @@ pub enum SourceError {
     },
     /// The operating system refused something else about a process.
     #[error("cannot {action} process {pid}")]
-    Process {
+    LiveProcess {
         /// Its pid.
         pid: u32,
         /// What was tried.

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::{Frozen, Source, SourceError};
 use crate::progress::Progress;
-use crate::track::{Tracker, Untracked};
+use crate::track::{RescanReason, Tracker};
 
 /// Joins sources with trackers.
 pub trait SourceExt: Source {
@@ -31,7 +31,7 @@ impl<S: Source + ?Sized> Source for Tracked<'_, S> {
         self.source.open_unless_cancelled(progress)
     }
 
-    fn tracker(&self) -> Result<Arc<dyn Tracker>, Untracked> {
+    fn tracker(&self) -> Result<Arc<dyn Tracker>, RescanReason> {
         Ok(self.tracker.clone())
     }
 }

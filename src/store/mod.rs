@@ -53,10 +53,15 @@ use crate::progress::Progress;
 use crate::sys::dir::{Dir, Name};
 use crate::sys::file;
 use crate::units::RegionSize;
-use error::StoreError;
 use format::{FORMAT_VERSION, Format};
-use id::StoreId;
 use lock::{Access, Lock};
+
+pub use crate::table::REGIONS_PER_TABLE;
+pub use catalog::Labels;
+pub use error::StoreError;
+pub use id::StoreId;
+pub use packs::object::ObjectKind;
+pub use read::Check;
 
 pub(crate) use open_store::OpenStore;
 pub(crate) use open_store::OpenStore as Shared;
@@ -90,12 +95,24 @@ pub struct Store {
 }
 
 /// How to create or open a store. See [`Store::options`].
+///
+/// ```
+/// use std::time::Duration;
+/// use stillframe::{RegionSize, Store};
+/// # let dir = tempfile::tempdir()?;
+/// # let path = dir.path().join("vault");
+/// let store = Store::options().region_size(RegionSize::new(4096)?).create(&path)?;
+/// drop(store);
+/// let store = Store::options().wait(Duration::from_secs(5)).open(&path)?;
+/// assert_eq!(store.info().region_size.bytes(), 4096);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Clone, Debug, Default)]
 pub struct StoreOptions {
     region_size: RegionSize,
     codec: Codec,
-    pub(crate) wait: Duration,
-    pub(crate) trust_owner: bool,
+    wait: Duration,
+    trust_owner: bool,
 }
 
 /// What a store is, fixed when it was created.
@@ -292,7 +309,7 @@ impl Store {
     ///
     /// # Errors
     ///
-    /// [`StoreError::ReadOnly`], [`StoreError::Moved`], [`StoreError::LockReplaced`], [`StoreError::OtherProcess`].
+    /// [`StoreError::ReadOnly`], [`StoreError::Moved`], [`StoreError::LockReplaced`], [`StoreError::OtherPid`].
     pub fn check_writable(&self) -> Result<(), StoreError> {
         self.shared.check_writable()
     }

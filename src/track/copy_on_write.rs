@@ -20,7 +20,7 @@ use std::io;
 use std::ops::Range;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use super::{Means, Taken, TrackError, Tracker, Untracked};
+use super::{DirtySet, RescanReason, TrackError, TrackMethod, Tracker};
 use crate::address_space::AddressSpace;
 use crate::ranges::Ranges;
 use crate::record::SnapshotId;
@@ -91,11 +91,11 @@ impl CopyOnWrite {
 }
 
 impl Tracker for CopyOnWrite {
-    fn means(&self) -> Means {
-        Means::CopyOnWrite
+    fn method(&self) -> TrackMethod {
+        TrackMethod::CopyOnWrite
     }
 
-    fn take(&self, space: &AddressSpace, since: Option<SnapshotId>) -> Result<Taken, TrackError> {
+    fn take(&self, space: &AddressSpace, since: Option<SnapshotId>) -> Result<DirtySet, TrackError> {
         let (expected_bytes, found_bytes) = (self.state().length_bytes, space.image_bytes());
         if expected_bytes != found_bytes {
             return Err(TrackError::OtherMemory {
@@ -115,17 +115,17 @@ impl Tracker for CopyOnWrite {
             Err(error) => {
                 // What is in the snapshot that is being taken is not known, so later it may be anything.
                 state.found = Ranges::from(0..expected_bytes);
-                Err(Untracked::Unavailable(format!("/proc/self/pagemap cannot be read: {error}")))
+                Err(RescanReason::Unavailable(format!("/proc/self/pagemap cannot be read: {error}")))
             }
         };
         let changes = known.and_then(|()| match since {
-            None => Err(Untracked::NoParent),
+            None => Err(RescanReason::NoParent),
             Some(since) if since == state.template || state.snapshots.contains(&since) => {
                 Ok(by_mapping(&state.found, space))
             }
-            Some(_) => Err(Untracked::OtherParent),
+            Some(_) => Err(RescanReason::OtherParent),
         });
-        Ok(Taken { number, changes })
+        Ok(DirtySet { number, changes })
     }
 
     fn committed(&self, _number: u64, id: SnapshotId) {

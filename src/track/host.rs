@@ -4,7 +4,7 @@ use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::ledger::{Finding, Ledger};
-use super::{Means, Taken, TrackError, Tracker, check_one_memory};
+use super::{DirtySet, TrackError, TrackMethod, Tracker, check_one_memory};
 use crate::address_space::AddressSpace;
 use crate::ranges::merge;
 use crate::record::SnapshotId;
@@ -16,15 +16,17 @@ const MERGE_AT: usize = 4096;
 /// The changes to one memory as its host hands them in: ranges, or a hypervisor's dirty bitmap.
 ///
 /// Hand in whatever changed since the last capture began, at the latest when the next one is taken;
-/// [`SourceExt`](crate::SourceExt) joins the two. Ranges may overlap and come in any order.
+/// [`SourceExt`](crate::source::SourceExt) joins the two. Ranges may overlap and come in any order.
 /// The first capture reads everything.
 ///
 /// ```
-/// use stillframe::{AddressRange, CaptureOptions, HostRanges, SourceExt, Store};
+/// use stillframe::{AddressRange, CaptureOptions, Store};
+/// use stillframe::source::SourceExt;
+/// use stillframe::track::DirtyRanges;
 /// # let dir = tempfile::tempdir()?;
 /// # let store = Store::options().create(dir.path().join("vault"))?;
 /// let mut memory = vec![7u8; 1 << 20];
-/// let changes = HostRanges::new(memory.len() as u64);
+/// let changes = DirtyRanges::new(memory.len() as u64);
 /// let vm = store.process("vm-7");
 /// vm.capture(&memory.tracked_by(&changes), &CaptureOptions::default())?;
 ///
@@ -36,7 +38,7 @@ const MERGE_AT: usize = 4096;
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 #[derive(Clone, Debug)]
-pub struct HostRanges {
+pub struct DirtyRanges {
     state: Arc<Mutex<State>>,
 }
 
@@ -48,20 +50,20 @@ struct State {
     merge_at: usize,
 }
 
-impl HostRanges {
+impl DirtyRanges {
     /// For one memory of so many bytes, of which nothing is known yet.
-    pub fn new(memory_bytes: u64) -> HostRanges {
+    pub fn new(memory_bytes: u64) -> DirtyRanges {
         Self::with(memory_bytes, Ledger::default())
     }
 
     /// For a memory that is now as it was in snapshot `id`, but for what will be marked.
-    pub fn since(id: SnapshotId, memory_bytes: u64) -> HostRanges {
+    pub fn since(id: SnapshotId, memory_bytes: u64) -> DirtyRanges {
         Self::with(memory_bytes, Ledger::since(id))
     }
 
-    fn with(memory_bytes: u64, ledger: Ledger) -> HostRanges {
+    fn with(memory_bytes: u64, ledger: Ledger) -> DirtyRanges {
         let state = State { ledger, memory_bytes, marked: Vec::new(), merge_at: MERGE_AT };
-        HostRanges { state: Arc::new(Mutex::new(state)) }
+        DirtyRanges { state: Arc::new(Mutex::new(state)) }
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -148,17 +150,17 @@ impl State {
     }
 }
 
-impl Tracker for HostRanges {
-    fn means(&self) -> Means {
-        Means::HostRanges
+impl Tracker for DirtyRanges {
+    fn method(&self) -> TrackMethod {
+        TrackMethod::DirtyRanges
     }
 
-    fn take(&self, space: &AddressSpace, since: Option<SnapshotId>) -> Result<Taken, TrackError> {
+    fn take(&self, space: &AddressSpace, since: Option<SnapshotId>) -> Result<DirtySet, TrackError> {
         let mut state = self.state();
         check_one_memory(space, state.memory_bytes)?;
         let marked = std::mem::take(&mut state.marked);
         let (number, changes) = state.ledger.take(Finding::Bytes(marked.into()), since);
-        Ok(Taken { number, changes: changes.map(|ranges| vec![ranges]) })
+        Ok(DirtySet { number, changes: changes.map(|ranges| vec![ranges]) })
     }
 
     fn committed(&self, number: u64, id: SnapshotId) {

@@ -1,6 +1,6 @@
 //! The ledger: what a tracker has found and no durable snapshot has yet.
 
-use super::Untracked;
+use super::RescanReason;
 use crate::ranges::Ranges;
 use crate::record::SnapshotId;
 
@@ -13,7 +13,7 @@ pub(super) enum Finding {
     /// These bytes may have changed, and no others.
     Bytes(Ranges),
     /// Anything may have changed.
-    Anything(Untracked),
+    Anything(RescanReason),
 }
 
 /// Which snapshot the knowledge refers to, and what was found since.
@@ -38,7 +38,7 @@ impl Ledger {
         &mut self,
         found: Finding,
         since: Option<SnapshotId>,
-    ) -> (u64, Result<Ranges, Untracked>) {
+    ) -> (u64, Result<Ranges, RescanReason>) {
         let number = self.next_number;
         self.next_number += 1;
         self.open.push((number, found));
@@ -48,9 +48,9 @@ impl Ledger {
             *next = join([&oldest, &*next]);
         }
         let changes = match (since, self.basis) {
-            (None, _) => Err(Untracked::NoParent),
-            (Some(_), None) => Err(Untracked::JustBegun),
-            (Some(since), Some(basis)) if since != basis => Err(Untracked::OtherParent),
+            (None, _) => Err(RescanReason::NoParent),
+            (Some(_), None) => Err(RescanReason::JustBegun),
+            (Some(since), Some(basis)) if since != basis => Err(RescanReason::OtherParent),
             _ => match join(self.open.iter().map(|(_, found)| found)) {
                 Finding::Bytes(ranges) => Ok(ranges),
                 Finding::Anything(why) => Err(why),
@@ -104,7 +104,7 @@ mod tests {
     #[test]
     fn what_is_not_acknowledged_is_found_again() {
         let mut ledger = Ledger::default();
-        assert_eq!(ledger.take(one(0..9), None), (0, Err(Untracked::NoParent)));
+        assert_eq!(ledger.take(one(0..9), None), (0, Err(RescanReason::NoParent)));
         ledger.committed(0, id(1));
         for at in 1..20 {
             let (_, changes) = ledger.take(one(at * 2..at * 2 + 1), Some(id(1)));
@@ -113,7 +113,7 @@ mod tests {
         }
         ledger.committed(19, id(2));
         assert_eq!(ledger.take(one(5..6), Some(id(2))).1.unwrap(), [5..6, 0..0][..1]);
-        assert_eq!(ledger.take(one(5..6), Some(id(1))).1, Err(Untracked::OtherParent));
+        assert_eq!(ledger.take(one(5..6), Some(id(1))).1, Err(RescanReason::OtherParent));
     }
 
     #[test]
@@ -124,7 +124,7 @@ mod tests {
         ledger.committed(second, id(3));
         ledger.committed(first, id(2));
         // The second take is not in snapshot 2, and not open any more.
-        assert_eq!(ledger.take(one(4..5), Some(id(2))).1, Err(Untracked::OtherParent));
+        assert_eq!(ledger.take(one(4..5), Some(id(2))).1, Err(RescanReason::OtherParent));
 
         let mut ledger = Ledger::since(id(1));
         let (first, _) = ledger.take(one(0..1), Some(id(1)));

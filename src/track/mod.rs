@@ -8,7 +8,7 @@
 //! ```
 //!
 //! A [`Tracker`] never decides what a snapshot holds, only what need not be read again. Whenever its
-//! knowledge does not fit the parent, all is read: [`Untracked`] says why.
+//! knowledge does not fit the parent, all is read: [`RescanReason`] says why.
 
 mod copy_on_write;
 mod host;
@@ -25,21 +25,92 @@ use crate::record::SnapshotId;
 use crate::units::AddressRange;
 
 pub(crate) use copy_on_write::CopyOnWrite;
-pub use host::HostRanges;
+pub use host::DirtyRanges;
 pub(crate) use soft_dirty::SoftDirty;
 pub(crate) use write_protection::WriteProtection;
 
 /// Knows what changed in one memory.
 ///
-/// Implemented by [`HostRanges`], and by what [`LiveMemory::track_writes`] and
-/// [`ProcessSource::track_writes`] make. Threads may use it at once; it serves one line of snapshots
+/// Implemented by [`DirtyRanges`], and by what [`LiveMemory::track_writes`] and
+/// [`LiveProcessSource::track_writes`] make. Threads may use it at once; it serves one line of snapshots
 /// best, as its knowledge refers to the last snapshot alone.
 ///
 /// [`LiveMemory::track_writes`]: crate::LiveMemory::track_writes
-/// [`ProcessSource::track_writes`]: crate::ProcessSource::track_writes
+/// [`LiveProcessSource::track_writes`]: crate::source::LiveProcessSource::track_writes
+///
+/// [`DirtyRanges`] does this for whoever can mark what is written. A tracker of one's own:
+///
+/// ```
+/// use std::sync::{Arc, Mutex};
+/// use stillframe::address_space::AddressSpace;
+/// use stillframe::ranges::Ranges;
+/// use stillframe::source::SourceExt;
+/// use stillframe::track::{DirtySet, RescanReason, TrackError, TrackMethod, Tracker, Tracking};
+/// use stillframe::{CaptureOptions, SnapshotId, Store};
+///
+/// /// An interpreter that notes each store instruction. Its memory is one mapping.
+/// #[derive(Clone, Default)]
+/// struct WriteLog(Arc<Mutex<State>>);
+///
+/// #[derive(Default)]
+/// struct State {
+///     written: Ranges,
+///     /// What was taken and is in no durable snapshot yet, with the number of its take.
+///     taken: Vec<(u64, Ranges)>,
+///     takes: u64,
+///     basis: Option<SnapshotId>,
+/// }
+///
+/// impl Tracker for WriteLog {
+///     fn method(&self) -> TrackMethod {
+///         TrackMethod::DirtyRanges
+///     }
+///
+///     fn take(&self, _: &AddressSpace, since: Option<SnapshotId>) -> Result<DirtySet, TrackError> {
+///         let mut state = self.0.lock().unwrap();
+///         let (number, written) = (state.takes, std::mem::take(&mut state.written));
+///         state.takes += 1;
+///         state.taken.push((number, written));
+///         let changes = match (since, state.basis) {
+///             (None, _) => Err(RescanReason::NoParent),
+///             (Some(_), None) => Err(RescanReason::JustBegun),
+///             (Some(since), Some(basis)) if since != basis => Err(RescanReason::OtherParent),
+///             // Also the takes before, unless they are in the snapshot that this refers to.
+///             _ => Ok(vec![state.taken.iter().fold(Ranges::default(), |all, (_, it)| all.union(it))]),
+///         };
+///         Ok(DirtySet { number, changes })
+///     }
+///
+///     fn committed(&self, number: u64, id: SnapshotId) {
+///         let mut state = self.0.lock().unwrap();
+///         // One that is older than the last committed take comes too late.
+///         if state.taken.iter().any(|(taken, _)| *taken == number) {
+///             state.taken.retain(|(taken, _)| *taken > number);
+///             state.basis = Some(id);
+///         }
+///     }
+///
+///     fn estimate_bytes(&self) -> u64 {
+///         self.0.lock().unwrap().written.length_bytes()
+///     }
+/// }
+///
+/// # let dir = tempfile::tempdir()?;
+/// # let store = Store::options().create(dir.path().join("vault"))?;
+/// let (log, process) = (WriteLog::default(), store.process("interpreter"));
+/// let mut memory = vec![0; 1 << 20];
+/// let capture = |memory: &[u8]| process.capture(&memory.tracked_by(&log), &CaptureOptions::new());
+/// capture(&memory)?;
+/// memory[70_000] = 1;
+/// log.0.lock().unwrap().written.insert(70_000..70_001);
+/// let taken = capture(&memory)?;
+/// assert_eq!(taken.tracking, Tracking::By(TrackMethod::DirtyRanges));
+/// assert_eq!(store.restore(taken.id)?.into_mapping()?[70_000], 1);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 pub trait Tracker: Send + Sync {
     /// How it knows.
-    fn means(&self) -> Means;
+    fn method(&self) -> TrackMethod;
 
     /// Finds out what changed since the last call and begins anew, while the source stands still.
     /// `since` is the parent of the snapshot that is being taken.
@@ -49,9 +120,9 @@ pub trait Tracker: Send + Sync {
     /// # Errors
     ///
     /// When it was made for another memory, or the kernel fails. Nothing is forgotten then.
-    fn take(&self, space: &AddressSpace, since: Option<SnapshotId>) -> Result<Taken, TrackError>;
+    fn take(&self, space: &AddressSpace, since: Option<SnapshotId>) -> Result<DirtySet, TrackError>;
 
-    /// Learns that the snapshot for which [`Taken::number`] was taken is durable.
+    /// Learns that the snapshot for which [`DirtySet::number`] was taken is durable.
     fn committed(&self, number: u64, id: SnapshotId);
 
     /// The snapshot that its knowledge refers to: the memory was as in there, but for what it finds. `None`
@@ -67,29 +138,29 @@ pub trait Tracker: Send + Sync {
 
 /// What a tracker found out.
 #[derive(Clone, Debug)]
-pub struct Taken {
+pub struct DirtySet {
     /// Which take it is.
     pub number: u64,
     /// For each mapping the byte ranges, from the mapping's start, that may have changed and are inside it. Or why
     /// that cannot be told.
-    pub changes: Result<Vec<Ranges>, Untracked>,
+    pub changes: Result<Vec<Ranges>, RescanReason>,
 }
 
 /// How a capture knew what had changed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Tracking {
     /// A tracker told it: only that was read.
-    By(Means),
+    By(TrackMethod),
     /// Nobody could tell: everything was read and compared with the parent's tables.
-    Rescan(Untracked),
+    Rescan(RescanReason),
 }
 
 /// The means by which changes are known.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
-pub enum Means {
+pub enum TrackMethod {
     /// The host said so: a hypervisor's dirty log.
-    HostRanges,
+    DirtyRanges,
     /// The kernel's write protection: userfaultfd and PAGEMAP_SCAN.
     WriteProtection,
     /// The kernel's soft-dirty bits.
@@ -101,7 +172,7 @@ pub enum Means {
 /// Why everything had to be read.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
-pub enum Untracked {
+pub enum RescanReason {
     /// The source has no tracker.
     NoTracker,
     /// It was to have one, but this machine has none to give. Says why.
@@ -121,14 +192,14 @@ pub enum Untracked {
     Interrupted,
 }
 
-impl Means {
+impl TrackMethod {
     /// Its name: `host-ranges`, `write-protection`, `soft-dirty`, `copy-on-write`.
     pub fn name(self) -> &'static str {
         match self {
-            Means::HostRanges => "host-ranges",
-            Means::WriteProtection => "write-protection",
-            Means::SoftDirty => "soft-dirty",
-            Means::CopyOnWrite => "copy-on-write",
+            TrackMethod::DirtyRanges => "host-ranges",
+            TrackMethod::WriteProtection => "write-protection",
+            TrackMethod::SoftDirty => "soft-dirty",
+            TrackMethod::CopyOnWrite => "copy-on-write",
         }
     }
 }
@@ -160,17 +231,19 @@ impl fmt::Display for Tracking {
     }
 }
 
-impl fmt::Display for Untracked {
+impl fmt::Display for RescanReason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
-            Untracked::NoTracker => "its changes are not tracked",
-            Untracked::Unavailable(why) => why,
-            Untracked::NoParent => "there is no snapshot to compare with",
-            Untracked::JustBegun => "tracking began with this snapshot",
-            Untracked::OtherParent => "what is tracked refers to another snapshot than the parent",
-            Untracked::OtherLayout => "the mappings, or what is left out of them, were others in the parent",
-            Untracked::ParentUnusable => "the parent cannot be compared with, or there is damage to mend",
-            Untracked::Interrupted => "other memory was mapped in its place",
+            RescanReason::NoTracker => "its changes are not tracked",
+            RescanReason::Unavailable(why) => why,
+            RescanReason::NoParent => "there is no snapshot to compare with",
+            RescanReason::JustBegun => "tracking began with this snapshot",
+            RescanReason::OtherParent => "what is tracked refers to another snapshot than the parent",
+            RescanReason::OtherLayout => {
+                "the mappings, or what is left out of them, were others in the parent"
+            }
+            RescanReason::ParentUnusable => "the parent cannot be compared with, or there is damage to mend",
+            RescanReason::Interrupted => "other memory was mapped in its place",
         })
     }
 }
@@ -183,7 +256,7 @@ pub enum TrackError {
     #[error("changes cannot be tracked by {}: {why}", means.name())]
     Unavailable {
         /// The means asked for.
-        means: Means,
+        means: TrackMethod,
         /// What is missing, and what would help.
         why: String,
         /// What the operating system said.
@@ -258,7 +331,7 @@ pub enum TrackError {
     },
     /// The tracker was made before a `fork`, and this is the child.
     #[error("the tracker was made by process {made_by}, this is {used_by}; make a new one after a fork")]
-    OtherProcess {
+    OtherPid {
         /// The pid of its maker.
         made_by: u32,
         /// The pid of its user.

@@ -14,7 +14,7 @@ use std::io::{self, Write};
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 
 use super::ledger::{Finding, Ledger};
-use super::{Means, Taken, TrackError, Tracker, Untracked};
+use super::{DirtySet, RescanReason, TrackError, TrackMethod, Tracker};
 use crate::address_space::{AddressSpace, Mapping};
 use crate::ranges::Ranges;
 use crate::record::SnapshotId;
@@ -64,11 +64,11 @@ impl SoftDirty {
 }
 
 impl Tracker for SoftDirty {
-    fn means(&self) -> Means {
-        Means::SoftDirty
+    fn method(&self) -> TrackMethod {
+        TrackMethod::SoftDirty
     }
 
-    fn take(&self, space: &AddressSpace, since: Option<SnapshotId>) -> Result<Taken, TrackError> {
+    fn take(&self, space: &AddressSpace, since: Option<SnapshotId>) -> Result<DirtySet, TrackError> {
         let took = || -> io::Result<Ranges> {
             // Opened each time: after an execve the old files would show the old memory, empty.
             let pagemap = open(self.pid, "pagemap", false)?;
@@ -84,7 +84,7 @@ impl Tracker for SoftDirty {
         };
         let (found, error) = match took() {
             Ok(ranges) => (Finding::Bytes(ranges), None),
-            Err(error) => (Finding::Anything(Untracked::Interrupted), Some(error)),
+            Err(error) => (Finding::Anything(RescanReason::Interrupted), Some(error)),
         };
         let (number, changes) = self.ledger().take(found, since);
         if let Some(source) = error {
@@ -94,7 +94,7 @@ impl Tracker for SoftDirty {
             let of = |mapping: &Mapping| ranges.from_start_of(mapping.range.start()..mapping.range.end());
             space.mappings().iter().map(of).collect()
         });
-        Ok(Taken { number, changes })
+        Ok(DirtySet { number, changes })
     }
 
     fn committed(&self, number: u64, id: SnapshotId) {
@@ -120,7 +120,7 @@ fn started(pid: u32) -> io::Result<String> {
 }
 
 fn unavailable(why: &str, source: io::Error) -> TrackError {
-    TrackError::Unavailable { means: Means::SoftDirty, why: why.to_owned(), source }
+    TrackError::Unavailable { means: TrackMethod::SoftDirty, why: why.to_owned(), source }
 }
 
 /// Whether a page of this process that is cleared and written shows as such, and one that is

@@ -27,7 +27,7 @@ use std::ops::Range;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use super::ledger::{Finding, Ledger};
-use super::{Means, Taken, TrackError, Tracker, Untracked, check_one_memory};
+use super::{DirtySet, RescanReason, TrackError, TrackMethod, Tracker, check_one_memory};
 use crate::address_space::AddressSpace;
 use crate::ranges::Ranges;
 use crate::record::SnapshotId;
@@ -142,14 +142,14 @@ impl WriteProtection {
 }
 
 impl Tracker for WriteProtection {
-    fn means(&self) -> Means {
-        Means::WriteProtection
+    fn method(&self) -> TrackMethod {
+        TrackMethod::WriteProtection
     }
 
-    fn take(&self, space: &AddressSpace, since: Option<SnapshotId>) -> Result<Taken, TrackError> {
+    fn take(&self, space: &AddressSpace, since: Option<SnapshotId>) -> Result<DirtySet, TrackError> {
         let used_by = std::process::id();
         if used_by != self.made_by {
-            return Err(TrackError::OtherProcess { made_by: self.made_by, used_by });
+            return Err(TrackError::OtherPid { made_by: self.made_by, used_by });
         }
         let mut state = self.state();
         let memory_bytes = state.memory_bytes;
@@ -160,7 +160,7 @@ impl Tracker for WriteProtection {
             // Parts may be protected already and what was written there is lost: so be it all.
             Err(error) if error.raw_os_error() == Some(libc::EPERM) => None,
             Err(source) => {
-                let _ = state.ledger.take(Finding::Anything(Untracked::Interrupted), since);
+                let _ = state.ledger.take(Finding::Anything(RescanReason::Interrupted), since);
                 return Err(TrackError::System { action: "find what was written", source });
             }
         };
@@ -176,7 +176,7 @@ impl Tracker for WriteProtection {
             None => {
                 state.absent = Ranges::new();
                 state.guards = Ranges::new();
-                Finding::Anything(Untracked::Interrupted)
+                Finding::Anything(RescanReason::Interrupted)
             }
         };
         // Entered before anything can fail: what the scan took is known to nobody else.
@@ -194,7 +194,7 @@ impl Tracker for WriteProtection {
                 found: "a part that is not mapped".to_owned(),
             })?;
         }
-        Ok(Taken { number, changes: changes.map(|ranges| vec![ranges]) })
+        Ok(DirtySet { number, changes: changes.map(|ranges| vec![ranges]) })
     }
 
     fn committed(&self, number: u64, id: SnapshotId) {
@@ -231,7 +231,7 @@ fn unavailable(source: io::Error) -> TrackError {
         }
         _ => "the kernel refuses it",
     };
-    TrackError::Unavailable { means: Means::WriteProtection, why: why.to_owned(), source }
+    TrackError::Unavailable { means: TrackMethod::WriteProtection, why: why.to_owned(), source }
 }
 
 /// An error unless all of `range` is mapped, private and without a file: what others share they can

@@ -8,7 +8,10 @@ use std::process::{Command, Output, Stdio};
 
 use crate::forger::Forger;
 use serde_json::Value;
-use stillframe::{CaptureOptions, Diff, DiffOptions, Origin, ProcessSource, Store};
+use stillframe::diff::{Diff, DiffOptions};
+use stillframe::record::Origin;
+use stillframe::source::LiveProcessSource;
+use stillframe::{CaptureOptions, Store};
 
 /// Where in a record of bytes the origin is: after version, process, no parent, time and trigger.
 const ORIGIN_AT: usize = 1 + 2 + 1 + 9 + 1;
@@ -124,13 +127,13 @@ fn a_process_that_fills_its_command_line_is_recorded_with_the_first_4_kib() {
     let mut line = String::new();
     BufReader::new(child.stdout.as_mut().unwrap()).read_line(&mut line).unwrap();
     let store = Store::options().create(dir.path().join("store")).unwrap();
-    let taken = store.process("p").capture(&ProcessSource::new(child.id()), &CaptureOptions::default());
+    let taken = store.process("p").capture(&LiveProcessSource::new(child.id()), &CaptureOptions::default());
     child.kill().unwrap();
     child.wait().unwrap();
     let taken = taken.unwrap();
     let check = |store: &Store| {
         let snapshot = store.snapshot(taken.id).unwrap();
-        let Origin::Process { command, .. } = &snapshot.record().origin else { panic!() };
+        let Origin::LiveProcess { command, .. } = &snapshot.record().origin else { panic!() };
         let bytes: usize = command.iter().map(|word| word.len() + 1).sum();
         assert!((4_000..4_200).contains(&bytes), "{bytes}");
         assert_eq!((&*command[0], &*command[1]), ("sh", "-c"));

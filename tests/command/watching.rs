@@ -8,7 +8,8 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
-use stillframe::{ProcessSource, Source, Store};
+use stillframe::Store;
+use stillframe::source::{LiveProcessSource, Source};
 
 use crate::helper::{Running, Vault, noise};
 use crate::mount::mounting;
@@ -48,7 +49,7 @@ fn a_command_lives_on_while_a_debugger_looks_at_it_and_is_watched_again_afterwar
     let mut watch = vault.start(&[&["--json"], &watch[..]].concat());
     let first = watch.line();
     assert!(first.contains("\"id\""), "{first}");
-    let held = ProcessSource::new(pid_of_command(&vault)).stop_timeout(Duration::from_secs(60));
+    let held = LiveProcessSource::new(pid_of_command(&vault)).stop_timeout(Duration::from_secs(60));
     let held = held.open().unwrap();
     std::thread::sleep(Duration::from_millis(700));
     drop(held);

@@ -1,6 +1,8 @@
 //! Whole packs: damaged headers, packs that are gone.
 
-use stillframe::{CaptureOptions, Error, GcOptions, RegionSize, RepairOptions, Store};
+use stillframe::repair::RepairOptions;
+use stillframe::verify::ProblemKind;
+use stillframe::{CaptureOptions, Error, GcOptions, RegionSize, Store};
 
 use crate::noise::noise;
 use crate::vault::*;
@@ -15,7 +17,7 @@ fn a_pack_with_a_damaged_header_is_named_left_alone_and_brought_back_by_repair()
         assert_eq!(store.snapshots().len(), 0);
         let report = verify(&store);
         let [problem] = &report.problems[..] else { panic!("byte {at}: {report:?}") };
-        assert!(problem.kind == "pack" && problem.object.contains("00000001.pack"), "{problem:?}");
+        assert!(problem.kind == ProblemKind::Pack && problem.object.contains("00000001.pack"), "{problem:?}");
         // Life goes on, in another pack.
         let id = store.process("e").capture(&memory("b1"), &CaptureOptions::default()).unwrap().id;
         assert!(read(&store, id).unwrap().0 == memory("b1"));
@@ -45,7 +47,7 @@ fn a_pack_of_nothing_but_zeros_is_named_kept_and_set_aside_by_repair() {
         vault.assert_whole(&store);
         let report = verify(&store);
         let [problem] = &report.problems[..] else { panic!("{report:?}") };
-        assert!(problem.kind == "pack" && problem.object.contains("00000099.pack"), "{problem:?}");
+        assert!(problem.kind == ProblemKind::Pack && problem.object.contains("00000099.pack"), "{problem:?}");
         drop(store);
         assert!(std::fs::read(&zeros).unwrap() == content);
 
@@ -75,7 +77,7 @@ fn two_packs() -> Vault {
     // The regions of `b1` come into the first pack by another snapshot, which is forgotten later.
     let first = store.process("f").capture(&memory("b1"), &plain).unwrap().id;
     store.forget(&[forgotten]).unwrap();
-    store.gc(&GcOptions { max_unused_percent: 0, ..GcOptions::default() }).unwrap();
+    store.gc(&GcOptions::new().max_unused_percent(0)).unwrap();
     for name in ["b1", "c1"] {
         ids.insert(name, capture(&store, name));
     }
@@ -117,7 +119,7 @@ fn gc_takes_nothing_that_an_unreadable_pack_may_need() {
         bytes[40] ^= 1;
         std::fs::write(&path, bytes).unwrap();
         let store = vault.open();
-        let error = store.gc(&GcOptions { max_unused_percent: 0, ..GcOptions::default() }).unwrap_err();
+        let error = store.gc(&GcOptions::new().max_unused_percent(0)).unwrap_err();
         assert!(error.to_string().contains(&format!("0000000{number}.pack")), "{error}");
         drop(store);
         let report = Store::repair(&vault.path, &RepairOptions::default()).unwrap();

@@ -2,7 +2,10 @@
 
 use std::collections::BTreeSet;
 
-use stillframe::{CaptureOptions, Kind, RepairOptions, SnapshotId, Store};
+use stillframe::repair::RepairOptions;
+use stillframe::store::ObjectKind;
+use stillframe::verify::ProblemKind;
+use stillframe::{CaptureOptions, SnapshotId, Store};
 
 use crate::facts::fact;
 use crate::noise::noise;
@@ -111,7 +114,7 @@ fn garbage_and_zeros_after_the_pack_are_cut_silently() {
 fn a_pack_cut_into_what_was_acknowledged_costs_what_lay_there_alone() {
     let vault = Vault::copy();
     // Everything up to the record of `a2` is kept: `b1` and `c1` lie after it.
-    let end = fact(&vault, Kind::Record, "a2").end;
+    let end = fact(&vault, ObjectKind::Record, "a2").end;
     vault.change_pack(|bytes| bytes.truncate(end + 20));
     let store = vault.open();
     for name in ["a1", "a2"] {
@@ -122,7 +125,8 @@ fn a_pack_cut_into_what_was_acknowledged_costs_what_lay_there_alone() {
     }
     capture(&store, "b1");
     let problems = verify(&store).problems;
-    let told = problems.iter().find(|it| it.kind == "pack" && it.detail.contains("was cut to")).unwrap();
+    let told =
+        problems.iter().find(|it| it.kind == ProblemKind::Pack && it.detail.contains("was cut to")).unwrap();
     assert_eq!(vault.names(told.snapshots.clone()), ["b1", "c1"]);
     drop(store);
     Store::repair(&vault.path, &RepairOptions::default()).unwrap();
@@ -137,8 +141,7 @@ fn with_a_pack_of_gc_behind() -> (tempfile::TempDir, std::path::PathBuf) {
     let capture = |process: &str, seed| {
         store.process(process).capture(&noise(200_000, seed), &CaptureOptions::default()).unwrap().id
     };
-    let collect =
-        || store.gc(&stillframe::GcOptions { max_unused_percent: 0, ..Default::default() }).unwrap();
+    let collect = || store.gc(&stillframe::GcOptions::new().max_unused_percent(0)).unwrap();
     let (first, second, _) = (capture("a", 1), capture("b", 2), capture("c", 3));
     store.forget(&[first]).unwrap();
     collect();
@@ -166,7 +169,7 @@ fn bytes_behind_a_pack_that_is_not_the_last_one_are_damage_and_no_torn_tail() {
             let store = Store::open(&path).unwrap();
             let problems = verify(&store).problems;
             assert_eq!(problems.len(), 1, "{tail:?}, the index lost: {index_is_lost}: {problems:?}");
-            assert_eq!((&*problems[0].kind, &problems[0].snapshots[..]), ("pack", &[][..]));
+            assert_eq!((problems[0].kind, &problems[0].snapshots[..]), (ProblemKind::Pack, &[][..]));
             drop(store);
             let report = Store::repair(&path, &RepairOptions::default()).unwrap();
             assert_eq!((report.damaged.len(), &report.lost_snapshots[..]), (1, &[][..]), "{report:?}");

@@ -10,9 +10,10 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdout, Command, Output, Stdio};
 use std::sync::OnceLock;
 
-use stillframe::{
-    AddressRange, CaptureOptions, CoreSource, Hash, Origin, ProcessSource, SnapshotId, Store, Threads,
-};
+use stillframe::record::Origin;
+use stillframe::source::{CoreSource, LiveProcessSource};
+use stillframe::threads::Threads;
+use stillframe::{AddressRange, CaptureOptions, Hash, SnapshotId, Store};
 
 // ---- The program --------------------------------------------------------------------------------
 
@@ -249,7 +250,7 @@ impl Place {
 
     fn restore(&self, id: SnapshotId, name: &str) -> PathBuf {
         let path = self.path(name);
-        self.store.restore(id).unwrap().into_core(&path, false).unwrap();
+        self.store.restore(id).unwrap().into_core(&path).unwrap();
         path
     }
 
@@ -305,7 +306,7 @@ fn gdb_sees_each_moment_of_a_process_in_its_snapshots_as_it_saw_it_live() {
     let mut moments = Vec::new();
     for (counter, round) in [(17, 2), (1_000_000, 3), (42, 4)] {
         workers.round(counter);
-        let source = ProcessSource::new(workers.pid());
+        let source = LiveProcessSource::new(workers.pid());
         let taken = place.store.process("workers").capture(&source, &CaptureOptions::default()).unwrap();
         workers.wait_until_asleep();
         let live = Moment::of_process(workers.pid());
@@ -335,7 +336,7 @@ fn a_core_of_gdb_comes_back_and_shares_its_memory_with_a_capture_of_the_process(
     let mut workers = Workers::start();
     workers.round(5);
     let live = place.store.process("workers");
-    let live = live.capture(&ProcessSource::new(workers.pid()), &CaptureOptions::default()).unwrap();
+    let live = live.capture(&LiveProcessSource::new(workers.pid()), &CaptureOptions::default()).unwrap();
     workers.wait_until_asleep();
     let core = place.path("gcore");
     gdb(&["-p", &workers.pid().to_string()], &[&format!("generate-core-file {}", core.display())]);
@@ -430,11 +431,10 @@ fn memory_without_threads_is_a_core_that_gdb_reads_and_what_was_excluded_is_not_
     let place = Place::new();
     let mut memory: Vec<u8> = (0..40_001u32).map(|at| u8::try_from(at % 251).unwrap()).collect();
     memory[20_000..30_000].fill(0);
-    let options =
-        CaptureOptions { exclude: vec![AddressRange::new(8192, 12288).unwrap()], ..Default::default() };
+    let options = CaptureOptions::new().exclude([AddressRange::new(8192, 12288).unwrap()]);
     let taken = place.store.process("bytes").capture(&memory, &options).unwrap();
     let core = place.path("core");
-    let stats = place.store.restore(taken.id).unwrap().into_core(&core, false).unwrap();
+    let stats = place.store.restore(taken.id).unwrap().into_core(&core).unwrap();
     // What was excluded is not in the file.
     assert_eq!((stats.threads, stats.bytes), (0, 4096 + 40_001 - 4096));
     assert!(stats.written_bytes < stats.bytes);

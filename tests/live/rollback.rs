@@ -11,10 +11,11 @@ use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
-use stillframe::{
-    AddressRange, CaptureOptions, Error, MappingKind, ProcessSource, RollBackStats, RollbackError,
-    SnapshotId, Store,
-};
+use stillframe::address_space::MappingKind;
+use stillframe::error::RollbackError;
+use stillframe::rollback::RollbackStats;
+use stillframe::source::LiveProcessSource;
+use stillframe::{AddressRange, CaptureOptions, Error, SnapshotId, Store};
 
 // ---- Programs -----------------------------------------------------------------------------------
 
@@ -129,19 +130,19 @@ pub(super) fn new_store() -> (tempfile::TempDir, Store) {
 }
 
 pub(super) fn capture(store: &Store, program: &Program) -> SnapshotId {
-    let source = ProcessSource::new(program.pid());
+    let source = LiveProcessSource::new(program.pid());
     store.process("p").capture(&source, &CaptureOptions::default()).unwrap().id
 }
 
 #[track_caller]
-pub(super) fn roll_back(store: &Store, id: SnapshotId, program: &Program) -> RollBackStats {
-    store.roll_back(id).unwrap().process(program.pid()).unwrap()
+pub(super) fn rollback(store: &Store, id: SnapshotId, program: &Program) -> RollbackStats {
+    store.rollback(id).unwrap().live_process(program.pid()).unwrap()
 }
 
 /// What differs, of a process that does not fit.
 #[track_caller]
 pub(super) fn misfit(store: &Store, id: SnapshotId, pid: u32) -> Vec<String> {
-    match store.roll_back(id).unwrap().process(pid).unwrap_err() {
+    match store.rollback(id).unwrap().live_process(pid).unwrap_err() {
         Error::Rollback(RollbackError::DoesNotFit { differences, .. }) => differences,
         error => panic!("{error:?}"),
     }
@@ -207,8 +208,8 @@ fn a_python_goes_on_from_the_captured_moment_variables_and_all() {
         assert_eq!(python.ask("set 2000 more"), "1001 other 9");
         assert_eq!(python.ask("notify"), "1001 other 16");
         // Its busy thread may make it ask for memory now and then.
-        let roll_back = store.roll_back(id).unwrap().leave_new_memory(true);
-        let stats = roll_back.process(python.pid()).unwrap();
+        let rollback = store.rollback(id).unwrap().leave_new_memory(true);
+        let stats = rollback.live_process(python.pid()).unwrap();
         assert!(stats.written_regions > 0 && stats.written_bytes < stats.bytes / 4, "{stats:?}");
         assert!(!stats.paused.is_zero() && !stats.is_stopped);
         assert_eq!(python.ask("look"), "1000 seven 4", "round {round}");
@@ -230,7 +231,7 @@ fn a_python_goes_on_from_the_captured_moment_variables_and_all() {
 
 /// Rolls back a process that has gone on since, and asks nothing.
 fn roll_back_again(store: &Store, id: SnapshotId, python: &mut Program) {
-    let stats = store.roll_back(id).unwrap().leave_new_memory(true).process(python.pid()).unwrap();
+    let stats = store.rollback(id).unwrap().leave_new_memory(true).live_process(python.pid()).unwrap();
     assert!(stats.written_regions > 0);
 }
 
@@ -247,7 +248,7 @@ fn a_sleep_begins_again_wherever_the_thread_is_when_it_is_rolled_back() {
     assert_eq!(python.line(), "slept");
     // It waits for a line now, and stood in the sleep then.
     for _ in 0..2 {
-        store.roll_back(id).unwrap().leave_new_memory(true).process(python.pid()).unwrap();
+        store.rollback(id).unwrap().leave_new_memory(true).live_process(python.pid()).unwrap();
         assert_eq!(python.line(), "slept");
     }
     assert_eq!(python.ask("look"), "1000 record 7 0");
@@ -292,7 +293,7 @@ fn threads_in_all_kinds_of_system_calls_go_on_from_the_captured_moment() {
         program.ask("t");
         let later = served(&mut program, 4);
         forward(&mut program, &later);
-        roll_back(&store, id, &program);
+        rollback(&store, id, &program);
         let back = served(&mut program, 3);
         // All of them work on, and the server and the reader wait for what comes.
         let on = forward(&mut program, &back);
@@ -316,10 +317,10 @@ fn a_thread_in_a_loop_goes_back_to_its_system_call_and_the_other_way_round() {
     program.wait_for_state(&['R']);
     let looping = capture(&store, &program);
     for _ in 0..3 {
-        roll_back(&store, reading, &program);
+        rollback(&store, reading, &program);
         assert_eq!(program.wait_for_state(&['S']), 'S');
         assert_eq!(program.ask("?"), "1 whole");
-        roll_back(&store, looping, &program);
+        rollback(&store, looping, &program);
         assert_eq!(program.wait_for_state(&['R']), 'R');
     }
 }
@@ -334,7 +335,7 @@ fn the_signals_a_thread_blocks_are_rolled_back() {
     let id = capture(&store, &program);
     assert_eq!(program.ask("m"), "blocked");
     assert_eq!(program.ask("b"), "1");
-    roll_back(&store, id, &program);
+    rollback(&store, id, &program);
     assert_eq!(program.ask("b"), "0");
 }
 
@@ -352,12 +353,12 @@ fn what_was_excluded_is_left_as_it_is() {
     let large = space.mappings().iter().find(|it| it.range.length_bytes() > 20 << 20 && it.protection.write);
     let large = large.unwrap().range;
     let exclude = vec![AddressRange::new(large.start() + (1 << 20), large.end() - (1 << 20)).unwrap()];
-    let options = CaptureOptions { exclude, ..CaptureOptions::default() };
-    let id = store.process("p").capture(&ProcessSource::new(program.pid()), &options).unwrap().id;
+    let options = CaptureOptions::new().exclude(exclude);
+    let id = store.process("p").capture(&LiveProcessSource::new(program.pid()), &options).unwrap().id;
     assert_eq!(program.ask("g"), "2");
-    roll_back(&store, id, &program);
+    rollback(&store, id, &program);
     assert_eq!(program.ask("?"), "1 torn", "the middle of it is of generation 2");
-    roll_back(&store, whole, &program);
+    rollback(&store, whole, &program);
     assert_eq!(program.ask("?"), "1 whole");
 }
 
@@ -373,9 +374,9 @@ fn a_second_rollback_of_a_process_that_stood_still_writes_nothing_and_it_stays_s
     program.ask("g");
     program.signal(Signal::STOP);
     program.wait_for_state(&['T']);
-    let first = roll_back(&store, id, &program);
+    let first = rollback(&store, id, &program);
     assert!(first.is_stopped && first.written_bytes > 20 << 20, "{first:?}");
-    let second = roll_back(&store, id, &program);
+    let second = rollback(&store, id, &program);
     assert!(second.is_stopped && second.written_bytes == 0, "{second:?}");
     assert_eq!(program.wait_for_state(&['T']), 'T');
     program.signal(Signal::CONT);
@@ -394,11 +395,11 @@ fn a_process_that_is_about_to_stop_does_so_afterwards() {
     for _ in 0..20 {
         // It may have stopped, or be on its way, or not know of it yet.
         program.signal(Signal::STOP);
-        assert!(roll_back(&store, id, &program).is_stopped);
+        assert!(rollback(&store, id, &program).is_stopped);
         assert_eq!(program.wait_for_state(&['T']), 'T');
         program.signal(Signal::CONT);
         assert_eq!(program.ask("?"), "1 whole");
-        assert!(!roll_back(&store, id, &program).is_stopped);
+        assert!(!rollback(&store, id, &program).is_stopped);
         assert_eq!(program.ask("?"), "1 whole");
     }
 }
@@ -419,9 +420,9 @@ fn a_process_that_does_not_fit_is_left_as_it_was_and_says_what_differs() {
         assert!(expected.split('|').any(|expected| found.contains(expected)), "{command}: {found}");
         assert_eq!(program.ask("?"), "2 whole", "{command}");
         // What is new may stay; what is missing cannot be made good.
-        let roll_back = store.roll_back(id).unwrap().leave_new_memory(true).process(program.pid());
-        assert_eq!(roll_back.is_ok(), matches!(command, "n" | "h"), "{command}: {roll_back:?}");
-        let generation = if roll_back.is_ok() { "1 whole" } else { "2 whole" };
+        let rollback = store.rollback(id).unwrap().leave_new_memory(true).live_process(program.pid());
+        assert_eq!(rollback.is_ok(), matches!(command, "n" | "h"), "{command}: {rollback:?}");
+        let generation = if rollback.is_ok() { "1 whole" } else { "2 whole" };
         assert_eq!(program.ask("?"), generation, "{command}");
         // Where the heap had grown and been written, the C library counts on zeros.
         assert_eq!(program.ask("c"), "0", "{command}");
@@ -472,12 +473,12 @@ fn what_can_never_be_rolled_back_is_refused_with_the_reason() {
     let (dir, store) = new_store();
     let program = Program::c("");
     let id = capture(&store, &program);
-    let refusal = |id, pid| match store.roll_back(id).unwrap().process(pid).unwrap_err() {
+    let refusal = |id, pid| match store.rollback(id).unwrap().live_process(pid).unwrap_err() {
         Error::Rollback(RollbackError::NoRollBack { why, .. }) => why,
         error => format!("{error:?}"),
     };
     assert!(refusal(id, std::process::id()).contains("this process itself"));
-    assert!(refusal(id, (1 << 22) + 1).contains("NoSuchProcess"));
+    assert!(refusal(id, (1 << 22) + 1).contains("NoSuchPid"));
     let mut zombie = Command::new("true").spawn().unwrap();
     let stat = format!("/proc/{}/stat", zombie.id());
     while !fs::read_to_string(&stat).unwrap().contains(") Z ") {
@@ -489,13 +490,13 @@ fn what_can_never_be_rolled_back_is_refused_with_the_reason() {
         assert!(refusal(id, 2).contains("kernel"));
     }
     // Held by somebody else.
-    let source = ProcessSource::new(program.pid());
-    let frozen = stillframe::Source::open(&source).unwrap();
+    let source = LiveProcessSource::new(program.pid());
+    let frozen = stillframe::source::Source::open(&source).unwrap();
     assert!(refusal(id, program.pid()).contains("another capture of it is not done"));
     drop(frozen);
     // A snapshot without registers.
     fs::write(dir.path().join("image"), [7; 5000]).unwrap();
-    let file = stillframe::FileSource::new(dir.path().join("image"));
+    let file = stillframe::source::FileSource::new(dir.path().join("image"));
     let of_file = store.process("f").capture(&file, &CaptureOptions::default()).unwrap().id;
     assert!(refusal(of_file, program.pid()).contains("not one of a live process"));
 }
@@ -515,9 +516,9 @@ fn a_thread_that_was_just_starting_when_it_was_captured_is_refused() {
         return passed_over("this kernel or C library has no restartable sequences");
     }
     let later = capture(&store, &program);
-    let error = store.roll_back(id).unwrap().process(program.pid()).unwrap_err();
+    let error = store.rollback(id).unwrap().live_process(program.pid()).unwrap_err();
     assert!(error.to_string().contains("just starting"), "{error}");
-    roll_back(&store, later, &program);
+    rollback(&store, later, &program);
     assert_eq!(program.ask("?"), "0 whole");
 }
 
@@ -543,7 +544,7 @@ fn damage_leaves_the_process_as_it_was() {
         }
         fs::write(path, bytes).unwrap();
     }
-    let error = store.roll_back(id).and_then(|roll_back| roll_back.process(program.pid())).unwrap_err();
+    let error = store.rollback(id).and_then(|rollback| rollback.live_process(program.pid())).unwrap_err();
     assert!(matches!(&error, Error::Store(error) if error.is_damage()), "{error:?}");
     assert_eq!(program.wait_for_state(&['S']), 'S');
     assert_eq!(program.ask("?"), "2 whole");

@@ -4,9 +4,10 @@ use std::process::Command;
 use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
-use stillframe::{Error, RollbackError};
+use stillframe::Error;
+use stillframe::error::RollbackError;
 
-use super::rollback::{Program, capture, misfit, new_store, roll_back};
+use super::rollback::{Program, capture, misfit, new_store, rollback};
 use super::rollback_states::compiled;
 use crate::needs::needs;
 
@@ -30,7 +31,7 @@ fn a_fault_that_was_on_its_way_is_not_delivered_into_the_past() {
     for _ in 0..8 {
         assert_eq!(program.ask("fault"), "begins");
         std::thread::sleep(Duration::from_millis(20));
-        roll_back(&store, id, &program);
+        rollback(&store, id, &program);
     }
     assert_eq!(program.ask("list"), "");
 }
@@ -46,7 +47,7 @@ fn a_process_that_is_captured_in_a_fault_or_trap_takes_it_after_each_rollback() 
         assert_eq!(program.ask(command), "begins");
         let ids: Vec<_> = (0..6).map(|_| capture(&store, &program)).collect();
         for id in ids {
-            roll_back(&store, id, &program);
+            rollback(&store, id, &program);
         }
         assert_eq!(program.line(), "done");
         assert_eq!(program.ask("list"), "");
@@ -64,7 +65,7 @@ fn who_stops_another_thread_by_a_signal_gets_its_answer_after_a_rollback() {
     for _ in 0..12 {
         let id = capture(&store, &program);
         std::thread::sleep(Duration::from_millis(20));
-        roll_back(&store, id, &program);
+        rollback(&store, id, &program);
         assert_eq!(program.ask("rounds"), "goes on");
     }
 }
@@ -89,7 +90,7 @@ fn queued_signals_come_back_with_what_they_carry_and_in_order() {
         // They are gone; others are there.
         program.ask(&format!("queue {first} 1"));
         program.ask(&format!("queue {} 2", first + 1));
-        roll_back(&store, id, &program);
+        rollback(&store, id, &program);
     }
     assert_eq!(program.ask("list"), expected);
 }
@@ -104,19 +105,19 @@ fn what_a_process_has_sent_to_itself_since_is_taken_back_and_what_others_have_se
     let id = capture(&store, &program);
     program.ask(&format!("raise {}", libc::SIGUSR1));
     program.ask(&format!("kill {}", libc::SIGTERM));
-    roll_back(&store, id, &program);
+    rollback(&store, id, &program);
     assert_eq!(program.ask("list"), "");
     program.signal(rustix::process::Signal::TERM);
-    roll_back(&store, id, &program);
+    rollback(&store, id, &program);
     assert_eq!(program.ask("list"), "15:0:0:0");
     // In front of the SIGSTOP that protects the process, no other one can be taken out.
     program.ask(&format!("kill {}", libc::SIGRTMIN()));
-    match store.roll_back(id).unwrap().process(program.pid()).unwrap_err() {
+    match store.rollback(id).unwrap().live_process(program.pid()).unwrap_err() {
         Error::Rollback(RollbackError::NoRollBack { why, .. }) => assert!(why.contains("try again"), "{why}"),
         error => panic!("{error:?}"),
     }
     assert!(program.ask("list").starts_with(&format!("{}:0:", libc::SIGRTMIN())));
-    roll_back(&store, id, &program);
+    rollback(&store, id, &program);
 }
 
 #[test]
@@ -138,7 +139,7 @@ fn a_process_that_was_stopped_gets_its_signals_too() {
     program.wait_for_state(&['S']);
     program.signal(rustix::process::Signal::STOP);
     program.wait_for_state(&['T']);
-    assert!(roll_back(&store, id, &program).is_stopped);
+    assert!(rollback(&store, id, &program).is_stopped);
     program.signal(rustix::process::Signal::CONT);
     assert_eq!(program.ask("list"), expected);
 }
@@ -183,7 +184,7 @@ fn real_collectors_that_stop_threads_by_signals_go_on() {
         let id = capture(&store, &program);
         std::thread::sleep(Duration::from_millis(50));
         // What it has mapped or protected meanwhile may make it be refused.
-        match store.roll_back(id).unwrap().leave_new_memory(true).process(program.pid()) {
+        match store.rollback(id).unwrap().leave_new_memory(true).live_process(program.pid()) {
             Ok(_) => done += 1,
             Err(Error::Rollback(RollbackError::DoesNotFit { .. } | RollbackError::NoRollBack { .. })) => {}
             Err(error) => panic!("{error:?}"),

@@ -6,9 +6,10 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::OnceLock;
 
-use stillframe::{Error, RollbackError, SnapshotId, Store};
+use stillframe::error::RollbackError;
+use stillframe::{Error, SnapshotId, Store};
 
-use super::rollback::{Program, Vault, capture, misfit, new_store, roll_back};
+use super::rollback::{Program, Vault, capture, misfit, new_store, rollback};
 use crate::needs::{needs, passed_over};
 
 /// Compiles a C program of this directory once.
@@ -47,7 +48,7 @@ pub(super) fn sees_all_processes() -> bool {
 /// Why it was refused.
 #[track_caller]
 fn refusal(store: &Store, id: SnapshotId, program: &Program) -> String {
-    match store.roll_back(id).unwrap().process(program.pid()).unwrap_err() {
+    match store.rollback(id).unwrap().live_process(program.pid()).unwrap_err() {
         Error::Rollback(RollbackError::NoRollBack { why, .. }) => why,
         error => panic!("{error:?}"),
     }
@@ -69,10 +70,10 @@ fn an_arena_that_has_grown_is_new_memory_and_is_emptied() {
         program.ask("grow");
         let found = misfit(&store, id, program.pid()).join("; ");
         assert!(found.contains("set aside then, are memory now"), "{found}");
-        store.roll_back(id).unwrap().leave_new_memory(true).process(program.pid()).unwrap();
+        store.rollback(id).unwrap().leave_new_memory(true).live_process(program.pid()).unwrap();
         // `calloc` takes new parts of an arena for zeros, which the program checks.
         assert_eq!(program.ask("grow"), "done");
-        store.roll_back(id).unwrap().leave_new_memory(true).process(program.pid()).unwrap();
+        store.rollback(id).unwrap().leave_new_memory(true).live_process(program.pid()).unwrap();
     }
 }
 
@@ -85,7 +86,7 @@ fn pages_that_the_kernel_may_take_are_written_even_if_they_are_equal() {
     let mut program = states(&[], true);
     let id = capture(&store, &program);
     assert_eq!(program.ask("free"), "done");
-    roll_back(&store, id, &program);
+    rollback(&store, id, &program);
     program.ask("pressure");
     assert_eq!(program.ask("count"), "1048576");
     // Without the rollback they are gone.
@@ -114,17 +115,17 @@ fn guard_pages_are_installed_or_removed_as_they_were() {
         return;
     }
     for _ in 0..2 {
-        roll_back(&store, without, &program);
+        rollback(&store, without, &program);
         assert_eq!((program.ask("count"), program.ask("guarded")), ("1048576".to_owned(), "no".to_owned()));
-        roll_back(&store, with, &program);
+        rollback(&store, with, &program);
         assert_eq!(program.ask("guarded"), "yes");
         // What is there now goes.
         program.ask("unguard");
         assert_eq!(program.ask("guarded"), "no");
-        roll_back(&store, with, &program);
+        rollback(&store, with, &program);
         assert_eq!(program.ask("guarded"), "yes");
     }
-    roll_back(&store, without, &program);
+    rollback(&store, without, &program);
     assert_eq!(program.ask("count"), "1048576");
 }
 
@@ -142,11 +143,11 @@ fn memory_without_permissions_is_rolled_back_whether_it_was_there_or_not() {
     let two = capture(&store, &program);
     program.ask("keep");
     assert_eq!(program.ask("secret"), "3");
-    roll_back(&store, two, &program);
+    rollback(&store, two, &program);
     assert_eq!(program.ask("secret"), "2");
-    roll_back(&store, empty, &program);
+    rollback(&store, empty, &program);
     assert_eq!(program.ask("secret"), "0");
-    roll_back(&store, two, &program);
+    rollback(&store, two, &program);
     assert_eq!(program.ask("secret"), "2");
 }
 
@@ -163,7 +164,7 @@ fn memory_that_a_userfaultfd_serves_is_refused_by_name_before_anything_is_writte
         return passed_over("it needs userfaultfd for write protection");
     }
     // Equal memory may stay as it is.
-    roll_back(&store, id, &program);
+    rollback(&store, id, &program);
     program.ask("unserve");
     let mut program = states(&[], true);
     let id = capture(&store, &program);
@@ -173,7 +174,7 @@ fn memory_that_a_userfaultfd_serves_is_refused_by_name_before_anything_is_writte
     assert!(why.contains("userfaultfd is told of writes"), "{why}");
     assert_eq!(program.ask("count"), "0");
     program.ask("unserve");
-    roll_back(&store, id, &program);
+    rollback(&store, id, &program);
     assert_eq!(program.ask("count"), "1048576");
 }
 
@@ -191,10 +192,10 @@ fn memory_that_has_another_protection_now_gets_it_again() {
     program.ask("protect");
     let read_only = capture(&store, &program);
     for _ in 0..2 {
-        roll_back(&store, writable, &program);
+        rollback(&store, writable, &program);
         assert_eq!(program.ask("permissions"), "writable");
         program.ask("write");
-        roll_back(&store, read_only, &program);
+        rollback(&store, read_only, &program);
         assert_eq!(
             (program.ask("permissions"), program.ask("count")),
             ("read-only".to_owned(), "1048576".to_owned())
@@ -220,7 +221,7 @@ fn shared_memory_that_nobody_else_has_is_rolled_back_once_however_often_it_is_ma
     let id = capture(&store, &program);
     program.ask("set");
     assert_eq!(program.ask("look"), "2 2 2 2 0");
-    let stats = roll_back(&store, id, &program);
+    let stats = rollback(&store, id, &program);
     assert_eq!((program.ask("look"), stats.left_shared.len()), ("1 1 1 1 0".to_owned(), 0));
     // One page of the memfd, not three, and one of the anonymous memory; and what the program itself wrote.
     assert!(stats.written_regions < 20, "{stats:?}");
@@ -235,20 +236,20 @@ fn shared_memory_that_others_have_is_refused_unless_it_may_be_left() {
     let mut program = states(&[], true);
     program.ask("fork");
     let id = capture(&store, &program);
-    roll_back(&store, id, &program);
+    rollback(&store, id, &program);
     program.ask("set");
-    let found = store.roll_back(id).unwrap().process(program.pid()).unwrap_err().to_string();
+    let found = store.rollback(id).unwrap().live_process(program.pid()).unwrap_err().to_string();
     assert!(found.contains("differs, and ") && found.contains("--leave-shared-memory"), "{found}");
     if sees_all_processes() {
         assert!(found.contains("(states") && found.contains("has it too"), "{found}");
     }
     assert_eq!(program.ask("look"), "2 2 2 2 0");
-    let stats = store.roll_back(id).unwrap().leave_shared_memory(true).process(program.pid()).unwrap();
+    let stats = store.rollback(id).unwrap().leave_shared_memory(true).live_process(program.pid()).unwrap();
     assert!(stats.left_shared.len() >= 2, "{:?}", stats.left_shared);
     assert_eq!(program.ask("look"), "2 2 2 2 0");
     program.ask("reap");
     if sees_all_processes() {
-        roll_back(&store, id, &program);
+        rollback(&store, id, &program);
         assert_eq!(program.ask("look"), "1 1 1 1 0");
     }
 }
@@ -305,7 +306,7 @@ fn a_process_that_shares_its_memory_with_another_one_is_refused() {
     let why = refusal(&store, id, &program);
     assert!(why.contains("shares its memory without being one of its threads"), "{why}");
     program.ask("reap");
-    roll_back(&store, id, &program);
+    rollback(&store, id, &program);
     assert_eq!(program.ask("count"), "1048576");
 }
 
@@ -322,9 +323,9 @@ fn a_sibling_that_has_got_the_pid_is_not_taken_for_the_process() {
     command.env("LC_ALL", "C");
     let mut master = Program::start(command);
     let first: u32 = master.line().parse().unwrap();
-    let source = stillframe::ProcessSource::new(first);
+    let source = stillframe::source::LiveProcessSource::new(first);
     let id = store.process("p").capture(&source, &stillframe::CaptureOptions::default()).unwrap().id;
-    store.roll_back(id).unwrap().process(first).unwrap();
+    store.rollback(id).unwrap().live_process(first).unwrap();
     if master.ask("next") != first.to_string() {
         return passed_over("the pid did not come back");
     }

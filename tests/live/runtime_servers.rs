@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 use rustix::process::{Pid, Signal, kill_process};
 
 use super::rollback::Vault;
-use super::runtimes::{AT_MOST, capture, roll_back, tries};
+use super::runtimes::{AT_MOST, capture, rollback, tries};
 use crate::needs::needs;
 
 /// Nothing takes as long, on a busy machine either.
@@ -170,7 +170,7 @@ fn a_redis_that_is_written_during_a_rollback_has_the_data_of_the_captured_moment
         let id = capture(&vault, &pid);
         let last = *writer.numbers().last().unwrap();
         writer.wait_for_more(500);
-        let refusal = roll_back(&vault, &id, &pid);
+        let refusal = rollback(&vault, &id, &pid);
         writer.wait_for_more(500);
         writer.end();
 
@@ -334,7 +334,7 @@ fn a_backend_of_postgresql_is_refused_when_its_server_has_gone_on_and_nothing_is
             }
             _ => {}
         }
-        let why = roll_back(&vault, &id, &backend).expect("it would have lost what is committed");
+        let why = rollback(&vault, &id, &backend).expect("it would have lost what is committed");
         assert!(why.contains("differs, and ") && why.contains("--leave-shared-memory"), "{changed}: {why}");
         for session in [&mut session, &mut other, &mut postgres.connect()] {
             expected += 1;

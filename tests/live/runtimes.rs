@@ -174,7 +174,7 @@ fn round(vault: &Vault, bank: &mut Bank) -> Outcome {
     let last = *bank.ticks().last().unwrap();
     bank.wait_for_tick(last + UNREAD);
     bank.wait_for_more(BETWEEN);
-    let refusal = roll_back(vault, &id, &pid);
+    let refusal = rollback(vault, &id, &pid);
     // What was said before, and is read only now, is less than this.
     bank.wait_for_more(AFTERWARDS);
 
@@ -214,7 +214,7 @@ pub(super) fn capture(vault: &Vault, pid: &str) -> String {
 
 /// Why it was refused, or nothing.
 #[track_caller]
-pub(super) fn roll_back(vault: &Vault, id: &str, pid: &str) -> Option<String> {
+pub(super) fn rollback(vault: &Vault, id: &str, pid: &str) -> Option<String> {
     let output = vault.run(&["rollback", id, "--pid", pid, "--leave-new-memory"]);
     let stderr = String::from_utf8(output.stderr).unwrap();
     match output.status.code() {

@@ -17,9 +17,11 @@ use std::sync::{Arc, Barrier};
 use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
-use stillframe::{
-    AddressRange, CopyOut, Frozen, MappingKind, Memory, Origin, ProcessSource, Source, SourceError, Threads,
-};
+use stillframe::AddressRange;
+use stillframe::address_space::MappingKind;
+use stillframe::record::Origin;
+use stillframe::source::{Access, CopyOut, Frozen, LiveProcessSource, Source, SourceError};
+use stillframe::threads::Threads;
 
 /// Far longer than anything takes here. Only what would otherwise hang for ever waits for it.
 const FOR_EVER: Duration = Duration::from_secs(60);
@@ -117,7 +119,7 @@ fn be_a_child() {
         "memory" => be_odd_memory(),
         "execute" => be_a_thread_that_executes(),
         "stop" => {
-            let source = ProcessSource::new(argument.parse().unwrap());
+            let source = LiveProcessSource::new(argument.parse().unwrap());
             match source.open() {
                 Ok(_frozen) => {
                     say("stopped");
@@ -127,7 +129,7 @@ fn be_a_child() {
             }
         }
         "stop-repeatedly" => {
-            let source = ProcessSource::new(argument.parse().unwrap());
+            let source = LiveProcessSource::new(argument.parse().unwrap());
             drop(source.open().unwrap());
             say("begins");
             loop {
@@ -268,7 +270,7 @@ fn assert_stands_still(pid: u32) {
 }
 
 fn copier(frozen: &dyn Frozen) -> &dyn CopyOut {
-    let Memory::UntilRelease(copier) = frozen.memory() else { panic!("a process is read until its release") };
+    let Access::UntilRelease(copier) = frozen.access() else { panic!("a process is read until its release") };
     copier
 }
 
@@ -307,7 +309,7 @@ fn assert_is_what_the_kernel_shows(frozen: &dyn Frozen, pid: u32) -> usize {
 
 #[track_caller]
 fn refusal(pid: u32) -> SourceError {
-    match ProcessSource::new(pid).open() {
+    match LiveProcessSource::new(pid).open() {
         Ok(_) => panic!("{pid} should be refused"),
         Err(error) => error,
     }
@@ -324,7 +326,7 @@ fn assert_uncapturable(error: &SourceError, because: &str) {
 #[test]
 fn a_working_shell_is_read_as_the_kernel_shows_it() {
     let child = Child::busy_shell();
-    let source = ProcessSource::new(child.pid());
+    let source = LiveProcessSource::new(child.pid());
     for _ in 0..5 {
         let frozen = source.open().unwrap();
         assert_stands_still(child.pid());
@@ -337,7 +339,7 @@ fn a_working_shell_is_read_as_the_kernel_shows_it() {
 #[test]
 fn every_thread_of_many_stands_still_and_goes_on() {
     let child = Child::many_threads();
-    let source = ProcessSource::new(child.pid());
+    let source = LiveProcessSource::new(child.pid());
     for _ in 0..20 {
         let frozen = source.open().unwrap();
         assert_stands_still(child.pid());
@@ -353,7 +355,7 @@ fn every_thread_of_many_stands_still_and_goes_on() {
 #[test]
 fn the_mappings_are_those_of_the_kernel_and_what_cannot_be_read_is_not_captured() {
     let child = Child::busy_shell();
-    let source = ProcessSource::new(child.pid());
+    let source = LiveProcessSource::new(child.pid());
     let frozen = source.open().unwrap();
     let maps = std::fs::read_to_string(format!("/proc/{}/maps", child.pid())).unwrap();
     let mappings = frozen.address_space().mappings();
@@ -368,7 +370,7 @@ fn the_mappings_are_those_of_the_kernel_and_what_cannot_be_read_is_not_captured(
             _ => assert_eq!(mapping.captured, mapping.protection.read),
         }
     }
-    let Origin::Process { pid, path, command } = frozen.origin() else { panic!("it is a process") };
+    let Origin::LiveProcess { pid, path, command } = frozen.origin() else { panic!("it is a process") };
     assert_eq!(pid, child.pid());
     assert_eq!(path, std::fs::read_link(format!("/proc/{pid}/exe")).ok());
     assert_eq!(command, ["sh", "-c", BUSY_SHELL]);
@@ -377,7 +379,7 @@ fn the_mappings_are_those_of_the_kernel_and_what_cannot_be_read_is_not_captured(
 #[test]
 fn the_registers_of_every_thread_and_the_auxiliary_vector_are_attached() {
     let child = Child::many_threads();
-    let source = ProcessSource::new(child.pid());
+    let source = LiveProcessSource::new(child.pid());
     let frozen = source.open().unwrap();
     let attachments: BTreeMap<_, _> =
         frozen.attachments().into_iter().map(|attachment| (attachment.name, attachment.bytes)).collect();
@@ -415,7 +417,7 @@ fn absent_pages_are_skipped_and_pages_behind_the_end_of_a_file_are_reported() {
     let child = Child::role("memory");
     let line = child.line();
     let addresses: Vec<u64> = line.split(' ').map(|number| number.parse().unwrap()).collect();
-    let source = ProcessSource::new(child.pid());
+    let source = LiveProcessSource::new(child.pid());
     let frozen = source.open().unwrap();
     // To the kernel, neighbours of one kind are one mapping.
     let find = |address: u64| {
@@ -467,7 +469,7 @@ fn a_process_that_was_stopped_stays_stopped_and_can_be_continued() {
     for child in [Child::busy_shell(), Child::many_threads()] {
         child.signal(Signal::STOP);
         wait_until("it is stopped", || is_stopped_by_a_signal(child.pid()));
-        let source = ProcessSource::new(child.pid());
+        let source = LiveProcessSource::new(child.pid());
         for _ in 0..5 {
             let frozen = source.open().unwrap();
             assert_stands_still(child.pid());
@@ -483,7 +485,7 @@ fn a_process_that_was_stopped_stays_stopped_and_can_be_continued() {
 #[test]
 fn a_process_that_is_stopped_or_continued_meanwhile_is_so_afterwards() {
     let child = Child::busy_shell();
-    let source = ProcessSource::new(child.pid());
+    let source = LiveProcessSource::new(child.pid());
     let frozen = source.open().unwrap();
     child.signal(Signal::STOP);
     assert_stands_still(child.pid());
@@ -500,7 +502,7 @@ fn a_process_that_is_stopped_or_continued_meanwhile_is_so_afterwards() {
 #[test]
 fn a_panic_lets_the_process_go() {
     let child = Child::many_threads();
-    let source = ProcessSource::new(child.pid());
+    let source = LiveProcessSource::new(child.pid());
     let panicked = std::panic::catch_unwind(AssertUnwindSafe(|| {
         let _frozen = source.open().unwrap();
         assert_stands_still(child.pid());
@@ -525,7 +527,7 @@ fn no_signal_is_lost_while_a_process_is_stopped_and_let_go() {
     let child = Child::shell("trap \"echo '>got'\" USR1; echo '>ready'; while :; do :; done");
     assert_eq!(child.line(), "ready");
     let is_done = AtomicBool::new(false);
-    let source = ProcessSource::new(child.pid());
+    let source = LiveProcessSource::new(child.pid());
     std::thread::scope(|scope| {
         scope.spawn(|| {
             while !is_done.load(Ordering::Relaxed) {
@@ -559,7 +561,7 @@ fn no_signal_is_lost_while_a_process_is_stopped_and_let_go() {
 #[test]
 fn bytes_cannot_be_had_after_the_release() {
     let child = Child::busy_shell();
-    let source = ProcessSource::new(child.pid());
+    let source = LiveProcessSource::new(child.pid());
     let frozen = source.open().unwrap();
     frozen.release();
     let error = copier(&*frozen).copy_out(0, 0, &mut [0; 16], &mut Vec::new()).unwrap_err();
@@ -573,7 +575,7 @@ fn bytes_cannot_be_had_after_the_release() {
 #[test]
 fn a_process_that_is_killed_while_it_is_copied_is_an_error() {
     for child in [Child::busy_shell(), Child::many_threads()] {
-        let source = ProcessSource::new(child.pid());
+        let source = LiveProcessSource::new(child.pid());
         let frozen = source.open().unwrap();
         let mappings = frozen.address_space().mappings();
         let heap = mappings.iter().position(|mapping| mapping.kind == MappingKind::Heap).unwrap();
@@ -581,9 +583,9 @@ fn a_process_that_is_killed_while_it_is_copied_is_an_error() {
         copier(&*frozen).copy_out(heap, 0, &mut buffer, &mut Vec::new()).unwrap();
         child.signal(Signal::KILL);
         let error = copier(&*frozen).copy_out(heap, 0, &mut buffer, &mut Vec::new()).unwrap_err();
-        assert!(matches!(error, SourceError::ProcessEnded { pid } if pid == child.pid()), "{error:?}");
+        assert!(matches!(error, SourceError::LiveProcessEnded { pid } if pid == child.pid()), "{error:?}");
         let error = frozen.populated(heap).unwrap_err();
-        assert!(matches!(error, SourceError::ProcessEnded { .. }), "{error:?}");
+        assert!(matches!(error, SourceError::LiveProcessEnded { .. }), "{error:?}");
         frozen.release();
     }
 }
@@ -592,13 +594,13 @@ fn a_process_that_is_killed_while_it_is_copied_is_an_error() {
 fn the_exit_status_of_a_captured_child_stays_for_its_parent() {
     let mut child = Child::shell("echo '>ready'; read line; exit 42");
     assert_eq!(child.line(), "ready");
-    let source = ProcessSource::new(child.pid());
+    let source = LiveProcessSource::new(child.pid());
     drop(source.open().unwrap());
     child.process.stdin.take().unwrap().write_all(b"go\n").unwrap();
     assert_eq!(child.process.wait().unwrap().code(), Some(42));
 
     let mut killed = Child::busy_shell();
-    let source = ProcessSource::new(killed.pid());
+    let source = LiveProcessSource::new(killed.pid());
     let frozen = source.open().unwrap();
     killed.signal(Signal::KILL);
     drop(frozen);
@@ -610,10 +612,10 @@ fn the_exit_status_of_a_captured_child_stays_for_its_parent() {
 fn a_process_that_executes_another_program_or_ends_meanwhile_is_captured_or_an_error() {
     for round in 0..100 {
         let mut child = Command::new("sh").args(["-c", "sh -c : & exec true"]).spawn().unwrap();
-        let source = ProcessSource::new(child.id());
+        let source = LiveProcessSource::new(child.id());
         match source.open() {
             Ok(frozen) => drop(frozen),
-            Err(SourceError::ProcessEnded { .. } | SourceError::Uncapturable { .. }) => {}
+            Err(SourceError::LiveProcessEnded { .. } | SourceError::Uncapturable { .. }) => {}
             Err(error) => panic!("round {round}: {error:?}"),
         }
         assert!(child.wait().unwrap().success(), "round {round}");
@@ -624,12 +626,12 @@ fn a_process_that_executes_another_program_or_ends_meanwhile_is_captured_or_an_e
 fn threads_that_execute_another_program_meanwhile_neither_hang_nor_are_refused() {
     let child = Child::role("execute");
     assert_eq!(child.line(), "executed");
-    let source = ProcessSource::new(child.pid());
+    let source = LiveProcessSource::new(child.pid());
     for round in 0..200 {
         match source.open() {
             Ok(frozen) => drop(frozen),
             // Between two programs the first thread may be dead and the other not yet in its place.
-            Err(SourceError::ProcessEnded { .. } | SourceError::Uncapturable { .. }) => {}
+            Err(SourceError::LiveProcessEnded { .. } | SourceError::Uncapturable { .. }) => {}
             Err(error) => panic!("round {round}: {error:?}"),
         }
     }
@@ -643,7 +645,7 @@ fn threads_that_execute_another_program_meanwhile_neither_hang_nor_are_refused()
 fn what_is_no_process_or_cannot_be_captured_is_refused_with_the_reason() {
     // Linux has no pid above 2^22.
     for pid in [0, u32::MAX, (1 << 22) + 1] {
-        assert!(matches!(refusal(pid), SourceError::NoSuchProcess { .. }), "{pid}");
+        assert!(matches!(refusal(pid), SourceError::NoSuchPid { .. }), "{pid}");
     }
     assert_uncapturable(&refusal(std::process::id()), "this process itself");
     let own_tid = rustix::thread::gettid().as_raw_nonzero().get().cast_unsigned();
@@ -670,7 +672,7 @@ fn a_thread_of_the_kernel_is_refused() {
 #[test]
 fn a_process_that_somebody_traces_is_refused_and_not_disturbed() {
     let child = Child::many_threads();
-    let source = ProcessSource::new(child.pid());
+    let source = LiveProcessSource::new(child.pid());
     let frozen = source.open().unwrap();
     assert_uncapturable(&refusal(child.pid()), "another capture of it is not done");
     assert_stands_still(child.pid());

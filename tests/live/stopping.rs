@@ -11,7 +11,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
-use stillframe::{CaptureOptions, Error, ProcessSource, Progress, RollbackError, Source, SourceError, Store};
+use stillframe::error::RollbackError;
+use stillframe::source::{LiveProcessSource, Source, SourceError};
+use stillframe::{CaptureOptions, Error, Progress, Store};
 
 /// Compiles a C program; `None` where there is no compiler.
 fn compiled(dir: &Path, program: &str) -> Option<PathBuf> {
@@ -72,7 +74,7 @@ impl Drop for Program {
     }
 }
 
-fn error_of(source: &ProcessSource) -> SourceError {
+fn error_of(source: &LiveProcessSource) -> SourceError {
     source.open().map(|_| ()).unwrap_err()
 }
 
@@ -120,7 +122,7 @@ fn a_thread_in_vfork_pauses_no_other_and_its_child_is_named() {
     until("it waits in vfork", || state(pid) == 'D' && !children().trim().is_empty());
     let child = children().trim().to_owned();
     let timeout = Duration::from_millis(300);
-    let error = error_of(&ProcessSource::new(pid).stop_timeout(timeout));
+    let error = error_of(&LiveProcessSource::new(pid).stop_timeout(timeout));
     let text = error.to_string();
     assert!(
         text.contains(&format!("its thread {pid} (program) waits in vfork for process {child}")),
@@ -135,13 +137,12 @@ fn a_thread_in_vfork_pauses_no_other_and_its_child_is_named() {
     // The same moment ended by somebody else: at once, although a minute is left.
     let cancel = Arc::new(AtomicBool::new(false));
     let store = Store::options().create(dir.path().join("store")).unwrap();
-    let options =
-        CaptureOptions { progress: Progress::new().cancel_when(cancel.clone()), ..Default::default() };
+    let options = CaptureOptions::new().progress(Progress::new().cancel_when(cancel.clone()));
     std::thread::spawn(move || {
         std::thread::sleep(Duration::from_millis(100));
         cancel.store(true, Ordering::Relaxed);
     });
-    let source = ProcessSource::new(pid).stop_timeout(Duration::from_secs(100));
+    let source = LiveProcessSource::new(pid).stop_timeout(Duration::from_secs(100));
     let begun = Instant::now();
     let interrupted = store.process("p").capture(&source, &options).unwrap_err();
     assert!(matches!(interrupted, Error::Interrupted), "{interrupted:?}");
@@ -150,7 +151,7 @@ fn a_thread_in_vfork_pauses_no_other_and_its_child_is_named() {
     // When the child has ended there is nothing in the way.
     kill_process(Pid::from_raw(child.parse().unwrap()).unwrap(), Signal::KILL).unwrap();
     until("vfork returns", || state(pid) != 'D');
-    ProcessSource::new(pid).open().unwrap();
+    LiveProcessSource::new(pid).open().unwrap();
 }
 
 /// A cgroup of its own, removed when this goes.
@@ -200,7 +201,7 @@ fn a_process_in_a_frozen_cgroup_is_refused_with_its_name_and_captured_when_it_is
         }
         cgroup.write("freezer.state", "FROZEN");
         cgroup.reads("freezer.state", "FROZEN");
-        let source = ProcessSource::new(sleep.pid()).stop_timeout(Duration::from_millis(200));
+        let source = LiveProcessSource::new(sleep.pid()).stop_timeout(Duration::from_millis(200));
         let text = error_of(&source).to_string();
         let path = cgroup.0.to_str().unwrap();
         assert!(text.contains(&format!("is in the frozen cgroup {path}; thaw it")), "{text}");
@@ -222,7 +223,7 @@ fn a_process_in_a_frozen_cgroup_of_version_2_is_captured_and_stays_frozen() {
     cgroup.write("cgroup.procs", &sleep.pid().to_string());
     cgroup.write("cgroup.freeze", "1");
     cgroup.reads("cgroup.events", "frozen 1");
-    let source = ProcessSource::new(sleep.pid());
+    let source = LiveProcessSource::new(sleep.pid());
     let frozen = source.open().unwrap();
     assert!(frozen.address_space().image_bytes() > 0);
     drop(frozen);
@@ -259,7 +260,7 @@ fn processes_that_share_the_memory_are_stopped_with_it_and_a_rollback_is_refused
     let mut program = Program::start(&mut Command::new(program));
     let mut sharers: Vec<u32> = vec![program.line().parse().unwrap()];
     for _ in 0..2 {
-        let source = ProcessSource::new(program.pid());
+        let source = LiveProcessSource::new(program.pid());
         let frozen = source.open().unwrap();
         if state(sharers[0]) != 't' && !has_kcmp() {
             return passed_over("the system call kcmp");
@@ -272,9 +273,9 @@ fn processes_that_share_the_memory_are_stopped_with_it_and_a_rollback_is_refused
         sharers.push(program.line().parse().unwrap());
     }
     let store = Store::options().create(dir.path().join("store")).unwrap();
-    let source = ProcessSource::new(program.pid());
+    let source = LiveProcessSource::new(program.pid());
     let id = store.process("p").capture(&source, &CaptureOptions::default()).unwrap().id;
-    let error = store.roll_back(id).unwrap().process(program.pid()).unwrap_err();
+    let error = store.rollback(id).unwrap().live_process(program.pid()).unwrap_err();
     assert!(
         matches!(error, Error::Rollback(RollbackError::NoRollBack { .. } | RollbackError::DoesNotFit { .. })),
         "{error:?}"
@@ -306,7 +307,7 @@ fn a_program_that_captures_another() {
     println!("\nready {}", std::process::id());
     let mut line = String::new();
     std::io::stdin().read_line(&mut line).unwrap();
-    let source = ProcessSource::new(line.trim().parse().unwrap());
+    let source = LiveProcessSource::new(line.trim().parse().unwrap());
     let (mut done, mut refused) = (0, 0);
     for round in 0..rounds() {
         let result = match round % 15 {
@@ -376,7 +377,7 @@ fn two_programs_that_capture_one_another_all_the_time_are_both_done() {
 #[test]
 fn captures_of_one_process_at_the_same_time_wait_for_one_another() {
     let sleep = Program::sleep();
-    let source = ProcessSource::new(sleep.pid()).stop_timeout(Duration::from_secs(60));
+    let source = LiveProcessSource::new(sleep.pid()).stop_timeout(Duration::from_secs(60));
     std::thread::scope(|scope| {
         for _ in 0..3 {
             scope.spawn(|| {

@@ -3,10 +3,11 @@
 
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
-use stillframe::{
-    CaptureOptions, Codec, Error, Fill, Filled, Means, MemoryError, RegionSize, Reservation, SnapshotId,
-    Store, Tracking, Untracked,
-};
+use stillframe::codec::Codec;
+use stillframe::error::MemoryError;
+use stillframe::lazy::{Fill, Filled};
+use stillframe::track::{RescanReason, TrackMethod, Tracking};
+use stillframe::{CaptureOptions, Error, RegionSize, Reservation, SnapshotId, Store};
 
 use crate::needs::passed_over;
 use crate::noise::noise;
@@ -22,8 +23,8 @@ fn new_store() -> (tempfile::TempDir, Store) {
     (dir, store)
 }
 
-fn capture(store: &Store, memory: &Reservation) -> stillframe::Capture {
-    let options = CaptureOptions { parent: memory.basis(), ..CaptureOptions::default() };
+fn capture(store: &Store, memory: &Reservation) -> stillframe::CaptureStats {
+    let options = CaptureOptions::new().parent(memory.basis());
     store.process("p").capture(memory, &options).unwrap()
 }
 
@@ -34,7 +35,7 @@ fn restored(store: &Store, id: SnapshotId) -> Vec<u8> {
 
 /// Whether this machine tracks writes.
 fn is_tracked(memory: &Reservation) -> bool {
-    use stillframe::Source;
+    use stillframe::source::Source;
     match memory.tracker() {
         Ok(_) => true,
         Err(why) => {
@@ -52,7 +53,7 @@ enum Step {
     Restore(usize),
     RestoreLazily(usize),
     Instantiate(usize),
-    RollBack(usize),
+    Rollback(usize),
 }
 
 fn steps() -> impl Strategy<Value = Vec<Step>> {
@@ -64,7 +65,7 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
         1 => (0usize..9).prop_map(Step::Restore),
         1 => (0usize..9).prop_map(Step::RestoreLazily),
         2 => (0usize..9).prop_map(Step::Instantiate),
-        3 => (0usize..9).prop_map(Step::RollBack),
+        3 => (0usize..9).prop_map(Step::Rollback),
     ];
     prop::collection::vec(step, 1..40)
 }
@@ -114,9 +115,9 @@ fn a_memory_that_grows_shrinks_and_goes_to_and_fro_is_what_a_vector_would_be() {
                     memory.instantiate(&store.template(id).unwrap()).unwrap();
                     expected = image;
                 }
-                Step::RollBack(nth) => {
+                Step::Rollback(nth) => {
                     let Some((id, image)) = chosen(nth) else { continue };
-                    memory.roll_back(store.roll_back(id).unwrap()).unwrap();
+                    memory.rollback(store.rollback(id).unwrap()).unwrap();
                     expected = image;
                 }
             }
@@ -144,7 +145,7 @@ fn what_is_known_of_a_memory_goes_with_it_and_only_what_changed_is_read() {
     let first = capture(&store, &memory).id;
     memory.bytes_mut()[5000] ^= 1;
     let second = capture(&store, &memory);
-    assert_eq!((second.changed_regions, &second.tracking), (1, &Tracking::By(Means::WriteProtection)));
+    assert_eq!((second.changed_regions, &second.tracking), (1, &Tracking::By(TrackMethod::WriteProtection)));
 
     // Restored in full: it is known from the start that it is as in there.
     memory.restore(store.restore(first).unwrap()).unwrap();
@@ -152,10 +153,10 @@ fn what_is_known_of_a_memory_goes_with_it_and_only_what_changed_is_read() {
     memory.bytes_mut()[9000] ^= 1;
     let branch = capture(&store, &memory);
     assert_eq!((branch.parent, branch.changed_regions), (Some(first), 1));
-    assert_eq!(branch.tracking, Tracking::By(Means::WriteProtection));
+    assert_eq!(branch.tracking, Tracking::By(TrackMethod::WriteProtection));
 
     // Rolled back: only what differs is looked at and written.
-    let stats = memory.roll_back(store.roll_back(second.id).unwrap()).unwrap();
+    let stats = memory.rollback(store.rollback(second.id).unwrap()).unwrap();
     assert_eq!((stats.compared_regions, stats.written_regions), (2, 2));
     assert_eq!(memory.basis(), Some(second.id));
 
@@ -165,7 +166,7 @@ fn what_is_known_of_a_memory_goes_with_it_and_only_what_changed_is_read() {
     memory.bytes_mut()[4 * MIB + 5000] = 1;
     let grown = capture(&store, &memory);
     assert_eq!((grown.parent, grown.changed_regions), (Some(first), 1));
-    assert_eq!(grown.tracking, Tracking::By(Means::CopyOnWrite));
+    assert_eq!(grown.tracking, Tracking::By(TrackMethod::CopyOnWrite));
 }
 
 #[test]
@@ -184,10 +185,10 @@ fn what_is_filled_on_first_touch_is_tracked_when_it_is_filled() {
     assert!(memory.is_filled());
     let taken = capture(&store, &memory);
     if is_tracked(&memory) {
-        assert_eq!(taken.tracking, Tracking::Rescan(Untracked::JustBegun));
+        assert_eq!(taken.tracking, Tracking::Rescan(RescanReason::JustBegun));
         memory.bytes_mut()[5000] ^= 1;
         let next = capture(&store, &memory);
-        assert_eq!((next.changed_regions, next.tracking), (1, Tracking::By(Means::WriteProtection)));
+        assert_eq!((next.changed_regions, next.tracking), (1, Tracking::By(TrackMethod::WriteProtection)));
     }
     // Dropped while nobody has touched it.
     memory.restore_lazily(store.restore(first).unwrap(), Fill::OnTouch).unwrap();
@@ -206,7 +207,7 @@ fn a_snapshot_for_which_not_enough_is_set_aside_is_refused_and_nothing_changes()
         memory.restore(store.restore(id).unwrap()),
         memory.restore_lazily(store.restore(id).unwrap(), Fill::OnTouch).map(drop),
         memory.instantiate(&template),
-        memory.roll_back(store.roll_back(id).unwrap()).map(drop),
+        memory.rollback(store.rollback(id).unwrap()).map(drop),
     ] {
         let error = refused.unwrap_err();
         assert!(
@@ -238,7 +239,7 @@ fn damage_leaves_a_memory_that_is_rolled_back_as_it_was_and_one_that_is_restored
         memory.set_length_bytes(now.len()).unwrap();
         memory.bytes_mut().copy_from_slice(&now);
         memory.track_writes_if_possible().unwrap();
-        memory.roll_back(store.roll_back(id).unwrap()).unwrap_err();
+        memory.rollback(store.rollback(id).unwrap()).unwrap_err();
         assert!(*memory.bytes_mut() == now[..]);
         memory.restore(store.restore(id).unwrap()).unwrap_err();
         assert!(memory.bytes_mut().iter().all(|byte| *byte == 0));

@@ -10,10 +10,11 @@ use std::time::Duration;
 
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
-use stillframe::{
-    CaptureOptions, Codec, Error, Fill, Filled, GcOptions, Means, RegionSize, Reservation, SnapshotId, Store,
-    StoreError, Template, Tracking,
-};
+use stillframe::codec::Codec;
+use stillframe::lazy::{Fill, Filled};
+use stillframe::store::StoreError;
+use stillframe::track::{TrackMethod, Tracking};
+use stillframe::{CaptureOptions, Error, GcOptions, RegionSize, Reservation, SnapshotId, Store, Template};
 
 use crate::noise::noise;
 
@@ -66,7 +67,7 @@ enum Step {
     RestoreLazily(usize, Fill),
     Template(usize),
     Instantiate(usize),
-    RollBack(usize),
+    Rollback(usize),
     Forget(usize),
     Collect,
     Compare,
@@ -90,7 +91,7 @@ fn walk() -> impl Strategy<Value = (u32, Vec<Step>)> {
         2 => (nth(), fill).prop_map(|(nth, fill)| Step::RestoreLazily(nth, fill)),
         1 => nth().prop_map(Step::Template),
         3 => nth().prop_map(Step::Instantiate),
-        4 => nth().prop_map(Step::RollBack),
+        4 => nth().prop_map(Step::Rollback),
         1 => nth().prop_map(Step::Forget),
         1 => Just(Step::Collect),
         1 => Just(Step::Compare),
@@ -123,7 +124,7 @@ impl Walk<'_> {
             Parent::Any(nth) => self.moment(nth).map(|(id, _)| id),
             Parent::None => None,
         };
-        CaptureOptions { parent, ..CaptureOptions::default() }
+        CaptureOptions::new().parent(parent)
     }
 
     /// Its bytes are other ones now, in memory of its own.
@@ -216,10 +217,10 @@ impl Walk<'_> {
                 self.beneath[image.len()..].fill(0);
                 self.bytes = image;
             }
-            Step::RollBack(nth) => {
+            Step::Rollback(nth) => {
                 let Some((id, image)) = self.moment(nth) else { return Ok(()) };
                 let before = self.bytes.len();
-                self.memory.roll_back(self.store.roll_back(id).unwrap()).unwrap();
+                self.memory.rollback(self.store.rollback(id).unwrap()).unwrap();
                 let fresh = before.min(image.len()).next_multiple_of(4096);
                 self.beneath[fresh.min(RESERVED)..].fill(0);
                 self.bytes = image;
@@ -232,7 +233,7 @@ impl Walk<'_> {
                 prop_assert!(matches!(again, Error::Store(StoreError::NoSuchSnapshot { .. })), "{again:?}");
             }
             Step::Collect => {
-                self.store.gc(&GcOptions { max_unused_percent: 0, ..GcOptions::default() }).unwrap();
+                self.store.gc(&GcOptions::new().max_unused_percent(0)).unwrap();
             }
             Step::Compare => self.look()?,
         }
@@ -297,27 +298,27 @@ fn what_a_rollback_writes_is_known_when_it_is_thrown_away() {
     };
     let (sevens, nines) = (capture("a", 7), capture("b", 9));
     let template = store.template(sevens).unwrap();
-    let options = |parent| CaptureOptions { parent, ..CaptureOptions::default() };
+    let options = |parent| CaptureOptions::new().parent(parent);
 
     let mut memory = Reservation::new(MIB, 4096).unwrap();
     memory.instantiate(&template).unwrap();
-    memory.roll_back(store.roll_back(nines).unwrap()).unwrap();
+    memory.rollback(store.rollback(nines).unwrap()).unwrap();
     throw_away(&mut memory, 64 * KIB, 64 * KIB);
     let taken = store.process("c").capture(&memory, &options(memory.basis())).unwrap();
-    assert_eq!((taken.parent, &taken.tracking), (Some(nines), &Tracking::By(Means::CopyOnWrite)));
+    assert_eq!((taken.parent, &taken.tracking), (Some(nines), &Tracking::By(TrackMethod::CopyOnWrite)));
     assert!(restored(&store, taken.id) == *memory.bytes_mut());
 
     // The same of an instance that is no reservation, by the tracker that it is a source with.
-    use stillframe::Source;
+    use stillframe::source::Source;
     let mut instance = template.instance().unwrap();
     let tracker = instance.tracker().unwrap();
-    store.roll_back(nines).unwrap().tracked_by(&*tracker).slice(&mut instance).unwrap();
+    store.rollback(nines).unwrap().tracked_by(&*tracker).slice(&mut instance).unwrap();
     // SAFETY: whole pages of the instance, which nobody borrows.
     let answer =
         unsafe { libc::madvise(instance[64 * KIB..].as_mut_ptr().cast(), 64 * KIB, libc::MADV_DONTNEED) };
     assert_eq!((answer, instance[64 * KIB], instance[0]), (0, 7, 9));
     let taken = store.process("d").capture(&instance, &options(Some(instance.parent()))).unwrap();
-    assert_eq!((taken.parent, &taken.tracking), (Some(nines), &Tracking::By(Means::CopyOnWrite)));
+    assert_eq!((taken.parent, &taken.tracking), (Some(nines), &Tracking::By(TrackMethod::CopyOnWrite)));
     assert!(restored(&store, taken.id) == instance[..]);
 }
 
@@ -382,7 +383,7 @@ fn a_memory_that_is_not_filled_becomes_another_one_while_a_forked_child_lives() 
             "restore lazily",
             Box::new(|memory| memory.restore_lazily(store.restore(odd).unwrap(), Fill::OnTouch).map(drop)),
         ),
-        ("roll back", Box::new(|memory| memory.roll_back(store.roll_back(odd).unwrap()).map(drop))),
+        ("roll back", Box::new(|memory| memory.rollback(store.rollback(odd).unwrap()).map(drop))),
         ("resize", Box::new(|memory| memory.set_length_bytes(200 * KIB + 100))),
     ];
     for (name, way) in ways {

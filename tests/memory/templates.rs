@@ -9,10 +9,13 @@ use std::time::Duration;
 
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
-use stillframe::{
-    AddressRange, CaptureOptions, Error, FileSource, GcOptions, Instance, Means, MemoryError, ProcessSource,
-    RegionSize, SnapshotId, Store, StoreError, Tracking, Untracked, VerifyOptions,
-};
+use stillframe::error::MemoryError;
+use stillframe::source::{FileSource, LiveProcessSource};
+use stillframe::store::StoreError;
+use stillframe::template::Instance;
+use stillframe::track::{RescanReason, TrackMethod, Tracking};
+use stillframe::verify::VerifyOptions;
+use stillframe::{AddressRange, CaptureOptions, Error, GcOptions, RegionSize, SnapshotId, Store};
 
 use crate::needs::passed_over;
 use crate::noise::noise;
@@ -37,7 +40,7 @@ fn memory(length: usize) -> Vec<u8> {
 }
 
 fn child_of(instance: &Instance) -> CaptureOptions {
-    CaptureOptions { parent: Some(instance.parent()), ..CaptureOptions::default() }
+    CaptureOptions::new().parent(instance.parent())
 }
 
 fn restored(store: &Store, id: SnapshotId) -> memmap2::MmapMut {
@@ -80,7 +83,7 @@ fn a_capture_of_an_instance_follows_the_template_and_reads_what_was_written() {
     instance[3 * MIB..3 * MIB + 5000].fill(7);
     let first = process.capture(&instance, &child_of(&instance)).unwrap();
     assert_eq!(first.parent, Some(booted.id));
-    assert_eq!(first.tracking, Tracking::By(Means::CopyOnWrite));
+    assert_eq!(first.tracking, Tracking::By(TrackMethod::CopyOnWrite));
     assert_eq!(first.changed_regions, 3);
     assert!(restored(&store, first.id)[..] == instance[..]);
 
@@ -89,7 +92,7 @@ fn a_capture_of_an_instance_follows_the_template_and_reads_what_was_written() {
     instance[9000] ^= 1;
     let second = process.capture(&instance, &CaptureOptions::default()).unwrap();
     assert_eq!((second.parent, second.changed_regions), (Some(first.id), 1));
-    assert_eq!(second.tracking, Tracking::By(Means::CopyOnWrite));
+    assert_eq!(second.tracking, Tracking::By(TrackMethod::CopyOnWrite));
     assert!(restored(&store, second.id)[..] == instance[..]);
 
     // Back to the template's bytes: what was captured before is not.
@@ -98,16 +101,16 @@ fn a_capture_of_an_instance_follows_the_template_and_reads_what_was_written() {
     throw_away(&mut instance, start, page_bytes);
     assert!(instance[start..start + page_bytes] == memory[start..start + page_bytes]);
     let third = process.capture(&instance, &CaptureOptions::default()).unwrap();
-    assert_eq!((third.tracking, third.changed_regions), (Tracking::By(Means::CopyOnWrite), 1));
+    assert_eq!((third.tracking, third.changed_regions), (Tracking::By(TrackMethod::CopyOnWrite), 1));
     assert!(restored(&store, third.id)[..] == instance[..]);
 
     // Another parent, or none: all is read, and the bytes are the same.
     let alone = store.process("alone").capture(&instance, &CaptureOptions::default()).unwrap();
-    assert_eq!(alone.tracking, Tracking::Rescan(Untracked::NoParent));
+    assert_eq!(alone.tracking, Tracking::Rescan(RescanReason::NoParent));
     let other = store.process("other").capture(&memory, &CaptureOptions::default()).unwrap();
-    let options = CaptureOptions { parent: Some(other.id), ..CaptureOptions::default() };
+    let options = CaptureOptions::new().parent(other.id);
     let strange = store.process("strange").capture(&instance, &options).unwrap();
-    assert_eq!(strange.tracking, Tracking::Rescan(Untracked::OtherParent));
+    assert_eq!(strange.tracking, Tracking::Rescan(RescanReason::OtherParent));
     for taken in [alone, strange] {
         let root = |id| store.snapshot(id).unwrap().record().root;
         assert_eq!(root(taken.id), root(third.id));
@@ -115,7 +118,7 @@ fn a_capture_of_an_instance_follows_the_template_and_reads_what_was_written() {
 
     // A parent that is gone is said to be.
     store.forget(&[booted.id]).unwrap();
-    let options = CaptureOptions { parent: Some(booted.id), ..CaptureOptions::default() };
+    let options = CaptureOptions::new().parent(booted.id);
     let refused = store.process("late").capture(&instance, &options).unwrap_err();
     assert!(matches!(refused, Error::Store(StoreError::NoSuchSnapshot { .. })), "{refused}");
 }
@@ -138,7 +141,7 @@ fn what_was_excluded_and_the_mappings_are_the_templates() {
         while std::fs::read_to_string(&comm).unwrap() != "cat\n" {
             std::thread::yield_now();
         }
-        let source = ProcessSource::new(cat.id());
+        let source = LiveProcessSource::new(cat.id());
         let taken = store.process("cat").capture(&source, &CaptureOptions::default());
         cat.kill().unwrap();
         cat.wait().unwrap();
@@ -154,19 +157,19 @@ fn what_was_excluded_and_the_mappings_are_the_templates() {
     assert_eq!(space(child.id).mappings(), space(taken.id).mappings());
     assert!(restored(&store, child.id)[..] == instance[..]);
     if space(taken.id).unreadable().is_empty() {
-        assert_eq!((child.tracking, child.changed_regions), (Tracking::By(Means::CopyOnWrite), 1));
+        assert_eq!((child.tracking, child.changed_regions), (Tracking::By(TrackMethod::CopyOnWrite), 1));
     }
 
     let memory = vec![7u8; MIB];
     let exclude = vec![AddressRange::new(4096, 9000).unwrap()];
-    let options = CaptureOptions { exclude: exclude.clone(), ..CaptureOptions::default() };
+    let options = CaptureOptions::new().exclude(exclude.clone());
     let booted = store.process("vm").capture(&memory, &options).unwrap();
     let mut instance = store.template(booted.id).unwrap().instance().unwrap();
     assert_eq!((instance[4095], instance[4096], instance[8999], instance[9000]), (7, 0, 0, 7));
     instance[5000] = 9;
     instance[90_000] = 9;
     let child = store.process("vm-1").capture(&instance, &child_of(&instance)).unwrap();
-    assert_eq!(child.tracking, Tracking::By(Means::CopyOnWrite));
+    assert_eq!(child.tracking, Tracking::By(TrackMethod::CopyOnWrite));
     assert_eq!(space(child.id).excluded(), exclude);
     let back = restored(&store, child.id);
     assert_eq!((back[5000], back[90_000]), (0, 9));
@@ -223,7 +226,7 @@ fn random_histories_of_instances_are_what_full_captures_say() {
                 }
                 Step::Capture | Step::Again => {
                     let taken = store.process("i").capture(&instance, &child_of(&instance)).unwrap();
-                    prop_assert_eq!(&taken.tracking, &Tracking::By(Means::CopyOnWrite));
+                    prop_assert_eq!(&taken.tracking, &Tracking::By(TrackMethod::CopyOnWrite));
                     let full = other.process("i").capture(&model, &CaptureOptions::default()).unwrap();
                     let root = |store: &Store, id| store.snapshot(id).unwrap().record().root;
                     prop_assert_eq!(root(&store, taken.id), root(&other, full.id));
@@ -282,7 +285,7 @@ fn pressure_takes_nothing_away_that_was_written() {
     let answer = unsafe { libc::madvise(instance.as_mut_ptr().cast(), instance.len(), libc::MADV_PAGEOUT) };
     assert_eq!(answer, 0);
     let taken = store.process("i").capture(&instance, &child_of(&instance)).unwrap();
-    assert_eq!(taken.tracking, Tracking::By(Means::CopyOnWrite));
+    assert_eq!(taken.tracking, Tracking::By(TrackMethod::CopyOnWrite));
     assert!(instance[..] == expected[..]);
     assert!(restored(&store, taken.id)[..] == expected[..]);
 }

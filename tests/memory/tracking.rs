@@ -14,10 +14,11 @@ use crate::needs::passed_over;
 use memmap2::{Advice, MmapMut, UncheckedAdvice};
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
+use stillframe::source::{Attachment, LiveProcessSource, Source, SourceError, SourceExt};
+use stillframe::store::StoreError;
+use stillframe::track::{DirtyRanges, RescanReason, TrackError, TrackMethod, Tracking};
 use stillframe::{
-    AddressRange, Attachment, Capture, CaptureOptions, Error, HostRanges, LiveMemory, Means, ProcessSource,
-    RegionSize, SnapshotId, Source, SourceError, SourceExt, Store, StoreError, TrackError, Tracking,
-    Untracked,
+    AddressRange, CaptureOptions, CaptureStats, Error, LiveMemory, RegionSize, SnapshotId, Store,
 };
 
 const MIB: usize = 1 << 20;
@@ -61,7 +62,7 @@ fn has_write_protection() -> bool {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum By {
-    HostRanges,
+    DirtyRanges,
     HostBitmap,
     WriteProtection,
     WriteProtectionOfHugePages,
@@ -79,7 +80,7 @@ struct Subject {
     /// was thrown away makes it a present one.
     model: Vec<u8>,
     live: LiveMemory,
-    host: HostRanges,
+    host: DirtyRanges,
     bitmap: Vec<usize>,
 }
 
@@ -101,7 +102,7 @@ impl Subject {
             length,
             model: vec![0; RESERVED_BYTES],
             live,
-            host: HostRanges::new(length as u64),
+            host: DirtyRanges::new(length as u64),
             bitmap: Vec::new(),
         }
     }
@@ -112,7 +113,7 @@ impl Subject {
 
     fn touch(&mut self, touched: Range<usize>) {
         match self.by {
-            By::HostRanges => self.host.mark(range(touched)).unwrap(),
+            By::DirtyRanges => self.host.mark(range(touched)).unwrap(),
             By::HostBitmap => self.bitmap.extend(touched.start / 4096..touched.end.div_ceil(4096)),
             _ => {}
         }
@@ -180,7 +181,7 @@ impl Subject {
         }
     }
 
-    fn capture(&mut self, store: &Store, step: &Step) -> Result<Capture, Error> {
+    fn capture(&mut self, store: &Store, step: &Step) -> Result<CaptureStats, Error> {
         if self.by == By::HostBitmap {
             let mut words = vec![0; self.length.div_ceil(4096).div_ceil(64)];
             self.bitmap.drain(..).for_each(|page| words[page / 64] |= 1 << (page % 64));
@@ -188,10 +189,10 @@ impl Subject {
         }
         let bytes = self.model[..self.length].to_vec();
         let source: Box<dyn Source + '_> = match self.by {
-            By::HostRanges | By::HostBitmap => Box::new(bytes.tracked_by(&self.host)),
+            By::DirtyRanges | By::HostBitmap => Box::new(bytes.tracked_by(&self.host)),
             _ => Box::new(&self.live),
         };
-        let mut options = CaptureOptions { staging_bytes: 3 * MIB, ..CaptureOptions::default() };
+        let mut options = CaptureOptions::new().staging_bytes(3 * MIB);
         let process = store.process("tracked");
         match step {
             Step::StartCapture => {
@@ -285,10 +286,10 @@ fn conforms(by: By, region_bytes: u32, length: usize, steps: &[Step]) -> Result<
         prop_assert_eq!(found.regions, wanted.regions);
         prop_assert_eq!(taken.changed_regions, expected.changed_regions);
         let tracking = match by {
-            By::Rescan => Tracking::Rescan(Untracked::NoTracker),
-            _ if last.is_none() => Tracking::Rescan(Untracked::NoParent),
-            By::HostRanges | By::HostBitmap => Tracking::By(Means::HostRanges),
-            _ => Tracking::By(Means::WriteProtection),
+            By::Rescan => Tracking::Rescan(RescanReason::NoTracker),
+            _ if last.is_none() => Tracking::Rescan(RescanReason::NoParent),
+            By::DirtyRanges | By::HostBitmap => Tracking::By(TrackMethod::DirtyRanges),
+            _ => Tracking::By(TrackMethod::WriteProtection),
         };
         prop_assert_eq!(taken.tracking, tracking);
         last = Some(taken.id);
@@ -317,7 +318,7 @@ fn rescan_conforms() {
 
 #[test]
 fn host_ranges_conform() {
-    conforms_always(By::HostRanges);
+    conforms_always(By::DirtyRanges);
 }
 
 #[test]
@@ -451,7 +452,7 @@ fn race_without_stopping(huge: bool) {
                 _ => process.start_capture(&memory, &options).unwrap().wait().unwrap(),
             };
             let high = cells.load();
-            assert_eq!(matches!(taken.tracking, Tracking::By(Means::WriteProtection)), round > 1);
+            assert_eq!(matches!(taken.tracking, Tracking::By(TrackMethod::WriteProtection)), round > 1);
             let (captured, low) = (numbers(&store, taken.id), low.lock().unwrap());
             if let Some(at) = (0..captured.len()).find(|at| !(low[*at]..=high[*at]).contains(&captured[*at]))
             {
@@ -487,7 +488,7 @@ fn every_write_to_huge_pages_is_in_this_snapshot_or_in_the_next() {
 /// snapshot is exactly what the memory was.
 #[test]
 fn a_snapshot_is_what_the_memory_was_when_the_writers_stood_still() {
-    for by in [By::HostRanges, By::WriteProtection, By::Rescan] {
+    for by in [By::DirtyRanges, By::WriteProtection, By::Rescan] {
         if by == By::WriteProtection && !has_write_protection() {
             continue;
         }
@@ -495,7 +496,7 @@ fn a_snapshot_is_what_the_memory_was_when_the_writers_stood_still() {
         let cells = Cells::new(3 * MIB, false);
         let memory = LiveMemory::new(cells.memory.as_ptr(), cells.memory.len());
         let memory = if by == By::WriteProtection { memory.track_writes().unwrap() } else { memory };
-        let host = HostRanges::new(cells.memory.len() as u64);
+        let host = DirtyRanges::new(cells.memory.len() as u64);
         let stop = AtomicBool::new(false);
         let stand_still = RwLock::new(());
         std::thread::scope(|scope| {
@@ -505,7 +506,7 @@ fn a_snapshot_is_what_the_memory_was_when_the_writers_stood_still() {
                     write_until(stop, cells, (writer, 2), |at, write| {
                         let _going = stand_still.read().unwrap();
                         write();
-                        if by == By::HostRanges {
+                        if by == By::DirtyRanges {
                             host.mark(range(at * CELL_BYTES..(at + 1) * CELL_BYTES)).unwrap();
                         }
                     });
@@ -517,7 +518,7 @@ fn a_snapshot_is_what_the_memory_was_when_the_writers_stood_still() {
                     let _standing = stand_still.write().unwrap();
                     let process = store.process("stopped");
                     let pending = match by {
-                        By::HostRanges => process.start_capture(&memory.tracked_by(&host), &options),
+                        By::DirtyRanges => process.start_capture(&memory.tracked_by(&host), &options),
                         _ => process.start_capture(&memory, &options),
                     };
                     (pending.unwrap(), cells.load())
@@ -546,38 +547,38 @@ fn tracked_memory(bytes: usize) -> Option<(MmapMut, LiveMemory)> {
 fn knowledge_that_refers_to_another_snapshot_is_not_used() {
     let (_dir, store) = new_store(4096);
     let mut bytes = vec![1; MIB];
-    let host = HostRanges::new(bytes.len() as u64);
+    let host = DirtyRanges::new(bytes.len() as u64);
     let options = CaptureOptions::default();
     let process = store.process("p");
     let first = process.capture(&bytes.tracked_by(&host), &options).unwrap();
-    assert_eq!(first.tracking, Tracking::Rescan(Untracked::NoParent));
+    assert_eq!(first.tracking, Tracking::Rescan(RescanReason::NoParent));
 
     // Somebody else takes a snapshot in between; a change that nobody marked must not be missed.
     bytes[5000] = 2;
     process.capture(&bytes, &options).unwrap();
     bytes[9000] = 3;
     let third = process.capture(&bytes.tracked_by(&host), &options).unwrap();
-    assert_eq!(third.tracking, Tracking::Rescan(Untracked::OtherParent));
+    assert_eq!(third.tracking, Tracking::Rescan(RescanReason::OtherParent));
     assert_eq!(third.changed_regions, 1);
 
     // What the tracker knows is of no use to another process, and may be handed over.
     let other = store.process("q").capture(&bytes.tracked_by(&host), &options).unwrap();
-    assert_eq!(other.tracking, Tracking::Rescan(Untracked::NoParent));
-    let handed_over = HostRanges::since(third.id, bytes.len() as u64);
+    assert_eq!(other.tracking, Tracking::Rescan(RescanReason::NoParent));
+    let handed_over = DirtyRanges::since(third.id, bytes.len() as u64);
     bytes[1] = 4;
     handed_over.mark(range(1..2)).unwrap();
     let fourth = process.capture(&bytes.tracked_by(&handed_over), &options).unwrap();
-    assert_eq!(fourth.tracking, Tracking::By(Means::HostRanges));
+    assert_eq!(fourth.tracking, Tracking::By(TrackMethod::DirtyRanges));
     assert!(store.restore(fourth.id).unwrap().into_mapping().unwrap()[..] == bytes[..]);
 
     // Other exclusions mean other bytes.
-    let excluding = CaptureOptions { exclude: vec![range(100..200)], ..CaptureOptions::default() };
+    let excluding = CaptureOptions::new().exclude([range(100..200)]);
     let fifth = process.capture(&bytes.tracked_by(&handed_over), &excluding).unwrap();
-    assert_eq!(fifth.tracking, Tracking::Rescan(Untracked::OtherLayout));
+    assert_eq!(fifth.tracking, Tracking::Rescan(RescanReason::OtherLayout));
     handed_over.mark(range(150..300)).unwrap();
     bytes[150..300].fill(9);
     let sixth = process.capture(&bytes.tracked_by(&handed_over), &excluding).unwrap();
-    assert_eq!(sixth.tracking, Tracking::By(Means::HostRanges));
+    assert_eq!(sixth.tracking, Tracking::By(TrackMethod::DirtyRanges));
     bytes[100..200].fill(0);
     assert!(store.restore(sixth.id).unwrap().into_mapping().unwrap()[..] == bytes[..]);
 
@@ -585,7 +586,7 @@ fn knowledge_that_refers_to_another_snapshot_is_not_used() {
     bytes.truncate(MIB - 5000);
     handed_over.set_memory_bytes(bytes.len() as u64);
     let seventh = process.capture(&bytes.tracked_by(&handed_over), &excluding).unwrap();
-    assert_eq!(seventh.tracking, Tracking::Rescan(Untracked::OtherLayout));
+    assert_eq!(seventh.tracking, Tracking::Rescan(RescanReason::OtherLayout));
     assert!(store.restore(seventh.id).unwrap().into_mapping().unwrap()[..] == bytes[..]);
 }
 
@@ -593,7 +594,7 @@ fn knowledge_that_refers_to_another_snapshot_is_not_used() {
 fn memory_that_shrank_and_grew_again_has_changed_where_it_did() {
     let (_dir, store) = new_store(4096);
     let mut bytes = scattered(MIB);
-    let host = HostRanges::new(bytes.len() as u64);
+    let host = DirtyRanges::new(bytes.len() as u64);
     let process = store.process("p");
     process.capture(&bytes.tracked_by(&host), &CaptureOptions::default()).unwrap();
     host.mark(AddressRange::new(10, MIB as u64 - 10).unwrap()).unwrap();
@@ -603,7 +604,7 @@ fn memory_that_shrank_and_grew_again_has_changed_where_it_did() {
     host.set_memory_bytes(MIB as u64 - 1);
     host.set_memory_bytes(MIB as u64);
     let tracked = process.capture(&bytes.tracked_by(&host), &CaptureOptions::default()).unwrap();
-    assert_eq!(tracked.tracking, Tracking::By(Means::HostRanges));
+    assert_eq!(tracked.tracking, Tracking::By(TrackMethod::DirtyRanges));
     assert!(store.restore(tracked.id).unwrap().into_mapping().unwrap()[..] == bytes[..]);
 }
 
@@ -611,7 +612,7 @@ fn memory_that_shrank_and_grew_again_has_changed_where_it_did() {
 fn a_parent_that_is_damaged_is_noticed_and_the_next_capture_reads_everything() {
     let (_dir, store) = new_store(16_384);
     let mut bytes: Vec<u8> = scattered(MIB);
-    let host = HostRanges::new(bytes.len() as u64);
+    let host = DirtyRanges::new(bytes.len() as u64);
     let process = store.process("p");
     process.capture(&bytes.tracked_by(&host), &CaptureOptions::default()).unwrap();
     // All regions of the only pack.
@@ -626,7 +627,7 @@ fn a_parent_that_is_damaged_is_noticed_and_the_next_capture_reads_everything() {
     let failed = process.capture(&bytes.tracked_by(&host), &CaptureOptions::default());
     assert!(matches!(&failed, Err(Error::Store(error)) if error.is_damage()), "{failed:?}");
     let healed = process.capture(&bytes.tracked_by(&host), &CaptureOptions::default()).unwrap();
-    assert_eq!(healed.tracking, Tracking::Rescan(Untracked::ParentUnusable));
+    assert_eq!(healed.tracking, Tracking::Rescan(RescanReason::ParentUnusable));
 }
 
 #[test]
@@ -647,11 +648,11 @@ fn memory_that_is_mapped_anew_is_read_in_full_and_tracked_again() {
     map(private, libc::PROT_READ | libc::PROT_WRITE, MIB);
     memory[3 * MIB] = 2;
     let anew = capture().unwrap();
-    assert_eq!(anew.tracking, Tracking::Rescan(Untracked::Interrupted));
+    assert_eq!(anew.tracking, Tracking::Rescan(RescanReason::Interrupted));
     assert!(store.restore(anew.id).unwrap().into_mapping().unwrap()[..] == memory[..]);
     memory[MIB + 5] = 7;
     let tracked = capture().unwrap();
-    assert_eq!((tracked.tracking, tracked.changed_regions), (Tracking::By(Means::WriteProtection), 1));
+    assert_eq!((tracked.tracking, tracked.changed_regions), (Tracking::By(TrackMethod::WriteProtection), 1));
 
     // Shared memory in its place could be written unnoticed.
     let map = |flags, at: usize| {
@@ -669,7 +670,7 @@ fn memory_that_is_mapped_anew_is_read_in_full_and_tracked_again() {
     };
     // And nothing at all in its place can neither be read nor be told from what did not change.
     map(private, MIB);
-    assert_eq!(capture().unwrap().tracking, Tracking::Rescan(Untracked::Interrupted));
+    assert_eq!(capture().unwrap().tracking, Tracking::Rescan(RescanReason::Interrupted));
     // SAFETY: as above; nobody touches the page before there is one again.
     assert_eq!(unsafe { libc::munmap(memory.as_ptr().wrapping_add(MIB).cast_mut().cast(), 4096) }, 0);
     let refused = capture();
@@ -678,7 +679,7 @@ fn memory_that_is_mapped_anew_is_read_in_full_and_tracked_again() {
         "{refused:?}"
     );
     map(private, MIB);
-    assert_eq!(capture().unwrap().tracking, Tracking::Rescan(Untracked::Interrupted));
+    assert_eq!(capture().unwrap().tracking, Tracking::Rescan(RescanReason::Interrupted));
 }
 
 #[test]
@@ -702,7 +703,7 @@ fn a_forked_child_writes_its_own_memory_and_the_parents_stays_tracked() {
     unsafe { libc::waitpid(child, std::ptr::null_mut(), 0) };
     memory[4096 + 5] = 3;
     let taken = capture();
-    assert_eq!((&taken.tracking, taken.changed_regions), (&Tracking::By(Means::WriteProtection), 2));
+    assert_eq!((&taken.tracking, taken.changed_regions), (&Tracking::By(TrackMethod::WriteProtection), 2));
     assert!(store.restore(taken.id).unwrap().into_mapping().unwrap()[..] == memory[..]);
 }
 
@@ -752,7 +753,7 @@ fn several_trackers_live_side_by_side_but_not_on_the_same_memory() {
     let again = LiveMemory::new(one.as_ptr(), one.len()).track_writes().unwrap();
     one[1] = 8;
     let taken = capture("one", &again);
-    assert_eq!(taken.tracking, Tracking::Rescan(Untracked::JustBegun));
+    assert_eq!(taken.tracking, Tracking::Rescan(RescanReason::JustBegun));
     assert!(store.restore(taken.id).unwrap().into_mapping().unwrap()[..] == one[..]);
 }
 
@@ -760,7 +761,7 @@ fn several_trackers_live_side_by_side_but_not_on_the_same_memory() {
 
 #[test]
 fn ranges_and_bitmaps_that_do_not_fit_the_memory_are_refused() {
-    let host = HostRanges::new(100_000);
+    let host = DirtyRanges::new(100_000);
     assert!(matches!(host.mark(range(99_999..100_001)), Err(TrackError::Outside { .. })));
     // 25 pages: one word, of which 25 bits count.
     assert!(matches!(host.mark_bitmap(4096, &[0, 0]), Err(TrackError::Bitmap { expected_words: 1, .. })));
@@ -787,7 +788,7 @@ fn ranges_and_bitmaps_that_do_not_fit_the_memory_are_refused() {
 fn all_64_bits_of_a_word_mark_their_pages() {
     let mut bytes = vec![1u8; 200 * 4096];
     let (_dir, store) = new_store(4096);
-    let host = HostRanges::new(bytes.len() as u64);
+    let host = DirtyRanges::new(bytes.len() as u64);
     let capture = |bytes: &[u8]| {
         store.process("p").capture(&bytes.tracked_by(&host), &CaptureOptions::default()).unwrap()
     };
@@ -821,7 +822,7 @@ fn memory_that_cannot_be_tracked_is_refused_or_read_in_full_with_the_reason() {
     let (_dir, store) = new_store(4096);
     let live = LiveMemory::new(shared.as_ptr(), shared.len()).track_writes_if_possible();
     let taken = store.process("p").capture(&live, &CaptureOptions::default()).unwrap();
-    let Tracking::Rescan(Untracked::Unavailable(why)) = taken.tracking else { panic!("{taken:?}") };
+    let Tracking::Rescan(RescanReason::Unavailable(why)) = taken.tracking else { panic!("{taken:?}") };
     assert!(why.contains("private memory"), "{why}");
 
     // Memory that is not there is an error and no crash.
@@ -834,18 +835,21 @@ fn memory_that_cannot_be_tracked_is_refused_or_read_in_full_with_the_reason() {
 fn soft_dirty_is_used_where_it_works_and_else_refused_with_the_reason() {
     let mut child = std::process::Command::new("sleep").arg("60").spawn().unwrap();
     let (_dir, store) = new_store(4096);
-    let source = ProcessSource::new(child.id()).track_writes_if_possible();
+    let source = LiveProcessSource::new(child.id()).track_writes_if_possible();
     let capture = || store.process("p").capture(&source, &CaptureOptions::default());
     let taken: Vec<_> = [capture(), capture()].into();
-    let explicit = ProcessSource::new(child.id()).track_writes();
+    let explicit = LiveProcessSource::new(child.id()).track_writes();
     child.kill().unwrap();
     child.wait().unwrap();
     let tracking = taken.into_iter().map(|taken| taken.unwrap().tracking).next_back().unwrap();
     match explicit {
-        Ok(_) => assert_eq!(tracking, Tracking::By(Means::SoftDirty)),
+        Ok(_) => assert_eq!(tracking, Tracking::By(TrackMethod::SoftDirty)),
         Err(error) => {
-            assert!(matches!(error, TrackError::Unavailable { means: Means::SoftDirty, .. }), "{error:?}");
-            assert_eq!(tracking, Tracking::Rescan(Untracked::Unavailable(error.to_string())));
+            assert!(
+                matches!(error, TrackError::Unavailable { means: TrackMethod::SoftDirty, .. }),
+                "{error:?}"
+            );
+            assert_eq!(tracking, Tracking::Rescan(RescanReason::Unavailable(error.to_string())));
         }
     }
 }
@@ -873,7 +877,7 @@ fn a_staging_buffer_that_is_too_small_is_said_and_changes_nothing_else() {
     let mut bytes: Vec<u8> = scattered(6 * MIB);
     for staging_bytes in [0, 100, MIB, 3 * MIB + 5, 64 * MIB] {
         bytes[staging_bytes % MIB] ^= 1;
-        let options = CaptureOptions { staging_bytes, ..CaptureOptions::default() };
+        let options = CaptureOptions::new().staging_bytes(staging_bytes);
         let taken = store.process("p").start_capture(&bytes, &options).unwrap().wait().unwrap();
         assert_eq!(taken.staging_full, staging_bytes < bytes.len());
         assert!(store.restore(taken.id).unwrap().into_mapping().unwrap()[..] == bytes[..]);
@@ -893,7 +897,7 @@ fn the_owner_is_stopped_once_and_let_go_once_whatever_happens() {
     let taken = store.process("p").capture(&live, &CaptureOptions::default()).unwrap();
     assert!(!taken.paused.is_zero());
     assert_eq!(*calls.lock().unwrap(), ["stop", "go"]);
-    let other = HostRanges::new(5);
+    let other = DirtyRanges::new(5);
     store.process("p").capture(&live.tracked_by(&other), &CaptureOptions::default()).unwrap_err();
     assert_eq!(*calls.lock().unwrap(), ["stop", "go", "stop", "go"]);
 }

@@ -8,7 +8,7 @@ use std::io::{BufRead, BufReader, Write};
 use std::os::unix::fs::FileExt;
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 
-use stillframe::{ProcessSource, Source};
+use stillframe::source::{LiveProcessSource, Source};
 
 use crate::state::State;
 use crate::workload::Workload;
@@ -91,7 +91,7 @@ impl Workload for Python {
     }
 
     fn source(&self) -> Box<dyn Source + '_> {
-        Box::new(ProcessSource::new(self.pid()))
+        Box::new(LiveProcessSource::new(self.pid()))
     }
 }
 

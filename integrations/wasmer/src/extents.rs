@@ -14,10 +14,11 @@ use std::io;
 use std::ops::Range;
 use std::sync::Arc;
 
-use stillframe::{
-    AddressRange, AddressSpace, Frozen, Means, OneMemory, Ranges, SnapshotId, Source, SourceError, Store,
-    Taken, TrackError, Tracker, Untracked,
-};
+use stillframe::address_space::AddressSpace;
+use stillframe::ranges::Ranges;
+use stillframe::source::{Frozen, OneMemory, Source, SourceError};
+use stillframe::track::{DirtySet, RescanReason, TrackError, TrackMethod, Tracker};
+use stillframe::{AddressRange, SnapshotId, Store};
 
 use crate::error::Error;
 
@@ -174,9 +175,11 @@ impl Source for Extents {
         Ok(self.frozen())
     }
 
-    fn tracker(&self) -> Result<Arc<dyn Tracker>, Untracked> {
+    fn tracker(&self) -> Result<Arc<dyn Tracker>, RescanReason> {
         let changes = self.base.as_ref().map(|base| (base.id, self.ranges()));
-        changes.map(|(since, changes)| Arc::new(Written { since, changes }) as _).ok_or(Untracked::NoTracker)
+        changes
+            .map(|(since, changes)| Arc::new(Written { since, changes }) as _)
+            .ok_or(RescanReason::NoTracker)
     }
 }
 
@@ -203,17 +206,17 @@ struct Written {
 }
 
 impl Tracker for Written {
-    fn means(&self) -> Means {
-        Means::HostRanges
+    fn method(&self) -> TrackMethod {
+        TrackMethod::DirtyRanges
     }
 
-    fn take(&self, _space: &AddressSpace, since: Option<SnapshotId>) -> Result<Taken, TrackError> {
+    fn take(&self, _space: &AddressSpace, since: Option<SnapshotId>) -> Result<DirtySet, TrackError> {
         let changes = if since == Some(self.since) {
             Ok(vec![self.changes.clone()])
         } else {
-            Err(Untracked::OtherParent)
+            Err(RescanReason::OtherParent)
         };
-        Ok(Taken { number: 0, changes })
+        Ok(DirtySet { number: 0, changes })
     }
 
     fn committed(&self, _number: u64, _id: SnapshotId) {}

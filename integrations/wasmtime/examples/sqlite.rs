@@ -10,7 +10,8 @@
 use std::time::Instant;
 
 use anyhow::Result;
-use stillframe::{CaptureOptions, DiffOptions};
+use stillframe::CaptureOptions;
+use stillframe::diff::DiffOptions;
 use stillframe_wasmtime::{Template, engine};
 use wasmtime::Config;
 
@@ -55,7 +56,7 @@ fn main() -> Result<()> {
     // The same instance, back to any of them, in any order.
     for (nth, id) in [(1, moments[1]), (3, moments[3]), (2, moments[2])] {
         let started = Instant::now();
-        let stats = sqlite.guest.roll_back(&mut sqlite.wasm, &vault, id)?;
+        let stats = sqlite.guest.rollback(&mut sqlite.wasm, &vault, id)?;
         let took = started.elapsed();
         println!(
             "after statement {}:  {:?} (wrote {} bytes in {took:.0?})",

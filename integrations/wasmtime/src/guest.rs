@@ -1,9 +1,11 @@
 //! A guest: one instance whose state is captured, restored and rolled back between calls.
 
-use stillframe::{
-    Attachment, Capture, CaptureOptions, Fill, Filled, Hash, HotSet, PendingCapture, Process, Reservation,
-    RollBackStats, SnapshotId, StoreError,
-};
+use stillframe::capture::PendingCapture;
+use stillframe::lazy::{Fill, Filled, WorkingSet};
+use stillframe::rollback::RollbackStats;
+use stillframe::source::Attachment;
+use stillframe::store::StoreError;
+use stillframe::{CaptureOptions, CaptureStats, Hash, Process, Reservation, SnapshotId};
 use wasmtime::{Extern, Global, Instance, Memory, Store, Table};
 
 use crate::error::Error;
@@ -119,7 +121,7 @@ impl Guest {
         wasm: &mut Store<T>,
         process: &Process<'_>,
         options: &CaptureOptions,
-    ) -> Result<Capture, Error> {
+    ) -> Result<CaptureStats, Error> {
         self.capture_by(wasm, options, |memory, options| process.capture(memory, options))
     }
 
@@ -187,7 +189,7 @@ impl Guest {
     }
 
     /// The same, but returns at once. The memory is filled at page faults, and in the background as
-    /// `fill` says. [`LazyMapping`](stillframe::LazyMapping) documents such memory. Above all,
+    /// `fill` says. [`LazyMapping`](stillframe::lazy::LazyMapping) documents such memory. Above all,
     /// **accessing damaged memory raises a signal that ends this process** (`SIGBUS`); where damage
     /// is possible, restore in full. Host functions that pass the guest's memory to system calls
     /// need the privilege described there.
@@ -233,20 +235,20 @@ impl Guest {
     /// # Errors
     ///
     /// As [`restore`](Self::restore). After any error, including damage, the instance is unchanged.
-    pub fn roll_back<T>(
+    pub fn rollback<T>(
         &mut self,
         wasm: &mut Store<T>,
         vault: &stillframe::Store,
         id: SnapshotId,
-    ) -> Result<RollBackStats, Error> {
+    ) -> Result<RollbackStats, Error> {
         if lock(&self.shared).is_broken {
             return Err(Error::Broken);
         }
         let state = state_of(vault, id)?;
-        let roll_back = vault.roll_back(id)?;
-        let bytes = roll_back.address_space().image_bytes();
+        let rollback = vault.rollback(id)?;
+        let bytes = rollback.address_space().image_bytes();
         let before = lock(&self.shared).memory.length_bytes();
-        let stats = self.become_image(wasm, &state, bytes, |memory| memory.roll_back(roll_back));
+        let stats = self.become_image(wasm, &state, bytes, |memory| memory.rollback(rollback));
         if stats.is_err() && lock(&self.shared).is_broken {
             // The instance is unchanged, except that its memory has grown.
             let shrunk = lock(&self.shared).memory.set_length_bytes(before);
@@ -264,8 +266,8 @@ impl Guest {
     }
 
     /// The working set: the memory that was accessed before it was filled. See
-    /// [`LazyMapping::touched`](stillframe::LazyMapping::touched).
-    pub fn touched(&self) -> HotSet {
+    /// [`LazyMapping::touched`](stillframe::lazy::LazyMapping::touched).
+    pub fn touched(&self) -> WorkingSet {
         lock(&self.shared).memory.touched()
     }
 

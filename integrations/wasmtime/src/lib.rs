@@ -27,7 +27,7 @@
 //! add.call(&mut store, 5)?;
 //! let five = guest.capture(&mut store, &vault.process("sum"), &CaptureOptions::default())?.id;
 //! assert_eq!(add.call(&mut store, 2)?, 7);
-//! guest.roll_back(&mut store, &vault, five)?; // or restore, restore_lazily
+//! guest.rollback(&mut store, &vault, five)?; // or restore, restore_lazily
 //! assert_eq!(add.call(&mut store, 1)?, 6);
 //!
 //! let template = Template::new(&vault, five)?; // restored once, for any number of copies

@@ -5,7 +5,9 @@
 
 use proptest::prelude::*;
 use proptest::test_runner::{Config as Cases, TestRunner};
-use stillframe::{CaptureOptions, Fill, Means, SnapshotId, Tracking};
+use stillframe::lazy::Fill;
+use stillframe::track::{TrackMethod, Tracking};
+use stillframe::{CaptureOptions, SnapshotId};
 use stillframe_wasmtime::{Error, Guest, Template, engine, prepare};
 use wasmtime::{Config, Engine, Instance, Linker, Module, Store, StoreLimits, StoreLimitsBuilder, Val};
 
@@ -67,7 +69,7 @@ impl World {
         Subject::of(&self.engine, &self.module)
     }
 
-    fn capture(&self, subject: &mut Subject) -> stillframe::Capture {
+    fn capture(&self, subject: &mut Subject) -> stillframe::CaptureStats {
         let process = self.vault.process("p");
         subject.guest.capture(&mut subject.store, &process, &CaptureOptions::default()).unwrap()
     }
@@ -153,12 +155,12 @@ fn become_by(way: &str, world: &World, subject: &mut Subject, id: SnapshotId) {
         "of a template" => {
             guest.instantiate(store, &Template::new(&world.vault, id).unwrap()).unwrap();
         }
-        "rolled back" => drop(guest.roll_back(store, &world.vault, id).unwrap()),
+        "rolled back" => drop(guest.rollback(store, &world.vault, id).unwrap()),
         _ => {
             // Of another snapshot, if there is one.
-            let other = world.vault.process("p").snapshots()[0];
+            let other = world.vault.process("p").snapshots()[0].id();
             guest.instantiate(store, &Template::new(&world.vault, other).unwrap()).unwrap();
-            drop(guest.roll_back(store, &world.vault, id).unwrap());
+            drop(guest.rollback(store, &world.vault, id).unwrap());
         }
     }
 }
@@ -277,15 +279,15 @@ fn a_capture_costs_what_was_written_and_a_rollback_what_differs() {
     let Tracking::By(means) = second.tracking else {
         return eprintln!("not tested as tracked: {}", second.tracking);
     };
-    assert_eq!(means, Means::WriteProtection);
+    assert_eq!(means, TrackMethod::WriteProtection);
 
     // What it grows by is tracked as well.
     assert_eq!(subject.call::<i32, i32>("grow", 1), 3);
     subject.write(3 * PAGE + 20_000, 2);
     let third = world.capture(&mut subject);
-    assert_eq!((third.changed_regions, &third.tracking), (1, &Tracking::By(Means::WriteProtection)));
+    assert_eq!((third.changed_regions, &third.tracking), (1, &Tracking::By(TrackMethod::WriteProtection)));
 
-    let stats = subject.guest.roll_back(&mut subject.store, &world.vault, first.id).unwrap();
+    let stats = subject.guest.rollback(&mut subject.store, &world.vault, first.id).unwrap();
     assert_eq!((stats.written_regions, subject.call::<(), i32>("size", ())), (1, 3));
     assert_eq!(subject.guest.basis(), Some(first.id));
 
@@ -300,7 +302,7 @@ fn a_capture_costs_what_was_written_and_a_rollback_what_differs() {
     restored.write(9_000, 4);
     let taken = world.capture(&mut restored);
     assert_eq!((taken.parent, taken.changed_regions), (Some(second.id), 1));
-    assert_eq!(taken.tracking, Tracking::By(Means::WriteProtection));
+    assert_eq!(taken.tracking, Tracking::By(TrackMethod::WriteProtection));
 
     // A copy of a template needs no write protection.
     let mut copy = world.subject();
@@ -308,7 +310,7 @@ fn a_capture_costs_what_was_written_and_a_rollback_what_differs() {
     copy.write(9_000, 4);
     let taken = world.capture(&mut copy);
     assert_eq!((taken.parent, taken.changed_regions), (Some(second.id), 1));
-    assert_eq!(taken.tracking, Tracking::By(Means::CopyOnWrite));
+    assert_eq!(taken.tracking, Tracking::By(TrackMethod::CopyOnWrite));
 }
 
 #[test]
@@ -327,7 +329,7 @@ fn an_instance_goes_on_while_its_snapshot_becomes_durable() {
     subject.call::<_, ()>("fill", (0, 0xEE, 3 * 65536));
     for (pending, expected) in pending.into_iter().zip(expected) {
         let id = pending.wait().unwrap().id;
-        subject.guest.roll_back(&mut subject.store, &world.vault, id).unwrap();
+        subject.guest.rollback(&mut subject.store, &world.vault, id).unwrap();
         assert!(subject.seen() == expected);
     }
 }
@@ -343,14 +345,14 @@ fn a_memory_that_shrank_cannot_be_touched_behind_its_end_and_grows_by_zeros() {
         assert_eq!(subject.call::<i32, i32>("grow", 4), 3);
         subject.write(6 * PAGE, 0x0BAD);
         let large = world.capture(&mut subject).id;
-        subject.guest.roll_back(&mut subject.store, &world.vault, small).unwrap();
+        subject.guest.rollback(&mut subject.store, &world.vault, small).unwrap();
         assert_eq!(subject.call::<(), i32>("size", ()), 3);
         let at = i32::try_from(6 * PAGE).unwrap();
         assert!(subject.try_call::<i32, i32>("read", at).unwrap_err().to_string().contains("wasm"));
         assert_eq!(subject.guest.memory().data(&subject.store).len(), 3 * PAGE);
         assert_eq!(subject.call::<i32, i32>("grow", 4), 3);
         assert_eq!(subject.call::<i32, i32>("read", at), 0);
-        subject.guest.roll_back(&mut subject.store, &world.vault, large).unwrap();
+        subject.guest.rollback(&mut subject.store, &world.vault, large).unwrap();
         assert_eq!(subject.call::<i32, i32>("read", at), 0x0BAD);
     }
 }
@@ -405,7 +407,7 @@ fn several_instances_in_one_store_and_memories_of_64_bits_are_no_trouble() {
     }
     let ids: Vec<_> = guests.iter().map(|(_, id)| *id).collect();
     for (nth, (guest, _)) in guests.iter_mut().enumerate() {
-        guest.roll_back(&mut store, &world.vault, ids[(nth + 1) % 3]).unwrap();
+        guest.rollback(&mut store, &world.vault, ids[(nth + 1) % 3]).unwrap();
         let memory = guest.memory().data(&store);
         assert_eq!((usize::from(memory[8]), memory.len()), ((nth + 1) % 3, ((nth + 1) % 3 + 1) * PAGE));
     }
@@ -458,7 +460,7 @@ fn a_snapshot_of_something_else_is_refused_and_nothing_changes() {
         for error in [
             guest.restore(store, &world.vault, id).unwrap_err(),
             guest.restore_lazily(store, &world.vault, id, Fill::OnTouch).unwrap_err(),
-            guest.roll_back(store, &world.vault, id).unwrap_err(),
+            guest.rollback(store, &world.vault, id).unwrap_err(),
         ] {
             assert!(error.to_string().contains(said), "{error}");
         }
@@ -479,8 +481,8 @@ fn a_table_that_grew_is_noticed_as_its_elements_are_not_captured() {
     let before = world.capture(&mut subject).id;
     subject.call::<(), ()>("grow", ());
     let after = world.capture(&mut subject).id;
-    subject.guest.roll_back(&mut subject.store, &world.vault, after).unwrap();
-    let error = subject.guest.roll_back(&mut subject.store, &world.vault, before).unwrap_err();
+    subject.guest.rollback(&mut subject.store, &world.vault, after).unwrap();
+    let error = subject.guest.rollback(&mut subject.store, &world.vault, before).unwrap_err();
     assert!(matches!(error, Error::Table { index: 0, expected: 2, found: 3 }), "{error}");
     let mut fresh = world.subject();
     assert!(fresh.guest.restore(&mut fresh.store, &world.vault, after).is_err());
@@ -500,7 +502,7 @@ fn a_memory_that_may_not_grow_so_far_is_refused_and_nothing_changes() {
     let Subject { store, guest, .. } = &mut limited;
     for error in [
         guest.restore(store, &world.vault, large).unwrap_err(),
-        guest.roll_back(store, &world.vault, large).unwrap_err(),
+        guest.rollback(store, &world.vault, large).unwrap_err(),
         guest.instantiate(store, &template).unwrap_err(),
     ] {
         assert!(
@@ -533,7 +535,7 @@ fn damage_leaves_an_instance_as_it_was_or_without_memory_until_another_snapshot_
     other.write(90_000, 5);
     let before = other.seen();
     let Subject { store, guest, .. } = &mut other;
-    guest.roll_back(store, &world.vault, damaged).unwrap_err();
+    guest.rollback(store, &world.vault, damaged).unwrap_err();
     assert!(other.seen() == before);
     let Subject { store, guest, instance, .. } = &mut other;
     guest.restore(store, &world.vault, damaged).unwrap_err();
@@ -542,7 +544,7 @@ fn damage_leaves_an_instance_as_it_was_or_without_memory_until_another_snapshot_
     assert!(matches!(refused, Error::Broken), "{refused}");
     let mut again = Guest::new(store, *instance).unwrap();
     assert!(matches!(again.capture(store, &process, &CaptureOptions::default()), Err(Error::Broken)));
-    assert!(matches!(guest.roll_back(store, &world.vault, sound), Err(Error::Broken)));
+    assert!(matches!(guest.rollback(store, &world.vault, sound), Err(Error::Broken)));
     guest.restore(store, &world.vault, sound).unwrap();
     other.write(90_000, 5);
     assert!(Template::new(&world.vault, damaged).is_err());

@@ -3,7 +3,8 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
-use stillframe::{CaptureOptions, Fill, SnapshotId, Store};
+use stillframe::lazy::Fill;
+use stillframe::{CaptureOptions, SnapshotId, Store};
 use stillframe_wasmtime::{Template, engine};
 use wasmtime::{Config, InstancePre};
 
@@ -63,7 +64,7 @@ fn a_database_goes_back_to_any_statement_by_every_way_and_on_from_there() {
     let mut copy = Sqlite::unborn(&world.compiled, wiki.database()).unwrap();
     for nth in [11, 3, 7, 0, 9, 1, 10] {
         let (id, content, bytes) = &moments[nth];
-        wiki.guest.roll_back(&mut wiki.wasm, &world.vault, *id).unwrap();
+        wiki.guest.rollback(&mut wiki.wasm, &world.vault, *id).unwrap();
         assert_eq!(
             (&wiki.run(CONTENT).unwrap(), wiki.memory_bytes()),
             (content, *bytes),
@@ -96,7 +97,7 @@ fn two_branches_of_a_database_know_nothing_of_one_another_and_share_what_they_be
     let fork = wiki.guest.capture(&mut wiki.wasm, &process, &options).unwrap();
     let mut branches = Vec::new();
     for name in ["left", "right"] {
-        wiki.guest.roll_back(&mut wiki.wasm, &world.vault, fork.id).unwrap();
+        wiki.guest.rollback(&mut wiki.wasm, &world.vault, fork.id).unwrap();
         wiki.run(&format!("INSERT INTO page (title) VALUES ('{name}')")).unwrap();
         let branch = wiki.guest.capture(&mut wiki.wasm, &process, &options).unwrap();
         assert_eq!(branch.parent, Some(fork.id));
@@ -104,7 +105,7 @@ fn two_branches_of_a_database_know_nothing_of_one_another_and_share_what_they_be
         branches.push((name, branch.id));
     }
     for (name, id) in branches {
-        wiki.guest.roll_back(&mut wiki.wasm, &world.vault, id).unwrap();
+        wiki.guest.rollback(&mut wiki.wasm, &world.vault, id).unwrap();
         assert_eq!(wiki.run("SELECT title FROM page ORDER BY id DESC LIMIT 1").unwrap(), [name]);
     }
 }

@@ -34,7 +34,7 @@ use super::stop::StoppedProcess;
 use super::stuck::wait_while_stuck;
 use super::tracer::Calls;
 use super::{
-    Attachment, CopyOut, Frozen, Memory, Source, SourceError, connections, descriptors, owner_attachment,
+    Access, Attachment, CopyOut, Frozen, Source, SourceError, connections, descriptors, owner_attachment,
 };
 use crate::address_space::AddressSpace;
 use crate::descriptors::{Descriptor, Descriptors};
@@ -48,7 +48,7 @@ use crate::signals::Signals;
 use crate::sys::mapped::MappedFile;
 use crate::sys::{cpu, mapped};
 use crate::threads::{AUXV, REGISTER_LAYOUT, Thread, Threads};
-use crate::track::{SoftDirty, TrackError, Tracker, Untracked};
+use crate::track::{RescanReason, SoftDirty, TrackError, Tracker};
 use crate::units::AddressRange;
 
 /// A live Linux process, named by its pid.
@@ -77,15 +77,15 @@ use crate::units::AddressRange;
 ///
 /// The process does not get larger by being captured: what is not in its memory is read from its files and not
 /// through its mappings. What cannot be had so is left out, recorded as unreadable, and told with the reason
-/// ([`Capture::left_out`](crate::Capture::left_out)): pages that a `userfaultfd` would fill, what a file system would
+/// ([`CaptureStats::left_out`](crate::CaptureStats::left_out)): pages that a `userfaultfd` would fill, what a file system would
 /// have to ask a server for, and what of shared memory without a name is not mapped yet, unless one
 /// has `CAP_SYS_ADMIN` or `CAP_CHECKPOINT_RESTORE`. Memory that the process may not read itself (`PROT_NONE`) is
 /// captured where it has pages; the rest of such a mapping is not.
 ///
 /// ```
-/// use stillframe::{ProcessSource, Source};
+/// use stillframe::source::{LiveProcessSource, Source};
 /// let mut child = std::process::Command::new("sleep").arg("60").spawn()?;
-/// let source = ProcessSource::new(child.id());
+/// let source = LiveProcessSource::new(child.id());
 /// let frozen = source.open()?;
 /// assert!(frozen.address_space().image_bytes() > 0);
 /// let stood_still = frozen.release();
@@ -95,16 +95,16 @@ use crate::units::AddressRange;
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 #[derive(Clone, Debug)]
-pub struct ProcessSource {
+pub struct LiveProcessSource {
     pid: u32,
     stop_timeout: Duration,
-    tracker: Result<Arc<SoftDirty>, Untracked>,
+    tracker: Result<Arc<SoftDirty>, RescanReason>,
 }
 
-impl ProcessSource {
+impl LiveProcessSource {
     /// The process with this pid. Nothing is done to it yet.
     pub fn new(pid: u32) -> Self {
-        ProcessSource { pid, stop_timeout: STOP_TIMEOUT, tracker: Err(Untracked::NoTracker) }
+        LiveProcessSource { pid, stop_timeout: STOP_TIMEOUT, tracker: Err(RescanReason::NoTracker) }
     }
 
     /// How long its threads may take to stop; one second if this is not called. Those that run need microseconds. Of
@@ -123,7 +123,7 @@ impl ProcessSource {
     ///
     /// # Errors
     ///
-    /// [`SourceError::NoSuchProcess`], [`SourceError::Uncapturable`].
+    /// [`SourceError::NoSuchPid`], [`SourceError::Uncapturable`].
     pub fn check(&self) -> Result<(), SourceError> {
         find(self.pid).map(drop)
     }
@@ -143,10 +143,10 @@ impl ProcessSource {
     }
 
     /// The same where it is possible. Where it is not, everything is read, and
-    /// [`Capture::tracking`](crate::Capture::tracking) says why.
+    /// [`CaptureStats::tracking`](crate::CaptureStats::tracking) says why.
     pub fn track_writes_if_possible(mut self) -> Self {
         let tracker = SoftDirty::new(self.pid).map(Arc::new);
-        self.tracker = tracker.map_err(|error| Untracked::Unavailable(error.to_string()));
+        self.tracker = tracker.map_err(|error| RescanReason::Unavailable(error.to_string()));
         self
     }
 
@@ -156,7 +156,7 @@ impl ProcessSource {
     }
 }
 
-impl ProcessSource {
+impl LiveProcessSource {
     /// Stops the process, unless `progress` is cancelled before.
     pub(crate) fn hold(&self, progress: &Progress) -> Result<FrozenProcess, SourceError> {
         let pid = self.pid;
@@ -164,14 +164,14 @@ impl ProcessSource {
         // A thread that is stuck may hold up those that read its memory, the command line for one.
         wait_while_stuck(&process, &Patience::new(self.stop_timeout, progress))?;
         // Whatever takes time and does not change is read before the process stands still.
-        let origin = Origin::Process { pid, path: process.executable(), command: process.command_line() };
+        let origin = Origin::LiveProcess { pid, path: process.executable(), command: process.command_line() };
         let users = process.users();
         let descriptors = descriptors::look(&process).unwrap_or_default();
         let stopped = StoppedProcess::stop(&process, self.stop_timeout, progress)?;
 
         // The first thread may have ended before the others, and then has no memory any more.
         let Some(tid) = stopped.threads().threads.first().map(|thread| thread.tid) else {
-            return Err(SourceError::ProcessEnded { pid });
+            return Err(SourceError::LiveProcessEnded { pid });
         };
         let descriptors = descriptors::look_again(&process, tid, &descriptors);
         let read = |name: &str, action| {
@@ -205,7 +205,7 @@ impl ProcessSource {
     }
 }
 
-impl Source for ProcessSource {
+impl Source for LiveProcessSource {
     fn open(&self) -> Result<Box<dyn Frozen + '_>, SourceError> {
         self.open_unless_cancelled(&Progress::new())
     }
@@ -214,7 +214,7 @@ impl Source for ProcessSource {
         Ok(Box::new(self.hold(progress)?))
     }
 
-    fn tracker(&self) -> Result<Arc<dyn Tracker>, Untracked> {
+    fn tracker(&self) -> Result<Arc<dyn Tracker>, RescanReason> {
         match &self.tracker {
             Ok(tracker) => Ok(tracker.clone()),
             Err(why) => Err(why.clone()),
@@ -454,7 +454,7 @@ impl FrozenProcess {
         let name_end = line.iter().rposition(|byte| *byte == b')');
         match name_end.and_then(|at| line.get(at + 2)) {
             Some(b't') => Ok(()),
-            _ => Err(SourceError::ProcessEnded { pid: self.memory.pid() }),
+            _ => Err(SourceError::LiveProcessEnded { pid: self.memory.pid() }),
         }
     }
 }
@@ -509,8 +509,8 @@ impl Frozen for FrozenProcess {
         self.memory.contents().iter().flat_map(|content| &content.left_out).copied().collect()
     }
 
-    fn memory(&self) -> Memory<'_> {
-        Memory::UntilRelease(self)
+    fn access(&self) -> Access<'_> {
+        Access::UntilRelease(self)
     }
 
     fn release(&self) -> Duration {

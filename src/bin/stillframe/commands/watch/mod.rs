@@ -18,7 +18,9 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use clap::{ArgGroup, Args, ValueHint};
-use stillframe::{Capture, CaptureOptions, Error, ProcessSource, Progress, SourceError, Store, Trigger};
+use stillframe::record::Trigger;
+use stillframe::source::{LiveProcessSource, SourceError};
+use stillframe::{CaptureOptions, CaptureStats, Error, Progress, Store};
 
 use super::capture::{file_name, name_of_process};
 use super::stopping::Stopping;
@@ -95,7 +97,7 @@ const ENDING_WITHIN: Duration = Duration::from_millis(500);
 /// Takes snapshots until the process ends, the count is reached, or ctrl-C is pressed.
 pub(super) fn watch(context: &Context, arguments: Watch) -> anyhow::Result<Exit> {
     if let Some(pid) = arguments.pid {
-        ProcessSource::new(pid).check()?;
+        LiveProcessSource::new(pid).check()?;
     }
     if arguments.command.first().is_some_and(|program| program.is_empty()) {
         return Err(wrong_usage("expected the name of a command after --, found an empty one"));
@@ -108,14 +110,12 @@ pub(super) fn watch(context: &Context, arguments: Watch) -> anyhow::Result<Exit>
         (None, Some(pid), _) => name_of_process(context, &store, pid)?,
         (None, None, program) => program.map(|program| file_name(Path::new(program))).unwrap_or_default(),
     };
-    let options = CaptureOptions {
-        trigger: Trigger::Periodic,
-        like: arguments.store_as.like,
-        codec: arguments.store_as.codec,
-        deltas: !arguments.store_as.no_deltas,
-        progress: Progress::new().cancel_when(interrupted),
-        ..Default::default()
-    };
+    let mut options = CaptureOptions::new()
+        .trigger(Trigger::Periodic)
+        .codec(arguments.store_as.codec)
+        .deltas(!arguments.store_as.no_deltas)
+        .progress(Progress::new().cancel_when(interrupted));
+    options.like = arguments.store_as.like;
     // Wrong options are reported before the command is started.
     store.process(&process).check(&options)?;
     let (mut target, first_after) = match (arguments.pid, arguments.command.split_first()) {
@@ -128,7 +128,7 @@ pub(super) fn watch(context: &Context, arguments: Watch) -> anyhow::Result<Exit>
     let mut failures = Failures::new(context.output);
     let mut watching = Watching {
         context,
-        source: ProcessSource::new(target.pid).stop_timeout(arguments.stopping.stop_timeout),
+        source: LiveProcessSource::new(target.pid).stop_timeout(arguments.stopping.stop_timeout),
         store: Some(store),
         process,
         options,
@@ -166,7 +166,7 @@ enum End {
 
 struct Watching<'a> {
     context: &'a Context,
-    source: ProcessSource,
+    source: LiveProcessSource,
     /// `None` after a failure, until the next attempt opens it: until then other processes can free space in it or repair it.
     store: Option<Store>,
     process: String,
@@ -219,7 +219,7 @@ impl Watching<'_> {
         Ok(End::CountReached)
     }
 
-    fn capture(&mut self) -> Result<Capture, Error> {
+    fn capture(&mut self) -> Result<CaptureStats, Error> {
         let store = match self.store.take() {
             Some(store) => store,
             None => self.context.reopen()?,

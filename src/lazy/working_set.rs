@@ -1,4 +1,4 @@
-//! The hot set: what was touched of a lazily restored snapshot, and in which order.
+//! The working set: what was touched of a lazily restored snapshot, and in which order.
 //!
 //! Kept as the attachment `hot-set` of a later snapshot: one version byte and then bincode
 //! (`config::standard()`): how many ranges, and of each where it starts and where it ends.
@@ -9,7 +9,7 @@ use crate::record::{self, RecordError, SnapshotId};
 use crate::source::Attachment;
 use crate::store::Shared;
 use crate::store::error::StoreError;
-use crate::store::packs::object::Kind;
+use crate::store::packs::object::ObjectKind;
 use crate::store::read::{Check, Reader};
 use crate::units::AddressRange;
 
@@ -20,20 +20,28 @@ use crate::units::AddressRange;
 /// capture, among [`CaptureOptions::attachments`]; a lazy restore looks for it in the snapshot, and then in
 /// the newest one of the same process that has one.
 ///
-/// [`LazyMapping::touched`]: crate::LazyMapping::touched
+/// [`LazyMapping::touched`]: crate::lazy::LazyMapping::touched
 /// [`CaptureOptions::attachments`]: crate::CaptureOptions::attachments
+///
+/// ```
+/// use stillframe::lazy::WorkingSet;
+/// let set = WorkingSet::new(vec!["4096..8192".parse()?, "0..4096".parse()?]);
+/// let kept = set.to_attachment()?;
+/// assert_eq!(WorkingSet::from_attachment(&kept.bytes)?, set);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct HotSet {
+pub struct WorkingSet {
     ranges: Vec<AddressRange>,
 }
 
-impl HotSet {
+impl WorkingSet {
     /// The name of the attachment.
     pub const ATTACHMENT: &'static str = "hot-set";
 
-    /// A hot set of one's own making.
-    pub fn new(ranges: Vec<AddressRange>) -> HotSet {
-        HotSet { ranges }
+    /// A working set of one's own making.
+    pub fn new(ranges: Vec<AddressRange>) -> WorkingSet {
+        WorkingSet { ranges }
     }
 
     /// What it consists of. Where nothing is captured there is nothing to fill.
@@ -46,7 +54,7 @@ impl HotSet {
     /// # Errors
     ///
     /// When these are not its bytes, or those of a newer program.
-    pub fn from_attachment(bytes: &[u8]) -> Result<HotSet, RecordError> {
+    pub fn from_attachment(bytes: &[u8]) -> Result<WorkingSet, RecordError> {
         record::decode(bytes)
     }
 
@@ -70,13 +78,17 @@ impl HotSet {
     }
 
     /// That of a snapshot, else that of the newest one of its process that has one.
-    pub(super) fn of(shared: &Shared, id: SnapshotId, process: &str) -> Result<Option<HotSet>, StoreError> {
+    pub(super) fn of(
+        shared: &Shared,
+        id: SnapshotId,
+        process: &str,
+    ) -> Result<Option<WorkingSet>, StoreError> {
         let newest = {
             let catalog = shared.catalog();
             let has_one = |id: &SnapshotId| {
                 let record = catalog.live(id).map(|entry| entry.record());
                 record.is_some_and(|record| {
-                    record.attachments.iter().any(|attachment| attachment.name == HotSet::ATTACHMENT)
+                    record.attachments.iter().any(|attachment| attachment.name == WorkingSet::ATTACHMENT)
                 })
             };
             std::iter::once(id).chain(catalog.of_process(process).rev()).find(has_one)
@@ -84,10 +96,10 @@ impl HotSet {
         let Some(id) = newest else { return Ok(None) };
         // It may be forgotten by now.
         let Ok(pinned) = shared.pin(id) else { return Ok(None) };
-        let found = Reader::new(shared, Check::Full).attachment(pinned.record(), HotSet::ATTACHMENT)?;
+        let found = Reader::new(shared, Check::Full).attachment(pinned.record(), WorkingSet::ATTACHMENT)?;
         let Some(bytes) = found else { return Ok(None) };
-        let hot_set = HotSet::from_attachment(&bytes)
-            .map_err(|source| StoreError::Record { kind: Kind::Attachment, source })?;
-        Ok(Some(hot_set))
+        let working_set = WorkingSet::from_attachment(&bytes)
+            .map_err(|source| StoreError::Record { kind: ObjectKind::Attachment, source })?;
+        Ok(Some(working_set))
     }
 }
