@@ -1,4 +1,4 @@
-//! Migrate: an older store becomes one of this format.
+//! Migrate: converts an older store to this program's format.
 
 use std::path::Path;
 use std::time::Duration;
@@ -14,34 +14,35 @@ use crate::store::{Store, StoreOptions};
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
 #[non_exhaustive]
 pub struct Migration {
-    /// The format the store had.
+    /// The format that the store had.
     pub from: u32,
-    /// The format it has now.
+    /// The format that it has now.
     pub to: u32,
 }
 
 impl Store {
-    /// Brings the store at `path`, which must not be open, to this program's format. Does nothing
-    /// to one that has it.
+    /// Converts the store at `path`, which must not be open, to this program's format. Does nothing
+    /// if the store already has it.
     ///
-    /// The old store stays whole until the new one is complete, so there must be space for both.
-    /// Interrupted at any moment, it goes on when it is called again.
+    /// The old store stays whole until the new one is complete, so there must be space for both. If
+    /// this is interrupted at any moment, the next call continues.
     ///
     /// # Errors
     ///
     /// [`StoreError::NewerFormat`](crate::StoreError::NewerFormat),
-    /// [`StoreError::Owned`](crate::StoreError::Owned); when something cannot be read or written.
+    /// [`StoreError::Owned`](crate::StoreError::Owned), or an error if something cannot be read or
+    /// written.
     pub fn migrate(path: impl AsRef<Path>, dry_run: bool, wait: Duration) -> Result<Migration, Error> {
         Store::options().wait(wait).migrate(path, dry_run)
     }
 }
 
 impl StoreOptions {
-    /// The same as [`Store::migrate`], with these options for opening the store.
+    /// As [`Store::migrate`], with these options for opening the store.
     ///
     /// # Errors
     ///
-    /// As [`Store::migrate`].
+    /// Those of [`Store::migrate`].
     pub fn migrate(&self, path: impl AsRef<Path>, dry_run: bool) -> Result<Migration, Error> {
         let dir = directory::open(path.as_ref(), self.trust_owner)?;
         Format::read(&dir)?;

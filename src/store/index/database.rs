@@ -576,7 +576,7 @@ impl Database {
         self.says("damage")
     }
 
-    /// Sets whether damage is known.
+    /// Records whether damage is known.
     pub(crate) fn put_damage_known(&self, known: bool) -> Result<(), StoreError> {
         let value: &[u8] = if known { b"known" } else { b"" };
         self.sled()?.meta.insert("damage", value).map(drop).map_err(failed("be written", &self.name))

@@ -341,7 +341,7 @@ impl Index {
         self.read().damage_known
     }
 
-    /// Sets, durably, whether damage is known, even if nothing else is saved.
+    /// Records whether damage is known, even if nothing else is saved.
     pub(crate) fn set_damage_known(&self, known: bool) -> Result<(), StoreError> {
         let _writing = self.writing();
         self.write().damage_known = known;
