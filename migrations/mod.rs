@@ -5,7 +5,8 @@
 //!
 //! ```text
 //! STORE/migration/            being written: not yet a store; the next opening deletes it
-//! STORE/migration/FORMAT      written last: complete; the next opening replaces the old store (store/replace.rs)
+//! STORE/migration/FORMAT      written last: complete; the next opening replaces the old store
+//!                             (store/replace.rs)
 //! ```
 //!
 //! Adding a format: write `NNNN_what.rs` with a function like [`Step::apply`], list it in

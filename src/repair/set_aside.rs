@@ -1,8 +1,8 @@
 //! Setting files aside: the directory `damaged/` and the report in it.
 //!
 //! A file gets a second name there before it loses its first one, and the report is written in
-//! between. So if this is interrupted at any moment, no file is lost, and none is there without an
-//! explanation.
+//! between. So if this is interrupted at any moment, no file is lost, and every file in the
+//! directory is explained in the report.
 
 use std::path::PathBuf;
 

@@ -158,10 +158,10 @@ pub enum StoreError {
         path: PathBuf,
         /// The process that opened it.
         opened_by: u32,
-        /// The process that tried to use it.
+        /// The process that used it.
         used_by: u32,
     },
-    /// The process that would open a store was forked from one that has had a store open.
+    /// The process was forked from one that has had a store open.
     #[error(
         "cannot open the store {} in process {used_by}: it is a fork of process {opened_by}, which had a store \
          open, and the threads of a store do not survive a fork; fork before the first store is opened, or \
@@ -169,7 +169,7 @@ pub enum StoreError {
         path.display()
     )]
     Forked {
-        /// The store that was to be opened.
+        /// The store that it tried to open.
         path: PathBuf,
         /// The process that had a store open.
         opened_by: u32,
@@ -203,12 +203,12 @@ pub enum StoreError {
         path.display()
     )]
     CannotLock {
-        /// The file that was to be locked.
+        /// The file that could not be locked.
         path: PathBuf,
         /// The operating system's error.
         source: io::Error,
     },
-    /// The directory belongs to another user, who could use that to misdirect what root does in it.
+    /// The directory belongs to another user, who could use it to change what root does.
     #[error(
         "the directory {} belongs to the user with id {owner_uid}, who could make root change other files \
          through it; use it as that user, change its owner to root, or accept the risk with --trust-owner \
@@ -300,7 +300,7 @@ pub enum StoreError {
     TooManyMappings {
         /// How many there are.
         found: usize,
-        /// How many there may be.
+        /// How many it can have.
         most: usize,
     },
     /// A snapshot has more attachments, labels and text than the store can record.

@@ -1,12 +1,12 @@
 //! The lock of a store: one process owns it at a time.
 //!
 //! ```text
-//! STORE/        flock    removing or replacing it moves the store away, which check_writable detects
+//! STORE/        flock    nobody can replace it unnoticed: check_writable compares the directory
 //! STORE/LOCK    flock    the lock of earlier versions; contains the owner's pid, for messages
 //! ```
 //!
-//! The kernel releases both locks when the process that holds them ends, for whatever reason, so no
-//! stale lock ever needs to be removed. The pid in the file only tells others which process they
+//! The kernel releases both locks when the process that holds them ends, even if it is killed, so
+//! no stale lock ever needs to be removed. The pid in the file only tells others which process they
 //! wait for. If a directory cannot be locked (NFS), LOCK is the only lock, and must not be
 //! replaced.
 //!

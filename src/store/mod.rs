@@ -3,7 +3,7 @@
 //! ```text
 //! STORE/               directory.rs 0700; every file 0600: memory holds secrets
 //!   FORMAT             format.rs    what the store is; identity.rs compares it with the packs
-//!   LOCK               lock.rs      locked, like the directory, by the process that has the store open
+//!   LOCK               lock.rs      locked, like the directory, while a process has the store open
 //!   packs/N.pack       packs/       the data: objects, appended by the log
 //!   index/             index/       a cache: where each object is; written by the settler (settle.rs)
 //!   damaged/                        files that repair set aside
@@ -15,8 +15,8 @@
 //! (`gate.rs`) keeps gc from dropping objects that a running capture refers to. `Store` is the
 //! handle.
 //!
-//! The packs alone are durable: everything else in the directory can be rebuilt from them. The
-//! index may therefore lag behind, and losing it costs time but no data.
+//! The packs hold all data. The index is only a cache of them: it may lag behind, and losing it
+//! costs time but no data.
 
 pub(crate) mod catalog;
 mod clock;
@@ -316,8 +316,8 @@ impl Drop for Store {
     fn drop(&mut self) {
         if !self.shared.is_of_this_process() {
             // A forked process has a copy of this memory and none of the threads. The files belong
-            // to the process that has the store open, so this process must not touch them: it leaks
-            // the store.
+            // to the process that has the store open, so this process must not change them. It
+            // leaks the store instead of dropping it.
             std::mem::forget((self.shared.clone(), self.settler.take()));
             return;
         }

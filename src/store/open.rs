@@ -96,7 +96,8 @@ pub(crate) fn open(
         lost.iter().map(|lost| (lost.pack.0, lost.durable_bytes)).collect();
     let index = match index {
         // The index is dropped first: the database must be closed when it is set aside. An index
-        // that was made while part of a pack was missing does not know what was at the cut.
+        // that was built while part of a pack was missing lacks the object at the cut, so it is
+        // rebuilt.
         Some((index, _)) if rebuild || is_back => {
             for pack in &packs {
                 let indexed = index.watermarks().get(&pack.number).map_or(0, |it| it.end_bytes);

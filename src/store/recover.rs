@@ -271,8 +271,8 @@ impl PackTail {
             objects.retain(|(_, _, location)| location.offset_bytes < end_bytes);
             holes.retain(|hole| hole.range.start < end_bytes);
         }
-        // Without an index, a torn hole cannot be told from damage, unless everything after it was
-        // written at once.
+        // Without an index, a torn hole cannot be distinguished from damage, unless everything
+        // after it was written at once.
         last_object = offset_of_last(&objects).unwrap_or(last_object);
         take_in(objects)?;
         for Hole { range, why, is_torn } in holes {

@@ -474,8 +474,8 @@ impl<'a> Verification<'a> {
         Ok(root.map(|root| Tables { layout, root }))
     }
 
-    /// The content of an object that a snapshot needs. `None` if it is damaged, which is reported
-    /// elsewhere, or if it is whole but malformed, which is reported here.
+    /// The result of reading an object that a snapshot needs. `None` if the object is damaged,
+    /// which is reported elsewhere, or if it is whole but malformed, which is reported here.
     fn unless_malformed<T>(
         &self,
         id: SnapshotId,
@@ -561,8 +561,9 @@ impl<'a> Verification<'a> {
         Ok(())
     }
 
-    /// Checks one object, wherever it is. Returns what is wrong with it, if anything. If it cannot
-    /// be read, that is an error, which says nothing about the stored bytes.
+    /// Checks one object, wherever it is, and reports what is wrong with it. Returns its kind and
+    /// hash if it is not intact. If it cannot be read, that is an error, which says nothing about
+    /// the stored bytes.
     fn object(
         &self,
         kind: Kind,

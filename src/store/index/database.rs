@@ -13,7 +13,7 @@
 //!            "pages", "slots"       how many of them are not empty (u32)
 //!            "damage"               not empty while damage is known
 //!            "ungrounded"           not empty while there may be deltas without their bases
-//!            "rebuilding"           not empty until all packs that existed when it was created are indexed
+//!            "rebuilding"           not empty until all packs from before its creation are indexed
 //!
 //! page: for each entry the length of its key (u32), the length of its value (u32), key, value
 //! ```

@@ -2,10 +2,10 @@
 //!
 //! ```text
 //!  0          8        12       16         32        48       52        56        60     64
-//!  +----------+--------+--------+----------+---------+--------+---------+---------+------+---- …
-//!  |"STILLPAK"| format | number | store id | pack id | region | replaces|  check  | zero | numbers of
-//!  |   8 B    |  u32   |  u32   |   16 B   |  16 B   | size   | count   | CRC32C  |      | replaced packs
-//!  +----------+--------+--------+----------+---------+--------+---------+---------+------+---- …
+//!  +----------+--------+--------+----------+---------+--------+---------+---------+------+-- …
+//!  |"STILLPAK"| format | number | store id | pack id | region | replaces|  check  | zero | replaced
+//!  |   8 B    |  u32   |  u32   |   16 B   |  16 B   | size   | count   | CRC32C  |      | numbers
+//!  +----------+--------+--------+----------+---------+--------+---------+---------+------+-- …
 //! ```
 //!
 //! Little-endian, with zeros up to a multiple of 8. The check covers the whole header, with zeros

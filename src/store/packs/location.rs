@@ -59,7 +59,7 @@ impl Location {
         bytes
     }
 
-    /// Whether the object is stored as the difference from another one.
+    /// Whether the object is stored as a delta.
     pub(crate) fn is_delta(&self) -> bool {
         self.encoding == Encoding::Delta
     }

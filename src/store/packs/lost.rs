@@ -7,8 +7,8 @@
 //!
 //! ```text
 //! # …
-//! pack 3 6b0f… 605264 -         number, id, bytes that were durable, bytes that exist ("-": no file)
-//! snapshot 90ac…                a snapshot whose record was in the lost part of the pack above it
+//! pack 3 6b0f… 605264 -      number, id, bytes that were durable, bytes that exist ("-": no file)
+//! snapshot 90ac…             a snapshot whose record was in the lost part of the pack above it
 //! ```
 
 use std::collections::{BTreeMap, HashSet};
