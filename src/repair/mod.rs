@@ -32,7 +32,7 @@ use crate::store::lock::{Access, Lock};
 use crate::store::packs::collected::{self, Collected};
 use crate::store::packs::location::Location;
 use crate::store::packs::lost;
-use crate::store::packs::object::Kind;
+use crate::store::packs::object::ObjectKind;
 use crate::store::packs::pack::Pack;
 use crate::store::packs::scan::Scanned;
 use crate::store::read::{Check, Reader};
@@ -88,6 +88,27 @@ impl Store {
     /// Repairs the store at `path`, which must not be open.
     ///
     /// Cost: it reads the whole store about three times, and rewrites what was damaged.
+    ///
+    /// # Examples
+    ///
+    /// The FORMAT file is lost, and repair rewrites it from the packs:
+    ///
+    /// ```
+    /// use stillframe::{CaptureOptions, Store};
+    ///
+    /// # let dir = tempfile::tempdir()?;
+    /// # let path = dir.path().join("vault");
+    /// let store = Store::options().create(&path)?;
+    /// let taken = store.process("web-1").capture(&[7; 1 << 20], &CaptureOptions::default())?;
+    /// drop(store);
+    /// std::fs::remove_file(path.join("FORMAT"))?;
+    ///
+    /// let report = Store::repair(&path, &Default::default())?;
+    /// assert!(report.lost_snapshots.is_empty());
+    /// let map = Store::open(&path)?.restore(taken.id)?.into_mapping()?;
+    /// assert_eq!(map[..], [7; 1 << 20]);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     ///
     /// # Errors
     ///
@@ -235,7 +256,7 @@ fn recall(shared: &OpenStore) -> Result<(), Error> {
         let labels = || entry.labels().clone();
         match (is_whole(entry.location)?, entry.tombstone()) {
             (true, Some(tombstone)) if !is_whole(tombstone)? => shared.commit_tombstones(&[id])?,
-            (false, None) if Hash::of(&encode(Kind::Record, &*entry.record())?) == id.0 => {
+            (false, None) if Hash::of(&encode(ObjectKind::Record, &*entry.record())?) == id.0 => {
                 let record = Arc::unwrap_or_clone(entry.record());
                 shared.commit_snapshot(record, labels(), shared.log.failures())?;
             }

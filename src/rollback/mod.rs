@@ -60,7 +60,9 @@ use process::refused;
 /// between; what there is more is decoded a second time when it is written.
 ///
 /// ```
-/// use stillframe::{AddressRange, CaptureOptions, DirtyRanges, SourceExt, Store};
+/// use stillframe::{AddressRange, CaptureOptions, Store};
+/// use stillframe::source::SourceExt;
+/// use stillframe::track::DirtyRanges;
 /// # let dir = tempfile::tempdir()?;
 /// # let store = Store::options().create(dir.path().join("vault"))?;
 /// let mut memory = vec![7u8; 1 << 20];
@@ -131,8 +133,8 @@ impl Store {
     ///
     /// # Errors
     ///
-    /// [`NoSuchSnapshot`](crate::StoreError::NoSuchSnapshot); [`Damaged`](crate::StoreError::Damaged) or
-    /// [`Missing`](crate::StoreError::Missing) if the layout or the root cannot be read.
+    /// [`NoSuchSnapshot`](crate::store::StoreError::NoSuchSnapshot); [`Damaged`](crate::store::StoreError::Damaged) or
+    /// [`Missing`](crate::store::StoreError::Missing) if the layout or the root cannot be read.
     pub fn rollback(&self, id: SnapshotId) -> Result<Rollback<'_>, Error> {
         let shared = self.shared();
         let pinned = shared.pin(id)?;

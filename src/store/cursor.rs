@@ -7,7 +7,7 @@ use std::sync::Arc;
 use super::error::StoreError;
 use super::open_store::OpenStore;
 use super::packs::location::{Location, Position};
-use super::packs::object::{HEADER_BYTES, Header, Kind, Place};
+use super::packs::object::{HEADER_BYTES, Header, ObjectKind, Place};
 use super::packs::ready::ready_since;
 use super::tree::Tree;
 use crate::codec::Encoding;
@@ -97,7 +97,7 @@ impl<'a> Cursor<'a> {
     }
 
     /// The object after the last one, if it has this kind and hash.
-    pub(super) fn next_if_it_is(&mut self, kind: Kind, hash: &Hash) -> Option<FoundObject> {
+    pub(super) fn next_if_it_is(&mut self, kind: ObjectKind, hash: &Hash) -> Option<FoundObject> {
         // If the bytes cannot be read, the look-up tries again and returns the error.
         self.ready(self.next_bytes..self.next_bytes.saturating_add(HEADER_BYTES)).ok()?;
         let (pack, map) = self.open.as_ref()?;
@@ -115,7 +115,7 @@ impl<'a> Cursor<'a> {
 
     /// The object after the last one, if it has this kind and hash and is whole. Otherwise the
     /// object that the index knows.
-    pub(super) fn next_or_find(&mut self, kind: Kind, hash: &Hash) -> Result<FoundObject, StoreError> {
+    pub(super) fn next_or_find(&mut self, kind: ObjectKind, hash: &Hash) -> Result<FoundObject, StoreError> {
         self.shared.check_fork()?;
         match self.next_if_it_is(kind, hash).filter(|found| found.payload().is_ok()) {
             Some(found) => Ok(found),
@@ -123,7 +123,7 @@ impl<'a> Cursor<'a> {
         }
     }
 
-    pub(super) fn find(&mut self, kind: Kind, hash: &Hash) -> Result<FoundObject, StoreError> {
+    pub(super) fn find(&mut self, kind: ObjectKind, hash: &Hash) -> Result<FoundObject, StoreError> {
         let tree = Tree::of(kind);
         let missing = || StoreError::Missing { kind, hash: *hash };
         // gc may move the object between the look-up and the read. Then the next look-up finds its
@@ -167,7 +167,7 @@ impl<'a> Cursor<'a> {
     /// The object at a location. `None` if gc has removed the pack.
     pub(super) fn at(
         &mut self,
-        kind: Kind,
+        kind: ObjectKind,
         hash: &Hash,
         location: Location,
     ) -> Result<Option<FoundObject>, StoreError> {
@@ -208,6 +208,6 @@ impl<'a> Cursor<'a> {
 /// Whether an object of kind `found` can replace one of kind `wanted`. Within a tree of the index,
 /// an object is known only by its bytes, and two objects of different kinds may have the same
 /// bytes.
-fn fits(found: Kind, wanted: Kind) -> bool {
-    (found == Kind::Region) == (wanted == Kind::Region)
+fn fits(found: ObjectKind, wanted: ObjectKind) -> bool {
+    (found == ObjectKind::Region) == (wanted == ObjectKind::Region)
 }

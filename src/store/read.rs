@@ -7,7 +7,7 @@ use super::cursor::{Cursor, FoundObject, TRIES};
 use super::error::StoreError;
 use super::open_store::OpenStore;
 use super::packs::location::{Location, Position};
-use super::packs::object::Kind;
+use super::packs::object::ObjectKind;
 use super::tree::Tree;
 use crate::codec;
 use crate::delta;
@@ -60,19 +60,19 @@ impl<'a> Reader<'a> {
         let check = self.check;
         // If this object is damaged, another copy may have been stored since. Then the index refers
         // to that.
-        if let Some(found) = self.objects.next_if_it_is(Kind::Region, hash)
+        if let Some(found) = self.objects.next_if_it_is(ObjectKind::Region, hash)
             && self.decode(&found, plain, check).is_ok()
         {
             return Ok(());
         }
-        self.find_and(Kind::Region, hash, |reader, found| reader.decode(found, plain, check))
+        self.find_and(ObjectKind::Region, hash, |reader, found| reader.decode(found, plain, check))
     }
 
     /// Finds an object and reads it. If that fails and the index has the object elsewhere by then,
     /// it tries again: before gc drops a base, it stores the deltas that refer to it whole.
     fn find_and<T>(
         &mut self,
-        kind: Kind,
+        kind: ObjectKind,
         hash: &Hash,
         mut read: impl FnMut(&mut Self, &FoundObject) -> Result<T, StoreError>,
     ) -> Result<T, StoreError> {
@@ -140,7 +140,7 @@ impl<'a> Reader<'a> {
     }
 
     /// The plain bytes of an object. Empty for the all-zero hash.
-    pub(crate) fn object(&mut self, kind: Kind, hash: &Hash) -> Result<Vec<u8>, StoreError> {
+    pub(crate) fn object(&mut self, kind: ObjectKind, hash: &Hash) -> Result<Vec<u8>, StoreError> {
         if hash.is_zero() {
             return Ok(Vec::new());
         }
@@ -154,16 +154,16 @@ impl<'a> Reader<'a> {
     /// The attachment of a snapshot with this name.
     pub(crate) fn attachment(&mut self, record: &Record, name: &str) -> Result<Option<Vec<u8>>, StoreError> {
         let found = record.attachments.iter().find(|attachment| attachment.name == name);
-        found.map(|attachment| self.object(Kind::Attachment, &attachment.hash)).transpose()
+        found.map(|attachment| self.object(ObjectKind::Attachment, &attachment.hash)).transpose()
     }
 
     /// The root of a snapshot that has `expected` tables.
     pub(crate) fn root(&mut self, hash: &Hash, expected: usize) -> Result<Root, StoreError> {
-        let kind = Kind::Root;
+        let kind = ObjectKind::Root;
         let malformed = |detail| StoreError::Malformed { kind, hash: *hash, detail };
         if hash.is_zero() {
             // A damaged layout may claim any number of tables, all of zeros.
-            let most = Kind::MAX_PLAIN_BYTES / Hash::BYTES;
+            let most = ObjectKind::MAX_PLAIN_BYTES / Hash::BYTES;
             return if expected <= most {
                 Ok(Root::zeros(expected))
             } else {
@@ -178,7 +178,7 @@ impl<'a> Reader<'a> {
     /// The hashes in a table, which must have `expected` of them.
     pub(crate) fn hashes(
         &mut self,
-        kind: Kind,
+        kind: ObjectKind,
         hash: &Hash,
         expected: usize,
     ) -> Result<Vec<Hash>, StoreError> {
@@ -198,7 +198,11 @@ impl<'a> Reader<'a> {
     }
 
     /// The value in an object.
-    pub(crate) fn value<T: DeserializeOwned>(&mut self, kind: Kind, hash: &Hash) -> Result<T, StoreError> {
+    pub(crate) fn value<T: DeserializeOwned>(
+        &mut self,
+        kind: ObjectKind,
+        hash: &Hash,
+    ) -> Result<T, StoreError> {
         let bytes = self.object(kind, hash)?;
         record::decode(&bytes).map_err(|source| StoreError::Record { kind, source })
     }
@@ -208,7 +212,7 @@ impl<'a> Reader<'a> {
     /// replacement should be stored whole.
     pub(crate) fn base(
         &mut self,
-        kind: Kind,
+        kind: ObjectKind,
         like: &Hash,
         plain: &mut Vec<u8>,
     ) -> Result<Option<(Hash, u8, u32)>, StoreError> {
@@ -237,7 +241,7 @@ impl<'a> Reader<'a> {
     /// not there: gc may have moved it.
     pub(crate) fn check_at(
         &mut self,
-        kind: Kind,
+        kind: ObjectKind,
         hash: &Hash,
         location: Location,
     ) -> Result<bool, StoreError> {
@@ -281,7 +285,7 @@ impl<'a> Reader<'a> {
     }
 
     /// The kind of the object at a place, according to its header.
-    pub(crate) fn kind_at(&mut self, at: Position) -> Result<Option<Kind>, StoreError> {
+    pub(crate) fn kind_at(&mut self, at: Position) -> Result<Option<ObjectKind>, StoreError> {
         Ok(self.objects.whatever_is_at(at)?.map(|found| found.header.kind))
     }
 
@@ -311,7 +315,7 @@ impl<'a> Reader<'a> {
     /// Fills `plain` with the bytes of a base, truncated or extended with zeros.
     fn fill_from_base(
         &mut self,
-        kind: Kind,
+        kind: ObjectKind,
         base: &Hash,
         plain: &mut [u8],
         deltas: usize,
