@@ -242,7 +242,8 @@ pub(crate) fn write(
                     _ => continue,
                 },
             };
-            // Only now: on a full disk, packs of which nothing is kept can still be removed.
+            // The new pack is begun only now: on a full disk, packs of which nothing is kept can
+            // still be removed.
             let (new, _) = match &mut begun {
                 Some(begun) => begun,
                 None => begun.insert(begin(shared, replaces.clone())?),

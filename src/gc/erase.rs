@@ -56,8 +56,8 @@ impl Lifts {
     }
 }
 
-/// An error unless everything that may hold bytes of forgotten snapshots can be erased. Changes
-/// nothing.
+/// Returns an error unless everything that may hold bytes of forgotten snapshots can be erased.
+/// Changes nothing.
 pub(crate) fn check(shared: &OpenStore) -> Result<(), StoreError> {
     let cannot = |why: String| Err(StoreError::CannotErase { why });
     if shared.damage_known() {
@@ -131,12 +131,12 @@ pub(crate) fn plan(shared: &OpenStore, progress: &Progress) -> Result<Lifts, Err
             }
         }
     }
-    // In the order of the packs.
+    // The objects are read in the order of the packs.
     lifts.entries.sort_unstable_by_key(|(_, _, location)| (location.pack, location.offset_bytes));
     Ok(lifts)
 }
 
-/// An error if there is not enough space. Changes nothing.
+/// Returns an error if there is not enough space. Changes nothing.
 pub(crate) fn check_room(shared: &OpenStore, lifts: &Lifts) -> Result<(), StoreError> {
     let index_bytes = shared.index().disk_bytes() + INDEX_BYTES;
     // One new pack at a time is written.

@@ -121,8 +121,8 @@ impl Marking<'_> {
         self.there(marked, kind, hash)
     }
 
-    /// An error if the index has lost an object that a snapshot needs. The packs may have it, and
-    /// dropping it there would lose it permanently. If damage is known, a missing object is
+    /// Returns an error if the index has lost an object that a snapshot needs. The packs may have
+    /// it, and dropping it there would lose it permanently. If damage is known, a missing object is
     /// expected.
     fn there(&self, marked: Marked, kind: ObjectKind, hash: &Hash) -> Result<(), StoreError> {
         if marked != Marked::Unknown || self.shared.damage_known() {

@@ -121,7 +121,7 @@ impl Store {
 
 fn repair(path: &Path, options: &RepairOptions) -> Result<RepairReport, Error> {
     let dir = &directory::open(path, options.trust_owner)?;
-    // Before a LOCK is created in a directory that may not be a store.
+    // This comes first: no LOCK may be created in a directory that is not a store.
     identity::of(dir)?;
     let lock = Arc::new(Lock::take(dir, options.wait)?);
     if !options.dry_run {

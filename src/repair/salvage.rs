@@ -44,7 +44,7 @@ pub(crate) fn salvage(shared: &OpenStore, name: &Name) -> Result<Vec<IndexEntry>
     let index = shared.index();
     let bytes = pack.bytes(pack.length_bytes())?;
     let other_deltas = index.insert_found(objects_of(&pack, &bytes).collect::<Result<_, _>>()?)?;
-    // Records first: notes and tombstones refer to them.
+    // Records come first: notes and tombstones refer to them.
     let (records, others): (Vec<_>, Vec<_>) =
         written.facts.into_iter().partition(|it| it.header.kind == ObjectKind::Record);
     for FactMove { header, snapshot, new, .. } in records.into_iter().chain(others) {

@@ -244,7 +244,7 @@ impl Catalog {
         }
     }
 
-    /// An error if there is not enough room for this record.
+    /// Returns an error if there is not enough room for this record.
     pub(crate) fn check_room(&self, held: &Held) -> Result<(), RecordError> {
         if self.unusual_bytes + unusual_of(held) > MAX_UNUSUAL_BYTES { Err(too_much()) } else { Ok(()) }
     }

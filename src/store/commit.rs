@@ -109,7 +109,7 @@ pub(crate) fn encode<T: serde::Serialize>(kind: ObjectKind, value: &T) -> Result
     Ok(bytes)
 }
 
-/// An error if an object of this many plain bytes cannot be stored.
+/// Returns an error if an object of this many plain bytes cannot be stored.
 pub(crate) fn check_length(kind: ObjectKind, plain_bytes: usize) -> Result<(), StoreError> {
     if plain_bytes > ObjectKind::MAX_PLAIN_BYTES {
         Err(StoreError::TooLarge { kind, found_bytes: plain_bytes as u64 })

@@ -32,8 +32,8 @@ pub(crate) fn of(store: &Dir) -> Result<(Format, Option<String>), StoreError> {
     }
 }
 
-/// An error if there are valid packs and none of them has this format. The format is then that of
-/// another store, and the packs' content would look damaged.
+/// Returns an error if there are valid packs and none of them has this format. The format is then
+/// that of another store, and the packs' content would look damaged.
 pub(crate) fn check_packs(store: &Dir, format: &Format) -> Result<(), StoreError> {
     check_against(format, store, &headers(store)?)
 }

@@ -1,7 +1,7 @@
 //! The lock of a store: one process owns it at a time.
 //!
 //! ```text
-//! STORE/        flock    nobody can replace it unnoticed: check_writable compares the directory
+//! STORE/        flock    check_writable detects when the directory was moved or replaced
 //! STORE/LOCK    flock    the lock of earlier versions; contains the owner's pid, for messages
 //! ```
 //!
@@ -107,7 +107,7 @@ impl Lock {
         self.process.is_this()
     }
 
-    /// An error in a process that was forked from the one that has the store open.
+    /// Returns an error in a process that was forked from the one that has the store open.
     pub(crate) fn check_process(&self) -> Result<(), StoreError> {
         if self.is_of_this_process() {
             Ok(())
@@ -122,9 +122,9 @@ impl Lock {
         if self.process.may_be_this() { Ok(()) } else { self.check_process() }
     }
 
-    /// An error if this process cannot change the store: because it was forked, because the store
-    /// is read-only, because the store is not where it was opened, or because another program may
-    /// have it open.
+    /// Returns an error if this process cannot change the store: because it was forked, because the
+    /// store is read-only, because the store is not where it was opened, or because another program
+    /// may have it open.
     pub(crate) fn check_writable(&self) -> Result<(), StoreError> {
         self.check_process()?;
         match self.access {
@@ -133,7 +133,8 @@ impl Lock {
         }
     }
 
-    /// An error if another directory is at the store's path, or another file at that of its LOCK.
+    /// Returns an error if another directory is at the store's path, or another file at that of its
+    /// LOCK.
     fn check_place(&self) -> Result<(), StoreError> {
         if !self.store.is_at_its_path().map_err(StoreError::io("find", &self.store))? {
             return Err(StoreError::Moved { path: (&self.store).into() });

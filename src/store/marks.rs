@@ -47,7 +47,7 @@ impl Marks {
                 marks.bases.push((u64::from(location.pack), location.offset_bytes));
             }
         }
-        // In the order of the packs, which are then read sequentially.
+        // The bases are sorted, so that the packs are read sequentially.
         marks.bases.sort_unstable();
         let mut failure = None;
         marks.bases.retain_mut(|(pack, offset_bytes)| {

@@ -114,7 +114,7 @@ pub(crate) fn open(
         None => {
             let index = new_index(store, format, is_held)?;
             if !packs.is_empty() {
-                // Garbage that gc had dropped reappears.
+                // The rebuilt index has garbage again that gc had dropped.
                 index.set_may_have_dangling(true)?;
                 index.set_rebuilding(true)?;
             }
@@ -350,7 +350,7 @@ fn open_index(
     };
     match load() {
         Ok(both) => Ok(Some(both)),
-        // This is no damage.
+        // A full disk is no damage.
         Err(error @ StoreError::DiskFull { .. }) => Err(error),
         Err(StoreError::Index { action: OUTDATED, .. }) => {
             tracing::info!("rebuilding the index, which an earlier stillframe wrote");
@@ -396,7 +396,7 @@ fn set_index_aside(store: &Dir) -> Result<(), StoreError> {
         return Ok(());
     }
     if name.is_dir() && Index::is_missing(&name) {
-        // Part of an index is of no use either.
+        // Part of an index is useless.
         return file::remove_dir(&name).map_err(StoreError::io("remove", &name));
     }
     let damaged = store.join(DAMAGED_DIR);

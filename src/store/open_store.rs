@@ -142,8 +142,8 @@ impl OpenStore {
 
     /// Opens a live snapshot for reading.
     pub(crate) fn pin(&self, id: SnapshotId) -> Result<Pinned, StoreError> {
-        // Both in one step. Otherwise the snapshot could be forgotten and dropped before it is
-        // pinned, and the next gc would fail to mark it.
+        // The check and the pin are one step. Otherwise the snapshot could be forgotten and dropped
+        // in between, and the next gc would fail to mark it.
         self.check_process()?;
         let catalog = self.catalog();
         let entry = catalog.live(&id).ok_or_else(|| StoreError::NoSuchSnapshot { text: id.to_string() })?;
@@ -213,13 +213,13 @@ impl OpenStore {
         self.lock.is_of_this_process()
     }
 
-    /// An error if nothing in the store can be changed.
+    /// Returns an error if nothing in the store can be changed.
     pub(crate) fn check_writable(&self) -> Result<(), StoreError> {
         self.lock.check_writable()
     }
 
-    /// An error in a process that was forked from the one that has the store open: it has none of
-    /// the store's threads, and it does not hold the lock.
+    /// Returns an error in a process that was forked from the one that has the store open: it has
+    /// none of the store's threads, and it does not hold the lock.
     pub(crate) fn check_process(&self) -> Result<(), StoreError> {
         self.lock.check_process()
     }

@@ -123,8 +123,8 @@ impl<'a> Reader<'a> {
                 stored.into_iter().zip(found).filter(is_wrong).map(|(at, _)| at).collect();
             for at in wrong {
                 let end = plain.len().min((at + 1) * region_bytes);
-                // Once more, alone: it may have been stored again elsewhere. If not, this returns
-                // the error.
+                // The region is read again alone: it may have been stored again elsewhere. If not,
+                // this returns the error.
                 self.region(&hashes[at], &mut plain[at * region_bytes..end])?;
             }
         }

@@ -61,7 +61,7 @@ pub(crate) fn finish_interrupted(store: &Dir) -> Result<(), StoreError> {
     durable(store)
 }
 
-/// An error if what a migration has written does not belong to this store.
+/// Returns an error if what a migration has written does not belong to this store.
 fn check_is_of(store: &Dir, new: &Dir) -> Result<(), StoreError> {
     if format::id_line(new)? == format::id_line(store)? {
         Ok(())

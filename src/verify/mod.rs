@@ -42,7 +42,7 @@ pub struct VerifyOptions {
     pub progress: Progress,
 }
 
-/// What was found.
+/// The result of a verification.
 #[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize)]
 #[non_exhaustive]
 pub struct VerifyReport {
@@ -88,8 +88,8 @@ const BATCH_OBJECTS: usize = 1024;
 impl Store {
     /// Reads and checks the store, or a part of it.
     ///
-    /// What is found damaged is removed from the index, so that the next capture of the same memory
-    /// stores it again.
+    /// It removes damaged objects from the index, so that the next capture of the same memory
+    /// stores them again.
     ///
     /// Cost: about 1 GB/s of stored bytes a core (AMD EPYC), and 8 bytes of memory for each region.
     ///

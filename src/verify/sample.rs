@@ -120,8 +120,8 @@ impl Verification<'_> {
             })
             .collect();
         self.who_needs(&found, &meter)?;
-        // What was found damaged earlier is not in the index any more, so the sample cannot include
-        // it.
+        // Objects that were found damaged earlier are not in the index any more, so the sample
+        // cannot include them.
         if damage_was_known { self.known_losses(progress) } else { Ok(()) }
     }
 

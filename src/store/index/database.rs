@@ -233,9 +233,9 @@ impl Database {
         Ok(database)
     }
 
-    /// An error if the database lacks something that was in it. If bytes of its file are damaged,
-    /// sled may still open it, and return an old version of a leaf or none; and gc drops objects
-    /// that the index does not know.
+    /// Returns an error if the database lacks something that was in it. If bytes of its file are
+    /// damaged, sled may still open it, and return an old version of a leaf or none. That must not
+    /// go unnoticed, because gc drops objects that the index does not know.
     ///
     /// Cost: it reads the whole database, 0.1 s for a million entries (AMD EPYC, 2 cores).
     fn check_whole(&self) -> Result<(), StoreError> {
@@ -278,7 +278,7 @@ impl Database {
     }
 
     fn open_sled(name: &Name, dir: &Dir) -> sled::Result<Database> {
-        // Not by its path: another store may be there by the time that something is written.
+        // The path is not used: another store may be there by the time that something is written.
         let db = sled::Config::new()
             .path(dir.held_path())
             .cache_capacity(CACHE_BYTES)

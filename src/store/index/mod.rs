@@ -456,7 +456,7 @@ impl Index {
         if !self.name.exists() {
             return Ok(());
         }
-        // In one step: part of an index would be mistaken for a whole one.
+        // The index is removed in one step: part of one would be mistaken for a whole one.
         let leaving = self.name.with_extension(UNFINISHED);
         remove(&leaving)?;
         match file::rename(&self.name, &leaving) {

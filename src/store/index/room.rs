@@ -21,9 +21,9 @@ pub(crate) fn warn_held(name: &Name) {
     );
 }
 
-/// An error if there is too little space to open the index of this name. This must be checked
-/// before sled opens it: sled writes at opening, and a database in which that failed was found
-/// damaged the next time.
+/// Returns an error if there is too little space to open the index of this name. This must be
+/// checked before sled opens it: sled writes at opening, and a database in which that failed was
+/// found damaged the next time.
 pub(crate) fn check_room(name: &Name) -> Result<(), StoreError> {
     // If the file system does not report free space, there is enough.
     if file::room_bytes(name.dir()).unwrap_or(u64::MAX) < MIN_BYTES + disk_bytes(name) / 16 {
@@ -33,9 +33,9 @@ pub(crate) fn check_room(name: &Name) -> Result<(), StoreError> {
     }
 }
 
-/// An error if the directory of the index has something in it that stillframe did not put there and
-/// that the database would follow or change: links, files with other names elsewhere, pipes. To be
-/// called before the database is opened.
+/// Returns an error if the directory of the index has something in it that stillframe did not put
+/// there and that the database would follow or change: links, files with other names elsewhere,
+/// pipes. To be called before the database is opened.
 pub(crate) fn check_files(name: &Name) -> Result<(), StoreError> {
     let dir = file::open_dir(name).map_err(StoreError::io("open", name))?;
     match file::stranger(&dir).map_err(StoreError::io("read", &dir))? {

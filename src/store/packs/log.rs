@@ -277,7 +277,7 @@ impl Log {
     fn active(&self, tail: &mut OpenEnd) -> Result<Arc<Pack>, StoreError> {
         match &tail.active {
             Some(active) if active.is_ours_alone() => return Ok(active.clone()),
-            // In the meantime somebody has made a backup of hard links.
+            // Another program has made a backup of hard links in the meantime.
             Some(_) => tail.seal(),
             None => {}
         }
@@ -285,8 +285,8 @@ impl Log {
         let number = self.take_number(tail)?;
         let name = self.dir.join(names::file_name(number));
         let mut pack = Pack::create(name.with_extension(UNFINISHED), &self.format, number, Vec::new())?;
-        // The header first: a power failure may keep the name and the appended objects, and lose
-        // the first sector.
+        // The header is synced first: a power failure may keep the name and the appended objects,
+        // and lose the first sector.
         pack.sync()?;
         pack.rename(name.clone()).map_err(StoreError::io("give its name to", &name))?;
         let pack = Arc::new(pack);
@@ -403,8 +403,8 @@ impl Log {
                 }
                 let entries = tail.unsynced.drain(..count).collect();
                 tail.unsynced_bytes -= bytes;
-                // Not earlier: a thread that begins a pack in the meantime must still find them
-                // here.
+                // They are removed only now: a thread that begins a pack in the meantime must still
+                // find them here.
                 tail.sealed.drain(..sealed);
                 packs.iter().zip(&ends).for_each(|(pack, (_, end))| pack.set_durable(end.end_bytes));
                 drop(tail);
