@@ -162,7 +162,7 @@ fn collect(shared: &OpenStore, options: &GcOptions) -> Result<(GcStats, Option<P
     Ok((stats, collecting.left.take()))
 }
 
-/// Collects so that no byte of forgotten snapshots is left.
+/// Collects, and leaves no byte of forgotten snapshots.
 fn erase_all(shared: &OpenStore, options: &GcOptions) -> Result<GcStats, Error> {
     let _none_runs = shared.gate.hold_captures();
     erase::check(shared)?;

@@ -1,6 +1,7 @@
 //! The identities of stores and of packs.
 
-/// Identifies one store, so that a pack of another store is never mistaken for one of this store.
+/// Identifies one store: a pack of another store has another id and is not mistaken for one of this
+/// store.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub struct StoreId(pub(crate) [u8; 16]);
 

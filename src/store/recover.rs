@@ -172,8 +172,8 @@ struct PackTail {
 struct Hole {
     range: Range<u64>,
     why: &'static str,
-    /// Whether it looks like what a power failure left of bytes that were not yet durable, and may
-    /// be that.
+    /// Whether it can be, and looks like, the remains of bytes that were not yet durable when the
+    /// power failed.
     is_torn: bool,
 }
 
