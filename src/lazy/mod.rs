@@ -123,7 +123,7 @@ impl Restore<'_> {
     ///
     /// // What was touched is filled first the next time.
     /// let working_set = back.touched().to_attachment()?;
-    /// let options = CaptureOptions { attachments: vec![working_set], ..CaptureOptions::default() };
+    /// let options = CaptureOptions::new().attachments([working_set]);
     /// store.process("vm-7").capture(&back[..], &options)?;
     /// back.wait_until_filled()?;
     /// # Ok::<(), Box<dyn std::error::Error>>(())

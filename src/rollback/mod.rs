@@ -76,7 +76,7 @@ use process::refused;
 /// assert_eq!((memory[5000], stats.compared_regions, stats.written_regions), (7, 1, 1));
 ///
 /// // What follows is a branch that begins there.
-/// let options = CaptureOptions { parent: Some(before), ..CaptureOptions::default() };
+/// let options = CaptureOptions::new().parent(before);
 /// let branch = vm.capture(&memory.tracked_by(&changes), &options)?;
 /// assert_eq!((branch.parent, branch.changed_regions), (Some(before), 0));
 /// # Ok::<(), Box<dyn std::error::Error>>(())

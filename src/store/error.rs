@@ -9,6 +9,7 @@ use crate::hash::Hash;
 use crate::progress::Interrupted;
 use crate::record::{RecordError, SnapshotId};
 use crate::sys::fork::ProcessId;
+use crate::text::shorten;
 
 /// Why a store could not be opened, read or written.
 #[derive(Debug, thiserror::Error)]
@@ -453,6 +454,11 @@ impl StoreError {
             StoreError::Base { source, .. } => format!("{self}: {}", source.whole_story()),
             _ => self.to_string(),
         }
+    }
+
+    /// The error if no snapshot belongs to the process of this name.
+    pub(crate) fn no_such_process(name: &str) -> StoreError {
+        StoreError::NoSuchProcess { process: shorten(name) }
     }
 
     /// Whether the error says that stored bytes differ from what was written.

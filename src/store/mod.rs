@@ -106,8 +106,8 @@ pub struct Store {
 pub struct StoreOptions {
     region_size: RegionSize,
     codec: Codec,
-    pub(crate) wait: Duration,
-    pub(crate) trust_owner: bool,
+    wait: Duration,
+    trust_owner: bool,
 }
 
 /// The properties of a store, which are fixed when it is created.

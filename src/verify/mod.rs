@@ -29,6 +29,7 @@ use crate::sync::Mutex;
 
 /// What to verify. The default is everything.
 #[derive(Clone, Debug, Default)]
+#[non_exhaustive]
 pub struct VerifyOptions {
     /// Verifies only what these snapshots need. Empty means everything.
     pub snapshots: Vec<SnapshotId>,
@@ -40,6 +41,31 @@ pub struct VerifyOptions {
     /// Reports progress, and can cancel the verification, which does no harm. The unit is the byte
     /// of packs; each region of each snapshot adds 32 bytes for checking whether it exists.
     pub progress: Progress,
+}
+
+impl VerifyOptions {
+    /// The default.
+    pub fn new() -> Self {
+        VerifyOptions::default()
+    }
+
+    /// Adds snapshots to which it is confined.
+    pub fn snapshots(mut self, snapshots: impl IntoIterator<Item = SnapshotId>) -> Self {
+        self.snapshots.extend(snapshots);
+        self
+    }
+
+    /// Sets the size of a [sample](Self::sample_percent), or `None` for everything.
+    pub fn sample_percent(mut self, percent: impl Into<Option<u8>>) -> Self {
+        self.sample_percent = percent.into();
+        self
+    }
+
+    /// Sets what watches it.
+    pub fn progress(mut self, progress: Progress) -> Self {
+        self.progress = progress;
+        self
+    }
 }
 
 /// The result of a verification.
