@@ -1,7 +1,8 @@
 //! Format 1: the first.
 //!
-//! Nothing comes before it, so there is no step that leads to it: `StoreOptions::create` creates stores of the newest
-//! format. This keeps how a store of format 1 is created, for the tests of the steps that lead away from it.
+//! No format comes before it, so no step leads to it: `StoreOptions::create` creates stores of the
+//! newest format. This file keeps the code that creates a store of format 1, for the tests of the
+//! steps that lead from it.
 
 use crate::codec::Codec;
 use crate::store::error::StoreError;

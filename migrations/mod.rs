@@ -1,11 +1,12 @@
-//! Migrations: numbered steps from one on-disk format to the next, each alone in its file.
+//! Migrations: numbered steps from one on-disk format to the next, one file each.
 //!
-//! A step reads the store of its format and writes one of the next into an empty directory. The
-//! runner puts that in the place of the old one. It can be interrupted at any moment:
+//! A step reads a store of its format and writes one of the next format into an empty directory.
+//! The runner then replaces the old store with the new one. It can be interrupted at any moment:
 //!
 //! ```text
-//! STORE/migration/            being written: not yet a store, thrown away when found
-//! STORE/migration/FORMAT      written last: complete, takes the old one's place when found (store/replace.rs)
+//! STORE/migration/            being written: not yet a store; the next opening deletes it
+//! STORE/migration/FORMAT      written last: complete; the next opening replaces the old store
+//!                             (store/replace.rs)
 //! ```
 //!
 //! Adding a format: write `NNNN_what.rs` with a function like [`Step::apply`], list it in
@@ -22,19 +23,19 @@ use crate::store::replace::finish_interrupted;
 use crate::sys::dir::Dir;
 use crate::sys::file;
 
-/// A way from one format to the next.
+/// A step from one format to the next.
 pub(crate) struct Step {
-    /// The format it reads; it writes the one after it.
+    /// The format that it reads. It writes the following one.
     pub(crate) from: u32,
-    /// Reads the store in the first directory and writes packs and FORMAT into the second, which
-    /// is empty: the packs first, everything durable, FORMAT last.
+    /// Reads the store in the first directory and writes packs and FORMAT into the second, which is
+    /// empty. It writes the packs first and FORMAT last, and makes everything durable.
     pub(crate) apply: fn(&Dir, &Dir) -> Result<(), StoreError>,
 }
 
-/// All steps there are. Format 1 is the first, so there is none yet.
+/// All steps. Format 1 is the first, so there is none yet.
 pub(crate) const STEPS: &[Step] = &[];
 
-/// Brings `store`, whose lock the caller holds, to the format `to`.
+/// Migrates `store`, whose lock the caller holds, to the format `to`.
 pub(crate) fn run(store: &Dir, steps: &[Step], to: u32) -> Result<(), StoreError> {
     finish_interrupted(store)?;
     loop {
@@ -79,7 +80,7 @@ mod tests {
     use std::sync::atomic::{AtomicI64, Ordering};
     use std::time::{Duration, Instant};
 
-    /// A made-up step: copies the packs, with a file beside them by which they are known from those of other formats,
+    /// A made-up step: copies the packs, adds a file that tells them from packs of other formats,
     /// and writes a FORMAT of the next version.
     fn copy_and_raise(old: &Dir, new: &Dir) -> Result<(), StoreError> {
         let (old_packs, packs) = (old.join(PACKS_DIR), new.join(PACKS_DIR));
@@ -114,7 +115,7 @@ mod tests {
     pub(super) const MADE_UP: &[Step] =
         &[Step { from: 1, apply: copy_and_raise }, Step { from: 2, apply: copy_and_raise }];
 
-    /// A store with a snapshot in it, and the bytes of its FORMAT and its packs.
+    /// A store with one snapshot, and the bytes of its FORMAT and its packs.
     pub(super) fn store(dir: &Path) -> (PathBuf, Vec<(PathBuf, Vec<u8>)>) {
         let path = dir.join("store");
         let store = Store::options().create(&path).unwrap();
@@ -200,7 +201,7 @@ mod tests {
     const KILLED_STORE: &str = "STILLFRAME_KILLED_STORE";
     const KILLED_AFTER_CALLS: &str = "STILLFRAME_KILLED_AFTER_CALLS";
 
-    /// Kills this process before one of the calls that it is told of, or ends a count of them.
+    /// Kills this process before one of the calls that it witnesses, or counts them.
     struct Countdown(AtomicI64);
 
     impl Witness for Countdown {
@@ -223,15 +224,15 @@ mod tests {
         run(&dir(&store), MADE_UP, 3).unwrap();
     }
 
-    /// When the child dies.
+    /// When the child is killed.
     enum Death {
         AfterCalls(i64),
         After(Duration),
         Never,
     }
 
-    /// Has a child migrate a store until it dies, and then somebody call again. Says how long the child
-    /// took, and whether it was in the middle of it.
+    /// Lets a child migrate a store until it is killed, then migrates again. Returns how long the
+    /// child took, and whether it was killed during the migration.
     fn kill(death: &Death) -> (Duration, bool) {
         let scratch = tempfile::tempdir().unwrap();
         let (store, before) = store(scratch.path());
@@ -276,11 +277,12 @@ mod tests {
         assert!(under_way > 10);
     }
 
-    /// `STILLFRAME_KILLS=1000 cargo test --lib migration_that_is_killed` kills that often.
+    /// `STILLFRAME_KILLS=1000 cargo test --lib migration_that_is_killed` kills the child that many
+    /// times.
     #[test]
     fn a_migration_that_is_killed_at_any_time_goes_on_when_it_is_called_again() {
         let kills = std::env::var("STILLFRAME_KILLS").map_or(10, |text| text.parse().unwrap());
-        // Spread evenly over the time that it takes undisturbed.
+        // Spread evenly over the time that an undisturbed migration takes.
         let (took, _) = kill(&Death::Never);
         let under_way = (0..kills).filter(|at| kill(&Death::After(took * *at / kills)).1).count();
         println!("{kills} kills, {under_way} of them in the middle");

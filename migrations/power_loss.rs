@@ -1,4 +1,5 @@
-//! Power failures during a migration: the old store is there, or the new one, whole.
+//! Power failures during a migration: afterwards there is either the old store or the new one,
+//! whole.
 
 #[allow(dead_code, unreachable_pub, clippy::unwrap_used, clippy::panic)]
 #[path = "../tests/common/disk.rs"]
@@ -18,7 +19,7 @@ use super::tests::{INDEX_DIR, MADE_UP, OF_FORMAT, PACKS_DIR, Store, dir, store, 
 use super::*;
 use crate::store::packs::names;
 
-/// A migration over two steps, call by call.
+/// A recorded migration over two steps, call by call.
 struct Migrated {
     before: Model,
     index: IndexFiles,
@@ -28,7 +29,7 @@ struct Migrated {
 }
 
 const STORE: &str = "store";
-/// The formats that it goes through.
+/// The first and the last of its formats.
 const FROM: u32 = 1;
 const TO: u32 = 3;
 
@@ -40,7 +41,8 @@ fn packs(store: &Path) -> Result<Vec<(String, Vec<u8>)>> {
     named.collect()
 }
 
-/// Migrates a store; `stop_after` so many changes the process is as good as dead, and another one goes on.
+/// Migrates a store. After `stop_after` changes, the process counts as dead, and another one
+/// continues.
 fn migrated(stop_after: Option<usize>) -> Migrated {
     let scratch = disk::scratch();
     let (path, _) = store(scratch.path());
@@ -61,8 +63,8 @@ fn migrated(stop_after: Option<usize>) -> Migrated {
 }
 
 impl Migrated {
-    /// Plays it back without some of the syncs, and has the power fail in several ways after each call that is `due`.
-    /// Says how often.
+    /// Replays the migration without some of the syncs, and simulates several kinds of power
+    /// failure after each call that is `due`. Returns how many there were.
     fn fail_all_along(
         &self,
         is_left_out: impl Fn(&Event) -> bool,
@@ -106,7 +108,7 @@ impl Migrated {
         Ok(())
     }
 
-    /// That there is a store of one format, whole. Returns which.
+    /// Checks that there is a whole store of one format. Returns which format.
     fn check(&self, store: &Path) -> Result<u32> {
         let version = format::version(&dir(store))?;
         ensure!(packs(store)? == self.packs, "the packs under format {version} are not whole");
@@ -131,7 +133,7 @@ fn a_migration_that_was_killed_survives_power_failures_when_it_goes_on() {
     let calls = migrated(None).history.len();
     let mut failures = 0;
     for stop_after in (1..calls).step_by(4) {
-        // After what the other test has seen.
+        // Only what the other test has not covered.
         let due = |at: usize| match at as u64 {
             at if at < stop_after as u64 => 0..0,
             at => at % 7..at % 7 + 3,
@@ -142,11 +144,12 @@ fn a_migration_that_was_killed_survives_power_failures_when_it_goes_on() {
     assert!(failures > 500);
 }
 
-/// Where something is made durable. What is so twice in a row, as whoever goes on after a kill cannot know that it
-/// is, is left out together.
+/// The places where something is made durable. If two in a row make the same thing durable, because
+/// a process that continues after a kill cannot know that it already is, they are left out
+/// together.
 ///
-/// Not among them is the last one, after the rest of the migration was removed: should it come back, FORMAT is not in
-/// it any more, and it is thrown away.
+/// The last sync, after the rest of the migration was removed, is not among them: if a power
+/// failure brings the rest back, it has no FORMAT any more, and is discarded.
 const SYNCS: [&str; 8] = [
     "file of kind pack",
     "directory packs with [create]",

@@ -1,4 +1,4 @@
-//! Migrate: an older store becomes one of this format.
+//! Migrate: converts an older store to this program's format.
 
 use std::path::Path;
 use std::time::Duration;
@@ -14,9 +14,9 @@ use crate::store::lock::Lock;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
 #[non_exhaustive]
 pub struct MigrateReport {
-    /// The format the store had.
+    /// The format that the store had.
     pub from: u32,
-    /// The format it has now.
+    /// The format that it has now.
     pub to: u32,
 }
 
@@ -59,11 +59,11 @@ impl MigrateOptions {
 }
 
 impl Store {
-    /// Brings the store at `path`, which must not be open, to this program's format. Does nothing
-    /// to one that has it.
+    /// Converts the store at `path`, which must not be open, to this program's format. Does nothing
+    /// if the store already has it.
     ///
-    /// The old store stays whole until the new one is complete, so there must be space for both.
-    /// Interrupted at any moment, it goes on when it is called again.
+    /// The old store stays whole until the new one is complete, so there must be space for both. If
+    /// this is interrupted at any moment, the next call continues.
     ///
     /// ```
     /// use stillframe::Store;
@@ -79,7 +79,8 @@ impl Store {
     /// # Errors
     ///
     /// [`StoreError::NewerFormat`](crate::store::StoreError::NewerFormat),
-    /// [`StoreError::Owned`](crate::store::StoreError::Owned); when something cannot be read or written.
+    /// [`StoreError::Owned`](crate::store::StoreError::Owned), or an error if something cannot be
+    /// read or written.
     pub fn migrate(path: impl AsRef<Path>, options: &MigrateOptions) -> Result<MigrateReport, Error> {
         let dir = directory::open(path.as_ref(), options.trust_owner)?;
         Format::read(&dir)?;

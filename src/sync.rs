@@ -1,8 +1,9 @@
 //! Locks that ignore poison.
 //!
-//! A lock of the standard library is poisoned when a thread panics while it holds it, and every later caller gets an
-//! error. Here such a panic ends only the work of that thread: whatever a lock guards is changed in steps that leave it
-//! in order, and a store that stays usable is worth more than one that panics in all threads.
+//! A lock of the standard library is poisoned when a thread panics while it holds the lock, and
+//! every later caller gets an error. Here such a panic ends only the work of that thread. This is
+//! safe because every lock guards data that each step leaves consistent, and a store that stays
+//! usable is better than one that panics in all threads.
 
 use std::sync::{MutexGuard, PoisonError, RwLockReadGuard, RwLockWriteGuard};
 
@@ -28,7 +29,7 @@ impl<T> Mutex<T> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The value, when nobody else can have it.
+    /// The value. The caller owns the lock, so no other thread can have it.
     pub(crate) fn into_inner(self) -> T {
         self.0.into_inner().unwrap_or_else(PoisonError::into_inner)
     }
@@ -39,24 +40,24 @@ impl<T> RwLock<T> {
         RwLock(std::sync::RwLock::new(value))
     }
 
-    /// Waits until nobody writes.
+    /// Waits until no thread writes.
     pub(crate) fn read(&self) -> RwLockReadGuard<'_, T> {
         self.0.read().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Waits until nobody reads or writes.
+    /// Waits until no thread reads or writes.
     pub(crate) fn write(&self) -> RwLockWriteGuard<'_, T> {
         self.0.write().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl Condvar {
-    /// Gives the lock back, waits for a notification, and takes the lock again.
+    /// Releases the lock, waits for a notification, and locks it again.
     pub(crate) fn wait<'a, T>(&self, guard: MutexGuard<'a, T>) -> MutexGuard<'a, T> {
         self.0.wait(guard).unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Waits as long as the condition holds.
+    /// Waits while the condition holds.
     pub(crate) fn wait_while<'a, T>(
         &self,
         guard: MutexGuard<'a, T>,

@@ -1,4 +1,4 @@
-//! What can go wrong with memory that a restore maps in this process.
+//! The errors of memory that a restore maps in this process.
 
 use std::io;
 use std::sync::Arc;
@@ -12,33 +12,33 @@ pub enum MemoryError {
     Mapping {
         /// The size of the image.
         bytes: u64,
-        /// What the operating system said.
+        /// The operating system's error.
         source: io::Error,
     },
-    /// A memory cannot become so long.
+    /// The memory cannot become this long.
     #[error(
         "the memory cannot grow to {wanted_bytes} bytes: {reserved_bytes} bytes are reserved for it; reserve \
          more"
     )]
     Reserved {
-        /// The length asked for.
+        /// The requested length.
         wanted_bytes: u64,
-        /// How long it can become.
+        /// The length that is reserved.
         reserved_bytes: u64,
     },
-    /// The kernel does not take the bytes of a lazy mapping: it has no memory left, or part of the
+    /// The kernel rejects the bytes of a lazy mapping: it has no memory left, or part of the
     /// mapping was unmapped.
     #[error(
         "the lazy mapping cannot be filled at byte {offset_bytes}; check that memory is left and that the \
          mapping still exists"
     )]
     Fill {
-        /// Where in the image.
+        /// The offset in the image.
         offset_bytes: u64,
-        /// What the operating system said.
+        /// The operating system's error.
         source: io::Error,
     },
-    /// A memory that is filled on first touch could not be filled.
+    /// A memory that is filled on the first access could not be filled.
     #[error(
         "the memory is incomplete, because not all of its snapshot could be read; restore another snapshot \
          into it"

@@ -1,7 +1,8 @@
-//! The error of every verb: what can go wrong below, wrapped once.
+//! The error of every verb. It wraps the errors of the layers below, each once.
 //!
-//! It stands above the store, the sources and the sinks, which have errors of their own, and below the verbs. The errors
-//! that verbs have besides are here too: of memory that a restore maps, of rollbacks, of reading a snapshot out.
+//! It is above the store, the sources and the sinks, which have their own errors, and below the
+//! verbs. The other errors of verbs are here too: those of memory that a restore maps, of
+//! rollbacks, and of reading a snapshot's memory.
 
 mod memory;
 mod read;
@@ -21,13 +22,13 @@ pub use rollback::RollbackError;
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// The store cannot be read or written, or does not have what was asked for.
+    /// The store cannot be read or written, or does not have what was requested.
     #[error(transparent)]
     Store(StoreError),
     /// The source of memory cannot be used.
     #[error(transparent)]
     Source(SourceError),
-    /// The place where memory was to go cannot be used.
+    /// The target of the memory cannot be used.
     #[error(transparent)]
     Sink(#[from] SinkError),
     /// Memory of this process cannot be mapped or filled.
@@ -36,18 +37,18 @@ pub enum Error {
     /// Memory cannot be rolled back.
     #[error(transparent)]
     Rollback(#[from] RollbackError),
-    /// Memory of a snapshot cannot be read out.
+    /// Memory of a snapshot cannot be read.
     #[error(transparent)]
     Read(#[from] ReadError),
-    /// There is no memory to copy a source into that stands still.
+    /// There is not enough memory for the copy of a source that is made while the source is paused.
     #[error(
         "cannot allocate {bytes} bytes of memory to copy the source into; raise the limit of the address space \
          (`ulimit -v`), or set a smaller `staging_bytes`, which makes the pause longer"
     )]
     Staging {
-        /// How much was asked for.
+        /// How much was requested.
         bytes: u64,
-        /// What the operating system said.
+        /// The operating system's error.
         source: std::io::Error,
     },
     /// A number or a range breaks a rule of its type.

@@ -31,7 +31,7 @@ const REGION_BYTES: usize = RegionSize::MIN_BYTES as usize;
 const MAX_IMAGE_BYTES: u64 = 64 << 20;
 
 /// A store whose pack has been changed. It is opened, read, verified, captured into, collected and
-/// repaired, and the captures made meanwhile are intact afterwards.
+/// repaired, and the captures made in between are intact afterwards.
 ///
 /// The data is a list of *changes*; each overwrites bytes with others:
 ///

@@ -1,8 +1,9 @@
-//! Compaction: the objects worth keeping of some packs move into a new one.
+//! Compaction: copies the objects to keep from some packs into a new one.
 //!
-//! The new pack gets its name when it is complete and durable, and names the packs it replaces.
-//! Then the index is pointed at it, and then the old packs go. A crash in between leaves either the
-//! old packs alone or the new one with some old ones beside it, which the next open removes.
+//! The new pack lists the packs that it replaces, and gets its name when it is complete and
+//! durable. Then the index is pointed at it, and then the old packs are removed. A crash in between
+//! leaves either the old packs alone, or the new one and some old ones, which the next opening
+//! removes.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -26,32 +27,33 @@ use crate::sys::file;
 use crate::sys::map::PackMap;
 use crate::units::usize_of;
 
-/// Copied objects are written in pieces of this size.
+/// Copied objects are written in units of this size.
 const WRITE_BYTES: usize = 1 << 20;
 
-/// So many objects at a time are looked at in the order of their hashes: 14 MB.
+/// How many objects are passed to [`Keep`] at a time, in the order of their hashes: 14 MB.
 const SORT_OBJECTS: usize = 256 * 1024;
 
-/// What a compaction did.
+/// The result of a compaction.
 #[derive(Debug, Default)]
 pub(crate) struct Compacted {
-    /// Packs that are gone.
+    /// How many packs were removed.
     pub(crate) removed: u64,
     /// Their bytes.
     pub(crate) removed_bytes: u64,
     /// The bytes of the new pack, if there is one.
     pub(crate) written_bytes: u64,
-    /// One that stays as it is, as there are damaged bytes in it.
+    /// A pack that was not replaced because it is damaged.
     pub(crate) left: Option<PathBuf>,
 }
 
-/// An object of one of the trees, somewhere else now. There may be a million of them: what it is the new pack says.
+/// An object of one of the trees that was copied. There may be a million of them, so this has only
+/// the two positions; the new pack has the rest.
 pub(crate) struct Move {
     old: Position,
     new_bytes: u64,
 }
 
-/// A record, note or tombstone, somewhere else now.
+/// A record, note or tombstone that was copied.
 pub(crate) struct FactMove {
     pub(crate) header: Header,
     pub(crate) snapshot: SnapshotId,
@@ -59,16 +61,17 @@ pub(crate) struct FactMove {
     pub(crate) new: Location,
 }
 
-/// What is to be kept of the packs that are replaced.
+/// Decides what is kept of the packs that are replaced.
 pub(crate) trait Keep {
-    /// Whether to keep an object of one of the trees. Asked of very many at a time in the order of the hashes.
+    /// Whether to keep an object of one of the trees. It is called for very many objects at a time,
+    /// in the order of their hashes.
     fn object(&self, tree: Tree, hash: &Hash, at: Position) -> bool;
 
     /// Whether to keep a record, note or tombstone about this snapshot.
     fn fact(&self, kind: ObjectKind, snapshot: SnapshotId, location: Location) -> bool;
 }
 
-/// Keeps everything that is whole.
+/// Keeps every whole object.
 pub(crate) struct KeepAll;
 
 impl Keep for KeepAll {
@@ -81,10 +84,11 @@ impl Keep for KeepAll {
     }
 }
 
-/// Replaces `victims` by one new pack with what `keep` wants of them; by none if that is nothing.
+/// Replaces `victims` by one new pack with the objects that `keep` selects, or by none if it
+/// selects nothing.
 ///
-/// A victim in which there are damaged bytes stays as it is, unless `also_damaged`: for packs that have a name
-/// elsewhere already, as this takes the name they have here.
+/// A damaged victim stays as it is, unless `also_damaged`: that is for packs that already have
+/// another name, because this removes the one that they have here.
 pub(crate) fn compact(
     shared: &OpenStore,
     victims: &[Arc<Pack>],
@@ -99,7 +103,8 @@ pub(crate) fn compact(
         for scanned in victim.scan(&bytes, victim.header_bytes()) {
             damaged |= match scanned? {
                 Scanned::Damaged { .. } => true,
-                // What a record needs that cannot be decoded nobody knows: it stays where somebody may look at it.
+                // It is unknown what an undecodable record refers to. The pack stays, so that it
+                // can be inspected.
                 Scanned::Object { offset_bytes, header, payload } => {
                     fact::read(&header, payload, Location::new(victim.number, offset_bytes, &header)).is_err()
                 }
@@ -126,8 +131,9 @@ pub(crate) fn compact(
         shared.log.add(written.pack.clone());
         repoint(shared, written)?;
     }
-    // Should we be killed before the last of them is removed, the next open finds their objects anew, where
-    // nothing replaces them: garbage, and its bases may be gone.
+    // If this process is killed before the last victim is removed, the next opening finds the
+    // victims' objects again where the index has no copy: they are garbage, and their bases may be
+    // missing.
     let index = shared.index();
     let had_no_dangling = !index.may_have_dangling();
     index.set_may_have_dangling(true)?;
@@ -148,7 +154,7 @@ fn repoint(shared: &OpenStore, mut written: Written) -> Result<(), StoreError> {
     let is_rewritten = index.is_many(written.moves.len() as u64) && {
         written.moves.sort_unstable_by_key(|it| it.old);
         index.rewrite(|_, _, location| {
-            // Not found where the index means another copy.
+            // Not found if the index refers to another copy.
             let moved = written.moves.binary_search_by_key(&location.into(), |it| it.old).ok();
             Some(moved.map_or(location, |at| Location {
                 pack: number,
@@ -176,7 +182,7 @@ fn repoint(shared: &OpenStore, mut written: Written) -> Result<(), StoreError> {
     Ok(())
 }
 
-/// Lets the index and the catalog forget these packs. What was of use in them is elsewhere.
+/// Removes these packs from the index and the catalog. Their useful content is elsewhere.
 fn forget_packs(shared: &OpenStore, packs: &[Arc<Pack>], kept_in: Option<Named>) -> Result<(), StoreError> {
     let index = shared.index();
     let in_them = |location: Location| packs.iter().any(|pack| pack.number == location.pack);
@@ -198,21 +204,21 @@ fn forget_packs(shared: &OpenStore, packs: &[Arc<Pack>], kept_in: Option<Named>)
     let gone = packs.iter().map(|pack| Collected { pack: (pack.number, pack.id), kept_in });
     let gone: Vec<Collected> = gone.collect();
     index.let_packs_go(|| collected::add(&shared.dir, &gone))?;
-    // Where the index is held in memory they were not told.
+    // If the index is held in memory, the packs were not recorded.
     if index.is_held() { collected::add_or_forget(&shared.dir, &gone) } else { Ok(()) }
 }
 
-/// A pack's number, its bytes, and where its objects begin.
+/// A pack's number, its bytes, and the offset of its first object.
 pub(crate) type Origin = (u32, Arc<PackMap>, u64);
 
-/// A new pack, complete and durable, and what came to be where in it.
+/// A new pack, complete and durable, and where each object was copied.
 pub(crate) struct Written {
     pub(crate) pack: Arc<Pack>,
     moves: Vec<Move>,
     pub(crate) facts: Vec<FactMove>,
 }
 
-/// Writes the new pack, complete and durable and with its final name; none if there is nothing to
+/// Writes the new pack, complete and durable and with its final name. `None` if there is nothing to
 /// keep.
 pub(crate) fn write(
     shared: &OpenStore,
@@ -236,7 +242,8 @@ pub(crate) fn write(
                     _ => continue,
                 },
             };
-            // Not before: on a full disk packs can still go of which nothing is kept.
+            // The new pack is begun only now: on a full disk, packs of which nothing is kept can
+            // still be removed.
             let (new, _) = match &mut begun {
                 Some(begun) => begun,
                 None => begun.insert(begin(shared, replaces.clone())?),
@@ -263,12 +270,14 @@ pub(crate) fn write(
     let Some((mut new, _unfinished)) = begun else { return Ok(None) };
     new.append(&buffer)?;
     new.sync()?;
-    // What was appended to before it has a lower number, and must not be torn once this one has its name.
+    // Packs that were appended to before have lower numbers, and must not be torn once this one has
+    // its name.
     shared.log.sync_sealed()?;
     let name = shared.log.dir().join(names::file_name(new.number));
     new.rename(name.clone()).map_err(StoreError::io("give its name to", &name))?;
     if let Err(error) = file::sync_dir(shared.log.dir()) {
-        // It must not stay: what changes from now on it would not know, and the next opening would believe it.
+        // The pack must be removed: later changes would not be in it, and the next opening would
+        // rely on it.
         if let Err(error) = shared.log.clear_away(vec![name]) {
             tracing::warn!("{error}");
         }
@@ -277,14 +286,14 @@ pub(crate) fn write(
     Ok(Some(Written { pack: Arc::new(new), moves, facts }))
 }
 
-/// Begins the new pack, under the name of one that is not finished.
+/// Begins the new pack, under the name of an incomplete file.
 fn begin(shared: &OpenStore, replaces: Vec<u32>) -> Result<(Pack, Unfinished), StoreError> {
     let number = shared.log.reserve_number()?;
     let unfinished = Unfinished(shared.log.dir().join(names::file_name(number)).with_extension(UNFINISHED));
     Ok((Pack::create(unfinished.0.clone(), &shared.format, number, replaces)?, unfinished))
 }
 
-/// Where the objects of the trees are that are to be kept, sorted.
+/// The positions of the objects of the trees to keep, sorted.
 fn wanted(store: StoreId, origins: &[Origin], keep: &dyn Keep) -> Result<Vec<Position>, StoreError> {
     let mut wanted = Vec::new();
     let mut objects: Vec<(Tree, Hash, Position)> = Vec::new();
@@ -325,7 +334,7 @@ pub(crate) fn objects_of<'a>(
     })
 }
 
-/// A file that goes unless it was given another name.
+/// A file that is removed when this is dropped, unless it was renamed.
 struct Unfinished(Name);
 
 impl Drop for Unfinished {

@@ -1,18 +1,19 @@
-//! Erase: the part of gc that leaves nothing of what is forgotten.
+//! Erase: the part of gc that leaves no byte of forgotten snapshots.
 //!
-//! A plain gc keeps three things of forgotten snapshots: bytes that a live snapshot's deltas are differences from, up to a
-//! tenth of each pack, and what an old page of the index may say. So before an erasing gc collects, what is live and stands
-//! on a base that no live snapshot has is stored whole:
+//! A plain gc keeps three kinds of data of forgotten snapshots: the bases of live snapshots'
+//! deltas, up to a tenth of each pack, and old pages of the index. So before an erasing gc
+//! collects, each live delta whose base is in no live snapshot is stored whole:
 //!
 //! ```text
 //! live ──delta──> live ──delta──> dead ──delta──> whole, dead
 //!  stays           stored whole     gone           gone
 //! ```
 //!
-//! Then every pack that has anything dead in it is rewritten, and again those in which tombstones are whose records are gone
-//! now, and the index is written into a new database. Whenever this is interrupted the store is whole: of what is stored a
-//! second time either copy will do, and the rest are the steps of a gc. No capture runs meanwhile: it could refer to a base
-//! that is about to go.
+//! Then every pack with dead data is rewritten, those with tombstones whose records have been
+//! dropped are rewritten again, and the index is written into a new database. The store is whole if
+//! this is interrupted at any moment: either copy of an object that is stored twice is valid, and
+//! the other steps are those of a gc. No capture runs at the same time: it could refer to a base
+//! that is about to be dropped.
 
 use super::mark::{Marking, live_snapshots};
 use crate::error::Error;
@@ -28,34 +29,35 @@ use crate::store::tree::{IndexEntry, Tree};
 use crate::sys::dir::{Dir, Name};
 use crate::sys::file;
 
-/// So many bytes that are stored whole are appended at a time.
+/// How many bytes of whole objects are appended at a time.
 const APPEND_BYTES: u64 = 4 << 20;
 
-/// What an index of few entries takes.
+/// The size of an index with few entries.
 const INDEX_BYTES: u64 = 1 << 20;
 
-/// What is to be stored whole.
+/// The objects to store whole.
 pub(crate) struct Lifts {
     entries: Vec<IndexEntry>,
-    /// How much they take, at most.
+    /// An upper limit of the bytes that they will take.
     bytes: u64,
-    /// How much all that is live takes now.
+    /// The present size of everything live.
     live_bytes: u64,
 }
 
 impl Lifts {
-    /// How much they take, at most.
+    /// An upper limit of the bytes that they will take.
     pub(crate) fn most_bytes(&self) -> u64 {
         self.bytes
     }
 
-    /// Those that are stored whole already, so that the deltas of them are dead.
+    /// The size of those that are already stored whole, so that their deltas are dead.
     pub(crate) fn replaced_bytes(&self) -> u64 {
         self.entries.iter().map(|(_, _, location)| location.object_bytes()).sum()
     }
 }
 
-/// An error unless everything that may hold bytes of what is forgotten can be erased. Changes nothing.
+/// Returns an error unless everything that may hold bytes of forgotten snapshots can be erased.
+/// Changes nothing.
 pub(crate) fn check(shared: &OpenStore) -> Result<(), StoreError> {
     let cannot = |why: String| Err(StoreError::CannotErase { why });
     if shared.damage_known() {
@@ -80,7 +82,7 @@ pub(crate) fn check(shared: &OpenStore) -> Result<(), StoreError> {
     }
 }
 
-/// A file or directory that is no part of the open store and may hold what it held.
+/// A file or directory that is not part of the open store and may hold data of it.
 fn leftover(shared: &OpenStore) -> Result<Option<Name>, StoreError> {
     let listed = |dir: &Dir| file::list(dir).map_err(StoreError::io("list", dir));
     for name in [DAMAGED_DIR, MIGRATION_DIR] {
@@ -103,7 +105,8 @@ fn leftover(shared: &OpenStore) -> Result<Option<Name>, StoreError> {
     Ok(listed(shared.log.dir())?.into_iter().find(|name| !names.contains(&name.name())))
 }
 
-/// What must be stored whole before the bases that no live snapshot has can go. Changes nothing.
+/// What must be stored whole before the bases that no live snapshot has can be dropped. Changes
+/// nothing.
 pub(crate) fn plan(shared: &OpenStore, progress: &Progress) -> Result<Lifts, Error> {
     let mut marking = Marking::without_bases(shared, progress)?;
     marking.mark_all(live_snapshots(shared))?;
@@ -121,22 +124,22 @@ pub(crate) fn plan(shared: &OpenStore, progress: &Progress) -> Result<Lifts, Err
                 continue;
             }
             let base = reader.delta_at(location.into())?.filter(|(found, _)| *found == hash);
-            // One that cannot be read is an error when it is read whole.
+            // A delta that cannot be read causes an error when it is read whole.
             if base.is_none_or(|(_, base)| !marks.is_marked(&base)) {
                 lifts.bytes += object::most_bytes(location.plain_bytes);
                 lifts.entries.push((tree, hash, location));
             }
         }
     }
-    // As they lie in the packs.
+    // The objects are read in the order of the packs.
     lifts.entries.sort_unstable_by_key(|(_, _, location)| (location.pack, location.offset_bytes));
     Ok(lifts)
 }
 
-/// An error if there is not room enough. Changes nothing.
+/// Returns an error if there is not enough space. Changes nothing.
 pub(crate) fn check_room(shared: &OpenStore, lifts: &Lifts) -> Result<(), StoreError> {
     let index_bytes = shared.index().disk_bytes() + INDEX_BYTES;
-    // Packs are replaced by one new pack at a time.
+    // One new pack at a time is written.
     let pack_bytes = (lifts.live_bytes + lifts.bytes).min(2 * sealing::seal_bytes(shared.log.dir().path()));
     let needed_bytes = lifts.bytes + pack_bytes + index_bytes;
     let dir = shared.log.dir();
@@ -151,7 +154,7 @@ pub(crate) fn check_room(shared: &OpenStore, lifts: &Lifts) -> Result<(), StoreE
     }
 }
 
-/// Stores these whole. Returns how many bytes that took.
+/// Stores these objects whole. Returns how many bytes that took.
 pub(crate) fn lift(shared: &OpenStore, lifts: Lifts, progress: &Progress) -> Result<u64, Error> {
     let meter = progress.begin(lifts.bytes);
     let mut reader = Reader::new(shared, Check::Full);
@@ -181,18 +184,19 @@ pub(crate) fn lift(shared: &OpenStore, lifts: Lifts, progress: &Progress) -> Res
     }
     lifted_bytes += shared.append(&mut batch)?.bytes;
     shared.sync()?;
-    // From here on the index means the whole copies.
+    // From here on the index refers to the whole copies.
     shared.settle_all();
     Ok(lifted_bytes)
 }
 
-/// Writes the index into a new database: the pages of the old one may say what was there.
+/// Writes the index into a new database: the pages of the old one may contain removed entries.
 pub(crate) fn renew_index(shared: &OpenStore) -> Result<(), StoreError> {
     shared.sync()?;
     shared.settle_all();
     let index = shared.index();
     if !index.rewrite(|_, _, location| Some(location))? {
-        // It is held in memory, and what is on the disk is older: the next opening builds it from the packs.
+        // The index is held in memory, and the one on the disk is older: it is deleted, and the
+        // next opening rebuilds it from the packs.
         index.make_room()?;
     }
     Ok(())

@@ -1,4 +1,4 @@
-//! A gc on a full disk: it needs room to copy before it can give room back.
+//! gc on a full disk: it needs space for copies before it can free any.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
@@ -9,20 +9,22 @@ use crate::store::packs::header::PackHeader;
 use crate::store::packs::pack::Pack;
 use crate::sys::file;
 
-/// A gc on a disk that is full: what it does about it, and what it had to leave.
+/// The state of a gc on a full disk: what it did to free space, and the packs that it could not
+/// replace.
 pub(super) struct FullDisk<'a> {
     pub(super) live_bytes: &'a BTreeMap<u32, u64>,
-    /// Whether the index was asked for its room.
+    /// Whether deleting the index to free space was tried.
     pub(super) room_made: bool,
-    /// Packs of which what is needed could not be copied.
+    /// Packs whose live objects could not be copied.
     pub(super) left: Vec<Arc<Pack>>,
     pub(super) why: Option<StoreError>,
 }
 
 impl FullDisk<'_> {
-    /// There was no room to copy what is needed of these. The index gives its room, once: it can be built anew.
-    /// Then they are tried one by one, those with the least to copy first, as each gives room for the next. One that is
-    /// alone is left.
+    /// Handles packs for which there was no space to copy what is needed. The index is deleted once
+    /// to free space, because it can be rebuilt. Then the packs are tried one at a time, those with
+    /// the least to copy first, because each frees space for the next. A single pack that fails is
+    /// left.
     pub(super) fn out_of_room(
         &mut self,
         shared: &OpenStore,
@@ -30,9 +32,9 @@ impl FullDisk<'_> {
         error: StoreError,
         waiting: &mut VecDeque<Vec<Arc<Pack>>>,
     ) -> Result<(), StoreError> {
-        // Of what could not be finished nothing may stay before anything else is replaced.
+        // Before anything else is replaced, the remains of the failed attempt must be removed.
         shared.log.clear_away(Vec::new())?;
-        // Where there is damage the index may have what the packs have lost.
+        // If there is damage, the index may have what the packs have lost.
         if !std::mem::replace(&mut self.room_made, true)
             && !shared.damage_known()
             && shared.index().make_room()?
@@ -47,7 +49,7 @@ impl FullDisk<'_> {
         Ok(())
     }
 
-    /// An error if nothing could be freed, and a warning if not all.
+    /// Returns an error if nothing could be freed, and logs a warning if not everything could.
     pub(super) fn end(
         self,
         shared: &OpenStore,
@@ -73,11 +75,11 @@ impl FullDisk<'_> {
         let room_bytes = file::room_bytes(shared.log.dir()).unwrap_or(0);
         let needed_bytes =
             (PackHeader::bytes_for(1) + least_bytes).next_multiple_of(BLOCK_BYTES) + BLOCK_BYTES;
-        // However little it is, it was not enough.
+        // However small the need is, the free space was not enough.
         let missing_bytes = needed_bytes.saturating_sub(room_bytes).max(BLOCK_BYTES);
         Err(StoreError::DiskFull { path, missing_bytes: Some(missing_bytes), source })
     }
 }
 
-/// What file systems give room by. A file may need one besides its bytes.
+/// The unit in which file systems allocate space. A file may need one besides those for its bytes.
 const BLOCK_BYTES: u64 = 4096;

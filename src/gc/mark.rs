@@ -1,4 +1,4 @@
-//! Marking: finds out what the live snapshots need.
+//! Marking: finds the objects that the live snapshots need.
 
 use std::collections::HashSet;
 
@@ -20,20 +20,20 @@ pub(crate) fn live_snapshots(shared: &OpenStore) -> Vec<(SnapshotId, Held)> {
     shared.catalog().all_live().map(|(id, entry)| (*id, entry.held().clone())).collect()
 }
 
-/// Marking under way.
+/// Marking in progress.
 pub(crate) struct Marking<'a> {
     pub(super) shared: &'a OpenStore,
     pub(super) meter: Meter,
     pub(super) regions: Marks,
     pub(super) objects: Marks,
     pub(super) marked: HashSet<SnapshotId>,
-    /// Roots and tables of which all is marked. That they are marked themselves does not tell: an
-    /// attachment may have the same bytes, and marks know only the first bits of a hash.
+    /// Roots and tables whose content is all marked. Their own marks do not show that: an
+    /// attachment may have the same bytes, and marks hold only the first bits of a hash.
     pub(super) walked: HashSet<(ObjectKind, Hash)>,
 }
 
 impl<'a> Marking<'a> {
-    /// Nothing is marked yet of what is in the index.
+    /// Begins marking: everything in the index is unmarked.
     pub(super) fn begin(shared: &'a OpenStore, progress: &'a Progress) -> Result<Marking<'a>, Error> {
         shared.sync()?;
         shared.settle_all();
@@ -42,7 +42,7 @@ impl<'a> Marking<'a> {
         Ok(Marking::with(shared, progress, (marks(Tree::Regions)?, marks(Tree::Objects)?)))
     }
 
-    /// The same, where the bases of deltas are not marked with these.
+    /// As [`begin`](Self::begin), but marking a delta does not mark its base.
     pub(crate) fn without_bases(shared: &'a OpenStore, progress: &'a Progress) -> Result<Marking<'a>, Error> {
         shared.sync()?;
         shared.settle_all();
@@ -67,13 +67,13 @@ impl<'a> Marking<'a> {
         }
     }
 
-    /// Marks all that these snapshots need: distinct tables once.
+    /// Marks everything that these snapshots need, each distinct table once.
     pub(crate) fn mark_all(
         &mut self,
         snapshots: impl IntoIterator<Item = (SnapshotId, Held)>,
     ) -> Result<(), Error> {
         let mut reader = Reader::new(self.shared, Check::Full);
-        // Snapshots that follow one another mostly have the same one.
+        // Consecutive snapshots usually have the same layout.
         let mut last_layout: Option<(Hash, Layout)> = None;
         for (id, held) in snapshots {
             if !self.marked.insert(id) {
@@ -121,13 +121,14 @@ impl Marking<'_> {
         self.there(marked, kind, hash)
     }
 
-    /// An error where the index has lost what a snapshot needs. The packs may have it: dropping it there would lose it for
-    /// good. Where damage is known it is expected.
+    /// Returns an error if the index has lost an object that a snapshot needs. The packs may have
+    /// it, and dropping it there would lose it permanently. If damage is known, a missing object is
+    /// expected.
     fn there(&self, marked: Marked, kind: ObjectKind, hash: &Hash) -> Result<(), StoreError> {
         if marked != Marked::Unknown || self.shared.damage_known() {
             return Ok(());
         }
-        // It may have been appended since the index was read: then it lies past the horizon.
+        // It may have been appended after the index was read. Then it lies past the horizon.
         match self.shared.locate(Tree::of(kind), hash)? {
             Some(_) => Ok(()),
             None => Err(StoreError::Missing { kind, hash: *hash }),

@@ -1,8 +1,9 @@
-//! Gc: what no snapshot needs any more is given back.
+//! gc: drops what no snapshot needs any more, and frees its space.
 //!
-//! Mark (mark.rs), condemn, drop, compact (compact.rs); `store/gate.rs` says why captures can go on meanwhile. It needs 8
-//! bytes of memory for each region and object, beside what the index takes. full_disk.rs: where there is no room to
-//! copy; erase.rs: so that nothing of what is forgotten is left.
+//! The steps are mark (mark.rs), condemn, drop and compact (compact.rs). `store/gate.rs` shows why
+//! captures can run at the same time. gc needs 8 bytes of memory for each region and object,
+//! besides the index. full_disk.rs handles a disk without space for copies. erase.rs leaves no byte
+//! of forgotten snapshots.
 
 pub(crate) mod compact;
 mod erase;
@@ -32,7 +33,7 @@ use compact::{Compacted, Keep, compact};
 use full_disk::FullDisk;
 use mark::{Marking, live_snapshots};
 
-/// How to collect.
+/// Options for [`Store::gc`].
 ///
 /// ```
 /// use stillframe::{CaptureOptions, GcOptions, Store};
@@ -48,15 +49,16 @@ use mark::{Marking, live_snapshots};
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct GcOptions {
-    /// Only find out what would be given back.
+    /// Only computes what would be freed.
     pub dry_run: bool,
-    /// Packs are rewritten when more than this share of them is unused, in percent. Less means
-    /// less space wasted and more copying.
+    /// A pack is rewritten when more than this percentage of it is unused. A lower value wastes
+    /// less space and copies more.
     pub max_unused_percent: u8,
-    /// Leave nothing of what is forgotten: also not as the base of a delta of a live snapshot, in a part of a pack that
-    /// may be unused, or in the index. No capture runs meanwhile; one that is running is waited for.
+    /// Leaves no byte of forgotten snapshots: not as the base of a live snapshot's delta, not in
+    /// the unused part of a pack, and not in the index. No capture runs at the same time: gc waits
+    /// for running ones to end.
     pub erase: bool,
-    /// Watches it.
+    /// Reports progress, and can cancel the gc.
     pub progress: Progress,
 }
 
@@ -101,18 +103,18 @@ impl Default for GcOptions {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
 #[non_exhaustive]
 pub struct GcStats {
-    /// Regions that snapshots need, also as bases of deltas.
+    /// Regions that snapshots need, bases of deltas included.
     pub live_regions: u64,
-    /// Regions that none needs; they are dropped from the index.
+    /// Regions that no snapshot needs. gc removes them from the index.
     pub dead_regions: u64,
-    /// By how much the packs shrank.
+    /// How many bytes shorter the packs became.
     pub freed_bytes: u64,
-    /// With [`GcOptions::erase`]: how many bytes are gone that no live snapshot has. What was stored whole for that is
-    /// not taken off.
+    /// With [`GcOptions::erase`]: how many bytes were removed that no live snapshot has. The bytes
+    /// that were stored whole for that are not subtracted.
     pub erased_bytes: u64,
-    /// Packs that are gone and had nothing to keep.
+    /// Packs that were removed and had nothing to keep.
     pub packs_removed: u64,
-    /// Packs that are gone and of which something was copied.
+    /// Packs that were replaced: what had to be kept was copied.
     pub packs_rewritten: u64,
     /// How long it took.
     #[serde(rename = "elapsed_ms", serialize_with = "crate::report::milliseconds")]
@@ -120,21 +122,39 @@ pub struct GcStats {
 }
 
 impl Store {
-    /// Gives back what no snapshot needs. Captures and restores may go on meanwhile.
+    /// Frees the space of everything that no snapshot needs. Captures and restores can run at the
+    /// same time.
     ///
-    /// Cost: reads the tables of all snapshots, distinct ones once; copies what is still needed
-    /// of the packs that it rewrites.
+    /// Cost: it reads the tables of all snapshots, each distinct one once, and copies what is still
+    /// needed from the packs that it rewrites.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use stillframe::{CaptureOptions, GcOptions, Store};
+    ///
+    /// # let dir = tempfile::tempdir()?;
+    /// # let store = Store::options().create(dir.path().join("vault"))?;
+    /// let taken = store.process("web-1").capture(&[7; 1 << 20], &CaptureOptions::default())?;
+    /// store.forget(&[taken.id])?;
+    /// let stats = store.gc(&GcOptions::default())?;
+    /// assert_eq!(stats.live_regions, 0);
+    /// assert!(stats.freed_bytes > 0);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     ///
     /// # Errors
     ///
-    /// When the store cannot be read or written. On a full disk what can be freed is, which is no error; if that is
-    /// nothing, the error says how much must be free besides. If a table is damaged, or a whole pack with records
-    /// in it, nobody can know what it needed, and nothing is collected. If the index lacks what a snapshot needs and no damage is
-    /// known, it refuses as well: [`repair`](Store::repair) builds the index anew.
+    /// If the store cannot be read or written. On a full disk, gc frees what it can, which is no
+    /// error; if it can free nothing, the error says how much more space it needs. If a table is
+    /// damaged, or a whole pack with records in it, it is unknown what they need, and nothing is
+    /// collected. If the index lacks an object that a snapshot needs and no damage is known, gc
+    /// refuses too: [`repair`](Store::repair) rebuilds the index.
     ///
-    /// With [`GcOptions::erase`] also [`StoreError::CannotErase`] where something is in the way (damage, files that were
-    /// set aside, a forgotten snapshot that is being read) and [`StoreError::DiskFull`] unless there is room for all
-    /// of it: nothing is changed then. [`StoreError::NotErased`] if something is left.
+    /// With [`GcOptions::erase`] also [`StoreError::CannotErase`] if something prevents erasing
+    /// (damage, files that were set aside, a forgotten snapshot that is open for reading), and
+    /// [`StoreError::DiskFull`] if there is not enough space for all of it. In both cases nothing
+    /// is changed. [`StoreError::NotErased`] if some bytes may be left.
     pub fn gc(&self, options: &GcOptions) -> Result<GcStats, Error> {
         let started = Instant::now();
         let shared = &**self.shared();
@@ -162,12 +182,12 @@ impl Store {
         Ok(stats)
     }
 
-    /// By how much the packs would shrink in a [`gc`](Self::gc) with default options if these
-    /// snapshots were forgotten.
+    /// How many bytes shorter the packs would become in a [`gc`](Self::gc) with default options if
+    /// these snapshots were forgotten.
     ///
     /// # Errors
     ///
-    /// As [`gc`](Self::gc).
+    /// Those of [`gc`](Self::gc).
     pub fn freeable_bytes(&self, forgotten: &[SnapshotId]) -> Result<u64, Error> {
         let shared = &**self.shared();
         shared.check_process()?;
@@ -177,7 +197,8 @@ impl Store {
     }
 }
 
-/// Marks, drops and compacts. Answers also which pack was left, if there are damaged bytes in one.
+/// Marks, drops and compacts. Returns also a pack that was left because it is damaged, if there is
+/// one.
 fn collect(shared: &OpenStore, options: &GcOptions) -> Result<(GcStats, Option<PathBuf>), Error> {
     let collecting = Collecting::begin(shared);
     let condemned = collecting.condemn(collecting.mark(&options.progress)?)?;
@@ -185,7 +206,7 @@ fn collect(shared: &OpenStore, options: &GcOptions) -> Result<(GcStats, Option<P
     Ok((stats, collecting.left.take()))
 }
 
-/// Collects so that nothing is left.
+/// Collects, and leaves no byte of forgotten snapshots.
 fn erase_all(shared: &OpenStore, options: &GcOptions) -> Result<GcStats, Error> {
     let _none_runs = shared.gate.hold_captures();
     erase::check(shared)?;
@@ -215,25 +236,25 @@ fn erase_all(shared: &OpenStore, options: &GcOptions) -> Result<GcStats, Error> 
     }
 }
 
-/// When the records of forgotten snapshots are gone, their tombstones can go: one round each, one that finds nothing, and
-/// one for labels that change meanwhile.
+/// Tombstones can be dropped once the records of their snapshots are. That takes one round each,
+/// one that finds nothing, and one for labels that change in the meantime.
 const MAX_ROUNDS: usize = 4;
 
-/// Packs of less than this share of a full one are put together when there are many of them: after each gc that
-/// wrote one the next capture begins a pack.
+/// Packs that are smaller than this fraction of a full one are merged when there are many of them.
+/// They arise because the first capture after a gc that wrote a pack begins another pack.
 const SMALL: u64 = 16;
 
-/// So many are not many.
+/// Up to this many small packs are left alone.
 const MAX_SMALL: usize = 16;
 
-/// Packs that together become one, and what is to be kept of them, in bytes.
+/// Packs that are merged into one, and how many of their bytes are kept.
 type Group = (Vec<Arc<Pack>>, u64);
 
-/// A gc under way. Dropping it opens the gate again.
+/// A gc in progress. Dropping it opens the gate.
 struct Collecting<'a> {
     shared: &'a OpenStore,
     horizon: Position,
-    /// A pack that was to be replaced and is damaged.
+    /// A pack that was not replaced because it is damaged.
     left: Cell<Option<PathBuf>>,
 }
 
@@ -249,7 +270,7 @@ impl<'a> Collecting<'a> {
         Collecting { shared, horizon: shared.log.position(), left: Cell::default() }
     }
 
-    /// What collecting would do if these were forgotten.
+    /// What a gc would do if these snapshots were forgotten.
     fn plan(&self, forgotten: &HashSet<SnapshotId>, options: &GcOptions) -> Result<GcStats, Error> {
         let lifts = options.erase.then(|| erase::plan(self.shared, &options.progress)).transpose()?;
         let mut marking = if options.erase {
@@ -285,7 +306,7 @@ impl<'a> Collecting<'a> {
         Ok(marking)
     }
 
-    /// Marks what is pinned besides, and publishes the rest as condemned.
+    /// Marks what is pinned too, and publishes the rest as condemned.
     fn condemn(&self, mut marking: Marking<'a>) -> Result<Arc<Condemned>, Error> {
         loop {
             let Marking { regions, objects, .. } = marking;
@@ -301,13 +322,13 @@ impl<'a> Collecting<'a> {
         }
     }
 
-    /// Drops what is condemned and compacts the packs it was in.
+    /// Drops what is condemned and compacts the packs that contained it.
     fn sweep(&self, condemned: &Condemned, options: &GcOptions) -> Result<GcStats, Error> {
         let (live_bytes, mut stats) = self.weigh(condemned, &HashSet::new())?;
         self.drop_dead(condemned, &stats)?;
         let groups = self.groups(&live_bytes, &HashSet::new(), options)?;
-        // The active pack is among them: from here on it is not appended to, and what was appended
-        // to it meanwhile must be in the index before it is copied.
+        // One of them may be the active pack. From here on nothing is appended to it, and what was
+        // appended in the meantime must be in the index before the pack is copied.
         for pack in groups.iter().flat_map(|(packs, _)| packs) {
             self.shared.log.seal(pack.number);
         }
@@ -343,7 +364,7 @@ impl<'a> Collecting<'a> {
         Ok(stats)
     }
 
-    /// What is needed of each pack, and how many regions that is.
+    /// How many bytes of each pack are needed, and how many regions.
     fn weigh(
         &self,
         condemned: &Condemned,
@@ -374,7 +395,7 @@ impl<'a> Collecting<'a> {
                 *live_bytes.entry(location.pack).or_default() += location.object_bytes();
             }
         }
-        // What is past the horizon is kept, whatever it is.
+        // Everything past the horizon is kept.
         if let Some(pack) = self.shared.log.pack(self.horizon.pack) {
             *live_bytes.entry(pack.number).or_default() +=
                 pack.length_bytes().saturating_sub(self.horizon.offset_bytes);
@@ -389,7 +410,7 @@ impl<'a> Collecting<'a> {
         forgotten: &HashSet<SnapshotId>,
         options: &GcOptions,
     ) -> Result<Vec<Group>, Error> {
-        // What forgetting them will append to the active pack.
+        // Forgetting them will append this to the active pack.
         let mut tombstones_bytes = 0;
         for id in forgotten {
             let tombstone = commit::encode_tombstone(*id)?;
@@ -439,14 +460,14 @@ impl<'a> Collecting<'a> {
         Ok(groups)
     }
 
-    /// Drops what is condemned from the index.
+    /// Removes what is condemned from the index.
     fn drop_dead(&self, condemned: &Condemned, stats: &GcStats) -> Result<(), Error> {
         let index = self.shared.index();
         let live = |tree, hash: &Hash, at| (!condemned.contains(tree, hash, at)).then_some(at);
         if index.is_many(stats.dead_regions) && index.rewrite(live)? {
             return Ok(());
         }
-        // All of it before the first goes: if not all can be read, nothing does.
+        // All entries are read before the first is removed: if not all can be read, none is.
         let mut dead: Vec<IndexEntry> = Vec::new();
         for tree in Tree::ALL {
             for entry in index.entries(tree) {
@@ -460,11 +481,12 @@ impl<'a> Collecting<'a> {
     }
 }
 
-/// Keeps what the index and the catalog speak of. To be used when what is dead is dropped from them.
+/// Keeps the objects to which the index and the catalog refer. It is used after the dead ones are
+/// removed from both.
 struct KeepLive<'a> {
     shared: &'a OpenStore,
     condemned: &'a Condemned,
-    /// The snapshots whose records were in a pack when gc began: so long their tombstones are needed.
+    /// The snapshots whose records were in a pack when gc began. Their tombstones are still needed.
     needed: HashSet<SnapshotId>,
 }
 
@@ -472,7 +494,8 @@ impl Keep for KeepLive<'_> {
     fn object(&self, tree: Tree, hash: &Hash, at: Position) -> bool {
         match self.shared.index().get(tree, hash) {
             Ok(Some(found)) => Position::from(found) == at,
-            // It was there when it was marked. An index that has lost it is no reason to lose it here.
+            // The index had the object when it was marked. If the index has lost it since, it must
+            // not be lost here too.
             Ok(None) => !self.condemned.contains(tree, hash, at),
             Err(_) => true,
         }

@@ -1,4 +1,4 @@
-//! A gc step by step, with captures and readers between the steps.
+//! Runs gc step by step, with captures and readers between the steps.
 
 use super::*;
 use crate::CaptureOptions;
@@ -64,7 +64,8 @@ fn a_snapshot_that_is_read_is_kept_though_it_is_forgotten() {
     let condemned = collecting.condemn(collecting.mark(&options.progress).unwrap()).unwrap();
     collecting.sweep(&condemned, &options).unwrap();
     drop(collecting);
-    // The first gc has taken its record away; a second one must know of it all the same.
+    // The first gc has removed the snapshot's record; a second gc must still keep what the reader
+    // needs.
     store.gc(&options).unwrap();
     assert!(restore.into_mapping().unwrap()[..] == memory[..]);
     assert!(store.gc(&options).unwrap().dead_regions > 0);
@@ -76,7 +77,8 @@ fn a_child_keeps_what_it_took_over_from_a_parent_that_is_forgotten_meanwhile() {
     let parent = capture(&store, "line", &memory);
     let options = GcOptions::default();
     let collecting = Collecting::begin(store.shared());
-    // Unchanged: it looks nothing up, the parent's tables say it all.
+    // The memory is unchanged, so the capture looks nothing up: the parent's tables have
+    // everything.
     let child = capture(&store, "line", &memory);
     store.forget(&[parent]).unwrap();
     let condemned = collecting.condemn(collecting.mark(&options.progress).unwrap()).unwrap();
@@ -85,7 +87,7 @@ fn a_child_keeps_what_it_took_over_from_a_parent_that_is_forgotten_meanwhile() {
     assert_whole(&store, child, &memory);
 }
 
-/// Memory that does something when it is opened: in the middle of a capture.
+/// A source that runs a function when it is opened: in the middle of a capture.
 struct Meanwhile<'a>(&'a [u8], &'a dyn Fn());
 
 impl crate::source::Source for Meanwhile<'_> {
@@ -116,9 +118,9 @@ fn a_parent_forgotten_during_the_capture_of_its_child_is_kept_until_gc_knows_the
     assert_whole(&store, child, &memory);
 }
 
-/// The index loses what it knows, as sled was seen to after it could not read a page.
+/// Removes entries from the index. sled was seen to lose some after it could not read a page.
 fn lose(store: &Store, trees: &[Tree]) {
-    // What the settler puts into it later would not be lost.
+    // Otherwise the settler would put entries in later.
     store.shared().sync().unwrap();
     store.shared().settle_all();
     let index = store.shared().index();
@@ -129,7 +131,7 @@ fn lose(store: &Store, trees: &[Tree]) {
     }
 }
 
-/// What the packs hold, whatever the index says.
+/// Reopens the store with an index that is rebuilt from the packs.
 fn rebuilt(store: Store) -> Store {
     let path = store.info().path;
     drop(store);
@@ -169,7 +171,7 @@ fn gc_refuses_to_run_when_the_index_has_lost_what_a_snapshot_needs() {
 fn an_undecodable_record_is_damage_and_its_pack_stays_until_a_repair() {
     let (dir, store, _) = store_with_garbage();
     let shared = store.shared();
-    // Checks and hash are right; what it says is nothing.
+    // Checks and hash are valid, but the content cannot be decoded.
     let plain = vec![0xFF; 300];
     let id = SnapshotId(Hash::of(&plain));
     let fact: FactAt = Box::new(move |at| Fact::Tombstone(id, at));

@@ -1,14 +1,14 @@
-//! Repair: whatever happened to the files, what can be had of the snapshots is had again.
+//! Repair: recovers as much of the snapshots as possible from damaged files.
 //!
-//! Nothing is deleted. A pack in which there are damaged bytes is set aside whole, in the folder
-//! `damaged/` of the store, where a report tells of it, and everything whole in it is copied into a new pack.
-//! Whenever it is interrupted, or killed, a second run completes it:
+//! Nothing is deleted. A damaged pack is set aside whole, in the directory `damaged/` of the store,
+//! with an entry in the report there, and every whole object in it is copied into a new pack. If
+//! repair is interrupted or killed at any moment, a second run completes it. The steps are:
 //!
-//! 1. The FORMAT file is written anew from the packs, if it is not what they say.
-//! 2. What only the index knows of snapshots any more is written to the packs.
-//! 3. The index is built anew.
-//! 4. Whole objects are copied out of packs without a header in order, and out of packs with damage in them.
-//! 5. Everything is verified, to say what is lost.
+//! 1. Rewrite the FORMAT file from the packs, if it does not match them.
+//! 2. Write to the packs what only the index still knows of snapshots.
+//! 3. Rebuild the index.
+//! 4. Copy whole objects out of packs without a valid header and out of damaged packs.
+//! 5. Verify everything, to report what is lost.
 
 mod salvage;
 mod set_aside;
@@ -47,7 +47,7 @@ use crate::verify::{Problem, VerifyOptions};
 use salvage::salvage;
 use set_aside::SetAside;
 
-/// How to repair.
+/// Options for [`Store::repair`].
 ///
 /// ```
 /// use stillframe::repair::RepairOptions;
@@ -62,17 +62,17 @@ use set_aside::SetAside;
 #[derive(Clone, Debug, Default)]
 #[non_exhaustive]
 pub struct RepairOptions {
-    /// Only find out what would be done. The index is brought up to date all the same, as by any
-    /// opening.
+    /// Only computes what would be done. The index is still brought up to date, as by any opening.
     pub dry_run: bool,
     /// How long to wait for another process that has the store open.
     pub wait: Duration,
-    /// Repair a store in a directory that belongs to another user also as root ([`StoreOptions::trust_owner`]).
+    /// Lets root repair a store in a directory that belongs to another user
+    /// ([`StoreOptions::trust_owner`]).
     ///
     /// [`StoreOptions::trust_owner`]: crate::StoreOptions::trust_owner
     pub trust_owner: bool,
-    /// Watches it: opening, looking for damage and verifying count towards a total each. Interrupted, it has done
-    /// no harm, and a second run completes it.
+    /// Reports progress, and can cancel the repair. Opening, looking for damage and verifying have
+    /// a total each. A cancelled repair has done no harm, and a second run completes it.
     pub progress: Progress,
 }
 
@@ -107,22 +107,22 @@ impl RepairOptions {
     }
 }
 
-/// What was done.
+/// What a repair did.
 #[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize)]
 #[non_exhaustive]
 pub struct RepairReport {
-    /// Whether the index was built anew.
+    /// Whether the index was rebuilt.
     pub index_rebuilt: bool,
     /// How many objects the index has now.
     pub objects: u64,
     /// What was damaged, one line for each place.
     pub damaged: Vec<String>,
-    /// The snapshots that cannot be restored whole. They stay on record: capturing the same memory
-    /// again brings back what they lack.
+    /// The snapshots that cannot be restored completely. Their records stay: if the same memory is
+    /// captured again, they are complete again.
     #[serde(serialize_with = "crate::report::texts")]
     pub lost_snapshots: Vec<SnapshotId>,
-    /// The file in the folder for damaged things that tells what was set aside and what was lost; none if there
-    /// was nothing to tell.
+    /// The report in the directory `damaged/`, which says what was set aside and what was lost.
+    /// `None` if there was nothing to report.
     #[serde(skip)]
     pub report: Option<PathBuf>,
 }
@@ -130,11 +130,33 @@ pub struct RepairReport {
 impl Store {
     /// Repairs the store at `path`, which must not be open.
     ///
-    /// Cost: reads all of it about three times, and writes anew what was damaged.
+    /// Cost: it reads the whole store about three times, and rewrites what was damaged.
+    ///
+    /// # Examples
+    ///
+    /// The FORMAT file is lost, and repair rewrites it from the packs:
+    ///
+    /// ```
+    /// use stillframe::{CaptureOptions, Store};
+    ///
+    /// # let dir = tempfile::tempdir()?;
+    /// # let path = dir.path().join("vault");
+    /// let store = Store::options().create(&path)?;
+    /// let taken = store.process("web-1").capture(&[7; 1 << 20], &CaptureOptions::default())?;
+    /// drop(store);
+    /// std::fs::remove_file(path.join("FORMAT"))?;
+    ///
+    /// let report = Store::repair(&path, &Default::default())?;
+    /// assert!(report.lost_snapshots.is_empty());
+    /// let map = Store::open(&path)?.restore(taken.id)?.into_mapping()?;
+    /// assert_eq!(map[..], [7; 1 << 20]);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     ///
     /// # Errors
     ///
-    /// As [`Store::open`]; when something cannot be written. It can be repeated then.
+    /// Those of [`Store::open`], and an error if something cannot be written. The repair can be
+    /// repeated then.
     pub fn repair(path: impl AsRef<Path>, options: &RepairOptions) -> Result<RepairReport, Error> {
         repair(path.as_ref(), options)
     }
@@ -142,7 +164,7 @@ impl Store {
 
 fn repair(path: &Path, options: &RepairOptions) -> Result<RepairReport, Error> {
     let dir = &directory::open(path, options.trust_owner)?;
-    // Before a LOCK is made in what may be no store.
+    // This comes first: no LOCK may be created in a directory that is not a store.
     identity::of(dir)?;
     let lock = Arc::new(Lock::take(dir, options.wait)?);
     if !options.dry_run {
@@ -198,7 +220,7 @@ fn repair(path: &Path, options: &RepairOptions) -> Result<RepairReport, Error> {
         aside.tell(&losses(shared, &lost, &problems))?;
         report.report = Some(aside.report());
         if !shared.lost.is_empty() {
-            // It is on record now.
+            // The loss is now recorded.
             let gone = shared.lost.iter().filter(|lost| lost.found_bytes.is_none());
             let gone: Vec<_> = gone.map(|lost| Collected { pack: lost.pack, kept_in: None }).collect();
             collected::add(&shared.dir, &gone)?;
@@ -222,7 +244,7 @@ fn mend_format(dir: &Dir, format: &Format, wrong: String, aside: &mut SetAside) 
     Ok(())
 }
 
-/// Sets packs with damage in them aside, after everything whole in them was copied.
+/// Copies every whole object out of the damaged packs, then sets these packs aside.
 fn mend_packs(
     shared: &OpenStore,
     options: &RepairOptions,
@@ -248,7 +270,7 @@ fn mend_packs(
     Ok(())
 }
 
-/// What is to be told of the snapshots that are not whole.
+/// What to report about snapshots that are not whole.
 fn losses(shared: &OpenStore, lost: &[SnapshotId], problems: &[Problem]) -> Vec<String> {
     let mut lines = Vec::new();
     for id in lost {
@@ -267,8 +289,8 @@ fn losses(shared: &OpenStore, lost: &[SnapshotId], problems: &[Problem]) -> Vec<
     lines
 }
 
-/// Writes anew what the index knows of snapshots and the packs do not tell any more: records, labels, and
-/// that a snapshot is forgotten.
+/// Rewrites what the index knows of snapshots and the packs do not contain any more: records,
+/// labels, and that a snapshot is forgotten.
 fn recall(shared: &OpenStore) -> Result<(), Error> {
     let known: Vec<_> = shared.catalog().all().map(|(id, entry)| (*id, entry.clone())).collect();
     let mut reader = Reader::new(shared, Check::Full);
@@ -294,7 +316,7 @@ fn recall(shared: &OpenStore) -> Result<(), Error> {
     Ok(())
 }
 
-/// The places in a pack that are no whole objects, a line each.
+/// The places in a pack that are not whole objects, one line each.
 fn damage(pack: &Arc<Pack>) -> Result<Vec<String>, Error> {
     let bytes = pack.bytes(pack.length_bytes())?;
     let lines = pack.scan(&bytes, pack.header_bytes()).filter_map(|scanned| match scanned {

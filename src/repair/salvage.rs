@@ -1,4 +1,4 @@
-//! Salvage: whole objects are copied out of a file that should be a pack and has no header in order.
+//! Salvage: copies whole objects out of a file that should be a pack and has no valid header.
 
 use std::sync::Arc;
 
@@ -16,9 +16,9 @@ use crate::sys::file;
 use crate::sys::map;
 use crate::units::usize_of;
 
-/// Copies the whole objects out of a file that should be a pack and has no usable header, and
-/// takes them into the index. A file of another store has nothing to give. Returns the deltas that
-/// [`OpenStore::resolve_with`] is to be told of.
+/// Copies the whole objects out of a file that should be a pack and has no valid header, and adds
+/// them to the index. It finds none in a file of another store. Returns the deltas for
+/// [`OpenStore::resolve_with`].
 pub(crate) fn salvage(shared: &OpenStore, name: &Name) -> Result<Vec<IndexEntry>, StoreError> {
     let failed = || StoreError::io("read", name);
     if name.look().map_err(failed())?.is_some_and(|found| !found.is_plain_file()) {
@@ -44,13 +44,13 @@ pub(crate) fn salvage(shared: &OpenStore, name: &Name) -> Result<Vec<IndexEntry>
     let index = shared.index();
     let bytes = pack.bytes(pack.length_bytes())?;
     let other_deltas = index.insert_found(objects_of(&pack, &bytes).collect::<Result<_, _>>()?)?;
-    // Records first: notes and tombstones are about them.
+    // Records come first: notes and tombstones refer to them.
     let (records, others): (Vec<_>, Vec<_>) =
         written.facts.into_iter().partition(|it| it.header.kind == ObjectKind::Record);
     for FactMove { header, snapshot, new, .. } in records.into_iter().chain(others) {
         let object =
             usize::try_from(new.offset_bytes).ok().and_then(|at| bytes.get(at..)).unwrap_or_default();
-        // The header keeps the checksum of the old place, which the payload does not depend on.
+        // The header still has the checksum of the old place. The payload does not depend on it.
         let payload =
             object.get(object::HEADER_BYTES..).and_then(|rest| rest.get(..header.stored_bytes as usize));
         let payload = payload.unwrap_or_default();

@@ -1,7 +1,8 @@
-//! What is set aside: the folder `damaged/` and the report in it.
+//! Setting files aside: the directory `damaged/` and the report in it.
 //!
-//! A file gets a second name there before it loses its first one, and the report tells of it in between. So
-//! whenever this is interrupted, nothing is gone and nothing lies there unexplained.
+//! A file gets a second name there before it loses its first one, and the report is written in
+//! between. So if this is interrupted at any moment, no file is lost, and every file in the
+//! directory is explained in the report.
 
 use std::path::PathBuf;
 
@@ -18,19 +19,19 @@ again, so the store needs none of these files. They are kept for whoever wants t
 may be deleted.
 ";
 
-/// The folder for damaged things of a store, and the section of its report that a repair writes.
+/// The directory `damaged/` of a store, and the section of its report that a repair writes.
 pub(crate) struct SetAside {
     dir: Name,
     title: Option<String>,
 }
 
 impl SetAside {
-    /// Begins a section, which is written when there is something to tell.
+    /// Begins a section, which is written once there is something to report.
     pub(crate) fn begin(store: &Dir) -> SetAside {
         SetAside { dir: store.join(DAMAGED_DIR), title: Some(format!("\n{}\n", jiff::Timestamp::now())) }
     }
 
-    /// Gives a file a second name in the folder and tells why. It keeps the first one.
+    /// Gives a file a second name in the directory and reports why. The file keeps its first name.
     pub(crate) fn put(&mut self, name: &Name, why: &[String]) -> Result<(), StoreError> {
         let dir = file::create_dir(&self.dir).map_err(StoreError::io("create", &self.dir))?;
         let second = file::link_into(name, &dir).map_err(StoreError::io("set aside", name))?;
@@ -41,7 +42,7 @@ impl SetAside {
         self.tell(&lines)
     }
 
-    /// Moves a directory, which cannot have a second name, into the folder and tells why.
+    /// Moves a directory, which cannot have a second name, and reports why.
     pub(crate) fn move_dir(&mut self, name: &Name, why: &[String]) -> Result<(), StoreError> {
         let dir = file::create_dir(&self.dir).map_err(StoreError::io("create", &self.dir))?;
         let free = (0u32..).map(|number| dir.join(format!("{}.{number}", name.name().to_string_lossy())));
@@ -56,14 +57,14 @@ impl SetAside {
         Ok(())
     }
 
-    /// Adds lines to the report: durable when this returns.
+    /// Adds lines to the report. They are durable when this returns.
     pub(crate) fn tell(&mut self, lines: &[String]) -> Result<(), StoreError> {
         let dir = file::create_dir(&self.dir).map_err(StoreError::io("create", &self.dir))?;
         let name = dir.join(REPORT_FILE);
         let append = || {
             let mut file = file::open_or_create(&name)?;
             if file.has_other_names()? {
-                // What has been told stays there, under the other name.
+                // The earlier report stays under its other name.
                 file::remove(&name)?;
                 file = file::create_new(&name)?;
             }
@@ -80,12 +81,12 @@ impl SetAside {
         Ok(())
     }
 
-    /// Whether this section has anything in it.
+    /// Whether anything was reported in this section.
     pub(crate) fn has_told(&self) -> bool {
         self.title.is_none()
     }
 
-    /// Where the report is.
+    /// The path of the report.
     pub(crate) fn report(&self) -> PathBuf {
         self.dir.path().join(REPORT_FILE)
     }

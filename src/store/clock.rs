@@ -1,19 +1,20 @@
-//! The clock of a store: each snapshot stands after the newest one, whatever the clock of the machine says.
+//! The clock of a store: the moment of each snapshot is later than that of all earlier ones, even
+//! if the machine's clock is set back.
 
 use jiff::{SignedDuration, Timestamp};
 
 use crate::sync::Mutex;
 
-/// Where the newest snapshot stands that was taken or begun.
+/// The moment of the newest snapshot that was taken or begun.
 pub(crate) struct Clock(Mutex<Timestamp>);
 
 impl Clock {
-    /// A clock of which all moments come after `newest`.
+    /// A clock whose moments all come after `newest`.
     pub(crate) fn after(newest: Timestamp) -> Clock {
         Clock(Mutex::new(newest))
     }
 
-    /// The time that the machine says, and a moment later than any before.
+    /// The machine's time, and a moment that is later than all before.
     pub(crate) fn now(&self) -> (Timestamp, Timestamp) {
         let mut newest = self.0.lock();
         let (time, moment) = time_and_moment(Timestamp::now(), *newest);
@@ -22,23 +23,25 @@ impl Clock {
     }
 }
 
-/// A clock may say the same twice, or step back so little: then the time is moved on.
+/// If the moment is ahead of the machine's clock by less than this, it is the time of the snapshot
+/// too: the clock returned the same time twice, or stepped back a little.
 const CLOCK_STEP: SignedDuration = SignedDuration::from_micros(1);
 
-/// The time of a snapshot that is taken when the clock says `now`, and its moment, which is later than the `newest`.
+/// The time of a snapshot that is taken when the machine's clock says `now`, and its moment, which
+/// is later than `newest`.
 fn time_and_moment(now: Timestamp, newest: Timestamp) -> (Timestamp, Timestamp) {
     let moment = later(now, newest);
     if moment.duration_since(now) < CLOCK_STEP { (moment, moment) } else { (now, moment) }
 }
 
-/// Now, or just after `before` where the clock says that it is earlier.
+/// Now, or just after `before` if the clock is not later than that.
 pub(crate) fn later_than(before: Option<Timestamp>) -> Timestamp {
     before.map_or_else(Timestamp::now, |before| later(Timestamp::now(), before))
 }
 
 fn later(now: Timestamp, before: Timestamp) -> Timestamp {
     match now <= before {
-        // A record may claim the last moment there is: then nothing is later.
+        // A record may claim the latest time that can be represented. No time is later than that.
         true => before.checked_add(SignedDuration::from_nanos(1)).unwrap_or(before),
         false => now,
     }

@@ -13,10 +13,10 @@ use crate::hash::Hash;
 use crate::record::{self, Note, Record, SnapshotId, Tombstone};
 
 impl OpenStore {
-    /// Appends facts and makes them, and all that was appended before, durable.
+    /// Appends facts and makes them durable, with everything that was appended before.
     ///
-    /// What the facts refer to is made durable before they are written: should the power fail in
-    /// between, whatever of a record is found on the disk, all that it needs is there as well.
+    /// What the facts refer to is made durable before the facts are written. So if the power fails
+    /// in between, a record that is found on the disk has everything that it refers to.
     fn commit(
         &self,
         facts: Vec<(ObjectKind, Vec<u8>, FactAt)>,
@@ -26,7 +26,7 @@ impl OpenStore {
         self.sync()?;
         let added_bytes = self.log.append_facts(facts, failures_before)?;
         self.sync()?;
-        // Another thread's sync may have failed with our facts among what it took back.
+        // Another thread's sync may have failed and withdrawn our facts.
         if self.log.failures() == failures_before {
             Ok(added_bytes)
         } else {
@@ -34,13 +34,14 @@ impl OpenStore {
         }
     }
 
-    /// The time that the clock says, and the moment at which a snapshot that is taken now stands: later than that of any other.
+    /// The machine's time, and the moment of a snapshot that is taken now, which is later than all
+    /// others.
     pub(crate) fn now(&self) -> (Timestamp, Timestamp) {
         self.clock.now()
     }
 
-    /// Commits a snapshot with its labels: durable when this returns. Returns its id and how many
-    /// bytes were added.
+    /// Commits a snapshot with its labels. It is durable when this returns. Returns its id and how
+    /// many bytes were added.
     pub(crate) fn commit_snapshot(
         &self,
         record: Record,
@@ -84,14 +85,14 @@ impl OpenStore {
             self.commit(facts, self.log.failures()).map(drop)
         };
         match commit() {
-            // A full disk must not keep anybody from forgetting: the index gives its room for it.
+            // Forgetting must work on a full disk: the index is deleted to free space.
             Err(StoreError::DiskFull { .. }) if self.index.make_room()? => commit(),
             other => other,
         }
     }
 }
 
-/// The stored bytes of a tombstone of now.
+/// The stored bytes of a tombstone whose time is now.
 pub(crate) fn encode_tombstone(snapshot: SnapshotId) -> Result<Vec<u8>, StoreError> {
     encode(ObjectKind::Tombstone, &Tombstone { snapshot, time: Timestamp::now() })
 }
@@ -101,14 +102,14 @@ fn note(note: Note) -> Result<(ObjectKind, Vec<u8>, FactAt), StoreError> {
     Ok((ObjectKind::Note, bytes, Box::new(move |location| Fact::Note(note, location))))
 }
 
-/// The stored bytes of a value, if they are not too many.
+/// The stored bytes of a value, if they are within the limit.
 pub(crate) fn encode<T: serde::Serialize>(kind: ObjectKind, value: &T) -> Result<Vec<u8>, StoreError> {
     let bytes = record::encode(value).map_err(|source| StoreError::Record { kind, source })?;
     check_length(kind, bytes.len())?;
     Ok(bytes)
 }
 
-/// An error if an object of so many plain bytes cannot be stored.
+/// Returns an error if an object of this many plain bytes cannot be stored.
 pub(crate) fn check_length(kind: ObjectKind, plain_bytes: usize) -> Result<(), StoreError> {
     if plain_bytes > ObjectKind::MAX_PLAIN_BYTES {
         Err(StoreError::TooLarge { kind, found_bytes: plain_bytes as u64 })

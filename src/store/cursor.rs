@@ -1,4 +1,4 @@
-//! A cursor: a place in the packs, where the next object to be read mostly is.
+//! A cursor: a position in the packs. The next object to be read usually is there.
 
 use std::cell::Cell;
 use std::ops::Range;
@@ -16,17 +16,18 @@ use crate::hash::Hash;
 use crate::sys::map::{PackMap, Since};
 use crate::units::usize_of;
 
-/// How often an object is looked up anew when its pack is gone. Each time gc must have moved it.
+/// How often an object is looked up again when its pack is missing. Each time, gc must have moved
+/// it.
 pub(crate) const TRIES: usize = 100;
 
-/// Where an object was found.
+/// An object that was found in a pack.
 pub(super) struct FoundObject {
     pub(super) map: Arc<PackMap>,
     pub(super) pack: u32,
-    /// Where in the pack it begins.
+    /// Its offset in the pack.
     pub(super) at: usize,
     pub(super) header: Header,
-    /// Whether its checksum has been.
+    /// Whether its checksum was verified.
     is_checked: Cell<bool>,
 }
 
@@ -35,12 +36,12 @@ impl FoundObject {
         self.header.encoding == Encoding::Delta
     }
 
-    /// The base that a delta names.
+    /// The base that a delta refers to.
     pub(super) fn base(&self) -> Result<Hash, StoreError> {
         delta::base_of(self.payload()?).ok_or_else(|| self.damaged("it names no base"))
     }
 
-    /// Its number among those that were in its place.
+    /// Its number in the sequence of contents of one place.
     pub(super) fn number(&self) -> Result<u8, StoreError> {
         if self.is_delta() {
             delta::number_of(self.payload()?).ok_or_else(|| self.damaged("it has no number"))
@@ -49,7 +50,7 @@ impl FoundObject {
         }
     }
 
-    /// Its payload, still encoded, its checksum checked.
+    /// Its payload, still encoded. The checksum is verified.
     pub(super) fn payload(&self) -> Result<&[u8], StoreError> {
         if !self.is_checked.get() {
             self.header.payload(&self.map[self.at..]).map_err(|why| self.damaged(why))?;
@@ -70,23 +71,23 @@ impl FoundObject {
     }
 }
 
-/// A place in the packs, after the last object that was read there.
+/// A position in the packs, after the last object that was read there.
 pub(super) struct Cursor<'a> {
     pub(super) shared: &'a OpenStore,
     open: Option<(u32, Arc<PackMap>)>,
     /// Where the object after the last one begins, in the open pack.
     pub(super) next_bytes: usize,
-    /// What was made ready earlier may not be so any more.
+    /// Pages that were populated before this may have been evicted since.
     since: Since,
 }
 
 impl<'a> Cursor<'a> {
-    /// A cursor at no place yet.
+    /// A cursor without a position.
     pub(super) fn new(shared: &'a OpenStore, since: Since) -> Cursor<'a> {
         Cursor { shared, open: None, next_bytes: 0, since }
     }
 
-    /// Makes bytes of the open pack ready to be touched.
+    /// Makes bytes of the open pack ready for access.
     fn ready(&self, bytes: Range<usize>) -> Result<(), StoreError> {
         self.open.as_ref().map_or(Ok(()), |(_, map)| ready_since(map, bytes, self.since))
     }
@@ -95,13 +96,13 @@ impl<'a> Cursor<'a> {
         Place::new(self.shared.format.id, pack, at as u64)
     }
 
-    /// The object after the last one, if it is this.
+    /// The object after the last one, if it has this kind and hash.
     pub(super) fn next_if_it_is(&mut self, kind: ObjectKind, hash: &Hash) -> Option<FoundObject> {
-        // What cannot be read is asked for again where it is looked up, and then it is an error.
+        // If the bytes cannot be read, the look-up tries again and returns the error.
         self.ready(self.next_bytes..self.next_bytes.saturating_add(HEADER_BYTES)).ok()?;
         let (pack, map) = self.open.as_ref()?;
         let rest = map.get(self.next_bytes..)?;
-        // The hash first: mostly that tells, and costs nothing.
+        // The hash is compared first: it usually decides, at no cost.
         if rest.get(16..HEADER_BYTES) != Some(&hash.0) {
             return None;
         }
@@ -112,7 +113,8 @@ impl<'a> Cursor<'a> {
         Some(FoundObject { map, pack, at: self.next_bytes, header, is_checked: Cell::new(false) })
     }
 
-    /// The object after the last one if it is this and whole, else the one that the index knows.
+    /// The object after the last one, if it has this kind and hash and is whole. Otherwise the
+    /// object that the index knows.
     pub(super) fn next_or_find(&mut self, kind: ObjectKind, hash: &Hash) -> Result<FoundObject, StoreError> {
         self.shared.check_fork()?;
         match self.next_if_it_is(kind, hash).filter(|found| found.payload().is_ok()) {
@@ -124,7 +126,8 @@ impl<'a> Cursor<'a> {
     pub(super) fn find(&mut self, kind: ObjectKind, hash: &Hash) -> Result<FoundObject, StoreError> {
         let tree = Tree::of(kind);
         let missing = || StoreError::Missing { kind, hash: *hash };
-        // gc may move the object between the look-up and the reading: then it is elsewhere now.
+        // gc may move the object between the look-up and the read. Then the next look-up finds its
+        // new place.
         for _ in 0..TRIES {
             let location = self.shared.locate(tree, hash)?.ok_or_else(missing)?;
             if let Some(found) = self.at(kind, hash, location)? {
@@ -134,7 +137,8 @@ impl<'a> Cursor<'a> {
         Err(missing())
     }
 
-    /// The object at a place, whatever it is, if its header is in order. An error is no damage.
+    /// The object at a location, whatever its kind and hash, if its header is valid. An error does
+    /// not mean damage.
     pub(super) fn whatever_is_at(
         &mut self,
         Position { pack, offset_bytes }: Position,
@@ -160,7 +164,7 @@ impl<'a> Cursor<'a> {
         Ok(header.map(|header| FoundObject { map, pack, at, header, is_checked: Cell::new(false) }))
     }
 
-    /// The object at a place; none if gc has removed the pack.
+    /// The object at a location. `None` if gc has removed the pack.
     pub(super) fn at(
         &mut self,
         kind: ObjectKind,
@@ -195,14 +199,15 @@ impl<'a> Cursor<'a> {
         if header.hash != *hash || !fits(header.kind, kind) {
             return Err(damaged("another object is in its place"));
         }
-        // The index may be wrong about how long it is.
+        // The length in the index may be wrong.
         self.ready(at..at.saturating_add(header.object_bytes()))?;
         Ok(Some(FoundObject { map, pack: location.pack, at, header, is_checked: Cell::new(false) }))
     }
 }
 
-/// Whether an object of the kind `found` may stand for one of the kind `wanted`: within a tree of the
-/// index an object is known by its bytes alone, and two of different kinds may have the same.
+/// Whether an object of kind `found` can replace one of kind `wanted`. Within a tree of the index,
+/// an object is known only by its bytes, and two objects of different kinds may have the same
+/// bytes.
 fn fits(found: ObjectKind, wanted: ObjectKind) -> bool {
     (found == ObjectKind::Region) == (wanted == ObjectKind::Region)
 }

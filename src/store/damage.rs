@@ -1,14 +1,14 @@
-//! What is known of damage in a store. The index remembers it beyond the closing.
+//! What is known about damage in a store. The index keeps it when the store is closed.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use super::index::Index;
 
-/// What is known of damage in an open store.
+/// What is known about damage in an open store.
 pub(super) struct Damage {
-    /// Whether some was found. Then captures look up also what their parent has.
+    /// Whether damage was found. If so, captures also look up objects that their parent has.
     known: AtomicBool,
-    /// How often some was found since the store was opened.
+    /// How often damage was found since the store was opened.
     findings: AtomicU64,
 }
 
@@ -25,13 +25,13 @@ impl Damage {
         self.findings.load(Ordering::Relaxed)
     }
 
-    /// Some was found.
+    /// Records that damage was found.
     pub(super) fn found(&self, index: &Index) {
         self.findings.fetch_add(1, Ordering::Relaxed);
         self.set_known(true, index);
     }
 
-    /// There is none, unless some was found after `findings_before`.
+    /// Records that there is none, unless some was found after `findings_before`.
     pub(super) fn none_since(&self, findings_before: u64, index: &Index) {
         self.set_known(false, index);
         if self.findings() != findings_before {

@@ -1,8 +1,9 @@
-//! Dangling deltas: those of which the index does not have the base.
+//! Dangling deltas: deltas whose base is not in the index.
 //!
-//! A delta is *resolvable* if the index has its base, the base of that, and so on down to an object that is stored whole.
-//! Otherwise it is *dangling*: garbage, mostly, which comes back when the index is rebuilt. It is taken out of the index, so
-//! that the next capture of the same bytes stores them again.
+//! A delta is *resolvable* if the index has its base, the base of that, and so on down to an object
+//! that is stored whole. Otherwise it is *dangling*. Most dangling deltas are garbage that
+//! reappears when the index is rebuilt. They are removed from the index, so that the next capture
+//! of the same bytes stores them again.
 
 use super::error::StoreError;
 use super::open_store::OpenStore;
@@ -10,9 +11,9 @@ use super::read::{Check, Reader};
 use super::tree::{IndexEntry, Tree};
 
 impl OpenStore {
-    /// Takes deltas out of the index whose bases are not in it, if there may be any: garbage that gc
-    /// was dropping, or that came back when the index was rebuilt. Where damage is known they may also be
-    /// what a snapshot needs, and stay.
+    /// Removes dangling deltas from the index, if there may be any: garbage that gc was dropping,
+    /// or that reappeared when the index was rebuilt. If damage is known, a snapshot may need them,
+    /// and they stay.
     pub(crate) fn drop_dangling(&self) -> Result<(), StoreError> {
         let index = self.index();
         if !index.may_have_dangling() {
@@ -31,13 +32,14 @@ impl OpenStore {
         index.set_may_have_dangling(false)
     }
 
-    /// Points the index at `others`, deltas that it does not mean, where the one that it means lacks a base
-    /// and the other does not. That happens where the packs hold garbage from before: its base may be gone,
-    /// and the same bytes stored anew since, from another base.
+    /// Points the index at deltas in `others`, to which it does not refer, where the index's own
+    /// delta of the same object is dangling and the other is resolvable. This happens if the packs
+    /// hold old garbage: its base may have been dropped, and the same bytes stored again since,
+    /// from another base.
     pub(crate) fn resolve_with(&self, others: &[IndexEntry]) -> Result<(), StoreError> {
         let index = self.index();
         let mut reader = Reader::new(self, Check::Checksum);
-        // One that is grounded now may be the base of another.
+        // A delta that has become resolvable may be the base of another.
         let mut goes_on = true;
         while std::mem::take(&mut goes_on) {
             for (tree, hash, other) in others {

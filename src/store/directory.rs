@@ -1,7 +1,8 @@
-//! The directory of a store, opened before anything in it is looked at.
+//! The directory of a store. It is opened before anything in it is read.
 //!
-//! Somebody else may have made it: what is in it is opened by its name alone and not through a link. One that belongs
-//! to another user is not for root, as that user could change it at any moment, and with it what root does.
+//! Another user may have made the directory. So each file in it is opened by its plain name, and a
+//! symbolic link there is not followed. Root refuses a directory that belongs to another user: that
+//! user could change it at any moment, and thereby what root does.
 
 use std::io;
 use std::path::Path;
@@ -9,7 +10,8 @@ use std::path::Path;
 use super::error::StoreError;
 use crate::sys::dir::Dir;
 
-/// Opens the directory of the store at `path`. One of another user only `trust_owner`.
+/// Opens the directory of the store at `path`. With `trust_owner`, root accepts a directory of
+/// another user.
 pub(crate) fn open(path: &Path, trust_owner: bool) -> Result<Dir, StoreError> {
     let not_a_store = |why: &str| StoreError::NotAStore { path: path.to_owned(), why: why.to_owned() };
     let dir = Dir::open(path).map_err(|error| match error.kind() {

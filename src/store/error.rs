@@ -1,4 +1,4 @@
-//! What can go wrong in a store.
+//! The errors of a store.
 
 use std::io;
 use std::path::PathBuf;
@@ -11,21 +11,21 @@ use crate::record::{RecordError, SnapshotId};
 use crate::sys::fork::ProcessId;
 use crate::text::shorten;
 
-/// A store that cannot be opened, read or written.
+/// Why a store could not be opened, read or written.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum StoreError {
-    /// The operating system refused something.
+    /// The operating system returned an error.
     #[error("cannot {action} {}", path.display())]
     Io {
         /// What was tried.
         action: &'static str,
-        /// With what file.
+        /// The file concerned.
         path: PathBuf,
-        /// What the operating system said.
+        /// The operating system's error.
         source: io::Error,
     },
-    /// The disk is full. What was stored before is intact; free space and try again.
+    /// The disk is full. What was stored before is intact. Free space and try again.
     #[error(
         "no space is left to write {}; every earlier snapshot is intact: {}",
         path.display(),
@@ -34,18 +34,18 @@ pub enum StoreError {
     DiskFull {
         /// The file that could not grow.
         path: PathBuf,
-        /// How much must be free besides, where gc itself lacks it.
+        /// How much more space gc needs, if gc itself is short of it.
         missing_bytes: Option<u64>,
-        /// What the operating system said.
+        /// The operating system's error.
         source: io::Error,
     },
-    /// What is forgotten cannot be erased now. Nothing was changed.
+    /// Forgotten data cannot be erased now. Nothing was changed.
     #[error("nothing was erased: {why}")]
     CannotErase {
-        /// Why not, and what to do.
+        /// Why, and what to do.
         why: String,
     },
-    /// Of what is forgotten something may be left.
+    /// A pack may still hold bytes of forgotten snapshots.
     #[error(
         "{} may still have bytes of forgotten snapshots: {why}; all other packs are rewritten",
         path.display()
@@ -53,31 +53,31 @@ pub enum StoreError {
     NotErased {
         /// The pack.
         path: PathBuf,
-        /// Why it was left.
+        /// Why it was not rewritten.
         why: &'static str,
     },
-    /// Nothing can be written where the store is: its file system is read-only, or modes or flags forbid it.
+    /// The store cannot be written: its file system is read-only, or modes or flags forbid it.
     #[error(
         "the store {} is read-only (its file system, its modes, or an immutable flag): it can be read, but not \
          changed; make it writable, or work on a copy of it",
         path.display()
     )]
     ReadOnly {
-        /// Where the store is.
+        /// The path of the store.
         path: PathBuf,
     },
-    /// There is no store here.
+    /// The directory is not a store.
     #[error("{} is not a stillframe store: {why}", path.display())]
     NotAStore {
-        /// Where a store was expected.
+        /// The path where a store was expected.
         path: PathBuf,
         /// What was found instead.
         why: String,
     },
-    /// There is a store here already.
+    /// The directory already is a store.
     #[error("{} is a store already; open it, or choose another directory", path.display())]
     AlreadyAStore {
-        /// Where it is.
+        /// The path of the store.
         path: PathBuf,
     },
     /// The store was written by a newer program.
@@ -87,11 +87,11 @@ pub enum StoreError {
         path.display()
     )]
     NewerFormat {
-        /// Where the store is.
+        /// The path of the store.
         path: PathBuf,
         /// Its format.
         found: u32,
-        /// The newest format known.
+        /// The newest format that this program knows.
         supported: u32,
     },
     /// The store was written by an older program.
@@ -101,14 +101,14 @@ pub enum StoreError {
         path.display()
     )]
     OlderFormat {
-        /// Where the store is.
+        /// The path of the store.
         path: PathBuf,
         /// Its format.
         found: u32,
-        /// The format needed.
+        /// The format that this program needs.
         supported: u32,
     },
-    /// The FORMAT file does not say what it should.
+    /// The FORMAT file is damaged.
     #[error(
         "the file {} is damaged: {detail}; `stillframe repair` rewrites it from the packs",
         path.display()
@@ -119,7 +119,7 @@ pub enum StoreError {
         /// What is wrong with it.
         detail: String,
     },
-    /// The FORMAT file does not say what it should, nor do the packs.
+    /// The FORMAT file is damaged and cannot be rebuilt from the packs.
     #[error(
         "the file {} is damaged: {detail}; it cannot be rebuilt from the packs: {why}; replace it by a copy, \
          for example from a backup",
@@ -130,10 +130,10 @@ pub enum StoreError {
         path: PathBuf,
         /// What is wrong with it.
         detail: String,
-        /// Why the packs do not tell.
+        /// Why the packs do not determine its content.
         why: String,
     },
-    /// It was cancelled by its [`Progress`](crate::Progress).
+    /// The operation was cancelled by its [`Progress`](crate::Progress).
     #[error("interrupted before it was complete; the store is intact")]
     Interrupted,
     /// Another process owns the store.
@@ -143,7 +143,7 @@ pub enum StoreError {
         owner.map_or_else(|| "another process".to_owned(), |pid| format!("process {pid}"))
     )]
     Owned {
-        /// Where the store is.
+        /// The path of the store.
         path: PathBuf,
         /// The owner's pid, if it could be read.
         owner: Option<u32>,
@@ -155,14 +155,14 @@ pub enum StoreError {
         path.display()
     )]
     OtherPid {
-        /// Where the store is.
+        /// The path of the store.
         path: PathBuf,
         /// The process that opened it.
         opened_by: u32,
-        /// The process that would use it.
+        /// The process that used it.
         used_by: u32,
     },
-    /// The process that would open a store was forked from one that has had a store open.
+    /// The process was forked from one that has had a store open.
     #[error(
         "cannot open the store {} in process {used_by}: it is a fork of process {opened_by}, which had a store \
          open, and the threads of a store do not survive a fork; fork before the first store is opened, or \
@@ -170,24 +170,24 @@ pub enum StoreError {
         path.display()
     )]
     Forked {
-        /// The store that was to be opened.
+        /// The store that it tried to open.
         path: PathBuf,
         /// The process that had a store open.
         opened_by: u32,
-        /// The process that would open one.
+        /// The process that tried to open a store.
         used_by: u32,
     },
-    /// The directory of the open store is not where it was.
+    /// The directory of the open store is no longer where it was.
     #[error(
         "the store that was opened at {} was moved or removed while it was open; nothing at this path was \
          changed; move the store back, or open it at its new path",
         path.display()
     )]
     Moved {
-        /// Where it was opened.
+        /// The path where it was opened.
         path: PathBuf,
     },
-    /// The LOCK of the open store is not the one that it holds.
+    /// The LOCK of the open store is not the file that this process locked.
     #[error(
         "{} was removed or replaced while the store was open, so another program may have opened the store; \
          nothing more is written; close the store in all programs and open it again",
@@ -197,19 +197,19 @@ pub enum StoreError {
         /// The file.
         path: PathBuf,
     },
-    /// The file system has no locks, without which two programs could change a store at once.
+    /// The file system has no locks. Without them two programs could change a store at once.
     #[error(
         "cannot lock {}: without file locks (flock) two programs could change the store at once; keep the \
          store on a file system that supports them",
         path.display()
     )]
     CannotLock {
-        /// The file that was to be locked.
+        /// The file that could not be locked.
         path: PathBuf,
-        /// What the operating system said.
+        /// The operating system's error.
         source: io::Error,
     },
-    /// The directory belongs to another user, who could use what root does in it.
+    /// The directory belongs to another user, who could use it to change what root does.
     #[error(
         "the directory {} belongs to the user with id {owner_uid}, who could make root change other files \
          through it; use it as that user, change its owner to root, or accept the risk with --trust-owner \
@@ -219,27 +219,27 @@ pub enum StoreError {
     OwnedByOther {
         /// The directory.
         path: PathBuf,
-        /// Whose it is.
+        /// The id of the user to whom it belongs.
         owner_uid: u32,
     },
-    /// There is something in the store's directory that no stillframe has put there.
+    /// The store's directory has something in it that stillframe did not put there.
     #[error("{} is in the way: {why}; check what it is, and move it away", path.display())]
     InTheWay {
-        /// What is there.
+        /// Its path.
         path: PathBuf,
         /// Why it cannot be used.
         why: String,
     },
-    /// A stored object cannot be read as it was written.
+    /// A stored object is damaged.
     #[error("the {kind} {hash} in pack {pack} at byte {offset_bytes} is damaged: {detail}")]
     Damaged {
-        /// What kind of object it is.
+        /// The kind of the object.
         kind: ObjectKind,
         /// Its address.
         hash: Hash,
-        /// The pack it is in.
+        /// The pack that contains it.
         pack: u32,
-        /// Where in the pack it begins.
+        /// Its offset in the pack.
         offset_bytes: u64,
         /// What is wrong with it.
         detail: String,
@@ -247,22 +247,22 @@ pub enum StoreError {
     /// A referenced object is in no pack.
     #[error("the {kind} {hash} is missing from the store; `stillframe verify` lists what needs it")]
     Missing {
-        /// What kind of object it is.
+        /// The kind of the object.
         kind: ObjectKind,
         /// Its address.
         hash: Hash,
     },
-    /// An object is stored as a difference from another one, which cannot be read.
+    /// An object is stored as a delta, and its base cannot be read.
     #[error("the {kind} {hash} cannot be read: it is stored as a delta of another object")]
     Base {
-        /// What kind of object it is.
+        /// The kind of the object.
         kind: ObjectKind,
         /// Its address.
         hash: Hash,
-        /// What is wrong with the other.
+        /// The error of the base.
         source: Box<StoreError>,
     },
-    /// A file in the place of a pack cannot be read as one, and what it says is needed is unknown.
+    /// A pack file cannot be read as a pack, so what it says about other packs is unknown.
     #[error("the pack {} is not usable: {why}; `stillframe repair` recovers its contents", path.display())]
     UnusablePack {
         /// The file.
@@ -270,10 +270,10 @@ pub enum StoreError {
         /// What is wrong with it.
         why: String,
     },
-    /// An object is intact but says something impossible.
+    /// An object is intact, but its content is not possible.
     #[error("the {kind} {hash} cannot be used: {detail}")]
     Malformed {
-        /// What kind of object it is.
+        /// The kind of the object.
         kind: ObjectKind,
         /// Its address.
         hash: Hash,
@@ -283,7 +283,7 @@ pub enum StoreError {
     /// A value cannot be encoded or decoded.
     #[error("a {kind} is not in order")]
     Record {
-        /// What kind of object it is.
+        /// The kind of the object.
         kind: ObjectKind,
         /// What is wrong with it.
         source: RecordError,
@@ -294,25 +294,25 @@ pub enum StoreError {
         ObjectKind::MAX_PLAIN_BYTES
     )]
     TooLarge {
-        /// What kind of object it is.
+        /// The kind of the object.
         kind: ObjectKind,
-        /// How large it is.
+        /// Its size.
         found_bytes: u64,
     },
-    /// An address space in more pieces than a snapshot can have.
+    /// The address space has more mappings than a snapshot can have.
     #[error("{found} mappings are too many for a snapshot, which has {most} at most")]
     TooManyMappings {
         /// How many there are.
         found: usize,
-        /// How many there may be.
+        /// How many it can have.
         most: usize,
     },
-    /// A snapshot has more than the store keeps of one beside its memory.
+    /// A snapshot has more attachments, labels and text than the store can record.
     #[error(
         "the snapshot cannot be recorded; give it fewer or shorter attachments, a shorter trigger or labels"
     )]
     Unrecordable {
-        /// What is too much.
+        /// What exceeds its limit.
         source: RecordError,
     },
     /// The index database failed.
@@ -320,25 +320,26 @@ pub enum StoreError {
     Index {
         /// What was tried.
         action: &'static str,
-        /// What the database said.
+        /// The database's error.
         detail: String,
     },
-    /// Writing failed for somebody else meanwhile, and what this capture refers to may be lost.
+    /// A write of another thread failed in the meantime, and what this capture refers to may be
+    /// lost.
     #[error("another write to the store failed during this capture; nothing was recorded, capture again")]
     WriteFailedMeanwhile,
     /// No snapshot has this id or matches this name.
     #[error("no snapshot is {text}; `stillframe list` lists the snapshots")]
     NoSuchSnapshot {
-        /// What was looked for.
+        /// The id or name.
         text: String,
     },
-    /// No snapshot is of a process of this name.
+    /// No snapshot belongs to a process of this name.
     #[error("there are no snapshots of a process {process:?}; `stillframe processes` lists the processes")]
     NoSuchProcess {
         /// The name given.
         process: String,
     },
-    /// Several snapshots have ids that begin like this.
+    /// Several snapshot ids begin with this prefix.
     #[error("{prefix} is the prefix of {} snapshot ids, give more digits: \
          {}", candidates.len(), shown(candidates))]
     AmbiguousPrefix {
@@ -347,7 +348,7 @@ pub enum StoreError {
         /// The ids that begin with it.
         candidates: Vec<SnapshotId>,
     },
-    /// Not an id, nor anything else that names a snapshot.
+    /// The text is not a snapshot id, and does not name a snapshot in another way.
     #[error("{text:?} does not name a snapshot: {why}")]
     BadSnapshotName {
         /// The text given.
@@ -363,13 +364,13 @@ pub enum StoreError {
         /// What is wrong with it.
         why: &'static str,
     },
-    /// Two attachments of one name.
+    /// Two attachments have the same name.
     #[error("two attachments are named {name:?}; give each a different name")]
     AttachmentTwice {
         /// The name.
         name: String,
     },
-    /// An attachment whose name has a meaning of its own.
+    /// The name of the attachment is reserved.
     #[error(
         "no attachment can be named {name:?}: names that begin with \"moment:\" are reserved for the order of \
          the snapshots"
@@ -414,7 +415,7 @@ impl From<Interrupted> for StoreError {
 }
 
 impl StoreError {
-    /// An operating system's error about `path`, with a full disk told apart.
+    /// An operating system's error about `path`. A full disk has its own variant.
     pub(crate) fn io(action: &'static str, path: impl Into<PathBuf>) -> impl FnOnce(io::Error) -> StoreError {
         let path = path.into();
         move |source| match source.kind() {
@@ -425,18 +426,18 @@ impl StoreError {
         }
     }
 
-    /// That this process was forked from the one that opened the store at `path`.
+    /// The error of a process that was forked from the one that opened the store at `path`.
     pub(crate) fn of_other_process(path: impl Into<PathBuf>, opened_by: ProcessId) -> StoreError {
         let (opened_by, used_by) = (opened_by.pid(), ProcessId::this().pid());
         StoreError::OtherPid { path: path.into(), opened_by, used_by }
     }
 
-    /// This error about the base of the object with this header.
+    /// Wraps this error: it is about the base of the object with this header.
     pub(crate) fn of_base(self, header: &Header) -> StoreError {
         StoreError::Base { kind: header.kind, hash: header.hash, source: Box::new(self) }
     }
 
-    /// The damaged object that is behind this error, and where it is.
+    /// The damaged object that caused this error, and its place.
     pub(crate) fn culprit(&self) -> Option<(ObjectKind, Hash, Position)> {
         match self {
             StoreError::Base { source, .. } => source.culprit(),
@@ -447,7 +448,7 @@ impl StoreError {
         }
     }
 
-    /// The error and what is behind it, in one line.
+    /// The error and its causes, in one line.
     pub(crate) fn whole_story(&self) -> String {
         match self {
             StoreError::Base { source, .. } => format!("{self}: {}", source.whole_story()),
@@ -455,12 +456,12 @@ impl StoreError {
         }
     }
 
-    /// No snapshot is of the process of this name.
+    /// The error if no snapshot belongs to the process of this name.
     pub(crate) fn no_such_process(name: &str) -> StoreError {
         StoreError::NoSuchProcess { process: shorten(name) }
     }
 
-    /// Whether this says that stored bytes are not what was written.
+    /// Whether the error says that stored bytes differ from what was written.
     pub fn is_damage(&self) -> bool {
         if let StoreError::Base { source, .. } = self {
             return source.is_damage();

@@ -1,4 +1,5 @@
-//! What an object in a pack says to the catalog: records, notes and tombstones do, all others are for the index.
+//! Facts for the catalog: what records, notes and tombstones say. All other objects belong to the
+//! index.
 
 use super::catalog::{Entry, Fact};
 use super::held::Held;
@@ -8,7 +9,7 @@ use crate::codec;
 use crate::hash::Hash;
 use crate::record::{self, Note, Record, SnapshotId, Tombstone};
 
-/// What an object says to the catalog, if it is of a kind that does.
+/// The fact in an object, if its kind has one.
 pub(crate) fn read(header: &Header, payload: &[u8], location: Location) -> Result<Option<Fact>, String> {
     if !matches!(header.kind, ObjectKind::Record | ObjectKind::Note | ObjectKind::Tombstone) {
         return Ok(None);
@@ -29,7 +30,7 @@ pub(crate) fn read(header: &Header, payload: &[u8], location: Location) -> Resul
     }))
 }
 
-/// The snapshot that a record, note or tombstone is about; `None` for what says nothing of the kind.
+/// The snapshot that a record, note or tombstone is about. `None` for other kinds.
 pub(crate) fn subject(header: &Header, payload: &[u8]) -> Option<SnapshotId> {
     let plain = || {
         let mut plain = vec![0; header.plain_bytes as usize];

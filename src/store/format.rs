@@ -1,4 +1,4 @@
-//! The FORMAT file: what a store is, as text, written once.
+//! The FORMAT file: the properties of a store, as text. It is written once.
 //!
 //! ```text
 //! stillframe store
@@ -9,7 +9,8 @@
 //! check = 1a2b3c4d  (CRC32C of all lines above, in hex)
 //! ```
 //!
-//! A store whose FORMAT is missing or damaged is not opened; repair writes the file from the packs (identity.rs).
+//! A store whose FORMAT is missing or damaged is not opened. Repair rewrites the file from the
+//! packs (identity.rs).
 
 use super::error::StoreError;
 use super::id::StoreId;
@@ -20,18 +21,18 @@ use crate::sys::dir::{Dir, Name};
 use crate::sys::file;
 use crate::units::RegionSize;
 
-/// The format this program reads and writes.
+/// The format that this program reads and writes.
 pub(crate) const FORMAT_VERSION: u32 = 1;
 
 /// The name of the file in the store's directory.
 pub(crate) const FORMAT_FILE: &str = "FORMAT";
 
-/// The file has no more bytes than this.
+/// The greatest size of the file.
 const MAX_BYTES: u64 = 64 * 1024;
 
 const FIRST_LINE: &str = "stillframe store";
 
-/// What the FORMAT file says.
+/// The content of the FORMAT file.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Format {
     pub(crate) version: u32,
@@ -53,7 +54,7 @@ impl Format {
         format!("{lines}check = {:08x}\n", crc32c::crc32c(lines.as_bytes()))
     }
 
-    /// What the text says; what is wrong with it otherwise.
+    /// Parses the text. The error says what is wrong with it.
     pub(crate) fn parse(text: &str) -> Result<Format, String> {
         let (lines, check) = text.rsplit_once("check = ").ok_or("it has no check line")?;
         let expected = format!("{:08x}\n", crc32c::crc32c(lines.as_bytes()));
@@ -81,17 +82,17 @@ impl Format {
         })
     }
 
-    /// Writes the file, whole and durable or not at all.
+    /// Writes the file atomically and makes it durable.
     pub(crate) fn write(&self, store: &Dir) -> Result<(), StoreError> {
         let name = store.join(FORMAT_FILE);
         file::write_whole(&name, self.text().as_bytes()).map_err(StoreError::io("write", &name))
     }
 
-    /// Reads the file of a store that is not newer than this program.
+    /// Reads the file of a store whose format is not newer than this program's.
     pub(crate) fn read(store: &Dir) -> Result<Format, StoreError> {
         let (name, text, found) = read_text(store)?;
         let path = (&name).into();
-        // A newer format may change the rest, but not so that it fits this one.
+        // A newer format may change the rest, but never so that it is a valid rest of this format.
         let as_ours = format!("{FIRST_LINE}\nformat = {FORMAT_VERSION}\n");
         let rest = text.splitn(3, '\n').nth(2).unwrap_or_default();
         if found > FORMAT_VERSION && Format::parse(&format!("{as_ours}{rest}")).is_ok() {
@@ -105,7 +106,7 @@ impl Format {
         Format::parse(&text).map_err(|detail| StoreError::FormatFile { path, detail })
     }
 
-    /// Reads the file whatever version it is of.
+    /// Reads the file, whatever its version.
     #[cfg(test)]
     pub(crate) fn read_any(store: &Dir) -> Result<Format, StoreError> {
         let (name, text, _) = read_text(store)?;
@@ -118,7 +119,7 @@ pub(super) fn field<'a>(text: &'a str, name: &str) -> Option<&'a str> {
     text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(" = "))
 }
 
-/// The text of a file that need not be in order; nothing if there is none.
+/// The text of a file that may be damaged. Empty if there is no file.
 pub(super) fn any_text(store: &Dir) -> String {
     let bytes = file::read_bounded(&store.join(FORMAT_FILE), MAX_BYTES).unwrap_or_default();
     String::from_utf8_lossy(&bytes).into_owned()
@@ -129,7 +130,8 @@ pub(crate) fn version(store: &Dir) -> Result<u32, StoreError> {
     Ok(read_text(store)?.2)
 }
 
-/// Which store the file says it is of; whatever its version, as that is read by another program.
+/// The store id in the file. It is read for every version, because another version of this program
+/// uses the other fields.
 pub(crate) fn id_line(store: &Dir) -> Result<String, StoreError> {
     let (name, text, _) = read_text(store)?;
     let detail = || "it has no id line".to_owned();
@@ -137,8 +139,8 @@ pub(crate) fn id_line(store: &Dir) -> Result<String, StoreError> {
     id.ok_or_else(|| StoreError::FormatFile { path: (&name).into(), detail: detail() })
 }
 
-/// The file, its text, and the version in it: which is read before the check, so that a newer
-/// format may change the rest.
+/// The file, its text and its version. The version is read before the check line is verified, so
+/// that a newer format may change the rest.
 fn read_text(store: &Dir) -> Result<(Name, String, u32), StoreError> {
     let not_a_store = |why: &str| StoreError::NotAStore { path: store.into(), why: why.to_owned() };
     let name = store.join(FORMAT_FILE);

@@ -1,19 +1,20 @@
-//! The gate between captures and gc: what a capture refers to is never dropped under it.
+//! The gate between captures and gc: gc never drops an object that a running capture refers to.
 //!
-//! A capture that finds a region in the store only notes a reference to it. Until the capture's
-//! record is durable no snapshot shows that the region is needed. So:
+//! A capture that finds a region in the store only records a reference to it. Until the capture's
+//! record is durable, no snapshot shows that the region is needed. Therefore:
 //!
-//! - a capture *pins* a hash before it looks the hash up, both inside the gate, and pins its
-//!   parent as a whole (regions equal to the parent's are not looked up at all); whoever reads a
-//!   snapshot pins it too;
-//! - what is appended after gc began lies past its *horizon* and is kept;
-//! - while gc marks, pins that are given up are handed over to it;
-//! - at the end of marking gc closes the gate for a moment. If there are pinned snapshots that it
-//!   has not marked it opens the gate, marks them and tries again. Else it adds the pinned hashes
-//!   and publishes what is *condemned*. From then on a look-up of a condemned hash finds nothing,
-//!   and the capture stores the region anew, past the horizon.
+//! - A capture *pins* a hash before it looks the hash up; it does both inside the gate. It pins its
+//!   parent as a whole, because it does not look up regions that equal the parent's. A reader pins
+//!   its snapshot too.
+//! - Objects that are appended after gc began lie past its *horizon* and are kept.
+//! - While gc marks, it takes over each pin that is released.
+//! - At the end of marking, gc closes the gate for a moment. If there are pinned snapshots that it
+//!   has not marked, it opens the gate, marks them and tries again. Otherwise it adds the pinned
+//!   hashes and publishes what is *condemned*. From then on a look-up of a condemned hash finds
+//!   nothing, and the capture stores the region again, past the horizon.
 //!
-//! docs/design.md says why nothing is lost so; tests/store/gc_model.rs tries it in every order, and must be changed with this.
+//! docs/design.md shows why no needed object is lost. tests/store/gc_model.rs tries every order of
+//! the steps, and must be changed together with this file.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, MutexGuard};
@@ -31,22 +32,23 @@ use crate::sys::fork::ProcessId;
 pub(crate) struct Gate {
     condemned: RwLock<Option<Arc<Condemned>>>,
     pins: Mutex<Pins>,
-    /// In a process that is forked from this one whoever holds a lock may not be there.
+    /// The process that opened the store. In a process forked from it, a lock may be held by a
+    /// thread that does not exist.
     process: ProcessId,
-    /// Told when a capture ends, and when captures may begin again.
+    /// Notified when a capture ends, and when captures may begin again.
     captures_changed: Condvar,
 }
 
 #[derive(Default)]
 struct Pins {
     next_capture: u64,
-    /// For each running capture the first 64 bits of every hash that it has looked up.
+    /// For each running capture, the first 64 bits of every hash that it has looked up.
     captures: HashMap<u64, Vec<u64>>,
-    /// Whether none may begin.
+    /// Whether new captures must wait.
     captures_held: bool,
-    /// How often each is pinned, and its record: gc may take that out of the catalog.
+    /// How often each snapshot is pinned, and its record, which gc may remove from the catalog.
     snapshots: HashMap<SnapshotId, (usize, Held)>,
-    /// While gc marks: the pins that were given up meanwhile.
+    /// While gc marks: the pins that were released in the meantime.
     handed_over: Option<HandedOver>,
 }
 
@@ -56,7 +58,7 @@ struct HandedOver {
     snapshots: HashMap<SnapshotId, Held>,
 }
 
-/// What gc is about to drop: everything before the horizon that is not marked.
+/// What gc is about to drop: all unmarked objects before the horizon.
 pub(crate) struct Condemned {
     pub(crate) horizon: Position,
     pub(crate) regions: Marks,
@@ -64,7 +66,7 @@ pub(crate) struct Condemned {
 }
 
 impl Condemned {
-    /// Whether the object must not be referred to any more.
+    /// Whether nothing may refer to the object any more.
     pub(crate) fn contains(&self, tree: Tree, hash: &Hash, at: impl Into<Position>) -> bool {
         let marks = match tree {
             Tree::Regions => &self.regions,
@@ -74,22 +76,22 @@ impl Condemned {
     }
 }
 
-/// Pinned snapshots that are not marked yet, and what was to be condemned.
+/// Pinned snapshots that are not marked yet, and what would have been condemned.
 type Unmarked = Box<(Condemned, Vec<(SnapshotId, Held)>)>;
 
-/// A running capture. Its pins go when it is dropped.
+/// A running capture. Dropping this releases its pins.
 pub(crate) struct CaptureGuard {
     gate: Arc<Gate>,
     number: u64,
 }
 
-/// A snapshot that somebody reads. It is kept until this is dropped.
+/// A snapshot that is open for reading. gc keeps it until this is dropped.
 pub(crate) struct SnapshotGuard {
     gate: Arc<Gate>,
     id: SnapshotId,
 }
 
-/// While this is there no capture runs.
+/// No capture runs while this exists.
 pub(crate) struct HeldCaptures<'a> {
     gate: &'a Gate,
 }
@@ -99,7 +101,7 @@ impl Gate {
         self.pins.lock()
     }
 
-    /// Announces a capture.
+    /// Begins a capture.
     pub(crate) fn begin_capture(self: &Arc<Self>) -> CaptureGuard {
         let mut pins = self.pins();
         while pins.captures_held {
@@ -112,7 +114,7 @@ impl Gate {
         CaptureGuard { gate: self.clone(), number }
     }
 
-    /// Waits for the end of all captures, and lets none begin until what this returns is dropped.
+    /// Waits for all captures to end. No capture begins until the returned value is dropped.
     pub(crate) fn hold_captures(&self) -> HeldCaptures<'_> {
         let mut pins = self.pins();
         pins.captures_held = true;
@@ -122,24 +124,25 @@ impl Gate {
         HeldCaptures { gate: self }
     }
 
-    /// The snapshots that somebody reads.
+    /// The snapshots that are open for reading.
     pub(crate) fn pinned_snapshots(&self) -> Vec<SnapshotId> {
         self.pins().snapshots.keys().copied().collect()
     }
 
-    /// Keeps a snapshot from being collected. It must be live, and not be forgotten meanwhile.
+    /// Pins a snapshot, so that gc keeps it. It must be live, and must not be forgotten during the
+    /// call.
     pub(crate) fn pin_snapshot(self: &Arc<Self>, id: SnapshotId, record: Held) -> SnapshotGuard {
         self.pins().snapshots.entry(id).or_insert((0, record)).0 += 1;
         SnapshotGuard { gate: self.clone(), id }
     }
 
-    /// For gc: from here on pins that are given up are handed over.
+    /// Called by gc: from here on, gc takes over pins that are released.
     pub(crate) fn begin_gc(&self) {
         self.pins().handed_over = Some(HandedOver::default());
     }
 
-    /// For gc: adds all pins to the marks and publishes what is condemned; or, where pinned
-    /// snapshots are not among the `marked`, gives everything back and names them.
+    /// Called by gc: adds all pins to the marks and publishes what is condemned. If there are
+    /// pinned snapshots that are not in `marked`, it publishes nothing and returns them.
     pub(crate) fn condemn(
         &self,
         mut condemned: Condemned,
@@ -168,7 +171,7 @@ impl Gate {
         Ok(condemned)
     }
 
-    /// For gc: everything condemned is gone, or gc gave up.
+    /// Called by gc when everything condemned is dropped, or when gc gave up.
     pub(crate) fn end_gc(&self) {
         *self.condemned.write() = None;
         self.pins().handed_over = None;
@@ -176,7 +179,7 @@ impl Gate {
 }
 
 impl CaptureGuard {
-    /// Pins `hashes` and then looks them up with `look_up`, which gets what gc has condemned.
+    /// Pins `hashes`, then looks them up with `look_up`, which receives what gc has condemned.
     pub(crate) fn pin_and<T>(&self, hashes: &[Hash], look_up: impl FnOnce(Option<&Condemned>) -> T) -> T {
         let condemned = self.gate.condemned.read();
         if let Some(prefixes) = self.gate.pins().captures.get_mut(&self.number) {

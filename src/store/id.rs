@@ -1,11 +1,12 @@
-//! The names of stores and of packs.
+//! The identities of stores and of packs.
 
-/// Names one store for ever, so that a pack of another store is never taken for one of its own.
+/// Identifies one store: a pack of another store has another id and is not mistaken for one of this
+/// store.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub struct StoreId(pub(crate) [u8; 16]);
 
 impl StoreId {
-    /// A new id: from the time, the pid and the address of a local variable, hashed.
+    /// A new id: a hash of the time, the pid and the address of a local variable.
     pub(crate) fn new() -> StoreId {
         let here = 0u8;
         let seed = format!("{} {} {:p}", jiff::Timestamp::now(), std::process::id(), &here);
@@ -15,7 +16,8 @@ impl StoreId {
     }
 }
 
-/// Names the bytes of one pack for ever. Its number may come back when it is gone; this does not.
+/// Identifies the bytes of one pack. A pack's number may be used again after the pack is deleted;
+/// its id is not.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct PackId(pub(crate) [u8; 16]);
 

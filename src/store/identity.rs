@@ -1,7 +1,7 @@
-//! Which store a directory is: what the FORMAT file says, held against the headers of the packs.
+//! Which store a directory is: the FORMAT file, compared with the headers of the packs.
 //!
-//! The packs say the same as the file, but for the codec. So a file that is missing, damaged or that of another store is
-//! found out, and repair writes it from the packs.
+//! Each pack's header repeats what the file says, except for the codec. This detects a FORMAT file
+//! that is missing, damaged or from another store, and repair rewrites it from the packs.
 
 use super::error::StoreError;
 use super::format::{self, FORMAT_FILE, FORMAT_VERSION, Format};
@@ -12,8 +12,9 @@ use crate::sys::dir::{Dir, Name};
 use crate::sys::file;
 use crate::units::RegionSize;
 
-/// What the FORMAT file should say, and what is wrong with it if it says something else or is not there: by
-/// the headers of the packs where they agree. An error where there is no store, or none can be made of it.
+/// The correct content of the FORMAT file, according to the pack headers if they agree, and what is
+/// wrong with the present file, if anything. An error if there is no store, or if its identity
+/// cannot be determined.
 pub(crate) fn of(store: &Dir) -> Result<(Format, Option<String>), StoreError> {
     let read = Format::read(store);
     let headers = headers(store)?;
@@ -31,8 +32,8 @@ pub(crate) fn of(store: &Dir) -> Result<(Format, Option<String>), StoreError> {
     }
 }
 
-/// An error if there are packs in order and this is the format of none: then it is that of another store,
-/// and what is in the packs would be taken for damaged.
+/// Returns an error if there are valid packs and none of them has this format. The format is then
+/// that of another store, and the packs' content would look damaged.
 pub(crate) fn check_packs(store: &Dir, format: &Format) -> Result<(), StoreError> {
     check_against(format, store, &headers(store)?)
 }
@@ -50,8 +51,8 @@ fn check_against(format: &Format, store: &Dir, headers: &[PackHeader]) -> Result
     }
 }
 
-/// The format that the packs tell; of the codec, which they do not, what is left of the file. Why
-/// there is none otherwise.
+/// The format according to the packs. They do not record the codec, which is taken from what is
+/// left of the file. The error says why there is none.
 fn of_packs(store: &Dir, headers: &[PackHeader]) -> Result<Format, String> {
     let text = format::any_text(store);
     let named = |header: &&PackHeader| text.contains(&format!("id = {}", header.store));
@@ -71,7 +72,7 @@ fn of_packs(store: &Dir, headers: &[PackHeader]) -> Result<Format, String> {
     Ok(Format { version, region_size, codec, id: header.store })
 }
 
-/// The headers in order of all packs.
+/// The valid headers of all packs.
 fn headers(store: &Dir) -> Result<Vec<PackHeader>, StoreError> {
     let packs = store.join(PACKS_DIR);
     if !packs.is_dir() {

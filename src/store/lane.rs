@@ -1,4 +1,4 @@
-//! A lane: what is done one after the other, by whichever thread. Unlike a mutex it may be left by
+//! A lane: work that is done one piece after the other. Unlike a mutex, a lane can be left by
 //! another thread than the one that entered it.
 
 use crate::sync::{Condvar, Mutex};
@@ -10,13 +10,13 @@ pub(crate) struct Lane {
     left: Condvar,
 }
 
-/// Somebody is in the lane until this is dropped.
+/// The lane is taken until this is dropped.
 pub(crate) struct LaneGuard {
     lane: Arc<Lane>,
 }
 
 impl Lane {
-    /// Waits until the lane is free and enters it.
+    /// Waits until the lane is free, then enters it.
     pub(crate) fn enter(self: Arc<Self>) -> LaneGuard {
         let is_taken = self.is_taken.lock();
         let mut is_taken = self.left.wait_while(is_taken, |is_taken| *is_taken);

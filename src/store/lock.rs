@@ -1,19 +1,22 @@
 //! The lock of a store: one process owns it at a time.
 //!
 //! ```text
-//! STORE/        flock    nobody can remove it without the store's being gone from its place, which is noticed
-//! STORE/LOCK    flock    what earlier versions lock; has the pid of the owner in it, for others to know
+//! STORE/        flock    check_writable detects when the directory was moved or replaced
+//! STORE/LOCK    flock    the lock of earlier versions; contains the owner's pid, for messages
 //! ```
 //!
-//! Both locks are the kernel's, so they go with the process that held them however that
-//! ended; nothing ever needs to be unlocked by hand. The pid in the file only tells others whom
-//! they are waiting for. Where a directory cannot be locked (NFS), LOCK alone is, and must stay where it is.
+//! The kernel releases both locks when the process that holds them ends, even if it is killed, so
+//! no stale lock ever needs to be removed. The pid in the file only tells others which process they
+//! wait for. If a directory cannot be locked (NFS), LOCK is the only lock, and must not be
+//! replaced.
 //!
-//! A store in which nothing can be written (a read-only file system, modes, an immutable flag) has *readers* instead of
-//! an owner, any number of them. They share the lock, so that an owner who has the same files writable elsewhere and
-//! they keep each other out; no pid is written, and where there is no LOCK nobody can be kept out.
+//! A store in which nothing can be written (a read-only file system, modes, an immutable flag) has
+//! any number of *readers* instead of an owner. They share the lock, which excludes an owner to
+//! whom the same files are writable under another mount. Readers write no pid. If there is no LOCK,
+//! a reader cannot exclude an owner.
 //!
-//! A process that is forked from the one that opened the store does not have it open ([`fork`](crate::sys::fork)).
+//! A process that is forked from the one that opened the store does not have the store open
+//! ([`fork`](crate::sys::fork)).
 
 use std::fs::TryLockError;
 use std::io;
@@ -29,33 +32,35 @@ use crate::sys::fork::{NotInherited, ProcessId, not_inherited};
 
 const LOCK_FILE: &str = "LOCK";
 
-/// How often a waiting process looks again.
+/// How often a waiting process tries again.
 const RETRY_EVERY: Duration = Duration::from_millis(20);
 
-/// An owner writes its pid as soon as it has the lock. So long a dead one's may still be there.
+/// An owner writes its pid as soon as it has the lock. Until then the pid of a dead owner may still
+/// be in the file.
 const PID_WITHIN: Duration = Duration::from_millis(200);
 
-/// What a process that has a store open may do with it.
+/// What a process may do with a store that it has open.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Access {
-    /// Change it: there is one owner.
+    /// Change it. There is one owner.
     Owner,
-    /// Nothing that writes a single byte: nothing can be written there.
+    /// Only read it: nothing can be written there.
     Reader,
 }
 
-/// Holds the store until it is dropped.
+/// Holds the lock of a store until it is dropped.
 #[derive(Debug)]
 pub(crate) struct Lock {
     store: Dir,
     access: Access,
-    /// Who took it.
+    /// The process that took the lock.
     process: ProcessId,
-    /// `None` in a process that was forked from that one, or when it was given back.
+    /// `None` in a process that was forked from that one, and after the lock was released.
     held: Option<Held>,
 }
 
-/// What is locked. Dropped in this order: what a child must not have goes from the list before it is closed.
+/// The locked files. The fields are dropped in this order: a descriptor leaves the list of those
+/// that children must not have before it is closed.
 #[derive(Debug)]
 struct Held {
     _not_inherited: Vec<NotInherited>,
@@ -64,10 +69,10 @@ struct Held {
 }
 
 impl Lock {
-    /// Takes the lock of a store, waiting up to `wait` for another owner.
+    /// Takes the lock of a store. Waits up to `wait` if another process has it.
     pub(crate) fn take(store: &Dir, wait: Duration) -> Result<Lock, StoreError> {
-        // The threads of the database and of rayon are shared by all stores of a process, started once, and are not
-        // there in a process that is forked from it; they would be waited for without end.
+        // All stores of a process share the threads of the database and of rayon. They are started
+        // once and do not exist in a forked process, which would wait for them without end.
         static FIRST: OnceLock<ProcessId> = OnceLock::new();
         let first = *FIRST.get_or_init(ProcessId::this);
         if !first.is_this() {
@@ -92,17 +97,17 @@ impl Lock {
         }
     }
 
-    /// What its holder may do.
+    /// What the holder may do.
     pub(crate) fn access(&self) -> Access {
         self.access
     }
 
-    /// Whether this is the process that took it.
+    /// Whether this process took it.
     pub(crate) fn is_of_this_process(&self) -> bool {
         self.process.is_this()
     }
 
-    /// An error in a process that was forked from the one that has the store open.
+    /// Returns an error in a process that was forked from the one that has the store open.
     pub(crate) fn check_process(&self) -> Result<(), StoreError> {
         if self.is_of_this_process() {
             Ok(())
@@ -111,13 +116,15 @@ impl Lock {
         }
     }
 
-    /// The same at no cost, but for children that were not made by `fork`.
+    /// As [`check_process`](Self::check_process) at no cost, but it misses children that were not
+    /// made by `fork`.
     pub(crate) fn check_fork(&self) -> Result<(), StoreError> {
         if self.process.may_be_this() { Ok(()) } else { self.check_process() }
     }
 
-    /// An error where the store that this holds cannot be changed: by this process, at all, or as it is not
-    /// any more where it was opened, or another program may have it.
+    /// Returns an error if this process cannot change the store: because it was forked, because the
+    /// store is read-only, because the store is not where it was opened, or because another program
+    /// may have it open.
     pub(crate) fn check_writable(&self) -> Result<(), StoreError> {
         self.check_process()?;
         match self.access {
@@ -126,7 +133,8 @@ impl Lock {
         }
     }
 
-    /// An error where another directory is in the store's place, or another file in the place of its LOCK.
+    /// Returns an error if another directory is at the store's path, or another file at that of its
+    /// LOCK.
     fn check_place(&self) -> Result<(), StoreError> {
         if !self.store.is_at_its_path().map_err(StoreError::io("find", &self.store))? {
             return Err(StoreError::Moved { path: (&self.store).into() });
@@ -135,7 +143,7 @@ impl Lock {
         let name = self.store.join(LOCK_FILE);
         match name.look().map_err(StoreError::io("find", &name))? {
             Some(found) if found.identity() == *locked => Ok(()),
-            // The directory keeps everybody out who locks that, too.
+            // The lock of the directory excludes all programs that lock it too.
             None if directory.is_some() => Ok(()),
             _ => Err(StoreError::LockReplaced { path: (&name).into() }),
         }
@@ -146,22 +154,23 @@ impl Drop for Lock {
     fn drop(&mut self) {
         let held = self.held.take();
         if !self.is_of_this_process() {
-            // The descriptors may be those of other files here.
+            // In this process the descriptor numbers may belong to other files.
             return std::mem::forget(held);
         }
         if let Some(Held { directory, file, .. }) = &held {
-            // Closing them is not enough while a process lives that was forked from this one past our notice.
+            // Closing is not enough: a process that was forked from this one without our knowledge
+            // may have the descriptors too.
             let _ = file.as_ref().map(|(file, _)| file.unlock());
             let _ = directory.as_ref().map(std::fs::File::unlock);
         }
     }
 }
 
-/// Tries to take the lock once; `None` where somebody else has it.
+/// Tries to take the lock once. `None` if another process has it.
 fn attempt(store: &Dir) -> Result<Option<(Access, Held)>, StoreError> {
     let name = store.join(LOCK_FILE);
     let access = access(store, &name)?;
-    // Where it cannot be opened or locked there is LOCK.
+    // If the directory cannot be opened or locked, LOCK is the lock.
     let directory = match store.open_to_read() {
         Err(_) => None,
         Ok(directory) => match try_lock(access, || directory.try_lock(), || directory.try_lock_shared()) {
@@ -194,7 +203,8 @@ fn attempt(store: &Dir) -> Result<Option<(Access, Held)>, StoreError> {
     }
     if access == Access::Owner {
         if file.has_other_names().map_err(StoreError::io("read", &name))? {
-            // Somebody has it under another name, a backup perhaps, and our pid is not to be written into that.
+            // The file has another name, perhaps in a backup, and our pid must not be written into
+            // that.
             file::remove(&name).map_err(StoreError::io("remove", &name))?;
             file = file::create_new(&name).map_err(StoreError::io("create", &name))?;
             if !lock(&file)? {
@@ -203,13 +213,13 @@ fn attempt(store: &Dir) -> Result<Option<(Access, Held)>, StoreError> {
         }
         let pid = format!("{}\n", std::process::id());
         match file.set_length(0).and_then(|()| file.write_all_at(pid.as_bytes(), 0)) {
-            // A full disk must not keep anybody from freeing space; the pid is only a courtesy.
+            // A full disk must not prevent freeing space, and nothing depends on the pid.
             Err(error) if !file::is_no_room(&error) => return Err(StoreError::io("write", &name)(error)),
             _ => {}
         }
     }
     let identity = file.identity().map_err(StoreError::io("read", &name))?;
-    // Who had it before may have put another in its place when it was open here already.
+    // The previous owner may have replaced the file after this process opened it.
     match name.look().map_err(StoreError::io("find", &name))? {
         Some(found) if found.identity() == identity => {
             Ok(Some((access, held(store, directory, Some((file, identity))))))
@@ -224,7 +234,7 @@ fn held(store: &Dir, directory: Option<std::fs::File>, file: Option<(File, Ident
     Held { _not_inherited: directories.chain(files).collect(), directory, file }
 }
 
-/// Whether the store can be changed: its directory, its packs and its LOCK, as far as they are there.
+/// Whether the store can be changed: its directory, its packs and its LOCK, if they exist.
 fn access(store: &Dir, lock: &Name) -> Result<Access, StoreError> {
     let is_read_only = |dir: &Dir| file::is_read_only(dir).map_err(StoreError::io("open", dir));
     if is_read_only(store)? {
@@ -238,7 +248,7 @@ fn access(store: &Dir, lock: &Name) -> Result<Access, StoreError> {
     if lock.exists() && !lock.is_writable() { Ok(Access::Reader) } else { Ok(Access::Owner) }
 }
 
-/// Whether it is locked now; no if somebody else has it locked.
+/// Tries to lock. Returns whether that worked: no if another process has the lock.
 fn try_lock(
     access: Access,
     alone: impl FnOnce() -> Result<(), TryLockError>,
@@ -255,7 +265,7 @@ fn try_lock(
     }
 }
 
-/// The pid of the owner, where it can be known: not that of a dead one, and none of readers.
+/// The owner's pid, if it can be known. Never that of a dead owner; readers have none.
 fn owner(lock: &Name) -> Option<u32> {
     let started = Instant::now();
     loop {
@@ -298,7 +308,7 @@ mod tests {
         let mut child = std::process::Command::new("true").spawn().unwrap();
         child.wait().unwrap();
         let path = dir.path().join(LOCK_FILE);
-        // As if the owner had not come to write its own yet.
+        // This stands for an owner that has not written its pid yet.
         std::fs::write(&path, format!("{}\n", child.id())).unwrap();
         assert!(matches!(Lock::take(&store, Duration::ZERO), Err(StoreError::Owned { owner: None, .. })));
         std::fs::write(&path, format!("{}\n", std::process::id())).unwrap();
@@ -314,7 +324,7 @@ mod tests {
         std::fs::remove_file(dir.path().join(LOCK_FILE)).unwrap();
         assert!(matches!(Lock::take(&store, Duration::ZERO), Err(StoreError::Owned { .. })));
         first.check_writable().unwrap();
-        // A program that locks nothing else could have the store now.
+        // An older program locks only LOCK, so it could now have the store open.
         std::fs::write(dir.path().join(LOCK_FILE), "").unwrap();
         assert!(matches!(first.check_writable(), Err(StoreError::LockReplaced { .. })));
     }

@@ -1,10 +1,11 @@
 //! Marks: one bit for each of very many hashes, at 8 bytes a hash.
 //!
-//! A hash is known by its first 63 bits, which stand sorted, each with its mark in the lowest bit.
-//! Should two hashes of a store share 63 bits (one chance in a million at six million hashes), both
-//! count as marked once one is: something superfluous is kept, nothing needed is dropped.
+//! A hash is represented by its first 63 bits. They are sorted, each with its mark in the lowest
+//! bit. If two hashes of a store share 63 bits (one chance in a million at six million hashes),
+//! both count as marked once one is marked: an unneeded object is kept, and no needed one is
+//! dropped.
 //!
-//! Of a delta the base is known too, at 16 more bytes, and is marked with it.
+//! For a delta the base is stored too, at 16 more bytes; marking a delta marks its base.
 
 use super::error::StoreError;
 use super::index::Index;
@@ -16,12 +17,12 @@ use crate::hash::Hash;
 #[derive(Default)]
 pub(crate) struct Marks {
     sorted: Vec<u64>,
-    /// The beginnings of the hashes of deltas and of their bases, sorted.
+    /// The first 64 bits of the hashes of deltas and of their bases, sorted.
     bases: Vec<(u64, u64)>,
 }
 
 impl Marks {
-    /// What is in a tree of the index, unmarked. Cost: reads the tree.
+    /// The objects in a tree of the index, unmarked. Cost: it reads the whole tree.
     pub(crate) fn of(index: &Index, tree: Tree) -> Result<Marks, StoreError> {
         let mut marks = Marks::default();
         for entry in index.entries(tree) {
@@ -30,8 +31,9 @@ impl Marks {
         Ok(marks)
     }
 
-    /// The same, where marking a delta marks its base. `delta_at` reads a delta and gives its hash and that of its base;
-    /// `None` where it cannot be read any more. Cost: reads also the beginning of each delta.
+    /// As [`of`](Self::of), but marking a delta also marks its base. `delta_at` reads a delta and
+    /// returns its hash and that of its base, or `None` if the delta cannot be read any more. Cost:
+    /// it also reads the start of each delta.
     pub(crate) fn with_bases(
         index: &Index,
         tree: Tree,
@@ -45,14 +47,14 @@ impl Marks {
                 marks.bases.push((u64::from(location.pack), location.offset_bytes));
             }
         }
-        // In the order of the packs, so that they are read from front to back.
+        // The bases are sorted, so that the packs are read sequentially.
         marks.bases.sort_unstable();
         let mut failure = None;
         marks.bases.retain_mut(|(pack, offset_bytes)| {
             let at = Position { pack: u32::try_from(*pack).unwrap_or(0), offset_bytes: *offset_bytes };
             match delta_at(at) {
                 Ok(Some((hash, base))) => (*pack, *offset_bytes) = (hash.prefix() & !1, base.prefix()),
-                // Nobody can read it any more, whatever becomes of its base.
+                // The delta cannot be read any more, so its base does not matter.
                 Ok(None) => return false,
                 Err(error) => drop(failure.get_or_insert(error)),
             }
@@ -62,13 +64,13 @@ impl Marks {
         failure.map_or(Ok(marks), Err)
     }
 
-    /// The unmarked set of hashes that come in ascending order.
+    /// Adds an unmarked hash. Hashes must come in ascending order.
     fn push(&mut self, hash: &Hash) {
         self.sorted.push(hash.prefix() & !1);
     }
 
-    /// Where the first hash with these 63 bits stands. BLAKE3 values are evenly spread, so the
-    /// place is close to where their share of the number space says.
+    /// The position of the first hash with these 63 bits. BLAKE3 hashes are evenly distributed, so
+    /// their position is close to the one that their value predicts.
     fn find(&self, prefix: u64) -> Option<usize> {
         let wanted = prefix & !1;
         let count = self.sorted.len();
@@ -88,12 +90,12 @@ impl Marks {
         (at < count && self.sorted[at] & !1 == wanted).then_some(at)
     }
 
-    /// Marks a hash. Says whether it is in the set and was not marked before.
+    /// Marks a hash.
     pub(crate) fn mark(&mut self, hash: &Hash) -> Marked {
         self.mark_prefix(hash.prefix())
     }
 
-    /// The same for a hash of which only the first 64 bits are known.
+    /// As [`mark`](Self::mark), for a hash of which only the first 64 bits are known.
     pub(crate) fn mark_prefix(&mut self, prefix: u64) -> Marked {
         let Some(first) = self.find(prefix) else { return Marked::Unknown };
         let was = self.sorted[first] & 1;
@@ -120,7 +122,7 @@ impl Marks {
     }
 }
 
-/// What marking a hash came upon.
+/// The result of marking a hash.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Marked {
     /// It is not in the set.

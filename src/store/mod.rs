@@ -1,17 +1,22 @@
-//! The store: packs as the log, sled as the index, and what holds them together.
+//! The store: packs as the log, sled as the index, and the code that keeps them in agreement.
 //!
 //! ```text
 //! STORE/               directory.rs 0700; every file 0600: memory holds secrets
-//!   FORMAT             format.rs    what the store is; identity.rs holds it against the packs
-//!   LOCK               lock.rs      held, as the directory is, by the process that has it open
-//!   packs/N.pack       packs/       the truth: objects, appended by the log
-//!   index/             index/       derived: where each object is; fed by the settler (settle.rs)
-//!   damaged/                        what was set aside
+//!   FORMAT             format.rs    what the store is; identity.rs compares it with the packs
+//!   LOCK               lock.rs      locked, like the directory, while a process has the store open
+//!   packs/N.pack       packs/       the data: objects, appended by the log
+//!   index/             index/       a cache: where each object is; written by the settler (settle.rs)
+//!   damaged/                        files that repair set aside
 //! ```
 //!
-//! `open.rs` opens all that and `recover.rs` scans what the index lacks; together they are the open store
-//! (`open_store.rs`, with `commit.rs` and `damage.rs`), of which `read.rs` reads objects, checked. The catalog (`catalog.rs`) has all snapshots in memory; the gate
-//! (`gate.rs`) keeps gc from dropping what a running capture refers to. `Store` is the handle on it.
+//! `open.rs` opens all of these and `recover.rs` scans what the index lacks. The result is the open
+//! store (`open_store.rs`, with `commit.rs` and `damage.rs`), from which `read.rs` reads objects
+//! and verifies them. The catalog (`catalog.rs`) holds all snapshots in memory. The gate
+//! (`gate.rs`) keeps gc from dropping objects that a running capture refers to. `Store` is the
+//! handle.
+//!
+//! The packs hold all data. The index is only a cache of them: it may lag behind, and losing it
+//! costs time but no data.
 
 pub(crate) mod catalog;
 mod clock;
@@ -66,13 +71,15 @@ pub use read::Check;
 pub(crate) use open_store::OpenStore;
 pub(crate) use open_store::OpenStore as Shared;
 
-/// A store of snapshots, open in this process and in no other.
+/// A store of snapshots. At most one process has it open for writing.
 ///
-/// It is `Send + Sync`: put it into an [`Arc`], and any number of threads may capture into it and
-/// restore from it at once. Nothing is lost if it is never dropped. Dropping it waits for captures
-/// that go on in the background ([`Process::start_capture`]).
+/// It is `Send + Sync`: put it into an [`Arc`], and any number of threads can capture into it and
+/// restore from it at once. No data is lost if it is never dropped. Dropping it waits for captures
+/// that run in the background ([`Process::start_capture`]).
 ///
 /// [`Process::start_capture`]: crate::Process::start_capture
+///
+/// # Examples
 ///
 /// ```
 /// use stillframe::{CaptureOptions, Store};
@@ -94,7 +101,7 @@ pub struct Store {
     settler: Option<JoinHandle<()>>,
 }
 
-/// How to create or open a store. See [`Store::options`].
+/// Options for creating or opening a store. See [`Store::options`].
 ///
 /// ```
 /// use std::time::Duration;
@@ -115,54 +122,56 @@ pub struct StoreOptions {
     trust_owner: bool,
 }
 
-/// What a store is, fixed when it was created.
+/// The properties of a store, which are fixed when it is created.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct StoreInfo {
-    /// Where it is.
+    /// Its path.
     pub path: PathBuf,
-    /// Its format.
+    /// The version of its format.
     pub format: u32,
     /// The size of its regions.
     pub region_size: RegionSize,
-    /// How it encodes what is stored.
+    /// The codec of new objects.
     pub codec: Codec,
-    /// Its name among all stores.
+    /// Its identity, which no other store has.
     pub id: StoreId,
 }
 
 impl StoreOptions {
-    /// The size of regions of a store that is created; 16 KiB unless set.
+    /// The region size of a store that is created. The default is 16 KiB.
     pub fn region_size(mut self, size: RegionSize) -> Self {
         self.region_size = size;
         self
     }
 
-    /// How a store that is created encodes; LZ4 unless set.
+    /// The codec of a store that is created. The default is LZ4.
     pub fn codec(mut self, codec: Codec) -> Self {
         self.codec = codec;
         self
     }
 
-    /// How long to wait for another process that has the store open; not at all unless set.
+    /// How long to wait while another process has the store open. The default is not to wait.
     pub fn wait(mut self, wait: Duration) -> Self {
         self.wait = wait;
         self
     }
 
-    /// Uses a directory that belongs to another user also as root. Otherwise that is refused, as that user can
-    /// change what is in it at any moment, and with it what root does to other files. No, unless set.
+    /// Lets root use a directory that belongs to another user. By default this is refused: that
+    /// user can change the directory's content at any moment, and thereby what root does to other
+    /// files.
     pub fn trust_owner(mut self, trust: bool) -> Self {
         self.trust_owner = trust;
         self
     }
 
-    /// Creates a store in the directory `path`, which must not exist or be empty, and opens it.
+    /// Creates a store in the directory `path` and opens it. The directory must be empty or not
+    /// exist.
     ///
     /// # Errors
     ///
-    /// [`StoreError::AlreadyAStore`] where there is one; [`StoreError::NotAStore`] where there is
-    /// something else.
+    /// [`StoreError::AlreadyAStore`] if there is a store already; [`StoreError::NotAStore`] if
+    /// there is something else.
     pub fn create(&self, path: impl AsRef<Path>) -> Result<Store, StoreError> {
         let path = path.as_ref();
         match directory::open(path, self.trust_owner).and_then(|dir| Format::read(&dir)) {
@@ -177,9 +186,10 @@ impl StoreOptions {
             file::create_dir_at(path).map_err(StoreError::io("create", path))?;
         }
         let dir = directory::open(path, self.trust_owner)?;
-        // Also one that was there: whoever made it may have been killed, or not have cared.
+        // A directory that existed before is synced too: the process that made it may not have done
+        // so.
         file::sync_parent(path).map_err(StoreError::io("make durable", path))?;
-        // What a creation leaves behind that was interrupted.
+        // An interrupted creation leaves these behind.
         let is_left =
             |found: &Name| ["LOCK", "FORMAT.new", names::PACKS_DIR].iter().any(|it| found.name() == *it);
         let others = !file::list(&dir).map_err(StoreError::io("list", path))?.iter().all(is_left);
@@ -189,7 +199,7 @@ impl StoreOptions {
         }
         file::make_dir_private(&dir).map_err(StoreError::io("protect", path))?;
         let lock = Lock::take(&dir, self.wait).inspect_err(|error| {
-            // Where no store can be, nothing is left of one.
+            // No store can be created here, so the new directory is removed.
             if is_new && matches!(error, StoreError::CannotLock { .. }) {
                 let _ = std::fs::remove_dir(path);
             }
@@ -203,25 +213,25 @@ impl StoreOptions {
 
     /// Opens the store in the directory `path`.
     ///
-    /// The first time after a crash it reads what the index lacks, at about 1 GB/s. On a read-only file system
-    /// it reads all packs, each time, and everything works but what changes the store; any number of processes may
-    /// have it open there.
+    /// The first opening after a crash reads what the index lacks, at about 1 GB/s (AMD EPYC, 2
+    /// cores). On a read-only file system every opening reads all packs. Any number of processes
+    /// can open the store there, and everything works except changing it.
     ///
     /// # Errors
     ///
     /// [`StoreError::NotAStore`], [`StoreError::NewerFormat`], [`StoreError::OlderFormat`],
-    /// [`StoreError::Owned`], or what the operating system said.
+    /// [`StoreError::Owned`], or an error of the operating system.
     pub fn open(&self, path: impl AsRef<Path>) -> Result<Store, StoreError> {
         let dir = directory::open(path.as_ref(), self.trust_owner)?;
         Format::read(&dir)?;
         Store::open_locked(&dir, Lock::take(&dir, self.wait)?)
     }
 
-    /// Opens the store in the directory `path`, or creates it if there is nothing.
+    /// Opens the store in the directory `path`, or creates one if there is none.
     ///
     /// # Errors
     ///
-    /// As [`open`](Self::open) and [`create`](Self::create).
+    /// Those of [`open`](Self::open) and [`create`](Self::create).
     pub fn open_or_create(&self, path: impl AsRef<Path>) -> Result<Store, StoreError> {
         let path = path.as_ref();
         match self.open(path) {
@@ -236,7 +246,7 @@ impl Store {
     ///
     /// # Errors
     ///
-    /// As [`StoreOptions::open`].
+    /// Those of [`StoreOptions::open`].
     pub fn open(path: impl AsRef<Path>) -> Result<Store, StoreError> {
         StoreOptions::default().open(path)
     }
@@ -261,7 +271,8 @@ impl Store {
         Store::open_as(dir, &Arc::new(lock), format, false, &Progress::default())
     }
 
-    /// Opens a store of a known format, whose lock is taken. `rebuild` throws its index away first.
+    /// Opens a store of a known format, whose lock is held. With `rebuild`, its index is discarded
+    /// first.
     pub(crate) fn open_as(
         dir: &Dir,
         lock: &Arc<Lock>,
@@ -280,10 +291,10 @@ impl Store {
         let shared = Arc::new(OpenStore::new(dir, format, lock.clone(), opened, tasks));
         let settler =
             settle::start(shared.clone(), receiver).map_err(StoreError::io("start a thread for", dir))?;
-        // From here on dropping it, also for an error, ends the thread.
+        // From here on, dropping the store ends the thread, after an error too.
         let store = Store { shared, settler: Some(settler) };
         let shared = &store.shared;
-        // Saved no sooner: the next opening sees only what lies past the watermarks.
+        // The index is saved only now: the next opening sees only what lies past the watermarks.
         shared.resolve_with(&shared.other_deltas)?;
         if save {
             shared.index().save()?;
@@ -297,19 +308,20 @@ impl Store {
         Ok(store)
     }
 
-    /// What the store is.
+    /// The store's properties.
     pub fn info(&self) -> StoreInfo {
         let Format { version, region_size, codec, id } = self.shared.format.clone();
         StoreInfo { path: self.shared.path.clone(), format: version, region_size, codec, id }
     }
 
-    /// An error where the store cannot be changed: as it is read-only, as it is not any more where it was opened, or as
-    /// this process was forked from the one that opened it. Whatever changes it says so itself; this is for who wants
-    /// to know before.
+    /// Returns an error if the store cannot be changed: because it is read-only, because it was
+    /// moved or replaced since it was opened, or because this process was forked from the one that
+    /// opened it. Every method that changes the store checks this first; call it to fail early.
     ///
     /// # Errors
     ///
-    /// [`StoreError::ReadOnly`], [`StoreError::Moved`], [`StoreError::LockReplaced`], [`StoreError::OtherPid`].
+    /// [`StoreError::ReadOnly`], [`StoreError::Moved`], [`StoreError::LockReplaced`],
+    /// [`StoreError::OtherPid`].
     pub fn check_writable(&self) -> Result<(), StoreError> {
         self.shared.check_writable()
     }
@@ -322,15 +334,16 @@ impl Store {
 impl Drop for Store {
     fn drop(&mut self) {
         if !self.shared.is_of_this_process() {
-            // A forked process has the memory of all this and none of the threads. Whatever were done here would be
-            // done to the files of the process that has it open; so it is left as it is.
+            // A forked process has a copy of this memory and none of the threads. The files belong
+            // to the process that has the store open, so this process must not change them. It
+            // leaks the store instead of dropping it.
             std::mem::forget((self.shared.clone(), self.settler.take()));
             return;
         }
         self.shared.join_background();
         self.shared.end_tasks();
         if let Some(settler) = self.settler.take() {
-            // It has said what went wrong, if anything did; the packs have it all.
+            // The settler has logged its errors, and the packs hold all data.
             let _ = settler.join();
         }
     }

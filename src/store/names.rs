@@ -1,12 +1,12 @@
-//! The names of what lies in a store's directory.
+//! The names of the files and directories in a store's directory.
 
-/// The directory of the packs, in the store's.
+/// The directory of the packs.
 pub(crate) const PACKS_DIR: &str = "packs";
 /// The directory of the index.
 pub(crate) const INDEX_DIR: &str = "index";
-/// Where what cannot be used is set aside.
+/// The directory for files that cannot be used and were set aside.
 pub(crate) const DAMAGED_DIR: &str = "damaged";
-/// Where a migration writes the new store.
+/// The directory in which a migration writes the new store.
 pub(crate) const MIGRATION_DIR: &str = "migration";
-/// How files are named that are not complete yet.
+/// The names of incomplete files contain this.
 pub(crate) const UNFINISHED: &str = "unfinished";

@@ -1,8 +1,8 @@
-//! Opening a store: from files to a log, an index and a catalog that agree.
+//! Opening a store: produces a log, an index and a catalog that agree.
 //!
-//! The packs are the truth. What the index lacks of them is scanned and added; an index that cannot
-//! be opened, or that speaks of packs there are not, is set aside and built anew; where nothing can be
-//! written, in memory only.
+//! The packs are the truth. Objects that the index lacks are found by scanning the packs, and are
+//! added. An index that cannot be opened, or that refers to packs that do not exist, is set aside
+//! and rebuilt. If nothing can be written, it is rebuilt in memory.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -26,32 +26,32 @@ use crate::progress::Progress;
 use crate::sys::dir::{Dir, Name};
 use crate::sys::file;
 
-/// What was found.
+/// What the opening found.
 pub(crate) struct Opened {
     pub(crate) packs: Vec<Arc<Pack>>,
     pub(crate) active: Option<Arc<Pack>>,
-    /// Packs that are to be mended as soon as there is room for it.
+    /// Packs whose torn tails are to be truncated as soon as there is space for it.
     pub(crate) ragged: Vec<Arc<Pack>>,
     /// The directory of the packs.
     pub(crate) dir: Dir,
-    /// No pack has this number or one above it, nor any file in the place of one.
+    /// No pack, and no other file in the directory, has this number or a higher one.
     pub(crate) next_number: u32,
     pub(crate) index: Index,
     pub(crate) catalog: Catalog,
-    /// Files in the place of packs that are none, and what is wrong with them.
+    /// Files with the name of a pack that are not packs, and what is wrong with them.
     pub(crate) unusable: Vec<(Name, String)>,
-    /// Packs that were there once.
+    /// Packs that are missing.
     pub(crate) lost: Vec<Lost>,
     pub(crate) index_rebuilt: bool,
-    /// Deltas that the index does not mean, as it has others of the same objects.
+    /// Deltas that the index does not refer to, because it has other copies of the same objects.
     pub(crate) other_deltas: Vec<IndexEntry>,
-    /// Whether the index must be saved in any case: what took long, and what was warned of, is not to come
-    /// again with the next opening.
+    /// Whether the index must be saved in any case, so that the next opening does not repeat long
+    /// work and warnings.
     pub(crate) save: bool,
 }
 
-/// Opens all packs and brings the index up to date. `rebuild` throws the index away first. Interrupted, it
-/// goes on with the next opening.
+/// Opens all packs and brings the index up to date. With `rebuild`, the index is discarded first.
+/// If this is interrupted, the next opening continues it.
 pub(crate) fn open(
     store: &Dir,
     format: &Format,
@@ -60,7 +60,7 @@ pub(crate) fn open(
     progress: &Progress,
 ) -> Result<Opened, StoreError> {
     if access == Access::Owner {
-        // Whoever wrote FORMAT may have been killed before it was durable.
+        // The process that wrote FORMAT may have been killed before the file was durable.
         file::sync_dir(store).map_err(StoreError::io("make durable", store))?;
     }
     let packs = store.join(PACKS_DIR);
@@ -90,12 +90,14 @@ pub(crate) fn open(
         },
     };
     let (mut lost, is_back) = note_lost(store, &present, lost, access)?;
-    // What was durable once is no torn tail, also when the index is thrown away.
+    // Bytes that were durable once are no torn tail. This must also hold when the index is
+    // discarded.
     let mut durable_bytes: HashMap<u32, u64> =
         lost.iter().map(|lost| (lost.pack.0, lost.durable_bytes)).collect();
     let index = match index {
-        // It is dropped first: the database must be closed when it is set aside.
-        // One that was made while a part of a pack was gone does not know what stood at the cut.
+        // The index is dropped first: the database must be closed when it is set aside. An index
+        // that was built while part of a pack was missing lacks the object at the cut, so it is
+        // rebuilt.
         Some((index, _)) if rebuild || is_back => {
             for pack in &packs {
                 let indexed = index.watermarks().get(&pack.number).map_or(0, |it| it.end_bytes);
@@ -112,7 +114,7 @@ pub(crate) fn open(
         None => {
             let index = new_index(store, format, is_held)?;
             if !packs.is_empty() {
-                // Garbage comes back that gc had dropped.
+                // The rebuilt index has garbage again that gc had dropped.
                 index.set_may_have_dangling(true)?;
                 index.set_rebuilding(true)?;
             }
@@ -129,11 +131,12 @@ pub(crate) fn open(
         progress,
     )?;
     for it in &mut lost {
-        // What is found elsewhere, or forgotten since the index was saved, is not missed.
+        // A snapshot that was found elsewhere, or was forgotten after the index was saved, is not
+        // missing.
         it.snapshots.retain(|id| catalog.live(id).is_none() && !catalog.orphans().contains_key(id));
     }
     if !unusable.is_empty() || !lost.is_empty() {
-        // What is in them is missing, and the bases of deltas with it.
+        // Their content is missing, and with it the bases of deltas.
         index.set_damage_known(true)?;
     }
     let next_number = next_number(store, &dir)?;
@@ -154,8 +157,8 @@ pub(crate) fn open(
     })
 }
 
-/// The pack that may have a torn tail: the one with the highest number. All others were durable before a higher number
-/// got its name, and so was one that gc wrote.
+/// The pack that may have a torn tail: the one with the highest number. All others were durable
+/// before a pack with a higher number got its name. So were packs that gc wrote.
 fn last_appended(packs: &[Arc<Pack>], unusable: &Unusable) -> Option<u32> {
     let number = |name: &Name| name.name().to_str().and_then(names::number_of);
     let unusable = unusable.iter().filter_map(|(name, _)| number(name)).max();
@@ -163,8 +166,8 @@ fn last_appended(packs: &[Arc<Pack>], unusable: &Unusable) -> Option<u32> {
     (Some(last.number) > unusable).then_some(last.number)
 }
 
-/// The number after the highest there is, also of files that are no usable packs and of packs that
-/// were set aside: nothing is ever written over them.
+/// The number after the highest, which includes those of unusable packs and of packs that were set
+/// aside: no file is ever overwritten.
 fn next_number(store: &Dir, packs: &Dir) -> Result<u32, StoreError> {
     let mut numbers = names::list(packs)?;
     let damaged = store.join(DAMAGED_DIR);
@@ -177,12 +180,12 @@ fn next_number(store: &Dir, packs: &Dir) -> Result<u32, StoreError> {
 
 type Unusable = Vec<(Name, String)>;
 
-/// What the index says that was durable, whether or not it opens.
+/// What the index says was durable, whether or not the index can be opened.
 fn durable_at_last_closing(store: &Dir) -> Durable {
     store.join(INDEX_DIR).open_dir().map(|index| closing::read(&index)).unwrap_or_default()
 }
 
-/// The numbers of files in the place of packs, and of packs that were set aside.
+/// The numbers of unusable packs and of packs that were set aside.
 fn other_numbers(store: &Dir, packs: &Dir) -> Result<Vec<u32>, StoreError> {
     let mut listed = names::list(packs)?;
     let damaged = store.join(DAMAGED_DIR);
@@ -192,8 +195,8 @@ fn other_numbers(store: &Dir, packs: &Dir) -> Result<Vec<u32>, StoreError> {
     Ok(listed.into_iter().map(|(number, _)| number).collect())
 }
 
-/// Puts what is lost together with what was known of it before, writes it down, and warns. Says also whether something
-/// is back that was lost.
+/// Merges the packs that are missing now with what was known of them before, writes the result, and
+/// logs a warning. Returns also whether a missing pack is back.
 fn note_lost(
     store: &Dir,
     present: &Present<'_>,
@@ -206,7 +209,7 @@ fn note_lost(
     let lost = lost::join(still, now);
     if lost != before && access == Access::Owner {
         match lost::write(store, &lost) {
-            // It is found again for as long as the index tells.
+            // The next opening finds it again, as long as the index still records it.
             Err(error @ StoreError::DiskFull { .. }) => tracing::warn!("{error}"),
             other => other?,
         }
@@ -227,7 +230,7 @@ fn open_packs(
     format: &Format,
     access: Access,
 ) -> Result<(Vec<Arc<Pack>>, Unusable), StoreError> {
-    // A reader takes no notice of what is superfluous.
+    // A reader ignores superfluous files.
     let remove = |name: &Name, why: &str| match access {
         Access::Reader => Ok(()),
         Access::Owner => {
@@ -239,8 +242,8 @@ fn open_packs(
         Access::Reader => Ok(()),
         Access::Owner => file::sync_dir(dir).map_err(StoreError::io("make durable", dir)),
     };
-    // The names as they are: whoever gave them may have been killed before they were durable, and from here on
-    // what is in the packs is relied on, and what they replace is removed.
+    // Makes the names durable: the process that gave them may have been killed before. From here on
+    // the content of the packs is relied on, and the packs that they replace are removed.
     durable()?;
     for name in file::list(dir).map_err(StoreError::io("list", dir))? {
         if name.path().extension().is_some_and(|extension| extension == UNFINISHED) && !name.is_dir() {
@@ -254,7 +257,7 @@ fn open_packs(
             Err(why) => unusable.push((name, why)),
         }
     }
-    // A crash may have kept gc from removing what it had replaced.
+    // A crash may have prevented gc from removing the packs that it had replaced.
     let replaced: Vec<u32> = packs.iter().flat_map(|pack| pack.replaces.iter().copied()).collect();
     let superfluous: Vec<Pack> = packs.extract_if(.., |pack| replaced.contains(&pack.number)).collect();
     if access == Access::Owner && !superfluous.is_empty() {
@@ -263,21 +266,22 @@ fn open_packs(
             pack: (pack.number, pack.id),
             kept_in: by(pack.number).map(|pack| (pack.number, pack.id)),
         };
-        // Without it a copy of an old index may call them lost. That must not prevent making room.
+        // Without this entry, a copy of an old index may report these packs as missing. That must
+        // not prevent freeing space.
         collected::add_or_forget(store, &superfluous.iter().map(entry).collect::<Vec<_>>())?;
     }
     for pack in &superfluous {
         remove(&pack.name, "gc has replaced")?;
     }
     if !superfluous.is_empty() {
-        // Before gc may remove the pack that says that they are.
+        // It must be durable before gc may remove the pack that says which packs were replaced.
         durable()?;
     }
     Ok((packs.into_iter().map(Arc::new).collect(), unusable))
 }
 
-/// The index and the catalog in it; `None` with a warning if they must be built anew. Adds to `lost` what it
-/// knows of and is not there.
+/// The index, and the catalog in it. `None`, with a warning, if they must be rebuilt. Adds to
+/// `lost` the packs that the index knows and that do not exist.
 fn open_index(
     store: &Dir,
     format: &Format,
@@ -300,7 +304,7 @@ fn open_index(
         if !lost.is_empty() {
             let mut catalog = Catalog::default();
             index.read_snapshots(|key, value| {
-                // Only what can be read of it can be named.
+                // An entry that cannot be read cannot be reported.
                 let _ = catalog.load(key, value);
                 true
             })?;
@@ -316,8 +320,8 @@ fn open_index(
         }
         let watermarks = index.watermarks();
         for pack in packs {
-            // The packs that gc replaced are gone, but it was killed before the index was told. What it has
-            // may be in them, whether or not it has their watermarks.
+            // The packs that gc replaced are removed, but gc was killed before the index was
+            // updated. The index may point into them, whether or not it has their watermarks.
             if !pack.replaces.is_empty() && !watermarks.contains_key(&pack.number) {
                 return Err(useless(format!("it does not know pack {}, which gc wrote", pack.number)));
             }
@@ -325,7 +329,7 @@ fn open_index(
         for (number, watermark) in watermarks {
             match packs.iter().find(|pack| pack.number == number) {
                 None => return Err(useless(format!("it speaks of pack {number}, which is not there"))),
-                // The number came back after the pack that had it was removed.
+                // The number was used again after the pack that had it was removed.
                 Some(pack) if pack.id != watermark.pack => {
                     return Err(useless(format!("it speaks of another pack {number} than there is")));
                 }
@@ -346,7 +350,7 @@ fn open_index(
     };
     match load() {
         Ok(both) => Ok(Some(both)),
-        // That is no damage.
+        // A full disk is no damage.
         Err(error @ StoreError::DiskFull { .. }) => Err(error),
         Err(StoreError::Index { action: OUTDATED, .. }) => {
             tracing::info!("rebuilding the index, which an earlier stillframe wrote");
@@ -364,7 +368,7 @@ fn open_index(
     }
 }
 
-/// An index with nothing in it yet: in the place of the old one, or in memory where nothing can be written.
+/// An empty index: in place of the old one, or in memory if nothing can be written.
 fn new_index(store: &Dir, format: &Format, is_held: bool) -> Result<Index, StoreError> {
     let name = store.join(INDEX_DIR);
     let in_place = || {
@@ -385,20 +389,20 @@ fn new_index(store: &Dir, format: &Format, is_held: bool) -> Result<Index, Store
     }
 }
 
-/// Moves the index out of the way: into the folder for damaged things, where somebody may look at it.
+/// Moves the index into the directory for damaged files, where it can be inspected.
 fn set_index_aside(store: &Dir) -> Result<(), StoreError> {
     let name = store.join(INDEX_DIR);
     if !name.exists() {
         return Ok(());
     }
     if name.is_dir() && Index::is_missing(&name) {
-        // Nor is the rest of one of use.
+        // Part of an index is useless.
         return file::remove_dir(&name).map_err(StoreError::io("remove", &name));
     }
     let damaged = store.join(DAMAGED_DIR);
     let damaged = file::create_dir(&damaged).map_err(StoreError::io("create", &damaged))?;
     let aside = damaged.join(INDEX_DIR);
-    // One is enough: an index holds nothing that the packs do not.
+    // One copy is enough: an index holds nothing that the packs do not hold.
     file::remove_dir(&aside).map_err(StoreError::io("remove", &aside))?;
     file::rename(&name, &aside).map_err(StoreError::io("set aside", &name))
 }

@@ -1,8 +1,10 @@
-//! The open store: the log of packs, the index, the catalog and the gate, and the steps that keep them in agreement.
+//! The open store: the log of packs, the index, the catalog and the gate, and the steps that keep
+//! them in agreement.
 //!
-//! A capture appends objects to the log ([`append`](OpenStore::append)) and commits facts (commit.rs), which
-//! [`sync`](OpenStore::sync) makes durable and hands to the settler (settle.rs). A look-up asks the log for what the index
-//! does not have yet, then the index. damage.rs has what is known of damage, dangling.rs what is done about deltas without their bases.
+//! A capture appends objects to the log ([`append`](OpenStore::append)) and commits facts
+//! (commit.rs). [`sync`](OpenStore::sync) makes them durable and passes them to the settler
+//! (settle.rs). A look-up asks the log for objects that the index does not have yet, then the
+//! index. damage.rs records known damage, and dangling.rs handles deltas whose bases are missing.
 
 use std::collections::HashMap;
 use std::path::PathBuf;
@@ -34,51 +36,53 @@ use crate::record::{Record, SnapshotId};
 use crate::sync::{Mutex, RwLock};
 use crate::sys::dir::{Dir, Name};
 
-/// When the index is so many entries behind, captures wait for it: about 50 MB of memory.
+/// If the index lags behind by this many entries, captures wait for it. They take about 50 MB of
+/// memory.
 const MAX_PENDING_OBJECTS: usize = 512 * 1024;
 
-/// What the settler is asked to do, in order.
+/// A task of the settler, which does them in order.
 pub(super) enum Task {
     /// Put into the index what became durable.
     Settle(Synced),
-    /// Make durable what was appended meanwhile.
+    /// Make durable what was appended in the meantime.
     SyncEarly,
-    /// Say when everything before this is done.
+    /// Report that all earlier tasks are done.
     Barrier(Sender<()>),
 }
 
-/// An open store, as the threads that work with it share it.
+/// An open store, shared by the threads that work with it.
 pub(crate) struct OpenStore {
-    /// As what it was opened, for messages.
+    /// The path under which it was opened, for messages.
     pub(crate) path: PathBuf,
-    /// What it is reached by.
+    /// Its directory. Everything in it is reached through this.
     pub(crate) dir: Dir,
     pub(crate) format: Format,
     pub(crate) log: Log,
     pub(super) index: Index,
     catalog: RwLock<Catalog>,
     pub(crate) gate: Arc<Gate>,
-    /// One lock a process: captures of the same process queue.
+    /// One lane for each process: captures of the same process queue.
     lanes: Mutex<HashMap<String, Arc<Lane>>>,
-    /// Threads that finish captures whose source goes on already.
+    /// Threads that finish captures whose source has already resumed.
     background: Mutex<Vec<JoinHandle<()>>>,
     pub(super) clock: Clock,
-    /// Held by gc: one at a time.
+    /// Held by gc, so that only one gc runs at a time.
     pub(crate) collecting: Mutex<()>,
     tasks: Mutex<Option<Sender<Task>>>,
     early_sync_asked: AtomicBool,
     damage: Damage,
     pub(crate) unusable: Vec<(Name, String)>,
-    /// Packs that were there once, and what is known to have been in them.
+    /// Packs that are missing, and what is known to have been in them.
     pub(crate) lost: Vec<Lost>,
     pub(crate) index_rebuilt: bool,
-    /// Deltas in the packs that the index does not mean, as it has others of the same objects.
+    /// Deltas in the packs that the index does not refer to, because it has other copies of the
+    /// same objects.
     pub(crate) other_deltas: Vec<IndexEntry>,
     lock: Arc<Lock>,
 }
 
 impl OpenStore {
-    /// The store of what was found when it was opened. `tasks` leads to its settler.
+    /// The store that results from what the opening found. `tasks` leads to its settler.
     pub(super) fn new(
         dir: &Dir,
         format: Format,
@@ -138,15 +142,15 @@ impl OpenStore {
 
     /// Opens a live snapshot for reading.
     pub(crate) fn pin(&self, id: SnapshotId) -> Result<Pinned, StoreError> {
-        // In one step: a snapshot that is forgotten when it is pinned may be gone, and the next gc would
-        // fail to mark it.
+        // The check and the pin are one step. Otherwise the snapshot could be forgotten and dropped
+        // in between, and the next gc would fail to mark it.
         self.check_process()?;
         let catalog = self.catalog();
         let entry = catalog.live(&id).ok_or_else(|| StoreError::NoSuchSnapshot { text: id.to_string() })?;
         Ok(Pinned::new(&self.gate, id, entry.held()))
     }
 
-    /// Tells the index what the catalog knows of a snapshot.
+    /// Updates the index with the catalog's state of a snapshot.
     pub(crate) fn store_catalog_entry(&self, id: SnapshotId) {
         let stored = self.catalog().stored(id);
         stored.into_iter().for_each(|(key, value)| self.index.set_snapshot(key, value));
@@ -155,14 +159,14 @@ impl OpenStore {
     /// Where an object is.
     pub(crate) fn locate(&self, tree: Tree, hash: &Hash) -> Result<Option<Location>, StoreError> {
         self.check_process()?;
-        // First the pending ones: an object leaves them only when the index has it.
+        // The log is asked first: an object leaves the pending ones only when the index has it.
         match self.log.pending(tree, hash) {
             Some(location) => Ok(Some(location)),
             None => self.index.get(tree, hash),
         }
     }
 
-    /// Waits for its turn in the lane in which snapshots of a process are taken one after the other.
+    /// Waits for its turn in the lane of a process: its snapshots are taken one after the other.
     pub(crate) fn lane(&self, process: &str) -> LaneGuard {
         let lane = {
             let mut lanes = self.lanes.lock();
@@ -172,7 +176,7 @@ impl OpenStore {
         lane.enter()
     }
 
-    /// Does `work` in a thread of its own, which the store waits for when it is dropped.
+    /// Runs `work` in a new thread. Dropping the store waits for that thread.
     pub(crate) fn in_background(&self, work: impl FnOnce() + Send + 'static) -> Result<(), StoreError> {
         let thread = std::thread::Builder::new()
             .name("stillframe-capture".to_owned())
@@ -184,54 +188,55 @@ impl OpenStore {
         Ok(())
     }
 
-    /// Waits for the threads that were started by [`in_background`](Self::in_background).
+    /// Waits for the threads that [`in_background`](Self::in_background) started.
     pub(super) fn join_background(&self) {
         for thread in std::mem::take(&mut *self.background.lock()) {
-            // Whoever waits for that capture hears of a panic.
+            // The thread that waits for the capture receives the panic.
             let _ = thread.join();
         }
     }
 
-    /// Lets the settler end when it has done what it was asked to do.
+    /// Lets the settler end once its queue is empty.
     pub(super) fn end_tasks(&self) {
         *self.tasks.lock() = None;
     }
 
     fn ask(&self, task: Task) {
         if let Some(tasks) = &*self.tasks.lock() {
-            // The settler ends only after the sender is gone.
+            // The settler ends only after the sender is dropped.
             let _ = tasks.send(task);
         }
     }
 
-    /// Whether this process opened the store, and was not forked from the one that did.
+    /// Whether this process opened the store. A process forked from it did not.
     pub(super) fn is_of_this_process(&self) -> bool {
         self.lock.is_of_this_process()
     }
 
-    /// An error where nothing in the store can be changed.
+    /// Returns an error if nothing in the store can be changed.
     pub(crate) fn check_writable(&self) -> Result<(), StoreError> {
         self.lock.check_writable()
     }
 
-    /// An error in a process that was forked from the one that has the store open: it has none of the store's threads,
-    /// and the lock is not its own.
+    /// Returns an error in a process that was forked from the one that has the store open: it has
+    /// none of the store's threads, and it does not hold the lock.
     pub(crate) fn check_process(&self) -> Result<(), StoreError> {
         self.lock.check_process()
     }
 
-    /// The same for what is done very often.
+    /// A cheaper [`check_process`](Self::check_process), for frequent calls.
     pub(crate) fn check_fork(&self) -> Result<(), StoreError> {
         self.lock.check_fork()
     }
 
-    /// Whether this is such a process, for what cannot answer with an error; then it is told here.
+    /// Whether this process was forked from the one that has the store open, for functions that
+    /// cannot return an error. It logs the error.
     pub(crate) fn is_elsewhere(&self) -> bool {
         self.check_process().inspect_err(|error| tracing::error!("{error}")).is_err()
     }
 
-    /// Appends the objects of a batch. Large captures are slowed to the pace of the disk and the
-    /// index, so that what waits in memory stays bounded.
+    /// Appends the objects of a batch. It slows large captures to the speed of the disk and the
+    /// index, so that the memory for pending objects stays bounded.
     pub(crate) fn append(&self, batch: &mut Batch) -> Result<Appended, StoreError> {
         self.check_writable()?;
         let appended = self.log.append(batch)?;
@@ -248,7 +253,7 @@ impl OpenStore {
         Ok(appended)
     }
 
-    /// Makes durable what was appended before.
+    /// Makes all earlier appends durable.
     pub(crate) fn sync(&self) -> Result<(), StoreError> {
         self.log.sync(|durable| {
             self.change_catalog(|catalog| {
@@ -271,26 +276,26 @@ impl OpenStore {
     pub(crate) fn settle_all(&self) {
         let (done, wait) = crossbeam_channel::bounded(1);
         self.ask(Task::Barrier(done));
-        // An error means that the settler is gone, and with it what there is to wait for.
+        // An error means that the settler has ended, so there is nothing to wait for.
         let _ = wait.recv();
     }
 
-    /// Removes files and what failed writes have left: [`Log::clear_away`].
+    /// Removes files and the remains of failed writes: [`Log::clear_away`].
     pub(crate) fn clear_away(&self, files: Vec<Name>) -> Result<(), StoreError> {
         self.lock.check_writable()?;
         match self.log.clear_away(files) {
-            // There are quotas under which cutting a file takes room: the index gives its own for it.
+            // Under some quotas, truncating a file needs space: the index is deleted to free some.
             Err(StoreError::DiskFull { .. }) if self.index.make_room()? => self.log.clear_away(Vec::new()),
             other => other,
         }
     }
 
-    /// Whether damage was found that captures should mend.
+    /// Whether damage is known that captures should repair.
     pub(crate) fn damage_known(&self) -> bool {
         self.damage.is_known()
     }
 
-    /// Remembers, also after a reopening, that there is damage.
+    /// Records that there is damage. The record survives a reopening.
     pub(crate) fn note_damage(&self) {
         self.damage.found(&self.index);
     }
@@ -300,12 +305,12 @@ impl OpenStore {
         self.damage.findings()
     }
 
-    /// There is no damage, unless some was found after `findings_before`.
+    /// Records that there is no damage, unless some was found after `findings_before`.
     pub(crate) fn no_damage_since(&self, findings_before: u64) {
         self.damage.none_since(findings_before, &self.index);
     }
 
-    /// Takes what an error says is damaged out of the index.
+    /// Removes from the index the object that an error reports as damaged.
     pub(crate) fn forget_culprit(&self, error: &StoreError) {
         let Some((kind, hash, at)) = error.culprit() else { return self.note_damage() };
         let tree = Tree::of(kind);
@@ -317,7 +322,7 @@ impl OpenStore {
         }
     }
 
-    /// Takes a damaged object out of the index, so that it is stored anew when it is captured again.
+    /// Removes a damaged object from the index, so that the next capture stores it again.
     pub(crate) fn forget_damaged(&self, tree: Tree, hash: &Hash, location: Location) {
         self.note_damage();
         if let Err(error) = self.index.replace(tree, hash, location, None) {

@@ -1,4 +1,4 @@
-//! Reading objects back, checked.
+//! Reads objects and verifies them.
 
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -18,33 +18,34 @@ use crate::root::Root;
 use crate::sys::map::Since;
 use crate::table;
 
-/// How thoroughly regions are checked when they are read. The lengths and the checksum of the
-/// stored bytes always are.
+/// How thoroughly regions are verified when they are read. The lengths and the checksum of the
+/// stored bytes are always verified.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Check {
-    /// The BLAKE3 of the plain bytes too: what comes back is what was captured, bit for bit.
+    /// Also the BLAKE3 hash of the plain bytes: the result is what was captured, bit for bit.
     #[default]
     Full,
     /// Only the CRC32C of the stored bytes.
     Checksum,
 }
 
-/// How many differences may lie between an object and bytes that are stored whole. There are eight at
-/// most, or a few more where two captures have stored the same bytes at once.
+/// The greatest number of deltas between an object and bytes that are stored whole. There are at
+/// most eight, or a few more if two captures stored the same bytes at the same time.
 pub(crate) const MAX_DELTAS: usize = 16;
 
-/// How much is decoded before it is hashed: sixteen regions of 16 KiB, which is how many are hashed side by
-/// side, and little enough to stay in the cache.
+/// How much is decoded before it is hashed: sixteen regions of 16 KiB. That is how many are hashed
+/// in parallel, and few enough to stay in the CPU's cache.
 const BATCH_BYTES: usize = 256 << 10;
 
-/// Reads objects of one store, best those that lie near one another one after the other.
+/// Reads objects of one store. It is fastest if objects that lie near one another are read one
+/// after the other.
 ///
-/// Regions are appended in the order of their addresses, so the next one wanted is mostly the next
-/// one in the pack. A reader looks there first, and asks the index only if it is not.
+/// Regions are appended in address order, so the next region to read usually is the next object of
+/// the pack. A reader looks there first, and asks the index only if it is not.
 pub(crate) struct Reader<'a> {
     check: Check,
     objects: Cursor<'a>,
-    /// The bases of deltas, which follow one another elsewhere.
+    /// A second cursor for the bases of deltas, which lie elsewhere, one after the other.
     bases: Cursor<'a>,
 }
 
@@ -54,10 +55,11 @@ impl<'a> Reader<'a> {
         Reader { check, objects: Cursor::new(shared, since), bases: Cursor::new(shared, since) }
     }
 
-    /// Decodes a region into the whole of `plain`.
+    /// Decodes a region into `plain`, all of which it fills.
     pub(crate) fn region(&mut self, hash: &Hash, plain: &mut [u8]) -> Result<(), StoreError> {
         let check = self.check;
-        // What damage left there may have been stored anew elsewhere: then the index knows better.
+        // If this object is damaged, another copy may have been stored since. Then the index refers
+        // to that.
         if let Some(found) = self.objects.next_if_it_is(ObjectKind::Region, hash)
             && self.decode(&found, plain, check).is_ok()
         {
@@ -66,8 +68,8 @@ impl<'a> Reader<'a> {
         self.find_and(ObjectKind::Region, hash, |reader, found| reader.decode(found, plain, check))
     }
 
-    /// Finds an object and reads it. Should that fail it is tried again where the index has it elsewhere by then: gc
-    /// stores what stood on a base whole before it drops the base.
+    /// Finds an object and reads it. If that fails and the index has the object elsewhere by then,
+    /// it tries again: before gc drops a base, it stores the deltas that refer to it whole.
     fn find_and<T>(
         &mut self,
         kind: ObjectKind,
@@ -90,10 +92,10 @@ impl<'a> Reader<'a> {
         }
     }
 
-    /// Decodes regions that lie one after the other into `plain`, `region_bytes` each and the last one perhaps
-    /// shorter. Zeros are written only if `clear_zeros`: else the target has them already.
+    /// Decodes consecutive regions into `plain`. Each has `region_bytes`; the last one may be
+    /// shorter. Zeros are written only if `clear_zeros`: otherwise the target already has them.
     ///
-    /// They are decoded a batch at a time and hashed side by side while they are in the cache.
+    /// It decodes a batch at a time and hashes its regions in parallel while they are in the cache.
     pub(crate) fn regions(
         &mut self,
         hashes: &[Hash],
@@ -121,14 +123,15 @@ impl<'a> Reader<'a> {
                 stored.into_iter().zip(found).filter(is_wrong).map(|(at, _)| at).collect();
             for at in wrong {
                 let end = plain.len().min((at + 1) * region_bytes);
-                // Once more, by itself: it may have been stored anew elsewhere, and if not the error is told there.
+                // The region is read again alone: it may have been stored again elsewhere. If not,
+                // this returns the error.
                 self.region(&hashes[at], &mut plain[at * region_bytes..end])?;
             }
         }
         Ok(())
     }
 
-    /// Decodes a region, whatever its plain bytes are.
+    /// Decodes a region without comparing its plain bytes with the hash.
     fn region_unhashed(&mut self, hash: &Hash, plain: &mut [u8]) -> Result<(), StoreError> {
         let check = std::mem::replace(&mut self.check, Check::Checksum);
         let decoded = self.region(hash, plain);
@@ -136,7 +139,7 @@ impl<'a> Reader<'a> {
         decoded
     }
 
-    /// The plain bytes of an object; none for the all-zero hash.
+    /// The plain bytes of an object. Empty for the all-zero hash.
     pub(crate) fn object(&mut self, kind: ObjectKind, hash: &Hash) -> Result<Vec<u8>, StoreError> {
         if hash.is_zero() {
             return Ok(Vec::new());
@@ -148,18 +151,18 @@ impl<'a> Reader<'a> {
         })
     }
 
-    /// What is kept beside the memory of a snapshot under this name.
+    /// The attachment of a snapshot with this name.
     pub(crate) fn attachment(&mut self, record: &Record, name: &str) -> Result<Option<Vec<u8>>, StoreError> {
         let found = record.attachments.iter().find(|attachment| attachment.name == name);
         found.map(|attachment| self.object(ObjectKind::Attachment, &attachment.hash)).transpose()
     }
 
-    /// The root of a snapshot of `expected` tables.
+    /// The root of a snapshot that has `expected` tables.
     pub(crate) fn root(&mut self, hash: &Hash, expected: usize) -> Result<Root, StoreError> {
         let kind = ObjectKind::Root;
         let malformed = |detail| StoreError::Malformed { kind, hash: *hash, detail };
         if hash.is_zero() {
-            // A layout may claim any number of bytes, all of them zeros.
+            // A damaged layout may claim any number of tables, all of zeros.
             let most = ObjectKind::MAX_PLAIN_BYTES / Hash::BYTES;
             return if expected <= most {
                 Ok(Root::zeros(expected))
@@ -172,7 +175,7 @@ impl<'a> Reader<'a> {
             .ok_or_else(|| malformed(format!("expected {expected} hashes, found {} bytes", bytes.len())))
     }
 
-    /// The hashes in a table, of which there must be `expected`.
+    /// The hashes in a table, which must have `expected` of them.
     pub(crate) fn hashes(
         &mut self,
         kind: ObjectKind,
@@ -181,7 +184,7 @@ impl<'a> Reader<'a> {
     ) -> Result<Vec<Hash>, StoreError> {
         let malformed = |detail| StoreError::Malformed { kind, hash: *hash, detail };
         if hash.is_zero() {
-            // A place has never more.
+            // No table has more.
             let most = table::REGIONS_PER_TABLE;
             return if expected <= most {
                 Ok(vec![Hash::ZERO; expected])
@@ -204,9 +207,9 @@ impl<'a> Reader<'a> {
         record::decode(&bytes).map_err(|source| StoreError::Record { kind, source })
     }
 
-    /// What is to replace the object `like` may be stored as a difference from this: its hash, the
-    /// number of the delta, and how many bytes what both go back to takes. `plain` gets the bytes.
-    /// None if it should be stored whole.
+    /// The base for a delta that replaces the object `like`: its hash, the number of the delta, and
+    /// the stored size of the whole object under it. `plain` receives its bytes. `None` if the
+    /// replacement should be stored whole.
     pub(crate) fn base(
         &mut self,
         kind: ObjectKind,
@@ -227,15 +230,15 @@ impl<'a> Reader<'a> {
         plain.clear();
         match plain_bytes <= plain.capacity() {
             true => plain.resize(plain_bytes, 0),
-            // Fresh zeros, which are no memory until they are touched.
+            // Fresh zeros: they take no memory until they are accessed.
             false => *plain = vec![0; plain_bytes],
         }
         let whole_bytes = self.fill(&found, plain, 0)?;
         Ok(Some((found.header.hash, number, whole_bytes)))
     }
 
-    /// Checks an object that is at a known place, and its plain bytes against its hash.
-    /// Says whether it was there to be checked: gc may have moved it meanwhile.
+    /// Verifies the object at a known place, including its hash. Returns `false` if the object is
+    /// not there: gc may have moved it.
     pub(crate) fn check_at(
         &mut self,
         kind: ObjectKind,
@@ -248,13 +251,14 @@ impl<'a> Reader<'a> {
         Ok(true)
     }
 
-    /// The hash of the delta at a known place and that of its base; `None` if it is damaged, or no delta.
+    /// The hash of the delta at a known place and that of its base. `None` if it is damaged, or not
+    /// a delta.
     pub(crate) fn delta_at(&mut self, at: Position) -> Result<Option<(Hash, Hash)>, StoreError> {
         let found = self.objects.whatever_is_at(at)?.filter(FoundObject::is_delta);
         Ok(found.and_then(|found| Some((found.header.hash, found.base().ok()?))))
     }
 
-    /// Whether there are bytes stored whole behind an object, however many differences lie between.
+    /// Whether an object leads to bytes that are stored whole, through any number of deltas.
     pub(crate) fn is_resolvable(&mut self, tree: Tree, hash: &Hash) -> Result<bool, StoreError> {
         let mut hash = *hash;
         for _ in 0..MAX_DELTAS {
@@ -270,7 +274,7 @@ impl<'a> Reader<'a> {
         Ok(false)
     }
 
-    /// Whether an object at a place is in order as far as its checks say.
+    /// Whether the object at a place passes its checks.
     pub(crate) fn is_whole_at(&mut self, location: Location) -> Result<bool, StoreError> {
         let pack = self.objects.shared.log.pack(location.pack);
         if pack.is_none_or(|pack| pack.length_bytes() < location.end_bytes()) {
@@ -280,7 +284,7 @@ impl<'a> Reader<'a> {
         Ok(found.is_some_and(|found| found.payload().is_ok()))
     }
 
-    /// What kind of object its header says is at a place.
+    /// The kind of the object at a place, according to its header.
     pub(crate) fn kind_at(&mut self, at: Position) -> Result<Option<ObjectKind>, StoreError> {
         Ok(self.objects.whatever_is_at(at)?.map(|found| found.header.kind))
     }
@@ -294,8 +298,8 @@ impl<'a> Reader<'a> {
         Ok(())
     }
 
-    /// Decodes an object to which so many differences have led. Returns how many bytes that takes
-    /// which is stored whole.
+    /// Decodes an object that was reached through this many deltas. Returns the stored size of the
+    /// whole object under it.
     fn fill(&mut self, found: &FoundObject, plain: &mut [u8], deltas: usize) -> Result<u32, StoreError> {
         let whole_bytes = if found.is_delta() {
             self.fill_from_base(found.header.kind, &found.base()?, plain, deltas + 1)
@@ -308,7 +312,7 @@ impl<'a> Reader<'a> {
         Ok(whole_bytes)
     }
 
-    /// Fills `plain` with the bytes of a base, cut or lengthened by zeros.
+    /// Fills `plain` with the bytes of a base, truncated or extended with zeros.
     fn fill_from_base(
         &mut self,
         kind: ObjectKind,
@@ -334,7 +338,7 @@ impl<'a> Reader<'a> {
     }
 }
 
-/// Makes zeros of bytes, without touching memory that is zeros already.
+/// Sets bytes to zero without writing pages that are zeros already.
 fn clear(bytes: &mut [u8]) {
     bytes.chunks_mut(4096).filter(|page| !region::is_zero(page)).for_each(|page| page.fill(0));
 }

@@ -1,8 +1,9 @@
-//! Recovery: what the packs hold past their watermarks goes into the index and the catalog.
+//! Recovery: puts what the packs hold past their watermarks into the index and the catalog.
 //!
-//! The packs are scanned from their watermarks on. In the pack that was appended to last the scan may find what a crash
-//! left unfinished: a torn tail, which is cut off, or a torn hole, which is filled. Both belong to nothing that was
-//! acknowledged. Everything else that is no whole object is damage: it is told, and nothing of it is changed.
+//! Each pack is scanned from its watermark on. In the pack that was appended to last, the scan may
+//! find what a crash left unfinished: a torn tail, which is truncated, or a torn hole, which is
+//! filled. Neither contains data of an acknowledged operation. All other bytes that are not a whole
+//! object are damage: they are reported, and are left as they are.
 
 use std::collections::HashMap;
 use std::ops::Range;
@@ -24,25 +25,25 @@ use crate::record::SnapshotId;
 use crate::region::is_zero;
 use crate::units::usize_of;
 
-/// What came of scanning the packs.
+/// The result of scanning the packs.
 pub(super) struct Recovered {
-    /// The pack to go on appending to.
+    /// The pack to continue appending to.
     pub(super) active: Option<Arc<Pack>>,
     pub(super) ragged: Vec<Arc<Pack>>,
     pub(super) other_deltas: Vec<IndexEntry>,
     pub(super) damage_found: bool,
 }
 
-/// What is known of the packs before they are scanned, apart from the index.
+/// What is known of the packs before the scan, apart from the index.
 pub(super) struct Prior<'a> {
-    /// Up to where they were durable once: nothing of that is a torn tail.
+    /// Up to where each pack was durable. No earlier byte is part of a torn tail.
     pub(super) durable_bytes: HashMap<u32, u64>,
-    /// The one that may have a torn tail.
+    /// The pack that may have a torn tail.
     pub(super) last_appended: Option<u32>,
     pub(super) lost: &'a [Lost],
 }
 
-/// Scans what the index lacks of the packs.
+/// Scans what the packs hold and the index lacks.
 pub(super) fn recover(
     packs: &[Arc<Pack>],
     index: &Index,
@@ -68,18 +69,20 @@ pub(super) fn recover(
     for pack in packs {
         let indexed_bytes = first_bytes(pack);
         let may_be_torn = prior.last_appended == Some(pack.number);
-        // What was cut short is not appended to, so that it can be put back.
+        // A pack that was cut short is not appended to, so that the missing part can be put back.
         let (mut is_ragged, mut damaged) = (false, prior.lost.iter().any(|lost| lost.pack.0 == pack.number));
         if pack.length_bytes() > indexed_bytes {
-            // Whoever wrote it may have been killed before it was durable, and from here on it is relied on.
+            // The process that wrote it may have been killed before it was durable, and from here
+            // on it is relied on.
             if access == Access::Owner {
                 pack.sync()?;
             }
-            // What was durable once is no torn tail.
+            // Bytes that were durable once are no torn tail.
             let durable_bytes = prior.durable_bytes.get(&pack.number).copied().unwrap_or(0);
             let durable_bytes = durable_bytes.max(index.durable_bytes(pack.number, pack.id));
             let torn_from = may_be_torn.then(|| indexed_bytes.max(durable_bytes));
-            // What is found goes into the index in chunks, and is saved: not all at once in memory.
+            // The objects found are put into the index and saved in chunks, so that they are not
+            // all in memory at once.
             let take_in = |found: Vec<IndexEntry>| -> Result<(), StoreError> {
                 other_deltas.append(&mut index.insert_found(found)?);
                 index.save_if_much()
@@ -98,8 +101,9 @@ pub(super) fn recover(
             if let Some(end_bytes) = tail.torn_at {
                 tracing::info!("cutting a torn tail of {} bytes", pack.length_bytes() - end_bytes);
                 match pack.cut(end_bytes, access) {
-                    // There are disks, and quotas, where cutting a file takes room. It is cut as soon as there is
-                    // some, and before anything is written behind it.
+                    // On some disks, and under some quotas, truncating a file needs space. The tail
+                    // is truncated as soon as there is some, and before anything is written after
+                    // it.
                     Err(StoreError::DiskFull { .. }) => is_ragged = true,
                     other => other?,
                 }
@@ -121,7 +125,7 @@ pub(super) fn recover(
                 ends.push((pack.number, pack.watermark(pack.length_bytes())));
             }
         }
-        // The last one, as it turns out.
+        // The last pack of the loop decides.
         let room = pack.replaces.is_empty()
             && !damaged
             && !is_ragged
@@ -130,7 +134,7 @@ pub(super) fn recover(
             && pack.length_bytes() % 8 == 0;
         active = room.then(|| pack.clone());
     }
-    // Notes and tombstones come after all records: gc may have put a record into a later pack.
+    // Notes and tombstones come after all records: gc may have moved a record into a later pack.
     facts.sort_by_key(|fact| !matches!(fact, Fact::Snapshot(..)));
     let snapshots: Vec<SnapshotId> = facts.iter().map(Fact::snapshot).collect();
     facts.into_iter().for_each(|fact| catalog.apply(fact));
@@ -145,43 +149,44 @@ pub(super) fn recover(
     Ok(Recovered { active, ragged, other_deltas, damage_found })
 }
 
-/// How often progress is told.
+/// How often progress is reported.
 const TELL_BYTES: u64 = 1 << 20;
 
-/// So many objects go into the index at once: 4 MiB of them.
+/// How many objects are put into the index at once: 4 MiB of them.
 const TAKE_IN_OBJECTS: usize = 64 << 10;
 
-/// What a pack holds past its watermark, but for the objects that the index is to know.
+/// What a pack holds past its watermark, except for the objects of the index.
 #[derive(Default)]
 struct PackTail {
     facts: Vec<Fact>,
     damaged: Vec<(u64, &'static str)>,
-    /// Records, notes and tombstones that are whole and yet say nothing.
+    /// Records, notes and tombstones that are whole but cannot be decoded.
     undecodable: Vec<(u64, String)>,
-    /// Where to cut the pack.
+    /// Where to truncate the pack.
     torn_at: Option<u64>,
-    /// What to fill, before that.
+    /// The ranges to fill, all before that.
     torn_holes: Vec<Range<u64>>,
 }
 
-/// Bytes that are no object.
+/// Bytes that are not an object.
 struct Hole {
     range: Range<u64>,
     why: &'static str,
-    /// It may be what a power failure left of bytes that nobody relied on, and it looks so.
+    /// Whether it can be, and looks like, the remains of bytes that were not yet durable when the
+    /// power failed.
     is_torn: bool,
 }
 
 impl PackTail {
-    /// Scans it. In the pack that was appended to last, what comes after the first bytes that are no
-    /// object, and after the last record, note and tombstone, belongs to nothing that was
-    /// acknowledged: a torn tail. When the whole index is rebuilt one cannot know where the last
-    /// record was; then it is one only if it looks so.
+    /// Scans the tail of a pack. In the pack that was appended to last, the bytes after the first
+    /// ones that are not an object, and after the last record, note and tombstone, belong to no
+    /// acknowledged operation: they are a torn tail. When the whole index is rebuilt, it is unknown
+    /// where the last record was. The bytes are then a torn tail only if they look like one.
     ///
-    /// Where several things were written and not yet durable, a power failure may also keep the later ones
-    /// and lose earlier ones. That leaves a torn hole.
+    /// If several writes were not yet durable, a power failure may lose an earlier one and keep a
+    /// later one. That leaves a torn hole.
     ///
-    /// Objects that are in no torn tail are given to `take_in`.
+    /// Objects that are not in a torn tail are passed to `take_in`.
     fn scan(
         pack: &Pack,
         from_bytes: u64,
@@ -195,11 +200,11 @@ impl PackTail {
         let offset_of_last =
             |found: &[IndexEntry]| found.last().map(|(_, _, location)| location.offset_bytes);
         let (mut torn_at, mut holes) = (None, Vec::new());
-        // Those that were not taken in yet, and where the last one begins of all that stay.
+        // Objects that were not passed on yet, and the offset of the last object that stays.
         let (mut objects, mut last_object) = (Vec::new(), 0);
         let mut told_bytes = from_bytes;
         let mut records = HashMap::new();
-        // What came before this was durable.
+        // Everything before this offset was durable.
         let mut durable_bytes = 0;
         for scanned in pack.scan(&bytes, from_bytes) {
             let scanned = scanned?;
@@ -221,7 +226,8 @@ impl PackTail {
                     match fact {
                         Ok(None) => objects.push((Tree::of(header.kind), header.hash, location)),
                         Ok(Some(fact)) => {
-                            // A snapshot was acknowledged before another one followed it or it was forgotten.
+                            // A snapshot was acknowledged before another one became its child and
+                            // before it was forgotten.
                             let acknowledged = match &fact {
                                 Fact::Snapshot(_, entry) => entry.held().parent(),
                                 Fact::Tombstone(id, _) => Some(*id),
@@ -235,7 +241,7 @@ impl PackTail {
                             tail.facts.push(fact);
                             torn_at = None;
                         }
-                        // Nobody can know what it needs.
+                        // It is unknown what it refers to.
                         Err(why) => {
                             tail.undecodable.push((offset_bytes, why));
                             torn_at = None;
@@ -265,7 +271,8 @@ impl PackTail {
             objects.retain(|(_, _, location)| location.offset_bytes < end_bytes);
             holes.retain(|hole| hole.range.start < end_bytes);
         }
-        // Without an index there is no telling a hole from damage, unless all that follows was written at once.
+        // Without an index, a torn hole cannot be distinguished from damage, unless everything
+        // after it was written at once.
         last_object = offset_of_last(&objects).unwrap_or(last_object);
         take_in(objects)?;
         for Hole { range, why, is_torn } in holes {
@@ -280,11 +287,12 @@ impl PackTail {
     }
 }
 
-/// What is written to a disk at once, or not.
+/// The unit that a disk writes entirely or not at all.
 const SECTOR_BYTES: usize = 512;
 
-/// Whether a sector of these bytes is all zeros, as if never written; of the first one, which may have been there,
-/// the rest. What is stored hardly ever has a sector of zeros, and no object begins with one.
+/// Whether a sector of these bytes is all zeros, as if it had never been written. Of the first
+/// sector, only the part in the hole counts: the rest may have been written before. Stored bytes
+/// hardly ever contain a sector of zeros, and no object begins with one.
 fn lacks_a_sector(bytes: &[u8], hole: Range<u64>) -> bool {
     let [start, end] = [hole.start, hole.end].map(|at| usize_of(at).min(bytes.len()));
     let mut from = start;

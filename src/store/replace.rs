@@ -1,14 +1,14 @@
-//! Replacing a store: what a migration has written takes the place of the old store, or is thrown away.
+//! Replacing a store: what a migration has written replaces the old store, or is discarded.
 //!
 //! ```text
-//! STORE/migration/            being written: not yet a store, thrown away when found
-//! STORE/migration/FORMAT      written last: complete, takes the old one's place when found
+//! STORE/migration/            being written: not yet a store; the next opening deletes it
+//! STORE/migration/FORMAT      written last: complete; the next opening replaces the old store
 //! ```
 //!
-//! Taking the place is a chain of renamings, each of which is skipped if it is done already:
-//! the old packs go to `migration/old-packs`, the new ones to `packs`, the new FORMAT replaces the
-//! old, and what is left of `migration` is removed. The index belongs to the old packs and goes
-//! first; it is rebuilt when the store is opened. Every opening does this, so that an interrupted migration goes on.
+//! The replacement is a chain of renames. Each is skipped if it is already done. The old packs move
+//! to `migration/old-packs`, the new packs to `packs`, the new FORMAT replaces the old one, and the
+//! rest of `migration` is removed. The index belongs to the old packs and is removed first; the
+//! opening rebuilds it. Every opening runs this chain, so an interrupted migration is completed.
 
 use super::error::StoreError;
 use super::format::{self, FORMAT_FILE};
@@ -18,10 +18,10 @@ use crate::sys::file;
 
 pub(crate) const OLD_PACKS_DIR: &str = "old-packs";
 
-/// Throws an incomplete migration away, and puts a complete one in the place of the old store.
+/// Discards an incomplete migration, and replaces the old store with a complete one.
 ///
-/// Somebody else may have made the store, so nothing here follows a link, and what is said to be complete must be of
-/// this store.
+/// Another user may have made the store. So no step follows a symbolic link, and a complete
+/// migration must be one of this store.
 pub(crate) fn finish_interrupted(store: &Dir) -> Result<(), StoreError> {
     let migration = store.join(MIGRATION_DIR);
     let Some(found) = migration.look().map_err(StoreError::io("open", &migration))? else { return Ok(()) };
@@ -31,7 +31,7 @@ pub(crate) fn finish_interrupted(store: &Dir) -> Result<(), StoreError> {
     let new = file::open_dir(&migration).map_err(StoreError::io("open", &migration))?;
     let (packs, new_packs, old_packs) = (store.join(PACKS_DIR), new.join(PACKS_DIR), new.join(OLD_PACKS_DIR));
     let durable = |dir: &Dir| file::sync_dir(dir).map_err(StoreError::io("make durable", dir));
-    // Whoever came this far may have been killed before it was.
+    // An earlier run that came this far may have been killed before it made them durable.
     durable(&new)?;
     durable(store)?;
     if new.join(FORMAT_FILE).exists() {
@@ -61,7 +61,7 @@ pub(crate) fn finish_interrupted(store: &Dir) -> Result<(), StoreError> {
     durable(store)
 }
 
-/// An error if what a migration has written does not belong to this store.
+/// Returns an error if what a migration has written does not belong to this store.
 fn check_is_of(store: &Dir, new: &Dir) -> Result<(), StoreError> {
     if format::id_line(new)? == format::id_line(store)? {
         Ok(())

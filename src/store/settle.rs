@@ -1,6 +1,6 @@
-//! The settler: a thread that brings the index up to date behind everybody's back.
+//! The settler: a thread that brings the index up to date in the background.
 //!
-//! Nobody who captures waits for the index, unless it falls very far behind.
+//! Captures do not wait for the index, unless it falls very far behind.
 
 use std::sync::Arc;
 use std::thread::JoinHandle;
@@ -12,10 +12,10 @@ use super::open_store::{OpenStore, Task};
 use super::packs::log::{Synced, Unsynced};
 use super::tree::IndexEntry;
 
-/// So many entries at a time are inserted while look-ups wait.
+/// How many entries are inserted at a time; look-ups wait for that long.
 const BATCH_ENTRIES: usize = 1024;
 
-/// Starts the thread. It ends when the sender of its tasks is gone.
+/// Starts the thread. It ends when the sender of its tasks is dropped.
 pub(crate) fn start(shared: Arc<OpenStore>, tasks: Receiver<Task>) -> std::io::Result<JoinHandle<()>> {
     std::thread::Builder::new().name("stillframe-settle".to_owned()).spawn(move || {
         let mut failed = false;
@@ -26,8 +26,8 @@ pub(crate) fn start(shared: Arc<OpenStore>, tasks: Receiver<Task>) -> std::io::R
                     if let Err(error) =
                         settled.and_then(|()| if failed { Ok(()) } else { shared.index().save_if_much() })
                     {
-                        // Nothing is lost: the packs have it all, and so has the index as long as it
-                        // is open. The next open goes on from the last watermark.
+                        // No data is lost: the packs hold all of it, and the open index does too.
+                        // The next opening continues from the last saved watermark.
                         tracing::warn!("the index is not saved until the store is opened again: {error}");
                         failed = true;
                     }
@@ -38,7 +38,7 @@ pub(crate) fn start(shared: Arc<OpenStore>, tasks: Receiver<Task>) -> std::io::R
                     }
                 }
                 Task::Barrier(done) => {
-                    // Whoever waits may have gone.
+                    // The waiting thread may have ended.
                     let _ = done.send(());
                 }
             }

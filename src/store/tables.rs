@@ -1,8 +1,8 @@
-//! The tables of a snapshot: its mappings, and the hash of each table with the place of it.
+//! The tables of a snapshot: its mappings, and the hash and place of each table.
 //!
 //! ```text
 //! record ─ layout ─> mappings ─> places of the tables ┐
-//!        └ root ───> hashes of the tables ────────────┴─> (hash, place), in the order of the addresses
+//!        └ root ───> hashes of the tables ────────────┴─> (hash, place), in address order
 //! ```
 
 use super::error::StoreError;
@@ -14,7 +14,7 @@ use crate::record::Record;
 use crate::root::Root;
 use crate::table::{Place, Places};
 
-/// The mappings of a snapshot, and where their tables are.
+/// The mappings of a snapshot, and the places of their tables.
 #[derive(Default)]
 pub(crate) struct Layout {
     pub(crate) space: AddressSpace,
@@ -22,20 +22,20 @@ pub(crate) struct Layout {
 }
 
 impl Layout {
-    /// Reads the layout that a record names.
+    /// Reads the layout that a record refers to.
     pub(crate) fn read(reader: &mut Reader<'_>, record: &Record) -> Result<Layout, StoreError> {
         let space: AddressSpace = reader.value(ObjectKind::Layout, &record.layout)?;
         let places = Places::new(&space, record.region_size);
         Ok(Layout { space, places })
     }
 
-    /// Reads the root that a record with this layout names.
+    /// Reads the root that a record with this layout refers to.
     pub(crate) fn root(&self, reader: &mut Reader<'_>, record: &Record) -> Result<Root, StoreError> {
         reader.root(&record.root, self.places.count())
     }
 }
 
-/// The tables of a snapshot. The default is none.
+/// The tables of a snapshot. The default has none.
 #[derive(Default)]
 pub(crate) struct Tables {
     pub(crate) layout: Layout,
@@ -43,7 +43,7 @@ pub(crate) struct Tables {
 }
 
 impl Tables {
-    /// Reads the layout and the root that a record names.
+    /// Reads the layout and the root that a record refers to.
     pub(crate) fn read(reader: &mut Reader<'_>, record: &Record) -> Result<Tables, StoreError> {
         let layout = Layout::read(reader, record)?;
         let root = layout.root(reader, record)?;
@@ -55,7 +55,7 @@ impl Tables {
         &self.layout.space
     }
 
-    /// The hash and the place of each table, in the order of the addresses.
+    /// The hash and the place of each table, in address order.
     pub(crate) fn iter(&self) -> impl Iterator<Item = (Hash, Place)> + '_ {
         self.root.places(&self.layout.places)
     }

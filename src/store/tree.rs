@@ -4,7 +4,7 @@ use super::packs::location::Location;
 use super::packs::object::{Header, ObjectKind};
 use crate::hash::Hash;
 
-/// Which tree an object is in.
+/// The tree that an object is in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(crate) enum Tree {
     Regions = 0,
@@ -14,7 +14,7 @@ pub(crate) enum Tree {
 impl Tree {
     pub(crate) const ALL: [Tree; 2] = [Tree::Regions, Tree::Objects];
 
-    /// The one with objects of this kind.
+    /// The tree for objects of this kind.
     pub(crate) fn of(kind: ObjectKind) -> Tree {
         if kind == ObjectKind::Region { Tree::Regions } else { Tree::Objects }
     }
@@ -23,7 +23,8 @@ impl Tree {
 /// An object and where it is.
 pub(crate) type IndexEntry = (Tree, Hash, Location);
 
-/// Which tree and hash an object is indexed by; `None` for what the catalog has.
+/// The tree and the hash under which an object is indexed. `None` for objects that the catalog
+/// holds.
 pub(crate) fn indexed(header: &Header) -> Option<(Tree, Hash)> {
     let in_catalog = matches!(header.kind, ObjectKind::Record | ObjectKind::Note | ObjectKind::Tombstone);
     (!in_catalog).then(|| (Tree::of(header.kind), header.hash))

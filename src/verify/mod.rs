@@ -1,5 +1,5 @@
-//! Verify: everything is read and checked, and what is damaged is named with the snapshots that
-//! need it.
+//! Verify: reads and checks everything, and reports what is damaged with the snapshots that need
+//! it.
 
 mod sample;
 
@@ -44,14 +44,15 @@ use crate::sync::Mutex;
 #[derive(Clone, Debug, Default)]
 #[non_exhaustive]
 pub struct VerifyOptions {
-    /// Only what these snapshots need; everything if there are none.
+    /// Verifies only what these snapshots need. Empty means everything.
     pub snapshots: Vec<SnapshotId>,
-    /// Only so many percent of the objects, spread evenly over the store: an object is in the
-    /// sample or not by its hash and a number drawn for this run. Of each pack there is at least one region, one
-    /// other object and one record, note or tombstone in it, where it has any.
+    /// Verifies only about this percentage of the objects, spread evenly over the store: an
+    /// object's hash and a random number of this run decide whether it is in the sample. The sample
+    /// has at least one region, one other object and one record, note or tombstone of each pack
+    /// that has any.
     pub sample_percent: Option<u8>,
-    /// Watches it: in bytes of packs, to which 32 for each region of each snapshot are added for looking whether
-    /// it is there. Interrupting it does no harm.
+    /// Reports progress, and can cancel the verification, which does no harm. The unit is the byte
+    /// of packs; each region of each snapshot adds 32 bytes for checking whether it exists.
     pub progress: Progress,
 }
 
@@ -80,7 +81,7 @@ impl VerifyOptions {
     }
 }
 
-/// What was found.
+/// The result of a verification.
 #[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize)]
 #[non_exhaustive]
 pub struct VerifyReport {
@@ -88,28 +89,28 @@ pub struct VerifyReport {
     pub checked_objects: u64,
     /// Their stored bytes, with their headers.
     pub checked_bytes: u64,
-    /// How many objects there are in all, those that nothing needs included.
+    /// How many objects there are in total, unneeded ones included.
     pub total_objects: u64,
     /// Their stored bytes, with their headers.
     pub total_bytes: u64,
-    /// In how many packs there was something checked.
+    /// How many packs have a checked object.
     pub checked_packs: u64,
     /// How many packs there are.
     pub total_packs: u64,
-    /// What is not in order.
+    /// What is wrong.
     pub problems: Vec<Problem>,
 }
 
-/// Something that is not in order.
+/// Something that is wrong in a store.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
 #[non_exhaustive]
 pub struct Problem {
     /// What it concerns.
     #[serde(serialize_with = "crate::report::text")]
     pub kind: ProblemKind,
-    /// The object's hash, or the file and byte.
+    /// The object's hash, or the file and offset.
     pub object: String,
-    /// The snapshots that cannot be restored for it; none if nothing needs it.
+    /// The snapshots that cannot be restored because of it. Empty if nothing needs it.
     #[serde(serialize_with = "crate::report::texts")]
     pub snapshots: Vec<SnapshotId>,
     /// What is wrong.
@@ -140,20 +141,34 @@ fn referring_bytes(record: &Record) -> u64 {
     record.regions.saturating_mul(Hash::BYTES as u64)
 }
 
-/// So many objects are checked in parallel at a time.
+/// How many objects are checked in parallel at a time.
 const BATCH_OBJECTS: usize = 1024;
 
 impl Store {
-    /// Reads and checks the store, or some of it.
+    /// Reads and checks the store, or a part of it.
     ///
-    /// What is found damaged is taken out of the index, so that capturing the same memory again
-    /// stores it anew.
+    /// It removes damaged objects from the index, so that the next capture of the same memory
+    /// stores them again.
     ///
-    /// Cost: about 1 GB/s of stored bytes a core; 8 bytes of memory for each region.
+    /// Cost: about 1 GB/s of stored bytes a core (AMD EPYC), and 8 bytes of memory for each region.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use stillframe::{CaptureOptions, Store};
+    ///
+    /// # let dir = tempfile::tempdir()?;
+    /// # let store = Store::options().create(dir.path().join("vault"))?;
+    /// store.process("web-1").capture(&[7; 1 << 20], &CaptureOptions::default())?;
+    /// let report = store.verify(&Default::default())?;
+    /// assert!(report.problems.is_empty());
+    /// assert_eq!(report.checked_objects, report.total_objects);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     ///
     /// # Errors
     ///
-    /// When the store cannot be read at all; damage is not an error but in the report.
+    /// If the store cannot be read at all. Damage is not an error: it is in the report.
     pub fn verify(&self, options: &VerifyOptions) -> Result<VerifyReport, Error> {
         let shared = &**self.shared();
         shared.check_process()?;
@@ -167,7 +182,7 @@ impl Store {
             problems: Mutex::default(),
             damaged: Mutex::default(),
         };
-        // A sample of everything is everything, also what the index does not know.
+        // A sample of 100 % also covers what the index does not know.
         let sample_percent = options.sample_percent.filter(|percent| *percent < 100);
         let everything = options.snapshots.is_empty() && sample_percent.is_none();
         if let Some(percent) = sample_percent {
@@ -180,7 +195,7 @@ impl Store {
         }
         let report = verification.report();
         if everything && report.problems.is_empty() && shared.damage_known() {
-            // What was found damaged was taken out, whatever was stored as a difference from it.
+            // The damaged objects were removed, but not the deltas that refer to them.
             shared.index().set_may_have_dangling(true)?;
             shared.drop_dangling()?;
             shared.no_damage_since(findings_before);
@@ -196,7 +211,7 @@ enum Subject {
     Bytes { pack: String, offset_bytes: u64 },
 }
 
-/// What was read, decoded and compared.
+/// What was read, decoded and compared with its hash.
 #[derive(Default)]
 struct Checked {
     objects: u64,
@@ -204,22 +219,22 @@ struct Checked {
     packs: BTreeSet<u32>,
 }
 
-/// A verification under way.
+/// A verification in progress.
 struct Verification<'a> {
     shared: &'a OpenStore,
     checked: Mutex<Checked>,
     /// How many objects there are, and how many bytes they take.
     total: Mutex<(u64, u64)>,
     problems: Mutex<BTreeMap<Subject, (String, BTreeSet<SnapshotId>)>>,
-    /// Bytes in packs that are no objects in order.
+    /// Bytes in packs that are not intact objects.
     damaged: Mutex<Vec<(Position, u64)>>,
 }
 
-/// The objects that are known to be in order: marked, and not among the others.
+/// The objects that are known to be intact: those that are marked and are not in `others`.
 struct Intact {
     regions: Marks,
     objects: Marks,
-    /// There may be a second copy in order, but the index means a damaged one.
+    /// Objects of which a second copy may be intact, but to whose damaged copy the index refers.
     others: HashSet<(Tree, Hash)>,
 }
 
@@ -271,7 +286,7 @@ impl<'a> Verification<'a> {
         problem.1.extend(snapshot);
     }
 
-    /// Every object in every pack, and then every reference of every snapshot.
+    /// Checks every object in every pack, then every reference of every snapshot.
     fn everything(&self, progress: &Progress) -> Result<(), Error> {
         let index = self.shared.index();
         let (regions, objects) = (Marks::of(index, Tree::Regions)?, Marks::of(index, Tree::Objects)?);
@@ -295,7 +310,7 @@ impl<'a> Verification<'a> {
         self.references(&snapshots, &intact, &meter)
     }
 
-    /// Packs that are known to have been there.
+    /// Reports the packs that are known to be lost.
     fn lost(&self) {
         for lost in &self.shared.lost {
             let subject = || {
@@ -337,7 +352,7 @@ impl<'a> Verification<'a> {
         }
     }
 
-    /// Checks one object. Returns its tree and hash if it is in order.
+    /// Checks one object. Returns its tree and hash if it is intact.
     fn scanned(
         &self,
         pack: &Pack,
@@ -359,7 +374,8 @@ impl<'a> Verification<'a> {
                     Encoding::Delta => match reader.check_at(header.kind, &header.hash, location) {
                         Ok(_) => return Ok(tree::indexed(header)),
                         Err(error) if !error.is_damage() => return Err(error),
-                        // Of this one nothing is wrong. Whether anything needs it is seen later.
+                        // This object itself is not damaged. Whether anything needs it is checked
+                        // later.
                         Err(StoreError::Base { .. }) => return Ok(None),
                         Err(StoreError::Damaged { detail, .. }) => detail,
                         Err(error) => error.to_string(),
@@ -390,7 +406,7 @@ impl<'a> Verification<'a> {
         Ok(None)
     }
 
-    /// Takes what lies in damaged bytes out of the index.
+    /// Removes from the index the objects that lie in damaged bytes.
     fn drop_damaged(&self, index: &Index, intact: &mut Intact) -> Result<(), Error> {
         let mut damaged = std::mem::take(&mut *self.damaged.lock());
         if damaged.is_empty() {
@@ -412,13 +428,13 @@ impl<'a> Verification<'a> {
         Ok(())
     }
 
-    /// Whether all that the snapshots refer to is intact.
+    /// Checks whether everything to which the snapshots refer is intact.
     fn references(&self, snapshots: &[SnapshotId], intact: &Intact, meter: &Meter) -> Result<(), Error> {
         let mut reader = Reader::new(self.shared, Check::Full);
         let mut second_reader = Reader::new(self.shared, Check::Full);
-        // What the scan did not see whole may have been stored or moved since, so the index is asked.
-        // And a delta that was whole may have been so by a base which was taken out since: a run of the delta had
-        // covered what was wrong there.
+        // An object that the scan did not find whole may have been stored or moved since, so the
+        // index is asked. And a delta that was whole may have lost its base since: the damage in
+        // the base was hidden by a run of the delta, and the base was then removed.
         let may_lack_its_base = |tree, hash: &Hash| -> Result<bool, StoreError> {
             Ok(!intact.others.is_empty()
                 && self.shared.locate(tree, hash)?.is_some_and(|location| location.is_delta()))
@@ -429,8 +445,8 @@ impl<'a> Verification<'a> {
                 && (!intact.contains(tree, hash) || may_lack_its_base(tree, hash)?)
                 && self.object(kind, hash, &mut second_reader)?.is_some())
         };
-        // What is wrong with the tables seen so far; most have nothing wrong.
-        // A table that is right for so many regions is not for another number.
+        // The damage in the tables seen so far; most have none. A table with the right number of
+        // regions for one place is wrong for a place with another number.
         let mut tables: HashMap<(Hash, usize), Vec<Hash>> = HashMap::new();
         let mut fine: HashSet<(Hash, usize)> = HashSet::new();
         for id in snapshots {
@@ -493,7 +509,8 @@ impl<'a> Verification<'a> {
         Ok(())
     }
 
-    /// Checks the record in its pack. The index has it too, but without the index it would be lost.
+    /// Checks the record in its pack. The index has it too, but if the index were lost, so would be
+    /// the record.
     fn record(&self, id: SnapshotId, reader: &mut Reader<'_>) -> Result<(), StoreError> {
         for _ in 0..TRIES {
             let location = self.shared.catalog().live(&id).map(|entry| entry.location);
@@ -530,8 +547,8 @@ impl<'a> Verification<'a> {
         Ok(root.map(|root| Tables { layout, root }))
     }
 
-    /// What was read of an object that a snapshot needs; `None` if it is damaged, which others report, or if it is
-    /// whole and yet not what it should be, which is reported here.
+    /// The result of reading an object that a snapshot needs. `None` if the object is damaged,
+    /// which is reported elsewhere, or if it is whole but malformed, which is reported here.
     fn unless_malformed<T>(
         &self,
         id: SnapshotId,
@@ -554,7 +571,7 @@ impl<'a> Verification<'a> {
         self.shared.note_damage();
     }
 
-    /// All that the named snapshots need, each object once.
+    /// Checks everything that the named snapshots need, each object once.
     fn snapshots(&self, snapshots: &[SnapshotId], progress: &Progress) -> Result<(), Error> {
         let mut total_bytes = 0u64;
         for id in snapshots {
@@ -617,8 +634,9 @@ impl<'a> Verification<'a> {
         Ok(())
     }
 
-    /// Checks one object wherever it is; what it is if it is not in order. That it cannot be read is an error, and
-    /// says nothing of what is there.
+    /// Checks one object, wherever it is, and reports what is wrong with it. Returns its kind and
+    /// hash if it is not intact. If it cannot be read, that is an error, which says nothing about
+    /// the stored bytes.
     fn object(
         &self,
         kind: ObjectKind,

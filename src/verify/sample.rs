@@ -1,4 +1,4 @@
-//! A sample of the store: some objects, spread over all packs, and what the store has in all.
+//! A sample of the store: some objects, spread over all packs, and the totals of the store.
 
 use std::collections::{HashMap, HashSet, hash_map};
 
@@ -17,7 +17,7 @@ use crate::store::packs::object::ObjectKind;
 use crate::store::read::{Check, Reader};
 use crate::store::tree::Tree;
 
-/// Something that a sample may take.
+/// Something that can be in a sample.
 pub(super) enum Stock {
     Object(Tree, Hash),
     /// A record, note or tombstone about this snapshot.
@@ -41,7 +41,7 @@ impl Stock {
 }
 
 impl Verification<'_> {
-    /// Hands every object that the index and the catalog know to `look`, and counts them.
+    /// Passes every object that the index and the catalog know to `look`, and counts them.
     pub(super) fn take_stock(
         &self,
         look: &mut dyn FnMut(Stock, Location) -> Result<(), Error>,
@@ -65,7 +65,7 @@ impl Verification<'_> {
         Ok(())
     }
 
-    /// The records, notes and tombstones that count, and where they are.
+    /// The records, notes and tombstones that are in effect, and where they are.
     fn facts(&self) -> Vec<(ObjectKind, SnapshotId, Location)> {
         let catalog = self.shared.catalog();
         let of_entries = catalog.all().flat_map(|(id, entry)| {
@@ -77,11 +77,13 @@ impl Verification<'_> {
         of_entries.chain(orphans).collect()
     }
 
-    /// Some of the objects, by chance, but of each pack at least one region, one other object and one fact.
+    /// Checks a random sample of the objects. It has at least one region, one other object and one
+    /// fact of each pack.
     pub(super) fn sample(&self, percent: u8, progress: &Progress) -> Result<(), Error> {
         let damage_was_known = self.shared.damage_known();
         let salt = jiff::Timestamp::now().as_nanosecond();
-        // Which of a pack's objects of a class has the lowest number drawn, so that one is there in any case.
+        // For each pack and class, the object with the lowest random number, so that one is in the
+        // sample in any case.
         let mut lowest: HashMap<(u32, Option<Tree>), (u64, Stock, Location)> = HashMap::new();
         let mut sampled: HashSet<(u32, Option<Tree>)> = HashSet::new();
         let meter = progress.begin(self.stored_bytes() / 100 * u64::from(percent));
@@ -90,7 +92,7 @@ impl Verification<'_> {
             let class = (location.pack, stock.tree());
             let at = location.offset_bytes.to_le_bytes();
             let number = Hash::of(&[&stock.hash().0[..], &at, &salt.to_le_bytes()].concat()).prefix();
-            // The upper 64 bits of a product: an even spread over 0 to 99.
+            // The upper 64 bits of the product are evenly distributed over 0 to 99.
             if (u128::from(number) * 100) >> 64 < u128::from(percent) {
                 sampled.insert(class);
                 batch.push((stock, location));
@@ -118,7 +120,8 @@ impl Verification<'_> {
             })
             .collect();
         self.who_needs(&found, &meter)?;
-        // What was found damaged earlier is in the index no more, where a sample does not meet it.
+        // Objects that were found damaged earlier are not in the index any more, so the sample
+        // cannot include them.
         if damage_was_known { self.known_losses(progress) } else { Ok(()) }
     }
 
@@ -133,7 +136,8 @@ impl Verification<'_> {
             |reader, (stock, location)| match stock {
                 Stock::Object(Tree::Regions, hash) => self.object(ObjectKind::Region, hash, reader).map(drop),
                 Stock::Object(Tree::Objects, hash) => {
-                    // The index does not say. Whatever is not even that is damaged.
+                    // The index does not have the kind. An object without a readable header is
+                    // damaged.
                     let kind = reader.kind_at((*location).into())?.unwrap_or(ObjectKind::Table);
                     self.object(kind, hash, reader).map(drop)
                 }
@@ -143,7 +147,7 @@ impl Verification<'_> {
         Ok(meter.advance(batch.iter().map(|(_, location)| location.object_bytes()).sum())?)
     }
 
-    /// Checks a record, note or tombstone, unless gc has moved it meanwhile.
+    /// Checks a record, note or tombstone, unless gc has moved it in the meantime.
     fn fact(
         &self,
         kind: ObjectKind,
@@ -165,7 +169,7 @@ impl Verification<'_> {
                 let needs_it = self.shared.catalog().live(&id).map(|_| id);
                 (Subject::Object(kind, id.0), needs_it)
             }
-            // Their hashes are known to nobody.
+            // Their hashes are unknown.
             _ => (Subject::Bytes { pack: names::file_name(pack), offset_bytes }, None),
         };
         let detail = format!(
@@ -175,7 +179,7 @@ impl Verification<'_> {
         Ok(())
     }
 
-    /// What the snapshots refer to and the index does not have.
+    /// Reports the objects to which snapshots refer and which the index does not have.
     fn known_losses(&self, progress: &Progress) -> Result<(), Error> {
         let index = self.shared.index();
         let of = |tree| -> Result<Marks, Error> {
@@ -191,8 +195,8 @@ impl Verification<'_> {
         self.references(&snapshots, &in_index, &progress.begin(0))
     }
 
-    /// Adds to the problems the snapshots that need these objects, which tells also of what kind they
-    /// really are.
+    /// Adds to the problems the snapshots that need these objects. Their references also show the
+    /// objects' real kinds.
     fn who_needs(&self, damaged: &HashMap<Hash, ObjectKind>, meter: &Meter) -> Result<(), Error> {
         if damaged.is_empty() {
             return Ok(());

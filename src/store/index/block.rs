@@ -1,19 +1,20 @@
 //! A block: some dozens of index entries in order of their hashes, in one value of the database.
 //!
-//! What the hashes begin with in common is stored once, and each of the four numbers of a location
-//! (the pack number with the encoding in its lower 4 bits, offset, stored and plain length) is the
-//! least one of the block and, in as many bytes as the block needs, what it is above that. So an
-//! entry of a large store takes 38 to 41 bytes, and is found by a binary search all the same.
+//! The common prefix of the hashes is stored once. A location has four numbers: the pack number
+//! with the encoding in its lower 4 bits, the offset, the stored length and the plain length. For
+//! each of the four, the block stores its least value once, and for each entry the difference from
+//! it, in as many bytes as the block needs. So an entry of a large store takes 38 to 41 bytes, and
+//! can still be found by binary search.
 //!
 //! ```text
 //!  0       4        5        9         25
 //!  +-------+--------+--------+---------+---------------+-------------+-------------+
-//!  | count | shared | widths | least   | what all      | the rest of | the rest of |
-//!  | u32   | u8     | 4 x u8 | 4 x u32 | hashes share  | each hash   | each place  |
+//!  | count | shared | widths | least   | the common    | the rest of | the rest of |
+//!  | u32   | u8     | 4 x u8 | 4 x u32 | prefix        | each hash   | each place  |
 //!  +-------+--------+--------+---------+---------------+-------------+-------------+
 //! ```
 //!
-//! No bytes at all are a block without entries.
+//! An empty value is a block without entries.
 
 use crate::hash::Hash;
 use crate::store::packs::location::Location;
@@ -26,10 +27,10 @@ pub(crate) type Stored = (Hash, PackedLocation);
 
 const HEAD_BYTES: usize = 25;
 
-/// The four numbers of a place.
+/// The four numbers of a location.
 type Numbers = [u32; 4];
 
-/// The encoding moves to the lower bits, so that near pack numbers are near numbers.
+/// The encoding moves to the lower bits, so that close pack numbers stay close.
 fn numbers(place: &PackedLocation) -> Numbers {
     let (words, _) = place.as_chunks::<4>();
     let mut numbers = [0; 4];
@@ -49,7 +50,7 @@ fn place(mut numbers: Numbers) -> PackedLocation {
     place
 }
 
-/// Writes entries, which are in order, in the place of what is in `out`.
+/// Writes entries, which are in order, to `out`, and replaces what it contained.
 pub(crate) fn write(entries: &[Stored], out: &mut Vec<u8>) {
     out.clear();
     let ([(first, first_place), ..], [.., (last, _)]) = (entries, entries) else { return };
@@ -79,19 +80,19 @@ pub(crate) fn write(entries: &[Stored], out: &mut Vec<u8>) {
     }
 }
 
-/// The bytes of a block, whose lengths agree.
+/// The bytes of a block. Their lengths are consistent.
 pub(crate) struct Block<'a> {
     widths: [usize; 4],
     least: Numbers,
     shared: &'a [u8],
-    /// `count` times what is left of a hash.
+    /// For each of the `count` entries, the hash without the common prefix.
     hashes: &'a [u8],
     places: &'a [u8],
     count: usize,
 }
 
 impl<'a> Block<'a> {
-    /// The block in these bytes, if they are one.
+    /// Parses these bytes. `None` if they are not a block.
     pub(crate) fn parse(bytes: &'a [u8]) -> Option<Block<'a>> {
         if bytes.is_empty() {
             let (widths, least) = ([0; 4], [0; 4]);
@@ -101,7 +102,7 @@ impl<'a> Block<'a> {
         let count = usize::try_from(u32::from_le_bytes([head[0], head[1], head[2], head[3]])).ok()?;
         let shared = usize::from(head[4]);
         let widths = [head[5], head[6], head[7], head[8]].map(usize::from);
-        // Else any count of entries would take no bytes at all.
+        // Otherwise any number of entries would take no bytes at all.
         let are_apart = shared < Hash::BYTES || count == 1;
         if shared > Hash::BYTES || !are_apart || widths.iter().any(|width| *width > 4) {
             return None;
@@ -116,7 +117,7 @@ impl<'a> Block<'a> {
         whole.then_some(Block { widths, least, shared, hashes, places, count })
     }
 
-    /// What is left of the hash of entry `at`, which is one.
+    /// The hash of entry `at`, which exists, without the common prefix.
     fn rest(&self, at: usize) -> &'a [u8] {
         let width = Hash::BYTES - self.shared.len();
         &self.hashes[at * width..(at + 1) * width]
@@ -134,7 +135,7 @@ impl<'a> Block<'a> {
         place(numbers)
     }
 
-    /// The place of an object, if it is in the block.
+    /// The location of an object, if it is in the block.
     pub(crate) fn find(&self, hash: &Hash) -> Option<PackedLocation> {
         let wanted = hash.0.strip_prefix(self.shared)?;
         let (mut low, mut high) = (0, self.count);

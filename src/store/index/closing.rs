@@ -1,14 +1,14 @@
-//! Up to where the packs are durable, in a small file that is written when a store is closed.
+//! How far each pack is durable, in a small file that is written when a store is closed.
 //!
-//! The index may not know yet of what was committed last. Without this file, damage there could not
-//! be told from the torn tail that a crash leaves, which may be cut. It is a help and no more: it may be missing
-//! or old.
+//! The index may not yet have what was committed last. Without this file, damage there would look
+//! like the torn tail that a crash leaves, which may be truncated. Nothing depends on the file: it
+//! may be missing or old.
 //!
 //! ```text
 //!  0        4           28
 //!  +--------+-----------+-----+---------+
-//!  | number | watermark | ... | CRC32C  |   of each pack its number and up to where it is durable
-//!  | u32    | 24 B      |     | u32     |   (watermark.rs); the check is of everything before it
+//!  | number | watermark | ... | CRC32C  |   for each pack its number and how far it is durable
+//!  | u32    | 24 B      |     | u32     |   (watermark.rs); the check covers everything before it
 //!  +--------+-----------+-----+---------+
 //! ```
 
@@ -19,20 +19,20 @@ use crate::store::packs::watermark::Watermark;
 use crate::sys::dir::{Dir, Name};
 use crate::sys::file;
 
-/// Up to where packs are durable, by their numbers.
+/// How far packs are durable, by their numbers.
 pub(crate) type Durable = BTreeMap<u32, Watermark>;
 
 fn name_in(index: &Dir) -> Name {
     index.join("durable")
 }
 
-/// What the file in the directory of the index says; nothing if there is none in order.
+/// The content of the file in the directory of the index. Empty if there is no valid file.
 pub(crate) fn read(index: &Dir) -> Durable {
     // 28 bytes a pack, of which there are fewer than a million.
     decode(&file::read_bounded(&name_in(index), 32 << 20).unwrap_or_default())
 }
 
-/// What these bytes say; nothing if they are not in order.
+/// Decodes the bytes of the file. Empty if they are not valid.
 pub(crate) fn decode(bytes: &[u8]) -> Durable {
     let Some((packs, check)) = bytes.split_last_chunk::<4>() else { return Durable::new() };
     let (packs, []) = packs.as_chunks::<{ 4 + Watermark::BYTES }>() else { return Durable::new() };
@@ -55,12 +55,12 @@ pub(crate) fn encode(durable: &Durable) -> Vec<u8> {
     bytes
 }
 
-/// Writes the file. It is not made durable itself.
+/// Writes the file. It is not made durable.
 pub(crate) fn write(index: &Dir, durable: &Durable) -> Result<(), StoreError> {
     let bytes = encode(durable);
     let name = name_in(index);
     let write = || {
-        // Never into one that has another name elsewhere.
+        // A file that has another name elsewhere must not be written to.
         file::remove_if_there(&name)?;
         file::create_new(&name)?.write_all_at(&bytes, 0)
     };

@@ -1,33 +1,36 @@
-//! The database of the index: what sled holds, and how. This is the only file that names sled.
+//! The database of the index: what sled holds, and how. This is the only file that uses sled.
 //!
 //! ```text
 //! tree       key                    value
 //! regions    bucket (u32 BE)        a block (block.rs) of all entries in the bucket
 //! objects    bucket (u32 BE)        the same: tables, roots, layouts, attachments
-//! snapshots  page (u32 BE)          catalog entries: 's' and a snapshot id, or 't' and one where only
-//!                                   the location of a tombstone is left
-//! runs       slot (u32 BE)          what is newer: 'r' or 'o' and a block, 's' and a page
-//! meta       'p' pack number (BE)   up to where it is indexed: a watermark (watermark.rs)
+//! snapshots  page (u32 BE)          catalog entries: 's' and a snapshot id, or 't' and an id if only
+//!                                   the location of its tombstone is left
+//! runs       slot (u32 BE)          newer entries: 'r' or 'o' and a block, 's' and a page
+//! meta       'p' pack number (BE)   how far the pack is indexed: a watermark (watermark.rs)
 //!            "schema"               schema version and store id
-//!            "buckets"              of each tree: buckets (u32), entries (u64)
-//!            "pages", "slots"       how many there are that are not empty (u32)
-//!            "damage"               not empty while there is known damage
+//!            "buckets"              for each tree: buckets (u32), entries (u64)
+//!            "pages", "slots"       how many of them are not empty (u32)
+//!            "damage"               not empty while damage is known
 //!            "ungrounded"           not empty while there may be deltas without their bases
-//!            "rebuilding"           not empty until all packs are indexed that there were when it was made
+//!            "rebuilding"           not empty until all packs from before its creation are indexed
 //!
-//! page: of each entry the length of its key (u32), of its value (u32), both
+//! page: for each entry the length of its key (u32), the length of its value (u32), key, value
 //! ```
 //!
-//! Hashes are evenly spread, so a *bucket* is a share of the number space: all hashes of which the
-//! first 64 bits, as a fraction, times the number of buckets have this integer part. The buckets
-//! are written once, into a new database. To sled that means: all keys first, without values, and
-//! then each value. A leaf of its tree splits at 17 keys and writes its content anew then; so it
-//! splits only while there is none. A million entries of 48 bytes took 90 bytes each when keys and
-//! values came together, and 52 in two steps; one by one, as sled wants to be used, they took 200.
-//! In the same way there are always some slots without values for the next runs.
+//! Hashes are evenly distributed, so a *bucket* is a share of the number space: take the first 64
+//! bits of a hash as a fraction and multiply it by the number of buckets; the integer part is the
+//! hash's bucket.
 //!
-//! Nothing is ever removed from a tree: with others reading meanwhile sled's iterators were seen to
-//! turn in circles after it.
+//! The buckets are written once, into a new database: first all keys, without values, and then each
+//! value. The reason is how sled stores a tree. A leaf splits at 17 keys and then rewrites its
+//! content; in this order, it splits only while there is no content. A million entries of 48 bytes
+//! took 90 bytes each when keys and values were written together, and 52 in two steps. Written one
+//! entry at a time, which is sled's usual way, they took 200. For the same reason there are always
+//! some slots without values for the next runs.
+//!
+//! Nothing is ever removed from a tree: after a removal, sled's iterators were seen to loop without
+//! end while other threads were reading.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -43,50 +46,55 @@ use crate::sys::dir::{Dir, Name};
 use crate::sys::fork::{self, NotInherited};
 use crate::sys::{file, heap};
 
-/// Sled's own file in its directory.
+/// Sled's file in its directory.
 const FILE: &str = "db";
 
-/// Changes with what the trees hold. A store with another one gets its index rebuilt.
+/// This changes when the content of the trees changes. The index of a store with another schema is
+/// rebuilt.
 const SCHEMA: u8 = 3;
 
-/// The action of the error about a database of an earlier schema, in which nothing is wrong.
+/// The action in the error about a database of an earlier schema, which is not damaged.
 pub(crate) const OUTDATED: &str = "be used any more";
 
-/// What sled may keep of its pages in memory, beside its own bookkeeping.
+/// The limit for sled's page cache. Sled's other data in memory is not counted.
 const CACHE_BYTES: u64 = 8 << 20;
 
-/// By so much the file grows at a time, so this is also what an almost empty index takes. No record of
-/// sled's log may be longer than a quarter (it would become a file of its own): a leaf of 16 blocks is
-/// not. Sled's own 512 KiB would be most of what twenty small snapshots cost.
+/// The file grows in steps of this size, so this is also the size of an almost empty index. A
+/// record of sled's log that is longer than a quarter of it would become a file of its own; a leaf
+/// of 16 blocks is shorter. With sled's default of 512 KiB, the index would take most of the space
+/// of twenty small snapshots.
 const SEGMENT_BYTES: usize = 128 << 10;
 
-/// How many entries a bucket is to have. A look-up reads a leaf of 8 to 16 blocks from the file,
-/// if it is not in the cache. Measured with a million entries of 48 bytes, in bytes an entry and
-/// microseconds a look-up: with 16 entries 59 and 16, with 32 54 and 11, with 64 53 and 7, with 128
-/// 52 and 5; but the larger ones need larger segments.
+/// How many entries a bucket should have. A look-up reads a leaf of 8 to 16 blocks from the file,
+/// unless it is in the cache. Measured with a million entries of 48 bytes (AMD EPYC, 2 cores), in
+/// bytes an entry and microseconds a look-up: 16 entries: 59 and 16; 32 entries: 54 and 11; 64
+/// entries: 53 and 7; 128 entries: 52 and 5. The larger ones need larger segments.
 pub(crate) const BLOCK_ENTRIES: usize = 32;
 
-/// So many slots are made at a time.
+/// How many slots are created at a time.
 const SLOTS: u32 = 128;
 
-/// A page gets another entry while it is shorter: about as long as a block.
+/// A page gets another entry while it is shorter than this, which is about the length of a block.
 const PAGE_BYTES: usize = 1250;
 
-/// From so many entries on what sled remembers of having read them all is worth being rid of: 4 MiB.
+/// From this many entries on, it is worth freeing the memory that sled keeps after reading them
+/// all: 4 MiB.
 const MANY_ENTRIES: u64 = 100_000;
 
-/// A database that was dropped stays locked until threads of its own have ended. Nobody else can
-/// have it, as the store has one owner.
+/// A database stays locked after it was dropped until sled's threads have ended. No other process
+/// can have it, because the store has one owner.
 const MAX_LOCKED: Duration = Duration::from_secs(10);
 
-/// The thread that opens the index, and closes it. The command keeps quiet about its panics, which are errors to us.
+/// The name of the thread that opens and closes the index. The command does not print its panics,
+/// which are handled as errors.
 pub(crate) const INDEX_THREAD: &str = "stillframe-index";
 
 fn is_locked(error: &sled::Error) -> bool {
     matches!(error, sled::Error::Io(error) if error.to_string().starts_with("could not acquire lock"))
 }
 
-/// What sled says, with a full disk told apart: that is no damage, and nothing can be rebuilt there either.
+/// Converts an error of sled. A full disk has its own variant: it is no damage, and a rebuild would
+/// fail too.
 fn failed(action: &'static str, name: &Name) -> impl FnOnce(sled::Error) -> StoreError {
     move |error| match error {
         sled::Error::Io(error) if file::is_no_room(&error) => StoreError::io("write", name)(error),
@@ -102,24 +110,24 @@ fn not_in_order(what: &str) -> StoreError {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Buckets {
     count: u32,
-    /// How many entries they hold together.
+    /// How many entries they hold in total.
     pub(crate) entries: u64,
 }
 
 impl Buckets {
-    /// For about so many entries.
+    /// Buckets for about this many entries.
     fn of(entries: u64) -> Buckets {
         let count = entries.div_ceil(BLOCK_ENTRIES as u64).max(1);
         Buckets { count: u32::try_from(count).unwrap_or(u32::MAX), entries: 0 }
     }
 
-    /// The bucket of a hash, if there are any.
+    /// The bucket of a hash, if there are any buckets.
     fn bucket(self, hash: &Hash) -> u32 {
         let product = u128::from(hash.prefix()) * u128::from(self.count);
         u32::try_from(product >> 64).unwrap_or(u32::MAX)
     }
 
-    /// The first hash of the bucket after that of `hash`; `None` after the last.
+    /// The first hash of the bucket after that of `hash`. `None` after the last.
     pub(crate) fn next(self, hash: &Hash) -> Option<Hash> {
         let bucket = self.bucket(hash).checked_add(1).filter(|bucket| *bucket < self.count)?;
         let prefix = (u128::from(bucket) << 64).div_ceil(u128::from(self.count));
@@ -132,16 +140,16 @@ impl Buckets {
 /// An open database.
 pub(crate) struct Database {
     name: Name,
-    /// The directory that sled has open, by a path that leads to it as long as this is.
+    /// The directory that sled uses, by a path that is valid while this is open.
     dir: Dir,
     not_inherited: Vec<NotInherited>,
-    /// None when it is closed.
+    /// `None` when it is closed.
     sled: Option<Sled>,
     buckets: [Buckets; Tree::ALL.len()],
     next_slot: AtomicU32,
 }
 
-/// What sled has open.
+/// The open trees of sled.
 struct Sled {
     db: sled::Db,
     regions: sled::Tree,
@@ -152,7 +160,7 @@ struct Sled {
 }
 
 impl Database {
-    /// Whether there is no database of this name yet.
+    /// Whether there is no database of this name.
     pub(crate) fn is_missing(name: &Name) -> bool {
         !name.open_dir().is_ok_and(|dir| dir.join(FILE).exists())
     }
@@ -164,11 +172,12 @@ impl Database {
         file::sync_dir(&dir).map_err(StoreError::io("make durable", name))
     }
 
-    /// Opens the database of this name, or creates it, and counts what is in it. An error means that it is not usable
-    /// and wants to be rebuilt; that of another store or schema counts as such.
+    /// Opens the database of this name, or creates it, and counts its entries. An error means that
+    /// it is not usable and must be rebuilt. That includes a database of another store or schema.
     ///
-    /// Cost: reads all of it, 0.16 s for a million entries, which sled then keeps in 43 MiB of memory, whatever its cache
-    /// may be. So a large one is closed and opened once more.
+    /// Cost: it reads the whole database, 0.16 s for a million entries (AMD EPYC, 2 cores). Sled
+    /// then keeps 43 MiB of it in memory, regardless of its cache limit. So a large database is
+    /// closed and opened once more.
     pub(crate) fn open(name: &Name, store: StoreId) -> Result<Database, StoreError> {
         let database = Database::open_again(name, store)?;
         database.check_whole()?;
@@ -180,7 +189,7 @@ impl Database {
         Database::open_again(name, store)
     }
 
-    /// The same without counting: for one that was whole a moment ago.
+    /// As [`open`](Self::open) without counting, for a database that was verified a moment ago.
     pub(crate) fn open_again(name: &Name, store: StoreId) -> Result<Database, StoreError> {
         let dir = file::create_dir(name).map_err(StoreError::io("create", name))?;
         let started = Instant::now();
@@ -224,10 +233,11 @@ impl Database {
         Ok(database)
     }
 
-    /// An error if something is not there any more. Where bytes of its file are damaged sled may well open, with a
-    /// leaf as it was before or none; and what the index does not know gc throws away.
+    /// Returns an error if the database lacks something that was in it. If bytes of its file are
+    /// damaged, sled may still open it, and return an old version of a leaf or none. That must not
+    /// go unnoticed, because gc drops objects that the index does not know.
     ///
-    /// Cost: reads all of it, 0.1 s for a million entries.
+    /// Cost: it reads the whole database, 0.1 s for a million entries (AMD EPYC, 2 cores).
     fn check_whole(&self) -> Result<(), StoreError> {
         let lost = |what: &str, found: u64, expected: u64| StoreError::Index {
             action: "be used",
@@ -268,7 +278,7 @@ impl Database {
     }
 
     fn open_sled(name: &Name, dir: &Dir) -> sled::Result<Database> {
-        // Not by its path: another store may be in its place by the time that something is written.
+        // The path is not used: another store may be there by the time that something is written.
         let db = sled::Config::new()
             .path(dir.held_path())
             .cache_capacity(CACHE_BYTES)
@@ -284,7 +294,7 @@ impl Database {
             meta: db.open_tree("meta")?,
             db,
         };
-        // It locks this file, and a child of a fork would keep the lock.
+        // Sled locks this file, and the child of a fork would keep the lock.
         let locked = dir.join(FILE).look()?;
         let not_inherited = locked.map_or_else(Vec::new, |it| fork::all_not_inherited(it.identity(), dir));
         Ok(Database {
@@ -302,12 +312,12 @@ impl Database {
         self.sled.as_ref().ok_or_else(closed)
     }
 
-    /// Closes it, so that an error of the disk is told.
+    /// Closes the database and returns an error of the disk, if there is one.
     pub(crate) fn close(mut self) -> Result<(), StoreError> {
         self.shut()
     }
 
-    /// Lets sled go, in a thread of its own: it panics where it cannot make durable what it has written.
+    /// Drops sled in a new thread: sled panics if it cannot make its writes durable.
     fn shut(&mut self) -> Result<(), StoreError> {
         let Some(sled) = self.sled.take() else { return Ok(()) };
         self.not_inherited.clear();
@@ -330,7 +340,7 @@ impl Database {
         self.buckets[tree as usize]
     }
 
-    /// Hands the block of the bucket in which `hash` belongs to `look`.
+    /// Passes the block of the bucket of `hash` to `look`.
     fn look<T: Default>(
         &self,
         tree: Tree,
@@ -343,22 +353,22 @@ impl Database {
         }
         let key = buckets.bucket(hash).to_be_bytes();
         let value = self.tree(tree)?.get(key).map_err(failed("be read", &self.name))?;
-        // Every bucket has a value. After an error of the disk sled was seen to open without some.
+        // Every bucket has a value. After a disk error, sled was seen to open without some of them.
         let value = value.ok_or_else(|| not_in_order("a bucket"))?;
         Block::parse(&value).map(look).ok_or_else(|| not_in_order("a block"))
     }
 
-    /// The place of an object, if it is in a bucket. Cost: 1 to 7 microseconds.
+    /// The location of an object, if it is in a bucket. It takes 1 to 7 µs (AMD EPYC, 2 cores).
     pub(crate) fn find(&self, tree: Tree, hash: &Hash) -> Result<Option<PackedLocation>, StoreError> {
         self.look(tree, hash, |block| block.find(hash))
     }
 
-    /// What is in the bucket of `hash`, from `hash` on.
+    /// The entries in the bucket of `hash`, from `hash` on.
     pub(crate) fn bucket_from(&self, tree: Tree, hash: &Hash) -> Result<Vec<Stored>, StoreError> {
         self.look(tree, hash, |block| block.entries().filter(|(other, _)| other >= hash).collect())
     }
 
-    /// Fills the buckets of a tree, which has none, from about so many entries, which are in order.
+    /// Fills the buckets of a tree that has none, from about this many entries, which are in order.
     pub(crate) fn fill(
         &mut self,
         tree: Tree,
@@ -401,7 +411,7 @@ impl Database {
         self.sled()?.meta.insert("buckets", of_trees).map(drop).map_err(failed("be written", &self.name))
     }
 
-    /// How many slots there are up to the last one that is not empty.
+    /// The number of slots up to the last one that is not empty.
     fn slots_in_use(&self) -> Result<u32, StoreError> {
         let mut in_use = 0;
         for slot in self.sled()?.runs.iter().rev() {
@@ -433,8 +443,8 @@ impl Database {
             .map_err(failed("be written", &self.name))
     }
 
-    /// Writes what is newer than all before: entries, of each tree in order, and catalog entries. An
-    /// empty value of those says that there is none any more.
+    /// Writes a run: entries, for each tree in order, and catalog entries. It is newer than all
+    /// earlier runs. An empty catalog value means that the entry is removed.
     pub(crate) fn put_run(
         &self,
         of_trees: &[(Tree, Vec<Stored>)],
@@ -451,7 +461,7 @@ impl Database {
         self.put_count(FULL_SLOTS, self.next_slot.load(Ordering::Relaxed))
     }
 
-    /// Hands the entries of all runs to `take`, the newest of each object last.
+    /// Passes the entries of all runs to `take`, the newest one of each object last.
     pub(crate) fn read_runs(&self, mut take: impl FnMut(Tree, Stored)) -> Result<(), StoreError> {
         for slot in self.sled()?.runs.iter() {
             let (_, value) = slot.map_err(failed("be read", &self.name))?;
@@ -465,8 +475,9 @@ impl Database {
         Ok(())
     }
 
-    /// Hands the keys and values of all catalog entries to `take`, those of a key from the oldest on. An empty value says that
-    /// it is there no more. Says whether `take` had sense of all.
+    /// Passes the keys and values of all catalog entries to `take`, those of one key from the
+    /// oldest on. An empty value means that the entry is removed. Returns whether `take` accepted
+    /// all.
     pub(crate) fn read_snapshots(
         &self,
         mut take: impl FnMut(&[u8], &[u8]) -> bool,
@@ -504,7 +515,7 @@ impl Database {
         self.put_count(PAGES, u32::try_from(pages.len()).unwrap_or(u32::MAX))
     }
 
-    /// Up to which byte each pack is indexed.
+    /// How far each pack is indexed.
     pub(crate) fn watermarks(&self) -> Result<BTreeMap<u32, Watermark>, StoreError> {
         let mut watermarks = BTreeMap::new();
         for entry in self.sled()?.meta.scan_prefix(b"p") {
@@ -516,15 +527,15 @@ impl Database {
         Ok(watermarks)
     }
 
-    /// Sets a pack's watermark, or says that the pack is gone. To be called when what it stands for
-    /// is flushed.
+    /// Sets a pack's watermark, or removes it with the pack. To be called after everything before
+    /// the watermark was flushed.
     pub(crate) fn put_watermark(&self, pack: u32, indexed: Option<Watermark>) -> Result<(), StoreError> {
         let key = [b"p", &pack.to_be_bytes()[..]].concat();
         let value = indexed.map_or(Vec::new(), |watermark| watermark.to_bytes().to_vec());
         self.sled()?.meta.insert(key, value).map(drop).map_err(failed("be written", &self.name))
     }
 
-    /// Whether this mark is set; where it cannot be read it may be.
+    /// Whether this mark is set. If it cannot be read, it counts as set.
     fn says(&self, mark: &str) -> bool {
         let is_set = |value: Option<sled::IVec>| value.is_some_and(|value| !value.is_empty());
         self.sled().map_or(true, |sled| sled.meta.get(mark).map_or(true, is_set))
@@ -535,7 +546,7 @@ impl Database {
         self.says("ungrounded")
     }
 
-    /// Remembers, durably, whether there may be.
+    /// Sets, durably, whether there may be.
     pub(crate) fn put_may_have_dangling(&self, may: bool) -> Result<(), StoreError> {
         if self.may_have_dangling() == may {
             return Ok(());
@@ -550,7 +561,7 @@ impl Database {
         self.says("rebuilding")
     }
 
-    /// Remembers, durably, whether it is.
+    /// Sets, durably, whether it is being built.
     pub(crate) fn put_rebuilding(&self, rebuilding: bool) -> Result<(), StoreError> {
         if self.is_rebuilding() == rebuilding {
             return Ok(());
@@ -560,12 +571,12 @@ impl Database {
         self.flush()
     }
 
-    /// Whether there is known damage.
+    /// Whether damage is known.
     pub(crate) fn damage_known(&self) -> bool {
         self.says("damage")
     }
 
-    /// Remembers whether there is known damage.
+    /// Records whether damage is known.
     pub(crate) fn put_damage_known(&self, known: bool) -> Result<(), StoreError> {
         let value: &[u8] = if known { b"known" } else { b"" };
         self.sled()?.meta.insert("damage", value).map(drop).map_err(failed("be written", &self.name))
@@ -586,7 +597,7 @@ impl Drop for Database {
     }
 }
 
-/// Of which tree a block in a slot is.
+/// The letters that mark a slot with a block of each tree.
 const LETTERS: [u8; Tree::ALL.len()] = *b"ro";
 
 const PAGES: &str = "pages";
@@ -610,7 +621,8 @@ fn pages(snapshots: &BTreeMap<Vec<u8>, Vec<u8>>) -> Vec<Vec<u8>> {
     pages
 }
 
-/// Hands the entries of a page to `take` as long as it has sense of them, and says whether it had of all; `None` if it is no page.
+/// Passes the entries of a page to `take` until it rejects one. Returns whether it accepted all, or
+/// `None` if the bytes are not a page.
 fn read_page(mut page: &[u8], take: &mut impl FnMut(&[u8], &[u8]) -> bool) -> Option<bool> {
     while !page.is_empty() {
         let (key_bytes, rest) = page.split_first_chunk::<4>()?;

@@ -1,4 +1,4 @@
-//! The entries of a tree in order: those of the buckets and of the overlay together.
+//! The entries of a tree in order: the buckets and the overlay, merged.
 
 use std::collections::btree_map;
 
@@ -10,20 +10,22 @@ use crate::store::error::StoreError;
 use crate::store::tree::Tree;
 use crate::sync::RwLock;
 
-/// Of an index that is held in memory so many entries are looked at together.
+/// How many entries are read at a time from an index that is held in memory.
 const HELD_ENTRIES: usize = 1024;
 
-/// Entries in order, of the buckets and the overlay together: a bucket at a time, as they are at that moment.
+/// Entries in order, the buckets and the overlay merged. They are read a bucket at a time, as the
+/// bucket is at that moment.
 pub(super) struct Entries<'a> {
     tiers: &'a RwLock<Tiers>,
     tree: Tree,
-    /// Where to go on; `None` at the end.
+    /// Where to continue. `None` at the end.
     from: Option<Hash>,
     ready: std::vec::IntoIter<Stored>,
 }
 
 impl<'a> Entries<'a> {
-    /// All entries of a tree. Those that change meanwhile may be seen before or after.
+    /// All entries of a tree. An entry that changes in the meantime may be returned as it was
+    /// before or after.
     pub(super) fn new(tiers: &'a RwLock<Tiers>, tree: Tree) -> Entries<'a> {
         Entries { tiers, tree, from: Some(Hash::ZERO), ready: Vec::new().into_iter() }
     }
@@ -47,7 +49,7 @@ impl Iterator for Entries<'_> {
 }
 
 impl Entries<'_> {
-    /// The entries from here to the end of the bucket, and where the next one begins.
+    /// The entries from here to the end of the bucket, and where the next bucket begins.
     fn bucket(&self, from: &Hash) -> Result<(Vec<Stored>, Option<Hash>), StoreError> {
         let state = self.tiers.read();
         let overlay = &state.overlays[self.tree as usize];
@@ -66,7 +68,7 @@ impl Entries<'_> {
     }
 }
 
-/// Both in order; where both have a hash, the newer.
+/// Merges both, which are in order. If both have a hash, the newer entry wins.
 fn merge(older: Vec<Stored>, newer: btree_map::Range<'_, Hash, Change>) -> Vec<Stored> {
     let mut newer = newer.map(|(hash, change)| (*hash, change.place)).peekable();
     if newer.peek().is_none() {

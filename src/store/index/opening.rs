@@ -1,4 +1,5 @@
-//! Opening the database with a time limit: on a damaged one sled may panic or not come to an end.
+//! Opening the database with a time limit: on a damaged database, sled may panic or loop without
+//! end.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::Duration;
@@ -8,14 +9,14 @@ use super::room::disk_bytes;
 use crate::store::error::StoreError;
 use crate::sys::dir::Name;
 
-/// An index may take so long to open, and ...
+/// An index may take this long to open, and ...
 const OPEN_WITHIN: Duration = Duration::from_secs(30);
 
-/// ... another second for so many bytes.
+/// ... another second for each this many bytes.
 const OPEN_BYTES_A_SECOND: u64 = 4 << 20;
 
-/// How long the index of this name may take to open: a million entries took 14 ms, so this is for disks that are very
-/// slow, and ends a sled that turns in circles.
+/// How long the index of this name may take to open. A million entries took 14 ms (AMD EPYC, 2
+/// cores), so the limit allows for very slow disks, and ends the wait if sled loops without end.
 pub(super) fn open_within(name: &Name) -> Duration {
     #[cfg(feature = "fault-injection")]
     if let Some(millis) = std::env::var("STILLFRAME_INDEX_WITHIN_MS").ok().and_then(|text| text.parse().ok())
@@ -25,8 +26,8 @@ pub(super) fn open_within(name: &Name) -> Duration {
     OPEN_WITHIN + Duration::from_secs(disk_bytes(name) / OPEN_BYTES_A_SECOND)
 }
 
-/// Opens the index in a thread of its own, which is left behind if that takes too long. On a damaged database sled
-/// may panic where others return an error.
+/// Opens the index in a new thread, which is left running if that takes too long. On a damaged
+/// database sled may panic instead of returning an error.
 pub(super) fn guard<T: Send + 'static>(
     within: Duration,
     open: impl FnOnce() -> Result<T, StoreError> + Send + 'static,
@@ -34,7 +35,7 @@ pub(super) fn guard<T: Send + 'static>(
     let useless = |detail: String| StoreError::Index { action: "be opened", detail };
     let (done, opened) = crossbeam_channel::bounded(1);
     let work = move || {
-        // Nobody waits for it any more if it took too long.
+        // If it took too long, no thread waits for the result.
         let _ = done.send(catch_unwind(AssertUnwindSafe(open)));
     };
     std::thread::Builder::new()

@@ -1,5 +1,5 @@
-//! The overlay: what has changed in the index since its buckets were written, in memory, and what of
-//! that is saved in the database. Of an index that is held in memory it is all there is.
+//! The overlay: what has changed in the index since its buckets were written, in memory, and which
+//! of it is saved in the database. If the index is held in memory, the overlay is all of it.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -12,7 +12,7 @@ use crate::store::packs::location::Location;
 use crate::store::packs::watermark::Watermark;
 use crate::store::tree::Tree;
 
-/// What is beneath the overlay.
+/// The tier below the overlay.
 pub(super) enum Lower {
     Database(Arc<Database>),
     /// The index is held in memory.
@@ -21,7 +21,7 @@ pub(super) enum Lower {
     Lost,
 }
 
-/// Both tiers as they are now.
+/// The present state of both tiers.
 pub(super) struct Tiers {
     pub(super) lower: Lower,
     pub(super) overlays: [BTreeMap<Hash, Change>; Tree::ALL.len()],
@@ -30,14 +30,14 @@ pub(super) struct Tiers {
     pub(super) watermarks: BTreeMap<u32, Watermark>,
     /// The packs whose watermarks are not saved.
     pub(super) moved_watermarks: BTreeMap<u32, u64>,
-    /// What changes now belongs to this epoch. A save or a rewrite takes all epochs up to the
+    /// The epoch of a change that is made now. A save or a rewrite covers all epochs up to the
     /// present one, and begins another.
     pub(super) epoch: u64,
-    /// What belongs to these is in the database.
+    /// Changes of this epoch and of earlier ones are in the database.
     pub(super) saved_epoch: u64,
     pub(super) unsaved_entries: usize,
     pub(super) unsaved_bytes: u64,
-    /// Whether there is something unsaved that the packs do not tell.
+    /// Whether something is unsaved that the packs do not contain.
     pub(super) is_precious: bool,
     pub(super) damage_known: bool,
     pub(super) may_have_dangling: bool,
@@ -53,7 +53,7 @@ pub(super) struct Change {
 }
 
 impl Tiers {
-    /// Of an index that is held in memory nothing is anywhere else.
+    /// An index that is held in memory.
     pub(super) fn held_in_memory() -> Tiers {
         Tiers {
             lower: Lower::Nothing,
@@ -112,14 +112,14 @@ impl Tiers {
         }
     }
 
-    /// Ends the present epoch. What is unsaved belongs to it or to an earlier one.
+    /// Ends the present epoch. Everything unsaved belongs to it or to an earlier one.
     pub(super) fn end_epoch(&mut self) -> u64 {
         self.epoch += 1;
         (self.unsaved_entries, self.unsaved_bytes, self.is_precious) = (0, 0, false);
         self.epoch - 1
     }
 
-    /// What belongs to this epoch or an earlier one is saved.
+    /// Records that the changes of this epoch and of earlier ones are saved.
     pub(super) fn saved(&mut self, epoch: u64) {
         self.saved_epoch = epoch;
         self.snapshots.retain(|_, (_, of)| *of > epoch);

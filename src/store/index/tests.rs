@@ -1,4 +1,4 @@
-//! The index against what it was told, over saves, rewrites and closings.
+//! Compares the index with a model, across saves, rewrites and closings.
 
 use super::*;
 use crate::codec::Encoding;
@@ -19,7 +19,7 @@ fn watermark(end_bytes: u64) -> Watermark {
 
 const STORE: StoreId = StoreId([7; 16]);
 
-/// So that a few entries are many.
+/// Small limits, so that a few entries reach them.
 const SMALL: Limits = Limits { unsaved_entries: 8, unsaved_bytes: 1 << 20, overlay_entries: 24 };
 
 fn all(index: &Index, tree: Tree) -> BTreeMap<Hash, Location> {
@@ -28,7 +28,7 @@ fn all(index: &Index, tree: Tree) -> BTreeMap<Hash, Location> {
     entries.into_iter().collect()
 }
 
-/// What happens to an index. A key is a hash, a pack and a snapshot at once.
+/// A step in the life of an index. A key stands for a hash, a pack and a snapshot.
 #[derive(Clone, Debug)]
 enum Step {
     Insert(Tree, Vec<u8>, u32),
@@ -37,9 +37,9 @@ enum Step {
     SetWatermark(u8, Option<u64>),
     Save,
     SaveIfMuch,
-    /// Keeps the locations of packs with a number below this.
+    /// Keeps the locations in packs with a number below this.
     Rewrite(u32),
-    /// Closes the index well or, as a crash does, not at all.
+    /// Closes the index properly or, like a crash, not at all.
     Reopen {
         close: bool,
     },
@@ -84,7 +84,7 @@ proptest! {
         let path = dir.path().join("index");
         let mut index = Index::open_with(&name(&path), STORE, SMALL).unwrap();
         let mut model = Model::default();
-        // What must be there after a crash.
+        // What must still be there after a crash.
         let mut saved = Model::default();
         let hash = |key: u8| Hash::of(&[key]);
         for step in steps {
@@ -172,7 +172,7 @@ fn what_is_taken_out_while_the_database_is_written_anew_may_be_there_in_part_aft
     index.insert(&hashes.iter().map(|hash| (Tree::Regions, *hash, location(1))).collect::<Vec<_>>());
     index.rewrite(|_, _, location| Some(location)).unwrap();
     assert!(!index.may_have_dangling());
-    // The last of all, as soon as the first was seen.
+    // The last entry is changed as soon as the first one was seen.
     let last = hashes.iter().max().unwrap();
     let change = |tree, _: &Hash, at| {
         index.replace(tree, last, at, None).unwrap();
@@ -194,7 +194,7 @@ fn what_is_saved_while_entries_are_taken_out_may_be_there_in_part_after_a_kill()
     let entries = hashes.iter().map(|hash| (Tree::Regions, *hash, location(1)));
     index.insert(&entries.clone().collect::<Vec<_>>());
     index.save().unwrap();
-    // The settler saves when it likes.
+    // The settler may save at any time.
     let amid = entries.inspect(|_| {
         index.save().unwrap();
         assert!(index.may_have_dangling());

@@ -11,22 +11,22 @@ use crate::store::tree::Tree;
 pub(crate) struct Batch {
     pub(super) bytes: Vec<u8>,
     pub(super) objects: Vec<BatchObject>,
-    /// The delta being tried, and what it is compared with.
+    /// Buffers for the delta that is tried, and for the whole form that it is compared with.
     payload: Vec<u8>,
     whole: Vec<u8>,
 }
 
-/// One of them.
+/// One object of a batch.
 pub(super) struct BatchObject {
     pub(super) tree: Tree,
     pub(super) header: object::Header,
-    /// Where it begins in the batch.
+    /// Its offset in the batch.
     pub(super) start: usize,
 }
 
 impl Batch {
-    /// Encodes one object at the end of the batch; as the difference from `base` if that is under
-    /// half of what it would take whole.
+    /// Encodes one object at the end of the batch. It becomes a delta from `base` if that takes
+    /// less than half of what the whole object takes.
     pub(crate) fn push(
         &mut self,
         kind: ObjectKind,
@@ -47,7 +47,7 @@ impl Batch {
         self.objects.push(BatchObject { tree: Tree::of(kind), header, start });
     }
 
-    /// Appends the delta, if it is short enough, and nothing otherwise.
+    /// Appends the delta if it is short enough, and otherwise nothing.
     fn try_delta(
         &mut self,
         kind: ObjectKind,
@@ -60,7 +60,8 @@ impl Batch {
         if base.hash == hash || !delta::encode(base, plain, plain.len() / 2, &mut self.payload) {
             return None;
         }
-        // What was there before took about as much whole. Only where that leaves it open it is tried.
+        // The object that `base` leads to took about as much whole. The new object is encoded whole
+        // only if that comparison does not decide.
         if self.payload.len() > base.whole_bytes as usize / 4 {
             self.whole.clear();
             codec::encode(codec, plain, &mut self.whole);
@@ -76,7 +77,7 @@ impl Batch {
         self.objects.is_empty()
     }
 
-    /// Empties it and keeps its memory.
+    /// Empties the batch and keeps its memory.
     pub(crate) fn clear(&mut self) {
         self.bytes.clear();
         self.objects.clear();

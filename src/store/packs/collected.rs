@@ -1,13 +1,15 @@
-//! Which packs gc has removed, and which pack has what was kept of each: told before they go.
+//! The packs that gc has removed, and for each the pack that holds what was kept of it. gc records
+//! them before it removes them.
 //!
-//! An index may be older than the packs, after a power failure or in a copy, and name packs that are gone. With this file
-//! a pack that gc removed can be told from one that was lost. Entries are appended and never change; a power failure
-//! may leave the last ones in pieces, which the check tells.
+//! After a power failure or in a copy of a store, the index may be older than the packs and refer
+//! to packs that do not exist. This file distinguishes a pack that gc removed from one that was
+//! lost. Entries are appended and never change. A power failure may tear the last ones, which their
+//! checks detect.
 //!
 //! ```text
 //!  0        4         20       24        40       44
 //!  +--------+---------+--------+---------+--------+
-//!  | number | pack id | number | pack id | CRC32C |   a pack that is gone, and the one that replaces it;
+//!  | number | pack id | number | pack id | CRC32C |   a removed pack, and the one that replaces it;
 //!  | u32    | 16 B    | u32    | 16 B    | u32    |   zeros if nothing of it was kept
 //!  +--------+---------+--------+---------+--------+
 //! ```
@@ -21,20 +23,20 @@ const COLLECTED_FILE: &str = "COLLECTED";
 const NAMED_BYTES: usize = 20;
 const ENTRY_BYTES: usize = 2 * NAMED_BYTES + 4;
 
-/// A pack, by number and id: a number may come back, an id does not.
+/// A pack, by number and id: a number may be used again, an id is not.
 pub(crate) type Named = (u32, PackId);
 
 /// A pack that gc has removed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Collected {
     pub(crate) pack: Named,
-    /// What was kept of it is there.
+    /// The pack that holds what was kept of it.
     pub(crate) kept_in: Option<Named>,
 }
 
-/// What the file says; nothing if there is none.
+/// The entries of the file. Empty if there is none.
 pub(crate) fn read(store: &Dir) -> Vec<Collected> {
-    // A gc of every pack of a terabyte appends 160 KiB.
+    // A gc that removes every pack of a terabyte appends 160 KiB.
     let bytes = file::read_bounded(&store.join(COLLECTED_FILE), 256 << 20).unwrap_or_default();
     let named = |bytes: &[u8]| {
         let (number, id) = bytes.split_at(4);
@@ -51,7 +53,7 @@ pub(crate) fn read(store: &Dir) -> Vec<Collected> {
     bytes.as_chunks::<ENTRY_BYTES>().0.iter().filter_map(collected).collect()
 }
 
-/// Appends to the file: durable when this returns.
+/// Appends to the file. The entries are durable when this returns.
 pub(crate) fn add(store: &Dir, collected: &[Collected]) -> Result<(), StoreError> {
     let name = store.join(COLLECTED_FILE);
     let named = |(number, id): Named| [&number.to_le_bytes()[..], &id.0].concat();
@@ -73,8 +75,9 @@ pub(crate) fn add(store: &Dir, collected: &[Collected]) -> Result<(), StoreError
     append().map_err(StoreError::io("write", &name))
 }
 
-/// Appends to the file. Where there is no room for that the file goes: what it says of packs that are kept in those that go
-/// now would be wrong. Durable when this returns.
+/// Appends to the file. If there is no space for that, removes the file: it may say that parts of
+/// other packs are kept in the packs that gc removes now, and that would be wrong. The change is
+/// durable when this returns.
 pub(crate) fn add_or_forget(store: &Dir, collected: &[Collected]) -> Result<(), StoreError> {
     match add(store, collected) {
         Err(StoreError::DiskFull { .. }) => {
@@ -108,7 +111,7 @@ mod tests {
         assert_eq!(read(dir), [one]);
         add(dir, &[two]).unwrap();
         assert_eq!(read(dir), [one, two]);
-        // What a power failure may leave of an entry that was not durable.
+        // This is what a power failure may leave of an entry that was not durable.
         let mut torn = std::fs::read(&path).unwrap();
         torn.extend([0; ENTRY_BYTES]);
         torn.extend(&whole[..30]);

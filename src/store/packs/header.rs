@@ -1,14 +1,15 @@
-//! The header of a pack: which pack it is, of which store, and which packs it replaces.
+//! The header of a pack: its number and id, its store, and the packs that it replaces.
 //!
 //! ```text
 //!  0          8        12       16         32        48       52        56        60     64
-//!  +----------+--------+--------+----------+---------+--------+---------+---------+------+---- …
-//!  |"STILLPAK"| format | number | store id | pack id | region | replaces|  check  | zero | numbers of
-//!  |   8 B    |  u32   |  u32   |   16 B   |  16 B   | size   | count   | CRC32C  |      | replaced packs
-//!  +----------+--------+--------+----------+---------+--------+---------+---------+------+---- …
+//!  +----------+--------+--------+----------+---------+--------+---------+---------+------+-- …
+//!  |"STILLPAK"| format | number | store id | pack id | region | replaces|  check  | zero | replaced
+//!  |   8 B    |  u32   |  u32   |   16 B   |  16 B   | size   | count   | CRC32C  |      | numbers
+//!  +----------+--------+--------+----------+---------+--------+---------+---------+------+-- …
 //! ```
 //!
-//! Little-endian, with zeros up to a multiple of 8. The check is of the whole header, with zeros in its own place.
+//! Little-endian, with zeros up to a multiple of 8. The check covers the whole header, with zeros
+//! in its own place.
 
 use std::io;
 use std::ops::Range;
@@ -30,13 +31,13 @@ const CHECK: Range<usize> = 56..60;
 const RESERVED_BYTES: usize = 4;
 const FIXED_BYTES: usize = 64;
 
-/// How much of a file that may be a pack is read for its header: enough for as many replaced packs as there are in a
-/// thousand gigabytes.
+/// How much of a file that may be a pack is read for its header. It is enough to list as many
+/// replaced packs as a terabyte has.
 pub(crate) const MAX_BYTES: usize = 64 << 10;
 
 const DAMAGED: &str = "its header is damaged";
 
-/// What the header of a pack says.
+/// The content of a pack's header.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct PackHeader {
     /// The format of the store when the pack was written.
@@ -55,19 +56,20 @@ impl PackHeader {
         PackHeader { version: format.version, number, store: format.id, pack, region_bytes, replaces }
     }
 
-    /// Whether it is of a pack of the store with this format, which may be younger than the pack.
+    /// Whether the pack belongs to the store with this format. The store's format may be newer than
+    /// the pack's.
     pub(crate) fn fits(&self, format: &Format) -> bool {
         (1..=FORMAT_VERSION).contains(&self.version)
             && self.store == format.id
             && self.region_bytes == u32::from(format.region_size)
     }
 
-    /// How long the header of a pack is that replaces `replaced` others.
+    /// The length of the header of a pack that replaces `replaced` others.
     pub(crate) fn bytes_for(replaced: usize) -> u64 {
         (FIXED_BYTES + 4 * replaced).next_multiple_of(ALIGNMENT_BYTES) as u64
     }
 
-    /// How long it is.
+    /// Its length.
     pub(crate) fn length_bytes(&self) -> u64 {
         PackHeader::bytes_for(self.replaces.len())
     }
@@ -90,7 +92,8 @@ impl PackHeader {
         bytes
     }
 
-    /// The header at the start of `bytes`, which may go on behind it; what is wrong with it otherwise.
+    /// Parses the header at the start of `bytes`, which may be longer. The error says what is wrong
+    /// with it.
     pub(crate) fn parse(bytes: &[u8]) -> Result<PackHeader, &'static str> {
         let fixed: &[u8; FIXED_BYTES] = bytes.first_chunk().ok_or(DAMAGED)?;
         if !fixed.starts_with(MAGIC) {
@@ -117,7 +120,8 @@ impl PackHeader {
         if header.to_bytes()[..FIXED_BYTES] == *fixed { Ok(header) } else { Err(DAMAGED) }
     }
 
-    /// The header of the file of pack `number`, which is `length_bytes` long; what is wrong with it otherwise.
+    /// Reads the header of pack `number` from its file, which is `length_bytes` long. The error
+    /// says what is wrong with it.
     pub(crate) fn read(
         file: &File,
         length_bytes: u64,
@@ -132,7 +136,8 @@ impl PackHeader {
         replaced.copy_from_slice(&bytes[REPLACED_COUNT..REPLACED_COUNT + 4]);
         let replaced = u32::from_le_bytes(replaced);
         let whole_bytes = PackHeader::bytes_for(replaced as usize);
-        // All packs that it replaces have lower numbers. Nothing of what it claims is allocated before that is checked.
+        // A pack replaces only packs with lower numbers. The count is checked before memory for it
+        // is allocated.
         if bytes.starts_with(MAGIC) && replaced <= number && whole_bytes <= length_bytes {
             bytes.resize(usize_of(whole_bytes), 0);
             file.read_exact_at(&mut bytes[FIXED_BYTES..], FIXED_BYTES as u64)?;

@@ -10,10 +10,10 @@
 use super::object::{self, Header};
 use crate::codec::Encoding;
 
-/// How many packs a store can number.
+/// The highest number that a pack can have.
 pub(crate) const MAX_PACK: u32 = (1 << 28) - 1;
 
-/// Where an object is and how long it is.
+/// The place and the length of an object.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Location {
     pub(crate) pack: u32,
@@ -27,7 +27,7 @@ pub(crate) struct Location {
 impl Location {
     pub(crate) const BYTES: usize = 16;
 
-    /// The place of the object with this header.
+    /// The location of the object with this header.
     pub(crate) fn new(pack: u32, offset_bytes: u64, header: &Header) -> Location {
         Location {
             pack,
@@ -59,15 +59,15 @@ impl Location {
         bytes
     }
 
-    /// Whether the object is stored as the difference from another one.
+    /// Whether the object is stored as a delta.
     pub(crate) fn is_delta(&self) -> bool {
         self.encoding == Encoding::Delta
     }
 
-    /// Stands in the index for an object that is not there any more. No pack has the number 0.
+    /// Marks in the index an object that does not exist any more. No pack has the number 0.
     pub(crate) const GONE: [u8; Location::BYTES] = [0; Location::BYTES];
 
-    /// The location in 16 bytes, if it is one.
+    /// The location that 16 bytes encode, if they encode one.
     pub(crate) fn from_bytes(bytes: &[u8]) -> Option<Location> {
         let ([pack, offset, stored, plain], []) = bytes.as_chunks::<4>() else { return None };
         let pack = u32::from_le_bytes(*pack);
@@ -84,7 +84,7 @@ impl Location {
     }
 }
 
-/// A place in the order in which objects are appended.
+/// A position in the order in which objects are appended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Position {
     pub(crate) pack: u32,

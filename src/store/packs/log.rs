@@ -1,13 +1,16 @@
-//! The log: all packs of a store, the one that is appended to, and what is not yet in the index.
+//! The log: all packs of a store, the active one to which objects are appended, and the objects
+//! that are not in the index yet.
 //!
-//! The way of an object: [`Log::append`] writes it to the active pack and remembers it as *unsynced*
-//! and *pending*; [`Log::sync`] makes it durable and hands it to the settler; the settler puts it into
-//! the index and calls [`Log::settled`]. A pending object is found by look-ups all the while.
+//! An object passes through three steps. [`Log::append`] writes it to the active pack and lists it
+//! as *unsynced* and *pending*. [`Log::sync`] makes it durable and passes it to the settler. The
+//! settler puts it into the index and calls [`Log::settled`]. Look-ups find a pending object all
+//! the time.
 //!
-//! If making a pack durable fails, nobody can say what of it is on the disk. The pack is sealed, its
-//! unsynced objects are taken back, and captures that may refer to them fail. They are cut off, too: the next
-//! opening would find them, among them records of which gc knows nothing. What cannot be cut off at once is *ragged*,
-//! and must be before another pack is begun and before gc drops anything.
+//! If making a pack durable fails, it is unknown which of its bytes are on the disk. The pack is
+//! sealed, its unsynced objects are withdrawn, and captures that may refer to them fail. The
+//! objects are also truncated away: otherwise the next opening would find them, and among them
+//! records that gc knows nothing about. A pack that cannot be truncated at once is *ragged*. It
+//! must be truncated before another pack is begun and before gc drops anything.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, MutexGuard};
@@ -29,8 +32,8 @@ use crate::sync::{Mutex, RwLock};
 use crate::sys::dir::{Dir, Name};
 use crate::sys::file;
 
-/// From so many unsynced bytes on the settler makes them durable meanwhile, so that the wait at the
-/// end of a large capture is for the last of them only.
+/// From this many unsynced bytes on, the settler makes them durable in the background. At the end
+/// of a large capture, the wait is then only for the last of them.
 pub(crate) const SYNC_EARLY_BYTES: u64 = 32 << 20;
 
 /// All packs of a store.
@@ -39,10 +42,10 @@ pub(crate) struct Log {
     format: Format,
     packs: RwLock<BTreeMap<u32, Arc<Pack>>>,
     tail: Mutex<OpenEnd>,
-    /// Held while a pack is made durable: those who come meanwhile share the next one.
+    /// Held while a pack is made durable. Threads that arrive in the meantime share the next sync.
     syncing: Mutex<()>,
     pending: RwLock<Pending>,
-    /// Files that gc has no more use for and could not yet remove, durably.
+    /// Files that gc does not need any more, and could not yet remove durably.
     superfluous: Mutex<Vec<Name>>,
 }
 
@@ -52,7 +55,7 @@ struct OpenEnd {
     next_number: u32,
     /// Sealed packs that are not yet durable.
     sealed: Vec<Arc<Pack>>,
-    /// Sealed packs with something past their end that could not be cut off.
+    /// Sealed packs with bytes past their end that could not be truncated.
     ragged: Vec<Arc<Pack>>,
     /// Whether the directory has new entries that are not yet durable.
     directory_changed: bool,
@@ -83,7 +86,7 @@ impl Pending {
         }
     }
 
-    /// Removes an object unless it was appended again, somewhere else.
+    /// Removes an object, unless it was appended again elsewhere.
     fn remove(&mut self, tree: Tree, hash: &Hash, location: Location) {
         let objects = self.of_mut(tree);
         if objects.get(hash) == Some(&location) {
@@ -93,12 +96,12 @@ impl Pending {
 }
 
 impl OpenEnd {
-    /// Nothing is appended to the active pack any more.
+    /// Seals the active pack: nothing is appended to it any more.
     fn seal(&mut self) {
         self.sealed.extend(self.active.take());
     }
 
-    /// Cuts off what failed writes have left behind.
+    /// Truncates what failed writes have left behind.
     fn trim(&mut self) -> Result<(), StoreError> {
         while let Some(pack) = self.ragged.last() {
             pack.cut_rest()?;
@@ -108,27 +111,27 @@ impl OpenEnd {
     }
 }
 
-/// What was appended and must be told to the index once it is durable.
+/// What was appended and goes into the index once it is durable.
 #[derive(Clone, Debug)]
 pub(crate) enum Unsynced {
     /// An object of one of the trees.
     Object(Tree, Hash, Location),
-    /// Something for the catalog.
+    /// A fact for the catalog.
     Fact(Fact),
 }
 
-/// What became durable: the facts in order, and up to which byte of which packs they reach.
+/// What became durable: the entries in order, and up to which byte of which packs they reach.
 #[derive(Default)]
 pub(crate) struct Synced {
     pub(crate) entries: Vec<Unsynced>,
     pub(crate) ends: Vec<(u32, Watermark)>,
 }
 
-/// What an append did.
+/// The result of an append.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Appended {
     pub(crate) objects: u64,
-    /// How many of them are differences from others.
+    /// How many of them are deltas.
     pub(crate) deltas: u64,
     pub(crate) bytes: u64,
     /// How many bytes of the log are not durable now.
@@ -136,9 +139,9 @@ pub(crate) struct Appended {
 }
 
 impl Log {
-    /// The log of the packs that are open already. The last one goes on if `active` says so. The `ragged` ones have
-    /// something past their end, or holes, that could not be mended when they were opened.
-    /// Packs made from now on are numbered from `next_number` on.
+    /// The log of packs that are already open. If `active`, appending continues in the last one.
+    /// The `ragged` packs have bytes past their end, or holes, that could not be repaired when they
+    /// were opened. New packs are numbered from `next_number` on.
     pub(crate) fn new(
         dir: Dir,
         format: Format,
@@ -168,7 +171,7 @@ impl Log {
         &self.dir
     }
 
-    /// Where the next object will be, or before it.
+    /// The position of the next object, or one before it.
     pub(crate) fn position(&self) -> Position {
         position(&self.tail())
     }
@@ -178,7 +181,7 @@ impl Log {
         self.tail().failures
     }
 
-    /// The pack of this number, if it (still) exists.
+    /// The pack of this number, if it still exists.
     pub(crate) fn pack(&self, number: u32) -> Option<Arc<Pack>> {
         self.packs.read().get(&number).cloned()
     }
@@ -188,7 +191,7 @@ impl Log {
         self.packs.read().values().cloned().collect()
     }
 
-    /// Where an object is that may not be in the index yet.
+    /// Where a pending object is. `None` if the object is not pending.
     pub(crate) fn pending(&self, tree: Tree, hash: &Hash) -> Option<Location> {
         let pending = self.pending.read();
         pending.of(tree).get(hash).copied()
@@ -200,7 +203,8 @@ impl Log {
         pending.regions.len() + pending.objects.len()
     }
 
-    /// Appends the objects of a batch, save those that another thread appended meanwhile.
+    /// Appends the objects of a batch, except those that another thread has appended in the
+    /// meantime.
     pub(crate) fn append(&self, batch: &mut Batch) -> Result<Appended, StoreError> {
         if batch.is_empty() {
             return Ok(Appended::default());
@@ -213,7 +217,7 @@ impl Log {
         };
         let pack = self.active(&mut tail)?;
         if wanted.len() < batch.objects.len() {
-            // Rare: the others move up.
+            // This is rare: the remaining objects move up.
             let bytes =
                 wanted.iter().flat_map(|it| &batch.bytes[it.start..][..it.header.object_bytes()]).copied();
             batch.bytes = bytes.collect();
@@ -237,9 +241,9 @@ impl Log {
         Ok(Appended { objects: headers.len() as u64, deltas, bytes: bytes.len() as u64, unsynced_bytes })
     }
 
-    /// Appends records, notes and tombstones: one write, in this order, together in one pack.
+    /// Appends records, notes and tombstones with one write, in this order, into one pack.
     ///
-    /// Fails without having written if making a pack durable failed since `failures_before`.
+    /// Fails without writing if making a pack durable failed since `failures_before`.
     pub(crate) fn append_facts(
         &self,
         facts: Vec<(ObjectKind, Vec<u8>, FactAt)>,
@@ -269,11 +273,11 @@ impl Log {
         Ok(bytes.len() as u64)
     }
 
-    /// The pack that is appended to; a new one where there is none.
+    /// The active pack. A new one is begun if there is none.
     fn active(&self, tail: &mut OpenEnd) -> Result<Arc<Pack>, StoreError> {
         match &tail.active {
             Some(active) if active.is_ours_alone() => return Ok(active.clone()),
-            // Somebody has made a backup of hard links meanwhile.
+            // Another program has made a backup of hard links in the meantime.
             Some(_) => tail.seal(),
             None => {}
         }
@@ -281,7 +285,8 @@ impl Log {
         let number = self.take_number(tail)?;
         let name = self.dir.join(names::file_name(number));
         let mut pack = Pack::create(name.with_extension(UNFINISHED), &self.format, number, Vec::new())?;
-        // First its header: a power failure may keep the name and what is appended, and lose the first sector.
+        // The header is synced first: a power failure may keep the name and the appended objects,
+        // and lose the first sector.
         pack.sync()?;
         pack.rename(name.clone()).map_err(StoreError::io("give its name to", &name))?;
         let pack = Arc::new(pack);
@@ -291,8 +296,8 @@ impl Log {
         Ok(pack)
     }
 
-    /// Makes sealed packs durable, before a pack with a higher number gets its name: only the one with the highest
-    /// can be torn.
+    /// Makes sealed packs durable. This happens before a pack with a higher number gets its name,
+    /// so that only the pack with the highest number can be torn.
     pub(crate) fn sync_sealed(&self) -> Result<(), StoreError> {
         self.sync_sealed_of(&mut self.tail())
     }
@@ -316,29 +321,29 @@ impl Log {
         Ok(number)
     }
 
-    /// A number for a pack that gc writes. The active pack is sealed, so that whatever is appended
-    /// from now on comes later in the order of the numbers.
+    /// Reserves a number for a pack that gc writes. The active pack is sealed, so that all later
+    /// appends have higher numbers.
     pub(crate) fn reserve_number(&self) -> Result<u32, StoreError> {
         let mut tail = self.tail();
         tail.seal();
         self.take_number(&mut tail)
     }
 
-    /// Takes a pack in.
+    /// Adds a pack.
     pub(crate) fn add(&self, pack: Arc<Pack>) {
         self.packs.write().insert(pack.number, pack);
     }
 
-    /// Lets a pack go. Who still reads it may finish.
+    /// Removes a pack. Threads that are reading it can finish.
     pub(crate) fn remove(&self, number: u32) -> Option<Arc<Pack>> {
         self.packs.write().remove(&number)
     }
 
-    /// Removes what should not be there and could not be removed before: what failed writes have left at the
-    /// end of packs, and these files with those for which it failed before. Synced when this returns.
+    /// Removes what earlier attempts could not remove: what failed writes left at the end of packs,
+    /// and files. Also removes `files`. All of it is durable when this returns.
     ///
-    /// Otherwise the next opening would find there what nobody has kept anything for: snapshots whose tombstones are
-    /// gone, or which were never acknowledged.
+    /// Otherwise the next opening would find snapshots that should not exist: some whose tombstones
+    /// were dropped, and some that were never acknowledged.
     pub(crate) fn clear_away(&self, files: Vec<Name>) -> Result<(), StoreError> {
         let mut superfluous = self.superfluous.lock();
         superfluous.extend(files);
@@ -354,8 +359,7 @@ impl Log {
         Ok(())
     }
 
-    /// Seals the active pack if it is the one of this number, so that nothing is appended to it
-    /// any more.
+    /// Seals the active pack if it has this number, so that nothing is appended to it any more.
     pub(crate) fn seal(&self, number: u32) {
         let mut tail = self.tail();
         if tail.active.as_ref().is_some_and(|active| active.number == number) {
@@ -363,8 +367,8 @@ impl Log {
         }
     }
 
-    /// Makes durable what was appended before, and hands it to `settle` (inside the lock, so that
-    /// two calls cannot overtake one another).
+    /// Makes durable what was appended before, and passes it to `settle`. That happens inside the
+    /// lock, so that two calls cannot overtake one another.
     pub(crate) fn sync(&self, settle: impl FnOnce(Synced)) -> Result<(), StoreError> {
         let _syncing = self.syncing.lock();
         let (packs, sealed, ends, directory_changed, count, bytes, failures_before) = {
@@ -394,12 +398,13 @@ impl Log {
             Ok(()) => {
                 let mut tail = self.tail();
                 if tail.failures != failures_before {
-                    // Taken back meanwhile, by whoever began a new pack.
+                    // A thread that began a new pack has withdrawn it in the meantime.
                     return Err(StoreError::WriteFailedMeanwhile);
                 }
                 let entries = tail.unsynced.drain(..count).collect();
                 tail.unsynced_bytes -= bytes;
-                // Not before: whoever begins a pack meanwhile must still find them here.
+                // They are removed only now: a thread that begins a pack in the meantime must still
+                // find them here.
                 tail.sealed.drain(..sealed);
                 packs.iter().zip(&ends).for_each(|(pack, (_, end))| pack.set_durable(end.end_bytes));
                 drop(tail);
@@ -431,7 +436,7 @@ impl Log {
         }
     }
 
-    /// These objects are in the index now.
+    /// Records that these objects are in the index.
     pub(crate) fn settled(&self, entries: &[IndexEntry]) {
         let mut pending = self.pending.write();
         for (tree, hash, location) in entries {
@@ -440,7 +445,7 @@ impl Log {
     }
 }
 
-/// Makes a fact of the place where its object was appended.
+/// Makes a fact from the location at which its object was appended.
 pub(crate) type FactAt = Box<dyn FnOnce(Location) -> Fact + Send>;
 
 fn position(tail: &OpenEnd) -> Position {
@@ -450,7 +455,7 @@ fn position(tail: &OpenEnd) -> Position {
     }
 }
 
-/// Binds objects that stand one after the other to the places where they are about to be appended.
+/// Binds consecutive objects to the places at which they are about to be appended.
 fn put_all<'a>(pack: &Pack, headers: impl Iterator<Item = &'a object::Header>, bytes: &mut [u8]) {
     let (mut at, first_bytes) = (0, pack.length_bytes());
     for header in headers {

@@ -1,13 +1,14 @@
-//! Packs that are known to be lost: gone without gc having removed them, or shorter than they were.
+//! Lost packs: packs that are missing although gc did not remove them, or that are shorter than
+//! they were.
 //!
-//! What knows of them is the index, which is built anew when it does not fit the packs. So what was found is
-//! written to a file of text, LOST, and every opening warns and every verify tells of it until a repair has put it on
-//! record, or the packs are put back.
+//! Only the index knows which packs there were, and it is rebuilt when it does not match the packs.
+//! So what it knew is written to a text file, LOST. Every opening warns and every verify reports
+//! what is in that file, until a repair has recorded the loss or the packs are put back.
 //!
 //! ```text
 //! # …
-//! pack 3 6b0f… 605264 -         number, id, bytes that were durable, bytes that are there ("-": no file)
-//! snapshot 90ac…                one whose record was in what is lost of the pack above it
+//! pack 3 6b0f… 605264 -      number, id, bytes that were durable, bytes that exist ("-": no file)
+//! snapshot 90ac…             a snapshot whose record was in the lost part of the pack above it
 //! ```
 
 use std::collections::{BTreeMap, HashSet};
@@ -32,15 +33,15 @@ const INTRODUCTION: &str = "\
 # `stillframe repair` puts this on record in damaged/REPORT.txt and removes this file; to put the packs back does as well.
 ";
 
-/// A pack of which something is lost.
+/// A pack that is lost, entirely or in part.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Lost {
     pub(crate) pack: Named,
-    /// How long it was at least; unknown where only its name is.
+    /// Its least length before. Unknown if only its name is known.
     pub(crate) durable_bytes: u64,
-    /// How long it is; `None` where there is no such pack.
+    /// Its present length. `None` if there is no such pack.
     pub(crate) found_bytes: Option<u64>,
-    /// Live snapshots whose records were in what is lost, as far as that is known.
+    /// Live snapshots whose records were in the lost part, as far as they are known.
     pub(crate) snapshots: Vec<SnapshotId>,
 }
 
@@ -70,16 +71,16 @@ impl Lost {
     }
 }
 
-/// What is there, and what is known to be elsewhere.
+/// The packs that exist, and those whose content is known to be elsewhere.
 pub(crate) struct Present<'a> {
     pub(crate) packs: &'a [Arc<Pack>],
-    /// Of files that are no usable packs, or were set aside.
+    /// The numbers of unusable packs and of packs that were set aside.
     pub(crate) other_numbers: Vec<u32>,
     pub(crate) collected: &'a [Collected],
 }
 
 impl Present<'_> {
-    /// What is lost of the packs that were known.
+    /// Those of the known packs that are lost.
     pub(crate) fn lost(&self, known: impl Iterator<Item = (u32, Watermark)>) -> Vec<Lost> {
         let gone: HashSet<[u8; 16]> = self.collected.iter().map(|it| it.pack.1.0).collect();
         let replaced: HashSet<u32> =
@@ -122,7 +123,7 @@ impl Present<'_> {
     }
 }
 
-/// Adds the live snapshots of a catalog that was known before the loss.
+/// Adds the live snapshots of a catalog from before the loss.
 pub(crate) fn name_snapshots(lost: &mut [Lost], catalog: &Catalog) {
     for (id, entry) in catalog.all_live() {
         let at = entry.location;
@@ -133,7 +134,7 @@ pub(crate) fn name_snapshots(lost: &mut [Lost], catalog: &Catalog) {
     lost.iter_mut().for_each(|it| it.snapshots.sort_unstable());
 }
 
-/// Puts together what was known and what was found now.
+/// Merges what was known with what was found now.
 pub(crate) fn join(mut before: Vec<Lost>, now: Vec<Lost>) -> Vec<Lost> {
     for lost in now {
         match before.iter_mut().find(|it| it.pack == lost.pack) {
@@ -149,7 +150,7 @@ pub(crate) fn join(mut before: Vec<Lost>, now: Vec<Lost>) -> Vec<Lost> {
     before
 }
 
-/// What the file says; nothing if there is none.
+/// The content of the file. Empty if there is none.
 pub(crate) fn read(store: &Dir) -> Vec<Lost> {
     let bytes = file::read_bounded(&store.join(LOST_FILE), 64 << 20).unwrap_or_default();
     let mut all: Vec<Lost> = Vec::new();
@@ -173,14 +174,14 @@ pub(crate) fn read(store: &Dir) -> Vec<Lost> {
     all
 }
 
-/// Bytes from as many hex digits as they have.
+/// Bytes from their hex digits.
 fn id_of<const N: usize>(digits: &str) -> Option<[u8; N]> {
     let (pairs, []) = digits.as_bytes().as_chunks::<2>() else { return None };
     let byte = |pair: &[u8; 2]| u8::from_str_radix(str::from_utf8(pair).ok()?, 16).ok();
     pairs.iter().map(byte).collect::<Option<Vec<u8>>>()?.try_into().ok()
 }
 
-/// Writes the file, whole and durable or not at all; removes it where nothing is lost.
+/// Writes the file atomically and makes it durable. Removes it if nothing is lost.
 pub(crate) fn write(store: &Dir, lost: &[Lost]) -> Result<(), StoreError> {
     let name = store.join(LOST_FILE);
     if lost.is_empty() {

@@ -1,12 +1,14 @@
-//! The packs: the truth of a store. The index and the catalog are derived from them.
+//! The packs: the data of a store. The index and the catalog are derived from them.
 //!
 //! ```text
-//! packs/N.pack    pack.rs      one file (names.rs): a header (header.rs), then objects; sealed at a size (sealing.rs)
-//!                 object.rs    one object; location.rs says where one is; watermark.rs up to where something is known
-//!                 log.rs       all packs together: appends batches (batch.rs) to the last one and makes it durable
-//!                 scan.rs      walks a whole pack (ready.rs: errors of the disk)
-//! COLLECTED       collected.rs packs that gc removed
-//! LOST            lost.rs      packs that are gone otherwise, or cut short
+//! packs/N.pack  pack.rs       one file: a header (header.rs), then objects
+//!               names.rs      the name of the file; sealing.rs: the size at which it is sealed
+//!               object.rs     one object; location.rs: its place
+//!               watermark.rs  the byte up to which a pack is indexed, or durable
+//!               log.rs        all packs: appends batches (batch.rs) to the last one and syncs it
+//!               scan.rs       walks a whole pack; ready.rs: reads pages before they are accessed
+//! COLLECTED     collected.rs  packs that gc removed
+//! LOST          lost.rs       packs that are missing for other reasons, or cut short
 //! ```
 
 pub(crate) mod batch;

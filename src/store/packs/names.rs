@@ -14,7 +14,7 @@ pub(crate) fn number_of(name: &str) -> Option<u32> {
     name.strip_suffix(".pack")?.parse().ok().filter(|number| file_name(*number) == name)
 }
 
-/// The packs in `dir`: number and name, in order. Other files are left alone.
+/// The packs in `dir`: number and name, in order. Other files are ignored.
 pub(crate) fn list(dir: &Dir) -> Result<Vec<(u32, Name)>, StoreError> {
     let mut packs = Vec::new();
     for name in file::list(dir).map_err(StoreError::io("list", dir))? {

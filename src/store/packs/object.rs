@@ -1,4 +1,4 @@
-//! An object: what a pack holds, as bytes.
+//! An object: the unit that a pack holds.
 //!
 //! ```text
 //!  0     1         2             4            8             12       16      48
@@ -8,16 +8,18 @@
 //!  +-----+---------+-------------+------------+-------------+--------+-------+---- … ----+-----+
 //! ```
 //!
-//! Little-endian. The padding is zeros up to a multiple of 8. The payload of a delta begins with the
-//! hash of its base.
+//! Little-endian. The padding is zeros up to a multiple of 8. The payload of a delta begins with
+//! the hash of its base.
 //!
-//! `checksum` is the CRC32C of everything from `kind` to the end of the padding; `header check` is the
-//! lower half of the CRC32C of the 48 header bytes; both checks are taken as zero in both. So a damaged payload can be stepped over, and after a damaged header the next
-//! object is found again by trying every multiple of 8.
+//! `checksum` is the CRC32C of everything from `kind` to the end of the padding. `header check` is
+//! the lower half of the CRC32C of the 48 header bytes. Both are computed with zeros in the place
+//! of both. So a scan can step over a damaged payload; after a damaged header, it finds the next
+//! object by trying every multiple of 8.
 //!
-//! Both are then XORed with the *place* of the object: the CRC32C of the store's id, the number of the
-//! pack and the offset in it. Captured memory may hold the bytes of objects, whole packs even;
-//! without this the search for the next object could take them for the real thing.
+//! Both are then XORed with the *place* of the object: the CRC32C of the store's id, the number of
+//! the pack and the offset in it. Captured memory may contain the bytes of objects, even of whole
+//! packs. Without the place, the search for the next object could mistake them for objects of this
+//! pack.
 
 use std::fmt;
 
@@ -25,23 +27,23 @@ use crate::codec::{self, Codec, Encoding};
 use crate::hash::Hash;
 use crate::store::id::StoreId;
 
-/// How long an object's header is, in bytes.
+/// The length of an object's header, in bytes.
 pub(crate) const HEADER_BYTES: usize = 48;
 
 /// Objects begin at multiples of this.
 pub(crate) const ALIGNMENT_BYTES: usize = 8;
 
-/// How much an object of so many plain bytes takes, at most.
+/// The greatest size of an object with this many plain bytes.
 pub(crate) fn most_bytes(plain_bytes: u32) -> u64 {
     object_bytes(plain_bytes) as u64
 }
 
-/// The place of an object, which its checks are bound to.
+/// The place of an object. Its checks depend on it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Place(u32);
 
 impl Place {
-    /// What an object has until it is [`put`] somewhere.
+    /// The place of an object before [`put`] gives it one.
     pub(crate) const NONE: Place = Place(0);
 
     /// The place at an offset of a pack of a store.
@@ -52,7 +54,7 @@ impl Place {
     }
 }
 
-/// What an object is.
+/// The kind of an object.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 #[repr(u8)]
 #[non_exhaustive]
@@ -67,16 +69,16 @@ pub enum ObjectKind {
     Layout = 4,
     /// A snapshot.
     Record = 5,
-    /// Something kept beside the memory.
+    /// Data that belongs to a snapshot besides its memory.
     Attachment = 6,
     /// Labels.
     Note = 7,
-    /// Says that a snapshot is forgotten.
+    /// Records that a snapshot is forgotten.
     Tombstone = 8,
 }
 
 impl ObjectKind {
-    /// No object has more plain bytes than this.
+    /// The greatest number of plain bytes of an object.
     pub const MAX_PLAIN_BYTES: usize = 256 << 20;
 
     pub(crate) fn from_byte(byte: u8) -> Option<ObjectKind> {
@@ -115,7 +117,7 @@ impl fmt::Display for ObjectKind {
     }
 }
 
-/// The header of one object, its lengths already checked against what its kind allows.
+/// The header of one object. Its lengths are within the limits of its kind.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Header {
     pub(crate) kind: ObjectKind,
@@ -132,10 +134,11 @@ impl Header {
         object_bytes(self.stored_bytes)
     }
 
-    /// The header at the start of `bytes`, which are at `place`; what is wrong with it otherwise.
+    /// Reads the header at the start of `bytes`, which are at `place`. The error says what is wrong
+    /// with it.
     ///
-    /// The lengths are believed only so far as the kind allows them; whether the payload is all
-    /// there and intact is for [`payload`](Self::payload) to say.
+    /// The lengths are checked against the limits of the kind. [`payload`](Self::payload) checks
+    /// whether the payload is complete and intact.
     pub(crate) fn read(bytes: &[u8], place: Place) -> Result<Header, &'static str> {
         let bytes: &[u8; HEADER_BYTES] = bytes.first_chunk().ok_or("the pack ends inside its header")?;
         let u32_at = |at: usize| u32::from_le_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]]);
@@ -156,8 +159,8 @@ impl Header {
         Ok(Header { kind, encoding, plain_bytes, stored_bytes, hash, checksum: u32_at(12) ^ place.0 })
     }
 
-    /// The payload of the object that begins at the start of `bytes` and has this header, its
-    /// checksum checked; what is wrong with it otherwise.
+    /// The payload of the object that begins at the start of `bytes` and has this header. Its
+    /// checksum is verified. The error says what is wrong with it.
     pub(crate) fn payload<'a>(&self, bytes: &'a [u8]) -> Result<&'a [u8], &'static str> {
         let object = bytes.get(..self.object_bytes()).ok_or("the pack ends inside it")?;
         if checksum(object) != self.checksum {
@@ -172,9 +175,10 @@ pub(crate) fn object_bytes(stored_bytes: u32) -> usize {
     (HEADER_BYTES + stored_bytes as usize).next_multiple_of(ALIGNMENT_BYTES)
 }
 
-/// Appends one whole object to `out`, which must end at a multiple of 8, and returns its header.
+/// Appends one whole object to `out`, whose length must be a multiple of 8, and returns the
+/// object's header.
 ///
-/// It has no place yet: [`put`] binds it to the one where it comes to be.
+/// The object has no place yet: [`put`] binds it to the one at which it is written.
 pub(crate) fn write(kind: ObjectKind, codec: Codec, hash: Hash, plain: &[u8], out: &mut Vec<u8>) -> Header {
     let start = out.len();
     out.resize(start + HEADER_BYTES, 0);
@@ -182,7 +186,7 @@ pub(crate) fn write(kind: ObjectKind, codec: Codec, hash: Hash, plain: &[u8], ou
     finish(kind, encoding, hash, plain.len(), start, out)
 }
 
-/// Appends one whole object whose payload is encoded already.
+/// Appends one whole object whose payload is already encoded.
 pub(crate) fn write_encoded(
     kind: ObjectKind,
     encoding: Encoding,
@@ -197,7 +201,8 @@ pub(crate) fn write_encoded(
     finish(kind, encoding, hash, plain_bytes, start, out)
 }
 
-/// Writes the header of the object at `start` of `out`, which ends with its payload, and the padding.
+/// Completes the object at `start` of `out`, which ends with its payload: writes its header and its
+/// padding.
 fn finish(
     kind: ObjectKind,
     encoding: Encoding,
@@ -242,14 +247,14 @@ pub(crate) fn move_to(object: &mut [u8], from: Place, to: Place) {
     put(object, to);
 }
 
-/// Callers keep to [`ObjectKind::MAX_PLAIN_BYTES`], far below 4 GiB.
+/// Callers respect [`ObjectKind::MAX_PLAIN_BYTES`], far below 4 GiB.
 #[allow(clippy::cast_possible_truncation)]
 fn length_u32(length: usize) -> u32 {
     debug_assert!(length <= ObjectKind::MAX_PLAIN_BYTES);
     length as u32
 }
 
-#[allow(clippy::cast_possible_truncation)] // The lower half is what is wanted.
+#[allow(clippy::cast_possible_truncation)] // Only the lower half is needed.
 fn header_check(header: &[u8; HEADER_BYTES], place: Place) -> u16 {
     let crc = crc32c::crc32c(&header[..2]);
     let crc = crc32c::crc32c_append(crc, &[0, 0]);

@@ -4,12 +4,13 @@
 //!  header (header.rs) | objects (object.rs), each at a multiple of 8 …
 //! ```
 //!
-//! The pack id is drawn at random. Numbers come back when the pack with the highest is removed;
-//! an id does not, so it names these bytes for ever.
+//! The pack id is random. A number is used again after the pack with the highest number is removed.
+//! An id is never used again, so it identifies these bytes.
 //!
-//! A pack that gc wrote names the packs it replaces. It gets its final name when it is complete and
-//! durable; from then on the replaced packs are superfluous, also if a crash kept gc from removing
-//! them. So an object never stays in two packs, and "it is in no pack any more" can be relied on.
+//! A pack that gc wrote lists the packs that it replaces. It gets its final name when it is
+//! complete and durable. From then on the replaced packs are superfluous, even if a crash prevented
+//! gc from removing them. So an object never stays in two packs, and a statement such as "no pack
+//! has it any more" can be relied on.
 
 use std::io;
 use std::ops::Range;
@@ -45,18 +46,18 @@ pub(crate) struct Pack {
     file: RwLock<Arc<File>>,
     /// Whether it could be opened for writing.
     is_writable: bool,
-    /// How many bytes are written and may be read.
+    /// How many bytes are written and can be read.
     length_bytes: AtomicU64,
     /// How many of them are known to be durable.
     durable_bytes: AtomicU64,
     has_rest: AtomicBool,
-    /// Holes that are to be filled, and could not be yet.
+    /// Holes that could not be filled yet.
     unfilled: Mutex<Vec<Range<u64>>>,
     map: Mutex<Option<Arc<PackMap>>>,
 }
 
 impl Pack {
-    /// Creates an empty pack of this name.
+    /// Creates an empty pack with this name.
     pub(crate) fn create(
         name: Name,
         format: &Format,
@@ -67,14 +68,14 @@ impl Pack {
         let bytes = header.to_bytes();
         let file = file::create_new(&name).map_err(StoreError::io("create", &name))?;
         if let Err(error) = file.write_all_at(&bytes, 0) {
-            // Leave no pack behind that has no header.
+            // No pack without a header may remain.
             let _ = file::remove(&name);
             return Err(StoreError::io("write", &name)(error));
         }
         Ok(Pack::with(name, header, file, true, bytes.len() as u64))
     }
 
-    /// Opens a pack of the store and checks its header; what is wrong with it otherwise.
+    /// Opens a pack of the store and checks its header. The error says what is wrong with it.
     pub(crate) fn open(
         name: Name,
         format: &Format,
@@ -89,7 +90,7 @@ impl Pack {
         let to_read = || file::open_to_read(&name).map(|file| (file, false));
         let opened = match access {
             Access::Owner => match file::open_existing(&name) {
-                // It can be read all the same, and another one be written to.
+                // It can still be read. Appends go to another pack.
                 Err(error) if error.kind() == io::ErrorKind::PermissionDenied => to_read(),
                 other => other.map(|file| (file, true)),
             },
@@ -125,7 +126,7 @@ impl Pack {
         }
     }
 
-    /// How large it may grow before another one is begun.
+    /// The size at which another pack is begun.
     pub(crate) fn seal_bytes(&self) -> u64 {
         seal_bytes(self.name.path())
     }
@@ -141,13 +142,13 @@ impl Pack {
         self.file.read().clone()
     }
 
-    /// Whether it may be written to: not where only reading it is allowed, nor where it has a name elsewhere as well,
-    /// as in a backup of hard links, which would change with it.
+    /// Whether it may be written to. It may not if it was opened for reading only, or if the file
+    /// has another name, as in a backup of hard links, which would change with it.
     pub(crate) fn is_ours_alone(&self) -> bool {
         self.is_writable && self.file().has_other_names().is_ok_and(|others| !others)
     }
 
-    /// Puts a copy of it in its place, durably, if it is not ours alone.
+    /// Replaces it by a copy, durably, if it is not ours alone.
     fn make_ours(&self) -> io::Result<()> {
         if self.is_ours_alone() {
             return Ok(());
@@ -161,25 +162,25 @@ impl Pack {
         Ok(())
     }
 
-    /// How many bytes it has.
+    /// Its length.
     pub(crate) fn length_bytes(&self) -> u64 {
         self.length_bytes.load(Ordering::Acquire)
     }
 
-    /// Says of it that something is so up to this byte.
+    /// The watermark of this pack at this byte.
     pub(crate) fn watermark(&self, end_bytes: u64) -> Watermark {
         Watermark { pack: self.id, end_bytes }
     }
 
-    /// Where its first object begins.
+    /// The offset of its first object.
     pub(crate) fn header_bytes(&self) -> u64 {
         self.header_bytes
     }
 
-    /// Appends whole objects. Only one thread at a time may do so.
+    /// Appends whole objects. Only one thread at a time may call this.
     ///
-    /// After an error the pack is as long as before. If what was written of the objects could not be
-    /// cut off again either, [`Self::has_rest`] says so.
+    /// After an error the pack is as long as before. If the bytes that were written could not be
+    /// truncated either, [`Self::has_rest`] returns true.
     pub(crate) fn append(&self, objects: &[u8]) -> Result<u64, StoreError> {
         let at_bytes = self.length_bytes();
         let file = self.file();
@@ -192,7 +193,7 @@ impl Pack {
         Ok(at_bytes)
     }
 
-    /// Whether there are bytes past the end that a failed append left behind.
+    /// Whether a failed append left bytes past the end.
     pub(crate) fn has_rest(&self) -> bool {
         self.has_rest.load(Ordering::Acquire)
     }
@@ -202,27 +203,29 @@ impl Pack {
         Place::new(self.store, self.number, offset_bytes)
     }
 
-    /// Walks the bytes of it from `from_bytes` on.
+    /// Scans its bytes from `from_bytes` on.
     pub(crate) fn scan<'a>(&self, bytes: &'a PackMap, from_bytes: u64) -> Scan<'a> {
         Scan::of_map(bytes, from_bytes, self.store, self.number)
     }
 
-    /// Makes durable what is written.
+    /// Makes everything written durable.
     pub(crate) fn sync(&self) -> Result<(), StoreError> {
         self.file().sync().map_err(StoreError::io("make durable", &self.name))
     }
 
-    /// What was appended before this byte was made durable.
+    /// Records that all bytes before this one are durable.
     pub(crate) fn set_durable(&self, durable_bytes: u64) {
         self.durable_bytes.fetch_max(durable_bytes, Ordering::AcqRel);
     }
 
-    /// Takes back what is not known to be durable: it is in the pack no more, whether or not it can be cut off.
+    /// Withdraws everything that is not known to be durable: the pack ends before it, whether or
+    /// not it can be truncated.
     pub(crate) fn take_back(&self) -> Result<(), StoreError> {
         self.cut(self.durable_bytes.load(Ordering::Acquire), Access::Owner)
     }
 
-    /// Cuts off, durably, what is past its end, and fills what could not be filled before.
+    /// Truncates what is past the end, durably, and fills the holes that could not be filled
+    /// before.
     pub(crate) fn cut_rest(&self) -> Result<(), StoreError> {
         while let Some(hole) = self.unfilled().last().cloned() {
             self.fill(hole)?;
@@ -231,8 +234,8 @@ impl Pack {
         self.cut(self.length_bytes(), Access::Owner)
     }
 
-    /// Cuts it, durably. From here on it has these bytes only, also if that fails. A reader only takes no notice of
-    /// the rest.
+    /// Shortens the pack, durably. From here on it has only these bytes, even if truncating the
+    /// file fails. A reader only ignores the rest.
     pub(crate) fn cut(&self, length_bytes: u64, access: Access) -> Result<(), StoreError> {
         *self.map.lock() = None;
         self.length_bytes.store(length_bytes, Ordering::Release);
@@ -246,7 +249,7 @@ impl Pack {
         }
     }
 
-    /// Whether an object fits in there.
+    /// Whether an object fits into this hole.
     pub(crate) fn can_fill(hole: &std::ops::Range<u64>) -> bool {
         let max_bytes = (HEADER_BYTES + ObjectKind::MAX_PLAIN_BYTES) as u64;
         let is_whole = |bytes: u64| bytes.is_multiple_of(ALIGNMENT_BYTES as u64);
@@ -259,17 +262,17 @@ impl Pack {
         self.unfilled.lock()
     }
 
-    /// This hole is filled with [`Self::cut_rest`].
+    /// [`Self::cut_rest`] will fill this hole.
     pub(crate) fn fill_later(&self, hole: Range<u64>) {
         self.unfilled().push(hole);
     }
 
-    /// Whether there are holes that are to be filled.
+    /// Whether there are holes to fill.
     pub(crate) fn has_holes(&self) -> bool {
         !self.unfilled().is_empty()
     }
 
-    /// Puts an object that nothing refers to in the place of bytes that are none, durably.
+    /// Replaces bytes that are not an object by an object to which nothing refers, durably.
     pub(crate) fn fill(&self, hole: std::ops::Range<u64>) -> Result<(), StoreError> {
         *self.map.lock() = None;
         let plain_bytes = usize_of(hole.end - hole.start) - HEADER_BYTES;
@@ -282,7 +285,7 @@ impl Pack {
             .map_err(StoreError::io("fill a hole in", &self.name))
     }
 
-    /// The bytes of the pack up to `end_bytes` at least.
+    /// The bytes of the pack, at least up to `end_bytes`.
     pub(crate) fn bytes(&self, end_bytes: u64) -> Result<Arc<PackMap>, StoreError> {
         let mut map = self.map.lock();
         if let Some(map) = map.as_ref().filter(|map| map.len() as u64 >= end_bytes) {

@@ -1,4 +1,4 @@
-//! A scan: the objects of a pack one after the other, each checked by its checksum.
+//! A scan: the objects of a pack one after the other, each with its checksum verified.
 
 use super::object::{ALIGNMENT_BYTES, HEADER_BYTES, Header, Place};
 use super::ready::ready;
@@ -7,7 +7,7 @@ use crate::store::id::StoreId;
 use crate::sys::map::PackMap;
 use crate::units::usize_of;
 
-/// What a scan of a pack comes upon.
+/// One step of a scan.
 pub(crate) enum Scanned<'a> {
     /// A whole object.
     Object {
@@ -16,11 +16,11 @@ pub(crate) enum Scanned<'a> {
         /// Its payload, still encoded.
         payload: &'a [u8],
     },
-    /// Bytes that are no object.
+    /// Bytes that are not an object.
     Damaged {
         offset_bytes: u64,
         end_bytes: u64,
-        /// The header, where at least that is in order.
+        /// The header, if it is valid.
         header: Option<Header>,
         why: &'static str,
     },
@@ -36,25 +36,25 @@ impl Scanned<'_> {
     }
 }
 
-/// The header, where at least that is in order, and what is wrong.
+/// The header, if it is valid, and what is wrong with the object.
 type Unreadable = (Option<Header>, &'static str);
 
-/// A scan has so much read ahead of it.
+/// How far a scan reads ahead.
 const AHEAD_BYTES: usize = 1 << 20;
 
-/// Walks the objects of a pack from a byte on, checking each object's checksum. After damage it
-/// goes on at the next whole object there is. After an error it is at its end.
+/// Walks the objects of a pack from an offset on and verifies each object's checksum. After damage
+/// it continues at the next whole object. After an error it ends.
 pub(crate) struct Scan<'a> {
     bytes: &'a [u8],
-    /// What the bytes are mapped from, if they are not in memory anyhow.
+    /// The mapping of the bytes, if they are not in memory.
     map: Option<&'a PackMap>,
-    /// Up to where they may be touched.
+    /// Up to this offset, bytes may be accessed.
     ready: usize,
     at: usize,
     store: StoreId,
     pack: u32,
-    /// How many bytes may still be checked in search of whole objects, so that bytes made to look
-    /// like many long objects cannot keep us for ever.
+    /// How many bytes may still be searched for whole objects. The limit keeps bytes that were made
+    /// to look like many long objects from delaying the scan without end.
     search_bytes: usize,
 }
 
@@ -65,19 +65,20 @@ impl<'a> Scan<'a> {
         Scan { map: Some(map), ready: scan.at, ..scan }
     }
 
-    /// The same of bytes in memory.
+    /// As [`of_map`](Self::of_map), for bytes in memory.
     pub(crate) fn of_bytes(bytes: &'a [u8], from_bytes: u64, store: StoreId, pack: u32) -> Scan<'a> {
         let at = usize_of(from_bytes).min(bytes.len());
         let search_bytes = bytes.len().saturating_mul(16);
         Scan { bytes, map: None, ready: bytes.len(), at, store, pack, search_bytes }
     }
 
-    /// Makes the bytes up to here ready.
+    /// Makes the bytes up to this offset ready.
     fn ready(&mut self, end: usize) -> Result<(), StoreError> {
         let end = end.min(self.bytes.len());
         if let Some(map) = self.map.filter(|_| end > self.ready) {
             let ahead = end.max(self.ready.saturating_add(AHEAD_BYTES)).min(self.bytes.len());
-            // Where not all that lies ahead can be read, perhaps what is needed now can.
+            // If not everything ahead can be read, the bytes that are needed now may still be
+            // readable.
             match ready(map, self.ready..ahead) {
                 Ok(()) => self.ready = ahead,
                 Err(_) => {
@@ -104,7 +105,7 @@ impl<'a> Scan<'a> {
         }))
     }
 
-    /// Where the next whole object begins after `at`, or the end.
+    /// The offset of the first whole object after `at`, or the end.
     fn next_whole_object(&mut self, at: usize) -> Result<usize, StoreError> {
         let mut next = at + ALIGNMENT_BYTES;
         while next + HEADER_BYTES <= self.bytes.len() && self.search_bytes > 0 {
@@ -154,7 +155,7 @@ pub(super) mod tests {
     use crate::hash::Hash;
     use crate::store::packs::object::{self, ObjectKind};
 
-    /// Six objects for pack 7, as they are from byte `first` on, and where they begin.
+    /// Six objects for pack 7, from byte `first` on, and their offsets.
     pub(crate) fn objects(store: StoreId, first: usize) -> (Vec<u8>, Vec<usize>) {
         let mut bytes = Vec::new();
         let mut starts = Vec::new();

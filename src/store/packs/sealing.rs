@@ -1,12 +1,12 @@
-//! How large a pack grows before another one is begun.
+//! The size at which a pack is sealed and another one is begun.
 
 use std::path::Path;
 
-/// A pack is sealed when it has grown to this: large enough that a terabyte is a few thousand
-/// files, small enough that gc rewrites one in about a second.
+/// The size at which a pack is sealed. It is large enough that a terabyte takes a few thousand
+/// files, and small enough that gc rewrites a pack in about a second.
 const SEAL_BYTES: u64 = 256 << 20;
 
-/// How large a pack at this path, or in this directory, grows before another one is begun.
+/// The size at which a pack at this path, or in this directory, is sealed.
 pub(crate) fn seal_bytes(path: &Path) -> u64 {
     #[cfg(feature = "fault-injection")]
     if let Some(bytes) = earlier::of(path) {
@@ -19,7 +19,7 @@ pub(crate) fn seal_bytes(path: &Path) -> u64 {
 #[cfg(feature = "fault-injection")]
 pub use earlier::{Sealing, seal_packs_at};
 
-/// Packs that are sealed earlier, so that a test sees many of them.
+/// Seals packs earlier, so that a test has many of them.
 #[cfg(feature = "fault-injection")]
 mod earlier {
     use crate::sync::RwLock;
@@ -33,7 +33,7 @@ mod earlier {
         root: PathBuf,
     }
 
-    /// Has the packs of all stores below a directory sealed when they have grown to so many bytes.
+    /// Seals the packs of all stores below a directory at this size.
     pub fn seal_packs_at(root: impl Into<PathBuf>, bytes: u64) -> Sealing {
         let root = root.into();
         let mut sealings = SEALINGS.write();
@@ -50,7 +50,7 @@ mod earlier {
         }
     }
 
-    /// What is set for a file, if anything is.
+    /// The size that is set for a file, if any.
     pub(super) fn of(path: &Path) -> Option<u64> {
         let sealings = SEALINGS.read();
         sealings.iter().find(|(root, _)| path.starts_with(root)).map(|(_, bytes)| *bytes)

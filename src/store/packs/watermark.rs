@@ -1,7 +1,8 @@
-//! A watermark: up to which byte something is known of a pack.
+//! A watermark: the byte up to which a pack is indexed, or durable.
 //!
-//! It names the pack by its id and not by its number alone: a number comes back when the pack with the highest
-//! is removed, and what was known of the one must not be believed of the other.
+//! It identifies the pack by its id, and not only by its number: a number is used again after the
+//! pack with the highest number is removed, and a statement about the old pack must not be applied
+//! to the new one.
 //!
 //! ```text
 //!  0         16       24
@@ -13,7 +14,7 @@
 
 use crate::store::id::PackId;
 
-/// Up to which byte a pack is indexed, or durable.
+/// The byte up to which a pack is indexed, or durable.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Watermark {
     pub(crate) pack: PackId,
@@ -31,7 +32,7 @@ impl Watermark {
         bytes
     }
 
-    /// What 24 bytes say.
+    /// The watermark that 24 bytes encode.
     pub(crate) fn from_bytes(bytes: &[u8; Watermark::BYTES]) -> Watermark {
         let (pack, end_bytes) = bytes.split_at(16);
         Watermark {
