@@ -1,4 +1,4 @@
-//! A source together with a tracker that knows what changed in it.
+//! A source together with a tracker of its changes.
 
 use std::sync::Arc;
 
@@ -8,7 +8,7 @@ use crate::track::{RescanReason, Tracker};
 
 /// Joins sources with trackers.
 pub trait SourceExt: Source {
-    /// This source, of which only what `tracker` knows to have changed is read.
+    /// This source; a capture reads only the memory that `tracker` reports as dirty.
     fn tracked_by<T: Tracker + Clone + 'static>(&self, tracker: &T) -> Tracked<'_, Self> {
         Tracked { source: self, tracker: Arc::new(tracker.clone()) }
     }
