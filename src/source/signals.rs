@@ -7,7 +7,7 @@
 //! and looks as if another thread or the kernel had sent it.
 //!
 //! ```text
-//! remove: paused ── unblock only S, resume ──> about to get S ── interrupt, resume without S ──> paused
+//! remove: paused ── unblock only S, resume ──> about to get S ── interrupt, drop S ──> paused
 //! add:    S is sent; paused ── the same ────> about to get S; set siginfo, block all ──┐
 //!         paused <── S is in the queue again <────────── interrupt, resume with S <────┘
 //! ```
