@@ -15,7 +15,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use stillframe::{CaptureOptions, FileSource, GcOptions, RegionSize, RepairOptions, Store, VerifyOptions};
+use stillframe::repair::RepairOptions;
+use stillframe::source::FileSource;
+use stillframe::verify::VerifyOptions;
+use stillframe::{CaptureOptions, GcOptions, RegionSize, Store};
 
 const MIB: u64 = 1 << 20;
 /// A million regions of 512 bytes.

@@ -3,7 +3,8 @@
 //!
 //! `cargo run --release --example runtime`
 
-use stillframe::{CaptureOptions, GcOptions, Store, Trigger};
+use stillframe::record::Trigger;
+use stillframe::{CaptureOptions, GcOptions, Store};
 
 /// The machine to capture: here a counter in 64 MiB of memory; in a runtime, an instance.
 struct Machine {

@@ -13,7 +13,7 @@ use crate::restore::Restore;
 use crate::sink::SparseFile;
 use crate::sink::core::{About, Head};
 use crate::store::error::StoreError;
-use crate::store::packs::object::Kind;
+use crate::store::packs::object::ObjectKind;
 use crate::store::read::{Check, Reader};
 use crate::threads::{self, Threads};
 use crate::units::usize_of;
@@ -49,7 +49,8 @@ impl Restore<'_> {
     /// Cost: as [`into_file`](Self::into_file).
     ///
     /// ```
-    /// use stillframe::{CaptureOptions, LiveProcessSource, Store};
+    /// use stillframe::{CaptureOptions, Store};
+    /// use stillframe::source::LiveProcessSource;
     /// # let dir = tempfile::tempdir()?;
     /// # let store = Store::options().create(dir.path().join("vault"))?;
     /// # let mut child = std::process::Command::new("sleep").arg("60").spawn()?;
@@ -67,7 +68,7 @@ impl Restore<'_> {
     ///
     /// # Errors
     ///
-    /// As [`into_file`](Self::into_file); [`SinkError::Core`](crate::SinkError::Core) if the
+    /// As [`into_file`](Self::into_file); [`SinkError::Core`](crate::sink::SinkError::Core) if the
     /// registers are not those of a 64-bit program.
     pub fn into_core(self, path: impl AsRef<Path>, overwrite: bool) -> Result<CoreStats, Error> {
         let mut reader = Reader::new(self.shared, Check::Full);
@@ -75,14 +76,14 @@ impl Restore<'_> {
             None => None,
             Some(bytes) => Some(
                 Threads::from_attachment(&bytes)
-                    .map_err(|source| StoreError::Record { kind: Kind::Attachment, source })?,
+                    .map_err(|source| StoreError::Record { kind: ObjectKind::Attachment, source })?,
             ),
         };
         let auxv = reader.attachment(self.pinned.record(), threads::AUXV)?.unwrap_or_default();
         let register_layout =
             reader.attachment(self.pinned.record(), threads::REGISTER_LAYOUT)?.unwrap_or_default();
         let command = match &self.pinned.record().origin {
-            Origin::Process { command, .. } | Origin::Core { command, .. } => command.join(" "),
+            Origin::LiveProcess { command, .. } | Origin::Core { command, .. } => command.join(" "),
             _ => String::new(),
         };
         let thread_count = threads.as_ref().map_or(0, |threads| threads.threads.len());
@@ -125,7 +126,7 @@ impl Restore<'_> {
             }
             let end = place.image_bytes + place.length_bytes as u64;
             at = place.image_bytes;
-            for hash in reader.hashes(Kind::Table, &hash, place.regions)? {
+            for hash in reader.hashes(ObjectKind::Table, &hash, place.regions)? {
                 let next = end.min(at + region_bytes);
                 if hash.is_zero() {
                     add(at..next);

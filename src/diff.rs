@@ -23,7 +23,7 @@ use crate::progress::{Meter, Progress};
 use crate::record::SnapshotId;
 use crate::root::Run;
 use crate::snapshot::Snapshot;
-use crate::store::packs::object::Kind;
+use crate::store::packs::object::ObjectKind;
 use crate::store::read::{Check, Reader};
 use crate::store::{Shared, Store};
 use crate::sync::Mutex;
@@ -74,7 +74,8 @@ impl Store {
     /// million ranges at most.
     ///
     /// ```
-    /// use stillframe::{CaptureOptions, DiffOptions, Store};
+    /// use stillframe::{CaptureOptions, Store};
+    /// use stillframe::diff::DiffOptions;
     /// # let dir = tempfile::tempdir()?;
     /// # let store = Store::options().create(dir.path().join("vault"))?;
     /// let process = store.process("web-1");
@@ -91,7 +92,7 @@ impl Store {
     ///
     /// # Errors
     ///
-    /// [`NoSuchSnapshot`](crate::StoreError::NoSuchSnapshot); damage of anything that the
+    /// [`NoSuchSnapshot`](crate::store::StoreError::NoSuchSnapshot); damage of anything that the
     /// comparison reads; [`Error::Interrupted`].
     pub fn diff(&self, a: SnapshotId, b: SnapshotId, options: &DiffOptions) -> Result<Diff, Error> {
         let (a, b) = (Side::new(self.snapshot(a)?)?, Side::new(self.snapshot(b)?)?);
@@ -329,7 +330,7 @@ impl<'a> Looker<'a> {
     fn cell(&mut self, at: usize, address: u64) -> Result<Cell, Error> {
         let table = &self.side.tables[at];
         if !table.hash.is_zero() && self.table.as_ref().is_none_or(|(seen, _)| *seen != at) {
-            self.table = Some((at, self.tables.hashes(Kind::Table, &table.hash, table.regions)?));
+            self.table = Some((at, self.tables.hashes(ObjectKind::Table, &table.hash, table.regions)?));
         }
         let region = (address - table.range.start()) / self.side.region_bytes;
         let start = table.range.start() + region * self.side.region_bytes;

@@ -13,7 +13,7 @@ use crate::store::{Store, StoreOptions};
 /// What a migration did, or would do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
 #[non_exhaustive]
-pub struct Migration {
+pub struct MigrateReport {
     /// The format the store had.
     pub from: u32,
     /// The format it has now.
@@ -29,9 +29,9 @@ impl Store {
     ///
     /// # Errors
     ///
-    /// [`StoreError::NewerFormat`](crate::StoreError::NewerFormat),
-    /// [`StoreError::Owned`](crate::StoreError::Owned); when something cannot be read or written.
-    pub fn migrate(path: impl AsRef<Path>, dry_run: bool, wait: Duration) -> Result<Migration, Error> {
+    /// [`StoreError::NewerFormat`](crate::store::StoreError::NewerFormat),
+    /// [`StoreError::Owned`](crate::store::StoreError::Owned); when something cannot be read or written.
+    pub fn migrate(path: impl AsRef<Path>, dry_run: bool, wait: Duration) -> Result<MigrateReport, Error> {
         Store::options().wait(wait).migrate(path, dry_run)
     }
 }
@@ -42,7 +42,7 @@ impl StoreOptions {
     /// # Errors
     ///
     /// As [`Store::migrate`].
-    pub fn migrate(&self, path: impl AsRef<Path>, dry_run: bool) -> Result<Migration, Error> {
+    pub fn migrate(&self, path: impl AsRef<Path>, dry_run: bool) -> Result<MigrateReport, Error> {
         let dir = directory::open(path.as_ref(), self.trust_owner)?;
         Format::read(&dir)?;
         let lock = Lock::take(&dir, self.wait)?;
@@ -51,6 +51,6 @@ impl StoreOptions {
             lock.check_writable()?;
             migrations::run(&dir, migrations::STEPS, FORMAT_VERSION)?;
         }
-        Ok(Migration { from, to: FORMAT_VERSION })
+        Ok(MigrateReport { from, to: FORMAT_VERSION })
     }
 }

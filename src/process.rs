@@ -1,7 +1,7 @@
 //! A process: a named line of snapshots in a store.
 
 use crate::capture::reference::Reference;
-use crate::capture::{self, Capture, CaptureOptions, PendingCapture};
+use crate::capture::{self, CaptureOptions, CaptureStats, PendingCapture};
 use crate::error::Error;
 use crate::labels::check_labels;
 use crate::record::SnapshotId;
@@ -23,7 +23,7 @@ const MAX_NAME_BYTES: usize = 255;
 impl Store {
     /// The process of this name. It may not have any snapshots yet.
     ///
-    /// A name has 1 to 255 bytes, no slashes and no [control characters](crate::is_control).
+    /// A name has 1 to 255 bytes, no slashes and no [control characters](crate::text::is_control).
     /// [`Process::capture`] refuses other names.
     pub fn process(&self, name: impl Into<String>) -> Process<'_> {
         Process { store: self, name: name.into() }
@@ -93,7 +93,7 @@ impl Process<'_> {
         &self,
         source: &S,
         options: &CaptureOptions,
-    ) -> Result<Capture, Error> {
+    ) -> Result<CaptureStats, Error> {
         self.check_names(options)?;
         capture::begin(self.store.shared(), &self.name, source, options, false)?.finish()
     }

@@ -15,7 +15,7 @@ use crate::hash::Hash;
 use crate::progress::{Meter, Progress};
 use crate::record::SnapshotId;
 use crate::sink::{SinkError, SparseFile};
-use crate::store::packs::object::Kind;
+use crate::store::packs::object::ObjectKind;
 use crate::store::pinned::Pinned;
 use crate::store::read::{Check, Reader};
 use crate::store::tables::Tables;
@@ -59,8 +59,8 @@ impl Store {
     ///
     /// # Errors
     ///
-    /// [`NoSuchSnapshot`](crate::StoreError::NoSuchSnapshot);
-    /// [`Damaged`](crate::StoreError::Damaged) or [`Missing`](crate::StoreError::Missing) if the
+    /// [`NoSuchSnapshot`](crate::store::StoreError::NoSuchSnapshot);
+    /// [`Damaged`](crate::store::StoreError::Damaged) or [`Missing`](crate::store::StoreError::Missing) if the
     /// layout or the root cannot be read.
     pub fn restore(&self, id: SnapshotId) -> Result<Restore<'_>, Error> {
         let shared = self.shared();
@@ -150,7 +150,7 @@ impl Restore<'_> {
         let written_bytes = AtomicU64::new(0);
         let start = || (Reader::new(self.shared, self.check), vec![0; WRITE_BYTES.max(region_bytes)]);
         let write = |(reader, buffer): &mut (Reader<'_>, Vec<u8>), (hash, place): (Hash, Place)| {
-            let hashes = reader.hashes(Kind::Table, &hash, place.regions)?;
+            let hashes = reader.hashes(ObjectKind::Table, &hash, place.regions)?;
             let mut region = 0;
             for part in hashes.chunks(buffer.len() / region_bytes) {
                 // One write for each run of non-zero regions.
@@ -219,7 +219,7 @@ impl Restore<'_> {
         clear_zeros: bool,
         meter: &Meter,
     ) -> Result<(), Error> {
-        let hashes = reader.hashes(Kind::Table, hash, regions)?;
+        let hashes = reader.hashes(ObjectKind::Table, hash, regions)?;
         reader.regions(&hashes, target, self.pinned.record().region_size.bytes(), clear_zeros)?;
         Ok(meter.advance(target.len() as u64)?)
     }

@@ -10,7 +10,7 @@ use crate::hash::Hash;
 use crate::record::{Record, SnapshotId};
 use crate::store::catalog::{Entry, Labels};
 use crate::store::error::StoreError;
-use crate::store::packs::object::Kind;
+use crate::store::packs::object::ObjectKind;
 use crate::store::pinned::Pinned;
 use crate::store::read::{Check, Reader};
 use crate::store::tables::{Layout, Tables};
@@ -207,7 +207,7 @@ impl<'a> Snapshot<'a> {
         Ok(tables.flat_map(move |(table, place)| {
             let mapping = space.mappings()[place.mapping_index].range;
             let first = mapping.start() + place.offset_bytes;
-            let regions: Vec<_> = match reader.hashes(Kind::Table, &table, place.regions) {
+            let regions: Vec<_> = match reader.hashes(ObjectKind::Table, &table, place.regions) {
                 Err(error) => vec![Err(error.into())],
                 Ok(hashes) => hashes
                     .into_iter()
@@ -290,7 +290,7 @@ impl<'a> Snapshot<'a> {
         let mut buffer = vec![0; region_bytes];
         let mut written_bytes = 0;
         for (table, place, part) in tables {
-            let hashes = reader.hashes(Kind::Table, &table, place.regions)?;
+            let hashes = reader.hashes(ObjectKind::Table, &table, place.regions)?;
             for (at, hash) in hashes.iter().enumerate() {
                 let start = at * region_bytes;
                 let end = place.length_bytes.min(start + region_bytes);

@@ -20,7 +20,7 @@ use crate::address_space::AddressSpace;
 use crate::error::{Error, MemoryError};
 use crate::record::SnapshotId;
 use crate::restore::Restore;
-use crate::source::{CopyOut, Frozen, Memory, Source, SourceError};
+use crate::source::{Access, CopyOut, Frozen, Source, SourceError};
 use crate::store::Store;
 use crate::sys::pages::Pages;
 use crate::sys::process_memory;
@@ -243,8 +243,8 @@ impl Frozen for FrozenInstance<'_> {
         &self.instance.content.space
     }
 
-    fn memory(&self) -> Memory<'_> {
-        Memory::SharedUntilRelease(self)
+    fn access(&self) -> Access<'_> {
+        Access::SharedUntilRelease(self)
     }
 }
 

@@ -61,12 +61,12 @@ use crate::hash::Hash;
 use crate::left_out::LeftOut;
 use crate::progress::Progress;
 use crate::record::{SnapshotId, Trigger};
-use crate::source::{Attachment, Frozen, Memory, Source};
+use crate::source::{Access, Attachment, Frozen, Source};
 use crate::store::Shared;
 use crate::store::catalog::Labels;
 use crate::store::commit::check_length;
 use crate::store::error::StoreError;
-use crate::store::packs::object::Kind;
+use crate::store::packs::object::ObjectKind;
 use crate::table;
 use crate::text::shorten;
 use crate::track::Tracking;
@@ -100,7 +100,7 @@ pub struct CaptureOptions {
     pub attachments: Vec<Attachment>,
     /// How much memory of a source that stands still is copied before the work on it begins. If
     /// this is too little for all of it, the source stands still for longer, and
-    /// [`Capture::staging_full`] says so. Only what is needed of it is touched.
+    /// [`CaptureStats::staging_full`] says so. Only what is needed of it is touched.
     pub staging_bytes: usize,
     /// Watches the capture.
     pub progress: Progress,
@@ -126,7 +126,7 @@ impl Default for CaptureOptions {
 /// The result of a capture.
 #[derive(Clone, Debug, serde::Serialize)]
 #[non_exhaustive]
-pub struct Capture {
+pub struct CaptureStats {
     /// The id of the snapshot.
     #[serde(serialize_with = "crate::report::text")]
     pub id: SnapshotId,
@@ -174,7 +174,7 @@ pub struct Capture {
     pub left_out: Vec<LeftOut>,
 }
 
-impl Capture {
+impl CaptureStats {
     /// How many bytes of captured mappings are not in the snapshot.
     pub fn unreadable_bytes(&self) -> u64 {
         self.left_out.iter().map(|left_out| left_out.range.length_bytes()).sum()
@@ -192,7 +192,7 @@ pub(crate) fn begin<S: Source + ?Sized>(
 ) -> Result<Begun, Error> {
     let started = Instant::now();
     for attachment in &options.attachments {
-        check_length(Kind::Attachment, attachment.bytes.len())?;
+        check_length(ObjectKind::Attachment, attachment.bytes.len())?;
     }
     shared.check_writable()?;
     let lane = shared.lane(process);
@@ -227,7 +227,7 @@ pub(crate) fn begin<S: Source + ?Sized>(
 
     let mut attachments = frozen.attachments();
     let origin = frozen.origin();
-    let works_directly = !copy_all && matches!(frozen.memory(), Memory::InPlace(_) | Memory::Shared(_));
+    let works_directly = !copy_all && matches!(frozen.access(), Access::InPlace(_) | Access::Shared(_));
     let find_like = |work: &mut Work, attachments: &[Attachment]| {
         let like = Reference::newest_like(shared, &origin, attachments)?;
         work.plan_mut().compare_with(&like.mappings_for(&space, false));
@@ -317,7 +317,7 @@ fn space_of(
     space.exclude(&options.exclude);
     // Looked at before anything is planned for so many tables: a sparse file may be of any length.
     let tables = table::count(&space, shared.format.region_size);
-    check_length(Kind::Root, tables.saturating_mul(Hash::BYTES))?;
+    check_length(ObjectKind::Root, tables.saturating_mul(Hash::BYTES))?;
     Ok(space)
 }
 

@@ -24,7 +24,7 @@ use crate::store::error::StoreError;
 use crate::store::gate::Condemned;
 use crate::store::packs::header::PackHeader;
 use crate::store::packs::location::{Location, Position};
-use crate::store::packs::object::{self, Kind};
+use crate::store::packs::object::{self, ObjectKind};
 use crate::store::packs::pack::Pack;
 use crate::store::tree::{IndexEntry, Tree};
 use crate::store::{OpenStore, Store};
@@ -351,7 +351,7 @@ impl<'a> Collecting<'a> {
             let tombstone = commit::encode_tombstone(*id)?;
             let mut object = Vec::new();
             object::write(
-                Kind::Tombstone,
+                ObjectKind::Tombstone,
                 self.shared.format.codec,
                 Hash::of(&tombstone),
                 &tombstone,
@@ -434,12 +434,12 @@ impl Keep for KeepLive<'_> {
         }
     }
 
-    fn fact(&self, kind: Kind, snapshot: SnapshotId, location: Location) -> bool {
+    fn fact(&self, kind: ObjectKind, snapshot: SnapshotId, location: Location) -> bool {
         let catalog = self.shared.catalog();
         let live = catalog.live(&snapshot);
         match kind {
-            Kind::Record => live.is_some_and(|entry| entry.location == location),
-            Kind::Note => live.is_some_and(|entry| entry.note().is_some_and(|(_, at)| at == location)),
+            ObjectKind::Record => live.is_some_and(|entry| entry.location == location),
+            ObjectKind::Note => live.is_some_and(|entry| entry.note().is_some_and(|(_, at)| at == location)),
             _ => self.needed.contains(&snapshot) || catalog.any(&snapshot).is_some(),
         }
     }

@@ -10,9 +10,9 @@
 
 mod blocks;
 mod fill;
-mod hot_set;
 mod serve;
 mod server;
+mod working_set;
 
 use std::fmt;
 use std::io;
@@ -27,8 +27,8 @@ use crate::sys::missing::{self, Missing};
 use crate::sys::pages::Pages;
 use crate::units::usize_of;
 
-pub use hot_set::WorkingSet;
 use server::Server;
+pub use working_set::WorkingSet;
 
 /// How a [lazy mapping](Restore::into_lazy) is filled in addition to page faults.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -118,7 +118,8 @@ impl Restore<'_> {
     /// of memory.
     ///
     /// ```
-    /// use stillframe::{CaptureOptions, Fill, Store};
+    /// use stillframe::{CaptureOptions, Store};
+    /// use stillframe::lazy::Fill;
     /// # let dir = tempfile::tempdir()?;
     /// # let store = Store::options().create(dir.path().join("vault"))?;
     /// let memory = vec![7u8; 1 << 20];
@@ -129,8 +130,8 @@ impl Restore<'_> {
     /// back[70_000] = 8;
     ///
     /// // The next lazy restore fills the accessed regions first.
-    /// let hot_set = back.touched().to_attachment()?;
-    /// let options = CaptureOptions { attachments: vec![hot_set], ..CaptureOptions::default() };
+    /// let working_set = back.touched().to_attachment()?;
+    /// let options = CaptureOptions { attachments: vec![working_set], ..CaptureOptions::default() };
     /// store.process("vm-7").capture(&back[..], &options)?;
     /// back.wait_until_filled()?;
     /// # Ok::<(), Box<dyn std::error::Error>>(())

@@ -150,11 +150,11 @@ impl Server {
 
     pub(super) fn touched(&self) -> WorkingSet {
         let touches = self.touches.lock();
-        let mut hot_set = touches.before.clone();
+        let mut working_set = touches.before.clone();
         for block in &touches.blocks {
-            self.blocks.addresses(*block).for_each(|range| hot_set.push(range));
+            self.blocks.addresses(*block).for_each(|range| working_set.push(range));
         }
-        hot_set
+        working_set
     }
 
     /// Makes all threads end soon.

@@ -32,7 +32,7 @@ use crate::store::lock::{Access, Lock};
 use crate::store::packs::collected::{self, Collected};
 use crate::store::packs::location::Location;
 use crate::store::packs::lost;
-use crate::store::packs::object::Kind;
+use crate::store::packs::object::ObjectKind;
 use crate::store::packs::pack::Pack;
 use crate::store::packs::scan::Scanned;
 use crate::store::read::{Check, Reader};
@@ -234,7 +234,7 @@ fn recall(shared: &OpenStore) -> Result<(), Error> {
         let labels = || entry.labels().clone();
         match (is_whole(entry.location)?, entry.tombstone()) {
             (true, Some(tombstone)) if !is_whole(tombstone)? => shared.commit_tombstones(&[id])?,
-            (false, None) if Hash::of(&encode(Kind::Record, &*entry.record())?) == id.0 => {
+            (false, None) if Hash::of(&encode(ObjectKind::Record, &*entry.record())?) == id.0 => {
                 let record = Arc::unwrap_or_clone(entry.record());
                 shared.commit_snapshot(record, labels(), shared.log.failures())?;
             }

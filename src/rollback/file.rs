@@ -27,7 +27,8 @@ impl Rollback<'_> {
     /// memory cost nothing. Bytes that differ are decoded, and their pages are written.
     ///
     /// ```
-    /// use stillframe::{CaptureOptions, FileSource, Store};
+    /// use stillframe::{CaptureOptions, Store};
+    /// use stillframe::source::FileSource;
     /// # let dir = tempfile::tempdir()?;
     /// # let store = Store::options().create(dir.path().join("vault"))?;
     /// let ram = dir.path().join("ram");
@@ -42,10 +43,10 @@ impl Rollback<'_> {
     ///
     /// # Errors
     ///
-    /// [`SinkError::Length`](crate::SinkError::Length) unless the file is exactly as long as the
-    /// image; [`SinkError::NotAFile`](crate::SinkError::NotAFile); an error of the operating
-    /// system; damage; [`Error::Interrupted`]. After these errors nothing has been written. If
-    /// writing itself fails, a part may have been written.
+    /// [`SinkError::Length`](crate::sink::SinkError::Length) unless the file is exactly as long as
+    /// the image; [`SinkError::NotAFile`](crate::sink::SinkError::NotAFile); an error of the
+    /// operating system; damage; [`Error::Interrupted`]. After these errors nothing has been
+    /// written. If writing itself fails, a part may have been written.
     pub fn file(self, path: impl AsRef<Path>) -> Result<RollbackStats, Error> {
         let begun = Instant::now();
         let file = FileInPlace::open(path.as_ref(), self.space.image_bytes())?;

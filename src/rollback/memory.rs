@@ -39,7 +39,7 @@ impl Rollback<'_> {
         // discarded later, they have the template's content again. A host may still report ranges
         // that it wrote before this call, so for host ranges the tracker is not asked again.
         let is_copy_on_write =
-            tracker.as_ref().is_ok_and(|tracker| tracker.means() == TrackMethod::CopyOnWrite);
+            tracker.as_ref().is_ok_and(|tracker| tracker.method() == TrackMethod::CopyOnWrite);
         self.slice_by(memory, tracker, is_copy_on_write)
     }
 
@@ -169,7 +169,7 @@ impl Rollback<'_> {
         };
         Ok(match since {
             Ok(since) => {
-                let tracking = Tracking::By(tracker.means());
+                let tracking = Tracking::By(tracker.method());
                 Known { number: Some(number), tracking, since: Some(since) }
             }
             Err(why) => rescan(Some(number), why),

@@ -61,7 +61,9 @@ use process::refused;
 /// they are written.
 ///
 /// ```
-/// use stillframe::{AddressRange, CaptureOptions, DirtyRanges, SourceExt, Store};
+/// use stillframe::{AddressRange, CaptureOptions, Store};
+/// use stillframe::source::SourceExt;
+/// use stillframe::track::DirtyRanges;
 /// # let dir = tempfile::tempdir()?;
 /// # let store = Store::options().create(dir.path().join("vault"))?;
 /// let mut memory = vec![7u8; 1 << 20];
@@ -134,9 +136,9 @@ impl Store {
     ///
     /// # Errors
     ///
-    /// [`NoSuchSnapshot`](crate::StoreError::NoSuchSnapshot);
-    /// [`Damaged`](crate::StoreError::Damaged) or [`Missing`](crate::StoreError::Missing) if the
-    /// layout or the root cannot be read.
+    /// [`NoSuchSnapshot`](crate::store::StoreError::NoSuchSnapshot);
+    /// [`Damaged`](crate::store::StoreError::Damaged) or
+    /// [`Missing`](crate::store::StoreError::Missing) if the layout or the root cannot be read.
     pub fn rollback(&self, id: SnapshotId) -> Result<Rollback<'_>, Error> {
         let shared = self.shared();
         let pinned = shared.pin(id)?;

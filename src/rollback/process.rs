@@ -111,7 +111,7 @@ impl Rollback<'_> {
     /// # let store = stillframe::Store::open("vault")?;
     /// let pid = 4711;
     /// let before = store.find("web-1~3")?;
-    /// let stats = store.rollback(before)?.process(pid)?;
+    /// let stats = store.rollback(before)?.live_process(pid)?;
     /// println!("{} bytes written, paused for {:?}", stats.written_bytes, stats.paused);
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
@@ -122,7 +122,7 @@ impl Rollback<'_> {
     /// snapshot or this process cannot be rolled back; [`Error::Source`] if the process cannot be
     /// stopped; damage; [`Error::Interrupted`]. After these errors the process is as it was.
     /// [`RollbackError::InPart`] if writing failed.
-    pub fn process(self, pid: u32) -> Result<RollbackStats, Error> {
+    pub fn live_process(self, pid: u32) -> Result<RollbackStats, Error> {
         let begun = Instant::now();
         let captured = CapturedProcess::read(&self, pid)?;
         let held = LiveProcessSource::new(pid).stop_timeout(self.stop_timeout);
@@ -207,7 +207,7 @@ impl Rollback<'_> {
 pub(super) fn refused(pid: u32, error: SourceError) -> Error {
     match error {
         SourceError::Uncapturable { why, .. } => RollbackError::NoRollBack { pid, why }.into(),
-        SourceError::ProcessEnded { .. } => {
+        SourceError::LiveProcessEnded { .. } => {
             RollbackError::NoRollBack { pid, why: "it has ended".to_owned() }.into()
         }
         error => error.into(),

@@ -1,7 +1,7 @@
 //! A source of one memory without mappings: a file, a guest's memory, or memory that a runtime
 //! manages.
 
-use super::{Attachment, CopyOut, Frozen, Memory, SourceError};
+use super::{Access, Attachment, CopyOut, Frozen, SourceError};
 use crate::address_space::AddressSpace;
 use crate::ranges::Ranges;
 use crate::record::Origin;
@@ -9,11 +9,12 @@ use crate::units::AddressRange;
 
 /// One memory, from byte 0 to its end. Many threads can copy its bytes out while it is open.
 ///
-/// This is the short way to implement [`Source`](crate::Source): [`frozen`](Self::frozen) makes the
-/// [`Frozen`] with one mapping from it.
+/// This is the short way to implement [`Source`](crate::source::Source): [`frozen`](Self::frozen)
+/// makes the [`Frozen`] with one mapping from it.
 ///
 /// ```
-/// use stillframe::{CaptureOptions, Frozen, OneMemory, Source, SourceError, Store};
+/// use stillframe::{CaptureOptions, Store};
+/// use stillframe::source::{Frozen, OneMemory, Source, SourceError};
 ///
 /// /// Memory that a runtime stores in pages. A page that was never written is zeros.
 /// struct Paged(Vec<Option<Box<[u8; 4096]>>>);
@@ -127,8 +128,8 @@ impl<M: OneMemory> Frozen for FrozenOne<M> {
         &self.space
     }
 
-    fn memory(&self) -> Memory<'_> {
-        Memory::Shared(self)
+    fn access(&self) -> Access<'_> {
+        Access::Shared(self)
     }
 
     fn origin(&self) -> Origin {

@@ -9,7 +9,10 @@ use crate::forger::Forger;
 use crate::needs::needs;
 use jiff::{Timestamp, ToSpan, Zoned, tz::TimeZone};
 use serde_json::Value;
-use stillframe::{Attachment, CaptureOptions, Error, KeepPolicy, RegionSize, SnapshotId, Store, StoreError};
+use stillframe::forget::KeepPolicy;
+use stillframe::source::Attachment;
+use stillframe::store::StoreError;
+use stillframe::{CaptureOptions, Error, RegionSize, SnapshotId, Store};
 
 const SHIM: &str = r#"
 #define _GNU_SOURCE

@@ -15,7 +15,8 @@ use crate::helper::{Done, Running, Vault, everything_below, noise};
 use crate::mount::mounting;
 use rustix::fs::Mode;
 use stillframe::fault_injection::{Call, Witness, watch};
-use stillframe::{CaptureOptions, GcOptions, RepairOptions, Store};
+use stillframe::repair::RepairOptions;
+use stillframe::{CaptureOptions, GcOptions, Store};
 
 const STILLFRAME: &str = env!("CARGO_BIN_EXE_stillframe");
 

@@ -23,11 +23,18 @@ use proptest::prelude::*;
 use proptest::sample::Index;
 use proptest::strategy::ValueTree;
 use proptest::test_runner::TestRunner;
+use stillframe::address_space::{AddressSpace, Mapping, MappingKind, Protection};
+use stillframe::codec::Codec;
+use stillframe::diff::DiffOptions;
+use stillframe::error::ReadError;
 use stillframe::fault_injection::{Watching, watch};
+use stillframe::ranges::Ranges;
+use stillframe::record::Trigger;
+use stillframe::source::{Access, Attachment, CopyOut, Frozen, InPlace, Source, SourceError};
+use stillframe::store::{Labels, StoreError};
+use stillframe::verify::VerifyOptions;
 use stillframe::{
-    AddressRange, AddressSpace, Attachment, Capture, CaptureOptions, Codec, CopyOut, DiffOptions, Error,
-    Frozen, GcOptions, Hash, InPlace, Labels, Mapping, MappingKind, Memory, Protection, Ranges, ReadError,
-    RegionSize, SnapshotId, Source, SourceError, Store, StoreError, Trigger, VerifyOptions,
+    AddressRange, CaptureOptions, CaptureStats, Error, GcOptions, Hash, RegionSize, SnapshotId, Store,
 };
 
 // ---- The processes ------------------------------------------------------------------------------
@@ -59,7 +66,7 @@ impl Area {
 
 /// How the store gets at the bytes.
 #[derive(Clone, Copy, Debug)]
-enum Access {
+enum Offered {
     InPlace,
     Shared,
     /// Staging may be so little that the workers start while the source stands still.
@@ -71,7 +78,7 @@ enum Access {
 /// A made-up process as a source: its areas in address order.
 struct Made<'a> {
     areas: &'a [Area],
-    access: Access,
+    access: Offered,
     /// Areas are populated in grains of so many bytes, counted from their start.
     grain_bytes: usize,
 }
@@ -95,7 +102,7 @@ impl OpenMade<'_> {
     fn look(&self, mapping_index: usize) -> &[u8] {
         let area = &self.made.areas[mapping_index];
         assert!(area.captured, "bytes of a mapping that is not captured");
-        if let Access::UntilRelease { .. } = self.made.access {
+        if let Offered::UntilRelease { .. } = self.made.access {
             assert!(!self.is_released.load(Ordering::Relaxed), "bytes after the release");
         }
         &area.bytes
@@ -128,11 +135,11 @@ impl Frozen for OpenMade<'_> {
         Ok(populated)
     }
 
-    fn memory(&self) -> Memory<'_> {
+    fn access(&self) -> Access<'_> {
         match self.made.access {
-            Access::InPlace => Memory::InPlace(self),
-            Access::Shared => Memory::Shared(self),
-            Access::UntilRelease { .. } => Memory::UntilRelease(self),
+            Offered::InPlace => Access::InPlace(self),
+            Offered::Shared => Access::Shared(self),
+            Offered::UntilRelease { .. } => Access::UntilRelease(self),
         }
     }
 
@@ -223,7 +230,7 @@ enum Step {
     },
     Capture {
         process: usize,
-        access: Access,
+        access: Offered,
         grain_bytes: usize,
         exclude: Vec<(u64, u64, u64)>,
         label: Option<u8>,
@@ -317,10 +324,10 @@ fn changes<L: Strategy<Value = usize> + 'static>(lengths: fn() -> L) -> impl Str
 fn operations() -> impl Strategy<Value = Step> {
     let process = || 0..PROCESSES.len();
     let access = prop_oneof![
-        Just(Access::InPlace),
-        Just(Access::Shared),
+        Just(Offered::InPlace),
+        Just(Offered::Shared),
         prop_oneof![Just(0usize), Just(64 << 20)]
-            .prop_map(|staging_bytes| Access::UntilRelease { staging_bytes }),
+            .prop_map(|staging_bytes| Offered::UntilRelease { staging_bytes }),
     ];
     let exclude = proptest::collection::vec((0..4u64, 0..100_000u64, 1..300_000u64), 0..3);
     prop_oneof![
@@ -688,7 +695,7 @@ impl World {
     fn capture(
         &mut self,
         process: usize,
-        access: Access,
+        access: Offered,
         grain_bytes: usize,
         exclude: &[(u64, u64, u64)],
         label: Option<u8>,
@@ -709,7 +716,7 @@ impl World {
             deltas: self.line.len() % 7 != 6,
             ..CaptureOptions::default()
         };
-        if let Access::UntilRelease { staging_bytes } = access {
+        if let Offered::UntilRelease { staging_bytes } = access {
             options.staging_bytes = staging_bytes;
         }
         let mut areas = self.memory[process].clone();
@@ -735,7 +742,7 @@ impl World {
     }
 
     /// What a capture says that it did.
-    fn check_capture(&self, capture: &Capture, kept: &Kept) {
+    fn check_capture(&self, capture: &CaptureStats, kept: &Kept) {
         let regions = kept.regions(self.region_bytes);
         let zeros = regions.iter().filter(|(_, hash)| hash.is_zero());
         // The parent's mapping in the place of each: at the same address and otherwise alike, or the one
@@ -1015,7 +1022,7 @@ fn the_history_of_a_mapping_that_moves_by_a_byte_is_that_of_its_bytes() {
     let length = (1 << 20) + 5000;
     let capture = || Step::Capture {
         process: 1,
-        access: Access::InPlace,
+        access: Offered::InPlace,
         grain_bytes: 4096,
         exclude: Vec::new(),
         label: None,

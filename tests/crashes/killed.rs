@@ -23,9 +23,10 @@ use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use stillframe::fault_injection::{Call, Watching, Witness, watch};
-use stillframe::{
-    CaptureOptions, Error, GcOptions, RegionSize, RepairOptions, SnapshotId, Store, StoreError, VerifyOptions,
-};
+use stillframe::repair::RepairOptions;
+use stillframe::store::StoreError;
+use stillframe::verify::VerifyOptions;
+use stillframe::{CaptureOptions, Error, GcOptions, RegionSize, SnapshotId, Store};
 
 /// About 15 seconds of it.
 const KILLS: u64 = 45;

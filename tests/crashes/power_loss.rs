@@ -18,10 +18,11 @@ use std::sync::{Arc, Mutex};
 use crate::disk::{Disk, Draw, Event, Failure, Model};
 use anyhow::{Context, Result, anyhow, ensure};
 use stillframe::fault_injection::{seal_packs_at, watch};
-use stillframe::{
-    Attachment, CaptureOptions, GcOptions, RegionSize, RepairOptions, SnapshotId, Store, Trigger,
-    VerifyOptions,
-};
+use stillframe::record::Trigger;
+use stillframe::repair::RepairOptions;
+use stillframe::source::Attachment;
+use stillframe::verify::VerifyOptions;
+use stillframe::{CaptureOptions, GcOptions, RegionSize, SnapshotId, Store};
 
 /// Below the directory that is watched, so that it is seen whether the store's own is made durable.
 const STORE: &str = "new/vault";

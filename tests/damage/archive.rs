@@ -5,10 +5,9 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
-use stillframe::{
-    Attachment, CaptureOptions, Error, GcOptions, Hash, Kind, REGIONS_PER_TABLE, RegionSize, SnapshotId,
-    Store,
-};
+use stillframe::source::Attachment;
+use stillframe::store::{ObjectKind, REGIONS_PER_TABLE};
+use stillframe::{CaptureOptions, Error, GcOptions, Hash, RegionSize, SnapshotId, Store};
 
 use crate::noise::noise;
 use crate::vault::{REGION_BYTES, copy, files_in, verify};
@@ -71,7 +70,7 @@ pub(crate) struct Object {
 
 impl Object {
     fn key(&self) -> (bool, Hash) {
-        (self.kind == Kind::Region as u8, self.hash)
+        (self.kind == ObjectKind::Region as u8, self.hash)
     }
 }
 
@@ -136,7 +135,9 @@ impl Archive {
         let objects = objects(&path);
         let bases: HashMap<_, _> = objects
             .iter()
-            .filter_map(|object| Some((object.key(), (object.kind == Kind::Region as u8, object.base?))))
+            .filter_map(|object| {
+                Some((object.key(), (object.kind == ObjectKind::Region as u8, object.base?)))
+            })
             .collect();
         let mut needs: HashMap<&'static str, BTreeSet<(bool, Hash)>> = HashMap::new();
         for (name, id) in ids.iter().filter(|(name, _)| **name != "gone") {
@@ -182,13 +183,13 @@ impl Archive {
 
     /// Whether this says that the forgotten snapshot is forgotten.
     pub(crate) fn forgets(&self, object: &Object) -> bool {
-        object.kind == Kind::Tombstone as u8 && object.about == Some(self.ids["gone"].0)
+        object.kind == ObjectKind::Tombstone as u8 && object.about == Some(self.ids["gone"].0)
     }
 
     /// The object of this kind that most snapshots need, or the last record, the last note, the tombstone.
-    pub(crate) fn object(&self, kind: Kind) -> Object {
+    pub(crate) fn object(&self, kind: ObjectKind) -> Object {
         let is_it = |object: &&Object| match kind {
-            Kind::Tombstone => self.forgets(object),
+            ObjectKind::Tombstone => self.forgets(object),
             _ => object.kind == kind as u8,
         };
         let of_kind = self.objects.iter().filter(is_it);
@@ -255,7 +256,7 @@ fn objects(store: &Path) -> Vec<Object> {
             let hash = Hash(bytes[start + 16..payload].try_into().unwrap());
             let end = payload_end.next_multiple_of(8);
             // These are stored raw: the version of the value comes first, and then the id.
-            let is_about = [Kind::Note as u8, Kind::Tombstone as u8].contains(&bytes[start]);
+            let is_about = [ObjectKind::Note as u8, ObjectKind::Tombstone as u8].contains(&bytes[start]);
             let about = is_about.then(|| Hash(bytes[payload + 1..payload + 33].try_into().unwrap()));
             objects.push(Object {
                 pack,

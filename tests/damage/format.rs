@@ -2,7 +2,10 @@
 
 use std::path::Path;
 
-use stillframe::{Codec, RepairOptions, Store, StoreError};
+use stillframe::Store;
+use stillframe::codec::Codec;
+use stillframe::repair::RepairOptions;
+use stillframe::store::StoreError;
 
 use crate::archive::Archive;
 use crate::noise::noise;

@@ -2,7 +2,8 @@
 
 use std::path::Path;
 
-use stillframe::{CaptureOptions, Error, GcOptions, RegionSize, RepairOptions, Store};
+use stillframe::repair::RepairOptions;
+use stillframe::{CaptureOptions, Error, GcOptions, RegionSize, Store};
 
 use crate::archive::Archive;
 use crate::noise::noise;

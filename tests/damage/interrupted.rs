@@ -4,7 +4,10 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-use stillframe::{Error, Kind, Progress, RepairOptions, Store, VerifyOptions};
+use stillframe::repair::RepairOptions;
+use stillframe::store::ObjectKind;
+use stillframe::verify::VerifyOptions;
+use stillframe::{Error, Progress, Store};
 
 use crate::archive::{Archive, memory, read};
 use crate::vault::{change, verify};
@@ -25,7 +28,7 @@ fn cancels_after(calls: u64) -> Progress {
 /// Damage of every sort: an object in each pack, a header, and a record that only the index knows.
 fn damaged() -> (Archive, Vec<&'static str>) {
     let archive = Archive::copy();
-    let (region, record) = (archive.middle_of_a_chain(), archive.object(Kind::Record));
+    let (region, record) = (archive.middle_of_a_chain(), archive.object(ObjectKind::Record));
     let lost = archive.cannot_do_without(std::slice::from_ref(&region));
     for object in [region, record] {
         change(&archive.pack(object.pack), |bytes| bytes[object.payload_end - 1] ^= 1);

@@ -2,7 +2,8 @@
 
 use std::path::{Path, PathBuf};
 
-use stillframe::{CaptureOptions, GcOptions, RepairOptions, SnapshotId, Store};
+use stillframe::repair::RepairOptions;
+use stillframe::{CaptureOptions, GcOptions, SnapshotId, Store};
 
 use crate::noise::noise;
 use crate::vault::{copy, files_in, verify};
@@ -52,7 +53,7 @@ fn assert_told(path: &Path, pack: &str, says: &str, gone: &[SnapshotId]) {
         let told = told.unwrap_or_else(|| panic!("round {round}: {problems:?}"));
         assert!(told.detail.contains(says), "{told:?}");
         assert!(gone.iter().all(|id| told.snapshots.contains(id)), "{gone:?} in {told:?}");
-        let sample = stillframe::VerifyOptions { sample_percent: Some(1), ..Default::default() };
+        let sample = stillframe::verify::VerifyOptions { sample_percent: Some(1), ..Default::default() };
         assert!(store.verify(&sample).unwrap().problems.contains(told));
         // It goes on in use.
         capture(&store, "later", 10 + round);

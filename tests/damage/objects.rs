@@ -2,20 +2,23 @@
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
-use stillframe::{Error, GcOptions, Kind, RepairOptions, Store, VerifyOptions};
+use stillframe::repair::RepairOptions;
+use stillframe::store::ObjectKind;
+use stillframe::verify::VerifyOptions;
+use stillframe::{Error, GcOptions, Store};
 
 use crate::vault::*;
 
 /// What is damaged: its kind, and the snapshots that need it; and whether gc must refuse, as it
 /// could not know what else is needed.
-pub(crate) const PLACES: [(Kind, &[&str], bool); 7] = [
-    (Kind::Region, &["b1"], false),
-    (Kind::Region, &["a1", "a2", "b1"], false),
-    (Kind::Table, &["a1"], true),
-    (Kind::Table, &["a1", "a2"], true),
-    (Kind::Root, &["c1"], true),
-    (Kind::Layout, &["a1", "a2"], true),
-    (Kind::Attachment, &["c1"], false),
+pub(crate) const PLACES: [(ObjectKind, &[&str], bool); 7] = [
+    (ObjectKind::Region, &["b1"], false),
+    (ObjectKind::Region, &["a1", "a2", "b1"], false),
+    (ObjectKind::Table, &["a1"], true),
+    (ObjectKind::Table, &["a1", "a2"], true),
+    (ObjectKind::Root, &["c1"], true),
+    (ObjectKind::Layout, &["a1", "a2"], true),
+    (ObjectKind::Attachment, &["c1"], false),
 ];
 
 pub(crate) type Damage = fn(&mut [u8], &Object);

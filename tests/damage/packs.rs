@@ -1,6 +1,7 @@
 //! Whole packs: damaged headers, packs that are gone.
 
-use stillframe::{CaptureOptions, Error, GcOptions, RegionSize, RepairOptions, Store};
+use stillframe::repair::RepairOptions;
+use stillframe::{CaptureOptions, Error, GcOptions, RegionSize, Store};
 
 use crate::noise::noise;
 use crate::vault::*;

@@ -5,10 +5,10 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
-use stillframe::{
-    Attachment, CaptureOptions, Error, Hash, Kind, REGIONS_PER_TABLE, RegionSize, SnapshotId, Store,
-    StoreError, VerifyOptions, VerifyReport,
-};
+use stillframe::source::Attachment;
+use stillframe::store::{ObjectKind, REGIONS_PER_TABLE, StoreError};
+use stillframe::verify::{VerifyOptions, VerifyReport};
+use stillframe::{CaptureOptions, Error, Hash, RegionSize, SnapshotId, Store};
 
 use crate::noise::noise;
 
@@ -69,7 +69,7 @@ pub(crate) struct Vault {
     pub(crate) ids: BTreeMap<&'static str, SnapshotId>,
     pub(crate) forgotten: SnapshotId,
     /// Which snapshots need an object.
-    pub(crate) needs: HashMap<(Kind, Hash), BTreeSet<&'static str>>,
+    pub(crate) needs: HashMap<(ObjectKind, Hash), BTreeSet<&'static str>>,
 }
 
 impl Vault {
@@ -100,15 +100,15 @@ impl Vault {
             let mut need = |kind, hash| {
                 needs.entry((kind, hash)).or_default().insert(*name);
             };
-            need(Kind::Record, id.0);
-            need(Kind::Layout, record.layout);
-            need(Kind::Root, record.root);
-            record.attachments.iter().for_each(|attachment| need(Kind::Attachment, attachment.hash));
+            need(ObjectKind::Record, id.0);
+            need(ObjectKind::Layout, record.layout);
+            need(ObjectKind::Root, record.root);
+            record.attachments.iter().for_each(|attachment| need(ObjectKind::Attachment, attachment.hash));
             let regions: Vec<Hash> = snapshot.regions().unwrap().map(|region| region.unwrap().1).collect();
             for table in regions.chunks(REGIONS_PER_TABLE) {
                 let bytes: Vec<u8> = table.iter().flat_map(|hash| hash.0).collect();
-                need(Kind::Table, Hash::of(&bytes));
-                table.iter().filter(|hash| !hash.is_zero()).for_each(|hash| need(Kind::Region, *hash));
+                need(ObjectKind::Table, Hash::of(&bytes));
+                table.iter().filter(|hash| !hash.is_zero()).for_each(|hash| need(ObjectKind::Region, *hash));
             }
         }
         drop(store);
@@ -132,7 +132,7 @@ impl Vault {
     }
 
     /// The one object of this kind that exactly these snapshots need.
-    pub(crate) fn object(&self, kind: Kind, needed_by: &[&str]) -> Object {
+    pub(crate) fn object(&self, kind: ObjectKind, needed_by: &[&str]) -> Object {
         let is_it = |object: &Object| {
             object.kind == kind as u8
                 && self

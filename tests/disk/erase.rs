@@ -10,10 +10,12 @@ use std::process::{Child, Command};
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::noise::noise;
-use stillframe::{
-    CaptureOptions, Codec, Error, FileSource, GcOptions, GcStats, Hash, LiveProcessSource, SnapshotId, Store,
-    StoreError, VerifyOptions,
-};
+use stillframe::codec::Codec;
+use stillframe::gc::GcStats;
+use stillframe::source::{FileSource, LiveProcessSource};
+use stillframe::store::StoreError;
+use stillframe::verify::VerifyOptions;
+use stillframe::{CaptureOptions, Error, GcOptions, Hash, SnapshotId, Store};
 
 const REGION_BYTES: usize = 16 * 1024;
 const SECRET: &[u8] = b"a key that the program wiped: 8c0f1e6f2a";

@@ -17,10 +17,11 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, Once};
 
 use stillframe::fault_injection::{Call, Witness, watch};
-use stillframe::{
-    Attachment, CaptureOptions, Error, GcOptions, RegionSize, RepairOptions, SnapshotId, Store, StoreError,
-    VerifyOptions,
-};
+use stillframe::repair::RepairOptions;
+use stillframe::source::Attachment;
+use stillframe::store::StoreError;
+use stillframe::verify::VerifyOptions;
+use stillframe::{CaptureOptions, Error, GcOptions, RegionSize, SnapshotId, Store};
 
 const ENOSPC: i32 = 28;
 const EIO: i32 = 5;

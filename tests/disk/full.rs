@@ -15,9 +15,10 @@ use std::sync::atomic::{AtomicI64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
 use stillframe::fault_injection::{Call, Witness, seal_packs_at, watch};
-use stillframe::{
-    CaptureOptions, Error, GcOptions, GcStats, RegionSize, SnapshotId, Store, StoreError, VerifyOptions,
-};
+use stillframe::gc::GcStats;
+use stillframe::store::StoreError;
+use stillframe::verify::VerifyOptions;
+use stillframe::{CaptureOptions, Error, GcOptions, RegionSize, SnapshotId, Store};
 
 const ENOSPC: i32 = 28;
 const EIO: i32 = 5;

@@ -12,7 +12,8 @@ use crate::ended::output_of;
 use crate::mount::mounting;
 use crate::needs::{needs, passed_over};
 use crate::noise::noise;
-use stillframe::{CaptureOptions, Error, GcOptions, SnapshotId, Store, StoreError};
+use stillframe::store::StoreError;
+use stillframe::{CaptureOptions, Error, GcOptions, SnapshotId, Store};
 
 const STILLFRAME: &str = env!("CARGO_BIN_EXE_stillframe");
 

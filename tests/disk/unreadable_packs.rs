@@ -3,7 +3,9 @@
 use std::path::Path;
 use std::process::Command;
 
-use stillframe::{CaptureOptions, Error, GcOptions, RepairOptions, SnapshotId, Store, VerifyOptions};
+use stillframe::repair::RepairOptions;
+use stillframe::verify::VerifyOptions;
+use stillframe::{CaptureOptions, Error, GcOptions, SnapshotId, Store};
 
 const MEMORY_BYTES: usize = 6 << 20;
 

@@ -10,10 +10,8 @@ use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
-use stillframe::{
-    AddressRange, Capture, CaptureOptions, LeftOut, LiveMemory, LiveProcessSource, Memory, Source, Store,
-    WhyLeftOut,
-};
+use stillframe::source::{Access, LeftOut, LiveProcessSource, Source, WhyLeftOut};
+use stillframe::{AddressRange, CaptureOptions, CaptureStats, LiveMemory, Store};
 use tempfile::TempDir;
 
 use crate::needs;
@@ -146,7 +144,7 @@ fn unprivileged(program: &Path) -> Option<Command> {
 struct Taken {
     store: Store,
     _directory: TempDir,
-    capture: Capture,
+    capture: CaptureStats,
 }
 
 fn capture(program: &Program) -> Taken {
@@ -363,7 +361,7 @@ fn a_file_that_is_cut_while_it_is_copied_is_left_out_from_there() {
     let length = 3 * PAGE + 100;
     assert_eq!(frozen.populated(index).unwrap(), std::slice::from_ref(&(0..length)));
     File::options().write(true).open(program.directory.path().join("cut")).unwrap().set_len(PAGE).unwrap();
-    let Memory::UntilRelease(memory) = frozen.memory() else {
+    let Access::UntilRelease(memory) = frozen.access() else {
         panic!("a process is copied until it is let go")
     };
     let (mut bytes, mut unreadable) = (vec![7; length as usize], Vec::new());
@@ -452,7 +450,7 @@ fn a_guard_inside_live_memory_does_not_make_captures_fail() {
     let take = |name: &str, live: &LiveMemory| {
         store.process(name).capture(live, &CaptureOptions::default()).unwrap()
     };
-    let bytes = |capture: &Capture| store.restore(capture.id).unwrap().into_mapping().unwrap();
+    let bytes = |capture: &CaptureStats| store.restore(capture.id).unwrap().into_mapping().unwrap();
     take("tracked", &tracked);
 
     if guard(&mut memory, 65536, 65536, true).is_none() {
@@ -471,7 +469,7 @@ fn a_guard_inside_live_memory_does_not_make_captures_fail() {
     memory[0] = 5;
     let capture = take("tracked", &tracked);
     assert_eq!((bytes(&capture)[0], &capture.left_out[..]), (5, &expected[..]));
-    if let stillframe::Tracking::By(_) = capture.tracking {
+    if let stillframe::track::Tracking::By(_) = capture.tracking {
         // What a guard is counts as changed; of the rest only what was written.
         assert!(capture.changed_regions <= 1, "{}", capture.changed_regions);
     }

@@ -6,9 +6,8 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 
-use stillframe::{
-    AddressRange, CaptureOptions, Compression, CoreSource, LiveProcessSource, SnapshotId, SourceError, Store,
-};
+use stillframe::source::{Compression, CoreSource, LiveProcessSource, SourceError};
+use stillframe::{AddressRange, CaptureOptions, SnapshotId, Store};
 
 use crate::noise::noise;
 

@@ -10,9 +10,10 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdout, Command, Output, Stdio};
 use std::sync::OnceLock;
 
-use stillframe::{
-    AddressRange, CaptureOptions, CoreSource, Hash, LiveProcessSource, Origin, SnapshotId, Store, Threads,
-};
+use stillframe::record::Origin;
+use stillframe::source::{CoreSource, LiveProcessSource};
+use stillframe::threads::Threads;
+use stillframe::{AddressRange, CaptureOptions, Hash, SnapshotId, Store};
 
 // ---- The program --------------------------------------------------------------------------------
 

@@ -12,11 +12,13 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use stillframe::{
-    AddressSpace, Attachment, Capture, CaptureOptions, Error, Frozen, Hash, LeftOut, LiveProcessSource,
-    Mapping, MappingKind, Memory, Origin, Progress, Ranges, SnapshotId, Source, SourceError, Store, Threads,
-    VerifyOptions,
-};
+use stillframe::address_space::{AddressSpace, Mapping, MappingKind};
+use stillframe::ranges::Ranges;
+use stillframe::record::Origin;
+use stillframe::source::{Access, Attachment, Frozen, LeftOut, LiveProcessSource, Source, SourceError};
+use stillframe::threads::Threads;
+use stillframe::verify::VerifyOptions;
+use stillframe::{CaptureOptions, CaptureStats, Error, Hash, Progress, SnapshotId, Store};
 
 // ---- A program that works -----------------------------------------------------------------------
 
@@ -149,8 +151,8 @@ impl Frozen for WatchedFrozen<'_> {
         self.frozen.populated(mapping_index)
     }
 
-    fn memory(&self) -> Memory<'_> {
-        self.frozen.memory()
+    fn access(&self) -> Access<'_> {
+        self.frozen.access()
     }
 
     fn release(&self) -> Duration {
@@ -187,7 +189,7 @@ fn new_store() -> (tempfile::TempDir, Store) {
     (dir, store)
 }
 
-fn capture(store: &Store, name: &str, source: &dyn Source) -> Capture {
+fn capture(store: &Store, name: &str, source: &dyn Source) -> CaptureStats {
     store.process(name).capture(source, &CaptureOptions::default()).unwrap()
 }
 
@@ -306,7 +308,10 @@ fn a_process_that_dies_during_the_capture_leaves_nothing() {
     let killed = python.pid();
     watched.when_stopped = Box::new(move || kill(killed));
     let error = store.process("p").capture(&watched, &CaptureOptions::default()).unwrap_err();
-    assert!(matches!(error, Error::Source(SourceError::ProcessEnded { pid }) if pid == killed), "{error:?}");
+    assert!(
+        matches!(error, Error::Source(SourceError::LiveProcessEnded { pid }) if pid == killed),
+        "{error:?}"
+    );
     assert!(!python.process.wait().unwrap().success());
     assert_has_nothing(&store);
 
@@ -320,7 +325,10 @@ fn a_process_that_dies_during_the_capture_leaves_nothing() {
     });
     let options = CaptureOptions { staging_bytes: 0, progress, ..CaptureOptions::default() };
     let error = store.process("p").capture(&python.source(), &options).unwrap_err();
-    assert!(matches!(error, Error::Source(SourceError::ProcessEnded { pid }) if pid == killed), "{error:?}");
+    assert!(
+        matches!(error, Error::Source(SourceError::LiveProcessEnded { pid }) if pid == killed),
+        "{error:?}"
+    );
     assert!(!python.process.wait().unwrap().success());
     assert_has_nothing(&store);
 
@@ -424,7 +432,9 @@ fn the_registers_and_the_auxiliary_vector_are_kept_beside_the_memory() {
     assert_eq!(value(6), rustix::param::page_size());
     assert!(mapping_at(value(9) as u64).unwrap().protection.execute);
 
-    let Origin::Process { pid, path, command } = &snapshot.record().origin else { panic!("it is a process") };
+    let Origin::LiveProcess { pid, path, command } = &snapshot.record().origin else {
+        panic!("it is a process")
+    };
     assert_eq!(*pid, python.pid());
     assert!(path.as_ref().is_some_and(|path| path.to_string_lossy().contains("python")));
     assert_eq!(command[1..], ["-c", PYTHON, "8"]);

@@ -9,9 +9,13 @@ use std::path::Path;
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
+use stillframe::address_space::MappingKind;
+use stillframe::diff::DiffOptions;
+use stillframe::sink::SinkError;
+use stillframe::source::{FileSource, LiveProcessSource};
+use stillframe::verify::VerifyOptions;
 use stillframe::{
-    AddressRange, Capture, CaptureOptions, DiffOptions, Error, FileSource, GcOptions, LiveMemory,
-    LiveProcessSource, MappingKind, RegionSize, SinkError, SnapshotId, Store, VerifyOptions,
+    AddressRange, CaptureOptions, CaptureStats, Error, GcOptions, LiveMemory, RegionSize, SnapshotId, Store,
 };
 
 const PAGE_BYTES: u64 = 4096;
@@ -137,7 +141,7 @@ fn create(dir: &Path, region_bytes: u32) -> Store {
     Store::options().region_size(RegionSize::new(region_bytes).unwrap()).create(dir.join("store")).unwrap()
 }
 
-fn capture(store: &Store, program: &Program) -> Capture {
+fn capture(store: &Store, program: &Program) -> CaptureStats {
     let source = LiveProcessSource::new(program.process.id());
     store.process("p").capture(&source, &CaptureOptions::default()).unwrap()
 }
@@ -208,7 +212,7 @@ fn of_terabytes_only_what_is_there_is_kept_and_compared_and_rolled_back() {
     let moments: Vec<_> = store.history("p", range).unwrap().collect::<Result<_, _>>().unwrap();
     assert_eq!(moments.iter().map(|it| it.bytes.clone().unwrap()).collect::<Vec<_>>(), [[41; 8], [201; 8]]);
 
-    let stats = store.rollback(first.id).unwrap().process(program.process.id()).unwrap();
+    let stats = store.rollback(first.id).unwrap().live_process(program.process.id()).unwrap();
     assert!(stats.written_bytes < 64 << 20, "{stats:?}");
     for (at, page) in pages.iter().enumerate() {
         assert!(program.page(*page) == before[at], "page {at} is as it was");

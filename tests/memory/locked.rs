@@ -9,7 +9,9 @@ use std::os::fd::AsRawFd;
 use std::os::unix::process::ExitStatusExt;
 use std::process::{Command, Output};
 
-use stillframe::{CaptureOptions, Fill, Filled, RegionSize, Reservation, SnapshotId, Source, Store};
+use stillframe::lazy::{Fill, Filled};
+use stillframe::source::Source;
+use stillframe::{CaptureOptions, RegionSize, Reservation, SnapshotId, Store};
 
 use crate::noise::noise;
 

@@ -3,10 +3,11 @@
 
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
-use stillframe::{
-    CaptureOptions, Codec, Error, Fill, Filled, MemoryError, RegionSize, RescanReason, Reservation,
-    SnapshotId, Store, TrackMethod, Tracking,
-};
+use stillframe::codec::Codec;
+use stillframe::error::MemoryError;
+use stillframe::lazy::{Fill, Filled};
+use stillframe::track::{RescanReason, TrackMethod, Tracking};
+use stillframe::{CaptureOptions, Error, RegionSize, Reservation, SnapshotId, Store};
 
 use crate::needs::passed_over;
 use crate::noise::noise;
@@ -22,7 +23,7 @@ fn new_store() -> (tempfile::TempDir, Store) {
     (dir, store)
 }
 
-fn capture(store: &Store, memory: &Reservation) -> stillframe::Capture {
+fn capture(store: &Store, memory: &Reservation) -> stillframe::CaptureStats {
     let options = CaptureOptions { parent: memory.basis(), ..CaptureOptions::default() };
     store.process("p").capture(memory, &options).unwrap()
 }
@@ -34,7 +35,7 @@ fn restored(store: &Store, id: SnapshotId) -> Vec<u8> {
 
 /// Whether this machine tracks writes.
 fn is_tracked(memory: &Reservation) -> bool {
-    use stillframe::Source;
+    use stillframe::source::Source;
     match memory.tracker() {
         Ok(_) => true,
         Err(why) => {

@@ -10,10 +10,11 @@ use std::time::Duration;
 
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
-use stillframe::{
-    CaptureOptions, Codec, Error, Fill, Filled, GcOptions, RegionSize, Reservation, SnapshotId, Store,
-    StoreError, Template, TrackMethod, Tracking,
-};
+use stillframe::codec::Codec;
+use stillframe::lazy::{Fill, Filled};
+use stillframe::store::StoreError;
+use stillframe::track::{TrackMethod, Tracking};
+use stillframe::{CaptureOptions, Error, GcOptions, RegionSize, Reservation, SnapshotId, Store, Template};
 
 use crate::noise::noise;
 
@@ -308,7 +309,7 @@ fn what_a_rollback_writes_is_known_when_it_is_thrown_away() {
     assert!(restored(&store, taken.id) == *memory.bytes_mut());
 
     // The same of an instance that is no reservation, by the tracker that it is a source with.
-    use stillframe::Source;
+    use stillframe::source::Source;
     let mut instance = template.instance().unwrap();
     let tracker = instance.tracker().unwrap();
     store.rollback(nines).unwrap().tracked_by(&*tracker).slice(&mut instance).unwrap();

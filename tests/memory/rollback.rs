@@ -9,10 +9,14 @@ use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, Ordering};
 use memmap2::MmapMut;
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
+use stillframe::error::RollbackError;
+use stillframe::rollback::RollbackStats;
+use stillframe::sink::SinkError;
+use stillframe::source::SourceExt;
+use stillframe::store::{Check, StoreError};
+use stillframe::track::{DirtyRanges, RescanReason, Tracking};
 use stillframe::{
-    AddressRange, Capture, CaptureOptions, Check, DirtyRanges, Error, LiveMemory, Progress, RegionSize,
-    RescanReason, RollbackError, RollbackStats, SinkError, SnapshotId, SourceExt, Store, StoreError,
-    Tracking,
+    AddressRange, CaptureOptions, CaptureStats, Error, LiveMemory, Progress, RegionSize, SnapshotId, Store,
 };
 
 use crate::needs::passed_over;
@@ -80,7 +84,7 @@ impl Subject {
         }
     }
 
-    fn capture(&self, store: &Store, options: &CaptureOptions) -> Capture {
+    fn capture(&self, store: &Store, options: &CaptureOptions) -> CaptureStats {
         let process = store.process("p");
         match self.by {
             By::Nothing => process.capture(&self.memory[..], options),

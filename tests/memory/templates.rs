@@ -9,10 +9,13 @@ use std::time::Duration;
 
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
-use stillframe::{
-    AddressRange, CaptureOptions, Error, FileSource, GcOptions, Instance, LiveProcessSource, MemoryError,
-    RegionSize, RescanReason, SnapshotId, Store, StoreError, TrackMethod, Tracking, VerifyOptions,
-};
+use stillframe::error::MemoryError;
+use stillframe::source::{FileSource, LiveProcessSource};
+use stillframe::store::StoreError;
+use stillframe::template::Instance;
+use stillframe::track::{RescanReason, TrackMethod, Tracking};
+use stillframe::verify::VerifyOptions;
+use stillframe::{AddressRange, CaptureOptions, Error, GcOptions, RegionSize, SnapshotId, Store};
 
 use crate::needs::passed_over;
 use crate::noise::noise;

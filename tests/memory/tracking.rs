@@ -14,10 +14,11 @@ use crate::needs::passed_over;
 use memmap2::{Advice, MmapMut, UncheckedAdvice};
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
+use stillframe::source::{Attachment, LiveProcessSource, Source, SourceError, SourceExt};
+use stillframe::store::StoreError;
+use stillframe::track::{DirtyRanges, RescanReason, TrackError, TrackMethod, Tracking};
 use stillframe::{
-    AddressRange, Attachment, Capture, CaptureOptions, DirtyRanges, Error, LiveMemory, LiveProcessSource,
-    RegionSize, RescanReason, SnapshotId, Source, SourceError, SourceExt, Store, StoreError, TrackError,
-    TrackMethod, Tracking,
+    AddressRange, CaptureOptions, CaptureStats, Error, LiveMemory, RegionSize, SnapshotId, Store,
 };
 
 const MIB: usize = 1 << 20;
@@ -180,7 +181,7 @@ impl Subject {
         }
     }
 
-    fn capture(&mut self, store: &Store, step: &Step) -> Result<Capture, Error> {
+    fn capture(&mut self, store: &Store, step: &Step) -> Result<CaptureStats, Error> {
         if self.by == By::HostBitmap {
             let mut words = vec![0; self.length.div_ceil(4096).div_ceil(64)];
             self.bitmap.drain(..).for_each(|page| words[page / 64] |= 1 << (page % 64));

@@ -4,10 +4,10 @@ use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
-use stillframe::{
-    Capture, CaptureOptions, Codec, FileSource, GcOptions, Hash, RegionSize, Restore, SnapshotId, Store,
-    VerifyOptions, VerifyReport,
-};
+use stillframe::codec::Codec;
+use stillframe::source::FileSource;
+use stillframe::verify::{VerifyOptions, VerifyReport};
+use stillframe::{CaptureOptions, CaptureStats, GcOptions, Hash, RegionSize, Restore, SnapshotId, Store};
 
 use crate::noise::noise;
 
@@ -66,11 +66,11 @@ impl Vault {
     }
 }
 
-fn capture(store: &Store, process: &str, memory: &[u8]) -> Capture {
+fn capture(store: &Store, process: &str, memory: &[u8]) -> CaptureStats {
     store.process(process).capture(memory, &CaptureOptions::default()).unwrap()
 }
 
-fn whole(store: &Store, process: &str, memory: &[u8]) -> Capture {
+fn whole(store: &Store, process: &str, memory: &[u8]) -> CaptureStats {
     let options = CaptureOptions { deltas: false, ..CaptureOptions::default() };
     store.process(process).capture(memory, &options).unwrap()
 }

@@ -11,7 +11,10 @@ use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use crate::noise::noise;
-use stillframe::{CaptureOptions, Error, Fill, GcOptions, KeepPolicy, SnapshotId, Store, StoreError};
+use stillframe::forget::KeepPolicy;
+use stillframe::lazy::Fill;
+use stillframe::store::StoreError;
+use stillframe::{CaptureOptions, Error, GcOptions, SnapshotId, Store};
 
 /// One fork at a time: a child has the locks of all stores of the process for the moment of the fork.
 static FORKING: Mutex<()> = Mutex::new(());
@@ -78,7 +81,7 @@ fn is_there(store: &Store, id: SnapshotId, seed: u64) -> bool {
 /// What came of a call in the child.
 fn said<T>(what: &str, result: Result<T, Error>) -> String {
     match result {
-        Err(Error::Store(StoreError::OtherProcess { .. })) => "refused".to_owned(),
+        Err(Error::Store(StoreError::OtherPid { .. })) => "refused".to_owned(),
         Err(other) => format!("{what}: {other}"),
         Ok(_) => format!("{what}: done"),
     }

@@ -4,7 +4,8 @@ use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use stillframe::{Attachment, CaptureOptions, GcOptions, Hash, RegionSize, SnapshotId, Store};
+use stillframe::source::Attachment;
+use stillframe::{CaptureOptions, GcOptions, Hash, RegionSize, SnapshotId, Store};
 
 use crate::noise::noise;
 

@@ -12,9 +12,11 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command};
 
 use serde_json::{Value, json};
+use stillframe::record::{Origin, Trigger};
+use stillframe::source::{Attachment, CoreSource, FileSource, LiveProcessSource, Source};
+use stillframe::threads::Threads;
 use stillframe::{
-    AddressRange, Attachment, Capture, CaptureOptions, CoreSource, FileSource, GcOptions, Hash,
-    LiveProcessSource, Origin, RegionSize, Snapshot, SnapshotId, Source, Store, Threads, Trigger,
+    AddressRange, CaptureOptions, CaptureStats, GcOptions, Hash, RegionSize, Snapshot, SnapshotId, Store,
 };
 
 /// Runs the script. It must end well.
@@ -75,7 +77,7 @@ fn described(snapshot: &Snapshot<'_>) -> Value {
     let source = match &record.origin {
         Origin::Bytes => json!({ "kind": "bytes" }),
         Origin::File { path } => json!({ "kind": "file", "path": path_hex(path) }),
-        Origin::Process { pid, path, command } => {
+        Origin::LiveProcess { pid, path, command } => {
             let path = path.as_deref().map(path_hex);
             json!({ "kind": "process", "pid": pid, "path": path, "command": command })
         }
@@ -191,7 +193,7 @@ fn capture<S: Source + ?Sized>(
     process: &str,
     source: &S,
     options: &CaptureOptions,
-) -> Capture {
+) -> CaptureStats {
     store.process(process).capture(source, options).unwrap()
 }
 

@@ -10,10 +10,12 @@ use std::fmt::Write;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use stillframe::{
-    AddressRange, Attachment, CaptureOptions, Codec, Error, GcOptions, Hash, RegionSize, SnapshotId, Store,
-    StoreError, Trigger, VerifyOptions,
-};
+use stillframe::codec::Codec;
+use stillframe::record::Trigger;
+use stillframe::source::Attachment;
+use stillframe::store::StoreError;
+use stillframe::verify::VerifyOptions;
+use stillframe::{AddressRange, CaptureOptions, Error, GcOptions, Hash, RegionSize, SnapshotId, Store};
 
 fn fixture(format: u32) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("tests/fixtures/format-{format}"))

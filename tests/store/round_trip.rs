@@ -1,9 +1,9 @@
 //! Captured memory comes back as it was.
 
-use stillframe::{
-    AddressRange, Capture, CaptureOptions, Error, Frozen, Kind, OneMemory, Ranges, RegionSize, Source,
-    SourceError, Store, StoreError,
-};
+use stillframe::ranges::Ranges;
+use stillframe::source::{Frozen, OneMemory, Source, SourceError};
+use stillframe::store::{ObjectKind, StoreError};
+use stillframe::{AddressRange, CaptureOptions, CaptureStats, Error, RegionSize, Store};
 
 /// Bytes that look like memory: runs of zeros, text, small integers, noise.
 fn memory(length: usize, seed: u64) -> Vec<u8> {
@@ -28,7 +28,7 @@ fn memory(length: usize, seed: u64) -> Vec<u8> {
     bytes
 }
 
-fn capture(store: &Store, process: &str, memory: &[u8]) -> Capture {
+fn capture(store: &Store, process: &str, memory: &[u8]) -> CaptureStats {
     store.process(process).capture(memory, &CaptureOptions::default()).unwrap()
 }
 
@@ -175,7 +175,7 @@ fn memory_of_more_tables_than_a_root_can_have_is_refused_before_anything_is_allo
     assert_eq!(capture(1 << 40).unwrap().zero_bytes, 1 << 40);
     for length_bytes in [1 << 62, u64::MAX] {
         match capture(length_bytes) {
-            Err(Error::Store(StoreError::TooLarge { kind: Kind::Root, .. })) => {}
+            Err(Error::Store(StoreError::TooLarge { kind: ObjectKind::Root, .. })) => {}
             other => panic!("{other:?}"),
         }
     }

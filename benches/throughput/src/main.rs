@@ -12,7 +12,8 @@
 use divan::counter::BytesCount;
 use divan::{Bencher, black_box};
 use rayon::prelude::*;
-use stillframe::{CaptureOptions, Check, SnapshotId, Store};
+use stillframe::store::Check;
+use stillframe::{CaptureOptions, SnapshotId, Store};
 
 #[path = "../../common/image.rs"]
 mod image;

@@ -3,7 +3,9 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use stillframe::{Attachment, CaptureOptions, SnapshotId, Store, Trigger};
+use stillframe::record::Trigger;
+use stillframe::source::Attachment;
+use stillframe::{CaptureOptions, SnapshotId, Store};
 use wasmer_journal::{JournalEntry, SnapshotTrigger};
 use wasmer_wasix_types::wasix::ThreadStartType;
 

@@ -15,7 +15,8 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
-use stillframe::{CaptureOptions, Fill, Store};
+use stillframe::lazy::Fill;
+use stillframe::{CaptureOptions, Store};
 use stillframe_wasmtime::{Template, engine};
 use wasmtime::Config;
 

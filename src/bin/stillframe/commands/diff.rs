@@ -1,7 +1,9 @@
 //! `diff`: where the memory of two snapshots differs.
 
 use clap::Args;
-use stillframe::{AddressRange, AddressSpace, DiffOptions};
+use stillframe::AddressRange;
+use stillframe::address_space::AddressSpace;
+use stillframe::diff::DiffOptions;
 
 use crate::context::Context;
 use crate::errors::Exit;

@@ -7,7 +7,8 @@ use clap::Args;
 use jiff::SignedDuration;
 use jiff::tz::TimeZone;
 use serde::Serialize;
-use stillframe::{ForgetPlan, KeepPolicy, SnapshotId, Store};
+use stillframe::forget::{ForgetPlan, KeepPolicy};
+use stillframe::{SnapshotId, Store};
 
 use crate::context::Context;
 use crate::errors::{Exit, wrong_usage};

@@ -1,7 +1,8 @@
 //! `repair`: repairs a damaged store.
 
 use clap::Args;
-use stillframe::{RepairOptions, RepairReport, Store};
+use stillframe::Store;
+use stillframe::repair::{RepairOptions, RepairReport};
 
 use crate::context::{Context, display};
 use crate::errors::Exit;

@@ -1,7 +1,7 @@
 //! `verify`: reads and checks what is stored.
 
 use clap::Args;
-use stillframe::{Problem, VerifyOptions, VerifyReport};
+use stillframe::verify::{Problem, VerifyOptions, VerifyReport};
 
 use crate::context::Context;
 use crate::errors::Exit;

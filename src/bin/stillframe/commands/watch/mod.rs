@@ -18,7 +18,9 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use clap::{ArgGroup, Args, ValueHint};
-use stillframe::{Capture, CaptureOptions, Error, LiveProcessSource, Progress, SourceError, Store, Trigger};
+use stillframe::record::Trigger;
+use stillframe::source::{LiveProcessSource, SourceError};
+use stillframe::{CaptureOptions, CaptureStats, Error, Progress, Store};
 
 use super::capture::{file_name, name_of_process};
 use super::stopping::Stopping;
@@ -219,7 +221,7 @@ impl Watching<'_> {
         Ok(End::CountReached)
     }
 
-    fn capture(&mut self) -> Result<Capture, Error> {
+    fn capture(&mut self) -> Result<CaptureStats, Error> {
         let store = match self.store.take() {
             Some(store) => store,
             None => self.context.reopen()?,

@@ -9,7 +9,7 @@ use crate::record::{self, RecordError, SnapshotId};
 use crate::source::Attachment;
 use crate::store::Shared;
 use crate::store::error::StoreError;
-use crate::store::packs::object::Kind;
+use crate::store::packs::object::ObjectKind;
 use crate::store::read::{Check, Reader};
 use crate::units::AddressRange;
 
@@ -22,7 +22,7 @@ use crate::units::AddressRange;
 /// next capture, in [`CaptureOptions::attachments`]. A lazy restore uses the working set of its
 /// snapshot or, if that has none, of the newest snapshot of the same process that has one.
 ///
-/// [`LazyMapping::touched`]: crate::LazyMapping::touched
+/// [`LazyMapping::touched`]: crate::lazy::LazyMapping::touched
 /// [`CaptureOptions::attachments`]: crate::CaptureOptions::attachments
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct WorkingSet {
@@ -93,8 +93,8 @@ impl WorkingSet {
         let Ok(pinned) = shared.pin(id) else { return Ok(None) };
         let found = Reader::new(shared, Check::Full).attachment(pinned.record(), WorkingSet::ATTACHMENT)?;
         let Some(bytes) = found else { return Ok(None) };
-        let hot_set = WorkingSet::from_attachment(&bytes)
-            .map_err(|source| StoreError::Record { kind: Kind::Attachment, source })?;
-        Ok(Some(hot_set))
+        let working_set = WorkingSet::from_attachment(&bytes)
+            .map_err(|source| StoreError::Record { kind: ObjectKind::Attachment, source })?;
+        Ok(Some(working_set))
     }
 }
