@@ -19,6 +19,16 @@ const MAX_VALUE_BYTES: usize = 4096;
 impl Store {
     /// Sets labels of a snapshot; a value of `None` removes the label.
     ///
+    /// ```
+    /// use stillframe::{CaptureOptions, Store};
+    /// # let dir = tempfile::tempdir()?;
+    /// # let store = Store::options().create(dir.path().join("vault"))?;
+    /// let id = store.process("web-1").capture(&[7u8; 4096][..], &CaptureOptions::default())?.id;
+    /// let labelled = store.label(id, &[("state".to_owned(), Some("warm".to_owned()))])?;
+    /// assert_eq!(labelled.labels()["state"], "warm");
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    ///
     /// # Errors
     ///
     /// [`StoreError::NoSuchSnapshot`], [`StoreError::BadLabel`], or an error in writing the store.

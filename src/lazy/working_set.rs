@@ -34,6 +34,15 @@ impl WorkingSet {
     pub const ATTACHMENT: &'static str = "hot-set";
 
     /// A working set of given ranges.
+    ///
+    /// ```
+    /// use stillframe::AddressRange;
+    /// use stillframe::lazy::WorkingSet;
+    /// let set = WorkingSet::new(vec![AddressRange::new(0, 16_384)?]);
+    /// let attachment = set.to_attachment()?;
+    /// assert_eq!(WorkingSet::from_attachment(&attachment.bytes)?, set);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn new(ranges: Vec<AddressRange>) -> WorkingSet {
         WorkingSet { ranges }
     }

@@ -137,6 +137,15 @@ impl Source for CoreSource {
 }
 
 /// A core whose headers are read. Made by [`CoreSource::read`].
+///
+/// ```no_run
+/// use stillframe::source::CoreSource;
+/// use stillframe::{CaptureOptions, Store};
+/// let core = CoreSource::new("core.4711").partial(true).read()?;
+/// println!("{} bytes are missing", core.missing_bytes());
+/// Store::open("vault")?.process("web-1").capture(&core, &CaptureOptions::default())?;
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Clone)]
 pub struct OpenCore(Arc<Content>);
 
