@@ -92,8 +92,8 @@ impl Rollback<'_> {
     /// Shared memory that no other process has is rolled back like private memory. If other
     /// processes have it, or may have it, and it differs, the rollback is refused (but see
     /// [`leave_shared_memory`](Self::leave_shared_memory)). Shared mappings of files are left as
-    /// they are, unless another process maps them too: then the rollback is refused.
-    /// [`RollbackStats::left_shared`] lists the mappings that were left.
+    /// they are; but if one is writable and another process maps the file too, it is treated as
+    /// memory that others have. [`RollbackStats::left_shared`] lists the mappings that were left.
     ///
     /// It must be the same run of the same program with the same threads, and have all mappings of
     /// the snapshot at their addresses. It must have no further mappings (but see

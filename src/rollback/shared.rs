@@ -8,9 +8,9 @@
 //! | a file that another process maps too, writable here | refused, unless allowed |
 //! | another file | left and reported: files are not rolled back |
 //!
-//! Memory without a name is *unshared* if no other process maps it or has it open. This must be
-//! certain (`sys/mapped.rs`): either all processes can be examined, or the kernel's counts show
-//! that none of its pages is mapped elsewhere.
+//! Memory without a name (an unlinked file in memory too) is *unshared* if no other process maps it
+//! or has it open. This must be certain (`sys/mapped.rs`): either all processes can be examined, or
+//! the kernel's counts show that none of its pages is mapped elsewhere.
 
 use std::collections::{HashMap, HashSet};
 use std::fs;
