@@ -142,7 +142,7 @@ fn working_set(store: &Store, id: SnapshotId) {
     let (on_touch, touched) = run(Fill::OnTouch);
     let attachments = vec![touched.to_attachment().unwrap()];
     let bytes = attachments[0].bytes.len();
-    let options = CaptureOptions { attachments, ..CaptureOptions::default() };
+    let options = CaptureOptions::new().attachments(attachments);
     store.process("p").capture(&[1u8; PAGE_BYTES], &options).unwrap();
     let (hot_first, _) = run(Fill::HotFirst);
     println!(
@@ -198,7 +198,7 @@ fn templates(store: &Store, id: SnapshotId) {
     let captures: Vec<_> = (0..ROUNDS)
         .map(|number| {
             let instance = &instances[number];
-            let options = CaptureOptions { parent: Some(instance.parent()), ..CaptureOptions::default() };
+            let options = CaptureOptions::new().parent(instance.parent());
             let process = store.process(format!("instance-{number}"));
             process.capture(instance, &options).unwrap()
         })

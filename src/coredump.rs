@@ -58,7 +58,7 @@ impl Restore<'_> {
     /// let source = LiveProcessSource::new(pid);
     /// let taken = store.process("web-1").capture(&source, &CaptureOptions::default())?;
     /// let core = dir.path().join("web-1.core");
-    /// let stats = store.restore(taken.id)?.into_core(&core, false)?;
+    /// let stats = store.restore(taken.id)?.into_core(&core)?;
     /// assert_eq!(stats.threads, 1);
     /// // gdb /path/to/program web-1.core
     /// # child.kill()?;
@@ -70,7 +70,7 @@ impl Restore<'_> {
     ///
     /// As [`into_file`](Self::into_file); [`SinkError::Core`](crate::sink::SinkError::Core) if the
     /// registers are not those of a 64-bit program.
-    pub fn into_core(self, path: impl AsRef<Path>, overwrite: bool) -> Result<CoreStats, Error> {
+    pub fn into_core(self, path: impl AsRef<Path>) -> Result<CoreStats, Error> {
         let mut reader = Reader::new(self.shared, Check::Full);
         let threads = match reader.attachment(self.pinned.record(), Threads::ATTACHMENT)? {
             None => None,
@@ -89,7 +89,7 @@ impl Restore<'_> {
         let thread_count = threads.as_ref().map_or(0, |threads| threads.threads.len());
         let about = About { threads, auxv, command, register_layout };
         let head = Head::new(self.tables.space(), &self.long_zeros(&mut reader)?, about)?;
-        let file = SparseFile::create(path.as_ref(), head.file_bytes, overwrite)?;
+        let file = SparseFile::create(path.as_ref(), head.file_bytes, self.overwrite)?;
         file.write_at(&head.bytes, 0)?;
         // Memory that was left out of the image is not written.
         let written_bytes = AtomicU64::new(head.bytes.len() as u64);

@@ -32,9 +32,23 @@ use crate::workers;
 
 /// How to compare.
 #[derive(Clone, Debug, Default)]
+#[non_exhaustive]
 pub struct DiffOptions {
     /// Reports progress, and can interrupt the comparison.
     pub progress: Progress,
+}
+
+impl DiffOptions {
+    /// The default.
+    pub fn new() -> Self {
+        DiffOptions::default()
+    }
+
+    /// Sets what watches it.
+    pub fn progress(mut self, progress: Progress) -> Self {
+        self.progress = progress;
+        self
+    }
 }
 
 /// The differences between two snapshots.

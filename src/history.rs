@@ -142,7 +142,7 @@ impl Store {
             steps.push(Step { snapshot, place });
         }
         let Some(newest) = steps.last() else {
-            return Err(StoreError::NoSuchProcess { process: process.to_owned() }.into());
+            return Err(StoreError::no_such_process(process).into());
         };
         if let Err(missing) = newest.place.parts
             && steps.iter().all(|step| step.place.parts.is_err())

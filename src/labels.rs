@@ -17,22 +17,49 @@ const MAX_KEY_BYTES: usize = 255;
 const MAX_VALUE_BYTES: usize = 4096;
 
 impl Store {
-    /// Sets labels of a snapshot; a value of `None` removes the label.
+    /// Sets one label of a snapshot.
     ///
     /// ```
     /// use stillframe::{CaptureOptions, Store};
     /// # let dir = tempfile::tempdir()?;
     /// # let store = Store::options().create(dir.path().join("vault"))?;
     /// let id = store.process("web-1").capture(&[7u8; 4096][..], &CaptureOptions::default())?.id;
-    /// let labelled = store.label(id, &[("state".to_owned(), Some("warm".to_owned()))])?;
+    /// let labelled = store.set_label(id, "state", "warm")?;
     /// assert_eq!(labelled.labels()["state"], "warm");
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     ///
     /// # Errors
     ///
+    /// As [`change_labels`](Self::change_labels).
+    pub fn set_label(
+        &self,
+        id: SnapshotId,
+        key: impl Into<String>,
+        value: impl Into<String>,
+    ) -> Result<Snapshot<'_>, Error> {
+        self.change_labels(id, &[(key.into(), Some(value.into()))])
+    }
+
+    /// Removes one label of a snapshot, if it has it.
+    ///
+    /// # Errors
+    ///
+    /// As [`change_labels`](Self::change_labels).
+    pub fn remove_label(&self, id: SnapshotId, key: impl Into<String>) -> Result<Snapshot<'_>, Error> {
+        self.change_labels(id, &[(key.into(), None)])
+    }
+
+    /// Sets and removes labels of a snapshot in one step; a value of `None` removes the label.
+    ///
+    /// # Errors
+    ///
     /// [`StoreError::NoSuchSnapshot`], [`StoreError::BadLabel`], or an error in writing the store.
-    pub fn label(&self, id: SnapshotId, changes: &[(String, Option<String>)]) -> Result<Snapshot<'_>, Error> {
+    pub fn change_labels(
+        &self,
+        id: SnapshotId,
+        changes: &[(String, Option<String>)],
+    ) -> Result<Snapshot<'_>, Error> {
         self.shared().check_writable()?;
         // Held while the record is read and written, so that two calls do not undo each other.
         let _lane = self.shared().lane("\0labels");

@@ -5,6 +5,7 @@ use crate::capture::{self, CaptureOptions, CaptureStats, PendingCapture};
 use crate::error::Error;
 use crate::labels::check_labels;
 use crate::record::SnapshotId;
+use crate::snapshot::Snapshot;
 use crate::source::Source;
 use crate::store::Store;
 use crate::store::error::StoreError;
@@ -30,16 +31,15 @@ impl Store {
     }
 }
 
-impl Process<'_> {
+impl<'a> Process<'a> {
     /// Its name.
     pub fn name(&self) -> &str {
         &self.name
     }
 
-    /// The ids of its snapshots, oldest first.
-    pub fn snapshots(&self) -> Vec<SnapshotId> {
-        let shared = self.store.shared();
-        if shared.is_elsewhere() { Vec::new() } else { shared.catalog().of_process(&self.name).collect() }
+    /// Its snapshots, oldest first. As for [`Store::snapshots`], gc does not remove them while they are held.
+    pub fn snapshots(&self) -> Vec<Snapshot<'a>> {
+        self.store.snapshots_of(&self.name)
     }
 
     /// Its newest snapshot.
@@ -69,7 +69,7 @@ impl Process<'_> {
                 .process(name)
                 .latest()
                 .map(drop)
-                .ok_or_else(|| capture::no_snapshot_of(name).into()),
+                .ok_or_else(|| StoreError::no_such_process(name).into()),
             _ => Ok(()),
         }
     }

@@ -51,7 +51,7 @@ use crate::track::{CopyOnWrite, RescanReason, Tracker};
 /// memory.set_length_bytes(2 << 20)?;
 /// memory.bytes_mut()[5000] = 8;
 ///
-/// let options = CaptureOptions { parent: memory.basis(), ..CaptureOptions::default() };
+/// let options = CaptureOptions::new().parent(memory.basis());
 /// let taken = store.process("vm-1").capture(&memory, &options)?;
 /// assert_eq!((taken.parent, taken.changed_regions), (Some(booted.id), 1));
 /// memory.rollback(store.rollback(booted.id)?)?;

@@ -42,6 +42,7 @@ pub struct Restore<'a> {
     pub(crate) tables: Tables,
     pub(crate) check: Check,
     pub(crate) progress: Progress,
+    pub(crate) overwrite: bool,
 }
 
 /// The result of a restore into a file.
@@ -66,7 +67,8 @@ impl Store {
         let shared = self.shared();
         let pinned = shared.pin(id)?;
         let tables = Tables::read(&mut Reader::new(shared, Check::Full), pinned.record())?;
-        Ok(Restore { shared, pinned, tables, check: Check::default(), progress: Progress::default() })
+        let (check, progress) = (Check::default(), Progress::default());
+        Ok(Restore { shared, pinned, tables, check, progress, overwrite: false })
     }
 }
 
@@ -80,6 +82,13 @@ impl Restore<'_> {
     /// Sets a [`Progress`], which reports how far the restore is and can interrupt it.
     pub fn progress(mut self, progress: Progress) -> Self {
         self.progress = progress;
+        self
+    }
+
+    /// Lets [`into_file`](Self::into_file) and [`into_core`](Self::into_core) replace a file that exists. No, unless
+    /// set.
+    pub fn overwrite(mut self, overwrite: bool) -> Self {
+        self.overwrite = overwrite;
         self
     }
 
@@ -128,11 +137,12 @@ impl Restore<'_> {
     ///
     /// # Errors
     ///
-    /// [`SinkError::Exists`] if the file exists, unless `overwrite` allows replacing it; an error
+    /// [`SinkError::Exists`] if the file exists, unless [`overwrite`](Self::overwrite) allows
+    /// replacing it; an error
     /// of the operating system; damage.
-    pub fn into_file(self, path: impl AsRef<Path>, overwrite: bool) -> Result<RestoreStats, Error> {
+    pub fn into_file(self, path: impl AsRef<Path>) -> Result<RestoreStats, Error> {
         let bytes = self.image_bytes();
-        let file = SparseFile::create(path.as_ref(), bytes, overwrite)?;
+        let file = SparseFile::create(path.as_ref(), bytes, self.overwrite)?;
         let written_bytes = self.write_to(|bytes, offset_bytes| Ok(file.write_at(bytes, offset_bytes)?))?;
         file.finish()?;
         Ok(RestoreStats { bytes, written_bytes })

@@ -106,8 +106,9 @@ impl Store {
     ///
     /// # Errors
     ///
-    /// [`StoreError::NoSuchSnapshot`], [`StoreError::AmbiguousPrefix`], and
-    /// [`StoreError::BadSnapshotName`] for a text of none of these forms.
+    /// [`StoreError::NoSuchSnapshot`], [`StoreError::NoSuchProcess`] if no snapshot is of `PROCESS`,
+    /// [`StoreError::AmbiguousPrefix`], and [`StoreError::BadSnapshotName`] for a text of none of these
+    /// forms.
     pub fn find(&self, text: &str) -> Result<SnapshotId, Error> {
         self.shared().check_process()?;
         let catalog = self.shared().catalog();
@@ -116,12 +117,17 @@ impl Store {
             return Ok(catalog.newest().map(|(_, id)| id).ok_or_else(none)?);
         }
         if let Some(process) = text.strip_suffix("@latest") {
-            return Ok(catalog.of_process(process).next_back().ok_or_else(none)?);
+            let latest = catalog.of_process(process).next_back();
+            return Ok(latest.ok_or_else(|| StoreError::no_such_process(process))?);
         }
         if let Some((process, back)) = text.rsplit_once('~')
             && let Ok(back) = back.parse()
         {
-            return Ok(catalog.of_process(process).rev().nth(back).ok_or_else(none)?);
+            let mut newest_first = catalog.of_process(process).rev().peekable();
+            if newest_first.peek().is_none() {
+                return Err(StoreError::no_such_process(process).into());
+            }
+            return Ok(newest_first.nth(back).ok_or_else(none)?);
         }
         let bad =
             |why| Error::from(StoreError::BadSnapshotName { text: text.chars().take(80).collect(), why });

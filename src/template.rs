@@ -75,7 +75,7 @@ struct Content {
 /// vm_1[5000] = 8;
 /// assert_eq!(vm_2[5000], 7);
 ///
-/// let options = CaptureOptions { parent: Some(vm_1.parent()), ..CaptureOptions::default() };
+/// let options = CaptureOptions::new().parent(vm_1.parent());
 /// let taken = store.process("vm-1").capture(&vm_1, &options)?;
 /// assert_eq!(taken.parent, Some(booted.id));
 /// assert_eq!(taken.changed_regions, 1);

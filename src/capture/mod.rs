@@ -68,12 +68,22 @@ use crate::store::commit::check_length;
 use crate::store::error::StoreError;
 use crate::store::packs::object::ObjectKind;
 use crate::table;
-use crate::text::shorten;
 use crate::track::Tracking;
 use crate::units::AddressRange;
 
-/// How to take a snapshot. The default is what one mostly wants.
+/// How to take a snapshot. The default fits most captures.
+///
+/// ```
+/// use stillframe::{CaptureOptions, Store};
+/// # let dir = tempfile::tempdir()?;
+/// # let store = Store::options().create(dir.path().join("vault"))?;
+/// let options = CaptureOptions::new().label("release", "1.4").exclude(["0..4096".parse()?]);
+/// let taken = store.process("web-1").capture(&[7; 16_384], &options)?;
+/// assert_eq!(store.snapshot(taken.id)?.labels()["release"], "1.4");
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Clone, Debug)]
+#[non_exhaustive]
 pub struct CaptureOptions {
     /// Why it is taken.
     pub trigger: Trigger,
@@ -120,6 +130,79 @@ impl Default for CaptureOptions {
             staging_bytes: 160 << 20,
             progress: Progress::default(),
         }
+    }
+}
+
+impl CaptureOptions {
+    /// The default.
+    pub fn new() -> Self {
+        CaptureOptions::default()
+    }
+
+    /// Sets [`trigger`](Self::trigger).
+    pub fn trigger(mut self, trigger: Trigger) -> Self {
+        self.trigger = trigger;
+        self
+    }
+
+    /// Adds a label.
+    pub fn label(mut self, key: impl Into<String>, value: impl Into<String>) -> Self {
+        self.labels.insert(key.into(), value.into());
+        self
+    }
+
+    /// Adds labels.
+    pub fn labels(mut self, labels: impl IntoIterator<Item = (String, String)>) -> Self {
+        self.labels.extend(labels);
+        self
+    }
+
+    /// Adds address ranges to leave out.
+    pub fn exclude(mut self, ranges: impl IntoIterator<Item = AddressRange>) -> Self {
+        self.exclude.extend(ranges);
+        self
+    }
+
+    /// Sets the parent, or `None` for the newest snapshot of the process.
+    pub fn parent(mut self, parent: impl Into<Option<SnapshotId>>) -> Self {
+        self.parent = parent.into();
+        self
+    }
+
+    /// Sets the process whose memory is [most like](Self::like) that of this one.
+    pub fn like(mut self, process: impl Into<String>) -> Self {
+        self.like = Some(process.into());
+        self
+    }
+
+    /// Sets the codec, or `None` for that of the store.
+    pub fn codec(mut self, codec: impl Into<Option<Codec>>) -> Self {
+        self.codec = codec.into();
+        self
+    }
+
+    /// Allows or forbids [deltas](Self::deltas); allowed unless set.
+    pub fn deltas(mut self, allowed: bool) -> Self {
+        self.deltas = allowed;
+        self
+    }
+
+    /// Adds attachments.
+    pub fn attachments(mut self, attachments: impl IntoIterator<Item = Attachment>) -> Self {
+        self.attachments.extend(attachments);
+        self
+    }
+
+    /// Sets the size of the [staging buffer](Self::staging_bytes); 160 MiB unless set.
+    pub fn staging_bytes(mut self, bytes: usize) -> Self {
+        self.staging_bytes = bytes;
+        self
+    }
+
+    /// Sets what watches the capture.
+    pub fn progress(mut self, progress: Progress) -> Self {
+        self.progress = progress;
+        self
     }
 }
 
@@ -294,7 +377,7 @@ impl Others {
         };
         let like = match (&parent, &options.like) {
             (None, Some(name)) => {
-                Some(Reference::newest_of(shared, name).ok_or_else(|| no_snapshot_of(name))?)
+                Some(Reference::newest_of(shared, name).ok_or_else(|| StoreError::no_such_process(name))?)
             }
             _ => None,
         };
@@ -319,11 +402,6 @@ fn space_of(
     let tables = table::count(&space, shared.format.region_size);
     check_length(ObjectKind::Root, tables.saturating_mul(Hash::BYTES))?;
     Ok(space)
-}
-
-/// A process that is to be like another one has no such other.
-pub(crate) fn no_snapshot_of(process: &str) -> StoreError {
-    StoreError::NoSuchSnapshot { text: format!("of the process {:?}", shorten(process)) }
 }
 
 /// A clock that is set right by less is not worth a word.

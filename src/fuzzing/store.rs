@@ -336,7 +336,7 @@ mod tests {
             assert!(store.restore(*id).unwrap().into_mapping().is_err());
         }
         for snapshots in [vec![], ids.clone()] {
-            let report = store.verify(&VerifyOptions { snapshots, ..Default::default() }).unwrap();
+            let report = store.verify(&VerifyOptions::new().snapshots(snapshots)).unwrap();
             let mut named: Vec<SnapshotId> =
                 report.problems.iter().flat_map(|problem| problem.snapshots.clone()).collect();
             named.sort();

@@ -34,6 +34,7 @@ use mark::{Marking, live_snapshots};
 
 /// How to collect.
 #[derive(Clone, Debug)]
+#[non_exhaustive]
 pub struct GcOptions {
     /// Only find out what would be given back.
     pub dry_run: bool,
@@ -45,6 +46,37 @@ pub struct GcOptions {
     pub erase: bool,
     /// Watches it.
     pub progress: Progress,
+}
+
+impl GcOptions {
+    /// The default.
+    pub fn new() -> Self {
+        GcOptions::default()
+    }
+
+    /// Only finds out what would be given back, or not.
+    pub fn dry_run(mut self, dry_run: bool) -> Self {
+        self.dry_run = dry_run;
+        self
+    }
+
+    /// Sets the [share](Self::max_unused_percent) of unused bytes above which a pack is rewritten; 10 unless set.
+    pub fn max_unused_percent(mut self, percent: u8) -> Self {
+        self.max_unused_percent = percent;
+        self
+    }
+
+    /// [Erases](Self::erase) what is given back, or not.
+    pub fn erase(mut self, erase: bool) -> Self {
+        self.erase = erase;
+        self
+    }
+
+    /// Sets what watches it.
+    pub fn progress(mut self, progress: Progress) -> Self {
+        self.progress = progress;
+        self
+    }
 }
 
 impl Default for GcOptions {

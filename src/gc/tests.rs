@@ -185,7 +185,7 @@ fn an_undecodable_record_is_damage_and_its_pack_stays_until_a_repair() {
         let problems = store.verify(&Default::default()).unwrap().problems;
         assert_eq!(problems.len(), 1, "{problems:?}");
         assert_eq!((&*problems[0].kind, &problems[0].snapshots[..]), ("record", &[id][..]));
-        let everything = GcOptions { max_unused_percent: 0, ..GcOptions::default() };
+        let everything = GcOptions::new().max_unused_percent(0);
         store.gc(&everything).unwrap();
         assert!(before.iter().all(|pack| pack.exists()), "{:?}", packs());
     }

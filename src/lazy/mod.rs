@@ -131,7 +131,7 @@ impl Restore<'_> {
     ///
     /// // The next lazy restore fills the accessed regions first.
     /// let working_set = back.touched().to_attachment()?;
-    /// let options = CaptureOptions { attachments: vec![working_set], ..CaptureOptions::default() };
+    /// let options = CaptureOptions::new().attachments([working_set]);
     /// store.process("vm-7").capture(&back[..], &options)?;
     /// back.wait_until_filled()?;
     /// # Ok::<(), Box<dyn std::error::Error>>(())

@@ -77,7 +77,7 @@ use process::refused;
 /// assert_eq!((memory[5000], stats.compared_regions, stats.written_regions), (7, 1, 1));
 ///
 /// // Captures from now on are a branch that begins at this snapshot.
-/// let options = CaptureOptions { parent: Some(before), ..CaptureOptions::default() };
+/// let options = CaptureOptions::new().parent(before);
 /// let branch = vm.capture(&memory.tracked_by(&changes), &options)?;
 /// assert_eq!((branch.parent, branch.changed_regions), (Some(before), 0));
 /// # Ok::<(), Box<dyn std::error::Error>>(())

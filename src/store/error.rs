@@ -9,6 +9,7 @@ use crate::hash::Hash;
 use crate::progress::Interrupted;
 use crate::record::{RecordError, SnapshotId};
 use crate::sys::fork::ProcessId;
+use crate::text::shorten;
 
 /// A store that cannot be opened, read or written.
 #[derive(Debug, thiserror::Error)]
@@ -452,6 +453,11 @@ impl StoreError {
             StoreError::Base { source, .. } => format!("{self}: {}", source.whole_story()),
             _ => self.to_string(),
         }
+    }
+
+    /// No snapshot is of the process of this name.
+    pub(crate) fn no_such_process(name: &str) -> StoreError {
+        StoreError::NoSuchProcess { process: shorten(name) }
     }
 
     /// Whether this says that stored bytes are not what was written.

@@ -99,8 +99,8 @@ pub struct Store {
 pub struct StoreOptions {
     region_size: RegionSize,
     codec: Codec,
-    pub(crate) wait: Duration,
-    pub(crate) trust_owner: bool,
+    wait: Duration,
+    trust_owner: bool,
 }
 
 /// What a store is, fixed when it was created.

@@ -29,6 +29,7 @@ use crate::sync::Mutex;
 
 /// What to verify. The default is everything.
 #[derive(Clone, Debug, Default)]
+#[non_exhaustive]
 pub struct VerifyOptions {
     /// Only what these snapshots need; everything if there are none.
     pub snapshots: Vec<SnapshotId>,
@@ -39,6 +40,31 @@ pub struct VerifyOptions {
     /// Watches it: in bytes of packs, to which 32 for each region of each snapshot are added for looking whether
     /// it is there. Interrupting it does no harm.
     pub progress: Progress,
+}
+
+impl VerifyOptions {
+    /// The default.
+    pub fn new() -> Self {
+        VerifyOptions::default()
+    }
+
+    /// Adds snapshots to which it is confined.
+    pub fn snapshots(mut self, snapshots: impl IntoIterator<Item = SnapshotId>) -> Self {
+        self.snapshots.extend(snapshots);
+        self
+    }
+
+    /// Sets the size of a [sample](Self::sample_percent), or `None` for everything.
+    pub fn sample_percent(mut self, percent: impl Into<Option<u8>>) -> Self {
+        self.sample_percent = percent.into();
+        self
+    }
+
+    /// Sets what watches it.
+    pub fn progress(mut self, progress: Progress) -> Self {
+        self.progress = progress;
+        self
+    }
 }
 
 /// What was found.

@@ -41,11 +41,9 @@ pub(crate) fn memory(name: &str) -> Vec<u8> {
 fn options(name: &str) -> CaptureOptions {
     let is_other = name == "other";
     let globals = Attachment { name: "globals".to_owned(), bytes: noise(400, 24) };
-    CaptureOptions {
-        attachments: is_other.then_some(globals).into_iter().collect(),
-        labels: is_other.then(|| ("why".to_owned(), "table".to_owned())).into_iter().collect(),
-        ..CaptureOptions::default()
-    }
+    CaptureOptions::new()
+        .attachments(is_other.then_some(globals))
+        .labels(is_other.then(|| ("why".to_owned(), "table".to_owned())))
 }
 
 pub(crate) fn capture(store: &Store, name: &str) -> SnapshotId {
@@ -117,7 +115,7 @@ impl Archive {
             ids.insert(name, capture(&store, name));
         }
         store.forget(&[taken]).unwrap();
-        store.gc(&GcOptions { max_unused_percent: 0, ..GcOptions::default() }).unwrap();
+        store.gc(&GcOptions::new().max_unused_percent(0)).unwrap();
         let earlier_index = dir.path().join("earlier-index");
         for name in ["v3", "v4", "gone"] {
             ids.insert(name, capture(&store, name));
@@ -131,7 +129,7 @@ impl Archive {
             ids.insert(name, capture(&store, name));
         }
         // The last object is a note about a snapshot in the pack before.
-        store.label(ids["v0"], &[("first".to_owned(), Some("yes".to_owned()))]).unwrap();
+        store.set_label(ids["v0"], "first", "yes").unwrap();
         let objects = objects(&path);
         let bases: HashMap<_, _> = objects
             .iter()

@@ -22,7 +22,7 @@ fn capture(store: &Store, process: &str, seed: u64) -> SnapshotId {
 }
 
 fn collect(store: &Store) {
-    store.gc(&GcOptions { max_unused_percent: 0, ..GcOptions::default() }).unwrap();
+    store.gc(&GcOptions::new().max_unused_percent(0)).unwrap();
 }
 
 /// Pack 2, which gc wrote, and pack 3.
@@ -53,7 +53,7 @@ fn assert_told(path: &Path, pack: &str, says: &str, gone: &[SnapshotId]) {
         let told = told.unwrap_or_else(|| panic!("round {round}: {problems:?}"));
         assert!(told.detail.contains(says), "{told:?}");
         assert!(gone.iter().all(|id| told.snapshots.contains(id)), "{gone:?} in {told:?}");
-        let sample = stillframe::verify::VerifyOptions { sample_percent: Some(1), ..Default::default() };
+        let sample = stillframe::verify::VerifyOptions::new().sample_percent(1);
         assert!(store.verify(&sample).unwrap().problems.contains(told));
         // It goes on in use.
         capture(&store, "later", 10 + round);

@@ -10,7 +10,7 @@ use crate::archive::Archive;
 use crate::vault::{change, verify};
 
 fn sample(store: &Store, percent: u8) -> stillframe::verify::VerifyReport {
-    store.verify(&VerifyOptions { sample_percent: Some(percent), ..VerifyOptions::default() }).unwrap()
+    store.verify(&VerifyOptions::new().sample_percent(percent)).unwrap()
 }
 
 #[test]

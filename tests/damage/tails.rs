@@ -139,8 +139,7 @@ fn with_a_pack_of_gc_behind() -> (tempfile::TempDir, std::path::PathBuf) {
     let capture = |process: &str, seed| {
         store.process(process).capture(&noise(200_000, seed), &CaptureOptions::default()).unwrap().id
     };
-    let collect =
-        || store.gc(&stillframe::GcOptions { max_unused_percent: 0, ..Default::default() }).unwrap();
+    let collect = || store.gc(&stillframe::GcOptions::new().max_unused_percent(0)).unwrap();
     let (first, second, _) = (capture("a", 1), capture("b", 2), capture("c", 3));
     store.forget(&[first]).unwrap();
     collect();

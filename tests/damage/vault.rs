@@ -42,13 +42,11 @@ pub(crate) fn memory(name: &str) -> Vec<u8> {
 pub(crate) fn options(name: &str) -> CaptureOptions {
     let globals = Attachment { name: "globals".to_owned(), bytes: noise(300, 5) };
     let with_more = name == "c1";
-    CaptureOptions {
-        attachments: with_more.then_some(globals).into_iter().collect(),
-        labels: with_more.then(|| ("why".to_owned(), "tests".to_owned())).into_iter().collect(),
+    CaptureOptions::new()
+        .attachments(with_more.then_some(globals))
+        .labels(with_more.then(|| ("why".to_owned(), "tests".to_owned())))
         // Each object stands for itself here; `deltas.rs` has those that do not.
-        deltas: false,
-        ..CaptureOptions::default()
-    }
+        .deltas(false)
 }
 
 pub(crate) fn capture(store: &Store, name: &str) -> SnapshotId {
@@ -92,7 +90,7 @@ impl Vault {
         store.forget(&[forgotten]).unwrap();
         let ids: BTreeMap<_, _> = NAMES.into_iter().map(|name| (name, capture(&store, name))).collect();
         // What is damaged below is never at the end of the pack, where zeros pass for a torn tail.
-        store.label(ids["a1"], &[("last".to_owned(), Some("yes".to_owned()))]).unwrap();
+        store.set_label(ids["a1"], "last", "yes").unwrap();
         let mut needs: HashMap<_, BTreeSet<_>> = HashMap::new();
         for (name, id) in &ids {
             let snapshot = store.snapshot(*id).unwrap();

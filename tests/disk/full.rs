@@ -53,12 +53,12 @@ fn assert_whole(store: &Store, snapshots: &Snapshots, when: &str) {
 }
 
 fn gc(store: &Store) -> Result<GcStats, Error> {
-    store.gc(&GcOptions { max_unused_percent: 0, ..GcOptions::default() })
+    store.gc(&GcOptions::new().max_unused_percent(0))
 }
 
 /// What is still to be freed; but for tombstones, which go with the gc after that of their snapshots.
 fn unused_bytes(store: &Store) -> u64 {
-    let options = GcOptions { max_unused_percent: 0, dry_run: true, ..GcOptions::default() };
+    let options = GcOptions::new().max_unused_percent(0).dry_run(true);
     let bytes = store.gc(&options).unwrap().freed_bytes;
     if bytes < TOMBSTONES_BYTES { 0 } else { bytes }
 }

@@ -16,11 +16,11 @@ fn capture(store: &Store, process: &str, seed: u64) -> (SnapshotId, Vec<u8>) {
 }
 
 fn only(snapshot: SnapshotId) -> VerifyOptions {
-    VerifyOptions { snapshots: vec![snapshot], ..VerifyOptions::default() }
+    VerifyOptions::new().snapshots([snapshot])
 }
 
 fn sample() -> VerifyOptions {
-    VerifyOptions { sample_percent: Some(99), ..VerifyOptions::default() }
+    VerifyOptions::new().sample_percent(99)
 }
 
 fn restore(store: &Store, id: SnapshotId) -> Result<Vec<u8>, Error> {
@@ -46,7 +46,7 @@ fn a_pack_that_is_cut_under_an_open_store_is_an_error() {
     let store = Store::options().create(&path).unwrap();
     let (first, memory) = capture(&store, "web", 1);
     let (last, _) = capture(&store, "vm", 2);
-    store.label(first, &[("kept".to_owned(), Some("yes".to_owned()))]).unwrap();
+    store.set_label(first, "kept", "yes").unwrap();
     // All of it is mapped, and read once.
     assert!(restore(&store, first).unwrap() == memory);
     restore(&store, last).unwrap();
@@ -55,7 +55,7 @@ fn a_pack_that_is_cut_under_an_open_store_is_an_error() {
     assert!(restore(&store, first).unwrap() == memory, "it lies before the cut");
     assert_unreadable("restore", restore(&store, last));
     let file = dir.path().join("image");
-    let restored = store.restore(last).and_then(|restore| restore.into_file(&file, false));
+    let restored = store.restore(last).and_then(|restore| restore.into_file(&file));
     assert_unreadable("restore", restored);
     assert_unreadable("verify", store.verify(&VerifyOptions::default()));
     assert_unreadable("verify", store.verify(&only(last)));

@@ -167,7 +167,7 @@ impl Taken {
             .unwrap_or_else(|| panic!("{at:#x} is captured"));
         let file = tempfile::NamedTempFile::new().unwrap();
         let path = file.path().with_extension("image");
-        restore.into_file(&path, false).unwrap();
+        restore.into_file(&path).unwrap();
         let mut bytes = vec![0; length];
         File::open(&path).unwrap().read_exact_at(&mut bytes, offset + at - mapping.range.start()).unwrap();
         std::fs::remove_file(path).unwrap();
@@ -394,7 +394,7 @@ fn a_page_without_read_permission_is_captured_and_reserves_of_terabytes_are_not(
     assert_eq!(captured, [AddressRange::with_length(program.at + 512 * MIB, PAGE).unwrap()]);
 
     let core = taken._directory.path().join("core");
-    taken.store.restore(taken.capture.id).unwrap().into_core(&core, false).unwrap();
+    taken.store.restore(taken.capture.id).unwrap().into_core(&core).unwrap();
     let bytes = std::fs::read(core).unwrap();
     assert!(bytes.windows(PAGE as usize).any(|window| window == [6; PAGE as usize]), "the core has the page");
 }

@@ -353,7 +353,7 @@ fn what_was_excluded_is_left_as_it_is() {
     let large = space.mappings().iter().find(|it| it.range.length_bytes() > 20 << 20 && it.protection.write);
     let large = large.unwrap().range;
     let exclude = vec![AddressRange::new(large.start() + (1 << 20), large.end() - (1 << 20)).unwrap()];
-    let options = CaptureOptions { exclude, ..CaptureOptions::default() };
+    let options = CaptureOptions::new().exclude(exclude);
     let id = store.process("p").capture(&LiveProcessSource::new(program.pid()), &options).unwrap().id;
     assert_eq!(program.ask("g"), "2");
     rollback(&store, id, &program);

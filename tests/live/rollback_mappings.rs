@@ -175,7 +175,7 @@ fn what_cannot_be_mapped_again_is_refused_by_name() {
     // What was left out of the snapshot cannot be had.
     let mut program = mappings(&[]);
     let plain = stillframe::AddressRange::with_length(0x2000_0000_0000, 4096).unwrap();
-    let options = stillframe::CaptureOptions { exclude: vec![plain], ..Default::default() };
+    let options = stillframe::CaptureOptions::new().exclude([plain]);
     let source = stillframe::source::LiveProcessSource::new(program.pid());
     let id = store.process("p").capture(&source, &options).unwrap().id;
     program.ask(&on("unmap", PLAIN));

@@ -222,11 +222,11 @@ fn of_terabytes_only_what_is_there_is_kept_and_compared_and_rolled_back() {
     program.ask('w', pages[0], 99);
 
     assert_eq!(store.verify(&VerifyOptions::default()).unwrap().problems, []);
-    let named = VerifyOptions { snapshots: vec![second.id], ..VerifyOptions::default() };
+    let named = VerifyOptions::new().snapshots([second.id]);
     assert_eq!(store.verify(&named).unwrap().problems, []);
     assert!(store.freeable_bytes(&[first.id]).unwrap() < 64 << 20);
     store.forget(&[first.id]).unwrap();
-    store.gc(&GcOptions { max_unused_percent: 0, ..GcOptions::default() }).unwrap();
+    store.gc(&GcOptions::new().max_unused_percent(0)).unwrap();
     assert_eq!(bytes(&store, second.id, pages[40]), [201; PAGE_BYTES as usize]);
     // A list of all tables alone took some 27 MB for each TiB.
     drop(store);
@@ -246,7 +246,7 @@ fn an_image_that_no_file_of_the_file_system_can_hold_is_refused_with_what_to_do(
     let store = create(dir.path(), 65_536);
     let taken = capture(&store, &program);
     let image = dir.path().join("image");
-    match store.restore(taken.id).unwrap().into_file(&image, false) {
+    match store.restore(taken.id).unwrap().into_file(&image) {
         Ok(stats) => assert_eq!(stats.bytes, taken.memory_bytes, "a file system that has such files"),
         Err(Error::Sink(error @ SinkError::TooLong { .. })) => {
             assert!(error.to_string().contains("cat --range"), "{error}");
@@ -335,7 +335,7 @@ fn a_sparse_file_of_terabytes_is_kept_by_what_it_has() {
     let diff = store.diff(first.id, second.id, &DiffOptions::default()).unwrap();
     assert_eq!(diff.ranges, [AddressRange::with_length(places[1], 10).unwrap()]);
     let back = dir.path().join("back");
-    store.restore(second.id).unwrap().into_file(&back, false).unwrap();
+    store.restore(second.id).unwrap().into_file(&back).unwrap();
     let back = File::open(&back).unwrap();
     for place in places {
         let (mut found, mut expected) = ([0; 3000], [0; 3000]);

@@ -137,8 +137,7 @@ fn a_thread_in_vfork_pauses_no_other_and_its_child_is_named() {
     // The same moment ended by somebody else: at once, although a minute is left.
     let cancel = Arc::new(AtomicBool::new(false));
     let store = Store::options().create(dir.path().join("store")).unwrap();
-    let options =
-        CaptureOptions { progress: Progress::new().cancel_when(cancel.clone()), ..Default::default() };
+    let options = CaptureOptions::new().progress(Progress::new().cancel_when(cancel.clone()));
     std::thread::spawn(move || {
         std::thread::sleep(Duration::from_millis(100));
         cancel.store(true, Ordering::Relaxed);

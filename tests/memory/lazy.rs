@@ -396,7 +396,7 @@ fn what_was_touched_is_filled_first_the_next_time() {
     assert_eq!(attachment.name, WorkingSet::ATTACHMENT);
     assert_eq!(WorkingSet::from_attachment(&attachment.bytes).unwrap(), working_set);
     assert!(WorkingSet::from_attachment(&attachment.bytes[1..]).is_err());
-    let options = CaptureOptions { attachments: vec![attachment], ..CaptureOptions::default() };
+    let options = CaptureOptions::new().attachments([attachment]);
     let second = store.process("p").capture(&mapping[..], &options).unwrap().id;
     let third = capture(&store, &memory);
     store.gc(&GcOptions::default()).unwrap();
@@ -421,7 +421,7 @@ fn the_order_of_filling_is_that_of_the_working_set() {
     // Where nothing is.
     ranges.insert(1, strange);
     let attachment = WorkingSet::new(ranges).to_attachment().unwrap();
-    let options = CaptureOptions { attachments: vec![attachment], ..CaptureOptions::default() };
+    let options = CaptureOptions::new().attachments([attachment]);
     let id = store.process("p").capture(&memory, &options).unwrap().id;
     // It is cancelled after the three, so no others are there.
     let cancel = Arc::new(AtomicBool::new(false));
@@ -451,7 +451,7 @@ fn a_working_set_that_cannot_be_read_is_done_without() {
     let (_dir, store) = new_store(4096);
     let memory = memory(MIB);
     let attachment = Attachment { name: WorkingSet::ATTACHMENT.to_owned(), bytes: vec![9; 20] };
-    let options = CaptureOptions { attachments: vec![attachment], ..CaptureOptions::default() };
+    let options = CaptureOptions::new().attachments([attachment]);
     let id = store.process("p").capture(&memory, &options).unwrap().id;
     let mapping = lazy(&store, id, Fill::HotFirst);
     mapping.wait_until_filled().unwrap();

@@ -24,7 +24,7 @@ fn new_store() -> (tempfile::TempDir, Store) {
 }
 
 fn capture(store: &Store, memory: &Reservation) -> stillframe::CaptureStats {
-    let options = CaptureOptions { parent: memory.basis(), ..CaptureOptions::default() };
+    let options = CaptureOptions::new().parent(memory.basis());
     store.process("p").capture(memory, &options).unwrap()
 }
 

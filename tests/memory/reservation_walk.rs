@@ -124,7 +124,7 @@ impl Walk<'_> {
             Parent::Any(nth) => self.moment(nth).map(|(id, _)| id),
             Parent::None => None,
         };
-        CaptureOptions { parent, ..CaptureOptions::default() }
+        CaptureOptions::new().parent(parent)
     }
 
     /// Its bytes are other ones now, in memory of its own.
@@ -233,7 +233,7 @@ impl Walk<'_> {
                 prop_assert!(matches!(again, Error::Store(StoreError::NoSuchSnapshot { .. })), "{again:?}");
             }
             Step::Collect => {
-                self.store.gc(&GcOptions { max_unused_percent: 0, ..GcOptions::default() }).unwrap();
+                self.store.gc(&GcOptions::new().max_unused_percent(0)).unwrap();
             }
             Step::Compare => self.look()?,
         }
@@ -298,7 +298,7 @@ fn what_a_rollback_writes_is_known_when_it_is_thrown_away() {
     };
     let (sevens, nines) = (capture("a", 7), capture("b", 9));
     let template = store.template(sevens).unwrap();
-    let options = |parent| CaptureOptions { parent, ..CaptureOptions::default() };
+    let options = |parent| CaptureOptions::new().parent(parent);
 
     let mut memory = Reservation::new(MIB, 4096).unwrap();
     memory.instantiate(&template).unwrap();

@@ -192,7 +192,7 @@ impl Subject {
             By::DirtyRanges | By::HostBitmap => Box::new(bytes.tracked_by(&self.host)),
             _ => Box::new(&self.live),
         };
-        let mut options = CaptureOptions { staging_bytes: 3 * MIB, ..CaptureOptions::default() };
+        let mut options = CaptureOptions::new().staging_bytes(3 * MIB);
         let process = store.process("tracked");
         match step {
             Step::StartCapture => {
@@ -572,7 +572,7 @@ fn knowledge_that_refers_to_another_snapshot_is_not_used() {
     assert!(store.restore(fourth.id).unwrap().into_mapping().unwrap()[..] == bytes[..]);
 
     // Other exclusions mean other bytes.
-    let excluding = CaptureOptions { exclude: vec![range(100..200)], ..CaptureOptions::default() };
+    let excluding = CaptureOptions::new().exclude([range(100..200)]);
     let fifth = process.capture(&bytes.tracked_by(&handed_over), &excluding).unwrap();
     assert_eq!(fifth.tracking, Tracking::Rescan(RescanReason::OtherLayout));
     handed_over.mark(range(150..300)).unwrap();
@@ -877,7 +877,7 @@ fn a_staging_buffer_that_is_too_small_is_said_and_changes_nothing_else() {
     let mut bytes: Vec<u8> = scattered(6 * MIB);
     for staging_bytes in [0, 100, MIB, 3 * MIB + 5, 64 * MIB] {
         bytes[staging_bytes % MIB] ^= 1;
-        let options = CaptureOptions { staging_bytes, ..CaptureOptions::default() };
+        let options = CaptureOptions::new().staging_bytes(staging_bytes);
         let taken = store.process("p").start_capture(&bytes, &options).unwrap().wait().unwrap();
         assert_eq!(taken.staging_full, staging_bytes < bytes.len());
         assert!(store.restore(taken.id).unwrap().into_mapping().unwrap()[..] == bytes[..]);

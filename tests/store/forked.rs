@@ -119,7 +119,7 @@ fn a_child_gets_an_error_from_every_call_and_changes_nothing() {
         let said = in_child(bare, || {
             let mut memory = noise(100_000, 4);
             let mut out = Vec::new();
-            let policy = KeepPolicy { last: Some(1), ..KeepPolicy::default() };
+            let policy = KeepPolicy::new().last(1);
             let start = store.process("c").start_capture(&memory[..], &CaptureOptions::default());
             let said = vec![
                 said("capture", capture(&store, "c", 4)),
@@ -136,12 +136,12 @@ fn a_child_gets_an_error_from_every_call_and_changes_nothing() {
                 said("regions", regions.collect::<Result<Vec<_>, _>>()),
                 said("image", snapshot.read_image(&mut out)),
                 said("template", store.template(id)),
-                said("label", store.label(id, &[])),
+                said("label", store.change_labels(id, &[])),
                 said("plan", store.plan_forget(&policy, None)),
                 said("forget", store.forget(&[id])),
                 said("freeable", store.freeable_bytes(&[id])),
                 said("gc", store.gc(&GcOptions::default())),
-                said("dry", store.gc(&GcOptions { dry_run: true, ..GcOptions::default() })),
+                said("dry", store.gc(&GcOptions::new().dry_run(true))),
                 said("verify", store.verify(&Default::default())),
                 said("stats", store.stats()),
                 said("diff", store.diff(id, other, &Default::default())),

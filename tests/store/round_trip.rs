@@ -44,7 +44,7 @@ fn memory_of_any_length_comes_back_from_every_sink() {
         store.restore(id).unwrap().into_slice(&mut slice).unwrap();
         assert!(slice == memory, "{length}");
         let path = dir.path().join(format!("image-{length}"));
-        store.restore(id).unwrap().into_file(&path, false).unwrap();
+        store.restore(id).unwrap().into_file(&path).unwrap();
         assert!(std::fs::read(&path).unwrap() == memory, "{length}");
     }
 }
@@ -109,7 +109,7 @@ fn excluded_ranges_come_back_as_zeros_and_are_on_record() {
     let store = Store::options().create(dir.path().join("store")).unwrap();
     let mut memory = memory(3 << 20, 5);
     let exclude = vec![AddressRange::new(10, 100_000).unwrap(), AddressRange::new(2 << 20, 5 << 20).unwrap()];
-    let options = CaptureOptions { exclude: exclude.clone(), ..CaptureOptions::default() };
+    let options = CaptureOptions::new().exclude(exclude.clone());
     let id = store.process("p").capture(&memory, &options).unwrap().id;
     memory[10..100_000].fill(0);
     memory[2 << 20..].fill(0);

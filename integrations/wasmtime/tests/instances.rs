@@ -158,7 +158,7 @@ fn become_by(way: &str, world: &World, subject: &mut Subject, id: SnapshotId) {
         "rolled back" => drop(guest.rollback(store, &world.vault, id).unwrap()),
         _ => {
             // Of another snapshot, if there is one.
-            let other = world.vault.process("p").snapshots()[0];
+            let other = world.vault.process("p").snapshots()[0].id();
             guest.instantiate(store, &Template::new(&world.vault, other).unwrap()).unwrap();
             drop(guest.rollback(store, &world.vault, id).unwrap());
         }

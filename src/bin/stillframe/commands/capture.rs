@@ -142,17 +142,15 @@ pub(super) fn capture(context: &Context, arguments: Capture) -> anyhow::Result<E
         }
     };
     let store = context.open_or_create()?;
-    let options = CaptureOptions {
-        trigger: arguments.trigger,
-        labels: arguments.labels.into_iter().collect(),
-        exclude: arguments.exclude,
-        parent: arguments.parent.map(|parent| store.find(&parent)).transpose()?,
-        like: arguments.store_as.like,
-        codec: arguments.store_as.codec,
-        deltas: !arguments.store_as.no_deltas,
-        progress: progress(context, "capturing"),
-        ..Default::default()
-    };
+    let mut options = CaptureOptions::new()
+        .trigger(arguments.trigger)
+        .labels(arguments.labels)
+        .exclude(arguments.exclude)
+        .parent(arguments.parent.map(|parent| store.find(&parent)).transpose()?)
+        .codec(arguments.store_as.codec)
+        .deltas(!arguments.store_as.no_deltas)
+        .progress(progress(context, "capturing"));
+    options.like = arguments.store_as.like;
     let process = match (arguments.process.or(default_name), arguments.pid) {
         (Some(name), _) => name,
         (None, pid) => name_of_process(context, &store, pid.unwrap_or_default())?,

@@ -36,7 +36,7 @@ pub(super) fn diff(context: &Context, arguments: &Diff) -> anyhow::Result<Exit> 
     let output = &context.output;
     let store = context.open()?;
     let (a, b) = (store.find(&arguments.a)?, store.find(&arguments.b)?);
-    let diff = store.diff(a, b, &DiffOptions { progress: progress(context, "comparing") })?;
+    let diff = store.diff(a, b, &DiffOptions::new().progress(progress(context, "comparing")))?;
     if output.json {
         output.json(&diff)?;
         return Ok(Exit::Done);

@@ -110,14 +110,12 @@ pub(super) fn watch(context: &Context, arguments: Watch) -> anyhow::Result<Exit>
         (None, Some(pid), _) => name_of_process(context, &store, pid)?,
         (None, None, program) => program.map(|program| file_name(Path::new(program))).unwrap_or_default(),
     };
-    let options = CaptureOptions {
-        trigger: Trigger::Periodic,
-        like: arguments.store_as.like,
-        codec: arguments.store_as.codec,
-        deltas: !arguments.store_as.no_deltas,
-        progress: Progress::new().cancel_when(interrupted),
-        ..Default::default()
-    };
+    let mut options = CaptureOptions::new()
+        .trigger(Trigger::Periodic)
+        .codec(arguments.store_as.codec)
+        .deltas(!arguments.store_as.no_deltas)
+        .progress(Progress::new().cancel_when(interrupted));
+    options.like = arguments.store_as.like;
     // Wrong options are reported before the command is started.
     store.process(&process).check(&options)?;
     let (mut target, first_after) = match (arguments.pid, arguments.command.split_first()) {
