@@ -1,17 +1,17 @@
-//! The documents of the repository, for reading beside the reference.
+//! The documents of the repository, for reading with the API reference.
 
-/// How the store works, and why so.
+/// How the store works, and why.
 #[doc = include_str!("../docs/design.md")]
 pub mod design {}
 
-/// What every byte of a store means.
+/// The meaning of every byte of a store.
 #[doc = include_str!("../docs/format.md")]
 pub mod format {}
 
-/// What is guaranteed, and the test behind each guarantee.
+/// The guarantees, and the test of each.
 #[doc = include_str!("../docs/reliability.md")]
 pub mod reliability {}
 
-/// Every figure that the documentation quotes, with its command.
+/// Every figure in the documentation, with its command.
 #[doc = include_str!("../docs/benchmarks.md")]
 pub mod benchmarks {}

@@ -1,4 +1,4 @@
-//! The labels of a snapshot: setting them, and what they may be.
+//! The labels of a snapshot: how they are set, and their limits.
 
 use std::collections::BTreeMap;
 
@@ -10,14 +10,24 @@ use crate::store::catalog::Labels;
 use crate::store::error::StoreError;
 use crate::text::{is_control, shorten};
 
-/// Keys are at most this long.
+/// The greatest length of a key.
 const MAX_KEY_BYTES: usize = 255;
 
-/// Values are at most this long.
+/// The greatest length of a value.
 const MAX_VALUE_BYTES: usize = 4096;
 
 impl Store {
     /// Sets one label of a snapshot.
+    ///
+    /// ```
+    /// use stillframe::{CaptureOptions, Store};
+    /// # let dir = tempfile::tempdir()?;
+    /// # let store = Store::options().create(dir.path().join("vault"))?;
+    /// let id = store.process("web-1").capture(&[7u8; 4096][..], &CaptureOptions::default())?.id;
+    /// let labelled = store.set_label(id, "state", "warm")?;
+    /// assert_eq!(labelled.labels()["state"], "warm");
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     ///
     /// # Errors
     ///
@@ -44,14 +54,14 @@ impl Store {
     ///
     /// # Errors
     ///
-    /// [`StoreError::NoSuchSnapshot`], [`StoreError::BadLabel`], or that the store cannot be written.
+    /// [`StoreError::NoSuchSnapshot`], [`StoreError::BadLabel`], or an error in writing the store.
     pub fn change_labels(
         &self,
         id: SnapshotId,
         changes: &[(String, Option<String>)],
     ) -> Result<Snapshot<'_>, Error> {
         self.shared().check_writable()?;
-        // Held over reading and writing, so that two calls do not undo one another.
+        // Held while the record is read and written, so that two calls do not undo each other.
         let _lane = self.shared().lane("\0labels");
         let mut labels = self.snapshot(id)?.labels().clone();
         let (set, removed): (BTreeMap<_, _>, Vec<_>) =

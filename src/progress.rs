@@ -1,15 +1,16 @@
-//! Progress: what a long verb tells while it works, and how it is told to stop.
+//! Progress: reports of a long operation, and its cancellation.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-/// The verb was cancelled by its [`Progress`].
+/// The operation was cancelled by its [`Progress`].
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Interrupted;
 
 type OnAdvance = dyn Fn(u64, u64) + Send + Sync;
 
-/// Watches a long verb and can cancel it. The default is silent and never cancels.
+/// Reports the progress of a long operation and can cancel it. The default reports nothing and
+/// never cancels.
 ///
 /// ```
 /// use std::sync::{Arc, atomic::AtomicBool};
@@ -26,31 +27,31 @@ pub struct Progress {
 }
 
 impl Progress {
-    /// Silent, and never cancels.
+    /// Reports nothing and never cancels.
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// Calls `report` with the bytes done and the bytes there are, every megabyte or so, from any
+    /// Calls `report` with the bytes done and the total bytes, about once a megabyte, from any
     /// thread.
     pub fn on_advance(mut self, report: impl Fn(u64, u64) + Send + Sync + 'static) -> Self {
         self.on_advance = Some(Arc::new(report));
         self
     }
 
-    /// Ends the verb with [`Error::Interrupted`](crate::Error::Interrupted) soon after the flag is set. Nothing is recorded
-    /// then, and nothing is harmed.
+    /// Ends the operation with [`Error::Interrupted`](crate::Error::Interrupted) soon after the
+    /// flag is set. Nothing is recorded then, and no data is harmed.
     pub fn cancel_when(mut self, flag: Arc<AtomicBool>) -> Self {
         self.cancel = Some(flag);
         self
     }
 
-    /// Whether the verb is to stop.
+    /// Whether the operation must stop.
     pub(crate) fn is_cancelled(&self) -> bool {
         self.cancel.as_ref().is_some_and(|cancel| cancel.load(Ordering::Relaxed))
     }
 
-    /// An error if the verb is to stop.
+    /// An error if the operation must stop.
     pub(crate) fn check(&self) -> Result<(), Interrupted> {
         if self.is_cancelled() { Err(Interrupted) } else { Ok(()) }
     }
@@ -67,7 +68,7 @@ impl std::fmt::Debug for Progress {
     }
 }
 
-/// Counts the work of one verb.
+/// Counts the work of one operation.
 pub(crate) struct Meter {
     progress: Progress,
     done_bytes: AtomicU64,
@@ -75,7 +76,7 @@ pub(crate) struct Meter {
 }
 
 impl Meter {
-    /// Adds to what is done; an error if the verb is to stop.
+    /// Adds to the bytes done; an error if the operation must stop.
     pub(crate) fn advance(&self, by_bytes: u64) -> Result<(), Interrupted> {
         let done_bytes = self.done_bytes.fetch_add(by_bytes, Ordering::Relaxed) + by_bytes;
         if let Some(report) = &self.progress.on_advance {

@@ -1,22 +1,24 @@
-//! Ranges: a set of bytes, as the ranges that they form.
+//! Ranges: a set of bytes, stored as its ranges.
 //!
 //! ```text
 //! given      5..9  1..3  8..12  3..4  7..7
 //! kept       1..4  5..12
 //! ```
 //!
-//! The ranges of a [`Ranges`] are in ascending order, none is empty, and none overlaps or touches the next one. So
-//! two of them are equal exactly if they have the same bytes, a search takes logarithmic time, and each operation on
-//! two of them passes over both once. The unit tests compare each operation with sets of single bytes.
+//! The ranges of a [`Ranges`] are in ascending order, none is empty, and none overlaps or adjoins
+//! the next one. So two of them are equal exactly if they have the same bytes, a search takes
+//! logarithmic time, and each operation on two of them passes over both once. The unit tests
+//! compare each operation with sets of single bytes.
 
 use std::ops::{Deref, Range};
 
 use crate::units::AddressRange;
 
-/// A set of bytes as ranges: in ascending order, none empty, and none overlaps or touches the next one.
+/// A set of bytes as ranges: in ascending order, none empty, and none overlaps or adjoins the next
+/// one.
 ///
-/// Whether the numbers are addresses or offsets in a mapping depends on where it is used. It is collected from
-/// ranges in any order, and it reads as a slice of them.
+/// The numbers are addresses or offsets in a mapping, depending on the use. It is collected from
+/// ranges in any order, and dereferences to a slice of ranges.
 ///
 /// ```
 /// use stillframe::ranges::Ranges;
@@ -33,24 +35,25 @@ pub struct Ranges {
 }
 
 impl Ranges {
-    /// No bytes.
+    /// The empty set.
     pub const fn new() -> Ranges {
         Ranges { list: Vec::new() }
     }
 
-    /// How many bytes they are together.
+    /// The number of bytes in the set.
     pub fn length_bytes(&self) -> u64 {
         self.list.iter().map(|range| range.end - range.start).sum()
     }
 
-    /// Adds the bytes of a range. Cost: constant if no range begins or ends after `range` begins, else linear.
+    /// Adds the bytes of a range. Cost: constant if no range begins or ends after `range` begins,
+    /// else linear.
     pub fn insert(&mut self, range: Range<u64>) {
         if range.is_empty() {
             return;
         }
         match self.list.last_mut() {
             Some(last) if range.start < last.start => {
-                // Those that overlap or touch it become one with it.
+                // Ranges that overlap or adjoin it are merged with it.
                 let from = self.list.partition_point(|other| other.end < range.start);
                 let to = self.list.partition_point(|other| other.start <= range.end);
                 let joined = self.list[from..to]
@@ -63,19 +66,20 @@ impl Ranges {
         }
     }
 
-    /// What either has.
+    /// The bytes that are in either set.
     pub fn union(&self, other: &Ranges) -> Ranges {
         self.iter().chain(other.iter()).cloned().collect()
     }
 
-    /// What both have.
+    /// The bytes that are in both sets.
     pub fn intersection(&self, other: &Ranges) -> Ranges {
         let (mut ours, mut theirs) = (self.list.iter().peekable(), other.list.iter().peekable());
         let mut list = Vec::new();
         while let (Some(our), Some(their)) = (ours.peek(), theirs.peek()) {
             let shared = our.start.max(their.start)..our.end.min(their.end);
             let ours_ends_first = our.end <= their.end;
-            // Two that share no byte and touch both have one of these between them, so the list stays apart.
+            // Between two successive results there is a gap of one of the two sets, so they never
+            // adjoin.
             if !shared.is_empty() {
                 list.push(shared);
             }
@@ -88,34 +92,34 @@ impl Ranges {
         Ranges { list }
     }
 
-    /// What of this the other one does not have.
+    /// The bytes of this set that are not in the other one.
     pub fn difference(&self, other: &Ranges) -> Ranges {
         let end = self.list.last().map_or(0, |last| last.end);
         self.intersection(&other.complement(0..end))
     }
 
-    /// What of `whole` is not in here.
+    /// The bytes of `whole` that are not in the set.
     pub fn complement(&self, whole: Range<u64>) -> Ranges {
         Ranges { list: complement(&self.list, whole) }
     }
 
-    /// What of `window` is in here, in order.
+    /// The parts of `window` that are in the set, in order.
     pub fn within(&self, window: Range<u64>) -> impl Iterator<Item = Range<u64>> {
         overlapping(&self.list, window)
     }
 
-    /// Whether any byte of `window` is in here.
+    /// Whether any byte of `window` is in the set.
     pub fn overlaps(&self, window: Range<u64>) -> bool {
         self.within(window).next().is_some()
     }
 
-    /// What of `window` is in here, counted from the start of `window`.
+    /// The parts of `window` that are in the set, counted from the start of `window`.
     pub fn from_start_of(&self, window: Range<u64>) -> Ranges {
         let start = window.start;
         Ranges { list: self.within(window).map(|range| range.start - start..range.end - start).collect() }
     }
 
-    /// The parts of `whole` in order, each with whether it is in here.
+    /// The parts of `whole` in order, each with whether it is in the set.
     pub(crate) fn alternating(&self, whole: Range<u64>) -> Vec<(Range<u64>, bool)> {
         let mut parts: Vec<_> =
             self.complement(whole.clone()).into_iter().map(|range| (range, false)).collect();
@@ -124,7 +128,7 @@ impl Ranges {
         parts
     }
 
-    /// Removes everything from `end` on.
+    /// Removes all bytes from `end` on.
     pub fn truncate(&mut self, end: u64) {
         self.list.truncate(self.list.partition_point(|range| range.start < end));
         if let Some(last) = self.list.last_mut() {
@@ -134,7 +138,7 @@ impl Ranges {
 
     /// The ranges as addresses.
     pub fn addresses(&self) -> impl Iterator<Item = AddressRange> {
-        // None is empty.
+        // No range is empty.
         self.list.iter().filter_map(|range| AddressRange::new(range.start, range.end).ok())
     }
 }
@@ -159,7 +163,7 @@ impl From<AddressRange> for Ranges {
 }
 
 impl From<Vec<Range<u64>>> for Ranges {
-    /// Of ranges in any order. Cost: linear if they are sorted.
+    /// From ranges in any order. Cost: linear if they are sorted.
     fn from(mut list: Vec<Range<u64>>) -> Ranges {
         merge(&mut list);
         Ranges { list }
@@ -225,7 +229,7 @@ impl<const N: usize> PartialEq<[Range<u64>; N]> for Ranges {
     }
 }
 
-/// Sorts ranges and joins those that touch or overlap.
+/// Sorts ranges and merges those that overlap or adjoin.
 pub(crate) fn merge(ranges: &mut Vec<Range<u64>>) {
     ranges.retain(|range| !range.is_empty());
     ranges.sort_unstable_by_key(|range| (range.start, range.end));
@@ -254,7 +258,7 @@ pub(crate) fn complement(ranges: &[Range<u64>], whole: Range<u64>) -> Vec<Range<
     rest
 }
 
-/// What `ranges`, which are those of a [`Ranges`], and `window` share, in order.
+/// The intersections of `ranges`, which are those of a [`Ranges`], with `window`, in order.
 pub(crate) fn overlapping(ranges: &[Range<u64>], window: Range<u64>) -> impl Iterator<Item = Range<u64>> {
     let first = ranges.partition_point(|range| range.end <= window.start);
     ranges[first..]
@@ -292,7 +296,7 @@ mod tests {
     }
 
     fn range() -> impl Strategy<Value = Range<u64>> {
-        // Some are empty, and some backwards.
+        // Some are empty, and some are reversed.
         (0u64..60, 0u64..12).prop_map(|(start, length)| start..(start + length).saturating_sub(2))
     }
 

@@ -1,7 +1,7 @@
-//! How the reports of the verbs are serialized.
+//! How the reports of the operations are serialized.
 //!
-//! The keys and the form of the values are the JSON of the command, on which scripts depend: durations are
-//! milliseconds, ids and times are text, bytes are hex digits.
+//! The keys and the form of the values are the JSON of the command, on which scripts depend:
+//! durations are milliseconds, ids and times are text, bytes are hex digits.
 
 use std::fmt::Display;
 use std::time::Duration;
@@ -11,12 +11,12 @@ use serde::{Serialize, Serializer};
 
 use crate::units::AddressRange;
 
-/// A duration in milliseconds, to the microsecond.
+/// A duration in milliseconds, with microsecond precision.
 pub(crate) fn milliseconds<S: Serializer>(duration: &Duration, to: S) -> Result<S::Ok, S::Error> {
     in_milliseconds(duration).serialize(to)
 }
 
-/// The same, or nothing.
+/// Like `milliseconds`, with `None` as null.
 pub(crate) fn optional_milliseconds<S: Serializer>(
     duration: &Option<Duration>,
     to: S,
@@ -24,12 +24,12 @@ pub(crate) fn optional_milliseconds<S: Serializer>(
     duration.as_ref().map(in_milliseconds).serialize(to)
 }
 
-/// What is displayed, as text.
+/// A displayable value, as text.
 pub(crate) fn text<T: Display, S: Serializer>(value: &T, to: S) -> Result<S::Ok, S::Error> {
     to.collect_str(value)
 }
 
-/// The same, or nothing.
+/// Like `text`, with `None` as null.
 pub(crate) fn optional_text<T: Display, S: Serializer>(value: &Option<T>, to: S) -> Result<S::Ok, S::Error> {
     value.as_ref().map(T::to_string).serialize(to)
 }
@@ -43,7 +43,7 @@ pub(crate) fn texts<T: Display, S: Serializer>(values: &[T], to: S) -> Result<S:
     list.end()
 }
 
-/// Bytes as hex digits, or nothing.
+/// Bytes as hex digits, or null.
 pub(crate) fn optional_hex<S: Serializer>(bytes: &Option<Vec<u8>>, to: S) -> Result<S::Ok, S::Error> {
     let digits = |bytes: &Vec<u8>| bytes.iter().map(|byte| format!("{byte:02x}")).collect::<String>();
     bytes.as_ref().map(digits).serialize(to)
@@ -64,6 +64,6 @@ pub(crate) fn ranges<S: Serializer>(ranges: &[AddressRange], to: S) -> Result<S:
 }
 
 fn in_milliseconds(duration: &Duration) -> f64 {
-    // Microseconds of a f64 are exact for 285 years.
+    // Microseconds in an f64 are exact for 285 years.
     duration.as_micros() as f64 / 1e3
 }

@@ -40,7 +40,7 @@ pub struct Template {
 struct Content {
     id: SnapshotId,
     space: AddressSpace,
-    /// Sealed.
+    /// Sealed, so that nothing can change its pages.
     file: File,
     length: usize,
 }

@@ -1,20 +1,22 @@
-//! Text of others (a process name, a path, a command line, a label) on its way to a person.
+//! Text from other programs and users (a process name, a path, a command line, a label), made safe
+//! to show.
 
 use std::borrow::Cow;
 
-/// Whether a letter changes what is shown around it: a control character can move a terminal's cursor, and one that sets the
-/// direction of writing can make a name look like another one ([Unicode UAX #9](https://www.unicode.org/reports/tr9/)).
+/// Whether a character changes how the text around it is shown: a control character can move a
+/// terminal's cursor, and one that sets the direction of writing can make a name look like another
+/// one ([Unicode UAX #9](https://www.unicode.org/reports/tr9/)).
 pub fn is_control(letter: char) -> bool {
     letter.is_control() || is_direction(letter)
 }
 
-/// The characters that set the direction of writing: they have no picture of their own.
+/// The characters that set the direction of writing. They are invisible.
 pub(crate) fn is_direction(letter: char) -> bool {
     matches!(letter,
         '\u{061C}' | '\u{200E}' | '\u{200F}' | '\u{202A}'..='\u{202E}' | '\u{2066}'..='\u{2069}')
 }
 
-/// The text with a replacement character in the place of each [control character](is_control).
+/// The text, with each [control character](is_control) replaced by a replacement character.
 ///
 /// ```
 /// assert_eq!(stillframe::text::printable("a\x1b[2J\u{202e}b"), "a\u{fffd}[2J\u{fffd}b");

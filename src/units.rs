@@ -1,7 +1,7 @@
-//! Units: the few numbers that must not be mixed up.
+//! Units: types for numbers that must not be confused.
 //!
-//! Plain integers carry their unit in their name (`stored_bytes`, `first_region`). The two things
-//! with rules of their own are types: [`RegionSize`] and [`AddressRange`].
+//! Plain integers have their unit in their name (`stored_bytes`, `first_region`). Two kinds of
+//! numbers follow further rules and are types: [`RegionSize`] and [`AddressRange`].
 
 use std::fmt;
 use std::str::FromStr;
@@ -51,7 +51,7 @@ impl RegionSize {
 }
 
 impl Default for RegionSize {
-    /// 16 KiB: `docs/design.md` says why.
+    /// 16 KiB: `docs/design.md` has the reason.
     fn default() -> Self {
         RegionSize(16 * 1024)
     }
@@ -70,9 +70,9 @@ impl From<RegionSize> for u32 {
     }
 }
 
-/// A half-open range of byte addresses, `start..end`, never empty and never backwards.
+/// A half-open range of byte addresses, `start..end`, never empty and never reversed.
 ///
-/// As text both ends are decimal, or hexadecimal after `0x`:
+/// In text both ends are decimal, or hexadecimal after `0x`:
 ///
 /// ```
 /// use stillframe::AddressRange;
@@ -94,7 +94,8 @@ impl AddressRange {
         if start < end { Ok(AddressRange { start, end }) } else { Err(UnitError::EmptyRange { start, end }) }
     }
 
-    /// The range of `length_bytes` from `start`; an error if it is empty or passes the last address.
+    /// The range of `length_bytes` from `start`; an error if it is empty or passes the last
+    /// address.
     pub fn with_length(start: u64, length_bytes: u64) -> Result<Self, UnitError> {
         let end = start.checked_add(length_bytes).ok_or(UnitError::RangeOverflow { start, length_bytes })?;
         Self::new(start, end)
@@ -110,12 +111,12 @@ impl AddressRange {
         self.end
     }
 
-    /// How many bytes lie in the range.
+    /// The number of bytes in the range.
     pub fn length_bytes(self) -> u64 {
         self.end - self.start
     }
 
-    /// What both ranges share, if anything.
+    /// The addresses that are in both ranges, if any.
     pub fn intersection(self, other: AddressRange) -> Option<AddressRange> {
         AddressRange::new(self.start.max(other.start), self.end.min(other.end)).ok()
     }
@@ -153,40 +154,40 @@ impl From<AddressRange> for (u64, u64) {
     }
 }
 
-/// A number or a range that breaks a rule of its type.
+/// A number or a range that violates a rule of its type.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum UnitError {
     /// Not a power of two from 512 to 65,536.
     #[error("a region size must be a power of two from 512 to 65536 bytes, found {found_bytes}")]
     RegionSize {
-        /// What was given.
+        /// The given number.
         found_bytes: u32,
     },
     /// The end is not after the start.
     #[error("an address range must end after it starts, found {start:#x}..{end:#x}")]
     EmptyRange {
-        /// The start given.
+        /// The given start.
         start: u64,
-        /// The end given.
+        /// The given end.
         end: u64,
     },
-    /// Longer than what can be worked on at once.
+    /// Longer than the limit of one operation.
     #[error(
         "expected an address range of at most {most_bytes} bytes, found {found_bytes} bytes; use a part of it"
     )]
     RangeTooLong {
-        /// How long it is.
+        /// Its length.
         found_bytes: u64,
-        /// How long it may be.
+        /// The limit.
         most_bytes: u64,
     },
-    /// Start and length together pass the last 64-bit address.
+    /// The start plus the length is above the last 64-bit address.
     #[error("an address range of {length_bytes} bytes from {start:#x} passes the last 64-bit address")]
     RangeOverflow {
-        /// The start given.
+        /// The given start.
         start: u64,
-        /// The length given.
+        /// The given length.
         length_bytes: u64,
     },
     /// Not of the form `START..END`.
@@ -194,7 +195,7 @@ pub enum UnitError {
         "an address range is START..END, each a 64-bit number in decimal or in hexadecimal after 0x, found {text:?}"
     )]
     UnreadableRange {
-        /// The text given.
+        /// The given text.
         text: String,
     },
     /// Not 64 hex digits.

@@ -1,16 +1,17 @@
-//! Workers: one thread a core, each with a state of its own, that share out a list of work in order.
+//! Workers: one thread a core, each with its own state, that process a list of work in order.
 
 use crate::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-/// How many workers there are at the most.
+/// The greatest number of workers.
 pub(crate) fn cores() -> usize {
     std::thread::available_parallelism().map_or(1, usize::from)
 }
 
-/// Does `work` on every item, on all cores, with a state that `start` makes once a worker. The items
-/// are begun in order, and each is asked for when a worker is free. Ends soon after the first error, which it returns,
-/// and after the first panic, which it passes on. A single item is worked on by the calling thread.
+/// Calls `work` for every item, on all cores, with a state that `start` makes once for each worker.
+/// The items are started in order; a free worker takes the next one. After the first error or panic
+/// the workers end soon; the error is returned, and the panic is resumed. The calling thread
+/// processes a single item.
 pub(crate) fn for_each<T: Send, S, E: Send>(
     items: impl IntoIterator<Item = T, IntoIter: Send>,
     start: impl Fn() -> S + Sync,
@@ -46,7 +47,7 @@ pub(crate) fn for_each<T: Send, S, E: Send>(
     failed.map_or(Ok(()), Err)
 }
 
-/// Ends the other workers when one panics; the scope that they run in panics after that.
+/// Ends the other workers when one panics. The scope in which they run then panics.
 struct EndOnPanic<'a>(&'a AtomicBool);
 
 impl Drop for EndOnPanic<'_> {
@@ -83,7 +84,7 @@ mod tests {
             assert!(item != 3, "the third item");
             Ok(())
         };
-        // Without an end: the others must not work on.
+        // Endless work: the other workers must not continue it.
         let all = std::panic::AssertUnwindSafe(|| for_each(0.., || (), work));
         assert!(std::panic::catch_unwind(all).is_err());
         assert!(count.load(Ordering::Relaxed) > 3);

@@ -1,12 +1,13 @@
-//! Blocks: the parts in which a lazy mapping is filled.
+//! Blocks: the units in which a lazy mapping is filled.
 //!
-//! The image is cut into *blocks*, each as long as a region but at least a page. Mappings may begin and end
-//! anywhere in the image, so a block has the bytes of one region, or of several, or parts of two.
+//! The image is divided into *blocks*, each as long as a region but at least a page. Mappings may
+//! begin and end anywhere in the image, so a block has the bytes of one region, or of several, or
+//! parts of two.
 //!
 //! ```text
 //! image    | mapping 0                            | mapping 1          |
 //! regions  |--------|--------|--------|--------|--|--------|--------|--|
-//! blocks   |--------|--------|--------|--------|--------|--------|--------|   the last one padded with zeros
+//! blocks   |--------|--------|--------|--------|--------|--------|--------|   the last: zero-padded
 //! ```
 
 use std::ops::Range;
@@ -16,10 +17,10 @@ use crate::address_space::AddressSpace;
 use crate::table::{Place, Places};
 use crate::units::{AddressRange, RegionSize};
 
-/// How the image of a snapshot is cut into blocks.
+/// How the image of a snapshot is divided into blocks.
 pub(super) struct Blocks {
     space: Arc<AddressSpace>,
-    /// Where the tables are.
+    /// The positions of the tables.
     places: Vec<Place>,
     region_bytes: usize,
     block_bytes: usize,
@@ -31,7 +32,7 @@ pub(super) struct Blocks {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct BlockPart {
     pub(super) table: usize,
-    /// Which region of the table, and how long it is.
+    /// The index of the region in its table, and the region's length.
     pub(super) region: usize,
     pub(super) region_bytes: usize,
     pub(super) in_region: Range<usize>,
@@ -51,12 +52,12 @@ impl Blocks {
         }
     }
 
-    /// How many there are.
+    /// The number of blocks.
     pub(super) fn count(&self) -> usize {
         self.image_bytes.div_ceil(self.block_bytes)
     }
 
-    /// How long one is, but for the last, which may be shorter.
+    /// The length of a block, except the last one, which may be shorter.
     pub(super) fn block_bytes(&self) -> usize {
         self.block_bytes
     }
@@ -65,7 +66,7 @@ impl Blocks {
         self.image_bytes
     }
 
-    /// Where the tables are, in the order of the root.
+    /// The positions of the tables, in the order of the root.
     pub(super) fn places(&self) -> &[Place] {
         &self.places
     }
@@ -93,14 +94,14 @@ impl Blocks {
         })
     }
 
-    /// The blocks in which the bytes of a table are.
+    /// The blocks with the bytes of a table.
     pub(super) fn of_table(&self, table: usize) -> Range<usize> {
         let place = &self.places[table];
         let start = usize::try_from(place.image_bytes).unwrap_or(usize::MAX);
         self.of_image(start..start + place.length_bytes)
     }
 
-    /// The blocks in which the bytes at these addresses are, for each mapping.
+    /// The blocks with the bytes at these addresses, for each mapping.
     pub(super) fn at_addresses(&self, range: AddressRange) -> impl Iterator<Item = Range<usize>> {
         self.space.captured().filter_map(move |(image_bytes, mapping)| {
             let part = mapping.range.intersection(range)?;
@@ -109,7 +110,7 @@ impl Blocks {
         })
     }
 
-    /// The blocks in which these bytes of the image are.
+    /// The blocks with these bytes of the image.
     fn of_image(&self, image: Range<usize>) -> Range<usize> {
         image.start / self.block_bytes..image.end.min(self.image_bytes).div_ceil(self.block_bytes)
     }

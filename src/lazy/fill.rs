@@ -1,7 +1,7 @@
-//! Filling: one thread serves every block that nobody accessed yet.
+//! The filler: one thread that serves every block that no thread has accessed yet.
 //!
-//! A block of zeros is served when it is accessed, and not filled: when all others are there the memory is
-//! unregistered, and the kernel then gives zeros for what is not there.
+//! A block of zeros is not filled, only served when it is accessed. When all other blocks are
+//! filled, the memory is unregistered, and the kernel provides zeros for absent pages.
 
 use std::ops::Range;
 use std::sync::atomic::Ordering;
@@ -31,8 +31,8 @@ impl Server {
         self.phase_changed.notify_all();
     }
 
-    /// Whether it came to the end. An error means that the kernel does not take the bytes, or that it was
-    /// cancelled.
+    /// Whether it reached the end. An error means that the kernel refused the bytes, or that the
+    /// restore was cancelled.
     fn fill_in_order(&self, held: &Held, order: Fill) -> Result<bool, Error> {
         let mut worker = Worker::new(held, self);
         let meter = self.progress.begin(self.blocks.image_bytes() as u64);
@@ -41,18 +41,19 @@ impl Server {
                 if self.stopping.load(Ordering::Relaxed) {
                     return Ok(false);
                 }
-                // Who waits comes first, and this thread runs already, which the handlers may not. (Reading fails
-                // for them as well, and they deal with that.)
+                // Waiting threads come first. This thread is running already; the handlers may not
+                // be. (If reading the fault fails here, it fails for the handlers too, and they
+                // report it.)
                 while let Ok(Some(offset_bytes)) = self.missing.next_fault() {
                     self.answer_touch(&mut worker, offset_bytes);
                 }
-                // A table that cannot be read is met again when the block is served.
+                // If a table cannot be read, serving the block finds the same error and handles it.
                 if self.states[block].load(Ordering::Acquire) == MISSING
                     && !self.is_zero(&mut worker, block).unwrap_or(false)
                 {
                     self.try_serve(&mut worker, block, Because::Filling)?;
                     meter.advance(self.blocks.bytes(block).len() as u64)?;
-                    // Who was woken may have been put behind this thread, on its core.
+                    // A thread that was woken may be queued behind this thread on its core.
                     std::thread::yield_now();
                 }
             }
@@ -71,7 +72,7 @@ impl Server {
                     self.touches.lock().before = working_set;
                 }
                 Ok(None) => {}
-                // Then by address alone.
+                // The order is then by address alone.
                 Err(error) => tracing::warn!("the working set cannot be read: {}", error.whole_story()),
             }
         }
@@ -83,7 +84,8 @@ impl Server {
         Ok(true)
     }
 
-    /// All that is not zeros is there, or somebody is just about it. Whether all came to a good end.
+    /// Every block that is not zeros is filled, or another thread is filling it. Waits for these,
+    /// and returns whether all succeeded.
     fn finish(&self) -> bool {
         for state in &self.states {
             while state.load(Ordering::Acquire) == BUSY {
@@ -99,7 +101,7 @@ impl Server {
                 self.missing.end();
                 *self.held.lock() = None;
             }
-            // The handlers go on then, and answer with zeros as they would be.
+            // The handlers then continue and answer with zeros, as the kernel would.
             Err(error) => tracing::warn!("a lazy mapping that is filled cannot be unregistered: {error}"),
         }
         true

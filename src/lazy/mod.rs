@@ -1,11 +1,11 @@
-//! Lazy restore: a mapping that is usable at once and filled on first touch.
+//! Lazy restore: a mapping that is usable at once and filled by page faults.
 //!
 //! ```text
-//! a thread touches a missing page ──> sleeps ─────────────────────────────┐
+//! a thread accesses a missing page ─> sleeps ─────────────────────────────┐
 //!                                       │ userfaultfd                     │ wakes
 //! handlers (server.rs) ─────────────> which block? ─> read, check ─> UFFDIO_COPY
-//! the filler (fill.rs) ─────────────> the working set, then all by address ───┘
-//! all is there ─> unregister; the threads end, and let the snapshot and the store go
+//! the filler (fill.rs) ─────────────> working set, then by address ───────┘
+//! all filled ─> unregister; the threads end and release the snapshot and the store
 //! ```
 
 mod blocks;
@@ -30,58 +30,64 @@ use crate::units::usize_of;
 use server::Server;
 pub use working_set::WorkingSet;
 
-/// What fills a [lazy mapping](Restore::into_lazy) besides the touches.
+/// How a [lazy mapping](Restore::into_lazy) is filled in addition to page faults.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Fill {
-    /// A thread fills all of it: first the [working set](WorkingSet) of the snapshot or, where it has none, that of
-    /// the newest snapshot of its process that has one; then the rest in the order of the addresses.
+    /// A thread fills the whole mapping: first the [working set](WorkingSet) of the snapshot or, if
+    /// it has none, of the newest snapshot of its process that has one; then the rest in address
+    /// order.
     #[default]
     HotFirst,
-    /// A thread fills all of it in the order of the addresses.
+    /// A thread fills the whole mapping in address order.
     ByAddress,
-    /// Nothing: only what is touched is read, and what lies beside it.
+    /// No thread fills it: only accessed regions and their neighbours are read.
     OnTouch,
 }
 
-/// How a [lazy mapping](LazyMapping) came to its bytes.
+/// How a [lazy mapping](LazyMapping) was restored.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Filled {
-    /// It was empty when it was handed out.
+    /// It was empty when it was returned.
     Lazily,
-    /// It was restored in full before it was handed out. Says why: what this machine lacks.
+    /// It was fully restored before it was returned, because this machine lacks something. Has the
+    /// reason.
     AtOnce(String),
 }
 
-/// The image of a snapshot in private memory, filled when it is touched. Made by [`Restore::into_lazy`].
+/// The image of a snapshot in private memory, filled by page faults. Made by
+/// [`Restore::into_lazy`].
 ///
-/// It can be read and written by any number of threads like any other memory. Each region is checked
-/// when it is served. What the rules are while it is not wholly filled
-/// ([`is_filled`](Self::is_filled)):
+/// Any number of threads can read and write it like other memory. Each region is checked when it is
+/// served. Until the mapping is filled ([`is_filled`](Self::is_filled)), these rules hold:
 ///
-/// - **A region that cannot be read** (damage) or a failing kernel: whoever touches it gets the signal
-///   `SIGBUS` (`SIGSEGV` before Linux 6.6), whose default is to end the process. Nobody sees wrong bytes,
-///   nobody hangs, other regions still work; [`error`](Self::error) says what it was, and the log.
-///   It stays so when all else is filled.
-/// - **System calls** that are given memory which is not there yet (a `read` into it, a `write` from it) wait
-///   like everybody where this process has `CAP_SYS_PTRACE` or `vm.unprivileged_userfaultfd` is 1
-///   ([`serves_system_calls`](Self::serves_system_calls)). Else they fail with `EFAULT`: touch the memory
-///   first, or [`wait_until_filled`](Self::wait_until_filled).
-/// - **Captures**: as bytes (`&mapping[..]`) at any time. A [`LiveMemory`](crate::LiveMemory) is read by a
-///   system call, and cannot be tracked before all is filled; a capture of this process by its pid
-///   takes what is not there yet for zeros, and nobody else who stops it may write there (a rollback): wait until
-///   all is filled.
-/// - **`fork`**: the child does not get the mapping; touching it there is `SIGSEGV`.
-/// - **Locked memory** (`mlockall` with `MCL_FUTURE`): pages are locked when they are filled. What is zeros in the
-///   snapshot is not there, nor locked, before it is touched; `mlock` fetches that too, and waits until all is filled.
-/// - **`madvise`** may throw pages away (they read as zeros then) when all is filled, and not before. Do not
-///   move the mapping, nor map anything in its place.
-/// - **The store**: gc leaves the snapshot alone, and the store stays open and its directory owned by this
-///   process also when the [`Store`](crate::Store) is dropped.
+/// - **A region that cannot be read** (damage, or an error of the kernel): a thread that accesses
+///   it receives the signal `SIGBUS` (`SIGSEGV` before Linux 6.6), which by default ends the
+///   process. No thread reads wrong bytes or hangs, and other regions still work.
+///   [`error`](Self::error) and the log have the cause. This still holds after everything else is
+///   filled.
+/// - **System calls** with memory that is still missing (a `read` into it, a `write` from it) block
+///   like any other access if this process has `CAP_SYS_PTRACE`, or if
+///   `vm.unprivileged_userfaultfd` is 1 ([`serves_system_calls`](Self::serves_system_calls)).
+///   Otherwise they fail with `EFAULT`: access the memory before the call, or
+///   [`wait_until_filled`](Self::wait_until_filled).
+/// - **Captures** of its bytes (`&mapping[..]`) work at any time. Other forms must wait until
+///   everything is filled: a [`LiveMemory`](crate::LiveMemory) is read by a system call and cannot
+///   be tracked before that; a capture of this process by its pid takes missing memory for zeros;
+///   and another program that stops this process (for a rollback) must not write there.
+/// - **`fork`**: the child does not get the mapping; an access in the child raises `SIGSEGV`.
+/// - **Locked memory** (`mlockall` with `MCL_FUTURE`): pages are locked when they are filled. Pages
+///   of zeros in the snapshot are neither present nor locked until they are accessed. `mlock` loads
+///   these too, and waits until everything is filled.
+/// - **`madvise`** may discard pages (they are zeros then) only after everything is filled. Do not
+///   move the mapping, and do not map anything in its place.
+/// - **The store**: gc keeps the snapshot. The store stays open, and this process keeps the lock of
+///   its directory, even if the [`Store`](crate::Store) is dropped.
 ///
-/// When it is filled it is memory like any other, and the threads, the snapshot and the store are let go.
-/// Dropping it ends the threads first, within the time that one region takes.
+/// When the mapping is filled, it is memory like any other, and the threads, the snapshot and the
+/// store are released. Dropping it first ends the threads, which takes no longer than serving one
+/// region.
 ///
 /// ```
 /// use stillframe::lazy::Fill;
@@ -96,31 +102,33 @@ pub enum Filled {
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 pub struct LazyMapping {
-    /// None if nothing is missing. Dropped before the memory is unmapped.
+    /// `None` if nothing is missing. Dropped before the memory is unmapped.
     serving: Option<Serving>,
     filled: Filled,
     space: Arc<AddressSpace>,
     memory: Pages,
 }
 
-/// The threads that fill a memory. Dropping it ends them; what they have not filled by then nobody may touch.
+/// The threads that fill a memory. Dropping it ends them. Memory that they have not filled by then
+/// must not be accessed.
 pub(crate) struct Serving {
     server: Arc<Server>,
     threads: Vec<JoinHandle<()>>,
-    /// A child has a copy of all this and none of the threads.
+    /// A forked child has a copy of this value but none of the threads.
     made_by: u32,
 }
 
 impl Restore<'_> {
-    /// Restores the image into a fresh private mapping that is usable at once and filled when it is touched,
-    /// and by a thread in the background. [`LazyMapping`] says what is to be known about that.
+    /// Restores the image into a new private mapping that is usable at once. Page faults fill it,
+    /// and so does a background thread. [`LazyMapping`] has the rules for its use.
     ///
-    /// Where the machine has no `userfaultfd`, or a sandbox forbids it, everything is restored before this
-    /// returns; [`LazyMapping::filled`] and the log say why.
+    /// If the machine has no `userfaultfd`, or a sandbox forbids it, everything is restored before
+    /// this returns. [`LazyMapping::filled`] and the log have the reason.
     ///
-    /// Cost: some 100 microseconds until this returns, whatever the size; tables are read when they are needed.
-    /// A first touch takes some 20 microseconds for the region that it touches, the neighbours of which
-    /// are filled then too. A byte of memory for each region until all is filled.
+    /// Cost (AMD EPYC, 2 cores): this returns after about 100 microseconds, for any size; tables
+    /// are read when they are needed. A first access takes about 20 microseconds for its region;
+    /// its neighbours are filled afterwards. Until everything is filled, each region takes one byte
+    /// of memory.
     ///
     /// ```
     /// use stillframe::{CaptureOptions, Store};
@@ -134,7 +142,7 @@ impl Restore<'_> {
     /// assert_eq!(back[70_000], 7);                             // these 16 KiB are read now
     /// back[70_000] = 8;
     ///
-    /// // What was touched is filled first the next time.
+    /// // The next lazy restore fills the accessed regions first.
     /// let working_set = back.touched().to_attachment()?;
     /// let options = CaptureOptions::new().attachments([working_set]);
     /// store.process("vm-7").capture(&back[..], &options)?;
@@ -144,8 +152,8 @@ impl Restore<'_> {
     ///
     /// # Errors
     ///
-    /// [`MemoryError::Mapping`] if the image is too large for this machine, or no thread
-    /// can be started. Damage is met later, unless everything had to be restored at once.
+    /// [`MemoryError::Mapping`] if the image is too large for this machine, or a thread cannot be
+    /// started. Damage is found later, unless everything had to be restored at once.
     pub fn into_lazy(self, fill: Fill) -> Result<LazyMapping, Error> {
         self.shared.check_process()?;
         let bytes = self.image_bytes();
@@ -167,7 +175,7 @@ impl Restore<'_> {
     }
 }
 
-/// Why nothing can be filled on first touch here; says so in the log as well.
+/// The reason why page faults cannot fill the memory here. It is also logged.
 pub(crate) fn why_at_once(bytes: u64, error: &io::Error) -> String {
     let why = match error.raw_os_error() {
         _ if bytes == 0 => "there is nothing to fill",
@@ -175,7 +183,7 @@ pub(crate) fn why_at_once(bytes: u64, error: &io::Error) -> String {
         Some(libc::EPERM | libc::EACCES) => {
             "userfaultfd is forbidden here; allow it in the sandbox (seccomp, container profile)"
         }
-        // Should there be too little memory a full restore says so too.
+        // If memory is short, a full restore reports the same error.
         Some(_) => "the kernel gives no userfaultfd",
         None => "it cannot be filled at the first page fault",
     };
@@ -185,7 +193,7 @@ pub(crate) fn why_at_once(bytes: u64, error: &io::Error) -> String {
 }
 
 impl Serving {
-    /// Begins to fill the memory of `missing` with the image, on first touch and as `fill` says.
+    /// Starts to fill the memory of `missing` with the image, by page faults and as `fill` says.
     pub(crate) fn start(
         restore: Restore<'_>,
         missing: Missing,
@@ -195,7 +203,7 @@ impl Serving {
         let server = Arc::new(Server::new(restore, missing, space));
         let mut threads = Vec::new();
         let started = server.start(fill, &mut threads);
-        // From here on dropping it, also for an error, ends the threads.
+        // From here on dropping it, also after an error, ends the threads.
         let serving = Serving { server, threads, made_by: std::process::id() };
         started.map(|()| serving)
     }
@@ -204,7 +212,7 @@ impl Serving {
         self.server.is_filled()
     }
 
-    /// Waits until all is there, or the first error.
+    /// Waits until everything is filled, or until the first error.
     pub(crate) fn wait_until_filled(&self) -> Result<(), Arc<Error>> {
         self.server.wait_until_filled();
         self.server.error().map_or(Ok(()), Err)
@@ -222,58 +230,60 @@ impl Serving {
 impl Drop for Serving {
     fn drop(&mut self) {
         if self.made_by != std::process::id() {
-            // For ever, and so what it holds: that is the parent's to close.
+            // Leaks the server and everything that it holds, because only the parent may close it.
             std::mem::forget((self.server.clone(), std::mem::take(&mut self.threads)));
             return;
         }
         self.server.stop();
         for thread in self.threads.drain(..) {
-            // It has said what went wrong.
+            // The thread has reported its error.
             let _ = thread.join();
         }
     }
 }
 
 impl LazyMapping {
-    /// Whether it was lazy at all.
+    /// Whether it was restored lazily.
     pub fn filled(&self) -> &Filled {
         &self.filled
     }
 
-    /// Whether system calls that are given memory which is not there yet wait for it, as threads do.
+    /// Whether system calls with missing memory wait until it is filled, as threads do.
     pub fn serves_system_calls(&self) -> bool {
         self.serving.as_ref().is_none_or(|serving| serving.server.missing.kernel_waits())
     }
 
-    /// Whether all of it is there: it is memory like any other then.
+    /// Whether all of it is filled. It is then memory like any other.
     pub fn is_filled(&self) -> bool {
         self.serving.as_ref().is_none_or(Serving::is_filled)
     }
 
-    /// Waits until all of it is there. With [`Fill::OnTouch`], where nobody fills it, this thread does.
+    /// Waits until all of it is filled. With [`Fill::OnTouch`], where no thread fills it, the
+    /// calling thread does.
     ///
     /// # Errors
     ///
-    /// The first thing that could not be served: [`error`](Self::error). All else is there, unless the kernel
-    /// had no memory to give, or the restore's [`Progress`](crate::Progress) has cancelled it: then
-    /// what is not there yet is still served when it is touched.
+    /// The first error in serving a block, see [`error`](Self::error). Everything else is filled,
+    /// with two exceptions: the kernel had no memory left, or the restore's
+    /// [`Progress`](crate::Progress) cancelled it. After these, missing memory is still served when
+    /// it is accessed.
     pub fn wait_until_filled(&self) -> Result<(), Arc<Error>> {
         self.serving.as_ref().map_or(Ok(()), Serving::wait_until_filled)
     }
 
-    /// The first thing that could not be served, if there was one.
+    /// The first error in serving a block, if there was one.
     pub fn error(&self) -> Option<Arc<Error>> {
         self.serving.as_ref().and_then(Serving::error)
     }
 
-    /// What was touched before it was filled, in this order, after the working set with which it was filled. As an
-    /// attachment of the next snapshot ([`WorkingSet::to_attachment`]) it is filled first when that is
-    /// restored.
+    /// The working set: the regions that were accessed before the mapping was filled, in this
+    /// order, after the working set with which it was filled. Attach it to the next snapshot
+    /// ([`WorkingSet::to_attachment`]); a lazy restore of that snapshot fills it first.
     pub fn touched(&self) -> WorkingSet {
         self.serving.as_ref().map(Serving::touched).unwrap_or_default()
     }
 
-    /// The mappings. [`AddressSpace::captured`] tells where in the image each of them lies.
+    /// The mappings. [`AddressSpace::captured`] gives the position of each of them in the image.
     pub fn address_space(&self) -> &AddressSpace {
         &self.space
     }

@@ -1,12 +1,12 @@
-//! Serving one block: it is claimed, read, checked, and given to the kernel.
+//! Serving one block: it is claimed, read, checked, and passed to the kernel.
 //!
 //! ```text
-//! missing ──claimed──> busy ──> served       its pages are there, or were and have been thrown away since
-//!                        └────> spoiled      it cannot be read: a thread that accesses it gets a signal
+//! missing ──claimed──> busy ──> served    its pages are present, or were present and then discarded
+//!                        └────> spoiled   it cannot be read: a thread that accesses it gets a signal
 //! ```
 //!
-//! The thread that claims a block wakes those that wait for it when it is done; so a page fault in a busy one needs
-//! no other answer.
+//! The thread that claims a block wakes its waiting threads when it is done. So a page fault in a
+//! busy block needs no other answer.
 
 use std::io;
 use std::ops::Range;
@@ -25,15 +25,15 @@ use crate::store::read::Reader;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Because {
     Touched,
-    /// It lies after one that was touched, or it is its turn.
+    /// It follows an accessed block, or the filler has reached it.
     Filling,
 }
 
-/// What one thread reads with.
+/// The reader and the buffers of one thread.
 pub(super) struct Worker<'a> {
     reader: Reader<'a>,
     block: Vec<u8>,
-    /// The last region of which only a part was wanted; mostly the next block wants the rest.
+    /// The last region of which only a part was needed; the next block mostly needs the rest.
     region: Vec<u8>,
     region_hash: Hash,
 }
@@ -56,7 +56,8 @@ impl Server {
         }
     }
 
-    /// An error if the kernel does not take the bytes of a block that nobody touched: it is still missing then.
+    /// An error if the kernel refuses the bytes of a block that no thread accessed: the block is
+    /// then still missing.
     pub(super) fn try_serve(
         &self,
         worker: &mut Worker<'_>,
@@ -72,14 +73,14 @@ impl Server {
                 state.store(now, Ordering::Release);
                 result
             }
-            // Who has claimed it will wake all that wait.
+            // The thread that has claimed it wakes all waiting threads.
             Err(BUSY) => return Ok(()),
             Err(found) => {
                 if because == Because::Filling {
                     return Ok(());
                 }
                 if found == SERVED {
-                    // Thrown away since, else it were there.
+                    // The page was discarded since; otherwise there would be no fault.
                     self.missing.zero(pages.clone()).unwrap_or_else(|error| self.refused(&pages, error));
                 }
                 Ok(())
@@ -107,7 +108,7 @@ impl Server {
             }
         };
         match answered {
-            // A part of it may have been filled before the kernel refused the rest.
+            // A part may have been filled before the kernel refused the rest.
             Ok(0) => (SERVED, Ok(())),
             Ok(_) if self.is_refused.load(Ordering::SeqCst) => (SERVED, Ok(())),
             Ok(there_bytes) => {
@@ -121,8 +122,8 @@ impl Server {
                 self.close(self.missing.close_off(pages.clone()));
                 (SPOILED, Ok(()))
             }
-            // It is zeros then, as all else was there: of memory that is not registered any more the kernel takes
-            // no answer, and needs none.
+            // The block is zeros, because all others are filled. Memory that is no longer
+            // registered needs no answer, and the kernel accepts none.
             Err(_) if self.finished.load(Ordering::SeqCst) => (SERVED, Ok(())),
             Err(source) if because == Because::Filling => {
                 self.is_refused.store(true, Ordering::SeqCst);
@@ -135,7 +136,7 @@ impl Server {
         }
     }
 
-    /// The kernel does not take the answer to a touch.
+    /// The kernel refused the answer to a page fault.
     fn refused(&self, pages: &Range<u64>, source: io::Error) {
         if !self.finished.load(Ordering::SeqCst) {
             self.keep_error(MemoryError::Fill { offset_bytes: pages.start, source }.into());
@@ -143,7 +144,7 @@ impl Server {
         }
     }
 
-    /// Nobody shall see these pages.
+    /// Makes every access to these pages raise a signal.
     fn spoil(&self, pages: &Range<u64>) {
         self.close(self.missing.spoil(pages.clone()));
     }
@@ -152,13 +153,14 @@ impl Server {
         if let Err(error) = closed
             && !self.finished.load(Ordering::SeqCst)
         {
-            // What is left would be to let somebody wait for ever, or see zeros.
+            // The only alternatives would be to let a thread wait without end, or read zeros.
             tracing::error!("memory that cannot be restored cannot be closed off either, aborting: {error}");
             std::process::abort();
         }
     }
 
-    /// There will be no answers any more: nobody shall wait for one.
+    /// Nothing is served from now on, so no thread must wait: makes all missing blocks raise a
+    /// signal.
     pub(super) fn spoil_all(&self) {
         for (block, state) in self.states.iter().enumerate() {
             if matches!(state.swap(SPOILED, Ordering::AcqRel), MISSING | BUSY) {
@@ -199,8 +201,8 @@ impl Server {
         Ok(true)
     }
 
-    /// Reads a block into the worker's buffer. Says whether it is anything but zeros; else the buffer is not
-    /// written.
+    /// Reads a block into the worker's buffer. Returns whether it has content other than zeros; if
+    /// not, the buffer is not written.
     fn read(&self, worker: &mut Worker<'_>, block: usize) -> Result<bool, StoreError> {
         if self.is_zero(worker, block)? {
             return Ok(false);

@@ -1,5 +1,5 @@
-//! What serves a lazy mapping: threads that answer page faults (here), and one that fills the rest (`fill.rs`). Both
-//! serve block by block (`serve.rs`); `blocks.rs` says what a block is.
+//! The server of a lazy mapping: threads that handle page faults (this file), and one that fills
+//! the rest (`fill.rs`). Both serve block by block (`serve.rs`); `blocks.rs` defines blocks.
 
 use std::io;
 use std::ops::Range;
@@ -28,11 +28,12 @@ pub(super) const BUSY: u8 = 1;
 pub(super) const SERVED: u8 = 2;
 pub(super) const SPOILED: u8 = 3;
 
-/// More than one core serves touches at once, as far as there are cores; more were no faster.
+/// Two threads handle page faults if there are two cores. More threads were not faster.
 const MAX_HANDLERS: usize = 2;
-/// How many blocks are served after one that was touched, if touches came one after the other so far.
+/// The greatest number of blocks that are served after an accessed one while accesses are
+/// sequential.
 const MAX_AHEAD: usize = 16;
-/// A handler that had nothing to do for so long lets go of the packs that it has open.
+/// A handler that is idle for this long closes its packs.
 const IDLE_SECONDS: u32 = 2;
 
 /// Serves one mapping.
@@ -45,19 +46,19 @@ pub(super) struct Server {
     pub(super) progress: Progress,
     pub(super) touches: Mutex<Touches>,
     pub(super) error: Mutex<Option<Arc<Error>>>,
-    /// Nobody wants it any more.
+    /// Set when the mapping is dropped.
     pub(super) stopping: AtomicBool,
-    /// A block that nobody touched is missing still, as the kernel did not take it.
+    /// The kernel refused the bytes of a block that no thread accessed. The block is still missing.
     pub(super) is_refused: AtomicBool,
-    /// Everything is there, and the memory unregistered or about to be.
+    /// Everything is filled, and the memory is unregistered or about to be.
     pub(super) finished: AtomicBool,
     pub(super) phase: Mutex<Phase>,
     pub(super) phase_changed: Condvar,
-    /// Until all is filled.
+    /// `None` after everything is filled.
     pub(super) held: Mutex<Option<Arc<Held>>>,
 }
 
-/// What the threads need of the store.
+/// The parts of the store that the threads need.
 pub(super) struct Held {
     pub(super) shared: Arc<Shared>,
     pub(super) pinned: Pinned,
@@ -72,26 +73,27 @@ pub(super) struct Table {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Phase {
-    /// Nobody fills it.
+    /// No thread fills it.
     Unfilled,
     Filling,
     Filled,
-    /// The filler could not go on, or was told to stop.
+    /// The filler failed or was stopped.
     GivenUp,
 }
 
-/// What was touched, by blocks.
+/// The accessed blocks.
 #[derive(Default)]
 pub(super) struct Touches {
     /// The working set with which it was filled.
     pub(super) before: WorkingSet,
     blocks: Vec<usize>,
-    /// What was served ahead of the last touch, and not touched yet as far as we know.
+    /// The blocks that were served ahead after the last access, and are not known to be accessed
+    /// yet.
     ahead: Range<usize>,
 }
 
 impl Server {
-    /// For what a restore has prepared. Reads nothing.
+    /// For a prepared restore. Reads nothing.
     pub(super) fn new(restore: Restore<'_>, missing: Missing, space: Arc<AddressSpace>) -> Server {
         let region_size = restore.pinned.record().region_size;
         let blocks = Blocks::new(space, region_size, rustix::param::page_size());
@@ -126,7 +128,8 @@ impl Server {
         self.error.lock().clone()
     }
 
-    /// Waits until it is filled, or cannot be. If nobody fills it, this thread does.
+    /// Waits until the mapping is filled, or cannot be. If no thread fills it, the calling thread
+    /// does.
     pub(super) fn wait_until_filled(self: &Arc<Server>) {
         let mut phase = self.phase.lock();
         loop {
@@ -154,13 +157,13 @@ impl Server {
         working_set
     }
 
-    /// Has all threads end soon.
+    /// Makes all threads end soon.
     pub(super) fn stop(&self) {
         self.stopping.store(true, Ordering::Relaxed);
         self.missing.end();
     }
 
-    /// Starts the threads. Those that were started before one could not be are in `threads` as well.
+    /// Starts the threads. If one cannot be started, `threads` has those that were started before.
     pub(super) fn start(self: &Arc<Server>, fill: Fill, threads: &mut Vec<JoinHandle<()>>) -> io::Result<()> {
         let start = |name: &str, work: fn(&Server, &Held, Fill)| {
             let server = self.clone();
@@ -178,7 +181,7 @@ impl Server {
         Ok(())
     }
 
-    /// Does `work`. Should it panic, who waits for it is not left waiting.
+    /// Runs `work`. If it panics, no thread remains waiting for it.
     fn guarded(&self, work: impl FnOnce(&Held)) {
         let Some(held) = self.held.lock().clone() else { return };
         if let Err(panic) = std::panic::catch_unwind(AssertUnwindSafe(|| work(&held))) {
@@ -188,7 +191,7 @@ impl Server {
         }
     }
 
-    /// Answers touches until there is nothing to answer any more.
+    /// Handles page faults until the mapping is filled or dropped.
     fn handle(&self, held: &Held) {
         let mut worker = Worker::new(held, self);
         loop {
@@ -201,7 +204,7 @@ impl Server {
             });
             match answered {
                 Ok(Woken::Fault) => {}
-                // gc may have replaced the packs that the reader keeps from going away.
+                // gc may have replaced packs that the open reader still occupies.
                 Ok(Woken::Time) => worker = Worker::new(held, self),
                 Ok(Woken::End) => return,
                 Err(source) => {
@@ -218,13 +221,14 @@ impl Server {
         if state.load(Ordering::Relaxed) != MISSING {
             return self.serve(worker, block, Because::Touched);
         }
-        // Noted before it is answered: who touched it may ask for what was touched.
+        // Recorded before it is answered: the thread may ask for the working set as soon as it
+        // continues.
         let ahead = {
             let mut touches = self.touches.lock();
             let last = std::mem::take(&mut touches.ahead);
             let mut length = 1;
             if last.end == block && !last.is_empty() {
-                // What was served ahead was read through.
+                // All blocks that were served ahead have been read.
                 length = (2 * last.len()).min(MAX_AHEAD);
                 touches.blocks.extend(last);
             }
@@ -234,7 +238,7 @@ impl Server {
         };
         self.serve(worker, block, Because::Touched);
         for block in ahead {
-            // Who waits comes first.
+            // Waiting threads come first.
             if self.stopping.load(Ordering::Relaxed) || self.missing.wait(0).is_ok_and(|it| it != Woken::Time)
             {
                 return;

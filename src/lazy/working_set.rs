@@ -1,7 +1,7 @@
-//! The working set: what was touched of a lazily restored snapshot, and in which order.
+//! The working set: the parts of a lazily restored snapshot that were accessed, in order.
 //!
-//! Kept as the attachment `hot-set` of a later snapshot: one version byte and then bincode
-//! (`config::standard()`): how many ranges, and of each where it starts and where it ends.
+//! It is stored as the attachment `hot-set` of a later snapshot: one version byte, then bincode
+//! (`config::standard()`): the number of ranges, and the start and end of each.
 
 use serde::{Deserialize, Serialize};
 
@@ -13,12 +13,14 @@ use crate::store::packs::object::ObjectKind;
 use crate::store::read::{Check, Reader};
 use crate::units::AddressRange;
 
-/// What was touched of a lazily restored snapshot, in the order of the first touches: address ranges of
-/// the captured mappings, by regions.
+/// The parts of a lazily restored snapshot that were accessed, in the order of the first accesses:
+/// address ranges of the captured mappings, in whole regions. This is the recorded working set of
+/// REAP (Ustiugov et al., [*Benchmarking, Analysis, and Optimization of Serverless Function
+/// Snapshots*](https://doi.org/10.1145/3445814.3446714), ASPLOS 2021).
 ///
-/// A snapshot cannot be given one when it is taken already. So [`LazyMapping::touched`] is handed to the next
-/// capture, among [`CaptureOptions::attachments`]; a lazy restore looks for it in the snapshot, and then in
-/// the newest one of the same process that has one.
+/// A snapshot cannot get a working set after it is taken. So pass [`LazyMapping::touched`] to the
+/// next capture, in [`CaptureOptions::attachments`]. A lazy restore uses the working set of its
+/// snapshot or, if that has none, of the newest snapshot of the same process that has one.
 ///
 /// [`LazyMapping::touched`]: crate::lazy::LazyMapping::touched
 /// [`CaptureOptions::attachments`]: crate::CaptureOptions::attachments
@@ -39,35 +41,44 @@ impl WorkingSet {
     /// The name of the attachment.
     pub const ATTACHMENT: &'static str = "hot-set";
 
-    /// A working set of one's own making.
+    /// A working set of given ranges.
+    ///
+    /// ```
+    /// use stillframe::AddressRange;
+    /// use stillframe::lazy::WorkingSet;
+    /// let set = WorkingSet::new(vec![AddressRange::new(0, 16_384)?]);
+    /// let attachment = set.to_attachment()?;
+    /// assert_eq!(WorkingSet::from_attachment(&attachment.bytes)?, set);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn new(ranges: Vec<AddressRange>) -> WorkingSet {
         WorkingSet { ranges }
     }
 
-    /// What it consists of. Where nothing is captured there is nothing to fill.
+    /// The ranges. Parts of them that are not captured memory are ignored.
     pub fn ranges(&self) -> &[AddressRange] {
         &self.ranges
     }
 
-    /// Reads the attachment of that name.
+    /// Decodes the attachment of that name.
     ///
     /// # Errors
     ///
-    /// When these are not its bytes, or those of a newer program.
+    /// If these are not the bytes of a working set, or a newer program wrote them.
     pub fn from_attachment(bytes: &[u8]) -> Result<WorkingSet, RecordError> {
         record::decode(bytes)
     }
 
-    /// As an attachment of the next snapshot. Some 8 bytes for each range.
+    /// Encodes it as an attachment for the next snapshot. About 8 bytes for each range.
     ///
     /// # Errors
     ///
-    /// When it cannot be encoded.
+    /// If it cannot be encoded.
     pub fn to_attachment(&self) -> Result<Attachment, RecordError> {
         Ok(Attachment { name: Self::ATTACHMENT.to_owned(), bytes: record::encode(self)? })
     }
 
-    /// Adds a range, to the last one if it follows that.
+    /// Adds a range; joins it to the last one if it follows directly.
     pub(super) fn push(&mut self, range: AddressRange) {
         match self.ranges.last_mut() {
             Some(last) if last.end() == range.start() => {
@@ -77,7 +88,8 @@ impl WorkingSet {
         }
     }
 
-    /// That of a snapshot, else that of the newest one of its process that has one.
+    /// The working set of a snapshot or, if that has none, of the newest snapshot of its process
+    /// that has one.
     pub(super) fn of(
         shared: &Shared,
         id: SnapshotId,
@@ -94,7 +106,7 @@ impl WorkingSet {
             std::iter::once(id).chain(catalog.of_process(process).rev()).find(has_one)
         };
         let Some(id) = newest else { return Ok(None) };
-        // It may be forgotten by now.
+        // The snapshot may have been forgotten by now.
         let Ok(pinned) = shared.pin(id) else { return Ok(None) };
         let found = Reader::new(shared, Check::Full).attachment(pinned.record(), WorkingSet::ATTACHMENT)?;
         let Some(bytes) = found else { return Ok(None) };

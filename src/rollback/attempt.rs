@@ -1,4 +1,4 @@
-//! A snapshot and the process that is to be rolled back to it, beside each other: what every check looks at.
+//! A snapshot and the process that is to be rolled back to it: the input of every check.
 
 use super::Rollback;
 use super::captured::CapturedProcess;
@@ -11,24 +11,24 @@ use crate::source::FrozenProcess;
 pub(super) struct Attempt<'a> {
     pub(super) pid: u32,
     pub(super) rollback: &'a Rollback<'a>,
-    /// The process then.
+    /// The process as it was captured.
     pub(super) captured: &'a CapturedProcess,
-    /// The process now, all of whose threads are held.
+    /// The process as it is now, with all threads paused.
     pub(super) held: &'a FrozenProcess,
 }
 
 impl Attempt<'_> {
-    /// The refusal of a process that can never be rolled back, or not now.
+    /// A refusal because the process cannot be rolled back at all, or not at this moment.
     pub(super) fn refusal(&self, why: impl Into<String>) -> RollbackError {
         RollbackError::NoRollBack { pid: self.pid, why: why.into() }
     }
 
-    /// The refusal of a process that differs from the snapshot in these points.
+    /// A refusal because the process differs from the snapshot in these points.
     pub(super) fn misfit(&self, differences: Vec<String>) -> RollbackError {
         RollbackError::DoesNotFit { pid: self.pid, differences, only_new: false, advice: None }
     }
 
-    /// The same where an option leaves these points as they are, which the advice names.
+    /// Like `misfit`, where an option allows these differences to stay; `advice` names that option.
     pub(super) fn misfit_but_for(&self, differences: Vec<String>, advice: &'static str) -> RollbackError {
         RollbackError::DoesNotFit { pid: self.pid, differences, only_new: false, advice: Some(advice) }
     }

@@ -1,4 +1,4 @@
-//! What a snapshot says about its process beside its memory.
+//! What a snapshot records about its process besides the memory.
 
 use super::Rollback;
 use crate::descriptors::Descriptors;
@@ -12,26 +12,29 @@ use crate::source::RSEQ_ATTACHMENT;
 use crate::store::read::{Check, Reader};
 use crate::threads::{AUXV, MACHINE, Threads};
 
-/// What a snapshot says about its process.
+/// What a snapshot records about its process.
 pub(super) struct CapturedProcess {
     pub(super) threads: Threads,
     pub(super) auxv: Vec<u8>,
-    /// Of which threads the kernel knew the areas for restartable sequences; older snapshots do not say.
+    /// The threads whose areas for restartable sequences the kernel knew. Older snapshots do not
+    /// record this.
     pub(super) rseq: Option<Vec<u8>>,
-    /// Which run of which process it was; older snapshots do not say.
+    /// The run of the process. Older snapshots do not record it.
     pub(super) run: Option<Run>,
-    /// What it does not have, and why; older snapshots do not say.
+    /// The memory that the snapshot does not have, and why. Older snapshots do not record this.
     pub(super) left_out: Option<Vec<LeftOut>>,
-    /// What was on its way to it; older snapshots do not say.
+    /// The pending signals. Older snapshots do not record them.
     pub(super) signals: Option<Signals>,
-    /// Its open files; older snapshots do not say, nor those of somebody who might not know.
+    /// The open files. Missing in older snapshots, and where the capturing user was not allowed to
+    /// see them.
     pub(super) descriptors: Option<Descriptors>,
-    /// The files of its shared mappings; older snapshots do not say, nor those of a process without any.
+    /// The files of its shared mappings. Missing in older snapshots, and where the process had no
+    /// such mapping.
     pub(super) mapped_files: Option<MappedFiles>,
 }
 
 impl CapturedProcess {
-    /// Reads it; an error if process `pid` cannot be rolled back to such a snapshot.
+    /// Reads the records. An error if process `pid` cannot be rolled back to this snapshot.
     pub(super) fn read(rollback: &Rollback<'_>, pid: u32) -> Result<CapturedProcess, Error> {
         let none = |why: &str| RollbackError::NoRollBack { pid, why: why.to_owned() };
         let mut reader = Reader::new(rollback.shared, Check::Full);

@@ -1,4 +1,4 @@
-//! Where a snapshot has anything but zeros.
+//! Where a snapshot has content other than zeros.
 
 use std::ops::Range;
 
@@ -8,7 +8,8 @@ use crate::ranges::overlapping;
 use crate::store::packs::object::ObjectKind;
 use crate::store::read::{Check, Reader};
 
-/// The regions with content that share addresses with `ranges`, which are sorted and apart: cut to them.
+/// The regions with content that overlap `ranges`, cut to these ranges. `ranges` are sorted and
+/// disjoint.
 pub(super) fn filled(rollback: &Rollback<'_>, ranges: &[Range<u64>]) -> Result<Vec<Range<u64>>, Error> {
     let region_bytes = rollback.record.region_size.bytes() as u64;
     let mut reader = Reader::new(rollback.shared, Check::Full);

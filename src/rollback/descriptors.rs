@@ -1,12 +1,13 @@
-//! Numbers of open files that stand for something else now than then.
+//! Descriptors that refer to another file, or to another position, than they did in the snapshot.
+//! If such a file was open for writing, the program would write to the wrong file.
 //!
-//! | number | |
+//! | descriptor | action |
 //! |---|---|
-//! | stands for another file, and was open for writing then | refused, unless it may be left: the program would write there |
-//! | stands for another file, was open for reading | told |
-//! | was closed since, or opened since | told |
-//! | same file, other position | told; or set back by a call of the process (`lseek`), where this is asked for |
-//! | a connection (TCP) whose other end has closed it | told |
+//! | refers to another file, was open for writing | refused, unless allowed |
+//! | refers to another file, was open for reading | reported |
+//! | was closed since, or opened since | reported |
+//! | same file, other position | reported; reset by `lseek` on request |
+//! | a TCP connection that the other end has closed | reported |
 
 use std::collections::{HashMap, HashSet};
 
@@ -15,22 +16,22 @@ use crate::descriptors::Descriptor;
 use crate::error::RollbackError;
 use crate::source::injection::{Call, Step};
 
-/// What the user is told to do.
+/// The advice for the user.
 const ADVICE: &str = "--leave-descriptors rolls back the rest and leaves them as they are";
 
-/// `lseek`, on x86-64.
+/// The number of `lseek` on x86-64.
 const LSEEK: u64 = 8;
 
-/// What differs and stays, or is set back.
+/// The differences that stay, and those that are undone.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct Found {
-    /// What the user is told.
+    /// The differences that stay, as sentences for the user.
     pub(super) left: Vec<String>,
-    /// Positions to be set back: number, position.
+    /// Positions to reset: descriptor, position.
     pub(super) seeks: Vec<(u32, u64)>,
 }
 
-/// What differs; an error if the program would write to another file than it means.
+/// Finds the differences. An error if the program would write to another file than in the snapshot.
 pub(super) fn check(attempt: &Attempt<'_>) -> Result<Found, RollbackError> {
     let (Some(then), Some(now)) = (&attempt.captured.descriptors, attempt.held.descriptors()) else {
         return Ok(Found::default());
@@ -48,7 +49,7 @@ pub(super) fn check(attempt: &Attempt<'_>) -> Result<Found, RollbackError> {
     Ok(Found { left: differences, seeks: found.seeks })
 }
 
-/// The calls that set positions back.
+/// The calls that reset the positions.
 pub(super) fn seek_calls(seeks: &[(u32, u64)]) -> impl Iterator<Item = Step> {
     seeks.iter().map(|(number, position)| Step {
         call: Call {
@@ -61,7 +62,7 @@ pub(super) fn seek_calls(seeks: &[(u32, u64)]) -> impl Iterator<Item = Step> {
     })
 }
 
-/// What differs and may stay, and what may not. Both lists are in order.
+/// The differences that may stay, and those that may not. Both lists are in order.
 fn compare(then: &[Descriptor], now: &[Descriptor], seek_files: bool) -> (Found, Vec<String>) {
     let now_by_number: HashMap<u32, &Descriptor> = now.iter().map(|it| (it.number, it)).collect();
     let then_numbers: HashSet<u32> = then.iter().map(|it| it.number).collect();

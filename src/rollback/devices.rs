@@ -1,24 +1,27 @@
-//! What a process has that the kernel or a device works with meanwhile: virtual processors, rings, memory of devices.
+//! Resources of a process that the kernel or a device uses concurrently: virtual processors, rings,
+//! device memory.
 //!
-//! Its state is half in the process, where it goes back, and half in the kernel, where it stays. After that the two
-//! do not fit: a guest's processor runs on in memory of another moment, a ring's entries are taken twice or never.
+//! Half of their state is in the memory of the process, which is rolled back; the other half is in
+//! the kernel, which is not. Afterwards the halves do not match: a guest's processor continues in
+//! memory of another moment, and a ring's entries are consumed twice or never.
 
 use super::attempt::Attempt;
 use crate::address_space::{Mapping, MappingKind};
 use crate::error::RollbackError;
 use crate::source::Frozen as _;
 
-/// What the user is told to do.
+/// The advice for the user.
 const ADVICE: &str = "--leave-devices rolls back the rest and leaves it as it is";
 
-/// Open files of the kernel with a state that belongs to the memory, and what they are. Their names begin so.
+/// Kernel objects behind descriptors whose state belongs to the memory: the beginnings of their
+/// names, and what they are.
 const OPEN_FILES: [(&[u8], &str); 3] = [
     (b"anon_inode:kvm-vcpu", "virtual processors (KVM), whose registers the kernel has"),
     (b"anon_inode:[io_uring]", "an io_uring, whose rings the kernel works with"),
     (b"/dev/vfio/", "a device of its own (VFIO), which writes to its memory"),
 ];
 
-/// An error that names them, unless they may be left.
+/// An error that names such resources, unless the user allows them to stay as they are.
 pub(super) fn check(attempt: &Attempt<'_>) -> Result<(), RollbackError> {
     if attempt.rollback.leave_devices {
         return Ok(());

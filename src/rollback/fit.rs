@@ -1,4 +1,4 @@
-//! Whether a process still has the mappings that it had in a snapshot, and what it has beyond.
+//! Whether a process still has the mappings of a snapshot, and which further ones it has now.
 
 use std::collections::{HashMap, HashSet};
 use std::ops::Range;
@@ -12,20 +12,20 @@ use crate::ranges::complement;
 use crate::source::Frozen as _;
 use crate::units::AddressRange;
 
-/// How often an interruption is noticed: 1,024 mappings take less than a millisecond.
+/// How often the loop checks for an interruption: 1,024 mappings take less than a millisecond.
 const MAPPINGS_BETWEEN_CHECKS: usize = 1024;
 
-/// What of the mappings differs and can be mended.
+/// Differences in the mappings that the rollback can undo.
 pub(super) struct Mendable {
-    /// By what the process has grown: what of it is populated must be emptied.
+    /// Memory by which mappings have grown. Its populated pages must be emptied.
     pub(super) grown: Vec<Range<u64>>,
-    /// Memory that had another protection, which it must get again.
+    /// Memory whose protection changed and must be set back.
     pub(super) reprotected: Vec<Reprotected>,
-    /// What was unmapped or replaced since, and is mapped again.
+    /// Mappings that were unmapped or replaced, and are mapped again.
     pub(super) remade: Vec<Remade>,
 }
 
-/// Memory that is there, but with another protection.
+/// Memory that is still mapped, but with another protection.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Reprotected {
     pub(super) range: Range<u64>,
@@ -33,19 +33,19 @@ pub(super) struct Reprotected {
     pub(super) then: Protection,
 }
 
-/// Addresses where something else is now, or nothing.
+/// Addresses at which another mapping is now, or none.
 pub(super) type Part = (Range<u64>, Option<Mapping>);
 
-/// A mapping of the snapshot that is not there as it was.
+/// A mapping of the snapshot that is missing or changed now.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Changed {
-    /// What became of it, for the user.
+    /// What happened to it, for the user.
     pub(super) text: String,
     pub(super) before: Mapping,
     pub(super) parts: Vec<Part>,
 }
 
-/// An error unless the mappings are there, or can be made to be there.
+/// An error unless every mapping of the snapshot is there, or can be mapped again.
 pub(super) fn check(attempt: &Attempt<'_>) -> Result<Mendable, Error> {
     let rollback = attempt.rollback;
     let now = attempt.held.address_space();
@@ -54,7 +54,7 @@ pub(super) fn check(attempt: &Attempt<'_>) -> Result<Mendable, Error> {
     changed.extend(of_other_files(attempt)?);
     let mut emptied = grown;
     for Opened { text, ranges } in opened {
-        // What had no permissions and yet had a content loses the permissions again.
+        // Memory that had content and no permissions loses its permissions again.
         match content::filled(rollback, &ranges)?.is_empty() {
             true => {
                 new.push(text);
@@ -81,7 +81,8 @@ pub(super) fn check(attempt: &Attempt<'_>) -> Result<Mendable, Error> {
     }
 }
 
-/// Shared mappings that are there by name, and are of another file. Older snapshots do not say which file it was.
+/// Shared mappings whose name is the same but whose file is another one. Older snapshots do not
+/// record which file it was.
 fn of_other_files(attempt: &Attempt<'_>) -> Result<Vec<Changed>, Error> {
     let Some(then) = &attempt.captured.mapped_files else { return Ok(Vec::new()) };
     let (before, now) = (attempt.rollback.space.mappings(), attempt.held.address_space().mappings());
@@ -115,33 +116,34 @@ fn of_other_files(attempt: &Attempt<'_>) -> Result<Vec<Changed>, Error> {
     Ok(changed)
 }
 
-/// What came of comparing two layouts.
+/// The result of comparing two layouts.
 #[derive(Debug, Default, PartialEq, Eq)]
 struct Fit {
-    /// What of the snapshot's is not there as it was.
+    /// Mappings of the snapshot that are missing or changed.
     changed: Vec<Changed>,
-    /// What is there that was not, apart from the stack, which the kernel makes grow, and whose deeper
-    /// part a program that has returned from there does not rely on.
+    /// Mappings that are new. The stack is not among them: the kernel grows it, and a program that
+    /// has returned does not rely on the deeper part.
     new: Vec<String>,
-    /// By how much the heap has grown. The C library takes it for zeros when it grows into it again.
+    /// The memory by which the heap has grown. The C library expects zeros when it grows into this
+    /// memory again.
     grown: Vec<Range<u64>>,
-    /// What was set aside without permissions and has become memory: arenas of the C library grow like
-    /// this. It takes that for zeros as well.
+    /// Reserved memory without permissions that has become usable memory; the arenas of the C
+    /// library grow like this. The C library expects zeros there too.
     opened: Vec<Opened>,
-    /// What is there with another protection than it had: which it is to get again.
+    /// Memory whose protection changed, with the protection to set.
     reprotected: Vec<Reprotected>,
 }
 
-/// Parts of a mapping without permissions that have become memory.
+/// Parts of a mapping without permissions that have become usable memory.
 #[derive(Debug, PartialEq, Eq)]
 struct Opened {
-    /// For the user.
+    /// The description for the user.
     text: String,
     ranges: Vec<Range<u64>>,
 }
 
-/// Compares the layout in the snapshot with that of now. Both are in the order of their addresses, so each step is
-/// a search in one of them. `check` is asked every now and then whether to stop.
+/// Compares the layout of the snapshot with that of now. Both are in address order, so each step is
+/// a binary search. `check` is called regularly and returns an error to stop.
 fn compare(
     before: &AddressSpace,
     now: &AddressSpace,
@@ -163,7 +165,7 @@ fn compare(
             let text = format!("{bytes} bytes of {}, set aside then, are memory now", named(mapping));
             fit.opened.push(Opened { text, ranges });
         } else {
-            // What is left of the heap is the heap.
+            // The remaining part of a heap is still the heap.
             for at in there.clone() {
                 fitting[at] |= mapping.kind == MappingKind::Heap && is_same(&now[at], mapping);
             }
@@ -197,15 +199,15 @@ fn compare(
     Ok(fit)
 }
 
-/// Where in `mappings`, which are in order, those are that share addresses with `range`.
+/// The indexes of the mappings that overlap `range`. `mappings` are in address order.
 pub(super) fn overlapping(mappings: &[Mapping], range: AddressRange) -> Range<usize> {
     let first = mappings.partition_point(|it| it.range.end() <= range.start());
     let count = mappings[first..].partition_point(|it| it.range.start() < range.end());
     first..first + count
 }
 
-/// What of a mapping without permissions has become memory, if it is all there and that is the only difference.
-/// `there` are the mappings that share addresses with it.
+/// The parts of a mapping without permissions that have become usable memory. `None` if part of the
+/// mapping is missing or differs in another way. `there` are the mappings that overlap it.
 fn opened(before: &Mapping, there: &[Mapping]) -> Option<Vec<Range<u64>>> {
     let is_private_memory = |it: &Mapping| it.kind == MappingKind::Anonymous && !it.protection.shared;
     let is_closed = |it: &Mapping| it.protection == Protection::default();
@@ -227,8 +229,9 @@ fn opened(before: &Mapping, there: &[Mapping]) -> Option<Vec<Range<u64>>> {
     (at == before.range.end() && !opened.is_empty()).then_some(opened)
 }
 
-/// What of a mapping has another protection now and is the same otherwise, and where something else is now, or nothing.
-/// Collectors of garbage protect pages to learn of writes. `there` are the mappings that share addresses with it.
+/// The parts of a mapping whose protection alone has changed, and the parts where another mapping
+/// is now, or none. Garbage collectors protect pages to detect writes. `there` are the mappings
+/// that overlap it.
 fn differing(before: &Mapping, there: &[Mapping]) -> (Vec<Reprotected>, Vec<Part>) {
     let (mut reprotected, mut parts) = (Vec::new(), Vec::new());
     let (mut at, end) = (before.range.start(), before.range.end());
@@ -255,8 +258,8 @@ fn differing(before: &Mapping, there: &[Mapping]) -> (Vec<Reprotected>, Vec<Part
     (reprotected, parts)
 }
 
-/// Whether two mappings differ in their protection alone, and what was in both is known: of a file that could not be read
-/// only the pages are known that were written.
+/// Whether two mappings differ in their protection alone, and the content of both is known. Of a
+/// file that could not be read, only the written pages are known.
 fn can_be_reprotected(before: &Mapping, now: &Mapping) -> bool {
     let alike = Mapping { protection: before.protection, ..now.clone() };
     let is_memory = matches!(before.kind, MappingKind::Anonymous | MappingKind::Heap | MappingKind::Stack);
@@ -267,8 +270,8 @@ fn can_be_reprotected(before: &Mapping, now: &Mapping) -> bool {
         && (is_private_memory || (is_memory || before.kind == MappingKind::File) && are_readable)
 }
 
-/// The mappings, those joined that differ in nothing but their addresses: the kernel joins and parts
-/// them as it likes.
+/// The mappings, with neighbours merged if they differ only in their addresses: the kernel merges
+/// and splits mappings at will.
 fn joined(space: &AddressSpace) -> Vec<Mapping> {
     let mut joined: Vec<Mapping> = Vec::new();
     for mapping in space.mappings() {
@@ -282,10 +285,10 @@ fn joined(space: &AddressSpace) -> Vec<Mapping> {
     joined
 }
 
-/// Whether two mappings are of the same thing in the same way.
+/// Whether two mappings map the same object in the same way.
 fn is_same(one: &Mapping, other: &Mapping) -> bool {
     let has_offset = one.kind == MappingKind::File || one.protection.shared;
-    // Which address stands for the beginning of the file.
+    // The address that corresponds to the beginning of the file.
     let origin = |it: &Mapping| it.range.start().wrapping_sub(it.file_offset_bytes);
     one.kind == other.kind
         && one.protection == other.protection
@@ -307,7 +310,8 @@ fn named(mapping: &Mapping) -> String {
     format!("{} ({} {what})", mapping.range, mapping.protection)
 }
 
-/// What became of a mapping that is not there as it was. `there` are the mappings that share addresses with it.
+/// Describes what happened to a mapping that is missing or changed. `there` are the mappings that
+/// overlap it.
 fn missing(mapping: &Mapping, there: &[Mapping], moved: &mut Moved<'_>) -> String {
     let became = match there {
         [] => match moved.find(mapping).filter(|_| !mapping.name.is_empty()) {
@@ -324,24 +328,24 @@ fn missing(mapping: &Mapping, there: &[Mapping], moved: &mut Moved<'_>) -> Strin
     format!("{} {became}", named(mapping))
 }
 
-/// Finds mappings that were moved. What it needs for that is made when it is first asked.
+/// Finds mappings that were moved. It builds its map at the first use.
 struct Moved<'a> {
     before: &'a [Mapping],
     now: &'a [Mapping],
     by_look: Option<HashMap<Look<'a>, &'a Mapping>>,
 }
 
-/// Everything about a mapping but its address.
+/// All properties of a mapping except its address.
 type Look<'a> = (MappingKind, &'a str, Protection, u64);
 
 impl<'a> Moved<'a> {
-    /// The first mapping of the same look that is where none was.
+    /// The first mapping with the same properties at an address where no mapping was.
     fn find(&mut self, mapping: &Mapping) -> Option<&'a Mapping> {
         let (before, now) = (self.before, self.now);
         let by_look = self.by_look.get_or_insert_with(|| {
             let ranges: HashSet<AddressRange> = before.iter().map(|it| it.range).collect();
             let is_new = |it: &&Mapping| !ranges.contains(&it.range);
-            // The first one of each look stays.
+            // Of several with the same properties, the first one remains in the map.
             now.iter().rev().filter(is_new).map(|it| (look(it), it)).collect()
         });
         by_look.get(&look(mapping)).copied()
@@ -429,7 +433,7 @@ mod tests {
     fn memory_that_was_set_aside_and_is_memory_now_is_new_and_to_be_emptied() {
         let closed = |start, end| Mapping { protection: Protection::default(), ..anonymous(start, end) };
         let pages = |start: u64, end: u64| start * 4096..end * 4096;
-        // An arena: its memory, and what is set aside for it.
+        // An arena: its used memory, and the reserved rest.
         let arena = |used| {
             let rest = (used < 20).then(|| closed(used, 20));
             std::iter::once(anonymous(1, used)).chain(rest).collect::<Vec<_>>()
@@ -450,7 +454,7 @@ mod tests {
             closed(10, 20),
         ];
         assert_eq!(fit(arena(4), twice).opened[0].ranges, [pages(6, 7), pages(9, 10)]);
-        // A hole, another protection, a file; and what has lost its permissions.
+        // A hole, another protection, a file, and memory that has lost its permissions.
         let found = fit(arena(4), vec![anonymous(1, 6), closed(7, 20)]);
         assert_eq!(found.changed[0].parts, [(pages(6, 7), None)]);
         let other = vec![anonymous(1, 4), read_only(anonymous(4, 6)), closed(6, 20)];
@@ -492,8 +496,8 @@ mod tests {
 
     #[test]
     fn many_mappings_are_compared_with_few_steps_each() {
-        // 60,000 mappings, each of which is gone and looks like one that is new: 3.6 billion steps if each were
-        // compared with each.
+        // 60,000 mappings that are all gone, each with a new one of the same properties. Comparing
+        // each with each would take 3.6 billion steps.
         let named = |start: u64| mapping(start, start + 1, MappingKind::File, "/x");
         let before: Vec<_> = (0..60_000).map(|at| named(at * 4 + 2)).collect();
         let now: Vec<_> = (0..60_000).map(|at| named(at * 4 + 4)).collect();

@@ -1,12 +1,13 @@
-//! Guard pages (`MADV_GUARD_INSTALL`, Linux 6.13): stacks of threads have them, say. They are a state of pages and not of
-//! mappings, so they are installed and removed by calls of the process itself.
+//! Guard pages (`MADV_GUARD_INSTALL`, Linux 6.13), which protect the stacks of threads, for
+//! example. They are a state of pages and not of mappings, so the process itself must install and
+//! remove them by system calls.
 //!
-//! | then | now | |
+//! | snapshot | now | action |
 //! |---|---|---|
-//! | guards | guards | left |
-//! | guards | memory | installed: what is there now goes |
-//! | memory | guards | removed: then they are zeros, and are written as elsewhere |
-//! | no mapping | guards | left, as all new memory |
+//! | guards | guards | none |
+//! | guards | memory | guards are installed; the present content is lost |
+//! | memory | guards | guards are removed; the pages are then zeros, and are written like others |
+//! | no mapping | guards | none, as for all new memory |
 
 use std::ops::Range;
 
@@ -25,17 +26,17 @@ const MADVISE: u64 = 28;
 const MADV_GUARD_INSTALL: u64 = 102;
 const MADV_GUARD_REMOVE: u64 = 103;
 
-/// Guards that are to be installed or removed.
+/// Guards to install or to remove.
 #[derive(Debug)]
 pub(super) struct Guarding {
     pub(super) range: Range<u64>,
     is_removed: bool,
-    /// Whether nothing is there that would be lost.
+    /// Whether the range has no content now that would be lost.
     is_empty: bool,
 }
 
-/// What differs between then and now, in the order of the addresses, apart from what is mapped again. Older snapshots do
-/// not say where guards were.
+/// The differences in guards, in address order, outside the mappings that are mapped again. Older
+/// snapshots do not record guards.
 pub(super) fn plan(attempt: &Attempt<'_>, remade: &[Remade]) -> Result<Vec<Guarding>, Error> {
     let Some(then) = &attempt.captured.left_out else { return Ok(Vec::new()) };
     let mut elsewhere: Vec<Range<u64>> = remade.iter().map(Remade::range).collect();
@@ -64,7 +65,7 @@ pub(super) fn plan(attempt: &Attempt<'_>, remade: &[Remade]) -> Result<Vec<Guard
     Ok(all)
 }
 
-/// Whether no page is there now.
+/// Whether the range has no page now.
 fn is_empty(attempt: &Attempt<'_>, range: &Range<u64>) -> Result<bool, Error> {
     let mappings = attempt.held.address_space().mappings();
     let Ok(addresses) = AddressRange::new(range.start, range.end) else { return Ok(true) };
@@ -90,12 +91,12 @@ fn of(left_out: &[LeftOut]) -> Vec<Range<u64>> {
 }
 
 impl Guarding {
-    /// Whether it can be undone.
+    /// Whether the step can be undone.
     pub(super) fn can_be_undone(&self) -> bool {
         self.is_removed || self.is_empty
     }
 
-    /// The call.
+    /// The system call.
     pub(super) fn step(&self) -> Step {
         let (advice, undo, what) = match self.is_removed {
             true => (MADV_GUARD_REMOVE, MADV_GUARD_INSTALL, "remove guard pages"),
@@ -109,7 +110,7 @@ impl Guarding {
         Step { call: call(advice), expected: 0, undo, what }
     }
 
-    /// For the user.
+    /// The description for the user.
     pub(super) fn text(&self) -> String {
         let range = AddressRange::new(self.range.start, self.range.end);
         let range = range.map_or_else(|_| String::new(), |it| it.to_string());

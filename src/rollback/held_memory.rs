@@ -1,4 +1,4 @@
-//! The memory of a process that stands still: what is compared with the snapshot.
+//! The memory of a paused process, which is compared with the snapshot.
 
 use std::fs::File;
 use std::io;
@@ -17,25 +17,27 @@ use crate::sink::SinkError;
 use crate::source::{Frozen as _, ProcessMemory};
 use crate::units::AddressRange;
 
-/// What the kernel alone writes of a thread's area for restartable sequences, beside a pointer (bytes 8
-/// to 16): on which processor the thread runs.
+/// The part of a thread's area for restartable sequences that only the program writes: a pointer,
+/// in bytes 8 to 16. The kernel writes the rest: the processor on which the thread runs.
 const RSEQ_POINTER: Range<u64> = 8..16;
 
-/// The memory of a process that stands still.
+/// The memory of a paused process.
 pub(super) struct HeldMemory<'a> {
     states: &'a PageStates,
     pid: u32,
     memory: ProcessMemory,
-    /// What is mapped again of files, in order: each with the file, and where in it the range begins.
+    /// Ranges that are mapped again from files, in order. Each has the file, and the offset in the
+    /// file at which the range begins.
     files: Vec<(Range<u64>, File, u64)>,
-    /// Where there may be anything but zeros.
+    /// Where the memory may have content other than zeros.
     populated: Vec<Range<u64>>,
-    /// What cannot be read, nor written: guards, pages that a userfaultfd fills, what lies behind a file's end.
+    /// Memory that can be neither read nor written: guards, pages that a userfaultfd fills, and
+    /// pages behind a file's end.
     out_of_reach: Vec<Range<u64>>,
-    /// What the snapshot does not have: zeros in its tables. And what cannot be compared: pages that are the file's,
-    /// which cannot be read beside the process.
+    /// Memory that the snapshot does not have, which its tables show as zeros; and memory that
+    /// cannot be compared: pages of a file that cannot be read outside the process.
     left_out: Vec<Range<u64>>,
-    /// This, and what the kernel writes by itself.
+    /// `left_out`, and the memory that the kernel itself writes.
     left_alone: Vec<Range<u64>>,
 }
 
@@ -52,14 +54,15 @@ impl<'a> HeldMemory<'a> {
             }
         }
         merge(&mut populated);
-        // What is mapped again has nothing in it, or what is in its file.
+        // Memory that is mapped again is empty, or has the content of its file.
         let mut remade: Vec<_> = states.remade().iter().map(Remade::range).collect();
         merge(&mut remade);
         let without_remade = |ranges: &[Range<u64>]| -> Vec<Range<u64>> {
             ranges.iter().flat_map(|range| complement(&remade, range.clone())).collect()
         };
         populated = without_remade(&populated);
-        // Where guards are installed nothing is left, and where they are removed nothing is yet.
+        // Where guards are installed, the content is lost. Where they are removed, there is no
+        // content yet.
         let mut guards: Vec<_> = states.guards().iter().map(|it| it.range.clone()).collect();
         merge(&mut guards);
         populated = populated.iter().flat_map(|range| complement(&guards, range.clone())).collect();
@@ -120,12 +123,12 @@ impl<'a> HeldMemory<'a> {
         })
     }
 
-    /// Where there may be anything but zeros: sorted and apart.
+    /// Where the memory may have content other than zeros: sorted and disjoint.
     pub(super) fn populated(&self) -> &[Range<u64>] {
         &self.populated
     }
 
-    /// Fills `buffer` from an address on; what cannot be read is zeros.
+    /// Fills `buffer` from an address on. Unreadable bytes become zeros.
     pub(super) fn copy(&self, address: u64, buffer: &mut [u8]) -> Result<(), Error> {
         Ok(self.memory.copy(address, buffer, &mut Vec::new())?)
     }
@@ -144,7 +147,7 @@ impl<'a> HeldMemory<'a> {
         Ok(false)
     }
 
-    /// Patches that empty what is there of these ranges.
+    /// Patches that write zeros over the populated parts of these ranges.
     pub(super) fn zeros_for(&self, ranges: &[Range<u64>]) -> Vec<Patch> {
         let there = ranges.iter().flat_map(|range| overlapping(&self.populated, range.clone()));
         there
@@ -156,7 +159,7 @@ impl<'a> HeldMemory<'a> {
             .collect()
     }
 
-    /// Fills `buffer` from an address on, with what is there once the mappings are mended.
+    /// Fills `buffer` from an address on, with the content after the mappings have been repaired.
     fn read(&self, at: u64, buffer: &mut [u8], unreadable: &mut Vec<AddressRange>) -> Result<(), Error> {
         let end = at + buffer.len() as u64;
         let mut done = at;
@@ -170,7 +173,7 @@ impl<'a> HeldMemory<'a> {
         Ok(self.memory.copy(done, self.part(at, buffer, &(done..end)), unreadable)?)
     }
 
-    /// Fills `buffer` from an offset in a file on, with zeros behind its end.
+    /// Fills `buffer` from an offset in a file on, with zeros behind the file's end.
     fn read_file(&self, file: &File, mut offset: u64, mut buffer: &mut [u8]) -> Result<(), SinkError> {
         while !buffer.is_empty() {
             match file.read_at(buffer, offset) {

@@ -1,8 +1,8 @@
-//! Whether a process is the one that was captured: the same program in the same run.
+//! Whether a process is the captured one: the same program in the same run.
 //!
-//! The auxiliary vector tells runs apart, as it has random bytes; but all processes that were forked after one
-//! `execve` have the same. So the start times of process and threads are compared too, which count from the start of
-//! the machine, and the machine's boot id.
+//! The auxiliary vector distinguishes runs, because it has random bytes. But all processes that
+//! were forked after one `execve` share it. So the check also compares the machine's boot id and
+//! the start times of the process and its threads, which count from the boot.
 
 use std::path::Path;
 

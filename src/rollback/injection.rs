@@ -1,7 +1,8 @@
-//! What only the process itself can do: map memory (`remade.rs`), protect it (`mprotect`), throw pages away
-//! (MADV_DONTNEED), and set the positions of its files (`lseek`).
+//! The steps that only the process itself can do: map memory (`remade.rs`), protect it
+//! (`mprotect`), discard pages (`MADV_DONTNEED`), and set the positions of its files (`lseek`).
 //!
-//! Calls that can be undone come first. If one fails while nothing else has been done the process is as it was.
+//! Calls that can be undone come first. If one of them fails, they are undone and the process is as
+//! it was.
 
 use std::ops::Range;
 
@@ -29,7 +30,8 @@ const MADV_DONTNEED: u64 = 4;
 /// How much code is searched at a time.
 const SEARCHED_BYTES: usize = 1 << 20;
 
-/// Looks for what is needed in the process to make it call the kernel; or why that cannot be done.
+/// Finds the code and the memory that the process needs to make system calls. An error says why
+/// that is impossible.
 pub(super) fn find_foothold(
     attempt: &Attempt<'_>,
     states: &PageStates,
@@ -70,8 +72,8 @@ pub(super) fn find_foothold(
     Ok(Err("its code has no system call that could be used"))
 }
 
-/// A page that is not there now, and that this rollback compares, so that it is zeros again afterwards whatever
-/// happens. In the stack if there is one.
+/// A page that is absent now and that this rollback compares, so that it is zeros again after the
+/// rollback in any case. It is in the stack if there is one.
 fn empty_page(attempt: &Attempt<'_>, states: &PageStates, memory: &HeldMemory<'_>) -> Option<u64> {
     let page_bytes = rustix::param::page_size() as u64;
     let space = &attempt.rollback.space;
@@ -105,15 +107,16 @@ fn empty_page(attempt: &Attempt<'_>, states: &PageStates, memory: &HeldMemory<'_
     stacks.chain(usable()).find_map(page_in).map(|range| range.start)
 }
 
-/// Calls that the process is to make.
+/// The system calls that the process is to make.
 pub(super) struct Calls {
     foothold: Foothold,
     steps: Vec<Step>,
-    /// Whether memory may be read-only afterwards that is to be written then.
+    /// Whether a call may make memory read-only that is written later.
     pub(super) protects: bool,
 }
 
-/// Gets the calls ready, if any are needed: those that map and protect memory, that make room, that set positions.
+/// Prepares the calls, if any are needed: those that map and protect memory, that discard pages,
+/// that set positions.
 pub(super) fn prepare(
     attempt: &Attempt<'_>,
     states: &PageStates,
@@ -125,7 +128,7 @@ pub(super) fn prepare(
     let mut steps: Vec<Step> = reprotected.iter().map(protect).collect();
     let (lossless, lossy): (Vec<_>, Vec<_>) = states.remade().iter().partition(|it| it.can_be_undone());
     steps.extend(lossless.into_iter().flat_map(|it| it.steps.clone()));
-    // Guards in memory that gets its protection again first.
+    // Guards in memory whose protection is set back first.
     let guards = states.guards().iter();
     let (lossless_guards, lossy_guards): (Vec<_>, Vec<_>) = guards.partition(|it| it.can_be_undone());
     steps.extend(lossless_guards.into_iter().chain(lossy_guards).map(Guarding::step));
@@ -182,7 +185,8 @@ fn protect(Reprotected { range, now, then }: &Reprotected) -> Step {
     Step { call: remade::protect(range, *then), expected: 0, undo, what: "protect memory as it was" }
 }
 
-/// Whether what is needed to call is there, with its permissions, until the last call.
+/// Whether the code and memory for the calls stay mapped with their permissions until the last
+/// call.
 fn is_kept(foothold: &Foothold, states: &PageStates, reprotected: &[Reprotected]) -> bool {
     let code = [foothold.call, foothold.sigreturn];
     let is_code_in = |range: &Range<u64>| code.iter().any(|at| range.contains(at));
@@ -192,13 +196,13 @@ fn is_kept(foothold: &Foothold, states: &PageStates, reprotected: &[Reprotected]
     }) && states.remade().iter().map(Remade::range).all(|it| !is_code_in(&it) && !it.contains(&foothold.page))
 }
 
-/// Has the process make them. From the first one on it is rolled back in part, unless the error says that it is
-/// [impossible](InjectionError::Impossible).
+/// Makes the process run the calls. From the first call on the process is partly rolled back,
+/// unless the error is [`Impossible`](InjectionError::Impossible).
 pub(super) fn make(attempt: &Attempt<'_>, calls: &Calls) -> Result<(), InjectionError> {
     attempt.held.make_calls(calls.foothold, calls.steps.clone())
 }
 
-/// What the errors are called in a rollback.
+/// Translates an error of injection to one of rollback.
 pub(super) fn refused(attempt: &Attempt<'_>, error: InjectionError) -> Error {
     match error {
         InjectionError::Impossible(why) => attempt.refusal(why).into(),

@@ -1,8 +1,9 @@
-//! Whether there is memory enough: while a rollback writes, the pages of both moments are there.
+//! Checks that there is enough memory: while a rollback writes, the pages of both moments exist.
 //!
-//! Pages that were not there then and are now would be written with zeros, and stay. Where that is too much they are thrown
-//! away instead, before anything is written (`injection.rs`). Where that is still too much the rollback is refused,
-//! as the kernel would end the process in the middle of it.
+//! Pages that exist now and did not exist in the snapshot would be overwritten with zeros, and
+//! would stay. If that takes too much memory, they are discarded instead, before anything is
+//! written (`injection.rs`). If that is still too much, the rollback is refused, because the kernel
+//! would kill the process in the middle of it.
 
 use std::ops::Range;
 
@@ -17,14 +18,14 @@ use crate::error::Error;
 use crate::ranges::{merge, overlapping};
 use crate::sys::memory_limit;
 
-/// Pages to be thrown away before anything is written.
+/// Pages to discard before anything is written.
 pub(super) struct Relief {
     pub(super) ranges: Vec<Range<u64>>,
     pub(super) foothold: Foothold,
 }
 
-/// An error unless there is memory enough. Answers with what must be thrown away for that, which is then not
-/// in the plan any more.
+/// An error unless there is enough memory. Returns the pages that must be discarded for that, and
+/// removes them from the plan.
 pub(super) fn check(
     attempt: &Attempt<'_>,
     states: &PageStates,
@@ -62,14 +63,14 @@ pub(super) fn check(
     }
 }
 
-/// What page tables and the like may take.
+/// An allowance for page tables and similar kernel memory.
 const SLACK_BYTES: u64 = 1 << 20;
 
-/// How many bytes of pages are written that are not there.
+/// How many bytes of pages the rollback writes that do not exist now.
 fn new_bytes(states: &PageStates, memory: &HeldMemory<'_>, plan: &Plan<'_>) -> u64 {
     let mappings = states.mappings();
     let is_file = |at: u64| {
-        // The page that is there is the file's, and a copy is made.
+        // The present page belongs to the file; the write makes a copy.
         mapping_at(mappings, at).is_some_and(|it| it.kind == MappingKind::File && !it.protection.shared)
     };
     let pieces = plan.patches.iter().flat_map(|patch| patch.pieces.iter().map(|piece| (patch.at, piece)));
@@ -84,8 +85,8 @@ fn new_bytes(states: &PageStates, memory: &HeldMemory<'_>, plan: &Plan<'_>) -> u
     needed.sum()
 }
 
-/// The pages that are only to become zeros, in memory of which they may be thrown away, and how many bytes of
-/// them are there.
+/// Pages whose whole content becomes zeros, in memory where pages may be discarded, and how many
+/// bytes of them exist now.
 fn discardable(states: &PageStates, memory: &HeldMemory<'_>, plan: &Plan<'_>) -> (Vec<Range<u64>>, u64) {
     let page_bytes = rustix::param::page_size() as u64;
     let mappings = states.mappings();

@@ -1,14 +1,14 @@
-//! Roll back: memory that is there already becomes what it was in a snapshot, in place.
+//! Rollback: existing memory becomes the memory of a snapshot again, in place.
 //!
 //! ```text
-//! tables ─> equal to those of the snapshot that the memory is known to be? nothing changed since? ─> skipped
-//!        └> read, compare ─> what differs: decode, check, keep   │  write what was kept
-//!            nothing is written before all of this is done       │
+//! tables ─> equal to those of the snapshot that the memory had, and clean since then? ─> skipped
+//!        └> read, compare ─> differences: decode, check, keep    │  write the kept bytes
+//!            nothing is written before all of this is done      │
 //! ```
 //!
-//! Finding out and writing are two steps (`plan.rs`), so that damage, a process that does not fit or ctrl-C leave
-//! the memory as it was. `memory.rs` has memory of this process, `process.rs` another process: a list of steps, of
-//! which each has a file.
+//! Finding the differences and writing them are two steps (`plan.rs`), so that damage, a process
+//! that does not fit, or ctrl-C leave the memory as it was. `memory.rs` is for memory of this
+//! process. `process.rs` is for another process: a list of steps, one file each.
 
 mod attempt;
 mod captured;
@@ -53,11 +53,12 @@ use crate::track::{Tracker, Tracking};
 
 use process::refused;
 
-/// A snapshot that memory is about to be rolled back to.
+/// A rollback that is prepared: a snapshot, and options.
 ///
-/// Only what differs is written. What differs is found first: damage, a target that does not fit
-/// and an interruption leave everything as it was. Up to 128 MiB of it are kept decoded in
-/// between; what there is more is decoded a second time when it is written.
+/// Only differences are written. All differences are found before the first write, so that damage,
+/// a target that does not fit and an interruption leave the target as it was. Up to 128 MiB of
+/// differences are kept decoded between the two steps; further ones are decoded a second time when
+/// they are written.
 ///
 /// ```
 /// use stillframe::{AddressRange, CaptureOptions, Store};
@@ -75,7 +76,7 @@ use process::refused;
 /// let stats = store.rollback(before)?.tracked_by(&changes).slice(&mut memory)?;
 /// assert_eq!((memory[5000], stats.compared_regions, stats.written_regions), (7, 1, 1));
 ///
-/// // What follows is a branch that begins there.
+/// // Captures from now on are a branch that begins at this snapshot.
 /// let options = CaptureOptions::new().parent(before);
 /// let branch = vm.capture(&memory.tracked_by(&changes), &options)?;
 /// assert_eq!((branch.parent, branch.changed_regions), (Some(before), 0));
@@ -99,41 +100,44 @@ pub struct Rollback<'a> {
     _pinned: Pinned,
 }
 
-/// What a rollback did.
+/// The result of a rollback.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct RollbackStats {
-    /// The length of all memory that was to be as in the snapshot.
+    /// The length of all memory that was rolled back, equal parts included.
     pub bytes: u64,
     /// Regions that were read and compared; the rest were known to be equal.
     pub compared_regions: u64,
-    /// Regions in which anything was written.
+    /// Regions in which at least one page was written.
     pub written_regions: u64,
-    /// What was written, in whole pages.
+    /// How many bytes were written, in whole pages.
     pub written_bytes: u64,
-    /// How long it took.
+    /// How long the rollback took.
     pub elapsed: Duration,
-    /// How long a process or the owner of live memory stood still.
+    /// How long a process, or the owner of live memory, was paused.
     pub paused: Duration,
-    /// Whether the process stands still now, as it did before: `kill -CONT PID` lets it go on.
+    /// Whether the process is stopped now, as it was before: `kill -CONT PID` continues it.
     pub is_stopped: bool,
-    /// Shared mappings of a process, of files or with others, that differ and are left as they are.
+    /// Shared mappings of a process (of files, or shared with other processes) that differ from the
+    /// snapshot and were left as they are.
     pub left_shared: Vec<Mapping>,
-    /// Memory of a process that the snapshot does not have although its mapping was captured, that is there now and is
-    /// left as it is.
+    /// Memory of a process that exists now and was left as it is, because the snapshot does not
+    /// have its content although its mapping was captured.
     pub left_not_captured_bytes: u64,
-    /// Open files of a process that are not what or where they were then, and are left as they are: one sentence each.
+    /// Descriptors of a process that differ from the snapshot in their file or position, and were
+    /// left as they are: one sentence each.
     pub left_descriptors: Vec<String>,
-    /// How it was known what had changed.
+    /// How the changes were known.
     pub tracking: Tracking,
 }
 
 impl Store {
-    /// Prepares to roll memory back to a snapshot, reading its layout and root.
+    /// Prepares a rollback to a snapshot, and reads its layout and root.
     ///
     /// # Errors
     ///
-    /// [`NoSuchSnapshot`](crate::store::StoreError::NoSuchSnapshot); [`Damaged`](crate::store::StoreError::Damaged) or
+    /// [`NoSuchSnapshot`](crate::store::StoreError::NoSuchSnapshot);
+    /// [`Damaged`](crate::store::StoreError::Damaged) or
     /// [`Missing`](crate::store::StoreError::Missing) if the layout or the root cannot be read.
     pub fn rollback(&self, id: SnapshotId) -> Result<Rollback<'_>, Error> {
         let shared = self.shared();
@@ -167,29 +171,31 @@ impl<'a> Rollback<'a> {
         self
     }
 
-    /// Watches the rollback. It can be cancelled until the first byte is written, and not after that.
+    /// Reports the progress of the rollback. The rollback can be cancelled until it writes the
+    /// first byte, and not after that.
     pub fn progress(mut self, progress: Progress) -> Self {
         self.progress = progress;
         self
     }
 
-    /// Lets `tracker` say what changed in the memory since a snapshot: only that is read, and what
-    /// is different between that snapshot and this one. For [`slice`](Self::slice).
+    /// Uses `tracker` to know which memory is dirty since an earlier snapshot. The rollback then
+    /// reads only the dirty memory, and the regions in which that snapshot and this one differ. For
+    /// [`slice`](Self::slice).
     ///
-    /// Afterwards its knowledge refers to this snapshot. Name it as the parent of the next capture
-    /// ([`CaptureOptions::parent`](crate::CaptureOptions::parent)), which then costs what
-    /// changed since.
+    /// Afterwards the tracker's knowledge refers to this snapshot. Name it as the parent of the
+    /// next capture ([`CaptureOptions::parent`](crate::CaptureOptions::parent)): that capture then
+    /// costs only what changed since the rollback.
     pub fn tracked_by(mut self, tracker: &'a dyn Tracker) -> Self {
         self.tracker = Some(tracker);
         self
     }
 
-    /// The mappings.
+    /// The mappings of the snapshot.
     pub fn address_space(&self) -> &AddressSpace {
         &self.space
     }
 
-    /// Where its tables are.
+    /// The positions of its tables.
     fn places(&self) -> Places {
         Places::new(&self.space, self.record.region_size)
     }

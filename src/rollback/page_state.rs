@@ -1,18 +1,18 @@
-//! The state that a page has beside its bytes. Rolling back its bytes alone would be half of it.
+//! The state that a page has besides its bytes, which a rollback must handle too.
 //!
-//! | page now | |
+//! | page now | action |
 //! |---|---|
-//! | lazily free (`MADV_FREE`): the kernel may take it | written even if equal: a write takes the mark off |
-//! | in memory that a userfaultfd serves, and differs | refused: the kernel fails such a write in the middle (EIO) |
+//! | lazily free (`MADV_FREE`), may be discarded | written even if equal, which removes the mark |
+//! | in memory that a userfaultfd serves, and differs | refused: the write would fail (EIO) |
 //! | guard (`MADV_GUARD_INSTALL`), content in the snapshot | removed first (`guards.rs`) |
 //!
-//! | page in the snapshot | |
+//! | page in the snapshot | action |
 //! |---|---|
-//! | not captured, and still not readable | left |
-//! | guard, and is none now | installed (`guards.rs`) |
-//! | not captured, in private memory, and has content now | refused: what it had then is unknown |
-//! | … as a userfaultfd was to fill it | left and told |
-//! | not there, in memory without permissions | emptied |
+//! | not captured, and still unreadable | left as it is |
+//! | guard, and none now | installed (`guards.rs`) |
+//! | not captured, private memory, and has content now | refused: its old content is unknown |
+//! | … because a userfaultfd was to fill it | left as it is, and reported |
+//! | absent, in memory without permissions | emptied |
 
 use std::ops::Range;
 
@@ -30,25 +30,26 @@ use crate::ranges::{complement, merge, overlapping};
 use crate::source::{Frozen as _, MappingState};
 use crate::units::AddressRange;
 
-/// What the kernel says about the mappings of a process, and what they are once its mappings are mended.
+/// The kernel's state of the mappings of a process: now, and after the rollback has repaired the
+/// mappings.
 pub(super) struct PageStates {
-    /// As they are now, in the order of their addresses.
+    /// The mappings as they are now, in address order.
     now: Vec<MappingState>,
-    /// The same once they are mended.
+    /// The mappings after the repair.
     mended: Vec<MappingState>,
     mappings: Vec<Mapping>,
-    /// What is mapped again, in the order of the addresses.
+    /// Mappings that are mapped again, in address order.
     remade: Vec<Remade>,
-    /// Guard pages that are installed or removed, in the order of the addresses.
+    /// Guard pages that are installed or removed, in address order.
     guards: Vec<Guarding>,
-    /// What is mapped again, gets another protection or other guards: sorted and apart.
+    /// Memory that is mapped again, or whose protection or guards change: sorted and disjoint.
     changing: Vec<Range<u64>>,
-    /// Mappings in which pages are lazily free: sorted and apart.
+    /// Mappings that have lazily free pages: sorted and disjoint.
     lazily_free: Vec<Range<u64>>,
 }
 
 impl PageStates {
-    /// Asks the kernel.
+    /// Reads the state from the kernel.
     pub(super) fn look(
         attempt: &Attempt<'_>,
         reprotected: &[Reprotected],
@@ -96,37 +97,37 @@ impl PageStates {
         Ok(PageStates { now, mended, mappings, remade, guards, changing, lazily_free })
     }
 
-    /// The mapping that an address is in once they are mended.
+    /// The mapping that has an address after the repair.
     pub(super) fn at(&self, address: u64) -> Option<&MappingState> {
         state_at(&self.mended, address)
     }
 
-    /// The mapping that a range begins in now.
+    /// The mapping that has the beginning of a range now.
     pub(super) fn range_at(&self, range: AddressRange) -> Option<AddressRange> {
         state_at(&self.now, range.start()).map(|state| state.range)
     }
 
-    /// The mappings once they are mended: those that are written to.
+    /// The mappings after the repair: those that are written to.
     pub(super) fn mappings(&self) -> &[Mapping] {
         &self.mappings
     }
 
-    /// What is mapped again, in the order of the addresses.
+    /// Mappings that are mapped again, in address order.
     pub(super) fn remade(&self) -> &[Remade] {
         &self.remade
     }
 
-    /// Guard pages that are installed or removed, in the order of the addresses.
+    /// Guard pages that are installed or removed, in address order.
     pub(super) fn guards(&self) -> &[Guarding] {
         &self.guards
     }
 
-    /// What is mapped again, gets another protection or other guards: sorted and apart.
+    /// Memory that is mapped again, or whose protection or guards change: sorted and disjoint.
     pub(super) fn changing(&self) -> &[Range<u64>] {
         &self.changing
     }
 
-    /// Where pages are to be written even if they are equal: sorted and apart.
+    /// Where pages are written even if they are equal: sorted and disjoint.
     pub(super) fn lazily_free(&self) -> &[Range<u64>] {
         &self.lazily_free
     }
@@ -147,7 +148,8 @@ fn part_of(mapping: &Mapping, range: AddressRange) -> Mapping {
     Mapping { range, file_offset_bytes, ..mapping.clone() }
 }
 
-/// The parts of a mapping, each with the protection that it gets. `reprotected` are in the order of their addresses.
+/// The parts of a mapping, each with the protection that it gets. `reprotected` are in address
+/// order.
 fn with_protections(mapping: &Mapping, reprotected: &[Reprotected]) -> Vec<Mapping> {
     let whole = mapping.range.start()..mapping.range.end();
     let first = reprotected.partition_point(|it| it.range.end <= whole.start);
@@ -167,15 +169,15 @@ fn with_protections(mapping: &Mapping, reprotected: &[Reprotected]) -> Vec<Mappi
     parts
 }
 
-/// An error if memory that the snapshot does not have is private and has content now. Answers how many bytes it does
-/// not have that are there now and stay as they are.
+/// An error if private memory that the snapshot does not have has content now. Returns how many
+/// bytes exist now and stay as they are because the snapshot does not have them.
 pub(super) fn check_left_out(
     attempt: &Attempt<'_>,
     states: &PageStates,
     memory: &HeldMemory<'_>,
 ) -> Result<u64, Error> {
     let is_private_memory = |mapping: &Mapping| is_memory(mapping) && !mapping.protection.shared;
-    // Older snapshots do not say why.
+    // Older snapshots do not record the reasons.
     let reasons = match &attempt.captured.left_out {
         Some(left_out) => left_out.clone(),
         None => {
@@ -191,7 +193,7 @@ pub(super) fn check_left_out(
             if !memory.is_readable(&there)? {
                 continue;
             }
-            // What a userfaultfd has filled since is what it would have filled then.
+            // A userfaultfd fills a page with the same content now as it would have then.
             if why == WhyLeftOut::Userfault || !is_private {
                 left_bytes += there.end - there.start;
                 continue;
@@ -205,8 +207,8 @@ pub(super) fn check_left_out(
     if differences.is_empty() { Ok(left_bytes) } else { Err(attempt.misfit(differences).into()) }
 }
 
-/// Where the process had memory without permissions of which no page was there, and has pages now: they were zeros.
-/// Older snapshots do not say whether there were any.
+/// Memory that had no permissions and no pages in the snapshot, and has pages now: its content in
+/// the snapshot is zeros. Older snapshots do not record whether there was such memory.
 pub(super) fn filled_without_permission(attempt: &Attempt<'_>, memory: &HeldMemory<'_>) -> Vec<Range<u64>> {
     let Some(left_out) = &attempt.captured.left_out else { return Vec::new() };
     let mut unknown: Vec<_> = left_out.iter().map(|it| it.range.start()..it.range.end()).collect();
@@ -224,7 +226,7 @@ fn is_memory(mapping: &Mapping) -> bool {
     matches!(mapping.kind, MappingKind::Anonymous | MappingKind::Heap | MappingKind::Stack)
 }
 
-/// An error if anything is to be written where a userfaultfd stands in the way.
+/// An error if the rollback would have to write memory that a userfaultfd serves.
 pub(super) fn check_writes(attempt: &Attempt<'_>, states: &PageStates, plan: &Plan<'_>) -> Result<(), Error> {
     for patch in &plan.patches {
         let Some(state) = states.at(patch.at) else { continue };
@@ -240,8 +242,8 @@ pub(super) fn check_writes(attempt: &Attempt<'_>, states: &PageStates, plan: &Pl
     Ok(())
 }
 
-/// An error if memory would have to be read that a userfaultfd fills: that would wait for the process, which
-/// stands still.
+/// An error if the rollback would have to read memory that a userfaultfd fills: the read would wait
+/// for the process, which is paused.
 pub(super) fn check_reads(attempt: &Attempt<'_>, states: &PageStates) -> Result<(), Error> {
     let mappings = attempt.held.address_space().mappings();
     for state in states.mended.iter().filter(|state| state.userfault.is_some()) {

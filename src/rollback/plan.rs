@@ -1,4 +1,5 @@
-//! The plan of a rollback: what differs from the snapshot, found and checked before anything is written.
+//! The plan of a rollback: the differences from the snapshot, found and checked before anything is
+//! written.
 
 use std::ops::Range;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
@@ -16,76 +17,76 @@ use crate::store::read::{Check, Reader};
 use crate::table::Place;
 use crate::workers;
 
-/// How much of what is to be written is kept decoded. What there is more is decoded a second time.
+/// How many bytes of differences are kept decoded. Further ones are decoded a second time.
 const KEPT_BYTES: usize = 128 << 20;
 
-/// What is written is counted in these, from the start of a region: the unit in which trackers know what
-/// was written, and in which memory that forks share is copied.
+/// Writes are counted in units of this size, from the start of a region. Trackers record writes in
+/// this unit, and the kernel copies shared memory of forks in it.
 const PAGE_BYTES: usize = 4096;
 
-/// Memory to be rolled back.
+/// The memory to roll back.
 pub(super) trait Target: Sync {
-    /// The bytes that are at `at` now, in place or in `buffer`. What is not to be compared is as in the
-    /// snapshot: zeros.
+    /// The present bytes at `at`, in place or in `buffer`. Memory that is not to be compared
+    /// appears as it is in the snapshot: as zeros.
     fn bytes<'b>(&'b self, at: u64, length: usize, buffer: &'b mut Vec<u8>) -> Result<&'b [u8], Error>;
 
-    /// Whether there is nothing but zeros in this range, without looking.
+    /// Whether the range is known to have nothing but zeros, without reading it.
     fn is_absent(&self, _range: Range<u64>) -> bool {
         false
     }
 
-    /// Where what is there is written although it is equal: sorted and apart.
+    /// Where pages are written although they are equal: sorted and disjoint.
     fn written_anyhow(&self) -> &[Range<u64>] {
         &[]
     }
 
-    /// The ranges that are left as they are: sorted and apart.
+    /// The ranges that are left as they are: sorted and disjoint.
     fn left_alone(&self) -> &[Range<u64>] {
         &[]
     }
 }
 
-/// The memory that one table stands for.
+/// The memory of one table.
 pub(super) struct Part {
     pub(super) table: Hash,
     pub(super) place: Place,
-    /// Where it begins in the target.
+    /// The offset in the target at which it begins.
     pub(super) at: u64,
     pub(super) look: Look,
 }
 
-/// What of a part is looked at.
+/// Which bytes of a part are compared.
 pub(super) enum Look {
-    /// All of it.
+    /// All bytes.
     Everything,
-    /// What is in these ranges, from the part's start, and what is different in this table: that of the
-    /// snapshot which the rest is known to be as in.
+    /// The ranges, counted from the part's start, and the regions in which this table differs from
+    /// the part's own: outside the ranges the memory is known to be as in this table.
     Since(Hash, Vec<Range<u64>>),
 }
 
 /// A region in which something is to be written.
 #[derive(Debug)]
 pub(super) struct Patch {
-    /// Where the region begins in the target.
+    /// The offset in the target at which the region begins.
     pub(super) at: u64,
     pub(super) length: usize,
     pub(super) hash: Hash,
-    /// What of it is to be written.
+    /// The parts of the region to write.
     pub(super) pieces: Vec<Range<usize>>,
     /// The bytes of the pieces, one after the other; `None` where they must be decoded again.
     kept: Option<Vec<u8>>,
 }
 
-/// What is to be written.
+/// All writes of a rollback.
 pub(super) struct Plan<'a> {
     shared: &'a Shared,
     check: Check,
     compared_regions: u64,
-    /// In the order of their addresses.
+    /// In address order.
     pub(super) patches: Vec<Patch>,
 }
 
-/// What came of a plan.
+/// The result of writing a plan.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Done {
     pub(super) compared_regions: u64,
@@ -93,7 +94,7 @@ pub(super) struct Done {
     pub(super) written_bytes: u64,
 }
 
-/// Finds what differs in `parts` and decodes it. Writes nothing.
+/// Finds the differences in `parts` and decodes them. Writes nothing.
 pub(super) fn plan<'a>(
     shared: &'a Shared,
     region_bytes: usize,
@@ -131,7 +132,7 @@ struct Finder<'a> {
     patches: Mutex<Vec<Patch>>,
 }
 
-/// What a worker has to itself.
+/// The state of one worker.
 struct State<'a> {
     reader: Reader<'a>,
     now: Vec<u8>,
@@ -146,7 +147,7 @@ impl Finder<'_> {
             Look::Since(known, changed) if *known == part.table && changed.is_empty() => {}
             Look::Since(known, changed) => {
                 let wanted = state.reader.hashes(ObjectKind::Table, &part.table, part.place.regions)?;
-                // Without a table that is damaged nothing is known.
+                // If the table is damaged, nothing is known.
                 let known = match *known == part.table {
                     true => Some(wanted.clone()),
                     false => state.reader.hashes(ObjectKind::Table, known, part.place.regions).ok(),
@@ -192,7 +193,7 @@ impl Finder<'_> {
         self.target.is_absent(at..at + length as u64)
     }
 
-    /// Whether anything in a range is written although it may be equal.
+    /// Whether any page of a range is written although it may be equal.
     fn is_written_anyhow(&self, range: Range<u64>) -> bool {
         let anyhow = self.target.written_anyhow();
         !anyhow.is_empty()
@@ -211,7 +212,7 @@ impl Finder<'_> {
     ) -> Result<(), Error> {
         self.compared_regions.fetch_add(wanted.len() as u64, Ordering::Relaxed);
         let regions: Vec<&[u8]> = now.chunks(self.region_bytes).collect();
-        // Where zeros are wanted no hash tells more than a look.
+        // Where the snapshot has zeros, reading the memory is enough and no hash is needed.
         let hashed: Vec<usize> = (0..wanted.len()).filter(|region| !wanted[*region].is_zero()).collect();
         let hashes = hash::many(&hashed.iter().map(|region| regions[*region]).collect::<Vec<_>>());
         let mut differs: Vec<bool> = regions.iter().map(|_| false).collect();
@@ -285,14 +286,14 @@ fn decode(reader: &mut Reader<'_>, hash: &Hash, plain: &mut [u8]) -> Result<(), 
 }
 
 impl Patch {
-    /// One that fills all of a range with zeros.
+    /// A patch that fills a whole range with zeros.
     pub(super) fn of_zeros(at: u64, length: usize) -> Patch {
         Patch { at, length, hash: Hash::ZERO, pieces: std::iter::once(0..length).collect(), kept: None }
     }
 }
 
 impl Plan<'_> {
-    /// Takes out of the regions of zeros what is in these ranges, which are sorted and apart.
+    /// Removes these ranges from the patches that write zeros. The ranges are sorted and disjoint.
     pub(super) fn leave_zeros_out(&mut self, ranges: &[Range<u64>]) {
         for patch in self.patches.iter_mut().filter(|patch| patch.hash.is_zero()) {
             let offset = |address: u64| usize::try_from(address - patch.at).unwrap_or(patch.length);
@@ -305,8 +306,8 @@ impl Plan<'_> {
         }
     }
 
-    /// Writes everything, in parallel. `part` gives for each patch what `write` needs to write it: bytes go to an
-    /// offset in the patch's region.
+    /// Writes everything, in parallel. `part` returns, for each patch, the context that `write`
+    /// needs. The bytes go to an offset in the patch's region.
     pub(super) fn write<'p, T: Send>(
         &'p self,
         mut part: impl FnMut(&'p Patch) -> T,

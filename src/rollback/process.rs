@@ -1,12 +1,12 @@
-//! A live process, rolled back in place.
+//! Rollback of a live process, in place.
 //!
 //! ```text
-//! hold all threads ─> check: each in its own file ─> compare, decode ─> check what is to be written ─┐
-//! let go <── SIGCONT <── registers <── write (`write.rs`) <── SIGSTOP, in case this program dies <───┘
+//! pause all threads ─> checks: one file each ─> compare, decode ─> check the planned writes ──┐
+//! resume <── SIGCONT <── registers <── write (`write.rs`) <── SIGSTOP, if this program dies <─┘
 //! ```
 //!
-//! To the left of the SIGSTOP everything can fail, and the process goes on as if nothing had been. A check is
-//! a file with one function `check`, which gets the [`Attempt`] and answers with a refusal.
+//! Every step before the SIGSTOP can fail, and the process then continues unchanged. A check is a
+//! file with one function `check`, which takes the [`Attempt`] and returns an error to refuse.
 
 use std::ops::Range;
 use std::time::{Duration, Instant};
@@ -28,93 +28,100 @@ use crate::track::{RescanReason, Tracking};
 use crate::units::AddressRange;
 
 impl Rollback<'_> {
-    /// Rolls a process back that has mapped more memory since, too: what is new stays as it is, and the
-    /// process does not know of it. Only the heap's new part is emptied, as the C library relies on that.
+    /// Also rolls back a process that has mapped further memory since the snapshot. The new
+    /// mappings stay, and the program that was rolled back does not know of them. Only the new part
+    /// of the heap is emptied, because the C library relies on zeros there.
     pub fn leave_new_memory(mut self, leave: bool) -> Self {
         self.leave_new_memory = leave;
         self
     }
 
-    /// How long the threads of a process may take to stop, as [`LiveProcessSource::stop_timeout`].
+    /// How long the threads of a process may take to stop, see [`LiveProcessSource::stop_timeout`].
     pub fn stop_timeout(mut self, timeout: Duration) -> Self {
         self.stop_timeout = timeout;
         self
     }
 
-    /// Rolls a process back although memory that it shares with others differs: that stays as it is.
-    /// Memory that no other process has is rolled back in any case.
+    /// Also rolls back a process that shares memory with others if that memory differs: the shared
+    /// memory stays as it is. Memory that no other process has is rolled back in any case.
     pub fn leave_shared_memory(mut self, leave: bool) -> Self {
         self.leave_shared_memory = leave;
         self
     }
 
-    /// Rolls a process back although a number of an open file that it writes to stands for another file now. Descriptors
-    /// are not rolled back; [`RollbackStats::left_descriptors`] says what differs.
+    /// Also rolls back a process if a descriptor that it writes to refers to another file now.
+    /// Descriptors are not rolled back; [`RollbackStats::left_descriptors`] lists the differences.
     pub fn leave_descriptors(mut self, leave: bool) -> Self {
         self.leave_descriptors = leave;
         self
     }
 
-    /// Sets the positions of regular files back, where a number still stands for the file that it stood for. Who shares
-    /// them, as a forked child does, sees it.
+    /// Resets the positions of regular files where a descriptor still refers to the same file.
+    /// Processes that share the position, such as a forked child, see the change.
     pub fn seek_files(mut self, seek: bool) -> Self {
         self.seek_files = seek;
         self
     }
 
-    /// Rolls a process back although it has memory that the kernel or a device works with, too: rings of io_uring,
-    /// virtual processors of KVM, memory of devices. Those stay as they are, and hardly any program bears that.
+    /// Also rolls back a process with memory that the kernel or a device uses: io_uring rings,
+    /// virtual processors of KVM, device memory. These stay as they are; almost no program survives
+    /// that.
     pub fn leave_devices(mut self, leave: bool) -> Self {
         self.leave_devices = leave;
         self
     }
 
-    /// Rolls the live process `pid` back to this snapshot of it. It stands still meanwhile; then every thread
-    /// goes on from where it stood when it was captured.
+    /// Rolls the live process `pid` back to this snapshot of it. The process is paused meanwhile;
+    /// then every thread continues from the instruction at which it was captured.
     ///
-    /// Its private memory and the registers and signal masks of its threads become what they were. A system call
-    /// in which a thread waited begins again.
+    /// Its private memory, and the registers and signal masks of its threads, become those of the
+    /// snapshot. A system call in which a thread waited is restarted.
     ///
-    /// Signals that were on their way to it are again; those that it has sent to itself since are not, nor is what the
-    /// kernel was about to raise for an instruction. What others have sent since stays.
+    /// Signals that were pending in the snapshot are pending again. Signals that the process has
+    /// sent to itself since are removed, and so are faults that the kernel was about to raise for
+    /// an instruction. Signals from others since then stay.
     ///
-    /// *Not rolled back* is what the kernel keeps or others see: open files and how far they are read
-    /// (but see [`seek_files`](Self::seek_files)), what was written to files and sockets, what is in pipes, child
-    /// processes and timers. What was excluded from the snapshot is left as it is. It is refused
-    /// where a descriptor that it wrote to stands for another file now, unless
-    /// [that may stay](Self::leave_descriptors), where it handles other signals than then, and where
-    /// [the kernel works with its memory](Self::leave_devices).
+    /// *Not rolled back* is state that the kernel keeps or others see: open files and their
+    /// positions (but see [`seek_files`](Self::seek_files)), data written to files and sockets,
+    /// data in pipes, child processes and timers. Memory that was excluded from the snapshot is
+    /// left as it is. The rollback is refused if a descriptor that the process writes to refers to
+    /// another file now (but see [`leave_descriptors`](Self::leave_descriptors)), if the process
+    /// handles other signals than in the snapshot, and if the kernel or a device uses its memory
+    /// (but see [`leave_devices`](Self::leave_devices)).
     ///
-    /// Memory that could be shared and that no other process has is rolled back as private memory is. Where others
-    /// have it, or may have it, and it differs, the process is refused, unless
-    /// [it may be left](Self::leave_shared_memory). Files that are mapped shared are left as they are, unless another
-    /// process maps them too. [`RollbackStats::left_shared`] has what was left.
+    /// Shared memory that no other process has is rolled back like private memory. If other
+    /// processes have it, or may have it, and it differs, the rollback is refused (but see
+    /// [`leave_shared_memory`](Self::leave_shared_memory)). Shared mappings of files are left as
+    /// they are; but if one is writable and another process maps the file too, it is treated as
+    /// memory that others have. [`RollbackStats::left_shared`] lists the mappings that were left.
     ///
-    /// It must be the same run of the same program with the same threads, and have all mappings of the snapshot
-    /// where they were. It must not have got others, unless [they may stay](Self::leave_new_memory); the stack
-    /// may have grown.
+    /// It must be the same run of the same program with the same threads, and have all mappings of
+    /// the snapshot at their addresses. It must have no further mappings (but see
+    /// [`leave_new_memory`](Self::leave_new_memory)); the stack may have grown.
     ///
-    /// If this program is killed meanwhile, the process is as it was, or rolled back, or stands still (state
-    /// T): then roll it back once more, and `kill -CONT PID` lets it go on. A process that stood still before
-    /// does so afterwards ([`RollbackStats::is_stopped`]). One that handles SIGCONT gets one.
+    /// If this program is killed meanwhile, the process is as it was, or is rolled back, or is
+    /// stopped (state T). In the last case roll it back again, or continue it with
+    /// `kill -CONT PID`. A process that was stopped before the rollback is stopped afterwards
+    /// ([`RollbackStats::is_stopped`]). A process that handles SIGCONT receives one.
     ///
-    /// Cost: copying its memory out and comparing it takes 3 GB/s a core, while it stands still; what differs is
-    /// decoded and its pages are written.
+    /// Cost: copying its memory and comparing it runs at 3 GB/s a core (AMD EPYC, 2 cores) while
+    /// the process is paused. Bytes that differ are decoded, and their pages are written.
     ///
     /// ```no_run
     /// # let store = stillframe::Store::open("vault")?;
     /// let pid = 4711;
     /// let before = store.find("web-1~3")?;
     /// let stats = store.rollback(before)?.live_process(pid)?;
-    /// println!("{} bytes written, still for {:?}", stats.written_bytes, stats.paused);
+    /// println!("{} bytes written, paused for {:?}", stats.written_bytes, stats.paused);
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     ///
     /// # Errors
     ///
-    /// [`RollbackError::DoesNotFit`] with what differs, [`RollbackError::NoRollBack`] for a snapshot or a process where
-    /// this is impossible, [`Error::Source`] when it cannot be stopped, damage, [`Error::Interrupted`]:
-    /// the process is as it was. [`RollbackError::InPart`] when writing failed.
+    /// [`RollbackError::DoesNotFit`] with the differences; [`RollbackError::NoRollBack`] if this
+    /// snapshot or this process cannot be rolled back; [`Error::Source`] if the process cannot be
+    /// stopped; damage; [`Error::Interrupted`]. After these errors the process is as it was.
+    /// [`RollbackError::InPart`] if writing failed.
     pub fn live_process(self, pid: u32) -> Result<RollbackStats, Error> {
         let begun = Instant::now();
         let captured = CapturedProcess::read(&self, pid)?;
@@ -170,8 +177,8 @@ impl Rollback<'_> {
         })
     }
 
-    /// All but what the kernel provides: the tables that are stored, and of those of zeros the ones where anything is
-    /// now. The others are equal already.
+    /// The parts to compare: all stored tables, and those tables of zeros where the process has
+    /// pages now. The others are equal already. Memory that the kernel provides is left out.
     fn parts(&self, populated: &[Range<u64>]) -> Vec<Part> {
         let places = self.places();
         let mut tables: Vec<usize> = self.root.stored().iter().map(|(at, _)| *at).collect();
@@ -196,7 +203,7 @@ impl Rollback<'_> {
     }
 }
 
-/// What the errors of a capture are called here.
+/// Translates an error of a capture to one of rollback.
 pub(super) fn refused(pid: u32, error: SourceError) -> Error {
     match error {
         SourceError::Uncapturable { why, .. } => RollbackError::NoRollBack { pid, why }.into(),

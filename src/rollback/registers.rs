@@ -1,11 +1,11 @@
-//! Whether the registers of the snapshot can be given to the threads of now.
+//! Checks whether the threads can be given the registers of the snapshot.
 
 use super::attempt::Attempt;
 use super::restart;
 use crate::error::RollbackError;
 use crate::threads::{NT_PRSTATUS, Thread, Threads};
 
-/// An error unless the threads' registers have the form that they had, and may be set.
+/// An error unless the threads' registers have the same form as in the snapshot and may be set.
 pub(super) fn check(attempt: &Attempt<'_>) -> Result<(), RollbackError> {
     let held = attempt.held;
     if held.has_shadow_stacks() {
@@ -19,18 +19,19 @@ pub(super) fn check(attempt: &Attempt<'_>) -> Result<(), RollbackError> {
         return Err(attempt.refusal("its registers are not of the form that this program can set"));
     }
     if attempt.captured.rseq.as_ref().is_some_and(|rseq| *rseq != held.rseq_attachment()) {
-        // Its C library would tell the kernel a second time, which ends the program.
+        // The thread's C library would register with the kernel a second time, which ends the
+        // program.
         return Err(attempt.refusal("a thread was just starting when it was captured"));
     }
     Ok(())
 }
 
-/// Which register sets a thread has, and how long each is.
+/// The register sets that a thread has, and the length of each.
 fn form(thread: &Thread) -> Vec<(u32, usize)> {
     thread.registers.iter().map(|set| (set.note_type, set.bytes.len())).collect()
 }
 
-/// The registers to be set: those of the snapshot, so that system calls begin again.
+/// The registers to set: those of the snapshot, adjusted so that interrupted system calls restart.
 pub(super) fn prepared(attempt: &Attempt<'_>) -> Vec<Thread> {
     let mut threads = attempt.captured.threads.threads.clone();
     threads.iter_mut().for_each(restart::prepare);

@@ -1,16 +1,18 @@
-//! Mappings that the process had and has unmapped or replaced since: it is made to map them again, where they were.
+//! Mappings that the process has unmapped or replaced since the snapshot. The process is made to
+//! map them again at the same addresses.
 //!
-//! | then | |
+//! | in the snapshot | action |
 //! |---|---|
-//! | private memory without a file and without a name | mapped again, empty: what was in it is written as elsewhere |
-//! | … with guard pages | those are installed again |
-//! | the heap, which has become shorter | made as long again (`brk`) |
-//! | shared memory with a file (memfd, `/dev/shm`) | mapped again by a descriptor that the process has of the same file |
+//! | private memory without a file or name | mapped again, empty; its content is then written |
+//! | … with guard pages | the guard pages are installed again |
+//! | the heap, which has become shorter | extended to its length (`brk`) |
+//! | shared memory with a file (memfd, `/dev/shm`) | mapped again by a descriptor of this file |
 //! | anything else | refused |
 //!
-//! What stands there now goes, as all goes that has come since. Only stacks, the heap and what the kernel or a device
-//! provides do not. What the calls do is taken back if one of them fails, where nothing is lost by it (`injection.rs`);
-//! so calls by which something is lost come last.
+//! Mappings that are now at these addresses are replaced, like everything that is newer than the
+//! snapshot. Only stacks, the heap, and mappings of the kernel or of a device are not. If a call
+//! fails, the calls before it are undone if that loses nothing (`injection.rs`); so the calls that
+//! lose something come last.
 
 use std::collections::HashMap;
 use std::ops::Range;
@@ -38,13 +40,13 @@ const MADV_GUARD_INSTALL: u64 = 102;
 /// A mapping, or a part of one, that is mapped again.
 #[derive(Debug)]
 pub(super) struct Remade {
-    /// What is there afterwards.
+    /// The mapping after the calls.
     pub(super) mapping: Mapping,
-    /// What it is of, and by which of its descriptors the process maps it.
+    /// The file of the mapping, and the descriptor by which the process maps it.
     pub(super) file: Option<(MappedFile, u32)>,
-    /// What became of the mapping, for the user.
+    /// What happened to the mapping, for the user.
     pub(super) text: String,
-    /// The calls.
+    /// The system calls.
     pub(super) steps: Vec<Step>,
 }
 
@@ -53,13 +55,13 @@ impl Remade {
         self.mapping.range.start()..self.mapping.range.end()
     }
 
-    /// Whether nothing is lost by it that could not be put back.
+    /// Whether undoing the calls loses nothing.
     pub(super) fn can_be_undone(&self) -> bool {
         self.steps.iter().all(|step| step.undo.is_some())
     }
 }
 
-/// What can be mapped again, in the order of the addresses; and what cannot, for the user.
+/// The mappings that can be mapped again, in address order, and descriptions of those that cannot.
 pub(super) fn plan(attempt: &Attempt<'_>, changed: &[Changed]) -> Result<(Vec<Remade>, Vec<String>), Error> {
     let (mut remade, mut differences) = (Vec::new(), Vec::new());
     let mut files = None;
@@ -78,7 +80,8 @@ pub(super) fn plan(attempt: &Attempt<'_>, changed: &[Changed]) -> Result<(Vec<Re
     Ok((remade, differences))
 }
 
-/// How a part of a mapping is mapped again; or why not, which is empty where there is nothing to say.
+/// How a part of a mapping is mapped again. An error says why it cannot be; its text is empty where
+/// nothing needs saying.
 fn again(
     attempt: &Attempt<'_>,
     files: &Files,
@@ -117,7 +120,7 @@ fn again(
             one(whole, None, step(call, range.end, undo, "make its heap as long as it was"))
         }
         MappingKind::Anonymous | MappingKind::File if before.protection.shared => {
-            // Others may be read by asking a server, which may never answer.
+            // Reading another file may ask a server, which may never answer.
             if !is_memory_file(before.name.as_bytes()) {
                 return Err("only memory files (memfd, /dev/shm) are mapped again");
             }
@@ -140,7 +143,7 @@ fn again(
     }
 }
 
-/// An error unless it is known what was in these addresses of a mapping.
+/// An error unless the content of these addresses of a mapping is known.
 fn check_known(attempt: &Attempt<'_>, before: &Mapping, range: AddressRange) -> Result<(), &'static str> {
     let space = &attempt.rollback.space;
     if space.excluded().iter().any(|it| it.intersection(range).is_some()) {
@@ -169,7 +172,7 @@ fn check_known(attempt: &Attempt<'_>, before: &Mapping, range: AddressRange) -> 
     Ok(())
 }
 
-/// The calls that put back the guard pages in a range, which is memory without any.
+/// The calls that install the guard pages of a range again, in memory without any.
 fn guards(attempt: &Attempt<'_>, range: AddressRange) -> Vec<Step> {
     let left_out = attempt.captured.left_out.iter().flatten();
     let there =
@@ -178,7 +181,7 @@ fn guards(attempt: &Attempt<'_>, range: AddressRange) -> Vec<Step> {
         number: MADVISE,
         arguments: [it.start(), it.length_bytes(), MADV_GUARD_INSTALL, 0, 0, 0],
     };
-    // They go with the mapping: nothing is to be done to undo it, and `getpid` does nothing.
+    // The guard pages vanish with the mapping, so undoing needs no call: `getpid` does nothing.
     there
         .map(|it| Step {
             call: call(it),
@@ -193,10 +196,10 @@ fn step(call: Call, expected: u64, undo: Option<(Call, i64)>, what: &'static str
     Step { call, expected: expected.cast_signed(), undo, what }
 }
 
-/// The call that maps a range: memory, or what a descriptor stands for from an offset on.
+/// The call that maps a range: memory, or the file of a descriptor from an offset on.
 fn map(range: &Range<u64>, protection: Protection, file: Option<(u32, u64)>, is_replaced: bool) -> Call {
     let fixed = if is_replaced { libc::MAP_FIXED } else { libc::MAP_FIXED_NOREPLACE };
-    // What is set aside is not to be counted as memory.
+    // Reserved memory is not to be counted as used memory.
     let reserve = if protection == Protection::default() { libc::MAP_NORESERVE } else { 0 };
     let (kind, number, offset) = match file {
         None => (libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | reserve, u64::MAX, 0),
@@ -207,7 +210,7 @@ fn map(range: &Range<u64>, protection: Protection, file: Option<(u32, u64)>, is_
     Call { number: MMAP, arguments: [range.start, length, bits(protection), flags, number, offset] }
 }
 
-/// The call that gives memory a protection.
+/// The call that sets the protection of memory.
 pub(super) fn protect(range: &Range<u64>, protection: Protection) -> Call {
     let arguments = [range.start, range.end - range.start, bits(protection), 0, 0, 0];
     Call { number: MPROTECT, arguments }
@@ -219,7 +222,8 @@ fn bits(protection: Protection) -> u64 {
     bits.filter(|(has, _)| *has).map(|(_, bit)| u64::from(bit.cast_unsigned())).sum()
 }
 
-/// The call after which a range is as it is now, with what it returns; `None` where something would be lost.
+/// The call that makes a range as it is now, with its expected result; `None` where something would
+/// be lost.
 fn undo(
     attempt: &Attempt<'_>,
     files: &Files,
@@ -258,7 +262,7 @@ struct Files(HashMap<MappedFile, Vec<Descriptor>>);
 impl Files {
     fn look(attempt: &Attempt<'_>) -> Files {
         let mut files: HashMap<MappedFile, Vec<Descriptor>> = HashMap::new();
-        // Only what is mapped somewhere, now or then, is of interest: others need not be looked at.
+        // Only files that are mapped, now or in the snapshot, matter; others need not be examined.
         let then = attempt.captured.mapped_files.iter().flat_map(|it| &it.0);
         let inodes: Vec<u64> = then.chain(&attempt.held.mapped_files().0).map(|it| it.inode).collect();
         for descriptor in attempt.held.descriptors().map_or(&[][..], |it| &it.0) {
@@ -272,7 +276,8 @@ impl Files {
         Files(files)
     }
 
-    /// A descriptor of a file by which it can be mapped shared with this protection; or why there is none.
+    /// A descriptor by which the file can be mapped shared with this protection. An error says why
+    /// there is none.
     fn number(&self, file: MappedFile, protection: Protection) -> Result<u32, &'static str> {
         let all = self.0.get(&file).ok_or("the process has no descriptor of that file any more")?;
         let is_enough = |it: &&Descriptor| {

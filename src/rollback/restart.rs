@@ -1,29 +1,31 @@
-//! System calls in which a thread stood when it was captured.
+//! Restarts the system calls in which threads were captured.
 //!
-//! A thread that is stopped in a call which waits leaves it for the stop. On x86-64 the register `orig_rax` then has
-//! the call's number, and `rax` one of the kernel's restart codes. When the thread is let go the kernel looks at
-//! these two, whatever the thread did before they were set, and begins the call again with the
-//! arguments that are in the other registers. So a thread goes back into its `read` or `futex` by itself.
+//! A thread that is stopped in a waiting call leaves the call for the stop. On x86-64 the register
+//! `orig_rax` then has the call's number, and `rax` has one of the kernel's restart codes. When the
+//! thread is resumed, the kernel looks at these two registers, whatever the thread did before they
+//! were set. It restarts the call with the arguments that are in the other registers. So the kernel
+//! itself returns a thread to its `read` or `futex`.
 //!
 //! | `rax` | what the kernel does | what is set |
 //! |---|---|---|
-//! | -512 to -514 | begins the call again | the same |
-//! | -516, a wait with a time limit | goes on with what is left of the *latest* such wait | -514: begins the call again, unless a signal is handled |
-//! | -516 in `restart_syscall` | the same; which call it was nobody knows any more | -4 (`EINTR`), and no call |
-//! | anything else | nothing: the call is done | the same |
+//! | -512 to -514 | restarts the call | the same |
+//! | -516, a wait with a limit | waits for the rest of the *latest* such wait | -514 |
+//! | -516 in `restart_syscall` | the same; the original call is lost | -4 (`EINTR`), and no call |
+//! | anything else | nothing: the call is complete | the same |
 //!
-//! A wait that begins again waits for its whole time, unless it is one until a point in time. Where a signal that is on its
-//! way is handled such a wait ends with `EINTR`, as it would have. The third case is
-//! that of a thread which waits in the same call for the second capture in a row: its program sees a wait
-//! that was interrupted.
+//! With -514 the kernel restarts the call unless a signal is handled. A restarted wait waits for
+//! its whole time, unless its limit is a point in time. If a pending signal is handled, such a wait
+//! ends with `EINTR`, as it would have without the rollback. The third case is a thread that waits
+//! in the same call at two captures in a row: its program sees an interrupted wait.
 //!
-//! On AArch64 the kernel has moved a thread back to the call before anybody sees its registers, so there is
-//! nothing to do.
+//! On AArch64 the kernel moves a thread back to the call before its registers can be read, so
+//! nothing needs to be done.
 
 use crate::threads::{MACHINE, NT_PRSTATUS, Thread};
 
 const X86_64: u16 = 62;
-/// How many registers the kernel's `user_regs_struct` of x86-64 has; where two of them are.
+/// The number of registers in the kernel's `user_regs_struct` of x86-64, and the positions of two
+/// of them.
 const REGISTERS: usize = 27;
 const RAX: usize = 10;
 const ORIG_RAX: usize = 15;
@@ -34,12 +36,12 @@ const INTERRUPTED: i64 = -4;
 const NO_CALL: i64 = -1;
 const RESTART_SYSCALL: i64 = 219;
 
-/// How long the general registers are, if that is known here; those of a 32-bit program are shorter.
+/// The length of the general registers, if known here; those of a 32-bit program are shorter.
 pub(super) fn general_bytes() -> Option<usize> {
     (MACHINE == X86_64).then_some(REGISTERS * size_of::<i64>())
 }
 
-/// Prepares the registers of a captured thread to be given to it again.
+/// Prepares the registers of a captured thread so that they can be set again.
 pub(super) fn prepare(thread: &mut Thread) {
     let general = thread.registers.iter_mut().find(|set| set.note_type == NT_PRSTATUS);
     if let Some(set) = general.filter(|set| Some(set.bytes.len()) == general_bytes()) {
@@ -80,7 +82,7 @@ mod tests {
         assert_eq!(settled(-514, 34), (-514, 34));
         assert_eq!(settled(-516, 35), (-514, 35));
         assert_eq!(settled(-516, 219), (-4, -1));
-        // A number that a program works with, and a call that is done.
+        // An ordinary value of the program, and a call that is complete.
         assert_eq!(settled(-516, -1), (-516, -1));
         assert_eq!(settled(-2, 2), (-2, 2));
     }

@@ -1,9 +1,10 @@
-//! Threads that a language's runtime or the kernel starts and ends when it likes: known by their names.
+//! Threads that a language's runtime or the kernel starts and ends at will. They are known by their
+//! names.
 //!
-//! A refusal because of such a thread says so, since nothing that the program does brings it about: a rollback to
+//! A refusal because of such a thread says so, since the program does not control it: a rollback to
 //! another snapshot, or a little later, may fit.
 
-/// The beginnings of the names of such threads (a name has 15 bytes at most), and who starts them.
+/// The beginnings of the names of such threads (a name has at most 15 bytes), and who starts them.
 const NAMES: [(&str, &str); 24] = [
     ("iou-wrk-", "the kernel, for io_uring"),
     ("iou-sqp-", "the kernel, for io_uring"),
@@ -31,7 +32,7 @@ const NAMES: [(&str, &str); 24] = [
     ("jemalloc_bg_thd", "jemalloc, to give memory back"),
 ];
 
-/// Who starts and ends threads of this name when they like, if it is known.
+/// Who starts and ends threads of this name at will, if known.
 pub(super) fn starter(name: &[u8]) -> Option<&'static str> {
     NAMES.iter().find(|(start, _)| name.starts_with(start.as_bytes())).map(|(_, starter)| *starter)
 }

@@ -1,4 +1,4 @@
-//! Whether a process has the threads that it had when it was captured: no other, and no fewer.
+//! Checks that a process has exactly the threads of the snapshot.
 
 use std::collections::HashMap;
 
@@ -7,7 +7,7 @@ use super::runtime_threads::starter;
 use crate::error::RollbackError;
 use crate::threads::Thread;
 
-/// An error that names the threads which have ended or begun since.
+/// An error that names the threads which have ended or started since.
 pub(super) fn check(attempt: &Attempt<'_>) -> Result<(), RollbackError> {
     let (before, now) = (&attempt.captured.threads.threads, attempt.held.threads().threads);
     let then_starts = attempt.captured.run.as_ref().map(|run| starts(&run.thread_starts));

@@ -1,14 +1,16 @@
-//! Memory that a process shares, or could: what of it is rolled back, what is left, and what makes it impossible.
+//! Memory that a process shares, or could share: which of it is rolled back, which is left, and
+//! which makes the rollback impossible.
 //!
-//! | mapping that differs | |
+//! | mapping that differs | action |
 //! |---|---|
-//! | of memory without a name (memfd, `/dev/zero`, unlinked) that no other process maps or has open | rolled back, once if it is mapped several times |
-//! | the same where others have it or may have it; `/dev/shm`, System V | refused, unless it may be left |
-//! | of a file that another process maps too, writable here | refused, unless it may be left |
-//! | of another file | left and told: a file is not rolled back |
+//! | memory without a name (memfd, `/dev/zero`), unshared | rolled back, once for all its views |
+//! | the same, but others have it or may; `/dev/shm`, System V | refused, unless allowed |
+//! | a file that another process maps too, writable here | refused, unless allowed |
+//! | another file | left and reported: files are not rolled back |
 //!
-//! That no other process has it must be known (`sys/mapped.rs`): either all processes can be looked at, or the kernel's
-//! counts say that none of its pages is mapped elsewhere.
+//! Memory without a name (an unlinked file in memory too) is *unshared* if no other process maps it
+//! or has it open. This must be certain (`sys/mapped.rs`): either all processes can be examined, or
+//! the kernel's counts show that none of its pages is mapped elsewhere.
 
 use std::collections::{HashMap, HashSet};
 use std::fs;
@@ -25,14 +27,14 @@ use crate::error::Error;
 use crate::hash::Hash;
 use crate::sys::mapped::{self, Holders, MappedFile};
 
-/// What the user is told to do.
+/// The advice for the user.
 const ADVICE: &str = "--leave-shared-memory rolls back the rest and leaves it as it is";
 
-/// The name of what `io_setup` maps.
+/// The name of the mapping that `io_setup` makes.
 const KERNEL_RING: &str = "/[aio]";
 
-/// Decides about what is shared and differs. Takes out of the plan what is to be left, and answers with that; an
-/// error if it must be neither left nor rolled back.
+/// Decides about shared memory that differs. Removes from the plan the mappings that are left, and
+/// returns them. An error if a mapping can be neither left nor rolled back.
 pub(super) fn settle(
     attempt: &Attempt<'_>,
     states: &PageStates,
@@ -55,7 +57,7 @@ pub(super) fn settle(
     let names = objects
         .iter()
         .filter_map(|(file, object)| Some((*file.as_ref()?, object.mappings.first()?.name.clone())));
-    // This process has files of it open to read them.
+    // This process has some of its files open to read them.
     let holders = mapped::holders(names.collect(), vec![attempt.pid, std::process::id()], || {
         attempt.check_interrupt()
     })?;
@@ -85,7 +87,7 @@ pub(super) fn settle(
         let file = states.at(patch.at).and_then(|state| state.file);
         match objects.get(&file).map(|object| &object.fate) {
             Some(Fate::RolledBack) => {
-                // A view that cannot be written is one of what is written through another.
+                // A read-only view shows what is written through another view.
                 let offset = patch.at - mapping.range.start() + mapping.file_offset_bytes;
                 mapping.protection.write && written.insert((file, offset, patch.hash, patch.pieces.clone()))
             }
@@ -99,23 +101,24 @@ pub(super) fn settle(
     Ok(left.into_iter().cloned().collect())
 }
 
-/// What was written already through another view: of which file, from where on, which region, which parts of it.
+/// The writes already made through another view: the file, the offset of the region, its hash, and
+/// the parts that are written.
 type Written = (Option<MappedFile>, u64, Hash, Vec<Range<usize>>);
 
-/// A file, on a disk or in memory, of which something differs.
+/// A file, on a disk or in memory, that differs in some part.
 #[derive(Default)]
 struct Object<'a> {
     mappings: Vec<&'a Mapping>,
     fate: Fate,
 }
 
-/// What becomes of it.
+/// What is done with it.
 #[derive(Default)]
 enum Fate {
     RolledBack,
     #[default]
     Left,
-    /// Unless it may be left. Says why.
+    /// Unless it may be left. Has the reason.
     Refused(String),
 }
 
@@ -166,7 +169,7 @@ fn fate(
             Err(_) => return Fate::Refused(format!("others may have it: {why}")),
         }
     }
-    // Each part that differs must be writable somewhere.
+    // Each part that differs must be writable through some view.
     let span = |it: &Mapping| it.file_offset_bytes..it.file_offset_bytes + it.range.length_bytes();
     let is_writable = |wanted: &Mapping| {
         let wanted = span(wanted);
@@ -178,7 +181,7 @@ fn fate(
     }
 }
 
-/// Of a file, by a mapping or by the descriptor that it is mapped again by.
+/// The metadata of a file, by a mapping or by the descriptor with which it is mapped again.
 fn metadata(
     attempt: &Attempt<'_>,
     states: &PageStates,
@@ -195,7 +198,8 @@ fn metadata(
     }
 }
 
-/// A file with a name, on a disk say. What is in `/dev/shm` is memory for others to open.
+/// A file with a name, for example on a disk. Files in `/dev/shm` count as memory that others can
+/// open.
 fn is_plain_file(mapping: &Mapping) -> bool {
     let name = &mapping.name;
     let is_memory = ["/dev/shm/", "/dev/zero", "/memfd:", "/SYSV", "/anon_hugepage"]
@@ -208,7 +212,7 @@ fn shown(mapping: &Mapping) -> &str {
     if mapping.name.is_empty() { mapping.kind.name() } else { &mapping.name }
 }
 
-/// The mapping that an address is in.
+/// The mapping that has an address.
 pub(super) fn mapping_at(mappings: &[Mapping], address: u64) -> Option<&Mapping> {
     let at = mappings.partition_point(|it| it.range.end() <= address);
     mappings.get(at).filter(|it| it.range.start() <= address)

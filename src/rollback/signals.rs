@@ -1,19 +1,24 @@
-//! Signals on their way to a process, then and now: what becomes of each.
+//! Signals pending for a process, in the snapshot and now: what is done with each.
 //!
-//! | signal | now | then |
+//! | signal | pending now | pending in the snapshot |
 //! |---|---|---|
-//! | raised for an instruction (a read through a null pointer) | dropped: its instruction is not the one that runs next | comes again, as the instruction runs again; one that stands behind it (SIGTRAP, SIGSYS) is put in |
-//! | sent by the process itself (`pthread_kill`, `sigqueue`) | taken out: what sent it has not happened | put in |
-//! | sent by others, timers, the kernel | stays | put in |
-//! | SIGSTOP | stays | no matter |
+//! | fault | dropped: another instruction runs next | raised again; SIGTRAP, SIGSYS: queued |
+//! | sent by the process itself | removed: after the rollback it was not sent | queued |
+//! | sent by others, timers, the kernel | stays | queued |
+//! | SIGSTOP | stays | ignored |
 //!
-//! What the thread was about to receive counts like what is in its queue. The particulars (`siginfo_t`) and the order of
-//! several with one number are as they were (`source/signals.rs` says how). Refused is what cannot be made so: a
-//! signal to the process as a whole that all threads block, or that would have to pass by a SIGSTOP; and what stops
-//! and continues processes.
+//! A fault, such as that of a null pointer read, is raised again because its instruction runs
+//! again; SIGTRAP and SIGSYS are raised after their instruction, and are queued. A process sends a
+//! signal to itself by `pthread_kill` or `sigqueue`.
 //!
-//! What the process does about signals, its handlers, is the kernel's and cannot be read. Which signals have one and
-//! which are ignored can be, and must be the same.
+//! A signal that a thread was about to receive is treated like those in its queue. The details
+//! (`siginfo_t`) and the order of several signals with one number are restored (`source/signals.rs`
+//! says how). Signals that cannot be restored cause a refusal: a signal to the process as a whole
+//! that all threads block, or that would have to pass a SIGSTOP; and signals that stop and continue
+//! processes.
+//!
+//! The kernel keeps the handlers of a process, and they cannot be read. Which signals have a
+//! handler and which are ignored can be read, and must be the same.
 
 use std::collections::{BTreeSet, HashMap};
 
@@ -23,10 +28,11 @@ use crate::signals::{FIRST_REAL_TIME, Signal, Signals};
 use crate::source::signals::{Change, Settlement};
 use crate::threads::{Thread, Threads};
 
-/// What is to be done about the signals of the process; an error if they cannot be made what they were.
+/// The changes to the signals of the process; an error if the signals cannot be made those of the
+/// snapshot.
 pub(super) fn check(attempt: &Attempt<'_>) -> Result<Settlement, RollbackError> {
     let now = Moment { threads: &attempt.held.threads(), signals: &attempt.held.signals() };
-    // Older snapshots have only what threads were about to receive.
+    // Older snapshots have only the signals that threads were about to receive.
     let signals = attempt.captured.signals.clone();
     let unknown = || Signals { shared: now.signals.shared.clone(), ..now.signals.clone() };
     let (is_old, signals) = (signals.is_none(), signals.unwrap_or_else(unknown));
@@ -44,9 +50,9 @@ struct Moment<'a> {
     signals: &'a Signals,
 }
 
-/// Signals that the C library handles for its own purposes, from the first time on that it needs them.
+/// Signals that the C library handles for its own purposes, from the first time that it needs them.
 const OF_THE_C_LIBRARY: [i32; 2] = [32, 33];
-/// What stops a process or lets it continue: sending one of them takes the others out of all queues.
+/// Signals that stop or continue a process: sending one of them removes the others from all queues.
 const JOB_CONTROL: [i32; 4] = [libc::SIGCONT, libc::SIGTSTP, libc::SIGTTIN, libc::SIGTTOU];
 
 fn handled_otherwise(then: &Signals, now: &Signals) -> Vec<String> {
@@ -70,7 +76,7 @@ fn handled_otherwise(then: &Signals, now: &Signals) -> Vec<String> {
 fn settle(then: &Moment<'_>, now: &Moment<'_>, own_pid: u32, is_old: bool) -> Result<Settlement, String> {
     let is_known = |signal: &Signal| (1..=64).contains(&signal.number());
     let is_held_back = |signal: &Signal| signal.number() == libc::SIGSTOP || !is_known(signal);
-    // Whether it is one of the future that is taken back.
+    // Whether the rollback undoes the sending of this signal.
     let is_undone = |signal: &Signal| signal.is_of_instruction() || signal.is_sent_by(own_pid);
     check_job_control(then, now)?;
 
@@ -89,7 +95,7 @@ fn settle(then: &Moment<'_>, now: &Moment<'_>, own_pid: u32, is_old: bool) -> Re
             .chain(shared_put_in.iter().filter(|(taker, _)| *taker == tid).map(|(_, signal)| signal.clone()))
             .filter(|signal| !is_held_back(signal))
             .collect();
-        // What stays although it was not there.
+        // Signals that stay although the snapshot does not have them.
         let stays =
             |signal: &&Signal| !is_held_back(signal) && !is_undone(signal) && !before.contains(signal);
         let kept_at_stop = about_to_get.as_ref().filter(stays).cloned();
@@ -151,7 +157,8 @@ fn about_to_receive(thread: &Thread) -> Option<Signal> {
     (thread.pending_signal != 0).then(|| Signal(thread.signal_information.clone()))
 }
 
-/// Signals to the process as a whole: which thread is to get which, and how many of which number are to be taken out.
+/// Signals to the process as a whole: which thread receives which, and how many of each number are
+/// removed.
 type OfProcess = (Vec<(u32, Signal)>, Vec<(i32, usize)>);
 
 fn shared(
@@ -173,7 +180,7 @@ fn shared(
         }
         let undone = there.iter().filter(|signal| is_undone(signal) && !before.contains(signal)).count();
         if undone > 0 {
-            // In front of the SIGSTOP that the process has while it is written.
+            // They come before the SIGSTOP that the process has during the write.
             if undone < there.len() || number > libc::SIGSTOP {
                 return Err(format!(
                     "signal {number}, which it has sent to itself since, is on its way and cannot be taken back; \
@@ -186,7 +193,7 @@ fn shared(
         if missing.is_empty() {
             continue;
         }
-        // Any thread that does not block it may be the one that gets it.
+        // Any thread that does not block the signal may be the one that receives it.
         let taker = then.threads.threads.iter().find(|thread| !has(thread.signal_mask, number));
         let Some(taker) = taker.filter(|_| missing.len() == before.len()) else {
             return Err(format!(
@@ -199,7 +206,7 @@ fn shared(
     Ok((put_in, taken_out))
 }
 
-/// An error if a signal is on its way that stops or continues the process and does something else beside.
+/// An error if a pending signal stops or continues the process and also has another effect.
 fn check_job_control(then: &Moment<'_>, now: &Moment<'_>) -> Result<(), String> {
     for (moment, advice) in [(then, "roll back to another snapshot"), (now, "try again")] {
         let queued = moment.signals.shared.iter().chain(moment.signals.threads.iter().flat_map(|(_, it)| it));
@@ -252,7 +259,7 @@ mod tests {
         signal(libc::SIGSEGV, 1, 0, 0)
     }
 
-    /// Two threads. The first is about to receive something, and has a queue.
+    /// Two threads. The first is about to receive a signal, and has a queue.
     fn moment(about_to: Option<Signal>, queue: Vec<Signal>, shared: Vec<Signal>) -> (Threads, Signals) {
         let thread = |tid, about_to: Option<Signal>| Thread {
             tid,
@@ -283,7 +290,7 @@ mod tests {
         let found =
             settled(moment(None, queue(), vec![foreign(15)]), moment(None, queue(), vec![foreign(15)]));
         assert!(found.unwrap().is_empty());
-        // A fault comes again, and what others have sent stays.
+        // A fault is raised again, and signals from others stay.
         let found = settled(
             moment(Some(fault()), vec![], vec![]),
             moment(None, vec![foreign(10)], vec![foreign(15)]),
@@ -315,7 +322,7 @@ mod tests {
         let found =
             settled(moment(Some(own(12)), values(&[1, 2, 3]), vec![]), moment(None, values(&[3, 4]), vec![]));
         assert_eq!(found.unwrap().changes, [put(12, 0, vec![own(12)]), put(34, 2, values(&[1, 2, 3]))]);
-        // What others have sent comes behind.
+        // Signals from others come behind.
         let mut both = values(&[1]);
         both.push(foreign(34));
         let found =

@@ -1,4 +1,5 @@
-//! Writing: the memory first, then the registers, while the process is bound to stand still if this program dies.
+//! Writes the memory first, then the registers. The process remains stopped if this program dies
+//! meanwhile.
 
 use super::attempt::Attempt;
 use super::injection::Calls;
@@ -13,14 +14,15 @@ use crate::source::Frozen as _;
 use crate::source::injection::InjectionError;
 use crate::source::signals::Settlement;
 
-/// What came of writing.
+/// The result of writing.
 pub(super) struct Written {
     pub(super) done: Done,
-    /// Whether the process stands still when it is let go, as it did before.
+    /// Whether the process is stopped after it is resumed, as it was before.
     pub(super) is_stopped: bool,
 }
 
-/// Throws away what is to be, and writes what is planned. Until the first byte is written an error leaves the process as it was.
+/// Discards and writes as planned. Until the first byte is written, an error leaves the process as
+/// it was.
 pub(super) fn write(
     attempt: &Attempt<'_>,
     calls: Option<&Calls>,
@@ -32,14 +34,15 @@ pub(super) fn write(
     let threads = registers::prepared(attempt);
     let sink = ProcessSink::new(pid, held.open_memory()?)?;
     check_forced_writes(attempt, calls, states, plan, &sink)?;
-    // What was read counts only if it stood still, and was not killed meanwhile.
+    // The comparison is valid only if the process was paused throughout and was not killed.
     held.check_it_stands_still().map_err(|error| refused(pid, error))?;
     attempt.check_interrupt()?;
 
     let was_stopped = held.was_stopped();
     let is_stopped = was_stopped || held.is_about_to_stop();
     if let Some(calls) = calls {
-        // From its first step on the process stands still if this program dies, as by the SIGSTOP below.
+        // From its first step on, the process remains stopped if this program dies, as after the
+        // SIGSTOP below.
         let made = injection::make(attempt, calls);
         if matches!(made, Err(InjectionError::Impossible(_))) && !is_stopped {
             sink.goes_on()?;
@@ -68,7 +71,8 @@ pub(super) fn write(
     Ok(Written { done, is_stopped })
 }
 
-/// An error if memory is to be written that the process may not write itself, and the kernel does not allow that.
+/// An error if memory must be written that the process itself may not write, and the kernel does
+/// not allow that.
 fn check_forced_writes(
     attempt: &Attempt<'_>,
     calls: Option<&Calls>,
@@ -86,7 +90,7 @@ fn check_forced_writes(
     if let Some(patch) = forced.find(|patch| mapping_at(now, patch.at).is_some_and(is_read_only)) {
         return sink.try_to_write(patch.at);
     }
-    // What is to be written is not read-only yet: another mapping tells.
+    // Memory that is written may not be read-only yet, so another mapping is used to find out.
     let is_like_that = |it: &&Mapping| {
         !it.protection.write && it.protection.read && !it.protection.shared && it.kind == MappingKind::File
     };

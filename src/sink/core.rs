@@ -1,16 +1,17 @@
-//! An ELF core file: what stands before the memory in it.
+//! The head of an ELF core file: everything before the memory.
 //!
 //! ```text
-//! image     |####..####|########000000000000##|      a mapping with a part that was excluded; one that is mostly zeros
-//! segments  |####|  |####||########:           |##|  what follows the bytes of a segment is zeros
+//! image     |####..####|########000000000000##|  an excluded part; a mapping of mostly zeros
+//! segments  |####|  |####||########:           |##|  zeros follow the bytes of a segment
 //! file      | head |####|####|########|##|
 //! ```
 //!
-//! What was excluded or could not be read is no part of any segment: a debugger then says that it cannot read
-//! it. Memory that is zeros for long takes up nothing of the file, which could not be as long as address spaces are: its segment
-//! is longer than its bytes, which debuggers take for zeros, and a note says so for who takes the core in again. A
-//! mapping that was not captured is a segment without bytes, as in the kernel's cores: else nobody would
-//! know that it was there.
+//! Memory that was excluded or could not be read is in no segment, so a debugger reports that it
+//! cannot read it. Long runs of zeros take no space in the file, which could not be as long as the
+//! address spaces are. Their segment is longer than its bytes in the file. Debuggers take the rest
+//! for zeros, and a note tells this to an import of the core. A mapping that was not captured is a
+//! segment without bytes, as in the kernel's cores; otherwise a reader would not know of the
+//! mapping.
 
 use std::ops::Range;
 
@@ -20,19 +21,20 @@ use crate::elf::{self, MappedFile, Notes, Segment};
 use crate::threads::{self, Thread, Threads};
 use crate::units::AddressRange;
 
-/// Memory begins at a multiple of this, so that a debugger may map it.
+/// Memory begins at a multiple of this, so that a debugger can map it.
 const PAGE_BYTES: u64 = 4096;
 
-/// The name of a mapping whose addresses are those of a machine's memory, which its segment says then.
+/// The name of a mapping whose addresses are physical addresses of a machine. Its segment then has
+/// them as physical addresses.
 const PHYSICAL: &str = "[physical]";
 
-/// What stands before the memory, and where the memory is.
+/// The head of a core, and the positions of the memory in the file.
 pub(crate) struct Head {
-    /// From the start of the file.
+    /// The bytes at the start of the file.
     pub(crate) bytes: Vec<u8>,
     /// The parts of the image that are in the file, in order.
     pub(crate) parts: Vec<Part>,
-    /// How long the file is.
+    /// The length of the file.
     pub(crate) file_bytes: u64,
 }
 
@@ -40,11 +42,11 @@ pub(crate) struct Head {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Part {
     pub(crate) image: Range<u64>,
-    /// Where in the file.
+    /// The offset in the file.
     pub(crate) at_bytes: u64,
 }
 
-/// What a core has besides memory.
+/// The data of a core besides memory.
 pub(crate) struct About {
     pub(crate) threads: Option<Threads>,
     pub(crate) auxv: Vec<u8>,
@@ -53,7 +55,8 @@ pub(crate) struct About {
 }
 
 impl Head {
-    /// The head of a core of this memory; `zeros` are the long parts of the image that are zeros, sorted and apart.
+    /// Makes the head of a core of this memory. `zeros` are the long runs of zeros in the image,
+    /// sorted and disjoint.
     pub(crate) fn new(space: &AddressSpace, zeros: &[Range<u64>], about: About) -> Result<Head, SinkError> {
         let About { threads, auxv, command, register_layout } = about;
         threads.iter().try_for_each(check)?;
@@ -63,7 +66,7 @@ impl Head {
         let name = first.map(|thread| thread.name.clone()).unwrap_or_default();
         let Memory { parts, mut segments, files, whole } = memory(space, zeros);
         let notes = Notes { threads, name, command, auxv, files, register_layout, whole }.write();
-        // readelf takes a segment without any note for damage.
+        // readelf reports an empty note segment as damage.
         if !notes.is_empty() {
             let of_notes = Segment {
                 kind: elf::NOTE,
@@ -96,7 +99,7 @@ impl Head {
         Ok(Head { bytes, parts, file_bytes })
     }
 
-    /// The parts of these bytes of the image that are in the file, and where.
+    /// The parts of these bytes of the image that are in the file, with their offsets.
     pub(crate) fn parts_in(&self, image: Range<u64>) -> impl Iterator<Item = Part> {
         let first = self.parts.partition_point(|part| part.image.end <= image.start);
         let parts = self.parts[first..].iter().take_while(move |part| part.image.start < image.end);
@@ -134,13 +137,13 @@ fn check(threads: &Threads) -> Result<(), SinkError> {
     }
 }
 
-/// The memory of a core; where it is in the file is counted from the first of it.
+/// The memory of a core. Offsets in the file are counted from its first byte.
 #[derive(Debug, Default)]
 struct Memory {
     parts: Vec<Part>,
     segments: Vec<Segment>,
     files: Vec<MappedFile>,
-    /// What has zeros that are not in the file.
+    /// The ranges with zeros that are not in the file.
     whole: Vec<Range<u64>>,
 }
 
@@ -168,7 +171,7 @@ fn memory(space: &AddressSpace, zeros: &[Range<u64>]) -> Memory {
         let to_image = |address: u64| image_bytes + (address - whole.start());
         for there in what_is_there(whole, space) {
             let (mut at, mut has_zeros) = (there.start(), false);
-            // What is in the file, and the zeros that follow it.
+            // Bytes in the file, and the zeros that follow them.
             while at < there.end() {
                 let next = zeros.partition_point(|zeros| zeros.end <= to_image(at));
                 let next = zeros.get(next).filter(|zeros| zeros.start < to_image(there.end()));
@@ -176,7 +179,8 @@ fn memory(space: &AddressSpace, zeros: &[Range<u64>]) -> Memory {
                 let zeros_at = next.map_or(there.end(), |zeros| to_address(zeros.start.max(to_image(at))));
                 let end = next.map_or(there.end(), |zeros| to_address(zeros.end.min(to_image(there.end()))));
                 if zeros_at > at {
-                    // Small ones stand side by side, as of a page of each a byte might be all.
+                    // Small runs are packed without padding, because each page may have as little
+                    // as one byte.
                     if zeros_at - at >= PAGE_BYTES {
                         at_bytes = at_bytes.next_multiple_of(PAGE_BYTES) + at % PAGE_BYTES;
                     }
@@ -219,8 +223,9 @@ fn flags(protection: Protection) -> u32 {
         | flag(protection.execute, elf::EXECUTE)
 }
 
-/// A part of a mapping of a file, as the kernel lists it. A debugger shows today's file where this says that it was mapped
-/// and no segment has its bytes, be it that they were left out or zeros: so only what a segment has is listed.
+/// A part of a mapping of a file, as the kernel lists it. Where this list has a file and no segment
+/// has the bytes, a debugger shows the file's present bytes, even if the memory was excluded or is
+/// zeros. So only memory that a segment has is listed.
 fn mapped_file(mapping: &Mapping, range: Range<u64>) -> Option<MappedFile> {
     let is_path = mapping.name.starts_with('/');
     is_path.then(|| MappedFile {
@@ -284,7 +289,8 @@ mod tests {
         mapped.name = "/lib/a".to_owned();
         mapped.file_offset_bytes = 0x7000;
         let space = AddressSpace::new(vec![mapped, mapping(0x20_000, 0x30_000, true)]).unwrap();
-        // From the middle of the first mapping into the second; and one inside the second, to its end.
+        // From the middle of the first mapping into the second; and one inside the second, to its
+        // end.
         let found = memory(&space, &[0x3000..0xa000, 0x10_000..0x18_000]);
         let segments: Vec<_> = found
             .segments

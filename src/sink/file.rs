@@ -1,4 +1,5 @@
-//! A sparse file: holes where the memory is zeros, and not there at all until it is complete.
+//! A sparse file, with holes where the memory is zeros. It appears under its name only when it is
+//! complete.
 
 use std::path::{Path, PathBuf};
 
@@ -8,10 +9,10 @@ use crate::sys::file::{self, File};
 use crate::sys::mapped::mapped_shared_by;
 use crate::sys::shared_map::SharedMap;
 
-/// A file being written, under a temporary name beside its final one.
+/// A file that is being written, under a temporary name in the directory of its final one.
 pub(crate) struct SparseFile {
     file: File,
-    /// Where it cannot be written otherwise.
+    /// Used where the file cannot be written in another way.
     map: Option<SharedMap>,
     temporary: Name,
     name: Name,
@@ -21,7 +22,7 @@ pub(crate) struct SparseFile {
 }
 
 impl SparseFile {
-    /// Begins a file of `length_bytes` zeros that nobody else may read.
+    /// Creates a file of `length_bytes` zeros that no other user may read.
     pub(crate) fn create(path: &Path, length_bytes: u64, overwrite: bool) -> Result<SparseFile, SinkError> {
         let directory = path.is_dir() || path.as_os_str().as_encoded_bytes().ends_with(b"/");
         let (Some(file_name), false) = (path.file_name(), directory) else {
@@ -56,7 +57,7 @@ impl SparseFile {
             finished: false,
         };
         sparse.file.set_length(length_bytes).map_err(|source| match source.raw_os_error() {
-            // EFBIG, or EINVAL for what no file system of Linux takes.
+            // EFBIG; or EINVAL for a length that no file system of Linux supports.
             Some(libc::EFBIG | libc::EINVAL) => {
                 SinkError::TooLong { path: path.to_owned(), bytes: length_bytes, source }
             }
@@ -66,7 +67,7 @@ impl SparseFile {
         Ok(sparse)
     }
 
-    /// Writes `bytes` at an offset. Threads may write different parts at once.
+    /// Writes `bytes` at an offset. Threads may write different parts at the same time.
     pub(crate) fn write_at(&self, bytes: &[u8], offset_bytes: u64) -> Result<(), SinkError> {
         let written = match &self.map {
             Some(map) => map.write_all_at(bytes, offset_bytes),
@@ -79,7 +80,7 @@ impl SparseFile {
     pub(crate) fn finish(mut self) -> Result<(), SinkError> {
         let renamed = match self.overwrite {
             true => file::rename(&self.temporary, &self.name),
-            // Fails, unlike a renaming, where a file has come into being meanwhile.
+            // Unlike a rename, this fails if a file with the name has appeared meanwhile.
             false => file::publish(&self.temporary, &self.name),
         };
         match renamed {
@@ -103,7 +104,7 @@ impl SparseFile {
 impl Drop for SparseFile {
     fn drop(&mut self) {
         if !self.finished {
-            // What is left of an interrupted restore is of no use to anybody.
+            // The rest of an interrupted restore has no use.
             let _ = file::remove(&self.temporary);
         }
     }

@@ -1,4 +1,4 @@
-//! A memory file that is written where it is: whoever has it mapped sees what is written.
+//! A memory file that is written in place: every process that has mapped it sees the writes.
 
 use std::fs::{File, OpenOptions};
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
@@ -9,17 +9,17 @@ use rustix::fs::{OFlags, SealFlags};
 use super::SinkError;
 use crate::sys::shared_map::SharedMap;
 
-/// A file that is there already.
+/// An existing file.
 #[derive(Debug)]
 pub(crate) struct FileInPlace {
     path: PathBuf,
     file: File,
-    /// Where it cannot be written otherwise.
+    /// Used where the file cannot be written in another way.
     map: Option<SharedMap>,
 }
 
 impl FileInPlace {
-    /// Opens a file of `expected_bytes`. Links are followed: `/proc/PID/fd/N` is one.
+    /// Opens a file of `expected_bytes`. Symbolic links are followed: `/proc/PID/fd/N` is one.
     pub(crate) fn open(path: &Path, expected_bytes: u64) -> Result<FileInPlace, SinkError> {
         let failed = |action| {
             let path = path.to_owned();
@@ -29,7 +29,8 @@ impl FileInPlace {
             true => Ok(()),
             false => Err(SinkError::NotAFile { path: path.to_owned() }),
         };
-        // Before it is opened, as that may wait or do something where it is no file.
+        // The kind is checked before opening, because opening another kind of file may block or
+        // have effects.
         check_kind(&std::fs::metadata(path).map_err(failed("look at"))?)?;
         #[allow(clippy::cast_possible_wrap)] // The flag is a small number.
         let flags = OFlags::NONBLOCK.bits() as i32;
@@ -41,7 +42,7 @@ impl FileInPlace {
         if found_bytes != expected_bytes {
             return Err(SinkError::Length { expected_bytes, found_bytes });
         }
-        // A file that is no memfd has no seals.
+        // A file that is not a memfd has no seals.
         let seals = rustix::fs::fcntl_get_seals(&file).unwrap_or(SealFlags::empty());
         if seals.intersects(SealFlags::WRITE | SealFlags::FUTURE_WRITE) {
             let source = std::io::Error::other("it is sealed against writing (F_SEAL_WRITE)");
@@ -51,7 +52,7 @@ impl FileInPlace {
         Ok(FileInPlace { path: path.to_owned(), file, map })
     }
 
-    /// What it is on the inside.
+    /// The open file.
     pub(crate) fn file(&self) -> &File {
         &self.file
     }
@@ -61,7 +62,7 @@ impl FileInPlace {
         self.file.read_exact_at(buffer, offset_bytes).map_err(self.failed("read"))
     }
 
-    /// Writes at an offset. Threads may write different parts at once.
+    /// Writes at an offset. Threads may write different parts at the same time.
     pub(crate) fn write_at(&self, bytes: &[u8], offset_bytes: u64) -> Result<(), SinkError> {
         let written = match &self.map {
             Some(map) => map.write_all_at(bytes, offset_bytes),

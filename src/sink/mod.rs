@@ -1,4 +1,4 @@
-//! Sinks: where memory goes back to.
+//! Sinks: the targets of a restore.
 
 pub(crate) mod core;
 mod file;
@@ -12,7 +12,7 @@ pub(crate) use file::SparseFile;
 pub(crate) use in_place::FileInPlace;
 pub(crate) use process::ProcessSink;
 
-/// A place that memory cannot be restored to.
+/// Memory cannot be restored to this target.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum SinkError {
@@ -29,51 +29,51 @@ pub enum SinkError {
     /// Memory of this process cannot be written.
     #[error("the memory at {address:#x} cannot be written; check that it is still mapped and writable")]
     Memory {
-        /// Where it begins.
+        /// The address at which it begins.
         address: u64,
-        /// What the operating system said.
+        /// The error of the operating system.
         source: io::Error,
     },
-    /// The operating system refused something about a process.
+    /// The operating system refused an operation on a process.
     #[error("cannot {action} process {pid}")]
     LiveProcess {
         /// Its pid.
         pid: u32,
-        /// What was tried.
+        /// The operation.
         action: &'static str,
-        /// What it said.
+        /// The error of the operating system.
         source: io::Error,
     },
-    /// There is a file already.
+    /// A file with this name exists already.
     #[error("{} exists; choose another name, or overwrite it with --force", path.display())]
     Exists {
         /// The file.
         path: PathBuf,
     },
-    /// There is no file name in the path, or a directory in the file's place.
+    /// The path has no file name, or names a directory.
     #[error("{} names a directory; name a file in it", path.display())]
     Directory {
-        /// The path given.
+        /// The given path.
         path: PathBuf,
     },
-    /// What would be overwritten is no plain file, and what depends on it would be harmed.
+    /// The path names something other than a regular file. Replacing it would harm its users.
     #[error(
         "{} is {found} and no plain file, so it is not replaced; choose another name, or remove it first",
         path.display()
     )]
     NoPlainFile {
-        /// The path given.
+        /// The given path.
         path: PathBuf,
-        /// What is there.
+        /// What it is.
         found: &'static str,
     },
-    /// What is to be written in place is no plain file.
+    /// The target of a write in place is not a regular file.
     #[error("{} is not a regular file; name the memory file itself", path.display())]
     NotAFile {
-        /// The path given.
+        /// The given path.
         path: PathBuf,
     },
-    /// The file to be replaced is the memory of a process, which would keep the old one.
+    /// The file to replace is the memory of a process, which would keep the old file.
     #[error(
         "process {pid} ({name}) has {} mapped and would keep the old file; --in-place writes into the existing \
          file, so that this process sees the change",
@@ -92,12 +92,12 @@ pub enum SinkError {
     File {
         /// The file.
         path: PathBuf,
-        /// What was tried.
+        /// The operation.
         action: &'static str,
-        /// What the operating system said.
+        /// The error of the operating system.
         source: io::Error,
     },
-    /// The file system has no files so long.
+    /// The file system does not support files of this length.
     #[error(
         "{} cannot become a file of {bytes} bytes, holes included: its file system does not support files of \
          this length; restore to another file system (xfs, btrfs and tmpfs support files of 8 EiB), or read a \
@@ -107,15 +107,15 @@ pub enum SinkError {
     TooLong {
         /// The file.
         path: PathBuf,
-        /// How long it was to be.
+        /// The wanted length.
         bytes: u64,
-        /// What the operating system said.
+        /// The error of the operating system.
         source: io::Error,
     },
     /// The snapshot cannot be written as a core file.
     #[error("the snapshot cannot be written as a core file: {why}")]
     Core {
-        /// Why not.
+        /// The reason.
         why: String,
     },
 }

@@ -1,10 +1,10 @@
-//! A live process as a sink: its memory is written while all its threads are held.
+//! A live process as a sink: its memory is written while all its threads are paused.
 //!
-//! Should the writer die, the kernel lets the threads run on, and with memory half written that must not be.
-//! So before the first byte the process gets a SIGSTOP. Held threads do not take it; threads that
-//! are let go meet it before they return to the program, and stand still in state T, until somebody
-//! sends SIGCONT. When everything is written SIGCONT takes it back, and then they are let go: the process
-//! has never stopped as far as its parent can see.
+//! If the writer dies, the kernel resumes the threads. They must not run with memory that is half
+//! written. So the process gets a SIGSTOP before the first byte is written. Paused threads do not
+//! take it. Threads that are resumed take it before they return to the program, and are then
+//! stopped in state T until SIGCONT arrives. When everything is written, SIGCONT cancels it, and
+//! the threads are resumed: the parent of the process never sees it stopped.
 
 use std::fs::File;
 use std::io;
@@ -15,7 +15,7 @@ use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
 use super::SinkError;
 
-/// The memory of a process whose threads are held.
+/// The memory of a process whose threads are paused.
 pub(crate) struct ProcessSink {
     pid: u32,
     memory: File,
@@ -23,7 +23,7 @@ pub(crate) struct ProcessSink {
 }
 
 impl ProcessSink {
-    /// For the process with this pid, and `/proc/PID/mem` of it.
+    /// For the process with this pid. `memory` is its `/proc/PID/mem`.
     pub(crate) fn new(pid: u32, memory: File) -> Result<ProcessSink, SinkError> {
         let open = || {
             pidfd_open(Pid::from_raw(pid.cast_signed()).ok_or(rustix::io::Errno::SRCH)?, PidfdFlags::empty())
@@ -36,7 +36,7 @@ impl ProcessSink {
         Ok(ProcessSink { pid, memory, process })
     }
 
-    /// Writes what is there at `address` once more: an error where it cannot be written.
+    /// Writes the present bytes at `address` once more: an error if that memory cannot be written.
     pub(crate) fn try_to_write(&self, address: u64) -> Result<(), SinkError> {
         let mut byte = [0];
         let tried = self.memory.read_exact_at(&mut byte, address);
@@ -45,20 +45,21 @@ impl ProcessSink {
             .map_err(self.failed("write the read-only memory of"))
     }
 
-    /// From here on the process stands still if its threads are let go, unless it
-    /// [goes on](Self::goes_on) before.
+    /// From now on the process is stopped when its threads are resumed, unless
+    /// [`goes_on`](Self::goes_on) is called before.
     pub(crate) fn stands_still(&self) -> Result<(), SinkError> {
         let sent = pidfd_send_signal(&self.process, Signal::STOP);
         sent.map_err(|error| self.failed("stop")(error.into()))
     }
 
-    /// Everything is written: it goes on when its threads are let go.
+    /// Everything is written: the process continues when its threads are resumed.
     pub(crate) fn goes_on(&self) -> Result<(), SinkError> {
         let sent = pidfd_send_signal(&self.process, Signal::CONT);
         sent.map_err(|error| self.failed("let go on")(error.into()))
     }
 
-    /// Writes at an address, whatever the protection there. Threads may write different parts at once.
+    /// Writes at an address, regardless of its protection. Threads may write different parts at the
+    /// same time.
     pub(crate) fn write_at(&self, address: u64, bytes: &[u8]) -> Result<(), SinkError> {
         self.memory.write_all_at(bytes, address).map_err(self.failed("write the memory of"))
     }

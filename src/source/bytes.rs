@@ -1,4 +1,4 @@
-//! Bytes of this process as a source: a buffer, an arena, a wasm linear memory.
+//! Bytes of this process as a source: a buffer, an arena, a WebAssembly linear memory.
 
 use std::sync::Arc;
 
@@ -39,7 +39,7 @@ impl<S: Source + ?Sized> Source for &S {
     }
 }
 
-/// Nobody can write to it: the slice is borrowed for as long.
+/// Nobody can write to it, because the slice is borrowed.
 struct FrozenBytes<'a> {
     bytes: &'a [u8],
     space: AddressSpace,

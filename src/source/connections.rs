@@ -1,5 +1,5 @@
-//! Connections of a process whose other end has closed them: `/proc/PID/net/tcp` and `tcp6`, and Unix sockets of which
-//! the kernel tells whoever is in the same network namespace.
+//! Connections of a process that the other end has closed: those in `/proc/PID/net/tcp` and `tcp6`,
+//! and Unix sockets. The kernel lists Unix sockets for programs in the same network namespace.
 
 use std::collections::HashSet;
 use std::path::PathBuf;
@@ -8,10 +8,12 @@ use super::proc_directory::ProcDirectory;
 use crate::descriptors::Descriptor;
 use crate::sys::unix_sockets;
 
-/// The states of the kernel in which the other end sends nothing more: CLOSE_WAIT, LAST_ACK, CLOSING, CLOSE.
+/// The kernel's states in which the other end sends no more data: CLOSE_WAIT, LAST_ACK, CLOSING,
+/// CLOSE.
 const CLOSED: [&[u8]; 4] = [b"08", b"09", b"0B", b"07"];
 
-/// Those of the descriptors that are such connections. Where the kernel does not tell there are none.
+/// The descriptors that are such connections. There are none if the kernel does not report
+/// connections.
 pub(super) fn closed(process: &ProcDirectory, descriptors: &[Descriptor]) -> Vec<u32> {
     if !descriptors.iter().any(|it| it.target.starts_with(b"socket:")) {
         return Vec::new();
@@ -31,8 +33,8 @@ pub(super) fn closed(process: &ProcDirectory, descriptors: &[Descriptor]) -> Vec
     descriptors.iter().filter(|it| names.contains(&it.target)).map(|it| it.number).collect()
 }
 
-/// The inode in a line: `sl local remote st tx:rx tr:when retrnsmt uid timeout inode …`. One that was never
-/// connected has no other end.
+/// The inode in a line: `sl local remote st tx:rx tr:when retrnsmt uid timeout inode …`. `None` for
+/// a socket that was never connected, which has no other end.
 fn closed_inode(line: &[u8]) -> Option<&str> {
     let mut fields = line.split(|byte| *byte == b' ').filter(|field| !field.is_empty());
     let remote = fields.nth(2)?;

@@ -1,9 +1,10 @@
-//! The open files of a process, as `/proc/PID/fd` and `/proc/PID/fdinfo` show them.
+//! The open files of a process, read from `/proc/PID/fd` and `/proc/PID/fdinfo`.
 //!
-//! Each number costs some microseconds, and a process may have thousands. So they are looked at before the process is
-//! paused. During the pause they are listed, and of regular files the position is read; the rest is taken from the
-//! first look. A number that was closed and opened once more between the two looks may be recorded as what it was
-//! before. At a rollback it then differs, which is told or refused, and never taken for the same.
+//! Each descriptor costs some microseconds, and a process may have thousands. So they are examined
+//! before the process is paused. During the pause they are only listed, and the positions of
+//! regular files are read; the rest is taken from the first pass. If a descriptor is closed and
+//! opened again between the two passes, its old file may be recorded. A rollback then finds a
+//! difference, and reports or refuses it; it never takes different files for the same one.
 
 use std::collections::HashMap;
 use std::io;
@@ -14,12 +15,13 @@ use rustix::fs::{AtFlags, FileType, Mode, OFlags, StatxFlags};
 use super::proc_directory::ProcDirectory;
 use crate::descriptors::{Descriptor, Descriptors};
 
-/// Looks at all of them; `None` if we may not.
+/// Reads all descriptors; `None` without the permission to see them.
 pub(super) fn look(process: &ProcDirectory) -> Option<Descriptors> {
     look_again(process, process.pid(), &Descriptors::default())
 }
 
-/// The same of a process that is paused now and had `before` shortly before. `tid` is a thread of it that has not ended.
+/// Reads the descriptors of a process that is paused now and had `before` a short time ago. `tid`
+/// is one of its threads that has not ended.
 pub(super) fn look_again(process: &ProcDirectory, tid: u32, before: &Descriptors) -> Option<Descriptors> {
     let known: HashMap<u32, &Descriptor> = before.0.iter().map(|it| (it.number, it)).collect();
     let mut numbers = process.numbers(&format!("task/{tid}/fd")).ok()?;
@@ -27,7 +29,7 @@ pub(super) fn look_again(process: &ProcDirectory, tid: u32, before: &Descriptors
     let directory = process.open_path(&format!("task/{tid}/fdinfo")).ok()?;
     let mut found = Vec::with_capacity(numbers.len());
     for number in numbers {
-        // One that was closed since it was listed is none.
+        // It was closed after it was listed.
         match known.get(&number) {
             Some(known) if !known.is_file => found.push((*known).clone()),
             Some(known) => {
@@ -47,7 +49,7 @@ pub(super) fn look_again(process: &ProcDirectory, tid: u32, before: &Descriptors
     Some(Descriptors(found))
 }
 
-/// What `/proc/PID/fdinfo/N` begins with.
+/// The first lines of `/proc/PID/fdinfo/N`.
 struct Information {
     position: u64,
     flags: u32,
@@ -59,7 +61,7 @@ struct Information {
 fn information(directory: &OwnedFd, number: u32) -> io::Result<Information> {
     let file =
         rustix::fs::openat(directory, number.to_string(), OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?;
-    // What is of interest stands first; of an epoll a line for each file follows.
+    // The needed lines come first; for an epoll descriptor, a line for each file follows.
     let mut text = [0; 256];
     let length = rustix::io::read(&file, &mut text)?;
     let field = |key: &[u8]| {
@@ -81,7 +83,7 @@ fn descriptor(process: &ProcDirectory, tid: u32, directory: &OwnedFd, number: u3
     let Information { position, flags, mount, inode } = information(directory, number)?;
     let mut found = Descriptor { number, target, flags, mount, inode, ..Descriptor::default() };
     if found.is_path() {
-        // Without asking a server.
+        // This sends no request to a file server.
         let at = process.open_path(&format!("task/{tid}/fd/{number}"))?;
         let wanted = StatxFlags::TYPE | StatxFlags::BTIME;
         let how = AtFlags::EMPTY_PATH | AtFlags::STATX_DONT_SYNC;

@@ -1,4 +1,4 @@
-//! A raw memory file as a source: what a hypervisor or a restore wrote, of any length.
+//! A raw memory file as a source, written by a hypervisor or a restore, of any length.
 
 use std::path::{Path, PathBuf};
 
@@ -9,8 +9,8 @@ use crate::record::Origin;
 
 /// A raw memory file: one mapping from address 0, of any length but 0.
 ///
-/// Holes of a sparse file are not read. Nobody should write to the file while it is captured: one
-/// that becomes shorter is an error ([`SourceError::CutShort`]), other changes go unnoticed.
+/// Holes of a sparse file are not read. Nobody should write to the file during a capture:
+/// truncation is an error ([`SourceError::CutShort`]), but other changes are not detected.
 ///
 /// ```
 /// use stillframe::source::{FileSource, Source};
@@ -32,7 +32,7 @@ impl FileSource {
         FileSource { path: path.into() }
     }
 
-    /// The path it was made with.
+    /// The path that was given.
     pub fn path(&self) -> &Path {
         &self.path
     }
@@ -81,7 +81,7 @@ mod tests {
     use super::*;
     use crate::source::Access;
 
-    /// All of a file as a capture reads it: zeros but for what is populated.
+    /// The whole file as a capture reads it: only populated ranges are read, the rest is zeros.
     fn read(frozen: &dyn Frozen) -> Result<Vec<u8>, SourceError> {
         let Access::Shared(copy) = frozen.access() else { panic!("a file can be read by many threads") };
         let mut bytes = vec![0; usize::try_from(frozen.address_space().image_bytes()).unwrap()];
@@ -124,7 +124,8 @@ mod tests {
         let source = FileSource::new(&path);
         let frozen = source.open().unwrap();
         assert_eq!(read(&*frozen).unwrap(), std::fs::read(&path).unwrap());
-        // Temporary directories of Linux know holes (ext4, xfs, btrfs, tmpfs, overlayfs).
+        // The file systems of temporary directories on Linux report holes (ext4, xfs, btrfs, tmpfs,
+        // overlayfs).
         let data_bytes: u64 = frozen.populated(0).unwrap().iter().map(|range| range.end - range.start).sum();
         assert!(data_bytes < 1 << 20, "{data_bytes} bytes would be read");
     }

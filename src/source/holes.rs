@@ -1,4 +1,4 @@
-//! The holes of sparse files, which read as zeros and need not be read.
+//! The holes of sparse files. Holes are zeros and need not be read.
 
 use std::fs::File;
 use std::ops::Range;
@@ -8,12 +8,12 @@ use rustix::io::Errno;
 
 use crate::ranges::Ranges;
 
-/// The parts of `within`, in bytes from the file's start, that the file system holds data for.
-/// What lies behind the end of the file is not among them.
+/// The parts of `within`, in bytes from the file's start, for which the file system stores data.
+/// Ranges behind the end of the file are not returned.
 ///
 /// # Errors
 ///
-/// When the file system cannot tell.
+/// If the file system does not report holes.
 pub(super) fn data_ranges(file: &File, within: Range<u64>) -> Result<Ranges, Errno> {
     let mut ranges = Ranges::new();
     let mut at = within.start;
@@ -25,12 +25,12 @@ pub(super) fn data_ranges(file: &File, within: Range<u64>) -> Result<Ranges, Err
         };
         let end = match rustix::fs::seek(file, SeekFrom::Hole(start)) {
             Ok(end) => end.min(within.end),
-            // The file was cut behind `start` meanwhile.
+            // The file was truncated before `start` meanwhile.
             Err(Errno::NXIO) => break,
             Err(errno) => return Err(errno),
         };
         if end <= start {
-            // A hole may have been punched meanwhile; nothing here may go round for ever.
+            // A hole may have been punched meanwhile; this loop must terminate.
             return Err(Errno::INVAL);
         }
         ranges.insert(start..end);
@@ -39,8 +39,8 @@ pub(super) fn data_ranges(file: &File, within: Range<u64>) -> Result<Ranges, Err
     Ok(ranges)
 }
 
-/// The parts of a file in memory that are no holes; `None` for other files, which may have been written through a
-/// mapping where the disk has a hole yet.
+/// The parts of a file in memory that are not holes. `None` for other files: they may have been
+/// written through a mapping where the disk still has a hole.
 pub(crate) fn data_in_memory_file(file: &File, length_bytes: u64) -> Option<Ranges> {
     /// The kernel's number for files in memory: shared memory, memfd, /dev/shm.
     const TMPFS_MAGIC: rustix::fs::FsWord = 0x0102_1994;

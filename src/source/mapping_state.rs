@@ -1,27 +1,28 @@
-//! What a rollback needs to know of one mapping, out of the lines of `/proc/PID/smaps` (`maps.rs` reads them).
+//! The state of a mapping that a rollback needs, parsed from `/proc/PID/smaps` (`maps.rs` reads the
+//! lines).
 
 use super::maps::{self, MapsLine};
 use crate::sys::mapped::MappedFile;
 use crate::units::AddressRange;
 
-/// What a rollback needs to know of one mapping.
+/// The state of one mapping that a rollback needs.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct MappingState {
     pub(crate) range: AddressRange,
-    /// The file behind it, in memory or on a disk.
+    /// The mapped file, in memory or on a disk.
     pub(crate) file: Option<MappedFile>,
-    /// How much of it the kernel may take back unless it is written before (`MADV_FREE`).
+    /// How many bytes the kernel may discard unless they are written before (`MADV_FREE`).
     pub(crate) lazily_free_bytes: u64,
-    /// How a userfaultfd is told of accesses: `um`, `uw` and `ui` of `VmFlags`, in words.
+    /// How a userfaultfd handles accesses: `um`, `uw` and `ui` of `VmFlags`, in words.
     pub(crate) userfault: Option<&'static str>,
-    /// There may be guard pages in it (`gu` of `VmFlags`; Linux 6.18 and newer tell).
+    /// Whether it may have guard pages (`gu` of `VmFlags`; reported by Linux 6.18 and newer).
     pub(crate) may_have_guards: bool,
-    /// Its pages cannot be thrown away: locked, or huge ones of the pool (`lo`, `ht`).
+    /// Its pages cannot be discarded: they are locked, or huge pages of the pool (`lo`, `ht`).
     pub(crate) is_pinned: bool,
 }
 
-/// All mappings in `/proc/PID/smaps`, in the order of their addresses; an error, which says where, if anything that a
-/// rollback needs has an unknown form.
+/// All mappings in `/proc/PID/smaps`, in address order. An error names the place if a needed line
+/// has an unknown form.
 pub(super) fn parse(smaps: &[u8]) -> Result<Vec<MappingState>, String> {
     let first = smaps.split(|byte| *byte == b'\n').next().unwrap_or_default();
     if first.first().is_some_and(u8::is_ascii_uppercase) {
@@ -35,7 +36,7 @@ pub(super) fn parse(smaps: &[u8]) -> Result<Vec<MappingState>, String> {
 }
 
 impl MappingState {
-    /// Of the lines of one mapping.
+    /// Converts the lines of one mapping.
     fn of(line: &MapsLine) -> Option<MappingState> {
         let flags = line.flags;
         let userfault = if flags.is_filled {

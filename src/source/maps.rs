@@ -1,10 +1,10 @@
-//! The lines of `/proc/PID/maps`, as bytes: a file name may be anything but NUL. `/proc/PID/smaps` has the same
-//! lines, each with more about its mapping below.
+//! The lines of `/proc/PID/maps`, as bytes, because a file name may have any byte but NUL.
+//! `/proc/PID/smaps` has the same lines, each followed by further fields of its mapping.
 //!
 //! ```text
 //! 55d0c8a5b000-55d0c8a5d000 r--p 00002000 fe:00 1234        /usr/bin/a name (deleted)
-//! start        end          perm offset   dev   inode       name, or nothing
-//! VmFlags: rd mr mw me sd                                   in smaps alone, among others
+//! start        end          perm offset   dev   inode       name, may be empty
+//! VmFlags: rd mr mw me sd                                   only in smaps, among other fields
 //! ```
 
 use crate::address_space::{Mapping, MappingKind, Protection};
@@ -14,40 +14,41 @@ use crate::units::AddressRange;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct MapsLine {
     pub(crate) mapping: Mapping,
-    /// Major and minor number of the file system, as the table of mounts has them too.
+    /// Major and minor number of the file system, which the mount table has too.
     pub(crate) device: (u32, u32),
     /// The file's number in it; 0 for none.
     pub(crate) inode: u64,
-    /// What only smaps tells.
+    /// Only from smaps.
     pub(crate) flags: Flags,
-    /// How much of it the kernel may take back unless it is written before (`MADV_FREE`); also smaps alone.
-    /// `None` if the kernel says it in an unknown form.
+    /// How many bytes the kernel may discard unless they are written before (`MADV_FREE`); only
+    /// from smaps. `None` if the field has an unknown form.
     pub(crate) lazily_free_bytes: Option<u64>,
-    /// Whether a page that is not there is one of zeros: nothing else is behind this mapping.
+    /// Whether an absent page is a page of zeros: the mapping has no other backing.
     pub(crate) absent_is_zero: bool,
 }
 
-/// What the kernel says of a mapping in `VmFlags`; all `false` where it was not asked.
+/// The flags of a mapping in `VmFlags`; all `false` if they were not read.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Flags {
-    /// A userfaultfd fills pages that are missing (`um`).
+    /// A userfaultfd fills missing pages (`um`).
     pub(crate) is_filled: bool,
-    /// A userfaultfd says when pages that a file has may be mapped (`ui`), and may write them before.
+    /// A userfaultfd is notified before pages of the file are mapped, and may write to them first
+    /// (`ui`).
     pub(crate) is_continued: bool,
-    /// It is a device's memory (`io`, `pf`).
+    /// It is device memory (`io`, `pf`).
     pub(crate) is_device_memory: bool,
-    /// Its pages are huge ones of the pool (`ht`).
+    /// It has huge pages of the pool (`ht`).
     pub(crate) is_hugetlb: bool,
-    /// A userfaultfd is told of writes to it (`uw`).
+    /// A userfaultfd is notified of writes to it (`uw`).
     pub(crate) tells_writes: bool,
     /// It is locked in memory (`lo`).
     pub(crate) is_locked: bool,
-    /// There may be guard pages in it (`gu`; Linux 6.18 and newer tell).
+    /// It may have guard pages (`gu`; reported by Linux 6.18 and newer).
     pub(crate) may_have_guards: bool,
 }
 
 impl Flags {
-    /// Of the words behind `VmFlags:`.
+    /// Parses the words behind `VmFlags:`.
     fn parse(words: &[u8]) -> Flags {
         let mut flags = Flags::default();
         for word in words.split(|byte| *byte == b' ') {
@@ -66,7 +67,8 @@ impl Flags {
     }
 }
 
-/// All mappings in `/proc/PID/smaps`, with their flags; an error, which is the line, if one has an unknown form.
+/// All mappings in `/proc/PID/smaps`, with their flags. The error is the first line with an unknown
+/// form.
 pub(crate) fn parse_smaps(smaps: &[u8]) -> Result<Vec<MapsLine>, String> {
     let mut lines: Vec<MapsLine> = Vec::new();
     for line in smaps.split(|byte| *byte == b'\n') {
@@ -74,7 +76,8 @@ pub(crate) fn parse_smaps(smaps: &[u8]) -> Result<Vec<MapsLine>, String> {
             None => {}
             // "Rss:", "VmFlags:" … The line of a mapping begins with a digit of its address.
             Some(first) if first.is_ascii_uppercase() => {
-                // A capture does not need what is below, so a form that it does not know is no error here.
+                // A capture does not need the fields below, so an unknown form of them is no error
+                // here.
                 let Some(last) = lines.last_mut() else { continue };
                 if let Some(words) = line.strip_prefix(b"VmFlags:") {
                     last.flags = Flags::parse(words);
@@ -90,7 +93,7 @@ pub(crate) fn parse_smaps(smaps: &[u8]) -> Result<Vec<MapsLine>, String> {
     Ok(lines)
 }
 
-/// All lines; an error, which is the line, if one has an unknown form.
+/// All lines. The error is the first line with an unknown form.
 pub(crate) fn parse(maps: &[u8]) -> Result<Vec<MapsLine>, String> {
     maps.split(|byte| *byte == b'\n')
         .filter(|line| !line.is_empty())
@@ -125,8 +128,8 @@ fn parse_line(line: &[u8]) -> Option<MapsLine> {
     let captured = protection.read
         && match kind {
             MappingKind::Device => false,
-            // The vDSO is code and can be read. The pages beside it are the kernel's clocks, mapped
-            // from where no other process may read them; the vsyscall page is no memory at all.
+            // The vDSO is code and can be read. The pages beside it are the kernel's clocks, which
+            // no other process can read; the vsyscall page is not memory at all.
             MappingKind::Kernel => name == b"[vdso]",
             _ => true,
         };
@@ -152,13 +155,13 @@ fn split_field(line: &[u8]) -> Option<(&[u8], &[u8])> {
     Some((&line[..at], &line[at + 1..]))
 }
 
-/// `  4 kB`, in bytes.
+/// ` 4 kB`, in bytes.
 fn kibibytes(amount: &[u8]) -> Option<u64> {
     let amount = str::from_utf8(amount).ok()?.trim().strip_suffix(" kB")?;
     amount.parse::<u64>().ok()?.checked_mul(1024)
 }
 
-/// Only digits: `from_str_radix` alone would take a sign.
+/// Only digits: `from_str_radix` would accept a sign too.
 fn hexadecimal(digits: &str) -> Option<u64> {
     digits.bytes().all(|byte| byte.is_ascii_hexdigit()).then(|| u64::from_str_radix(digits, 16).ok())?
 }
@@ -170,10 +173,10 @@ pub(super) fn kind_of(name: &[u8]) -> MappingKind {
         b"" => MappingKind::Anonymous,
         b"[heap]" => MappingKind::Heap,
         _ if path.starts_with(b"[stack") => MappingKind::Stack,
-        // Memory that was given a name by prctl.
+        // Memory that was named by prctl.
         _ if path.starts_with(b"[anon:") || path.starts_with(b"[anon_shmem:") => MappingKind::Anonymous,
         _ if path.starts_with(b"[") => MappingKind::Kernel,
-        // Shared memory without a file shows as this device, and is none.
+        // Shared memory without a file appears as this device, but is not one.
         b"/dev/zero" => MappingKind::Anonymous,
         _ if path.starts_with(b"/dev/shm/") || path.starts_with(b"/dev/hugepages/") => MappingKind::File,
         // Rings and buffers that a driver shares: io_uring, perf, kvm.
@@ -182,7 +185,7 @@ pub(super) fn kind_of(name: &[u8]) -> MappingKind {
     }
 }
 
-/// The kernel writes a newline in a name as `\012` and everything else as it is.
+/// The kernel writes a newline in a name as `\012` and every other byte as it is.
 fn unescape(name: &[u8]) -> Vec<u8> {
     let mut plain = Vec::with_capacity(name.len());
     let mut rest = name;

@@ -1,17 +1,18 @@
-//! Two programs of which each captures the other.
+//! Handles two programs that each capture the other.
 //!
-//! If each stopped the other's threads, the one that copies among them, both would wait until they are killed. So a process that is
-//! capturing is not captured until it is done:
+//! If each stopped the other's threads, including those that copy, both would wait until they are
+//! killed. So a process that is capturing cannot be captured until it is done:
 //!
 //! ```text
-//!  A: its tracer has the name   ->  reads the names of B's threads  ->  none: stops B
-//!  B: its tracer has the name   ->  reads the names of A's threads  ->  A's tracer: lets A be
+//!  A: its tracer has the name   ->  reads the names of B's threads  ->  no tracer: stops B
+//!  B: its tracer has the name   ->  reads the names of A's threads  ->  A's tracer: backs off
 //! ```
 //!
-//! Every tracer, the thread that stops others, has a name of its own from before it looks until all is let go. If two begin at
-//! the same moment, the one that takes its name last sees the other's, and at most one goes on. The same holds
-//! for a ring of any number of programs: who comes last sees that the next one is capturing. No file and no lock is needed,
-//! and nothing is left behind by a program that is killed. Names can be read across users and containers.
+//! A tracer is the thread that stops others. It has a fixed name, from before it reads other names
+//! until it has resumed all threads. If two tracers start at the same moment, the one that takes
+//! its name last sees the other's name, so at most one continues. The same holds for a ring of any
+//! number of programs: the last one sees that the next one is capturing. This needs no file and no
+//! lock, and a killed program leaves nothing behind. Names can be read across users and containers.
 
 use std::io;
 use std::sync::atomic::{Ordering, fence};
@@ -21,12 +22,12 @@ use super::proc_directory::ProcDirectory;
 /// The name of every thread that stops others. It has 15 bytes, as many as the kernel keeps.
 pub(super) const TRACER_NAME: &str = "stillframe-stop";
 
-/// Why the process must not be stopped now: it is capturing, or it traces this program. To be called by a thread that
-/// has the name of a tracer already. While threads start and end so fast that not all of them can be seen, it looks
-/// again, until `is_over`.
+/// Why the process must not be stopped now: it is capturing, or it traces this program. The caller
+/// must be a thread that already has the name of a tracer. While threads start and end so fast that
+/// not all can be listed, this reads them again, until `is_over`.
 pub(super) fn conflict(process: &ProcDirectory, is_over: impl Fn() -> bool) -> io::Result<Option<String>> {
     let threads = loop {
-        // Taking the name comes before reading the others', on every processor.
+        // Taking the name comes before reading other names, on every processor.
         fence(Ordering::SeqCst);
         let listed = process.thread_ids()?;
         let mut named = Vec::with_capacity(listed.len());
@@ -38,7 +39,8 @@ pub(super) fn conflict(process: &ProcDirectory, is_over: impl Fn() -> bool) -> i
                 named.push(tid);
             }
         }
-        // The kernel leaves out threads when the one it stands at ends meanwhile; that one then has no name either.
+        // The kernel leaves out threads if the thread at its current position ends meanwhile; that
+        // thread then has no name either.
         if named.len() >= process.stat()?.thread_count {
             break named;
         }

@@ -1,4 +1,5 @@
-//! A source of one memory, which has no mappings: a file, a guest's memory, what a runtime keeps itself.
+//! A source of one memory without mappings: a file, a guest's memory, or memory that a runtime
+//! manages.
 
 use super::{Access, Attachment, CopyOut, Frozen, SourceError};
 use crate::address_space::AddressSpace;
@@ -6,16 +7,16 @@ use crate::ranges::Ranges;
 use crate::record::Origin;
 use crate::units::AddressRange;
 
-/// One memory, from byte 0 to its end, whose bytes can be copied out by many threads while it is open.
+/// One memory, from byte 0 to its end. Many threads can copy its bytes out while it is open.
 ///
-/// This is the short way to write a [`Source`](crate::source::Source): [`frozen`](Self::frozen) makes the
-/// [`Frozen`] with one mapping out of it.
+/// This is the short way to implement [`Source`](crate::source::Source): [`frozen`](Self::frozen)
+/// makes the [`Frozen`] with one mapping from it.
 ///
 /// ```
 /// use stillframe::{CaptureOptions, Store};
 /// use stillframe::source::{Frozen, OneMemory, Source, SourceError};
 ///
-/// /// Memory that a runtime keeps page by page; a page that it never wrote is zeros.
+/// /// Memory that a runtime stores in pages. A page that was never written is zeros.
 /// struct Paged(Vec<Option<Box<[u8; 4096]>>>);
 ///
 /// impl OneMemory for Paged {
@@ -49,11 +50,11 @@ pub trait OneMemory: Sync {
     /// Its length. It stays the same while it is open.
     fn length_bytes(&self) -> u64;
 
-    /// Fills `buffer` with the bytes from `offset_bytes` on, which are inside the memory.
+    /// Fills `buffer` with the bytes from `offset_bytes` on. They are inside the memory.
     ///
     /// # Errors
     ///
-    /// When the source went away or was cut short meanwhile.
+    /// If the source has disappeared or was truncated meanwhile.
     fn copy_out(&self, offset_bytes: u64, buffer: &mut [u8]) -> Result<(), SourceError>;
 
     /// The name of its mapping; empty by default.
@@ -61,26 +62,26 @@ pub trait OneMemory: Sync {
         String::new()
     }
 
-    /// What the record says about where the memory came from.
+    /// The origin of the memory, for the snapshot's record.
     fn origin(&self) -> Origin {
         Origin::Bytes
     }
 
-    /// What is kept beside the memory, by name.
+    /// Data that is stored with the memory, by name.
     fn attachments(&self) -> Vec<Attachment> {
         Vec::new()
     }
 
-    /// The byte ranges that may hold anything but zeros; all of it by default.
+    /// The byte ranges that may have content other than zeros; by default the whole memory.
     ///
     /// # Errors
     ///
-    /// When the source went away.
+    /// If the source has disappeared.
     fn populated(&self) -> Result<Ranges, SourceError> {
         Ok(Ranges::from(0..self.length_bytes()))
     }
 
-    /// It as an open source, with one mapping from address 0.
+    /// Makes it an open source with one mapping from address 0.
     fn frozen<'a>(self) -> Box<dyn Frozen + 'a>
     where
         Self: Sized + 'a,

@@ -1,4 +1,4 @@
-//! How long stopping a process may take, and how it is given up earlier.
+//! The time limit for stopping a process, and its cancellation.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -6,23 +6,24 @@ use std::time::{Duration, Instant};
 use super::SourceError;
 use crate::progress::Progress;
 
-/// How long stopping may take if nobody says otherwise. Threads that run need microseconds; a thread that
-/// waits for a disk needs some milliseconds. The time begins again with each thread that is dealt with, within limits: see
-/// [`PER_THREAD`].
+/// The default time limit for stopping. Running threads need microseconds; a thread that waits for
+/// a disk needs some milliseconds. The time restarts with each thread that is handled, within
+/// limits: see [`PER_THREAD`].
 pub(crate) const STOP_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// By how much the time may get longer for each thread that a process has when it begins to be stopped, as one that makes
-/// threads as fast as they are stopped must be given up. A thread takes some 0.1 ms.
+/// The greatest extension of the time for each thread that the process has when stopping begins. It
+/// is bounded because a process may create threads as fast as they are stopped. Stopping a thread
+/// takes about 0.1 ms.
 const PER_THREAD: Duration = Duration::from_millis(1);
 
-/// One attempt to stop a process, as the opener and the tracer both see it.
+/// One attempt to stop a process, shared by the opener and the tracer.
 pub(super) struct Patience {
     timeout: Duration,
     started: Instant,
     progress: Progress,
-    /// When the tracer was done with a thread last, in microseconds since it was started.
+    /// When the tracer last finished with a thread, in microseconds since the start.
     went_on_us: AtomicU64,
-    /// How many threads there are to be stopped.
+    /// How many threads are to be stopped.
     threads: AtomicU64,
     /// The opener does not wait for the tracer any more.
     given_up: AtomicBool,
@@ -45,7 +46,7 @@ impl Patience {
         self.is_over_for(Duration::ZERO)
     }
 
-    /// Whether it has been over for so long.
+    /// Whether the time has been over for at least `duration`.
     pub(super) fn is_over_for(&self, duration: Duration) -> bool {
         let threads = u32::try_from(self.threads.load(Ordering::Relaxed)).unwrap_or(u32::MAX);
         let longer = Duration::from_micros(self.went_on_us.load(Ordering::Relaxed));
@@ -53,23 +54,23 @@ impl Patience {
         self.started.elapsed() >= self.timeout.saturating_add(longer).saturating_add(duration)
     }
 
-    /// So many threads more are to be stopped.
+    /// Adds to the number of threads that are to be stopped.
     pub(super) fn expect(&self, threads: usize) {
         self.threads.fetch_add(threads as u64, Ordering::Relaxed);
     }
 
-    /// A thread has been looked at, stopped or read: the kernel answers.
+    /// A thread has been examined, stopped or read, so the kernel responds.
     pub(super) fn went_on(&self) {
         let elapsed_us = u64::try_from(self.started.elapsed().as_micros()).unwrap_or(u64::MAX);
         self.went_on_us.store(elapsed_us, Ordering::Relaxed);
     }
 
-    /// Tells the tracer that nobody waits for it.
+    /// Informs the tracer that the opener does not wait any more.
     pub(super) fn give_up(&self) {
         self.given_up.store(true, Ordering::Relaxed);
     }
 
-    /// An error if it is to be given up at once.
+    /// An error if the attempt is to end at once.
     pub(super) fn check(&self) -> Result<(), SourceError> {
         match self.progress.is_cancelled() || self.given_up.load(Ordering::Relaxed) {
             true => Err(SourceError::Interrupted),
@@ -77,8 +78,8 @@ impl Patience {
         }
     }
 
-    /// The error that says that the time is over: which thread did not stop, and for how long the others were
-    /// paused, if any was.
+    /// The error for the end of the time: which thread did not stop, and for how long the others
+    /// were paused, if any were.
     pub(super) fn did_not_stop(&self, pid: u32, why: String, paused: Option<Duration>) -> SourceError {
         SourceError::DidNotStop { pid, why, timeout: self.timeout, paused: paused.unwrap_or_default() }
     }
@@ -100,7 +101,7 @@ mod tests {
         assert!(!patience.is_over() && !patience.is_over_for(Duration::from_millis(300)));
         pause();
         assert!(patience.is_over());
-        // 60 ms more at most.
+        // The extension is at most 60 ms.
         pause();
         patience.went_on();
         assert!(patience.is_over());

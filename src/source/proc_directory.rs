@@ -1,7 +1,7 @@
-//! `/proc/PID`: what the kernel tells about a process.
+//! `/proc/PID`: the kernel's information about a process.
 //!
-//! The directory is opened once and everything read through it. When the process has been reaped,
-//! every read through it fails, even if another process has got the same pid meanwhile.
+//! The directory is opened once, and everything is read through it. After the process has been
+//! reaped, every such read fails, even if another process has the same pid by then.
 
 use std::fs::File;
 use std::io::{self, Read};
@@ -13,7 +13,7 @@ use rustix::fs::{Dir, Mode, OFlags};
 
 use crate::record::{MAX_COMMAND_BYTES, cut_command};
 
-/// The kernel's flag of its own threads in field 9 of `stat`.
+/// The kernel's flag of its own threads, in field 9 of `stat`.
 const PF_KTHREAD: u64 = 0x0020_0000;
 
 /// `stat` has 52 fields: at most 20 digits each, and a name of 64 bytes.
@@ -25,7 +25,7 @@ pub(super) struct ProcDirectory {
     directory: OwnedFd,
 }
 
-/// What is used of `/proc/PID/stat` and `/proc/PID/task/TID/stat`.
+/// The used fields of `/proc/PID/stat` and `/proc/PID/task/TID/stat`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Stat {
     /// A letter: `R`unning, `S`leeping, `D` waiting in the kernel, `T` stopped, `t` stopped by a
@@ -34,10 +34,10 @@ pub(super) struct Stat {
     pub(super) parent_pid: u32,
     pub(super) process_group: u32,
     pub(super) session: u32,
-    /// How many threads the whole process has, the dead and not yet reaped ones included.
+    /// How many threads the whole process has, dead threads that are not reaped included.
     pub(super) thread_count: usize,
     pub(super) is_kernel_thread: bool,
-    /// When it was started, in clock ticks since the machine was.
+    /// Its start time, in clock ticks since the boot.
     pub(super) start: u64,
 }
 
@@ -68,25 +68,26 @@ impl ProcDirectory {
         Ok(File::from(rustix::fs::openat(&self.directory, name, flags, Mode::empty())?))
     }
 
-    /// A file to look at: nothing is asked of its file system or driver.
+    /// Opens a file with `O_PATH`: this sends no request to its file system or driver.
     pub(super) fn open_path(&self, name: &str) -> io::Result<OwnedFd> {
         let flags = OFlags::PATH | OFlags::CLOEXEC;
         Ok(rustix::fs::openat(&self.directory, name, flags, Mode::empty())?)
     }
 
-    /// Where a link of the kernel leads.
+    /// The target of one of the kernel's links.
     pub(super) fn read_link(&self, name: &str) -> io::Result<Vec<u8>> {
         Ok(rustix::fs::readlinkat(&self.directory, name, Vec::new())?.into_bytes())
     }
 
     pub(super) fn read(&self, name: &str) -> io::Result<Vec<u8>> {
-        // Room for most of what is read here, so that one call gets it.
+        // Large enough that one call reads most of these files.
         let mut bytes = Vec::with_capacity(16 * 1024);
         self.open_file(name)?.read_to_end(&mut bytes)?;
         Ok(bytes)
     }
 
-    /// What has one line: the kernel gives it in one call. Of thousands of threads each call counts.
+    /// Reads a file of one line, which the kernel returns in one call. With thousands of threads
+    /// each call matters.
     fn read_line(&self, name: &str) -> io::Result<Vec<u8>> {
         let flags = OFlags::RDONLY | OFlags::CLOEXEC;
         let file = rustix::fs::openat(&self.directory, name, flags, Mode::empty())?;
@@ -111,7 +112,7 @@ impl ProcDirectory {
         Ok(name)
     }
 
-    /// When it was started, in seconds of the machine's clock as it goes now.
+    /// Its start time, in seconds of the machine's present clock.
     pub(super) fn started(&self) -> io::Result<i64> {
         let ticks = self.stat()?.start;
         let seconds = i64::try_from(ticks / rustix::param::clock_ticks_per_second().max(1)).unwrap_or(0);
@@ -119,7 +120,7 @@ impl ProcDirectory {
         Ok(rustix::time::clock_gettime(rustix::time::ClockId::Realtime).tv_sec - since_boot + seconds)
     }
 
-    /// The same with the thread's name, in one read.
+    /// A thread's name and `stat`, in one read.
     pub(super) fn named_thread_stat(&self, tid: u32) -> io::Result<(Vec<u8>, Stat)> {
         let line = self.read_line(&format!("task/{tid}/stat"))?;
         let stat = parse_stat(&line)?;
@@ -128,12 +129,12 @@ impl ProcDirectory {
         Ok((line.get(begin..end).unwrap_or_default().to_vec(), stat))
     }
 
-    /// The threads there are. The kernel may leave some out while others end.
+    /// The ids of its threads. The kernel may leave out some while others end.
     pub(super) fn thread_ids(&self) -> io::Result<Vec<u32>> {
         self.numbers("task")
     }
 
-    /// The numbers of its open files.
+    /// The numbers of its descriptors.
     pub(super) fn descriptors(&self) -> io::Result<Vec<u32>> {
         self.numbers("fd")
     }
@@ -144,19 +145,20 @@ impl ProcDirectory {
         let directory = rustix::fs::openat(&self.directory, name, flags, Mode::empty())?;
         let mut numbers = Vec::new();
         for entry in Dir::new(directory)? {
-            // "." and ".." are no numbers.
+            // "." and ".." are not numbers.
             numbers.extend(entry?.file_name().to_str().ok().and_then(|name| name.parse::<u32>().ok()));
         }
         Ok(numbers)
     }
 
-    /// A number of `/proc/PID/status` (`Tgid`, `TracerPid`), or of a thread's, `task/TID/status`.
+    /// A number in `/proc/PID/status` (`Tgid`, `TracerPid`), or in that of a thread,
+    /// `task/TID/status`.
     pub(super) fn status_number(&self, file: &str, key: &str) -> io::Result<u32> {
         let status = self.read(file)?;
         status_number(&status, key).ok_or_else(|| unreadable("status", &status))
     }
 
-    /// A text of `status`, or of a thread's; `None` if the kernel does not say such a thing.
+    /// A text in `status`, or in that of a thread; `None` if the kernel has no such field.
     pub(super) fn status_text(&self, file: &str, key: &str) -> io::Result<Option<String>> {
         Ok(status_text(&self.read(file)?, key).map(str::to_owned))
     }
@@ -168,24 +170,24 @@ impl ProcDirectory {
         Some((numbers.next()?.ok()?, numbers.next()?.ok()?))
     }
 
-    /// The executable, if we may know it.
+    /// The executable, if this process may read the link.
     pub(super) fn executable(&self) -> Option<PathBuf> {
         self.link("exe").ok()
     }
 
-    /// The user that a file in it belongs to.
+    /// The user who owns a file in it.
     pub(super) fn owner(&self, name: &str) -> io::Result<u32> {
         Ok(rustix::fs::statat(&self.directory, name, rustix::fs::AtFlags::empty())?.st_uid)
     }
 
-    /// Where a link leads: `exe`, `fd/3`.
+    /// The target of a link: `exe`, `fd/3`.
     pub(super) fn link(&self, name: &str) -> io::Result<PathBuf> {
         let path = rustix::fs::readlinkat(&self.directory, name, Vec::new())?;
         Ok(PathBuf::from(std::ffi::OsString::from_vec(path.into_bytes())))
     }
 
-    /// The command line; empty if the process has cleared it. Of a long one the first words, and a mark that it was cut: a
-    /// process can fill its own with megabytes of empty words.
+    /// The command line; empty if the process has cleared it. A long one is truncated to its first
+    /// words and a mark: a process can fill it with megabytes of empty words.
     pub(super) fn command_line(&self) -> Vec<String> {
         let mut bytes = Vec::new();
         let first = self.open_file("cmdline").map(|file| file.take(MAX_COMMAND_BYTES as u64 + 1));
@@ -205,18 +207,18 @@ impl ProcDirectory {
     }
 }
 
-/// Whether this is how `/proc` says that a process or a thread is gone.
+/// Whether this is the error of `/proc` for a process or a thread that has ended.
 pub(super) fn says_gone(error: &io::Error) -> bool {
     matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ESRCH))
 }
 
 fn parse_stat(line: &[u8]) -> io::Result<Stat> {
     let parsed = || {
-        // The name stands in parentheses and may hold parentheses and spaces itself.
+        // The name is in parentheses and may itself have parentheses and spaces.
         let name_end = line.iter().rposition(|byte| *byte == b')')?;
         let rest = str::from_utf8(line.get(name_end + 1..)?).ok()?;
         let fields: Vec<&str> = rest.split_ascii_whitespace().collect();
-        // Field 3 of proc(5) is the first one here.
+        // The first field here is field 3 of proc(5).
         let field = |number: usize| fields.get(number - 3).copied();
         Some(Stat {
             state: field(3)?.chars().next()?,

@@ -1,4 +1,4 @@
-//! Why the kernel does not let us stop or read a process, and what helps.
+//! Why the kernel does not permit stopping or reading a process, and advice for the user.
 
 use std::io;
 
@@ -7,9 +7,9 @@ use super::mutual::TRACER_NAME;
 use super::proc_directory::{ProcDirectory, says_gone};
 use super::stuck::name;
 
-/// An attempt to stop a process that failed.
+/// A failed attempt to stop a process.
 pub(super) enum Refused {
-    /// Another capture is at work, which is soon over. The error is for when it is not.
+    /// Another capture is running, which usually ends soon. The error is used if it does not.
     Busy(SourceError),
     /// Trying again at once would not help.
     Error(SourceError),
@@ -21,7 +21,7 @@ impl From<SourceError> for Refused {
     }
 }
 
-/// Why the kernel refused something about a thread of a process.
+/// Explains why the kernel refused an action on a thread of a process.
 pub(super) fn refusal(process: &ProcDirectory, tid: u32, action: &'static str, error: io::Error) -> Refused {
     let pid = process.pid();
     let tracer = process.status_number(&format!("task/{tid}/status"), "TracerPid").unwrap_or(0);
@@ -39,7 +39,7 @@ pub(super) fn refusal(process: &ProcDirectory, tid: u32, action: &'static str, e
     }
 }
 
-/// The refusal of a process that a thread, `tracer`, traces.
+/// The refusal of a process that is traced by the thread `tracer`.
 pub(super) fn traced_by(process: &ProcDirectory, tracer: u32) -> Refused {
     let pid = process.pid();
     let tracing = ProcDirectory::open(tracer);
@@ -50,12 +50,12 @@ pub(super) fn traced_by(process: &ProcDirectory, tracer: u32) -> Refused {
     }
     let why = format!("process {tracer} ({comm}) traces it already; end that debugger or capture first");
     let error = SourceError::Uncapturable { pid, why };
-    // One that has ended has let go.
+    // A tracer that has ended does not trace any more.
     let has_ended = tracing.map_or(true, |it| it.read("comm").is_err_and(|error| says_gone(&error)));
     if has_ended { Refused::Busy(error) } else { Refused::Error(error) }
 }
 
-/// What went wrong with a process that may just have ended.
+/// The error for a process that may just have ended.
 pub(super) fn process_error(pid: u32, action: &'static str, source: io::Error) -> SourceError {
     if says_gone(&source) {
         SourceError::LiveProcessEnded { pid }
@@ -64,7 +64,7 @@ pub(super) fn process_error(pid: u32, action: &'static str, source: io::Error) -
     }
 }
 
-/// Whether it is a process of our own user that has made itself undumpable. Its files in `/proc` belong to root then.
+/// Whether it is an undumpable process of the same user. Its files in `/proc` then belong to root.
 fn is_undumpable(process: &ProcDirectory) -> bool {
     let own_user = rustix::process::geteuid().as_raw();
     let users = process.status_text("status", "Uid").ok().flatten().unwrap_or_default();
@@ -72,7 +72,7 @@ fn is_undumpable(process: &ProcDirectory) -> bool {
     runs_as_us && !users.is_empty() && process.owner("environ").is_ok_and(|owner| owner != own_user)
 }
 
-/// What helps when the kernel does not permit it.
+/// Advice for a missing permission.
 fn advice() -> String {
     let mut advice =
         "do it as the user that the process runs as, or with the capability CAP_SYS_PTRACE (as root)"

@@ -1,7 +1,7 @@
 //! A regular file that is read by positioned reads: a memory file, a core.
 //!
-//! It is never mapped, because touching a mapping of a file that was truncated meanwhile kills the
-//! program with SIGBUS, where a read merely ends early.
+//! It is never mapped. If the file were truncated meanwhile, a page fault in the mapping would kill
+//! the program with SIGBUS, whereas a read only ends early.
 
 use std::fs::{File, FileType};
 use std::io;
@@ -15,17 +15,17 @@ use super::SourceError;
 use super::holes::data_ranges;
 use crate::ranges::Ranges;
 
-/// An open file, with the length it had when it was opened.
+/// An open file, with its length at the time of opening.
 pub(super) struct RegularFile {
     file: File,
-    /// Absolute where that could be found out.
+    /// Absolute if the current directory is known.
     path: PathBuf,
     length_bytes: u64,
     owner: Option<u32>,
 }
 
 impl RegularFile {
-    /// Opens a file that has any bytes.
+    /// Opens a file that is not empty.
     pub(super) fn open(path: &Path) -> Result<RegularFile, SourceError> {
         let failed = |action| {
             let path = path.to_owned();
@@ -33,11 +33,11 @@ impl RegularFile {
         };
         let refused = |why| SourceError::NotAMemoryFile { path: path.to_owned(), why };
         let check_type = |found| why_not_a_memory_file(found).map_or(Ok(()), |why| Err(refused(why)));
-        // Looked at before it is opened, since opening a device can do things; and afterwards
-        // again, since the path may lead elsewhere by then.
+        // The kind is checked before opening, because opening a device can have effects, and again
+        // afterwards, because the path may have changed by then.
         let seen = std::fs::metadata(path).map_err(failed("find"))?;
         check_type(seen.file_type())?;
-        // NONBLOCK: opening a pipe must not wait for somebody to write into it.
+        // NONBLOCK: opening a pipe must not wait for a writer.
         let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK | OFlags::NOCTTY;
         let file =
             rustix::fs::open(path, flags, Mode::empty()).map_err(|errno| failed("open")(errno.into()))?;
@@ -53,7 +53,7 @@ impl RegularFile {
         Ok(RegularFile { file, path, length_bytes, owner })
     }
 
-    /// The same file with another content, of so many bytes: what it was decompressed to.
+    /// The same path with other content of this length: the decompressed file.
     pub(super) fn with_content(&self, content: File, length_bytes: u64) -> RegularFile {
         RegularFile { file: content, path: self.path.clone(), length_bytes, owner: self.owner }
     }
@@ -71,16 +71,17 @@ impl RegularFile {
         self.length_bytes
     }
 
-    /// The parts of `within` that may be anything but zeros, from the file's start.
+    /// The parts of `within` that may have content other than zeros, in bytes from the file's
+    /// start.
     pub(super) fn data(&self, within: Range<u64>) -> Result<Ranges, SourceError> {
-        // Where the file system cannot tell, all of it may be data.
+        // If the file system does not report holes, everything may be data.
         let ranges = data_ranges(&self.file, within.clone()).unwrap_or_else(|_| within.into());
-        // A tail that was cut off looks like a hole. It is not zeros.
+        // A truncated tail looks like a hole, but it is not zeros.
         let now_bytes = self.file.metadata().map_err(self.error("look at"))?.len();
         if now_bytes < self.length_bytes { Err(self.cut_short(now_bytes)) } else { Ok(ranges) }
     }
 
-    /// Fills `buffer` from a byte on.
+    /// Fills `buffer` from an offset on.
     pub(super) fn read(&self, at_bytes: u64, buffer: &mut [u8]) -> Result<(), SourceError> {
         let mut copied_bytes = 0;
         while copied_bytes < buffer.len() {

@@ -1,4 +1,4 @@
-//! What tells a process from others that had its pid, without stopping it.
+//! Data that distinguishes a process from earlier ones with the same pid, read without stopping it.
 
 use std::time::Duration;
 
@@ -10,20 +10,20 @@ use super::proc_directory::ProcDirectory;
 pub(crate) struct RunningProcess {
     /// How long ago it was started.
     pub(crate) age: Option<Duration>,
-    /// When it was started, in clock ticks since the machine was.
+    /// Its start time, in clock ticks since the boot.
     pub(crate) start: Option<u64>,
-    /// Which start of the machine that was; empty if it cannot be read.
+    /// The id of that boot; empty if it cannot be read.
     pub(crate) boot_id: String,
-    /// Its auxiliary vector, which `execve` makes; empty if we may not see it.
+    /// Its auxiliary vector, which `execve` makes; empty without the permission to read it.
     pub(crate) auxv: Vec<u8>,
 }
 
 impl RunningProcess {
-    /// Looks at it.
+    /// Reads the data of a process.
     pub(crate) fn look(pid: u32) -> RunningProcess {
         let nothing = RunningProcess { age: None, start: None, boot_id: String::new(), auxv: Vec::new() };
         let Ok(process) = ProcDirectory::open(pid) else { return nothing };
-        // The first thread has none any more when it has ended before others.
+        // The first thread has no auxiliary vector any more if it has ended before others.
         let threads = process.thread_ids().unwrap_or_default();
         let auxv = threads.iter().filter_map(|tid| process.read(&format!("task/{tid}/auxv")).ok());
         let auxv = auxv.into_iter().find(|auxv| !auxv.is_empty());
@@ -38,11 +38,11 @@ impl RunningProcess {
     }
 }
 
-/// How long ago that was, in clock ticks since the machine was started.
+/// The time since `ticks`, which are clock ticks since the boot.
 fn age(ticks: u64) -> Option<Duration> {
     let ticks_per_second = rustix::param::clock_ticks_per_second().max(1);
     let started = Duration::from_millis(ticks.saturating_mul(1000) / ticks_per_second);
-    // The kernel counts from the start of the machine, suspended times included.
+    // The kernel counts from the boot and includes suspended time.
     let now = rustix::time::clock_gettime(ClockId::Boottime);
     Some(Duration::try_from(now).ok()?.saturating_sub(started))
 }

@@ -1,11 +1,13 @@
-//! Processes that share the memory of another without being threads of it.
+//! Processes that share the memory of another process without being threads of it.
 //!
-//! `clone` with `CLONE_VM` and without `CLONE_THREAD` makes one, and so does `vfork` until the child
-//! calls `execve`. Such a process goes on writing while all threads of the other are stopped.
+//! `clone` with `CLONE_VM` and without `CLONE_THREAD` makes such a process, and so does `vfork`
+//! until the child calls `execve`. It continues to write while all threads of the other process are
+//! stopped.
 //!
-//! Nothing in `/proc` names them, so every process is compared (`kcmp`; 0.6 µs each). That is done before the
-//! process is stopped. Afterwards only those pids are compared that the kernel has given out since: a new one
-//! can only be made by one that shares the memory already, and pids are given out in ascending order.
+//! Nothing in `/proc` names these processes, so every process is compared (`kcmp`; 0.6 µs each).
+//! This is done before the process is stopped. Afterwards only pids that the kernel has assigned
+//! since are compared. This is enough, because only a process that shares the memory already can
+//! make a new one, and pids are assigned in ascending order.
 
 use std::io;
 
@@ -14,33 +16,36 @@ use rustix::fs::{Dir, Mode, OFlags};
 use super::proc_directory::ProcDirectory;
 use crate::sys::kcmp::same_memory;
 
-/// From so many pids on, given out since the last look, it takes less to look at all processes.
+/// If at least this many pids were assigned since the last search, searching all processes is
+/// faster.
 const MAX_NEW_PIDS: u32 = 1000;
 
-/// The processes that share the memory of one, as far as it is known.
+/// The known processes that share the memory of one process.
 #[derive(Debug, Default)]
 pub(super) struct Sharers {
     /// In ascending order.
     pub(super) pids: Vec<u32>,
-    /// The pid that the kernel had given out last before it was looked.
+    /// The last pid that the kernel had assigned before the search.
     last_pid: Option<u32>,
 }
 
 impl Sharers {
-    /// Looks at all processes. The process is not stopped for this, so there may be others by the time that this returns.
+    /// Searches all processes. The process is not stopped, so there may be further ones when this
+    /// returns.
     ///
-    /// `ESRCH` when the process has ended; `ENOSYS` or `EPERM` when it cannot be found out, as the kernel or a sandbox does
-    /// not have or allow `kcmp`.
+    /// `ESRCH` if the process has ended. `ENOSYS` or `EPERM` if the kernel has no `kcmp` or a
+    /// sandbox forbids it.
     pub(super) fn find(process: &ProcDirectory) -> io::Result<Sharers> {
         let thread = living_thread(process)?;
-        // A sandbox without this call refuses it for ourselves, too.
+        // A sandbox that forbids this call also forbids it on this process.
         same_memory(std::process::id(), std::process::id())?;
         let last_pid = last_pid();
         let pids = all_pids()?.into_iter().filter(|pid| shares(process, thread, *pid)).collect();
         Ok(Sharers { pids, last_pid })
     }
 
-    /// Looks again, and answers those that were not known before. `thread` is one of the process, and alive.
+    /// Searches again, and returns the processes that were not known before. `thread` is a live
+    /// thread of the process.
     pub(super) fn find_new(&mut self, process: &ProcDirectory, thread: u32) -> io::Result<Vec<u32>> {
         let now = last_pid();
         let candidates = match (self.last_pid, now) {
@@ -58,7 +63,8 @@ impl Sharers {
     }
 }
 
-/// A thread of the process that has not ended. The first one may have, and has no memory then.
+/// A thread of the process that has not ended. The first one may have ended, and then has no
+/// memory.
 fn living_thread(process: &ProcDirectory) -> io::Result<u32> {
     let lives = |tid: &u32| process.thread_stat(*tid).is_ok_and(|stat| !stat.is_dead());
     let found = process.thread_ids()?.into_iter().find(lives);
@@ -70,7 +76,7 @@ fn shares(process: &ProcDirectory, thread: u32, pid: u32) -> bool {
     if pid == process.pid() || !same_memory(thread, pid).unwrap_or(false) {
         return false;
     }
-    // It may be a thread of the process, and not have memory at all if the thread has ended meanwhile.
+    // It may be a thread of the process, and it has no memory if the thread has ended meanwhile.
     let other = ProcDirectory::open(pid);
     let is_process =
         other.as_ref().is_ok_and(|other| other.status_number("status", "Tgid").ok() == Some(pid));
@@ -90,7 +96,7 @@ fn all_pids() -> io::Result<Vec<u32>> {
     Ok(pids)
 }
 
-/// The pid that the kernel has given out last in this namespace of pids.
+/// The last pid that the kernel has assigned in this pid namespace.
 fn last_pid() -> Option<u32> {
     let load = std::fs::read_to_string("/proc/loadavg").ok()?;
     load.trim_end().rsplit(' ').next()?.parse().ok()
@@ -102,7 +108,8 @@ mod tests {
     use std::io::{BufRead, BufReader};
     use std::process::{Child, Command, Stdio};
 
-    /// A program that makes a process with its memory when it is told to, and says that one's pid.
+    /// A program that starts a process with its memory on request, and prints the pid of that
+    /// process.
     const PROGRAM: &str = r#"
         #define _GNU_SOURCE
         #include <pthread.h>

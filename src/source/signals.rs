@@ -1,17 +1,19 @@
-//! Taking signals out of the queues of a process whose threads are held, and putting others in.
+//! Removes signals from the queues of a process whose threads are paused, and adds others.
 //!
-//! A tracer sees each signal before its thread does, and may drop it. So a thread that is let run with one signal
-//! open in its mask, and that signal in its queue, stops again before it runs an instruction of its program. A signal
-//! that is blocked in that moment goes back into the queue, with the particulars (`siginfo_t`) that the tracer has set:
-//! that is how one gets into a queue that looks as if another thread or the kernel had sent it.
+//! A tracer sees each signal before its thread does, and may drop it. So a thread that is resumed
+//! with one unblocked signal in its mask, and that signal in its queue, stops again before it runs
+//! an instruction of its program. If the signal is blocked at that moment, it returns to the queue
+//! with the details (`siginfo_t`) that the tracer has set. This is how a signal gets into a queue
+//! and looks as if another thread or the kernel had sent it.
 //!
 //! ```text
-//! take out:  held ── only S open, resume ──> about to get S ── interrupt, resume without S ──────> held
-//! put in:    S sent; held ── the same ─────> about to get S, particulars set, all blocked ──┐
-//!            held <── S is in the queue again <────────────── interrupt, resume into S <────┘
+//! remove: paused ── unblock only S, resume ──> about to get S ── interrupt, drop S ──> paused
+//! add:    S is sent; paused ── the same ────> about to get S; set siginfo, block all ──┐
+//!         paused <── S is in the queue again <────────── interrupt, resume with S <────┘
 //! ```
 //!
-//! All threads are left with the signal mask that this needed: a rollback sets registers and masks afterwards.
+//! All threads are left with the signal mask that this needed: a rollback sets registers and masks
+//! afterwards.
 
 use std::io;
 use std::time::{Duration, Instant};
@@ -19,12 +21,12 @@ use std::time::{Duration, Instant};
 use crate::signals::Signal;
 use crate::sys::ptrace::{self, Stop};
 
-/// What is to be done about the signals of a process.
+/// The changes to the signals of a process.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Settlement {
-    /// Threads that are about to get a signal which they are not to get.
+    /// Threads that are about to receive a signal that must be dropped.
     pub(crate) dropped: Vec<u32>,
-    /// One signal of one queue each.
+    /// One change for each signal number and queue.
     pub(crate) changes: Vec<Change>,
 }
 
@@ -35,30 +37,32 @@ impl Settlement {
     }
 }
 
-/// What is to be in a queue of one signal.
+/// The change of one signal number in a queue.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Change {
-    /// The thread whose queue it is, or which gets the signals of the process.
+    /// The thread with the queue, or the thread that receives the signals of the process.
     pub(crate) tid: u32,
     pub(crate) signal: i32,
-    /// How many there are, all of which are taken out.
+    /// How many signals there are; all of them are removed.
     pub(crate) taken_out: usize,
-    /// Those that are put into the thread's queue then, in order.
+    /// The signals that are then added to the thread's queue, in order.
     pub(crate) put_in: Vec<Signal>,
 }
 
 /// How long a thread may take to stop again. It has nothing to do.
 const PATIENCE: Duration = Duration::from_secs(10);
-/// How many SIGSTOPs may be in the way.
+/// How many SIGSTOPs may come first.
 const MAX_STOPS: usize = 4;
 const ALL_SIGNALS: u64 = u64::MAX;
 
-/// Makes a thread that is about to get a signal not get it. Answers how it is held then.
+/// Drops the signal that a thread is about to receive. Returns the stop in which the thread is then
+/// held.
 pub(super) fn drop_signal(tid: u32) -> io::Result<Stop> {
     hold_again(tid, 0)
 }
 
-/// Makes a queue what it is to be. The thread is held otherwise than about to get a signal, and is so afterwards.
+/// Applies a change to a queue. The thread is held, but not about to receive a signal, both before
+/// and afterwards.
 pub(super) fn change(pid: u32, change: &Change) -> io::Result<()> {
     let Change { tid, signal, taken_out, put_in } = change;
     let only_this = ALL_SIGNALS & !(1 << (signal - 1));
@@ -82,14 +86,14 @@ pub(super) fn change(pid: u32, change: &Change) -> io::Result<()> {
     Ok(())
 }
 
-/// Lets a held thread run to the next of its signals, which must be this one.
+/// Resumes a held thread until it receives the next of its signals, which must be this one.
 fn next_of_queue(tid: u32, expected: i32) -> io::Result<ptrace::SignalInformation> {
     for _ in 0..MAX_STOPS {
         ptrace::resume(tid)?;
         match next_stop(tid)? {
             Stop::Signal { signal, information } if signal == expected => return Ok(information),
-            // A SIGSTOP of the thread alone: the process has another. And one that stood still when it was
-            // interrupted does so once more.
+            // A SIGSTOP of the thread alone: the process has another one. A thread that was stopped
+            // when it was interrupted stops once more.
             Stop::Signal { signal: libc::SIGSTOP, .. } | Stop::Interrupted | Stop::WithProcess => {}
             other => return Err(unexpected(other)),
         }
@@ -97,8 +101,8 @@ fn next_of_queue(tid: u32, expected: i32) -> io::Result<ptrace::SignalInformatio
     Err(io::Error::other("a thread is stopped over and over"))
 }
 
-/// Holds a thread that is about to get a signal before it does anything; `signal` is 0 or the same, which it then has
-/// in its queue.
+/// Holds a thread that is about to receive a signal, before it runs. `signal` is 0, or the same
+/// signal, which then returns to its queue.
 fn hold_again(tid: u32, signal: i32) -> io::Result<Stop> {
     ptrace::interrupt(tid)?;
     ptrace::resume_into(tid, signal)?;

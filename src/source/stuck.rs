@@ -1,11 +1,14 @@
-//! Threads that cannot be stopped now: they wait in the kernel where no signal and no tracer reaches them.
+//! Threads that cannot be stopped now: they wait in the kernel, where neither a signal nor a tracer
+//! reaches them.
 //!
-//! A thread in state `D` stops when its wait is over: after milliseconds for a disk, never for a file server that is gone,
-//! and for a child of `vfork` when that calls `execve` or ends. Whoever stops the other threads first pauses them as long. So it is
-//! waited here, by looking at `/proc` alone, until no thread is stuck, and only then is the first one stopped.
+//! A thread in state `D` stops when its wait ends. For a disk this takes milliseconds. For a file
+//! server that is gone it never happens, and for a child of `vfork` it happens when that child
+//! calls `execve` or ends. Stopping the other threads first would pause them for the whole wait. So
+//! this module polls `/proc` until no thread is stuck, and only then is the first thread stopped.
 //!
-//! A thread in a frozen cgroup of version 1 must not even be traced: if its process was stopped by SIGSTOP before,
-//! `PTRACE_SEIZE` waits inside the kernel until the cgroup is thawed. (One of version 2 stops like any other.)
+//! A thread in a frozen cgroup of version 1 must not even be traced: if its process was stopped by
+//! SIGSTOP before, `PTRACE_SEIZE` waits inside the kernel until the cgroup is thawed. (In a cgroup
+//! of version 2 a thread stops like any other.)
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -21,7 +24,8 @@ const PAUSE_BETWEEN_LOOKS: Duration = Duration::from_millis(1);
 struct Waiting {
     tid: u32,
     state: char,
-    /// A thread that waits ever again, for a disk say, is not stuck: this changes.
+    /// The count of voluntary context switches. It changes for a thread that waits repeatedly, for
+    /// a disk for example, and is not stuck.
     switches: Option<String>,
 }
 
@@ -32,7 +36,7 @@ struct Waiting {
 /// [`SourceError::DidNotStop`] when the time is over, [`SourceError::Interrupted`].
 pub(super) fn wait_while_stuck(process: &ProcDirectory, patience: &Patience) -> Result<(), SourceError> {
     let mut waiting = Vec::new();
-    // A process that ends meanwhile is for the tracer to find out.
+    // If the process ends meanwhile, the tracer detects it.
     for tid in process.thread_ids().unwrap_or_default() {
         waiting.extend(look(process, tid));
     }
@@ -68,7 +72,7 @@ fn look(process: &ProcDirectory, tid: u32) -> Option<Waiting> {
     })
 }
 
-/// Why the kernel lets nobody trace the process: the first of its threads of which that can be said.
+/// Why the process cannot be traced: the reason of the first thread that has one.
 pub(super) fn why_not_traced(process: &ProcDirectory) -> String {
     let mut threads = process.thread_ids().unwrap_or_default().into_iter();
     let stuck = threads.find_map(|tid| look(process, tid));
@@ -78,7 +82,7 @@ pub(super) fn why_not_traced(process: &ProcDirectory) -> String {
     }
 }
 
-/// Why a thread in this state does not stop, and what to do about it.
+/// Why a thread in this state does not stop, with advice for the user.
 pub(super) fn why(process: &ProcDirectory, tid: u32, state: char) -> String {
     let thread = format!("its thread {tid} ({})", name(process, &format!("task/{tid}/comm")));
     if let Some(state_file) = frozen_cgroup(process, tid) {
@@ -121,7 +125,7 @@ fn frozen_cgroup(process: &ProcDirectory, tid: u32) -> Option<PathBuf> {
     matches!(state.trim(), "FROZEN" | "FREEZING").then_some(file)
 }
 
-/// Where a cgroup is, if this line of mountinfo mounts the freezer.
+/// The directory of a cgroup, if this line of mountinfo mounts the freezer.
 fn freezer_directory(line: &str, path: &str) -> Option<PathBuf> {
     let (mount, source) = line.split_once(" - ")?;
     let source: Vec<&str> = source.split(' ').collect();
@@ -132,7 +136,7 @@ fn freezer_directory(line: &str, path: &str) -> Option<PathBuf> {
     is_freezer.then(|| Path::new(at).join(inside))
 }
 
-/// The child for which a thread waits in vfork: one that still has its memory.
+/// The child for which a thread waits in `vfork`: a child that still shares its memory.
 fn vfork_child(process: &ProcDirectory, tid: u32) -> Option<(u32, String)> {
     let children = process.read(&format!("task/{tid}/children")).ok()?;
     let children = String::from_utf8_lossy(&children).into_owned();
@@ -142,7 +146,8 @@ fn vfork_child(process: &ProcDirectory, tid: u32) -> Option<(u32, String)> {
     Some((child, child_name))
 }
 
-/// The system call in which a thread waits, if it is one that works on a file: its name and the file's.
+/// The system call in which a thread waits, if it operates on a file: the names of the call and of
+/// the file.
 fn system_call(process: &ProcDirectory, tid: u32) -> Option<String> {
     let line = process.read(&format!("task/{tid}/syscall")).ok()?;
     let line = str::from_utf8(&line).ok()?;
@@ -169,7 +174,7 @@ fn system_call(process: &ProcDirectory, tid: u32) -> Option<String> {
     Some(format!("{name}{file}"))
 }
 
-/// A name as `comm` has it, which the process chooses.
+/// A name from `comm`, which the process chooses.
 pub(super) fn name(process: &ProcDirectory, comm: &str) -> String {
     let name = match process.read(comm) {
         Ok(name) => name,

@@ -1,4 +1,4 @@
-//! A source together with a tracker that knows what changed in it.
+//! A source together with a tracker of its changes.
 
 use std::sync::Arc;
 
@@ -8,7 +8,24 @@ use crate::track::{RescanReason, Tracker};
 
 /// Joins sources with trackers.
 pub trait SourceExt: Source {
-    /// This source, of which only what `tracker` knows to have changed is read.
+    /// This source; a capture reads only the memory that `tracker` reports as dirty.
+    ///
+    /// ```
+    /// use stillframe::source::SourceExt;
+    /// use stillframe::track::DirtyRanges;
+    /// use stillframe::{AddressRange, CaptureOptions, Store};
+    /// # let dir = tempfile::tempdir()?;
+    /// # let store = Store::options().create(dir.path().join("vault"))?;
+    /// let vm = store.process("vm");
+    /// let mut memory = vec![7u8; 1 << 20];
+    /// let dirty = DirtyRanges::new(memory.len() as u64);
+    /// vm.capture(&memory[..].tracked_by(&dirty), &CaptureOptions::default())?;
+    ///
+    /// memory[5000] = 8;
+    /// dirty.mark(AddressRange::new(5000, 5001)?)?;
+    /// vm.capture(&memory[..].tracked_by(&dirty), &CaptureOptions::default())?; // reads one region
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     fn tracked_by<T: Tracker + Clone + 'static>(&self, tracker: &T) -> Tracked<'_, Self> {
         Tracked { source: self, tracker: Arc::new(tracker.clone()) }
     }

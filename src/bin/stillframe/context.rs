@@ -1,4 +1,4 @@
-//! What every verb needs: where the store is, how to print, and whether ctrl-C was pressed.
+//! The context of a verb: the path of the store, the output, and interrupts.
 
 use std::io::{self, IsTerminal, Write};
 use std::path::{Path, PathBuf};
@@ -26,13 +26,15 @@ use crate::values::seconds;
 pub(crate) struct Global {
     /// Directory of the store [env: STILLFRAME_STORE]
     ///
-    /// Default: $XDG_DATA_HOME/stillframe, else ~/.local/share/stillframe. The first capture creates it.
+    /// Default: $XDG_DATA_HOME/stillframe, else ~/.local/share/stillframe. The first capture
+    /// creates it.
     #[arg(long, global = true, value_name = "DIR", env = "STILLFRAME_STORE", hide_env = true)]
     #[arg(value_hint = ValueHint::DirPath)]
     pub(crate) store: Option<PathBuf>,
     /// Print JSON for scripts
     ///
-    /// Sizes are in bytes, times in UTC (RFC 3339) and durations in milliseconds. `watch` prints one object per line.
+    /// Sizes are in bytes, times in UTC (RFC 3339) and durations in milliseconds. `watch` prints
+    /// one object per line.
     #[arg(long, global = true)]
     pub(crate) json: bool,
     /// Print less: no progress and no hints
@@ -56,7 +58,7 @@ pub(crate) struct Global {
     pub(crate) trust_owner: bool,
 }
 
-/// What every verb needs.
+/// The context of a verb.
 #[derive(Debug)]
 pub(crate) struct Context {
     pub(crate) output: Output,
@@ -72,7 +74,7 @@ pub(crate) struct Context {
 }
 
 impl Context {
-    /// Prepares the process: a private umask, the tracing, the signals.
+    /// Prepares the process: a private umask, the log, the signals.
     pub(crate) fn new(global: &Global) -> anyhow::Result<Context> {
         // Memory holds secrets: every file is private from its first byte.
         let inherited_umask = rustix::process::umask(Mode::from_raw_mode(0o077));
@@ -85,8 +87,8 @@ impl Context {
                 .and_then(|_| flag::register(signal, interrupted.clone()))
                 .context("cannot listen for ctrl-C")?;
         }
-        // At the limit of file sizes (`ulimit -f`) a write then fails with an error, and the signal does not end the
-        // program. A command that `watch` starts has the default action.
+        // At the limit of file sizes (`ulimit -f`) a write then fails with an error, and no signal
+        // ends the program. A command that `watch` starts has the default action.
         flag::register(SIGXFSZ, Arc::default()).context("cannot handle SIGXFSZ")?;
         Ok(Context {
             output: Output::new(global.json, global.quiet),
@@ -99,12 +101,12 @@ impl Context {
         })
     }
 
-    /// Where the store is.
+    /// The path of the store.
     pub(crate) fn store_path(&self) -> anyhow::Result<PathBuf> {
         if let Some(path) = &self.store {
             return Ok(path.clone());
         }
-        // The specification of these directories wants relative paths to be ignored.
+        // The XDG Base Directory Specification says that relative paths must be ignored.
         let absolute = |name| std::env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute());
         absolute("XDG_DATA_HOME")
             .or_else(|| absolute("HOME").map(|home| home.join(".local/share")))
@@ -150,32 +152,33 @@ impl Context {
         self.interrupted.load(Ordering::Relaxed)
     }
 
-    /// Forgets that ctrl-C was pressed, so that the next time can be noticed.
+    /// Clears the flag of ctrl-C, so that the next one is noticed.
     pub(crate) fn clear_interrupt(&self) {
         self.interrupted.store(false, Ordering::Relaxed);
     }
 
-    /// The flag that ctrl-C sets from here on. Until this is called ctrl-C ends the program at once, which a store
-    /// survives.
+    /// The flag that ctrl-C sets from now on. Until this is called, ctrl-C ends the program at
+    /// once, which does not harm a store.
     pub(crate) fn interrupted(&self) -> Arc<AtomicBool> {
         self.ends_at_once.store(false, Ordering::Relaxed);
         self.interrupted.clone()
     }
 }
 
-/// A path as people read it.
+/// A path for messages.
 pub(crate) fn display(path: &Path) -> String {
     crate::human::plain(&path.to_string_lossy())
 }
 
-/// Standard error without control characters from names.
+/// Standard error, with control characters from names replaced.
 struct Plain(io::Stderr);
 
 impl Write for Plain {
-    /// Gets a whole line, colours included.
+    /// Receives a whole line, colours included.
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         let line = String::from_utf8_lossy(bytes);
-        // The layer escapes control characters, but not those that set the direction of writing; it writes colours.
+        // The layer escapes control characters, except those that set the direction of writing. It
+        // writes colours.
         let is_hidden = |letter: char| !letter.is_control() && stillframe::text::is_control(letter);
         self.0.write_all(line.replace(is_hidden, "\u{fffd}").as_bytes())?;
         Ok(bytes.len())
@@ -201,7 +204,7 @@ fn trace(global: &Global) {
         .with_writer(|| Plain(io::stderr()))
         .with_ansi(colour)
         .with_target(global.verbose > 1)
-        // It would panic if standard error were closed.
+        // With them it would panic if standard error were closed.
         .log_internal_errors(false)
         .without_time();
     tracing_subscriber::registry().with(lines.with_filter(targets)).init();

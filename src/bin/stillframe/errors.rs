@@ -1,4 +1,5 @@
-//! Exit codes, and how an error is printed: one line `stillframe: …`, its causes indented below.
+//! Exit codes, and the form of a printed error: one line `stillframe: …`, its causes indented
+//! below.
 
 use std::process::ExitCode;
 
@@ -12,7 +13,7 @@ use stillframe::units::UnitError;
 use crate::Arguments;
 use crate::output::print_error;
 
-/// What the command exits with. Scripts depend on the numbers.
+/// The exit codes. Scripts depend on the numbers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub(crate) enum Exit {
@@ -27,7 +28,7 @@ pub(crate) enum Exit {
 }
 
 impl Exit {
-    /// What each code means, for the help and the manual page.
+    /// The meaning of each code, for the help and the manual page.
     pub(crate) const MEANINGS: [(Exit, &'static str); 8] = [
         (Exit::Done, "done"),
         (Exit::Failed, "failed"),
@@ -50,10 +51,10 @@ impl From<Exit> for ExitCode {
     }
 }
 
-/// What can go wrong in the command but not in the library.
+/// Errors of the command that are not errors of the library.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum CommandError {
-    /// The arguments do not make sense together.
+    /// The arguments contradict each other.
     #[error("{0}")]
     WrongUsage(String),
     /// The reader of standard output closed it. This is not reported.
@@ -62,9 +63,9 @@ pub(crate) enum CommandError {
     /// The command to watch cannot be started.
     #[error("cannot start the command {name}; check its spelling, and that it is installed and executable")]
     Start {
-        /// What was typed.
+        /// The given name.
         name: String,
-        /// What the operating system said.
+        /// The error of the operating system.
         source: std::io::Error,
     },
     /// A watch that took no snapshot.
@@ -75,13 +76,13 @@ pub(crate) enum CommandError {
     Output(#[source] std::io::Error),
 }
 
-/// An error about arguments that do not make sense together.
+/// An error about contradicting arguments.
 pub(crate) fn wrong_usage(text: impl Into<String>) -> anyhow::Error {
     CommandError::WrongUsage(text.into()).into()
 }
 
-/// Silences panics of the threads of the index: a damaged database can cause them, and the library reports them as a
-/// warning.
+/// Silences panics of the threads of the index: a damaged database can cause them, and the library
+/// reports them as a warning.
 pub(crate) fn silence_panics_of_the_index() {
     let print = std::panic::take_hook();
     std::panic::set_hook(Box::new(move |panic| {
@@ -95,7 +96,7 @@ pub(crate) fn silence_panics_of_the_index() {
 /// Reports a usage error, or prints the help or the version.
 pub(crate) fn report_usage(error: &clap::Error) -> ExitCode {
     if !error.use_stderr() {
-        // Only a closed pipe can go wrong here, and then nobody reads the report.
+        // Only a closed pipe can fail here, and then nobody reads the report.
         let _ = error.print();
         return Exit::Done.into();
     }
@@ -103,7 +104,7 @@ pub(crate) fn report_usage(error: &clap::Error) -> ExitCode {
     Exit::WrongUsage.into()
 }
 
-/// A usage error as it is printed: one line, and hints indented below.
+/// The text of a usage error: one line, and hints indented below.
 fn usage_text(error: &clap::Error) -> String {
     if error.kind() == ErrorKind::MissingSubcommand {
         return "expected a command; `stillframe --help` lists the commands".to_owned();
@@ -141,7 +142,7 @@ fn help_of_what_was_typed() -> String {
     format!("`stillframe {verb}--help`")
 }
 
-/// Prints an error and gives the exit code.
+/// Prints an error and returns the exit code.
 pub(crate) fn report(error: &anyhow::Error) -> ExitCode {
     if let Some(CommandError::ClosedPipe) = error.downcast_ref() {
         return Exit::Done.into();
@@ -150,24 +151,24 @@ pub(crate) fn report(error: &anyhow::Error) -> ExitCode {
     exit(error).into()
 }
 
-/// The error as it is printed.
+/// The text of an error.
 pub(crate) fn report_text(error: &anyhow::Error) -> String {
     let mut lines = vec![error.to_string()];
     for cause in error.chain().skip(1) {
-        // An error that only wraps another says the same again.
+        // An error that only wraps another has the same text.
         let text = cause.to_string();
         if lines.last() != Some(&text) {
             lines.push(text);
         }
     }
-    // Most errors name it themselves.
+    // Most errors name the command themselves.
     if !lines.iter().any(|line| line.contains("`stillframe ")) {
         lines.extend(advice(exit(error)).map(str::to_owned));
     }
     format!("stillframe: {}", lines.join("\n    "))
 }
 
-/// What to do, where the library cannot name the part of the command that helps.
+/// Advice, where the library cannot name the part of the command that helps.
 fn advice(exit: Exit) -> Option<&'static str> {
     match exit {
         Exit::StoreOwned => Some("--wait SECONDS waits until the store is free"),

@@ -1,10 +1,10 @@
-//! A hex dump with real addresses, in the manner of `hexdump -C`.
+//! A hex dump with real addresses, in the format of `hexdump -C`.
 //!
 //! ```text
 //! 55d0c3a01000  7f 45 4c 46 02 01 01 00  00 00 00 00 00 00 00 00  |.ELF............|
 //! 55d0c3a01010  00 00 00 00 00 00 00 00  00 00 00 00 00 00 00 00  |................|
-//! *                                                    lines equal to the one above
-//! 55d0c3a02000                                         where it ends
+//! *                                                    lines equal to the line above
+//! 55d0c3a02000                                         the end address
 //! ```
 
 use std::io::{self, Write};
@@ -17,7 +17,7 @@ pub(crate) struct HexDump<W: Write> {
     /// The address of the first pending byte.
     address: u64,
     pending: Vec<u8>,
-    /// The last full line, and whether a `*` stands for its repetitions already.
+    /// The last full line, and whether a `*` has been printed for its repetitions.
     last: Option<[u8; LINE_BYTES]>,
     starred: bool,
 }
@@ -38,7 +38,7 @@ impl<W: Write> HexDump<W> {
         self.out.flush()
     }
 
-    /// Prints one line, or a star for a full one that is the same as the one before.
+    /// Prints one line, or a star for a full line that equals the one before.
     fn line(&mut self, bytes: &[u8]) -> io::Result<()> {
         let full = <[u8; LINE_BYTES]>::try_from(bytes).ok();
         if full.is_some() && full == self.last {
@@ -51,7 +51,7 @@ impl<W: Write> HexDump<W> {
             self.starred = false;
         }
         self.last = full;
-        // The last line of all may end at the last address of all.
+        // The last line may end at the last 64-bit address.
         self.address = self.address.saturating_add(bytes.len() as u64);
         Ok(())
     }

@@ -65,7 +65,8 @@ pub(crate) fn duration(duration: Duration) -> String {
     }
 }
 
-/// How long ago something was, such as `5 min ago`; or when it will be, if a clock was wrong.
+/// How long ago a time was, such as `5 min ago`; or how far it is in the future, if a clock was
+/// wrong.
 pub(crate) fn age(time: Timestamp, now: Timestamp) -> String {
     let seconds = now.duration_since(time).as_secs();
     let count = match seconds.abs() {
@@ -93,13 +94,13 @@ pub(crate) fn times(ratio: f64) -> String {
     if ratio < 99.95 { format!("{ratio:.1} times") } else { format!("{ratio:.0} times") }
 }
 
-/// Foreign text (a command line, a file name, a label) with control characters replaced: they could control the
-/// terminal or make a name look like another.
+/// Text from other programs and users (a command line, a file name, a label) with control
+/// characters replaced: they could control the terminal or make a name look like another.
 pub(crate) fn plain(text: &str) -> String {
     stillframe::text::printable(text).into_owned()
 }
 
-/// The same for lines of text.
+/// Like `plain`, for lines of text.
 pub(crate) fn plain_lines(text: &str) -> String {
     text.split('\n').map(stillframe::text::printable).collect::<Vec<_>>().join("\n")
 }

@@ -1,11 +1,12 @@
-//! The `stillframe` command. It parses the arguments, runs one verb and turns the result into an exit code.
+//! The `stillframe` command. It parses the arguments, runs one verb and turns the result into an
+//! exit code.
 //!
 //! ```text
 //! commands/     one file a verb: its arguments, its help, its text and its JSON
-//! context.rs    what every verb needs: the store, the output, interrupts
-//! output.rs     standard output: JSON, lines, tables     human.rs     sizes, ages and durations as text
-//! errors.rs     exit codes and `stillframe: …`           hexdump.rs   `cat --hex`
-//! values.rs     parsers of option values                 progress.rs  bars on a terminal
+//! context.rs    the context of a verb: the store, the output, interrupts
+//! output.rs     standard output: JSON, lines, tables   human.rs     sizes, ages, durations as text
+//! errors.rs     exit codes and `stillframe: …`         hexdump.rs   `cat --hex`
+//! values.rs     parsers of option values               progress.rs  bars on a terminal
 //! ```
 
 mod commands;
@@ -41,8 +42,9 @@ PROCESS@latest, PROCESS~N (the Nth before the latest), or latest.";
 
 /// Take snapshots of process memory, restore them by id and roll processes back
 ///
-/// stillframe is a content-addressed, deduplicating store for snapshots of process memory. Each distinct
-/// region of memory is stored once and compressed; a further snapshot costs only what changed.
+/// stillframe is a content-addressed, deduplicating store for snapshots of process memory. Each
+/// distinct region of memory is stored once and compressed; a further snapshot costs only what
+/// changed.
 #[derive(Debug, Parser)]
 #[command(name = "stillframe", version, after_long_help = notes(), max_term_width = 100)]
 #[command(subcommand_required = true, arg_required_else_help = false)]

@@ -1,4 +1,4 @@
-//! Standard output, which has the result of a verb and nothing else: JSON, lines and tables.
+//! Standard output. It has only the result of a verb: JSON, lines and tables.
 
 use std::fmt::Write as _;
 use std::io::{self, IsTerminal, Write};
@@ -27,7 +27,7 @@ pub(crate) enum Style {
     Title,
     /// A snapshot id.
     Id,
-    /// Something is wrong.
+    /// A failure.
     Bad,
 }
 
@@ -49,7 +49,7 @@ impl Output {
         Ok(print(&format!("{}\n", escaped(serde_json::to_string(value)?)))?)
     }
 
-    /// Prints text that ends its own lines.
+    /// Prints text that has its own line ends.
     pub(crate) fn text(&self, text: &str) -> anyhow::Result<()> {
         Ok(print(text)?)
     }
@@ -69,12 +69,12 @@ impl Output {
         }
     }
 
-    /// Prints an error that does not end the verb, also with --quiet.
+    /// Prints an error that does not end the verb. Not silenced by --quiet.
     pub(crate) fn error(&self, text: &str) {
         print_error(text);
     }
 
-    /// Prints a warning, also with --quiet.
+    /// Prints a warning. Not silenced by --quiet.
     pub(crate) fn warning(&self, text: &str) {
         print_error(&format!("stillframe: {text}"));
     }
@@ -102,8 +102,8 @@ impl Output {
     }
 }
 
-/// JSON with all control characters escaped. serde_json leaves those unescaped that set the direction of writing; they
-/// are in strings only, where the escape means the same.
+/// JSON with all control characters escaped. serde_json does not escape those that set the
+/// direction of writing. They occur only in strings, where the escape has the same meaning.
 fn escaped(json: String) -> String {
     if !json.contains(|letter| letter != '\n' && stillframe::text::is_control(letter)) {
         return json;
@@ -111,7 +111,7 @@ fn escaped(json: String) -> String {
     let mut text = String::with_capacity(json.len() + 64);
     for letter in json.chars() {
         if letter != '\n' && stillframe::text::is_control(letter) {
-            // All of them have four digits. Writing to a string cannot fail.
+            // All these characters have four hex digits. Writing to a string cannot fail.
             let _ = write!(text, "\\u{:04x}", u32::from(letter));
         } else {
             text.push(letter);
@@ -126,13 +126,14 @@ fn may_colour() -> bool {
         && std::env::var_os("TERM").is_none_or(|term| term != "dumb")
 }
 
-/// Writes all of the text to standard output and flushes it.
+/// Writes the whole text to standard output and flushes it.
 pub(crate) fn print(text: &str) -> Result<(), CommandError> {
     let mut out = io::stdout().lock();
     out.write_all(text.as_bytes()).and_then(|()| out.flush()).map_err(output_error)
 }
 
-/// Writes a line to standard error, with control characters replaced. A failure cannot be reported and is ignored.
+/// Writes a line to standard error, with control characters replaced. A failure cannot be reported
+/// and is ignored.
 pub(crate) fn print_error(line: &str) {
     let _ = io::stderr().write_all(format!("{}\n", plain_lines(line)).as_bytes());
 }
@@ -145,7 +146,7 @@ pub(crate) fn output_error(error: io::Error) -> CommandError {
     }
 }
 
-/// A duration in milliseconds, to the microsecond.
+/// A duration in milliseconds, with microsecond precision.
 pub(crate) fn milliseconds(duration: Duration) -> f64 {
     duration.as_micros() as f64 / 1e3
 }

@@ -1,4 +1,4 @@
-//! A progress bar on standard error for verbs that take long.
+//! A progress bar on standard error for long verbs.
 
 use std::sync::OnceLock;
 use std::time::{Duration, Instant};
@@ -11,8 +11,8 @@ use crate::context::Context;
 /// A verb that ends sooner shows no bar.
 const BAR_AFTER: Duration = Duration::from_millis(500);
 
-/// Progress for a verb that ctrl-C ends, with a bar called `verb` if it takes long and standard error is a terminal.
-/// The bar disappears when the progress is dropped.
+/// Progress for a verb that ctrl-C ends. If the verb takes long and standard error is a terminal, a
+/// bar with the name `verb` is shown; it disappears when the progress is dropped.
 pub(crate) fn progress(context: &Context, verb: &'static str) -> Progress {
     let progress = Progress::new().cancel_when(context.interrupted());
     if context.output.quiet {

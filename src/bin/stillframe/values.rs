@@ -69,7 +69,7 @@ pub(crate) fn label_change(text: &str) -> Result<(String, Option<String>), Strin
     }
 }
 
-/// A duration as people write it. A day has 24 hours; months have no fixed length.
+/// A duration such as `90s` or `7d`. A day has 24 hours; months have no fixed length.
 pub(crate) fn duration(text: &str) -> Result<Duration, String> {
     let expected = "expected a duration such as 500ms, 2s, 1m, 12h or 7d";
     let span: Span = text.parse().map_err(|_| expected.to_owned())?;

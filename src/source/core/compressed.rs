@@ -1,8 +1,9 @@
-//! Compressed cores, as systemd-coredump and others keep them: told by how they begin, and decompressed.
+//! Compressed cores, as systemd-coredump and other tools store them. Their first bytes identify
+//! them; they are decompressed before they are read.
 //!
-//! Cores are read in no order and by many threads, and their holes are worth knowing. So what is decompressed goes into a
-//! file without a name, which has holes where it is zeros. Whoever made the core may be hostile: what grows is bounded
-//! by what the headers of the core say, and by the room that there is.
+//! Many threads read a core in any order, and its holes are useful. So the decompressed bytes go
+//! into a file without a name, with holes where they are zeros. The maker of a core may be hostile,
+//! so the growth of this file is bounded by the headers of the core and by the free disk space.
 
 use std::cell::Cell;
 use std::fs::{File, OpenOptions};
@@ -19,7 +20,7 @@ use crate::progress::Progress;
 use crate::source::SourceError;
 use crate::source::regular_file::RegularFile;
 
-/// What cores are compressed by.
+/// The compression of a core.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Compression {
@@ -42,7 +43,7 @@ impl Compression {
     }
 }
 
-/// What a file begins with that is compressed.
+/// The first bytes of compressed files.
 const BEGINNINGS: [(&[u8], Form); 9] = [
     (b"\x28\xb5\x2f\xfd", Form::Read(Compression::Zstd)),
     (b"\x04\x22\x4d\x18", Form::Read(Compression::Lz4)),
@@ -61,16 +62,17 @@ enum Form {
     Other(&'static str, &'static str),
 }
 
-/// What is decompressed and looked at, and written, at once.
+/// How many bytes are decompressed, scanned and written at a time.
 const CHUNK_BYTES: usize = 1 << 20;
-/// Holes are made of whole pages.
+/// Holes consist of whole pages.
 const PAGE_BYTES: usize = 4096;
-/// After so many bytes it is looked whether there is room for more.
+/// The free disk space is checked again after this many bytes.
 const LOOK_BYTES: u64 = 16 << 20;
-/// This part of the file system is left free.
+/// This fraction of the file system (one part in `LEFT_FREE`) is left free.
 const LEFT_FREE: u64 = 20;
 
-/// What a compressed core decompresses to, and by what it is compressed; `None` for a file that is not compressed.
+/// Decompresses a core. Returns the result and the compression; `None` for a file that is not
+/// compressed.
 pub(super) fn decompressed(
     file: &RegularFile,
     cut_short: CutShort,
@@ -107,7 +109,7 @@ pub(super) fn decompressed(
     let (mut at_bytes, mut looked_at_bytes, mut end_bytes) = (0u64, 0, None);
     loop {
         let (length, end) = fill(&mut *decoder, &mut chunk);
-        // One that fails before there is a header is told as that.
+        // A failure before the end of a header is reported as that failure.
         let has_header = length >= elf::FILE_HEADER_BYTES || !matches!(end, Some(Err(_)));
         if at_bytes == 0 && has_header {
             check_begins_like_a_core(&chunk[..length]).map_err(&failed)?;
@@ -136,7 +138,7 @@ pub(super) fn decompressed(
             end_bytes = segments::end_by_headers(&room.as_core(file, at_bytes)?);
         }
         if end_bytes.is_some_and(|end_bytes| end_bytes <= at_bytes) {
-            // What follows is no part of the core. But a checksum may.
+            // The data behind the core is not used, but its checksum may follow.
             match fill(&mut *decoder, &mut chunk).1 {
                 Some(Err(error))
                     if cut_short == CutShort::Refuse || error.kind() != io::ErrorKind::UnexpectedEof =>
@@ -155,7 +157,8 @@ pub(super) fn decompressed(
     Ok(Some((room.as_core(file, at_bytes)?, compression)))
 }
 
-/// Fills the buffer as far as the decoder has bytes: how many, and how it ended if it did.
+/// Fills the buffer as far as the decoder has bytes. Returns how many there are, and how the stream
+/// ended if it did.
 fn fill(decoder: &mut dyn Read, buffer: &mut [u8]) -> (usize, Option<io::Result<()>>) {
     let mut length = 0;
     while length < buffer.len() {
@@ -178,8 +181,8 @@ fn check_begins_like_a_core(beginning: &[u8]) -> Result<(), String> {
     }
 }
 
-/// Frames of lz4, one after the other. Each has a decoder of its own: that of lz4_flex 0.14 panics where the blocks of a
-/// second frame are larger.
+/// Successive frames of lz4. Each has a separate decoder: that of lz4_flex 0.14 panics if the
+/// blocks of a second frame are larger.
 struct Lz4Frames<'a>(Option<FrameDecoder<Compressed<'a>>>);
 
 impl Read for Lz4Frames<'_> {
@@ -189,7 +192,7 @@ impl Read for Lz4Frames<'_> {
             match decoder.read(buffer) {
                 Ok(0) if !buffer.is_empty() => {
                     let rest = self.0.take().map(FrameDecoder::into_inner);
-                    // Each frame has some bytes, so this comes to an end.
+                    // Each frame has at least some bytes, so this terminates.
                     let rest = rest.filter(|rest| rest.at_bytes.get() < rest.file.length_bytes());
                     self.0 = rest.map(FrameDecoder::new);
                 }
@@ -224,7 +227,7 @@ struct Room {
 impl Room {
     fn new() -> Result<Room, SourceError> {
         let set = std::env::var_os("TMPDIR").map(PathBuf::from).filter(|path| path.is_absolute());
-        // A disk rather than memory: cores are large.
+        // A disk rather than memory, because cores are large.
         let var_tmp = Path::new("/var/tmp");
         let directory =
             set.unwrap_or_else(|| if var_tmp.is_dir() { var_tmp.to_owned() } else { std::env::temp_dir() });
@@ -245,7 +248,7 @@ impl Room {
         }
     }
 
-    /// Writes what is not zeros.
+    /// Writes the pages that are not zeros.
     fn write(&self, bytes: &[u8], at_bytes: u64) -> Result<(), SourceError> {
         let is_zero = |page: &[u8]| page.iter().all(|byte| *byte == 0);
         let mut at = 0;
@@ -262,7 +265,7 @@ impl Room {
         self.file.set_len(at_bytes + bytes.len() as u64).map_err(self.failed())
     }
 
-    /// Why nothing more should be written, if that is so.
+    /// The reason why no more must be written, if there is one.
     fn check(&self) -> Result<(), String> {
         let Ok(system) = rustix::fs::fstatvfs(&self.file) else { return Ok(()) };
         match system.f_bavail < system.f_blocks / LEFT_FREE {
@@ -274,7 +277,7 @@ impl Room {
         }
     }
 
-    /// As the file that it stands for.
+    /// The decompressed file under the name of the compressed one.
     fn as_core(&self, core: &RegularFile, length_bytes: u64) -> Result<RegularFile, SourceError> {
         let file = self.file.try_clone().map_err(self.failed())?;
         Ok(core.with_content(file, length_bytes))

@@ -1,4 +1,4 @@
-//! The mappings of a core: its segments, cut where the file changes that was mapped there.
+//! The mappings of a core: its segments, split where the mapped file changes.
 
 use std::ops::Range;
 
@@ -8,7 +8,7 @@ use crate::elf::{MappedFile, Notes};
 use crate::source::maps::kind_of;
 use crate::units::AddressRange;
 
-/// The mappings in the order of their addresses.
+/// The mappings in address order.
 pub(super) fn mappings(loaded: &[Loaded], notes: &Notes) -> Result<Vec<Mapping>, String> {
     let files = &files(&notes.files, &notes.whole);
     if let Some(pair) = files.windows(2).find(|pair| pair[0].end > pair[1].start) {
@@ -18,7 +18,7 @@ pub(super) fn mappings(loaded: &[Loaded], notes: &Notes) -> Result<Vec<Mapping>,
         ));
     }
     let mut mappings = Vec::new();
-    // What lies before both `at` and the first of `rest` is done.
+    // Everything before `at` and before the first of `rest` is done.
     let mut rest = &files[..];
     let mut at = 0;
     for Loaded { range, protection, is_there } in loaded {
@@ -39,7 +39,8 @@ pub(super) fn mappings(loaded: &[Loaded], notes: &Notes) -> Result<Vec<Mapping>,
     Ok(mappings)
 }
 
-/// The files, those in one memory as one: of a memory with zeros the note lists what is in the file.
+/// The files, merged where they are in one memory: in memory with zeros, the note lists only the
+/// parts that are in the file.
 fn files(listed: &[MappedFile], whole: &[Range<u64>]) -> Vec<MappedFile> {
     let mut files = Vec::with_capacity(listed.len());
     let mut rest = listed;
@@ -65,7 +66,7 @@ fn files(listed: &[MappedFile], whole: &[Range<u64>]) -> Vec<MappedFile> {
     files
 }
 
-/// Adds what the note about files has between `at` and `until`, where no segment is.
+/// Adds the entries of the file note between `at` and `until`, where no segment is.
 fn uncovered(
     rest: &mut &[MappedFile],
     at: u64,

@@ -1,17 +1,18 @@
-//! An ELF core file as a source: of the kernel, of gdb's `gcore`, of a virtual machine, or of a restore.
+//! An ELF core file as a source, written by the kernel, gdb's `gcore`, a virtual machine, or a
+//! restore.
 //!
 //! ```text
-//! segment in the core      |##########|  the file has its bytes: a mapping, captured
-//!                          |####······|  the file has some of them: two mappings, the second not captured
-//!                          |··········|  the file has none: a mapping, not captured
-//!                          |####000000|  a note of a restore says that the rest is zeros: captured
-//! file in its notes        |aaa|bbbbbb|  cuts a segment where the file changes
-//!              |cccccc|                  no segment at all: a mapping, not captured
+//! segment in the core      |##########|  the file has all its bytes: a captured mapping
+//!                          |####······|  the file has some: two mappings, the second not captured
+//!                          |··········|  the file has none: a mapping that is not captured
+//!                          |####000000|  a note of a restore marks the rest as zeros: captured
+//! file in its notes        |aaa|bbbbbb|  splits a segment where the file changes
+//!              |cccccc|                  no segment: a mapping that is not captured
 //! ```
 //!
-//! Whoever writes a core leaves out what a debugger finds elsewhere, mostly the code of libraries. That is
-//! not zeros, and is not captured as such. What a hole in the file stands for is zeros. What a core that is cut short
-//! should have and has not is captured as unreadable.
+//! A writer of cores leaves out memory that a debugger finds elsewhere, mostly the code of
+//! libraries. Such memory is not zeros, and is not captured as zeros. A hole in the file is zeros.
+//! If a core is truncated, its missing bytes are recorded as unreadable.
 
 mod compressed;
 mod mappings;
@@ -35,22 +36,24 @@ use crate::units::AddressRange;
 pub use compressed::Compression;
 use segments::{CutShort, Piece};
 
-/// The name of a mapping whose addresses are those of a machine's memory.
+/// The name of a mapping whose addresses are physical addresses of a machine.
 const PHYSICAL: &str = "[physical]";
 
 /// An ELF core file of a 64-bit little-endian Linux program, or of a virtual machine.
 ///
-/// Its mappings are captured as far as the file has their bytes; the others are recorded as not captured.
-/// Names come from the notes; a core does not say which mapping is the heap, and whether one is shared. A dump of a virtual
-/// machine that has physical addresses only is captured by those, in mappings with the name `[physical]`.
+/// Its mappings are captured as far as the file has their bytes; the others are recorded as not
+/// captured. Names come from the notes. A core does not record which mapping is the heap, nor which
+/// mappings are shared. If a dump of a virtual machine has physical addresses only, it is captured
+/// by those, in mappings with the name `[physical]`.
 ///
-/// Attachments, as far as the core has notes of them: `threads` (see [`Threads`]) in the order of the core, the
-/// one that got the signal first, `auxv`, and `xsave-layout`.
+/// Attachments, if the core has notes for them: `threads` (see [`Threads`]) in the order of the
+/// core, beginning with the thread that received the signal; `auxv`; and `xsave-layout`.
 ///
-/// **Compressed** cores (zstd, gzip, frames of lz4) are decompressed first, into a file without a name in `$TMPDIR`, else
-/// `/var/tmp`, which has holes where the core is zeros. That ends with an error before a twentieth of that file
-/// system is all that is left, at the first bytes that are no core, and where the core ends by its headers. So a
-/// small file that claims to be large costs time and no more.
+/// **Compressed** cores (zstd, gzip, lz4 frames) are decompressed first, into a file without a name
+/// in `$TMPDIR`, or else in `/var/tmp`, with holes where the core is zeros. Decompression ends with
+/// an error if it would leave less than a twentieth of that file system free, or if the first bytes
+/// are not those of a core. It stops where the headers say that the core ends. So a small file that
+/// claims to be large costs only time.
 ///
 /// ```no_run
 /// use stillframe::{CaptureOptions, Store};
@@ -72,31 +75,31 @@ impl CoreSource {
         CoreSource { path: path.into(), cut_short: CutShort::Refuse, progress: Progress::default() }
     }
 
-    /// Takes what a core has that is cut short (by a full disk, by `ulimit -c`), which is refused otherwise. What is
-    /// missing is recorded as unreadable.
+    /// Accepts a truncated core (after a full disk, or because of `ulimit -c`), which is refused
+    /// otherwise. Its missing bytes are recorded as unreadable.
     pub fn partial(mut self, take_what_is_there: bool) -> Self {
         self.cut_short = if take_what_is_there { CutShort::Take } else { CutShort::Refuse };
         self
     }
 
-    /// Watches the decompression.
+    /// Reports the progress of the decompression.
     pub fn progress(mut self, progress: Progress) -> Self {
         self.progress = progress;
         self
     }
 
-    /// The path it was made with.
+    /// The path that was given.
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// Opens it and reads its headers and notes; a compressed one is decompressed. What comes back is the source of any
-    /// number of captures.
+    /// Opens the core and reads its headers and notes. A compressed core is decompressed. The
+    /// returned source can be used for any number of captures.
     ///
     /// # Errors
     ///
-    /// When it is no core, a damaged one or, unless that is [asked for](Self::partial), one that is cut short; when it
-    /// cannot be read or decompressed.
+    /// If the file is not a core, is damaged, cannot be read or cannot be decompressed; if it is
+    /// truncated and [`partial`](Self::partial) was not called.
     pub fn read(&self) -> Result<OpenCore, SourceError> {
         let bad = |why| SourceError::NotACore { path: self.path.clone(), why };
         let file = RegularFile::open(&self.path)?;
@@ -110,7 +113,7 @@ impl CoreSource {
         let missing_bytes = segments.missing_bytes;
         let is_physical = segments::has_physical_addresses(&segments.found);
         if is_physical {
-            // They are about other addresses.
+            // They describe other addresses.
             (notes.files, notes.auxv, notes.whole) = Default::default();
         }
         let (loaded, pieces) = segments::loaded(segments.found, is_physical, &notes.whole).map_err(bad)?;
@@ -134,14 +137,24 @@ impl Source for CoreSource {
 }
 
 /// A core whose headers are read. Made by [`CoreSource::read`].
+///
+/// ```no_run
+/// use stillframe::source::CoreSource;
+/// use stillframe::{CaptureOptions, Store};
+/// let core = CoreSource::new("core.4711").partial(true).read()?;
+/// println!("{} bytes are missing", core.missing_bytes());
+/// Store::open("vault")?.process("web-1").capture(&core, &CaptureOptions::default())?;
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Clone)]
 pub struct OpenCore(Arc<Content>);
 
 struct Content {
-    /// The core itself, or what it was decompressed to.
+    /// The core itself, or its decompressed form.
     file: RegularFile,
     space: AddressSpace,
-    /// Where the bytes are, by addresses: sorted and apart. What is captured and in no piece is zeros.
+    /// Where the bytes of addresses are in the file: sorted and disjoint. Captured memory that is
+    /// in no piece is zeros.
     pieces: Vec<Piece>,
     origin: Origin,
     attachments: Vec<Attachment>,
@@ -151,17 +164,17 @@ struct Content {
 }
 
 impl OpenCore {
-    /// What it is compressed by.
+    /// The compression of the file.
     pub fn compression(&self) -> Option<Compression> {
         self.0.compression
     }
 
-    /// How many bytes it lacks that it should have, as it is cut short.
+    /// How many bytes are missing because the core is truncated.
     pub fn missing_bytes(&self) -> u64 {
         self.0.missing_bytes
     }
 
-    /// Whether its addresses are those of a machine's memory.
+    /// Whether its addresses are physical addresses of a machine.
     pub fn has_physical_addresses(&self) -> bool {
         self.0.is_physical
     }
@@ -198,7 +211,7 @@ fn origin(file: &RegularFile, notes: &Notes) -> Origin {
 }
 
 fn attachments(file: &RegularFile, notes: Notes) -> Vec<Attachment> {
-    // What root owns may be the core of anybody's process.
+    // A core that root owns may be of any user's process.
     let owner = file.owner().filter(|owner| *owner != 0).map(|owner| owner_attachment((owner, owner)));
     // Integers and lists can always be encoded.
     let threads = notes.threads.and_then(|threads| threads.to_attachment().ok());
@@ -226,7 +239,7 @@ impl Content {
         })
     }
 
-    /// How many bytes of a piece the file has: one that is cut short lacks some.
+    /// How many bytes of a piece the file has: fewer than its length in a truncated core.
     fn there_bytes(&self, piece: &Piece) -> u64 {
         let length_bytes = piece.addresses.end - piece.addresses.start;
         self.file.length_bytes().saturating_sub(piece.at_bytes).min(length_bytes)
@@ -264,7 +277,7 @@ impl Frozen for FrozenCore {
                 let to_mapping = |at_bytes: u64| in_mapping + (at_bytes - piece.at_bytes);
                 found.extend(data.into_iter().map(|data| to_mapping(data.start)..to_mapping(data.end)));
             }
-            // What the file should have and has not is unreadable, which shows when it is copied.
+            // Bytes that are missing from the file are unreadable, which the copy detects.
             if piece.addresses.start + there_bytes < piece.addresses.end {
                 found.push(in_mapping + there_bytes..piece.addresses.end - start);
             }
@@ -286,7 +299,7 @@ impl CopyOut for FrozenCore {
         unreadable: &mut Vec<AddressRange>,
     ) -> Result<(), SourceError> {
         let start = self.0.space.mappings()[mapping_index].range.start() + offset_bytes;
-        // What is in no piece, or missing, is zeros here.
+        // Memory that is in no piece, or missing, is zeros here.
         buffer.fill(0);
         for piece in self.0.pieces_in(start..start.saturating_add(buffer.len() as u64)) {
             let there_bytes = self.0.there_bytes(&piece);
@@ -309,10 +322,11 @@ mod tests {
     use crate::elf::{self, Segment};
     use crate::threads::{RegisterSet, Thread};
 
-    /// A segment of memory: its first address, how many bytes it has, and those of them in the file.
+    /// A segment of memory: its first address, its length, and the bytes of it that are in the
+    /// file.
     type Load<'a> = (u64, u64, &'a [u8]);
 
-    /// A core as it should be.
+    /// A correct core.
     fn core(loads: &[Load<'_>], notes: &Notes) -> Vec<u8> {
         let notes = notes.write();
         let mut at_bytes = elf::headers_bytes(loads.len() + 1) as u64;
@@ -363,7 +377,7 @@ mod tests {
     /// The mappings of a core, its memory, its attachments.
     type Found = (Vec<Mapping>, Vec<u8>, Vec<Attachment>);
 
-    /// Opens these bytes as a core and reads all it has.
+    /// Opens these bytes as a core and reads everything.
     fn open(bytes: &[u8]) -> Result<Found, SourceError> {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("core");
@@ -399,7 +413,8 @@ mod tests {
         let notes = Notes {
             threads: Some(threads()),
             auxv: auxv.clone(),
-            // One that begins before a segment, one that ends a segment early, one without any segment.
+            // One that begins before a segment, one that ends a segment early, one without any
+            // segment.
             files: vec![
                 file(0x800, 0x1400, 0x5000, "/bin/a"),
                 file(0x1400, 0x1600, 0, "/lib/b"),
@@ -434,7 +449,7 @@ mod tests {
         assert_eq!(found, expected);
         assert_eq!(memory, [&[1; 0x1000][..], &[2; 0x100], &[3; 0x1000]].concat());
         let mut expected = threads();
-        // The second one has the id of the process, whose note stands before it.
+        // The second thread has the id of the process, whose note comes before it.
         expected.threads[1].name = b"a".to_vec();
         assert_eq!(Threads::from_attachment(&attachments[0].bytes).unwrap(), expected);
         assert_eq!(attachments[1], Attachment { name: "auxv".to_owned(), bytes: auxv });
@@ -476,7 +491,7 @@ mod tests {
         let good = core(&[(0x1000, 0x400, &[1; 0x400]), (0x2000, 0x400, &[2; 0x400])], &notes);
         let (first, second) = (64 + 56, 64 + 2 * 56);
         let table = 64 + 3 * 56 + 12 + 8 + 16;
-        // Where a number of 64 bits is, what becomes of it, and what is said.
+        // The offset of a 64-bit number, its wrong value, and a word of the error.
         for (at, number, word) in [
             (second + 16, 0x1100, "overlap"),
             (second + 16, u64::MAX - 5, "is damaged"),
@@ -497,13 +512,13 @@ mod tests {
             let why = why(&bytes);
             assert!(why.contains(word), "{at}, {number:#x}: {why}");
         }
-        // A segment that has all of the file beside what the others have.
+        // A segment with the bytes of the whole file, in addition to the others.
         let mut bytes = good.clone();
         for (at, number) in [(first + 8, 0), (first + 32, good.len() as u64), (first + 40, 0x1000)] {
             bytes[at..at + 8].copy_from_slice(&u64::to_le_bytes(number));
         }
         assert!(why(&bytes).contains("more than the"), "{}", why(&bytes));
-        // A count of segments in a section that is not there, and one that nobody has.
+        // A count of segments in a section that does not exist, and an impossible count.
         let mut bytes = good.clone();
         bytes[56..58].copy_from_slice(&[0xff; 2]);
         bytes[40..48].copy_from_slice(&u64::MAX.to_le_bytes());

@@ -1,4 +1,4 @@
-//! What a core has: its headers, its notes, and where in the file the bytes of which addresses are.
+//! The contents of a core: its headers, its notes, and the positions of its memory in the file.
 
 use std::ops::Range;
 
@@ -8,38 +8,38 @@ use crate::source::SourceError;
 use crate::source::regular_file::RegularFile;
 use crate::units::AddressRange;
 
-/// The kernel allows a process 65,530 mappings unless it was told otherwise. A damaged count must not
-/// become an allocation.
+/// The kernel allows a process 65,530 mappings by default. A damaged count must not become an
+/// allocation.
 const MAX_SEGMENTS: u64 = 1 << 20;
 
-/// Ten thousand threads with all registers of x86-64 there are, AMX included, have half of it.
+/// The notes of ten thousand threads with all registers of x86-64, AMX included, take half of this.
 const MAX_NOTES_BYTES: u64 = 256 << 20;
 
-/// How many segment headers are read at once.
+/// How many segment headers are read at a time.
 const HEADERS_AT_ONCE: usize = 1024;
 
-/// The outer error is that the file cannot be read, the inner one that it is no core.
+/// The outer error: the file cannot be read. The inner error: it is not a valid core.
 pub(super) type Parsed<T> = Result<Result<T, String>, SourceError>;
 
-/// What is to become of a core that is cut short.
+/// How a truncated core is treated.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum CutShort {
     /// It is refused.
     Refuse,
-    /// What it has is taken.
+    /// The bytes that it has are used.
     Take,
 }
 
-/// The segments that are of any interest.
+/// The segments that are used.
 pub(super) struct Segments {
     pub(super) found: Vec<Segment>,
-    /// How many bytes the file lacks, of memory and of notes.
+    /// How many bytes of memory and notes are missing from the file.
     pub(super) missing_bytes: u64,
 }
 
 pub(super) fn file_header(file: &RegularFile) -> Parsed<FileHeader> {
     let mut bytes = [0; elf::FILE_HEADER_BYTES];
-    // A file that ends within the header may still be told from something else by how it begins.
+    // The first bytes can still identify a file that ends within the header.
     let length_bytes = file.length_bytes().min(bytes.len() as u64);
     let there = usize::try_from(length_bytes).unwrap_or(bytes.len());
     file.read(0, &mut bytes[..there])?;
@@ -47,7 +47,7 @@ pub(super) fn file_header(file: &RegularFile) -> Parsed<FileHeader> {
     Ok(if there < bytes.len() { header.and(Err(cut_in_headers(bytes.len() as u64, file))) } else { header })
 }
 
-/// The segments, none of which reaches beyond the end of the file unless what is missing may be.
+/// The segments. None of them reaches beyond the end of the file, unless truncation is accepted.
 pub(super) fn segments(file: &RegularFile, header: &FileHeader, cut_short: CutShort) -> Parsed<Segments> {
     let count = match header.segment_count {
         SegmentCount::Here(count) => u64::from(count),
@@ -68,7 +68,7 @@ pub(super) fn segments(file: &RegularFile, header: &FileHeader, cut_short: CutSh
         return Ok(Err(why));
     }
     let (mut found, mut missing_bytes) = (Vec::new(), 0u64);
-    // Where the file should end.
+    // The end of the file according to the headers.
     let mut end_bytes = 0;
     let mut headers = vec![[0; elf::SEGMENT_HEADER_BYTES]; HEADERS_AT_ONCE];
     let mut read = 0;
@@ -97,7 +97,8 @@ pub(super) fn segments(file: &RegularFile, header: &FileHeader, cut_short: CutSh
     if missing_bytes > 0 && cut_short == CutShort::Refuse {
         return Ok(Err(truncated(end_bytes, file)));
     }
-    // Each has bytes of its own. Without this a small file could stand for any amount of memory.
+    // Segments do not share bytes. Without this check a small file could stand for any amount of
+    // memory.
     let there_bytes: u128 =
         found.iter().map(|segment| u128::from(segment.file_bytes)).sum::<u128>() - u128::from(missing_bytes);
     if there_bytes > u128::from(file.length_bytes()) {
@@ -109,7 +110,7 @@ pub(super) fn segments(file: &RegularFile, header: &FileHeader, cut_short: CutSh
     Ok(Ok(Segments { found, missing_bytes }))
 }
 
-/// Where the file of a core ends by its headers, if they tell.
+/// The end of a core file according to its headers, if they have it.
 pub(super) fn end_by_headers(file: &RegularFile) -> Option<u64> {
     let header = file_header(file).ok()?.ok()?;
     let section_end = match header.segment_count {
@@ -133,7 +134,7 @@ fn beyond_all(at_bytes: u64, length_bytes: u64) -> String {
     format!("it has a part at byte {at_bytes} of {length_bytes} bytes: it is damaged")
 }
 
-/// Of the headers nothing can be spared.
+/// The headers must be complete.
 fn cut_in_headers(end_bytes: u64, file: &RegularFile) -> String {
     let found_bytes = file.length_bytes();
     format!(
@@ -169,7 +170,7 @@ pub(super) fn notes(
         let mut bytes = vec![0; usize::try_from(there_bytes).unwrap_or(usize::MAX)];
         file.read(segment.at_bytes, &mut bytes)?;
         match notes.read(machine, &bytes) {
-            // The last one is cut.
+            // The last one is cut off.
             Err(_) if cut_short == CutShort::Take && there_bytes < segment.file_bytes => {}
             Err(why) => return Ok(Err(why)),
             Ok(()) => {}
@@ -184,24 +185,25 @@ pub(super) fn notes(
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Piece {
     pub(super) addresses: Range<u64>,
-    /// Where in the file they begin.
+    /// The offset in the file at which they begin.
     pub(super) at_bytes: u64,
 }
 
-/// Addresses that are one memory.
+/// Addresses that form one memory.
 pub(super) struct Loaded {
     pub(super) range: AddressRange,
     pub(super) protection: Protection,
-    /// Whether its bytes are known: they are in pieces, and zeros in between. Else who wrote the core left them out.
+    /// Whether its bytes are known: they are in pieces, with zeros in between. If not, the writer
+    /// of the core left them out.
     pub(super) is_there: bool,
 }
 
-/// Whether the addresses of this core are those of a machine's memory: dumps of virtual machines that tell of no
-/// process have no others.
+/// Whether the addresses of this core are physical addresses of a machine. Dumps of virtual
+/// machines without a process have no other addresses.
 pub(super) fn has_physical_addresses(segments: &[Segment]) -> bool {
     let mut loads = segments.iter().filter(|segment| segment.kind == elf::LOAD && segment.memory_bytes > 0);
     let (mut count, mut any) = (0, false);
-    // VirtualBox and QEMU write 0, others -1.
+    // VirtualBox and QEMU write 0, other writers -1.
     let none = loads.all(|segment| {
         count += 1;
         any |= segment.physical_address != 0;
@@ -210,7 +212,7 @@ pub(super) fn has_physical_addresses(segments: &[Segment]) -> bool {
     none && any && count > 0
 }
 
-/// The memory of the segments, in the order of the addresses and apart, and where its bytes are.
+/// The memory of the segments, in address order and disjoint, and the positions of its bytes.
 pub(super) fn loaded(
     segments: Vec<Segment>,
     is_physical: bool,
@@ -255,7 +257,7 @@ pub(super) fn loaded(
     }
 }
 
-/// Joins what is one memory. What does not fit the segments is passed over.
+/// Joins the parts of one memory. Entries that do not match the segments are ignored.
 fn joined(loaded: Vec<Loaded>, whole: &[Range<u64>]) -> Vec<Loaded> {
     let mut joined: Vec<Loaded> = Vec::with_capacity(loaded.len());
     let mut whole = whole.iter().peekable();

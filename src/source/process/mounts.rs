@@ -1,26 +1,27 @@
-//! The table of mounts, `/proc/PID/mountinfo`: of what type a file system is, known without asking it anything.
+//! The mount table, `/proc/PID/mountinfo`. It gives the type of a file system without a request to
+//! that file system.
 //!
 //! ```text
 //! 36 35 98:0 /inside /mount/point rw,noatime master:1 - ext3 /dev/root rw,errors=continue
-//!       device       where                            - type
+//!       device       mount point                      - type
 //! ```
 
-/// What may be asked of the files of a file system.
+/// How the files of a file system can be read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum FileSystem {
-    /// Files in memory, whose holes are told rightly (tmpfs).
+    /// Files in memory (tmpfs). The reported holes are right.
     Memory,
-    /// Huge pages: a file of them reads as zeros where it has holes, and stays as it is.
+    /// Huge pages: reading a hole of such a file returns zeros and does not fill it.
     HugePages,
-    /// On a disk, and its holes are told rightly, what is written in memory only included.
+    /// On a disk. The reported holes are right, even for data that is still in memory only.
     DiskWithHoles,
-    /// On a disk: all of it is read.
+    /// On a disk: the whole file is read.
     Disk,
-    /// Layers of others: a mapping may show a file as it was before somebody wrote to it.
+    /// Layers of other file systems: a mapping may show a file as it was before a write to it.
     Overlay,
-    /// A server answers for it, and may not.
+    /// A server provides it, and may not respond.
     Server,
-    /// No files that can be read beside a mapping: proc, sysfs, drivers, what is not known.
+    /// No files that can be read outside a mapping: proc, sysfs, drivers, unknown types.
     Other,
 }
 
@@ -72,7 +73,8 @@ const DISKS: [&[u8]; 20] = [
 impl FileSystem {
     fn of_type(name: &[u8]) -> FileSystem {
         match name {
-            // The last two may be of the kind that fills holes when they are read, which its number tells.
+            // `rootfs` and `ramfs` may fill holes when they are read; the magic number of the file
+            // system shows this.
             b"tmpfs" | b"devtmpfs" | b"rootfs" | b"ramfs" => FileSystem::Memory,
             b"hugetlbfs" => FileSystem::HugePages,
             b"overlay" => FileSystem::Overlay,
@@ -84,7 +86,7 @@ impl FileSystem {
     }
 }
 
-/// What is mounted where.
+/// The mount table.
 #[derive(Debug, Default)]
 pub(super) struct Mounts {
     mounts: Vec<Mount>,
@@ -98,17 +100,17 @@ struct Mount {
 }
 
 impl Mounts {
-    /// Those in such a file. A line of another form is left out.
+    /// Parses such a file. A line of another form is ignored.
     pub(super) fn parse(mountinfo: &[u8]) -> Mounts {
         Mounts { mounts: mountinfo.split(|byte| *byte == b'\n').filter_map(parse_line).collect() }
     }
 
-    /// Of what type the file system with this device is, if it is mounted.
+    /// The type of the file system with this device, if it is mounted.
     pub(super) fn file_system(&self, device: (u32, u32)) -> Option<FileSystem> {
         self.mounts.iter().find(|mount| mount.device == device).map(|mount| mount.file_system)
     }
 
-    /// Whether no server is asked when this path, which begins with a slash, is looked up.
+    /// Whether looking up this path, which begins with a slash, sends no request to a server.
     pub(super) fn asks_no_server(&self, path: &[u8]) -> bool {
         let is_on_the_way = |point: &[u8]| {
             let point = point.strip_suffix(b"/").unwrap_or(point);
@@ -126,7 +128,7 @@ fn parse_line(line: &[u8]) -> Option<Mount> {
     let device = str::from_utf8(words.nth(2)?).ok()?;
     let (major, minor) = device.split_once(':')?;
     let point = unescape(words.nth(1)?);
-    // Any number of optional fields end with a dash.
+    // A dash ends any number of optional fields.
     let kind = words.skip_while(|word| *word != b"-").nth(1)?;
     Some(Mount {
         device: (major.parse().ok()?, minor.parse().ok()?),
@@ -135,7 +137,7 @@ fn parse_line(line: &[u8]) -> Option<Mount> {
     })
 }
 
-/// Blanks, newlines and backslashes stand there as three octal digits.
+/// Blanks, newlines and backslashes appear as three octal digits.
 fn unescape(name: &[u8]) -> Vec<u8> {
     let mut plain = Vec::with_capacity(name.len());
     let mut rest = name;

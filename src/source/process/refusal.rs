@@ -1,4 +1,4 @@
-//! Processes that cannot be captured, and what to do about it.
+//! Processes that cannot be captured, and advice for the user.
 
 use std::io;
 
@@ -6,7 +6,7 @@ use crate::source::SourceError;
 use crate::source::proc_directory::{ProcDirectory, says_gone};
 pub(super) use crate::source::refusal::process_error;
 
-/// The process, if it is one that can be captured.
+/// Opens the process; an error if it cannot be captured.
 pub(super) fn find(pid: u32) -> Result<ProcDirectory, SourceError> {
     let uncapturable = |why: String| SourceError::Uncapturable { pid, why };
     let look_error = |error: io::Error| {

@@ -18,8 +18,8 @@ Examples:
 
 /// Compare the memory of two snapshots
 ///
-/// The snapshots are compared by address, and can be of different processes. Memory that only one of them has counts as
-/// different. Excluded memory counts as zeros.
+/// The snapshots are compared by address, and can be of different processes. Memory that only one
+/// of them has counts as different. Excluded memory counts as zeros.
 #[derive(Debug, Args)]
 #[command(after_long_help = EXAMPLES)]
 pub(crate) struct Diff {

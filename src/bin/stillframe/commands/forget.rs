@@ -24,18 +24,18 @@ Examples:
 
 /// Remove snapshots
 ///
-/// Name the snapshots to remove, or say with --keep options which to keep. A snapshot is kept if any of the options
-/// keeps it. The options apply to each process separately.
+/// Name the snapshots to remove, or say with --keep options which to keep. A snapshot is kept if
+/// any of the options keeps it. The options apply to each process separately.
 ///
-/// Hours, days, weeks and months are those of the local time zone (the variable TZ, else that of the machine), or of UTC
-/// with --utc. A week begins on Monday.
+/// Hours, days, weeks and months are those of the local time zone (the variable TZ, else that of
+/// the machine), or of UTC with --utc. A week begins on Monday.
 ///
-/// The --keep options do not count snapshots whose time is in the future (of a wrong clock), and keep them. To forget
-/// one, name it.
+/// The --keep options do not count snapshots whose time is in the future (of a wrong clock), and
+/// keep them. To forget one, name it.
 ///
-/// A forgotten snapshot cannot be restored, but its bytes stay in the store until gc. A plain gc leaves some of them:
-/// bases of deltas that other snapshots need, and up to a tenth of each pack. To erase a secret, run
-/// stillframe gc --erase
+/// A forgotten snapshot cannot be restored, but its bytes stay in the store until gc. A plain gc
+/// leaves some of them: bases of deltas that other snapshots need, and up to a tenth of each pack.
+/// To erase a secret, run stillframe gc --erase
 #[derive(Debug, Args)]
 #[command(after_long_help = EXAMPLES)]
 pub(crate) struct Forget {

@@ -17,9 +17,10 @@ Examples:
 
 /// Free the space that no snapshot needs
 ///
-/// Without --erase some bytes of forgotten snapshots stay: bases of deltas that other snapshots need, and up to
-/// --max-unused percent of each pack. With --erase none stay in the files of the store. It cannot erase copies of the
-/// store, snapshots of the file system, and blocks that the file system or an SSD has freed and not yet overwritten.
+/// Without --erase some bytes of forgotten snapshots stay: bases of deltas that other snapshots
+/// need, and up to --max-unused percent of each pack. With --erase none stay in the files of the
+/// store. It cannot erase copies of the store, snapshots of the file system, and blocks that the
+/// file system or an SSD has freed and not yet overwritten.
 #[derive(Debug, Args)]
 #[command(after_long_help = EXAMPLES)]
 pub(crate) struct Gc {
@@ -28,13 +29,14 @@ pub(crate) struct Gc {
     dry_run: bool,
     /// Erase all data of forgotten snapshots
     ///
-    /// Stores deltas from forgotten data whole, and rewrites the index and each pack that has such data. If not all of
-    /// it can be erased, gc refuses before it changes anything.
+    /// Stores deltas from forgotten data whole, and rewrites the index and each pack that has such
+    /// data. If not all of it can be erased, gc refuses before it changes anything.
     #[arg(long)]
     erase: bool,
     /// Unused part of a pack to accept [default: 10]
     ///
-    /// A pack with a larger unused part is rewritten. A smaller value means a smaller store, a larger value a faster gc.
+    /// A pack with a larger unused part is rewritten. A smaller value means a smaller store, a
+    /// larger value a faster gc.
     #[arg(long, value_name = "PERCENT", default_value = "10", value_parser = percent(0), hide_default_value = true)]
     max_unused: u8,
 }

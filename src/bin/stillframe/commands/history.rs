@@ -19,8 +19,9 @@ Examples:
 
 /// Show every snapshot at which some bytes changed
 ///
-/// The first line is the first snapshot that has these bytes. With --json the bytes are hex digits, or null for a
-/// snapshot in which not all of them are captured memory. A range can have up to 1 MiB.
+/// The first line is the first snapshot that has these bytes. With --json the bytes are hex digits,
+/// or null for a snapshot in which not all of them are captured memory. A range can have up to 1
+/// MiB.
 #[derive(Debug, Args)]
 #[command(after_long_help = EXAMPLES)]
 pub(crate) struct History {
@@ -72,7 +73,7 @@ pub(super) fn history(context: &Context, arguments: &History) -> anyhow::Result<
     Ok(Exit::Done)
 }
 
-/// The only process of the store.
+/// The process, if the store has only one.
 fn the_process(store: &Store) -> anyhow::Result<String> {
     let mut names: Vec<String> = store.processes().into_iter().map(|summary| summary.process).collect();
     match names.len() {

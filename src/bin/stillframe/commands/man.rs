@@ -98,7 +98,7 @@ fn verb_sections(verb: &Command) -> String {
     if !arguments.is_empty() {
         text += &format!(".SS OPTIONS\n{}", items(&arguments));
     }
-    // The help ends with examples. What comes before them are notes.
+    // The help ends with examples; the text before them is notes.
     let after = verb.get_after_long_help().map(ToString::to_string).unwrap_or_default();
     let (notes, examples) = after.split_once("Examples:\n").unwrap_or((&after, ""));
     if !notes.is_empty() {
@@ -110,7 +110,7 @@ fn verb_sections(verb: &Command) -> String {
     text
 }
 
-/// The verb with all of its options and arguments, those that are optional in brackets.
+/// The verb with all its options and arguments; optional ones are in brackets.
 fn synopsis(verb: &str, arguments: &[&Arg]) -> String {
     let mut text = format!(".B stillframe {}\n", escaped(verb));
     for argument in arguments {
@@ -157,14 +157,14 @@ fn item(title: &str, body: &str) -> String {
     format!(".TP\n{title}\n{}", body.replace("\n.PP\n", "\n.IP\n"))
 }
 
-/// Text that is filled, in paragraphs.
+/// Text as filled paragraphs.
 fn paragraphs(text: &str) -> String {
     let lines = |paragraph: &str| paragraph.lines().map(escaped).collect::<Vec<_>>().join("\n");
     let paragraphs: Vec<String> = text.split("\n\n").map(lines).collect();
     format!("{}\n", paragraphs.join("\n.PP\n"))
 }
 
-/// Lines that stay as they are.
+/// Lines that are not filled.
 fn verbatim(text: &str) -> String {
     let lines: String = text.lines().map(|line| format!("{}\n", escaped(line))).collect();
     format!(".nf\n{lines}.fi\n")
@@ -174,7 +174,7 @@ fn bold(text: &str) -> String {
     format!("\\fB{}\\fR", escaped(text))
 }
 
-/// Text in which nothing is a command of roff.
+/// Text without roff commands: they are escaped.
 fn escaped(text: &str) -> String {
     let text = text.replace('\\', "\\e").replace('-', "\\-");
     if text.starts_with(['.', '\'']) { format!("\\&{text}") } else { text }

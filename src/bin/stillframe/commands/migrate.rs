@@ -14,8 +14,8 @@ Examples:
 
 /// Upgrade a store of an older format
 ///
-/// The old store stays complete until the new one is, so the disk needs space for both. If the migration is
-/// interrupted, run it again.
+/// The old store stays complete until the new one is, so the disk needs space for both. If the
+/// migration is interrupted, run it again.
 #[derive(Debug, Args)]
 #[command(after_long_help = EXAMPLES)]
 pub(crate) struct Migrate {
@@ -24,7 +24,7 @@ pub(crate) struct Migrate {
     dry_run: bool,
 }
 
-/// Brings an older store to this format.
+/// Upgrades an older store to this format.
 pub(super) fn migrate(context: &Context, arguments: &Migrate) -> anyhow::Result<Exit> {
     let output = &context.output;
     let options =

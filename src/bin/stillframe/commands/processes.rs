@@ -1,4 +1,4 @@
-//! `processes`: each process, its snapshots, its newest.
+//! `processes`: each process, the number of its snapshots and its newest one.
 
 use clap::Args;
 use jiff::Timestamp;

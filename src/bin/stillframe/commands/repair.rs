@@ -17,13 +17,15 @@ Examples:
 
 /// Repair a damaged store
 ///
-/// Rebuilds the index from the packs, truncates incomplete ends of packs, rewrites a damaged FORMAT file and copies
-/// intact objects out of damaged packs.
+/// Rebuilds the index from the packs, truncates incomplete ends of packs, rewrites a damaged FORMAT
+/// file and copies intact objects out of damaged packs.
 ///
-/// repair deletes nothing. It moves what it cannot use to the folder damaged/ of the store; the file REPORT.txt there
-/// lists what was moved, why, and which snapshots lost data. If repair is interrupted, run it again.
+/// repair deletes nothing. It moves what it cannot use to the folder damaged/ of the store; the
+/// file REPORT.txt there lists what was moved, why, and which snapshots lost data. If repair is
+/// interrupted, run it again.
 ///
-/// The exit code is 5 if snapshots lost data or objects were damaged. Capturing the same memory again heals them.
+/// The exit code is 5 if snapshots lost data or objects were damaged. Capturing the same memory
+/// again heals them.
 #[derive(Debug, Args)]
 #[command(after_long_help = EXAMPLES)]
 pub(crate) struct Repair {

@@ -1,4 +1,4 @@
-//! `restore`: writes the memory of a snapshot to a file or a core.
+//! `restore`: writes the memory of a snapshot to a file, a core or a process.
 
 use std::path::PathBuf;
 use std::time::Instant;
@@ -23,13 +23,14 @@ Examples:
 
 /// Write the memory of a snapshot to a file or a core
 ///
-/// With --to the file has the captured mappings one after the other, and zeros as holes. If a memory file was captured,
-/// it has the same bytes as that file.
+/// With --to the file has the captured mappings one after the other, and zeros as holes. If a
+/// memory file was captured, it has the same bytes as that file.
 ///
-/// With --in-place the file stays the same file, and only what differs is written. A virtual machine that has it mapped
-/// as its memory, and is paused, is then at the snapshot. The file must be as long as the image. It can be a memory file
-/// of any kind, also /proc/PID/fd/N and a file on huge pages. If the command fails or is killed, run it again to
-/// complete the restore.
+/// With --in-place the file stays the same file, and only what differs is written. A virtual
+/// machine that has it mapped as its memory, and is paused, then has the memory of the snapshot.
+/// The file must be as long as the image. It can be a memory file of any kind, also /proc/PID/fd/N
+/// and a file on huge pages. If the command fails or is killed, run it again to complete the
+/// restore.
 ///
 /// --into-pid PID is the same as `rollback SNAPSHOT --pid PID`.
 #[derive(Debug, Args)]
@@ -47,8 +48,8 @@ pub(crate) struct Restore {
     to: Option<PathBuf>,
     /// Write an ELF core to this file
     ///
-    /// For gdb and other debuggers: memory, threads with their registers, and the mapped files. If the snapshot has no
-    /// threads, as one of a file, the core has the memory only.
+    /// For gdb and other debuggers: memory, threads with their registers, and the mapped files. If
+    /// the snapshot has no threads, as one of a file, the core has the memory only.
     #[arg(long, group = "target", value_name = "FILE", value_hint = ValueHint::FilePath)]
     core: Option<PathBuf>,
     /// Roll this running process back (see rollback)

@@ -60,12 +60,13 @@ Examples:
 
 /// Roll a running process back to a snapshot in place
 ///
-/// The process continues at the moment of the snapshot: its private memory, the registers of its threads and their
-/// signal masks are restored. It must be the process that was captured, in the same execution of the program, with the
-/// same threads. Otherwise nothing is changed, the error says what differs, and the exit code is 6.
+/// The process continues at the moment of the snapshot: its private memory, the registers of its
+/// threads and their signal masks are restored. It must be the process that was captured, in the
+/// same execution of the program, with the same threads. Otherwise nothing is changed, the error
+/// says what differs, and the exit code is 6.
 ///
-/// On x86-64, memory that the process has unmapped, replaced or protected since is mapped again as it was. On other
-/// machines, and where that is impossible, the process is refused.
+/// On x86-64, memory that the process has unmapped, replaced or protected since is mapped again as
+/// it was. On other machines, and where that is impossible, the process is refused.
 #[derive(Debug, Args)]
 #[command(after_long_help = NOTES)]
 pub(crate) struct Rollback {
@@ -84,30 +85,32 @@ pub(crate) struct Rollback {
 pub(super) struct Leave {
     /// Keep memory mapped since the snapshot
     ///
-    /// The memory stays mapped, and the program does not use it. Without this option such a process is refused. What the
-    /// heap and the arenas of the C library have grown by is filled with zeros.
+    /// The memory stays mapped, and the program does not use it. Without this option such a process
+    /// is refused. The memory by which the heap and the arenas of the C library have grown is
+    /// filled with zeros.
     #[arg(long)]
     leave_new_memory: bool,
     /// Keep memory shared with other processes
     ///
-    /// Shared memory that differs from the snapshot stays as it is, and is reported. Without this option such a process
-    /// is refused.
+    /// Shared memory that differs from the snapshot stays as it is, and is reported. Without this
+    /// option such a process is refused.
     #[arg(long)]
     leave_shared_memory: bool,
     /// Accept descriptors that changed
     ///
-    /// A descriptor that was open for writing may be of another file now. Without this option such a process is refused.
+    /// A descriptor that was open for writing may refer to another file now. Without this option
+    /// such a process is refused.
     #[arg(long)]
     leave_descriptors: bool,
     /// Keep device memory and io_uring
     ///
-    /// An io_uring, virtual processors (KVM) and memory of devices stay as they are. Without this option such a process
-    /// is refused.
+    /// An io_uring, virtual processors (KVM) and memory of devices stay as they are. Without this
+    /// option such a process is refused.
     #[arg(long)]
     leave_devices: bool,
     /// Restore the positions of regular files
     ///
-    /// For each descriptor that is still of the same file.
+    /// For each descriptor that still refers to the same file.
     #[arg(long)]
     seek_files: bool,
     #[command(flatten)]
@@ -146,7 +149,7 @@ pub(super) fn rollback(context: &Context, arguments: &Rollback) -> anyhow::Resul
     into_process(context, &store, id, arguments.pid, &arguments.leave)
 }
 
-/// The same with an open store, for `restore --into-pid` too.
+/// Like `rollback`, with an open store; `restore --into-pid` uses it too.
 pub(super) fn into_process(
     context: &Context,
     store: &Store,
@@ -167,7 +170,7 @@ pub(super) fn into_process(
         .live_process(pid)?;
     let named = |mapping: &Mapping| format!("{} {}", mapping.range, human::plain(&mapping.name));
     let left_shared: Vec<String> = stats.left_shared.iter().map(named).collect();
-    // The process chose the names of its files.
+    // Names of files are chosen by the process, so they are printed safely.
     let left_descriptors: Vec<String> =
         stats.left_descriptors.iter().map(|line| human::plain(line)).collect();
     if output.json {
@@ -202,7 +205,7 @@ pub(super) fn into_process(
             ),
         ]))?;
     }
-    // Also with --quiet: a part of the process is not of the snapshot.
+    // Printed with --quiet too: a part of the process is not restored.
     for mapping in left_shared {
         output.warning(&format!("left unchanged: shared memory that differs from the snapshot: {mapping}"));
     }

@@ -109,7 +109,7 @@ fn snapshot_lines(output: &Output, snapshot: &Snapshot<'_>) -> Vec<(&'static str
     lines
 }
 
-/// Where the memory comes from.
+/// The origin of the memory.
 pub(super) fn source_text(origin: &Origin) -> String {
     match origin {
         Origin::File { path } => format!("the file {}", path.display()),

@@ -96,7 +96,8 @@ impl SnapshotJson {
         }
     }
 
-    /// The object with the mappings of its address space, and with the ranges that were left out and why.
+    /// The object with the mappings of its address space, and with the ranges that were left out
+    /// and why.
     pub(super) fn with_mappings(self, space: &AddressSpace, left_out: &[LeftOut]) -> SnapshotJson {
         let mapping = |mapping: &stillframe::address_space::Mapping| MappingJson {
             start: mapping.range.start(),

@@ -1,4 +1,4 @@
-//! `stats`: what is stored and what that saves.
+//! `stats`: what is stored, and how much space that saves.
 
 use clap::Args;
 

@@ -10,8 +10,9 @@ use crate::values::interval;
 pub(super) struct Stopping {
     /// Limit for stopping the threads [default: 1s]
     ///
-    /// If a thread does not stop in this time, all threads run on, and the error names the thread. The time counts from
-    /// the last thread that stopped, so thousands of threads may take longer in all.
+    /// If a thread does not stop in this time, all threads are resumed, and the error names the
+    /// thread. The time counts from the last thread that stopped, so thousands of threads may take
+    /// longer in all.
     #[arg(long, value_name = "DURATION", default_value = "1s", value_parser = interval, hide_default_value = true)]
     pub(super) stop_timeout: Duration,
 }

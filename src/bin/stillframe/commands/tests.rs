@@ -1,4 +1,4 @@
-//! What the help of every verb must be like.
+//! The requirements on the help of every verb.
 
 use clap::{Command, CommandFactory};
 

@@ -18,7 +18,8 @@ Examples:
 
 /// Check the stored data
 ///
-/// Reads each object, decodes it and compares it with its hash. The exit code is 5 if anything is damaged.
+/// Reads each object, decodes it and compares it with its hash. The exit code is 5 if anything is
+/// damaged.
 #[derive(Debug, Args)]
 #[command(after_long_help = EXAMPLES)]
 pub(crate) struct Verify {

@@ -1,4 +1,5 @@
-//! Snapshots that failed: each kind of failure is reported once, and the watch tries again after a pause.
+//! Snapshots that failed: each kind of failure is reported once, and the watch tries again after a
+//! pause.
 
 use std::time::{Duration, Instant};
 
@@ -6,7 +7,8 @@ use crate::errors::{self, Exit};
 use crate::human;
 use crate::output::Output;
 
-/// The pause after a failure. It doubles with each further failure, because every attempt pauses the process.
+/// The pause after a failure. It doubles with each further failure, because every attempt pauses
+/// the process.
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 
@@ -19,7 +21,7 @@ pub(super) struct Failures {
     in_a_row: u32,
     /// The exit code of the first one.
     exit: Option<Exit>,
-    /// The last one that was reported, without its numbers, and when.
+    /// The last failure that was reported, without its numbers, and the time of the report.
     reported: Option<(String, Instant)>,
 }
 
@@ -66,7 +68,7 @@ impl Failures {
         (FIRST_PAUSE * (1 << doublings)).min(LONGEST_PAUSE)
     }
 
-    /// Reports how many there were.
+    /// Reports the number of failures.
     pub(super) fn totals(&self) {
         if self.count > 0 {
             self.output.note(&format!("{} could not be taken", human::counted(self.count, "snapshot")));

@@ -1,4 +1,4 @@
-//! The process that is watched: one that runs already, or a command that the watch has started.
+//! The watched process: a running one, or a command that the watch has started.
 
 use std::ffi::OsString;
 use std::io;
@@ -12,13 +12,14 @@ use crate::context::Context;
 use crate::errors::CommandError;
 use crate::human;
 
-/// At a terminal ctrl-C reaches the command too. If the command still runs after this time, the watch signals it.
+/// At a terminal ctrl-C reaches the command too. If the command still runs after this time, the
+/// watch signals it.
 const INTERRUPT_AFTER: Duration = Duration::from_millis(500);
 
 /// A command that ignores SIGINT gets SIGTERM after this time.
 const TERMINATE_AFTER: Duration = Duration::from_secs(5);
 
-/// The process that is watched.
+/// The watched process.
 pub(super) struct Target {
     pub(super) pid: u32,
     /// Distinguishes the process from a later one with the same pid.
@@ -30,12 +31,12 @@ pub(super) struct Target {
 struct Started {
     child: Child,
     name: String,
-    /// Set when it has ended: how, if that is known.
+    /// Set when it has ended, with its exit status if known.
     ended: Option<Option<ExitStatus>>,
 }
 
 impl Target {
-    /// A process that runs already.
+    /// A process that is already running.
     pub(super) fn running(pid: u32) -> Target {
         Target { pid, started_ticks: running_since_ticks(pid), command: None }
     }
@@ -46,8 +47,8 @@ impl Target {
         program: &OsString,
         arguments: &[OsString],
     ) -> anyhow::Result<Target> {
-        // The command must get the umask that this program was started with. Files that other threads of this program
-        // create in between are in the store, which only its owner may enter.
+        // The command must get the umask that this program was started with. Files that other
+        // threads create meanwhile are in the store, which only its owner may enter.
         let private_umask = rustix::process::umask(context.inherited_umask);
         let child = Command::new(program).args(arguments).stdout(Stdio::from(io::stderr())).spawn();
         rustix::process::umask(private_umask);
@@ -62,7 +63,7 @@ impl Target {
         self.command.is_none()
     }
 
-    /// Whether the process has ended. A command that has is reaped.
+    /// Whether the process has ended. A started command that has ended is reaped.
     pub(super) fn has_ended(&mut self) -> bool {
         match &mut self.command {
             Some(command) => command.has_ended(),
@@ -70,7 +71,8 @@ impl Target {
         }
     }
 
-    /// Waits for the end of a started command, and ends it on ctrl-C. Gives the reason why the watch is over.
+    /// Waits for the end of a started command, and ends it on ctrl-C. Returns why the watch is
+    /// over.
     pub(super) fn finish(&mut self, context: &Context, end: End) -> End {
         if end == End::CountReached
             && let Some(command) = self.command.as_ref().filter(|command| command.ended.is_none())
@@ -95,7 +97,8 @@ impl Target {
         Some(format!("{} {status}", command.name))
     }
 
-    /// Ends the command: with SIGINT, later with SIGTERM, and with SIGKILL if ctrl-C is pressed again.
+    /// Ends the command: with SIGINT, later with SIGTERM, and with SIGKILL if ctrl-C is pressed
+    /// again.
     fn stop(&mut self, context: &Context) {
         context.clear_interrupt();
         let started = Instant::now();
@@ -120,7 +123,8 @@ impl Target {
 
     fn signal(&self, signal: Signal) {
         let pid = i32::try_from(self.pid).ok().and_then(Pid::from_raw);
-        // The child is not reaped, so the pid is still its own. If it has ended, the signal has no effect.
+        // The child is not reaped, so no other process has its pid. If it has ended, the signal has
+        // no effect.
         let _ = pid.map(|pid| kill_process(pid, signal));
     }
 }
@@ -130,7 +134,8 @@ impl Started {
         if self.ended.is_none() {
             self.ended = match self.child.try_wait() {
                 Ok(status) => status.map(Some),
-                // A capture that was stopping the command may have reaped it. Then its status is not known.
+                // A capture that was stopping the command may have reaped it. Its exit status is
+                // then unknown.
                 Err(_) => Some(None),
             };
         }
@@ -138,8 +143,8 @@ impl Started {
     }
 }
 
-/// When a running process was started, in clock ticks since the machine booted; `None` if there is no such process or
-/// if it is a zombie.
+/// When a running process was started, in clock ticks since the machine booted; `None` if there is
+/// no such process or if it is a zombie.
 fn running_since_ticks(pid: u32) -> Option<u64> {
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
     // The second field, the name in parentheses, may contain blanks and parentheses.
