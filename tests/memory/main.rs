@@ -1,4 +1,5 @@
-//! Memory of this process: tracked, restored lazily, mapped as an instance, reserved and rolled back in place.
+//! Memory of this process: tracked, restored lazily, mapped as an instance, reserved, and rolled
+//! back in place.
 
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 

@@ -1,5 +1,5 @@
-//! Reservations: whatever happens to a memory in place, its bytes are those of a plain vector to which the same
-//! happens, and so are its snapshots.
+//! Reservations: after any operations on a memory in place, its bytes and its snapshots equal those
+//! of a plain vector after the same operations.
 
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
@@ -69,7 +69,7 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
     prop::collection::vec(step, 1..40)
 }
 
-/// More cases by `STILLFRAME_RESERVATION_CASES`.
+/// Run more cases with `STILLFRAME_RESERVATION_CASES`.
 #[test]
 fn a_memory_that_grows_shrinks_and_goes_to_and_fro_is_what_a_vector_would_be() {
     let cases = std::env::var("STILLFRAME_RESERVATION_CASES").map_or(24, |cases| cases.parse().unwrap());
@@ -146,7 +146,7 @@ fn what_is_known_of_a_memory_goes_with_it_and_only_what_changed_is_read() {
     let second = capture(&store, &memory);
     assert_eq!((second.changed_regions, &second.tracking), (1, &Tracking::By(TrackMethod::WriteProtection)));
 
-    // Restored in full: it is known from the start that it is as in there.
+    // After a full restore the tracker knows from the start that the memory equals the snapshot.
     memory.restore(store.restore(first).unwrap()).unwrap();
     assert_eq!(memory.basis(), Some(first));
     memory.bytes_mut()[9000] ^= 1;
@@ -154,12 +154,12 @@ fn what_is_known_of_a_memory_goes_with_it_and_only_what_changed_is_read() {
     assert_eq!((branch.parent, branch.changed_regions), (Some(first), 1));
     assert_eq!(branch.tracking, Tracking::By(TrackMethod::WriteProtection));
 
-    // Rolled back: only what differs is looked at and written.
+    // After a rollback: only regions that differ are compared and written.
     let stats = memory.rollback(store.rollback(second.id).unwrap()).unwrap();
     assert_eq!((stats.compared_regions, stats.written_regions), (2, 2));
     assert_eq!(memory.basis(), Some(second.id));
 
-    // An instance of a template, that grows.
+    // An instance of a template, which then grows.
     memory.instantiate(&store.template(first).unwrap()).unwrap();
     memory.set_length_bytes(5 * MIB).unwrap();
     memory.bytes_mut()[4 * MIB + 5000] = 1;
@@ -189,7 +189,7 @@ fn what_is_filled_on_first_touch_is_tracked_when_it_is_filled() {
         let next = capture(&store, &memory);
         assert_eq!((next.changed_regions, next.tracking), (1, Tracking::By(TrackMethod::WriteProtection)));
     }
-    // Dropped while nobody has touched it.
+    // Dropped before the first access.
     memory.restore_lazily(store.restore(first).unwrap(), Fill::OnTouch).unwrap();
 }
 
