@@ -10,7 +10,7 @@ use std::sync::Mutex;
 const ALL: &str = "STILLFRAME_ALL_TESTS";
 
 /// Tools and libraries by name, each with its Debian package.
-const PACKAGES: [(&str, &str); 24] = [
+const PACKAGES: [(&str, &str); 27] = [
     ("bindfs", "bindfs"),
     ("cc", "gcc"),
     ("ecj", "ecj"),
@@ -19,8 +19,10 @@ const PACKAGES: [(&str, &str); 24] = [
     ("gcore", "gdb"),
     ("gdb", "gdb"),
     ("go", "golang-go"),
+    ("gzip", "gzip"),
     ("java", "default-jre-headless"),
     ("javac", "default-jdk-headless"),
+    ("lz4", "lz4"),
     ("mkfs.btrfs", "btrfs-progs"),
     ("mkfs.ext4", "e2fsprogs"),
     ("mount", "mount"),
@@ -35,6 +37,7 @@ const PACKAGES: [(&str, &str); 24] = [
     ("setpriv", "util-linux"),
     ("strace", "strace"),
     ("unshare", "util-linux"),
+    ("zstd", "zstd"),
 ];
 
 /// Whether these tools are installed. If not, this has printed what is missing, and the test must

@@ -25,3 +25,5 @@ mod vault;
 mod folder;
 #[path = "../common/noise.rs"]
 mod noise;
+#[path = "../common/whole_error.rs"]
+mod whole_error;

@@ -12,6 +12,7 @@ use stillframe::{Kind, RepairOptions, Store};
 
 use crate::archive::{Archive, Object, capture, memory, read};
 use crate::vault::{change, verify};
+use crate::whole_error::whole_error;
 
 /// Where: an object, a part of an object, or a pack.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -193,7 +194,7 @@ fn cell(place: Place, how: How, without_index: bool) -> Option<String> {
             Ok(found) => assert!(found == memory(name), "{name} is changed"),
             Err(error) => {
                 failed.insert(*name);
-                let text = whole_story(&error);
+                let text = whole_error(&error);
                 let needed = taken
                     .lost
                     .iter()
@@ -272,16 +273,6 @@ fn cell(place: Place, how: How, without_index: bool) -> Option<String> {
         "{:<28} {:<28} {:<17} {:<28} {}",
         columns[0], columns[1], columns[2], columns[3], columns[4]
     ))
-}
-
-fn whole_story(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        text = format!("{text}: {cause}");
-        source = cause.source();
-    }
-    text
 }
 
 #[test]

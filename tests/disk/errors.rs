@@ -24,6 +24,8 @@ use stillframe::{
     VerifyOptions,
 };
 
+use crate::whole_error::whole_error;
+
 const ENOSPC: i32 = 28;
 const EIO: i32 = 5;
 const EMFILE: i32 = 24;
@@ -179,17 +181,6 @@ fn gc_options() -> GcOptions {
     GcOptions { max_unused_percent: 0, ..GcOptions::default() }
 }
 
-/// An error and all its causes.
-fn whole(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        text += &format!(": {cause}");
-        source = cause.source();
-    }
-    text
-}
-
 impl Model<'_> {
     /// Runs an operation, which may fail only if the disk has just failed, and then with a clear
     /// error.
@@ -206,7 +197,7 @@ impl Model<'_> {
         match done {
             Ok(value) => Some(value),
             Err(error) => {
-                let text = whole(&error);
+                let text = whole_error(&error);
                 assert!(self.disk.hits() > 0, "{what} failed without a cause: {text}");
                 self.assert_clear(what, was_hit, &error);
                 self.errors.insert(format!("{what}: {}", text.replace(self.path.to_str().unwrap(), "STORE")));
@@ -217,7 +208,7 @@ impl Model<'_> {
 
     /// Asserts that the error names the file and contains the disk's error.
     fn assert_clear(&self, what: &str, was_hit: bool, error: &Error) {
-        let text = whole(error);
+        let text = whole_error(error);
         if matches!(error, Error::Store(StoreError::WriteFailedMeanwhile)) {
             return;
         }
@@ -360,7 +351,7 @@ impl Model<'_> {
                 }
             };
             let restored = self.store().restore(id).and_then(|restore| restore.into_mapping());
-            let restored = restored.unwrap_or_else(|error| panic!("{when}: {id}: {}", whole(&error)));
+            let restored = restored.unwrap_or_else(|error| panic!("{when}: {id}: {}", whole_error(&error)));
             let steps = if self.live.contains_key(&id) { step..step + 1 } else { 0..STEPS };
             let is_whole = steps.into_iter().any(|step| restored[..] == self.memories[&(process, step)][..]);
             assert!(is_whole, "{when}: {id} is not {process} {step}");
@@ -606,7 +597,7 @@ fn what_a_failed_write_left_behind_is_cut_off_before_another_pack_is_begun() {
     let watching = watch(&path, Arc::new(Fails(ill)));
     for _ in 0..2 {
         let error = capture(&store, &memories[1]).unwrap_err();
-        assert!(whole(&error).contains("00000001"), "{}", whole(&error));
+        assert!(whole_error(&error).contains("00000001"), "{}", whole_error(&error));
     }
     drop(watching);
     let last = capture(&store, &memories[1]).unwrap();
@@ -630,7 +621,7 @@ fn an_index_that_cannot_be_replaced_stays_and_is_replaced_later() {
     store.forget(&[first]).unwrap();
     let watching = watch(&path, Arc::new(Fails(|call: &Call<'_>| matches!(call, Call::Exchange(..)))));
     let error = store.gc(&gc_options()).unwrap_err();
-    assert!(whole(&error).contains("index"), "{}", whole(&error));
+    assert!(whole_error(&error).contains("index"), "{}", whole_error(&error));
     assert_whole(&store, &[(last, small.clone())]);
     drop(watching);
     assert!(store.gc(&gc_options()).unwrap().freed_bytes > 1 << 19);

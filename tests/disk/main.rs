@@ -23,3 +23,5 @@ mod mount;
 mod needs;
 #[path = "../common/noise.rs"]
 mod noise;
+#[path = "../common/whole_error.rs"]
+mod whole_error;

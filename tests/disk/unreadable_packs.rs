@@ -5,6 +5,8 @@ use std::process::Command;
 
 use stillframe::{CaptureOptions, Error, GcOptions, RepairOptions, SnapshotId, Store, VerifyOptions};
 
+use crate::whole_error::whole_error;
+
 const MEMORY_BYTES: usize = 6 << 20;
 
 fn capture(store: &Store, process: &str, seed: u64) -> (SnapshotId, Vec<u8>) {
@@ -25,15 +27,10 @@ fn restore(store: &Store, id: SnapshotId) -> Result<Vec<u8>, Error> {
     Ok(store.restore(id)?.into_mapping()?.to_vec())
 }
 
-/// An error and all its causes.
-fn whole_story(error: &dyn std::error::Error) -> String {
-    error.source().map_or_else(|| error.to_string(), |source| format!("{error}: {}", whole_story(source)))
-}
-
 /// Asserts that a verb reports that the pack cannot be read.
 #[track_caller]
 fn assert_unreadable<T: std::fmt::Debug>(verb: &str, done: Result<T, Error>) {
-    let text = whole_story(&done.expect_err(verb));
+    let text = whole_error(&done.expect_err(verb));
     assert!(text.contains("00000001") && text.contains("read"), "{verb}: {text}");
 }
 
@@ -86,7 +83,7 @@ fn a_base_that_cannot_be_read_is_an_error_and_no_damage() {
     let pack = std::fs::OpenOptions::new().write(true).open(&whole).unwrap();
     pack.set_len(4096).unwrap();
     for (verb, options) in [("verify of one", only(second.id)), ("verify of a sample", sample())] {
-        let text = whole_story(&store.verify(&options).expect_err(verb));
+        let text = whole_error(&store.verify(&options).expect_err(verb));
         assert!(text.contains("cannot read"), "{verb}: {text}");
     }
     // The disk has recovered: the store did not mistake its errors for damage, and dropped nothing.

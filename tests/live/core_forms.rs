@@ -4,52 +4,24 @@
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Output, Stdio};
+use std::process::{Child, Command, Stdio};
 
 use stillframe::{
-    AddressRange, CaptureOptions, Compression, CoreSource, LiveProcessSource, SnapshotId, SourceError, Store,
+    AddressRange, CaptureOptions, Compression, CoreSource, LiveProcessSource, SnapshotId, SourceError,
 };
 
+use super::cores::{Place, gdb_command, told};
+use crate::needs::needs;
 use crate::noise::noise;
 
 const MIB: usize = 1 << 20;
 
-fn told(output: &Output) -> String {
-    format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr))
+fn capture(place: &Place, source: &CoreSource) -> Result<SnapshotId, stillframe::Error> {
+    place.store.process("core").capture(source, &CaptureOptions::default()).map(|taken| taken.id)
 }
 
-/// Whether a tool is installed. If not, prints a line that names its package.
-fn has(tool: &str, package: &str) -> bool {
-    let found = Command::new(tool).arg("--version").output().is_ok();
-    if !found {
-        eprintln!("passed over: needs {tool} (Debian package {package})");
-    }
-    found
-}
-
-struct Place {
-    directory: tempfile::TempDir,
-    store: Store,
-}
-
-impl Place {
-    fn new() -> Place {
-        let directory = tempfile::tempdir().unwrap();
-        let store = Store::options().create(directory.path().join("store")).unwrap();
-        Place { directory, store }
-    }
-
-    fn path(&self, name: &str) -> PathBuf {
-        self.directory.path().join(name)
-    }
-
-    fn capture(&self, source: &CoreSource) -> Result<SnapshotId, stillframe::Error> {
-        self.store.process("core").capture(source, &CaptureOptions::default()).map(|taken| taken.id)
-    }
-
-    fn image(&self, id: SnapshotId) -> Vec<u8> {
-        self.store.restore(id).unwrap().into_mapping().unwrap().to_vec()
-    }
+fn image(place: &Place, id: SnapshotId) -> Vec<u8> {
+    place.store.restore(id).unwrap().into_mapping().unwrap().to_vec()
 }
 
 /// A core, built from segments: virtual address, physical address, length and bytes of each.
@@ -107,12 +79,12 @@ fn a_compressed_core_is_what_it_decompresses_to() {
     let place = Place::new();
     let content = [noise(3 * MIB, 1), vec![0; 2 * MIB], noise(5000, 2)].concat();
     let plain = core(&[(0x10_0000, 0, content.len() as u64, &content)]);
-    for (command, package, by) in [
-        ("zstd -q -c", "zstd", Compression::Zstd),
-        ("lz4 -q -c -B4", "lz4", Compression::Lz4),
-        ("gzip -c", "gzip", Compression::Gzip),
+    for (command, by) in [
+        ("zstd -q -c", Compression::Zstd),
+        ("lz4 -q -c -B4", Compression::Lz4),
+        ("gzip -c", Compression::Gzip),
     ] {
-        if !has(command.split(' ').next().unwrap(), package) {
+        if !needs(&[command.split(' ').next().unwrap()]) {
             continue;
         }
         let path = place.path(&format!("core.{}", by.name()));
@@ -129,19 +101,19 @@ fn a_compressed_core_is_what_it_decompresses_to() {
             let open = CoreSource::new(&path).read().unwrap();
             assert_eq!((open.compression(), open.missing_bytes()), (Some(by), 0));
             let id = place.store.process("core").capture(&open, &CaptureOptions::default()).unwrap().id;
-            assert!(place.image(id) == content, "{command}");
+            assert!(image(&place, id) == content, "{command}");
         }
         // Truncated: refused by default, and captured as far as it goes if the caller allows
         // partial cores.
         std::fs::write(&path, &compressed[..compressed.len() / 2]).unwrap();
-        let error = place.capture(&CoreSource::new(&path)).unwrap_err();
+        let error = capture(&place, &CoreSource::new(&path)).unwrap_err();
         assert!(why(&error).contains(by.name()) && why(&error).contains("cut short"), "{error}");
         let source = CoreSource::new(&path).partial(true);
         let missing_bytes = usize::try_from(source.read().unwrap().missing_bytes()).unwrap();
         assert!(missing_bytes > MIB && missing_bytes < content.len(), "{missing_bytes}");
-        let id = place.capture(&source).unwrap();
+        let id = capture(&place, &source).unwrap();
         let there = content.len() - missing_bytes;
-        assert!(place.image(id)[..there] == content[..there], "{command}");
+        assert!(image(&place, id)[..there] == content[..there], "{command}");
         // With one wrong bit.
         let mut damaged = compressed.clone();
         let middle = damaged.len() / 2;
@@ -150,7 +122,7 @@ fn a_compressed_core_is_what_it_decompresses_to() {
         for source in [CoreSource::new(&path), CoreSource::new(&path).partial(true)] {
             // zstd and gzip detect it only by the checksum at their end, which may come after the
             // core's.
-            match place.capture(&source) {
+            match capture(&place, &source) {
                 Err(error) => {
                     assert!(why(&error).contains("damaged") || why(&error).contains("cut short"), "{error}")
                 }
@@ -174,7 +146,7 @@ fn what_is_compressed_otherwise_or_is_no_core_is_refused_by_name() {
         (gzip, ["compressed by gzip", "no core"]),
     ] {
         std::fs::write(place.path("c"), bytes).unwrap();
-        let error = place.capture(&CoreSource::new(place.path("c"))).unwrap_err();
+        let error = capture(&place, &CoreSource::new(place.path("c"))).unwrap_err();
         assert!(words.iter().all(|word| why(&error).contains(word)), "{error}");
     }
 }
@@ -237,13 +209,13 @@ fn what_a_core_lacks_that_is_cut_short_is_told_and_nothing_else_is_lost() {
     let path = place.path("core");
     for lacks in [1, 4096, 20_000, 50_000, 60_000, 90_000] {
         std::fs::write(&path, &whole[..whole.len() - lacks]).unwrap();
-        let error = place.capture(&CoreSource::new(&path)).unwrap_err();
+        let error = capture(&place, &CoreSource::new(&path)).unwrap_err();
         assert!(why(&error).contains("cut short") && why(&error).contains("--partial"), "{error}");
         let source = CoreSource::new(&path).partial(true);
         assert_eq!(source.read().unwrap().missing_bytes(), lacks as u64);
-        let id = place.capture(&source).unwrap();
+        let id = capture(&place, &source).unwrap();
         let there = 90_000 - lacks;
-        let image = place.image(id);
+        let image = image(&place, id);
         assert_eq!(image.len(), 90_000);
         assert!(image[..there] == [&first[..], &second].concat()[..there]);
         let space = place.store.snapshot(id).unwrap().address_space().unwrap();
@@ -252,7 +224,7 @@ fn what_a_core_lacks_that_is_cut_short_is_told_and_nothing_else_is_lost() {
     }
     // The headers must be complete.
     std::fs::write(&path, &whole[..100]).unwrap();
-    let error = place.capture(&CoreSource::new(&path).partial(true)).unwrap_err();
+    let error = capture(&place, &CoreSource::new(&path).partial(true)).unwrap_err();
     assert!(why(&error).contains("within its headers"), "{error}");
 
     // The command reports how much is missing.
@@ -286,7 +258,7 @@ fn a_dump_of_a_machine_with_physical_addresses_only_is_read_by_those() {
         };
         let name = || "[physical]".to_owned();
         assert_eq!(found, [(0, 8192, name()), (0x10_0000, 0x10_4000, name())]);
-        assert!(place.image(id) == [&low[..], &high].concat());
+        assert!(image(&place, id) == [&low[..], &high].concat());
         // The restored core has both kinds of addresses.
         let back = place.path("back");
         place.store.restore(id).unwrap().into_core(&back, true).unwrap();
@@ -303,7 +275,7 @@ fn a_dump_of_a_machine_with_physical_addresses_only_is_read_by_those() {
 
 /// Compiles this program, starts it, and returns it with the first line that it printed.
 fn started(place: &Place, text: &str, flags: &[&str]) -> Option<(Child, String, PathBuf)> {
-    if !has("cc", "gcc") {
+    if !needs(&["cc"]) {
         return None;
     }
     let (source, path) = (place.path("program.c"), place.path("program"));
@@ -327,12 +299,7 @@ fn end(mut child: Child) {
 }
 
 fn gdb(program: &Path, core: &Path, commands: &[&str]) -> String {
-    let mut gdb = Command::new("gdb");
-    gdb.args(["-nx", "-batch"]).arg(program).arg(core).env_remove("DEBUGINFOD_URLS").env("LC_ALL", "C");
-    for command in commands {
-        gdb.args(["-ex", command]);
-    }
-    told(&gdb.output().unwrap())
+    told(&gdb_command(&[program.to_str().unwrap(), core.to_str().unwrap()], commands).output().unwrap())
 }
 
 /// The bytes of the first note of this type.
@@ -396,7 +363,7 @@ fn a_core_of_terabytes_that_are_hardly_used_is_as_long_as_what_is_used() {
     assert!(stats.bytes < 256 << 20, "{} bytes", stats.bytes);
     assert_eq!(std::fs::metadata(&path).unwrap().size(), stats.bytes);
 
-    if has("gdb", "gdb") {
+    if needs(&["gdb"]) {
         let commands = [
             "print (int)large[0]",
             "print large + (5ul << 37) + 12345",
@@ -410,7 +377,7 @@ fn a_core_of_terabytes_that_are_hardly_used_is_as_long_as_what_is_used() {
         }
     }
     // A capture of the restored core has the same memory.
-    let again = place.capture(&CoreSource::new(&path)).unwrap();
+    let again = capture(&place, &CoreSource::new(&path)).unwrap();
     let [first, second] = [taken.id, again].map(|id| place.store.snapshot(id).unwrap());
     let of_large = |snapshot: &stillframe::Snapshot<'_>| {
         let space = snapshot.address_space().unwrap();
@@ -461,7 +428,7 @@ fn a_debugger_does_not_see_todays_file_where_something_was_left_out() {
     place.store.restore(taken.unwrap().id).unwrap().into_core(&core, false).unwrap();
     // Another file of the same name and length.
     std::fs::write(place.path("file"), vec![b'T'; 5 * MIB]).unwrap();
-    if !has("gdb", "gdb") {
+    if !needs(&["gdb"]) {
         return;
     }
     let said = gdb(
@@ -504,7 +471,7 @@ fn the_layout_of_the_registers_is_what_the_kernel_writes_and_comes_back() {
     if cfg!(not(target_arch = "x86_64")) {
         return assert_eq!(ours, None);
     }
-    let again = place.capture(&CoreSource::new(place.path("ours"))).unwrap();
+    let again = capture(&place, &CoreSource::new(place.path("ours"))).unwrap();
     assert_eq!(note(&restored(again, "again"), XSAVE_LAYOUT), ours);
 
     let directory = place.path("crash");

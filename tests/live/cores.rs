@@ -97,7 +97,7 @@ fn run(command: &mut Command) -> String {
     String::from_utf8_lossy(&output.stdout).into_owned()
 }
 
-fn told(output: &Output) -> String {
+pub(super) fn told(output: &Output) -> String {
     format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr))
 }
 
@@ -158,12 +158,17 @@ impl Drop for Workers {
 
 /// What gdb prints for a process or a core.
 fn gdb(target: &[&str], commands: &[&str]) -> String {
+    run(&mut gdb_command(target, commands))
+}
+
+/// gdb with a target and commands, without settings of the user.
+pub(super) fn gdb_command(target: &[&str], commands: &[&str]) -> Command {
     let mut gdb = Command::new("gdb");
     gdb.args(["-nx", "-batch"]).args(target).env_remove("DEBUGINFOD_URLS").env("LC_ALL", "C");
     for command in commands {
         gdb.args(["-ex", command]);
     }
-    run(&mut gdb)
+    gdb
 }
 
 fn gdb_of_core(core: &Path, commands: &[&str]) -> String {
@@ -233,19 +238,19 @@ impl Moment {
 
 // ---- Stores and cores ---------------------------------------------------------------------------
 
-struct Place {
-    directory: tempfile::TempDir,
-    store: Store,
+pub(super) struct Place {
+    pub(super) directory: tempfile::TempDir,
+    pub(super) store: Store,
 }
 
 impl Place {
-    fn new() -> Place {
+    pub(super) fn new() -> Place {
         let directory = tempfile::tempdir().unwrap();
         let store = Store::options().create(directory.path().join("store")).unwrap();
         Place { directory, store }
     }
 
-    fn path(&self, name: &str) -> PathBuf {
+    pub(super) fn path(&self, name: &str) -> PathBuf {
         self.directory.path().join(name)
     }
 

@@ -4,7 +4,6 @@
 //! Tests that end in a signal, and tests under a sandbox, run in a child process. The child runs
 //! this test binary with one test, [`child`], which does what the environment says.
 
-use std::io::Write;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::FileExt;
 use std::os::unix::process::ExitStatusExt;
@@ -18,30 +17,16 @@ use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
 use stillframe::{
     AddressRange, AddressSpace, Attachment, CaptureOptions, Error, Fill, Filled, Frozen, GcOptions, InPlace,
-    LazyMapping, LiveMemory, Mapping, MappingKind, Memory, Progress, Protection, RegionSize, SnapshotId,
-    Source, SourceError, Store, StoreError, WorkingSet,
+    LazyMapping, LiveMemory, Mapping, MappingKind, Memory, Progress, Protection, SnapshotId, Source,
+    SourceError, Store, StoreError, WorkingSet,
 };
 
 use crate::needs::passed_over;
 use crate::noise::noise;
+use crate::vault::{mixed_memory as memory, new_store, say};
 
 const MIB: usize = 1 << 20;
 const FILLS: [Fill; 3] = [Fill::HotFirst, Fill::ByAddress, Fill::OnTouch];
-
-fn new_store(region_bytes: u32) -> (tempfile::TempDir, Store) {
-    let dir = tempfile::tempdir().unwrap();
-    let size = RegionSize::new(region_bytes).unwrap();
-    let store = Store::options().region_size(size).create(dir.path().join("store")).unwrap();
-    (dir, store)
-}
-
-/// Noise, zeros, and some repeated noise.
-fn memory(length: usize) -> Vec<u8> {
-    let mut memory = noise(length, 3);
-    memory[length / 4..length / 3].fill(0);
-    memory.copy_within(..length / 8, length / 2);
-    memory
-}
 
 fn capture(store: &Store, source: &(impl Source + ?Sized)) -> SnapshotId {
     store.process("p").capture(source, &CaptureOptions::default()).unwrap().id
@@ -527,10 +512,6 @@ fn forbid(call: libc::c_long, when: If, errno: i32) {
         assert_eq!(libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), 0);
         assert_eq!(libc::prctl(libc::PR_SET_SECCOMP, libc::SECCOMP_MODE_FILTER, &raw const program), 0);
     }
-}
-
-fn say(what: &str) {
-    std::io::stdout().write_all(format!("{what}\n").as_bytes()).unwrap();
 }
 
 /// Does what the environment says. Without that it is an empty test.

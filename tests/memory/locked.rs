@@ -4,7 +4,6 @@
 //! A lock applies to the whole process. So each case runs in a child, which runs this test binary
 //! with one test, [`child`], which does what the environment says.
 
-use std::io::Write;
 use std::os::fd::AsRawFd;
 use std::os::unix::process::ExitStatusExt;
 use std::process::{Command, Output};
@@ -12,16 +11,14 @@ use std::process::{Command, Output};
 use stillframe::{CaptureOptions, Fill, Filled, RegionSize, Reservation, SnapshotId, Source, Store};
 
 use crate::noise::noise;
+use crate::vault::say;
+use crate::whole_error::whole_error;
 
 const MIB: usize = 1 << 20;
 const FILLS: [Fill; 3] = [Fill::HotFirst, Fill::ByAddress, Fill::OnTouch];
 const CHILD_DOES: &str = "STILLFRAME_LOCKED_CHILD";
 
 // ---- In a child ---------------------------------------------------------------------------------
-
-fn say(what: &str) {
-    std::io::stdout().write_all(format!("{what}\n").as_bytes()).unwrap();
-}
 
 fn lock_all(how: libc::c_int) {
     // SAFETY: the call changes no byte.
@@ -205,17 +202,15 @@ fn limit() {
 
 /// Where less may be locked than needed, the errors say so.
 fn errors(Setting { store, id, image, .. }: &Setting) {
-    fn story(error: &dyn std::error::Error) -> String {
-        let causes = std::iter::successors(error.source(), |cause| cause.source());
-        causes.fold(error.to_string(), |story, cause| format!("{story}: {cause}"))
-    }
     let says_why = |why: String| {
         let limit = format!("{} bytes in all (RLIMIT_MEMLOCK)", may_lock_bytes());
         assert!(why.contains(&limit) && why.contains("mlockall"), "{why}");
     };
     // The staging buffer of 160 MiB.
-    says_why(story(&store.process("q").capture(&image[..MIB], &CaptureOptions::default()).unwrap_err()));
-    says_why(story(&Reservation::new(512 * MIB, 0).unwrap_err()));
+    says_why(whole_error(
+        &store.process("q").capture(&image[..MIB], &CaptureOptions::default()).unwrap_err(),
+    ));
+    says_why(whole_error(&Reservation::new(512 * MIB, 0).unwrap_err()));
     let large = store.restore(*id).unwrap();
     let mut held = Vec::new();
     let why = loop {
@@ -224,8 +219,8 @@ fn errors(Setting { store, id, image, .. }: &Setting) {
             Err(error) => break error,
         }
     };
-    says_why(story(&why));
-    says_why(story(&large.into_lazy(Fill::OnTouch).unwrap_err()));
+    says_why(whole_error(&why));
+    says_why(whole_error(&large.into_lazy(Fill::OnTouch).unwrap_err()));
     drop(held);
     if may_lock_bytes() < 64 << 20 {
         return say("too little for a capture with its threads");

@@ -10,9 +10,12 @@ mod reservation_walk;
 mod rollback;
 mod templates;
 mod tracking;
+mod vault;
 
 #[allow(dead_code)]
 #[path = "../common/needs.rs"]
 mod needs;
 #[path = "../common/noise.rs"]
 mod noise;
+#[path = "../common/whole_error.rs"]
+mod whole_error;

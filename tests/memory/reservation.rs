@@ -4,23 +4,16 @@
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
 use stillframe::{
-    CaptureOptions, Codec, Error, Fill, Filled, MemoryError, RegionSize, RescanReason, Reservation,
-    SnapshotId, Store, TrackMethod, Tracking,
+    CaptureOptions, Error, Fill, Filled, MemoryError, RescanReason, Reservation, SnapshotId, Store,
+    TrackMethod, Tracking,
 };
 
 use crate::needs::passed_over;
 use crate::noise::noise;
+use crate::vault::{damage, new_store};
 
 const KIB: usize = 1 << 10;
 const MIB: usize = 1 << 20;
-
-fn new_store() -> (tempfile::TempDir, Store) {
-    let dir = tempfile::tempdir().unwrap();
-    let size = RegionSize::new(4096).unwrap();
-    let store =
-        Store::options().region_size(size).codec(Codec::Lz4).create(dir.path().join("store")).unwrap();
-    (dir, store)
-}
 
 fn capture(store: &Store, memory: &Reservation) -> stillframe::Capture {
     let options = CaptureOptions { parent: memory.basis(), ..CaptureOptions::default() };
@@ -75,7 +68,7 @@ fn a_memory_that_grows_shrinks_and_goes_to_and_fro_is_what_a_vector_would_be() {
     let cases = std::env::var("STILLFRAME_RESERVATION_CASES").map_or(24, |cases| cases.parse().unwrap());
     let mut runner = TestRunner::new(Config { cases, failure_persistence: None, ..Config::default() });
     let run = |steps: Vec<Step>| {
-        let (_dir, store) = new_store();
+        let (_dir, store) = new_store(4096);
         let mut memory = Reservation::new(MIB, 64 * KIB).unwrap();
         let start = memory.as_ptr();
         memory.track_writes_if_possible().unwrap();
@@ -133,7 +126,7 @@ fn a_memory_that_grows_shrinks_and_goes_to_and_fro_is_what_a_vector_would_be() {
 
 #[test]
 fn what_is_known_of_a_memory_goes_with_it_and_only_what_changed_is_read() {
-    let (_dir, store) = new_store();
+    let (_dir, store) = new_store(4096);
     let mut memory = Reservation::new(8 * MIB, 0).unwrap();
     memory.set_length_bytes(4 * MIB).unwrap();
     memory.bytes_mut().copy_from_slice(&noise(4 * MIB, 1));
@@ -170,7 +163,7 @@ fn what_is_known_of_a_memory_goes_with_it_and_only_what_changed_is_read() {
 
 #[test]
 fn what_is_filled_on_first_touch_is_tracked_when_it_is_filled() {
-    let (_dir, store) = new_store();
+    let (_dir, store) = new_store(4096);
     let image = noise(4 * MIB, 2);
     let first = store.process("p").capture(&image, &CaptureOptions::default()).unwrap().id;
     let mut memory = Reservation::new(8 * MIB, 0).unwrap();
@@ -195,7 +188,7 @@ fn what_is_filled_on_first_touch_is_tracked_when_it_is_filled() {
 
 #[test]
 fn a_snapshot_for_which_not_enough_is_set_aside_is_refused_and_nothing_changes() {
-    let (_dir, store) = new_store();
+    let (_dir, store) = new_store(4096);
     let id = store.process("p").capture(&noise(MIB, 3), &CaptureOptions::default()).unwrap().id;
     let mut memory = Reservation::new(512 * KIB, 0).unwrap();
     memory.set_length_bytes(64 * KIB).unwrap();
@@ -217,20 +210,11 @@ fn a_snapshot_for_which_not_enough_is_set_aside_is_refused_and_nothing_changes()
     assert!(*memory.bytes_mut() == [7; 64 * KIB][..]);
 }
 
-/// Flips a bit of stored noise in a pack.
-fn damage(store: &std::path::Path, stored: &[u8]) {
-    let pack = store.join("packs/00000001.pack");
-    let mut bytes = std::fs::read(&pack).unwrap();
-    let at = bytes.windows(64).position(|window| window == &stored[..64]).expect("the bytes are in the pack");
-    bytes[at] ^= 1;
-    std::fs::write(pack, bytes).unwrap();
-}
-
 #[test]
 fn damage_leaves_a_memory_that_is_rolled_back_as_it_was_and_one_that_is_restored_empty() {
     let now = noise(512 * KIB, 6);
     for length in [256 * KIB, 768 * KIB] {
-        let (dir, store) = new_store();
+        let (dir, store) = new_store(4096);
         let image = noise(length, 4);
         let id = store.process("p").capture(&image, &CaptureOptions::default()).unwrap().id;
         damage(&dir.path().join("store"), &image[length / 2..]);

@@ -12,24 +12,17 @@ use std::time::Duration;
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
 use stillframe::{
-    CaptureOptions, Codec, Error, Fill, Filled, GcOptions, RegionSize, Reservation, SnapshotId, Store,
-    StoreError, Template, TrackMethod, Tracking,
+    CaptureOptions, Error, Fill, Filled, GcOptions, Reservation, SnapshotId, Store, StoreError, Template,
+    TrackMethod, Tracking,
 };
 
 use crate::noise::noise;
+use crate::vault::new_store;
 
 const KIB: usize = 1 << 10;
 const MIB: usize = 1 << 20;
 /// The reserved length, in bytes.
 const RESERVED: usize = 512 * KIB;
-
-fn new_store(region_bytes: u32) -> (tempfile::TempDir, Store) {
-    let dir = tempfile::tempdir().unwrap();
-    let size = RegionSize::new(region_bytes).unwrap();
-    let store =
-        Store::options().region_size(size).codec(Codec::Lz4).create(dir.path().join("store")).unwrap();
-    (dir, store)
-}
 
 fn restored(store: &Store, id: SnapshotId) -> Vec<u8> {
     let restore = store.restore(id).unwrap();

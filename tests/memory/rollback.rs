@@ -1,7 +1,6 @@
 //! Rollback in place, of memory of this process: whatever the memory contains and whichever
 //! tracking is used, it becomes what a restore returns, and nothing else is written.
 
-use std::fs;
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, Ordering};
@@ -10,25 +9,18 @@ use memmap2::MmapMut;
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
 use stillframe::{
-    AddressRange, Capture, CaptureOptions, Check, DirtyRanges, Error, LiveMemory, Progress, RegionSize,
-    RescanReason, RollbackError, RollbackStats, SinkError, SnapshotId, SourceExt, Store, StoreError,
-    Tracking,
+    AddressRange, Capture, CaptureOptions, Check, DirtyRanges, Error, LiveMemory, Progress, RescanReason,
+    RollbackError, RollbackStats, SinkError, SnapshotId, SourceExt, Store, StoreError, Tracking,
 };
 
 use crate::needs::passed_over;
 use crate::noise::noise;
+use crate::vault::{damage, new_store};
 
 const PAGE: usize = 4096;
 /// Three tables of 512 regions of 512 bytes, and a part of a fourth; with larger regions one table
 /// and a short region.
 const LENGTH: usize = 3 * 512 * 512 + 5 * PAGE + 100;
-
-fn new_store(region_bytes: u32) -> (tempfile::TempDir, Store) {
-    let dir = tempfile::tempdir().unwrap();
-    let size = RegionSize::new(region_bytes).unwrap();
-    let store = Store::options().region_size(size).create(dir.path().join("store")).unwrap();
-    (dir, store)
-}
 
 fn has_write_protection() -> bool {
     let memory = MmapMut::map_anon(PAGE).unwrap();
@@ -301,20 +293,6 @@ fn what_was_excluded_becomes_zeros_as_in_a_restore() {
 }
 
 // ---- Refusals -----------------------------------------------------------------------------------
-
-/// Flips a bit of stored noise in a pack.
-fn damage(store: &std::path::Path, stored: &[u8]) {
-    for pack in fs::read_dir(store.join("packs")).unwrap() {
-        let path = pack.unwrap().path();
-        let mut bytes = fs::read(&path).unwrap();
-        if let Some(at) = bytes.windows(64).position(|window| window == &stored[..64]) {
-            bytes[at] ^= 1;
-            fs::write(path, bytes).unwrap();
-            return;
-        }
-    }
-    panic!("the bytes are in no pack");
-}
 
 #[test]
 fn damage_leaves_the_memory_as_it_was_and_the_tracker_knows_what_it_knew() {

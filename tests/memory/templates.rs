@@ -11,30 +11,16 @@ use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
 use stillframe::{
     AddressRange, CaptureOptions, Error, FileSource, GcOptions, Instance, LiveProcessSource, MemoryError,
-    RegionSize, RescanReason, SnapshotId, Store, StoreError, TrackMethod, Tracking, VerifyOptions,
+    RescanReason, SnapshotId, Store, StoreError, TrackMethod, Tracking, VerifyOptions,
 };
 
 use crate::needs::passed_over;
 use crate::noise::noise;
+use crate::vault::{mixed_memory as memory, new_store};
 
 const MIB: usize = 1 << 20;
 const CHILD_STORE: &str = "STILLFRAME_TEMPLATE_STORE";
 const CHILD_SNAPSHOT: &str = "STILLFRAME_TEMPLATE_SNAPSHOT";
-
-fn new_store(region_bytes: u32) -> (tempfile::TempDir, Store) {
-    let dir = tempfile::tempdir().unwrap();
-    let size = RegionSize::new(region_bytes).unwrap();
-    let store = Store::options().region_size(size).create(dir.path().join("store")).unwrap();
-    (dir, store)
-}
-
-/// Noise, zeros, and some repeated noise.
-fn memory(length: usize) -> Vec<u8> {
-    let mut memory = noise(length, 3);
-    memory[length / 4..length / 3].fill(0);
-    memory.copy_within(..length / 8, length / 2);
-    memory
-}
 
 fn child_of(instance: &Instance) -> CaptureOptions {
     CaptureOptions { parent: Some(instance.parent()), ..CaptureOptions::default() }
