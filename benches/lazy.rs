@@ -8,7 +8,9 @@
 use std::hint::black_box;
 use std::time::{Duration, Instant};
 
-use stillframe::{CaptureOptions, Fill, Instance, RegionSize, SnapshotId, Store, WorkingSet};
+use stillframe::lazy::{Fill, WorkingSet};
+use stillframe::template::Instance;
+use stillframe::{CaptureOptions, RegionSize, SnapshotId, Store};
 
 const PAGE_BYTES: usize = 4096;
 const ROUNDS: usize = 7;
@@ -28,7 +30,7 @@ fn main() {
         whole(&store, id);
         first_byte(&store, id);
         touches(&store, id);
-        hot_set(&store, id);
+        working_set(&store, id);
         if region_bytes == 16 * 1024 {
             templates(&store, id);
         }
@@ -122,7 +124,7 @@ fn touches(store: &Store, id: SnapshotId) {
 }
 
 /// A run that accesses the same pages again, after its recorded working set was filled first.
-fn hot_set(store: &Store, id: SnapshotId) {
+fn working_set(store: &Store, id: SnapshotId) {
     let run = |fill: Fill| {
         let started = Instant::now();
         let lazy = store.restore(id).unwrap().into_lazy(fill).unwrap();
@@ -140,7 +142,7 @@ fn hot_set(store: &Store, id: SnapshotId) {
     let (on_touch, touched) = run(Fill::OnTouch);
     let attachments = vec![touched.to_attachment().unwrap()];
     let bytes = attachments[0].bytes.len();
-    let options = CaptureOptions { attachments, ..CaptureOptions::default() };
+    let options = CaptureOptions::new().attachments(attachments);
     store.process("p").capture(&[1u8; PAGE_BYTES], &options).unwrap();
     let (hot_first, _) = run(Fill::HotFirst);
     println!(
@@ -196,7 +198,7 @@ fn templates(store: &Store, id: SnapshotId) {
     let captures: Vec<_> = (0..ROUNDS)
         .map(|number| {
             let instance = &instances[number];
-            let options = CaptureOptions { parent: Some(instance.parent()), ..CaptureOptions::default() };
+            let options = CaptureOptions::new().parent(instance.parent());
             let process = store.process(format!("instance-{number}"));
             process.capture(instance, &options).unwrap()
         })

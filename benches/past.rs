@@ -7,7 +7,10 @@
 
 use std::time::{Duration, Instant};
 
-use stillframe::{AddressRange, CaptureOptions, DiffOptions, DirtyRanges, SourceExt, Store};
+use stillframe::diff::DiffOptions;
+use stillframe::source::SourceExt;
+use stillframe::track::DirtyRanges;
+use stillframe::{AddressRange, CaptureOptions, Store};
 
 const PAGE_BYTES: usize = 4096;
 const ROUNDS: usize = 11;

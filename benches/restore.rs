@@ -10,7 +10,8 @@
 use std::time::Instant;
 
 use rayon::prelude::*;
-use stillframe::{CaptureOptions, Check, SnapshotId, Store};
+use stillframe::store::Check;
+use stillframe::{CaptureOptions, SnapshotId, Store};
 
 #[path = "common/image.rs"]
 mod image;

@@ -12,10 +12,11 @@ use std::process::{ChildStdin, ChildStdout, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use memmap2::MmapMut;
-use stillframe::{
-    AddressRange, CaptureOptions, Check, DirtyRanges, LiveMemory, LiveProcessSource, RollbackStats,
-    SourceExt, Store,
-};
+use stillframe::rollback::RollbackStats;
+use stillframe::source::{LiveProcessSource, SourceExt};
+use stillframe::store::Check;
+use stillframe::track::DirtyRanges;
+use stillframe::{AddressRange, CaptureOptions, LiveMemory, Store};
 
 const PAGE_BYTES: usize = 4096;
 const REGION_BYTES: usize = 16 * 1024;
@@ -136,7 +137,8 @@ fn process(gibibytes: usize) {
         writeln!(input, "scatter").unwrap();
         lines.next().unwrap().unwrap();
     };
-    let found = rounds(&mut ends, scatter, |_| store.rollback(id).unwrap().process(source.pid()).unwrap());
+    let found =
+        rounds(&mut ends, scatter, |_| store.rollback(id).unwrap().live_process(source.pid()).unwrap());
     report("all compared, Full", found);
     child.kill().unwrap();
     child.wait().unwrap();

@@ -15,7 +15,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use stillframe::{CaptureOptions, FileSource, GcOptions, RegionSize, RepairOptions, Store, VerifyOptions};
+use stillframe::repair::RepairOptions;
+use stillframe::source::FileSource;
+use stillframe::verify::VerifyOptions;
+use stillframe::{CaptureOptions, GcOptions, RegionSize, Snapshot, SnapshotId, Store};
 
 const MIB: u64 = 1 << 20;
 /// A million regions of 512 bytes.
@@ -124,7 +127,7 @@ fn child(verb: &str, path: &Path) {
         "gc-dry" => {
             let store = Store::open(path).unwrap();
             started = Instant::now();
-            store.gc(&GcOptions { dry_run: true, ..GcOptions::default() }).unwrap();
+            store.gc(&GcOptions::new().dry_run(true)).unwrap();
         }
         "gc" => {
             let store = Store::open(path).unwrap();
@@ -133,9 +136,9 @@ fn child(verb: &str, path: &Path) {
         }
         "gc-half" => {
             let store = Store::open(path).unwrap();
-            let mut half = store.process("a").snapshots();
+            let mut half = ids(&store, "a");
             for number in 0..25 {
-                half.extend(store.process(format!("p{number}")).snapshots());
+                half.extend(ids(&store, &format!("p{number}")));
             }
             store.forget(&half).unwrap();
             started = Instant::now();
@@ -189,7 +192,7 @@ fn status_bytes(field: &str) -> u64 {
 /// The number of regions in a store.
 fn regions(path: &Path) -> u64 {
     let store = Store::open(path).unwrap();
-    let stats = store.gc(&GcOptions { dry_run: true, ..GcOptions::default() }).unwrap();
+    let stats = store.gc(&GcOptions::new().dry_run(true)).unwrap();
     stats.live_regions + stats.dead_regions
 }
 
@@ -287,7 +290,7 @@ fn churn(path: &Path) {
     };
     let store = Store::options().create(path).unwrap();
     take(&store, &|_| true);
-    let ids = store.process("p").snapshots();
+    let ids = ids(&store, "p");
     let forgotten: Vec<_> =
         ids.iter().enumerate().filter(|(at, _)| at % 10 != 0).map(|(_, id)| *id).collect();
     store.forget(&forgotten).unwrap();
@@ -316,4 +319,9 @@ fn disk_bytes(dir: &Path) -> u64 {
             metadata => metadata.blocks() * 512,
         })
         .sum()
+}
+
+/// The ids of the snapshots of a process, oldest first.
+fn ids(store: &Store, process: &str) -> Vec<SnapshotId> {
+    store.process(process).snapshots().iter().map(Snapshot::id).collect()
 }

@@ -10,7 +10,7 @@
 use std::time::{Duration, Instant};
 
 use memmap2::{Advice, MmapMut};
-use stillframe::{Capture, CaptureOptions, LiveMemory, RegionSize, Store};
+use stillframe::{CaptureOptions, CaptureStats, LiveMemory, RegionSize, Store};
 
 #[path = "common/journal.rs"]
 mod journal;
@@ -103,8 +103,8 @@ fn snapshots(memory: &mut MmapMut, random: &mut u64, region_bytes: u32) {
 
 /// Prints the medians of some captures, each after `before`, and the best: other programs can only
 /// add time.
-fn report(what: &str, rounds: usize, mut before: impl FnMut(), capture: impl Fn() -> Capture) {
-    let mut found: Vec<(Duration, Duration, Duration, Capture)> = (0..rounds)
+fn report(what: &str, rounds: usize, mut before: impl FnMut(), capture: impl Fn() -> CaptureStats) {
+    let mut found: Vec<(Duration, Duration, Duration, CaptureStats)> = (0..rounds)
         .map(|_| {
             before();
             let (started, cpu) = (Instant::now(), cpu_time());
@@ -112,7 +112,7 @@ fn report(what: &str, rounds: usize, mut before: impl FnMut(), capture: impl Fn(
             (taken.paused, started.elapsed(), cpu_time() - cpu, taken)
         })
         .collect();
-    let mut median = |key: fn(&(Duration, Duration, Duration, Capture)) -> Duration| {
+    let mut median = |key: fn(&(Duration, Duration, Duration, CaptureStats)) -> Duration| {
         found.sort_by_key(key);
         let milliseconds = |it| key(it).as_secs_f64() * 1e3;
         format!("{:7.1} (best {:.1})", milliseconds(&found[found.len() / 2]), milliseconds(&found[0]))

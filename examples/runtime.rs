@@ -3,7 +3,8 @@
 //!
 //! `cargo run --release --example runtime`
 
-use stillframe::{CaptureOptions, GcOptions, Store, Trigger};
+use stillframe::record::Trigger;
+use stillframe::{CaptureOptions, GcOptions, Store};
 
 /// The machine to capture: here a counter in 64 MiB of memory; in a runtime, an instance.
 struct Machine {
@@ -32,7 +33,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let mut line = Vec::new();
     for number in 1..=10 {
         machine.step(number);
-        let options = CaptureOptions { trigger: Trigger::Periodic, ..CaptureOptions::default() };
+        let options = CaptureOptions::new().trigger(Trigger::Periodic);
         let done = process.capture(&machine.memory, &options)?;
         println!("step {number:2}: {} added {} bytes in {:.1?}", done.id, done.added_bytes, done.elapsed);
         line.push(done.id);

@@ -63,14 +63,15 @@ mod power_loss;
 mod tests {
     use super::*;
     use crate::CaptureOptions;
+    use crate::RegionSize;
     pub(super) use crate::Store;
+    use crate::codec::Codec;
     pub(super) use crate::fault_injection::{Call, Witness, watch};
     pub(super) use crate::store::format::FORMAT_FILE;
     pub(super) use crate::store::names::{INDEX_DIR, PACKS_DIR};
     use crate::store::packs::names;
     use crate::store::replace::{OLD_PACKS_DIR, remove};
     use crate::sys::dir::Name;
-    use crate::{Codec, RegionSize};
     use std::io::{self, BufRead, BufReader};
     use std::path::{Path, PathBuf};
     use std::process::{Command, Stdio};

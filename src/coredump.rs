@@ -13,7 +13,7 @@ use crate::restore::Restore;
 use crate::sink::SparseFile;
 use crate::sink::core::{About, Head};
 use crate::store::error::StoreError;
-use crate::store::packs::object::Kind;
+use crate::store::packs::object::ObjectKind;
 use crate::store::read::{Check, Reader};
 use crate::threads::{self, Threads};
 use crate::units::usize_of;
@@ -49,7 +49,8 @@ impl Restore<'_> {
     /// Cost: as [`into_file`](Self::into_file).
     ///
     /// ```
-    /// use stillframe::{CaptureOptions, LiveProcessSource, Store};
+    /// use stillframe::{CaptureOptions, Store};
+    /// use stillframe::source::LiveProcessSource;
     /// # let dir = tempfile::tempdir()?;
     /// # let store = Store::options().create(dir.path().join("vault"))?;
     /// # let mut child = std::process::Command::new("sleep").arg("60").spawn()?;
@@ -57,7 +58,7 @@ impl Restore<'_> {
     /// let source = LiveProcessSource::new(pid);
     /// let taken = store.process("web-1").capture(&source, &CaptureOptions::default())?;
     /// let core = dir.path().join("web-1.core");
-    /// let stats = store.restore(taken.id)?.into_core(&core, false)?;
+    /// let stats = store.restore(taken.id)?.into_core(&core)?;
     /// assert_eq!(stats.threads, 1);
     /// // gdb /path/to/program web-1.core
     /// # child.kill()?;
@@ -67,28 +68,28 @@ impl Restore<'_> {
     ///
     /// # Errors
     ///
-    /// As [`into_file`](Self::into_file); [`SinkError::Core`](crate::SinkError::Core) if the
+    /// As [`into_file`](Self::into_file); [`SinkError::Core`](crate::sink::SinkError::Core) if the
     /// registers are not those of a 64-bit program.
-    pub fn into_core(self, path: impl AsRef<Path>, overwrite: bool) -> Result<CoreStats, Error> {
+    pub fn into_core(self, path: impl AsRef<Path>) -> Result<CoreStats, Error> {
         let mut reader = Reader::new(self.shared, Check::Full);
         let threads = match reader.attachment(self.pinned.record(), Threads::ATTACHMENT)? {
             None => None,
             Some(bytes) => Some(
                 Threads::from_attachment(&bytes)
-                    .map_err(|source| StoreError::Record { kind: Kind::Attachment, source })?,
+                    .map_err(|source| StoreError::Record { kind: ObjectKind::Attachment, source })?,
             ),
         };
         let auxv = reader.attachment(self.pinned.record(), threads::AUXV)?.unwrap_or_default();
         let register_layout =
             reader.attachment(self.pinned.record(), threads::REGISTER_LAYOUT)?.unwrap_or_default();
         let command = match &self.pinned.record().origin {
-            Origin::Process { command, .. } | Origin::Core { command, .. } => command.join(" "),
+            Origin::LiveProcess { command, .. } | Origin::Core { command, .. } => command.join(" "),
             _ => String::new(),
         };
         let thread_count = threads.as_ref().map_or(0, |threads| threads.threads.len());
         let about = About { threads, auxv, command, register_layout };
         let head = Head::new(self.tables.space(), &self.long_zeros(&mut reader)?, about)?;
-        let file = SparseFile::create(path.as_ref(), head.file_bytes, overwrite)?;
+        let file = SparseFile::create(path.as_ref(), head.file_bytes, self.overwrite)?;
         file.write_at(&head.bytes, 0)?;
         // Memory that was left out of the image is not written.
         let written_bytes = AtomicU64::new(head.bytes.len() as u64);
@@ -125,7 +126,7 @@ impl Restore<'_> {
             }
             let end = place.image_bytes + place.length_bytes as u64;
             at = place.image_bytes;
-            for hash in reader.hashes(Kind::Table, &hash, place.regions)? {
+            for hash in reader.hashes(ObjectKind::Table, &hash, place.regions)? {
                 let next = end.min(at + region_bytes);
                 if hash.is_zero() {
                     add(at..next);

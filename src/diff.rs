@@ -23,7 +23,7 @@ use crate::progress::{Meter, Progress};
 use crate::record::SnapshotId;
 use crate::root::Run;
 use crate::snapshot::Snapshot;
-use crate::store::packs::object::Kind;
+use crate::store::packs::object::ObjectKind;
 use crate::store::read::{Check, Reader};
 use crate::store::{Shared, Store};
 use crate::sync::Mutex;
@@ -32,9 +32,23 @@ use crate::workers;
 
 /// How to compare.
 #[derive(Clone, Debug, Default)]
+#[non_exhaustive]
 pub struct DiffOptions {
     /// Reports progress, and can interrupt the comparison.
     pub progress: Progress,
+}
+
+impl DiffOptions {
+    /// The default.
+    pub fn new() -> Self {
+        DiffOptions::default()
+    }
+
+    /// Sets what watches it.
+    pub fn progress(mut self, progress: Progress) -> Self {
+        self.progress = progress;
+        self
+    }
 }
 
 /// The differences between two snapshots.
@@ -74,7 +88,8 @@ impl Store {
     /// million ranges at most.
     ///
     /// ```
-    /// use stillframe::{CaptureOptions, DiffOptions, Store};
+    /// use stillframe::{CaptureOptions, Store};
+    /// use stillframe::diff::DiffOptions;
     /// # let dir = tempfile::tempdir()?;
     /// # let store = Store::options().create(dir.path().join("vault"))?;
     /// let process = store.process("web-1");
@@ -91,7 +106,7 @@ impl Store {
     ///
     /// # Errors
     ///
-    /// [`NoSuchSnapshot`](crate::StoreError::NoSuchSnapshot); damage of anything that the
+    /// [`NoSuchSnapshot`](crate::store::StoreError::NoSuchSnapshot); damage of anything that the
     /// comparison reads; [`Error::Interrupted`].
     pub fn diff(&self, a: SnapshotId, b: SnapshotId, options: &DiffOptions) -> Result<Diff, Error> {
         let (a, b) = (Side::new(self.snapshot(a)?)?, Side::new(self.snapshot(b)?)?);
@@ -329,7 +344,7 @@ impl<'a> Looker<'a> {
     fn cell(&mut self, at: usize, address: u64) -> Result<Cell, Error> {
         let table = &self.side.tables[at];
         if !table.hash.is_zero() && self.table.as_ref().is_none_or(|(seen, _)| *seen != at) {
-            self.table = Some((at, self.tables.hashes(Kind::Table, &table.hash, table.regions)?));
+            self.table = Some((at, self.tables.hashes(ObjectKind::Table, &table.hash, table.regions)?));
         }
         let region = (address - table.range.start()) / self.side.region_bytes;
         let start = table.range.start() + region * self.side.region_bytes;

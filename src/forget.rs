@@ -20,6 +20,7 @@ use crate::store::error::StoreError;
 /// without any rule, none is kept. Snapshots with a time in the future are ignored: they are kept,
 /// and no rule counts them.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct KeepPolicy {
     /// The newest snapshots, this many.
     pub last: Option<u32>,
@@ -40,6 +41,67 @@ pub struct KeepPolicy {
     /// [`TimeZone::system`] for that of the machine. With daylight saving time, one day a year has
     /// 23 hours and one has 25, and the repeated hour counts as two hours.
     pub time_zone: TimeZone,
+}
+
+impl KeepPolicy {
+    /// The default.
+    pub fn new() -> Self {
+        KeepPolicy::default()
+    }
+
+    /// Sets how many of the newest snapshots are kept.
+    pub fn last(mut self, count: impl Into<Option<u32>>) -> Self {
+        self.last = count.into();
+        self
+    }
+
+    /// Sets for how many hours the newest snapshot is kept.
+    pub fn hourly(mut self, count: impl Into<Option<u32>>) -> Self {
+        self.hourly = count.into();
+        self
+    }
+
+    /// Sets for how many days the newest snapshot is kept.
+    pub fn daily(mut self, count: impl Into<Option<u32>>) -> Self {
+        self.daily = count.into();
+        self
+    }
+
+    /// Sets for how many weeks the newest snapshot is kept.
+    pub fn weekly(mut self, count: impl Into<Option<u32>>) -> Self {
+        self.weekly = count.into();
+        self
+    }
+
+    /// Sets for how many months the newest snapshot is kept.
+    pub fn monthly(mut self, count: impl Into<Option<u32>>) -> Self {
+        self.monthly = count.into();
+        self
+    }
+
+    /// Sets the age up to which all snapshots are kept.
+    pub fn within(mut self, age: impl Into<Option<SignedDuration>>) -> Self {
+        self.within = age.into();
+        self
+    }
+
+    /// Adds a label with which snapshots are kept.
+    pub fn label(mut self, key: impl Into<String>, value: impl Into<String>) -> Self {
+        self.labels.push((key.into(), value.into()));
+        self
+    }
+
+    /// Adds labels with which snapshots are kept.
+    pub fn labels(mut self, labels: impl IntoIterator<Item = (String, String)>) -> Self {
+        self.labels.extend(labels);
+        self
+    }
+
+    /// Sets the time zone in which days begin; UTC unless set.
+    pub fn time_zone(mut self, zone: TimeZone) -> Self {
+        self.time_zone = zone;
+        self
+    }
 }
 
 /// The result of a policy.
@@ -82,7 +144,7 @@ impl Store {
     ///
     /// # Errors
     ///
-    /// [`StoreError::NoSuchSnapshot`] if the process has no snapshots.
+    /// [`StoreError::NoSuchProcess`] if the process has no snapshots.
     pub fn plan_forget(&self, policy: &KeepPolicy, process: Option<&str>) -> Result<ForgetPlan, Error> {
         self.shared().check_process()?;
         let now = Timestamp::now();
@@ -91,7 +153,7 @@ impl Store {
             None => self.snapshots(),
         };
         if let (Some(process), true) = (process, snapshots.is_empty()) {
-            return Err(StoreError::NoSuchSnapshot { text: format!("of process {process}") }.into());
+            return Err(StoreError::no_such_process(process).into());
         }
         let mut lines: BTreeMap<&str, Vec<&Snapshot<'_>>> = BTreeMap::new();
         let (future, past): (Vec<_>, Vec<_>) = snapshots.iter().partition(|snapshot| snapshot.time() > now);

@@ -15,7 +15,7 @@ use crate::record::{Record, SnapshotId};
 use crate::snapshot::Snapshot;
 use crate::store::Store;
 use crate::store::error::StoreError;
-use crate::store::packs::object::Kind;
+use crate::store::packs::object::ObjectKind;
 use crate::store::read::{Check, Reader};
 use crate::store::tables::Layout;
 use crate::units::{AddressRange, UnitError, usize_of};
@@ -142,7 +142,7 @@ impl Store {
             steps.push(Step { snapshot, place });
         }
         let Some(newest) = steps.last() else {
-            return Err(StoreError::NoSuchProcess { process: process.to_owned() }.into());
+            return Err(StoreError::no_such_process(process).into());
         };
         if let Err(missing) = newest.place.parts
             && steps.iter().all(|step| step.place.parts.is_err())
@@ -212,7 +212,7 @@ impl History<'_> {
                 std::collections::hash_map::Entry::Vacant(entry) => {
                     entry.insert(match self.seen.tables.get(&table) {
                         Some(hashes) if hashes.len() == part.table_regions => hashes.clone(),
-                        _ => self.tables.hashes(Kind::Table, &table, part.table_regions)?,
+                        _ => self.tables.hashes(ObjectKind::Table, &table, part.table_regions)?,
                     })
                 }
             };

@@ -17,12 +17,39 @@ const MAX_KEY_BYTES: usize = 255;
 const MAX_VALUE_BYTES: usize = 4096;
 
 impl Store {
-    /// Sets labels of a snapshot; a value of `None` removes the label.
+    /// Sets one label of a snapshot.
+    ///
+    /// # Errors
+    ///
+    /// As [`change_labels`](Self::change_labels).
+    pub fn set_label(
+        &self,
+        id: SnapshotId,
+        key: impl Into<String>,
+        value: impl Into<String>,
+    ) -> Result<Snapshot<'_>, Error> {
+        self.change_labels(id, &[(key.into(), Some(value.into()))])
+    }
+
+    /// Removes one label of a snapshot, if it has it.
+    ///
+    /// # Errors
+    ///
+    /// As [`change_labels`](Self::change_labels).
+    pub fn remove_label(&self, id: SnapshotId, key: impl Into<String>) -> Result<Snapshot<'_>, Error> {
+        self.change_labels(id, &[(key.into(), None)])
+    }
+
+    /// Sets and removes labels of a snapshot in one step; a value of `None` removes the label.
     ///
     /// # Errors
     ///
     /// [`StoreError::NoSuchSnapshot`], [`StoreError::BadLabel`], or that the store cannot be written.
-    pub fn label(&self, id: SnapshotId, changes: &[(String, Option<String>)]) -> Result<Snapshot<'_>, Error> {
+    pub fn change_labels(
+        &self,
+        id: SnapshotId,
+        changes: &[(String, Option<String>)],
+    ) -> Result<Snapshot<'_>, Error> {
         self.shared().check_writable()?;
         // Held over reading and writing, so that two calls do not undo one another.
         let _lane = self.shared().lane("\0labels");

@@ -91,58 +91,58 @@
 #[doc = include_str!("../README.md")]
 struct Readme;
 
-mod address_space;
-mod capture;
-mod codec;
-mod coredump;
+pub mod address_space;
+pub mod capture;
+pub mod codec;
+pub mod coredump;
 mod delta;
 mod descriptors;
-mod diff;
+pub mod diff;
 #[cfg(all(doc, not(doctest)))]
 pub mod docs;
 mod elf;
-mod error;
-mod forget;
+pub mod error;
+pub mod forget;
 #[cfg(feature = "fuzzing")]
 pub mod fuzzing;
-mod gc;
+pub mod gc;
 mod hash;
-mod history;
+pub mod history;
 mod labels;
-mod lazy;
+pub mod lazy;
 mod left_out;
 mod mapped_files;
-mod migrate;
+pub mod migrate;
 #[path = "../migrations/mod.rs"]
 mod migrations;
 mod process;
 mod progress;
-mod ranges;
-mod record;
+pub mod ranges;
+pub mod record;
 mod region;
-mod repair;
+pub mod repair;
 mod report;
 mod reservation;
-mod restore;
-mod rollback;
+pub mod restore;
+pub mod rollback;
 mod root;
 mod run;
 mod same_process;
 mod signals;
-mod sink;
-mod snapshot;
-mod source;
-mod stats;
-mod store;
+pub mod sink;
+pub mod snapshot;
+pub mod source;
+pub mod stats;
+pub mod store;
 mod sync;
 mod sys;
 mod table;
-mod template;
-mod text;
-mod threads;
-mod track;
-mod units;
-mod verify;
+pub mod template;
+pub mod text;
+pub mod threads;
+pub mod track;
+pub mod units;
+pub mod verify;
 mod workers;
 
 /// Stands between a store and its files, so that a test may watch what it does with them, and have it fail.
@@ -177,44 +177,18 @@ pub mod fault_injection {
     pub use crate::sys::call::{Call, Watching, Witness, watch};
 }
 
-pub use address_space::{AddressSpace, AddressSpaceError, Mapping, MappingKind, Protection};
-pub use capture::{Capture, CaptureOptions, PendingCapture};
-pub use codec::{Codec, CodecError};
-pub use coredump::CoreStats;
-pub use diff::{Diff, DiffOptions};
-pub use error::{Error, MemoryError, ReadError, RollbackError};
-pub use forget::{ForgetPlan, KeepPolicy};
-pub use gc::{GcOptions, GcStats};
+pub use capture::{CaptureOptions, CaptureStats};
+pub use error::Error;
+pub use gc::GcOptions;
 pub use hash::Hash;
-pub use history::{History, Moment};
-pub use lazy::{Fill, Filled, LazyMapping, WorkingSet};
-pub use left_out::{LeftOut, WhyLeftOut};
-pub use migrate::Migration;
 pub use process::Process;
 pub use progress::Progress;
-pub use ranges::Ranges;
-pub use record::{AttachmentRef, Origin, Record, RecordError, SnapshotId, Trigger};
-pub use repair::{RepairOptions, RepairReport};
+pub use record::SnapshotId;
 pub use reservation::Reservation;
-pub use restore::{Restore, RestoreStats};
-pub use rollback::{Rollback, RollbackStats};
-pub use sink::SinkError;
-pub use snapshot::{ProcessSummary, Snapshot};
-pub use source::{
-    Attachment, Compression, CopyOut, CoreSource, FileSource, Frozen, InPlace, LiveMemory, LiveProcessSource,
-    Memory, OneMemory, OpenCore, Source, SourceError, SourceExt, Tracked,
-};
-pub use stats::Stats;
-pub use store::catalog::Labels;
-pub use store::error::StoreError;
-pub use store::id::StoreId;
-pub use store::packs::object::Kind;
-pub use store::read::Check;
-pub use store::{Store, StoreInfo, StoreOptions};
-pub use table::REGIONS_PER_TABLE;
-pub use template::{Instance, Template};
-pub use text::{is_control, printable};
-pub use threads::{RegisterSet, Thread, Threads};
-pub use track::{DirtyRanges, DirtySet, RescanReason, TrackError, TrackMethod, Tracker, Tracking};
-pub use units::{AddressRange, RegionSize, UnitError};
-pub use verify::{Problem, VerifyOptions, VerifyReport};
+pub use restore::Restore;
+pub use rollback::Rollback;
+pub use snapshot::Snapshot;
+pub use source::LiveMemory;
+pub use store::{Store, StoreOptions};
+pub use template::Template;
+pub use units::{AddressRange, RegionSize};

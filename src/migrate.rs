@@ -5,19 +5,57 @@ use std::time::Duration;
 
 use crate::error::Error;
 use crate::migrations;
+use crate::store::Store;
 use crate::store::directory;
 use crate::store::format::{FORMAT_VERSION, Format};
 use crate::store::lock::Lock;
-use crate::store::{Store, StoreOptions};
 
 /// What a migration did, or would do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
 #[non_exhaustive]
-pub struct Migration {
+pub struct MigrateReport {
     /// The format the store had.
     pub from: u32,
     /// The format it has now.
     pub to: u32,
+}
+
+/// How to migrate a store.
+#[derive(Clone, Debug, Default)]
+#[non_exhaustive]
+pub struct MigrateOptions {
+    /// Only find out what would be done.
+    pub dry_run: bool,
+    /// How long to wait for another process that has the store open.
+    pub wait: Duration,
+    /// Migrate a store that belongs to another user also as root, as
+    /// [`StoreOptions::trust_owner`](crate::StoreOptions::trust_owner).
+    pub trust_owner: bool,
+}
+
+impl MigrateOptions {
+    /// The default.
+    pub fn new() -> Self {
+        MigrateOptions::default()
+    }
+
+    /// Only finds out what would be done, or not.
+    pub fn dry_run(mut self, dry_run: bool) -> Self {
+        self.dry_run = dry_run;
+        self
+    }
+
+    /// Sets how long to wait for another process that has the store open.
+    pub fn wait(mut self, wait: Duration) -> Self {
+        self.wait = wait;
+        self
+    }
+
+    /// Also migrates a store of [another user](Self::trust_owner) as root, or not.
+    pub fn trust_owner(mut self, trust: bool) -> Self {
+        self.trust_owner = trust;
+        self
+    }
 }
 
 impl Store {
@@ -27,30 +65,30 @@ impl Store {
     /// The old store stays whole until the new one is complete, so there must be space for both.
     /// Interrupted at any moment, it goes on when it is called again.
     ///
+    /// ```
+    /// use stillframe::Store;
+    /// use stillframe::migrate::MigrateOptions;
+    /// # let dir = tempfile::tempdir()?;
+    /// # let path = dir.path().join("vault");
+    /// # Store::options().create(&path)?;
+    /// let report = Store::migrate(&path, &MigrateOptions::new().dry_run(true))?;
+    /// assert_eq!(report.from, report.to);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    ///
     /// # Errors
     ///
-    /// [`StoreError::NewerFormat`](crate::StoreError::NewerFormat),
-    /// [`StoreError::Owned`](crate::StoreError::Owned); when something cannot be read or written.
-    pub fn migrate(path: impl AsRef<Path>, dry_run: bool, wait: Duration) -> Result<Migration, Error> {
-        Store::options().wait(wait).migrate(path, dry_run)
-    }
-}
-
-impl StoreOptions {
-    /// The same as [`Store::migrate`], with these options for opening the store.
-    ///
-    /// # Errors
-    ///
-    /// As [`Store::migrate`].
-    pub fn migrate(&self, path: impl AsRef<Path>, dry_run: bool) -> Result<Migration, Error> {
-        let dir = directory::open(path.as_ref(), self.trust_owner)?;
+    /// [`StoreError::NewerFormat`](crate::store::StoreError::NewerFormat),
+    /// [`StoreError::Owned`](crate::store::StoreError::Owned); when something cannot be read or written.
+    pub fn migrate(path: impl AsRef<Path>, options: &MigrateOptions) -> Result<MigrateReport, Error> {
+        let dir = directory::open(path.as_ref(), options.trust_owner)?;
         Format::read(&dir)?;
-        let lock = Lock::take(&dir, self.wait)?;
+        let lock = Lock::take(&dir, options.wait)?;
         let from = Format::read(&dir)?.version;
-        if !dry_run {
+        if !options.dry_run {
             lock.check_writable()?;
             migrations::run(&dir, migrations::STEPS, FORMAT_VERSION)?;
         }
-        Ok(Migration { from, to: FORMAT_VERSION })
+        Ok(MigrateReport { from, to: FORMAT_VERSION })
     }
 }

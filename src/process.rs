@@ -1,10 +1,11 @@
 //! A process: a named line of snapshots in a store.
 
 use crate::capture::reference::Reference;
-use crate::capture::{self, Capture, CaptureOptions, PendingCapture};
+use crate::capture::{self, CaptureOptions, CaptureStats, PendingCapture};
 use crate::error::Error;
 use crate::labels::check_labels;
 use crate::record::SnapshotId;
+use crate::snapshot::Snapshot;
 use crate::source::Source;
 use crate::store::Store;
 use crate::store::error::StoreError;
@@ -23,23 +24,22 @@ const MAX_NAME_BYTES: usize = 255;
 impl Store {
     /// The process of this name, which need not have any snapshot yet.
     ///
-    /// A name has 1 to 255 bytes, no slashes and no [control characters](crate::is_control); one that breaks this is
+    /// A name has 1 to 255 bytes, no slashes and no [control characters](crate::text::is_control); one that breaks this is
     /// refused by [`Process::capture`].
     pub fn process(&self, name: impl Into<String>) -> Process<'_> {
         Process { store: self, name: name.into() }
     }
 }
 
-impl Process<'_> {
+impl<'a> Process<'a> {
     /// Its name.
     pub fn name(&self) -> &str {
         &self.name
     }
 
-    /// The ids of its snapshots, oldest first.
-    pub fn snapshots(&self) -> Vec<SnapshotId> {
-        let shared = self.store.shared();
-        if shared.is_elsewhere() { Vec::new() } else { shared.catalog().of_process(&self.name).collect() }
+    /// Its snapshots, oldest first. As for [`Store::snapshots`], gc does not remove them while they are held.
+    pub fn snapshots(&self) -> Vec<Snapshot<'a>> {
+        self.store.snapshots_of(&self.name)
     }
 
     /// Its newest snapshot.
@@ -68,7 +68,7 @@ impl Process<'_> {
                 .process(name)
                 .latest()
                 .map(drop)
-                .ok_or_else(|| capture::no_snapshot_of(name).into()),
+                .ok_or_else(|| StoreError::no_such_process(name).into()),
             _ => Ok(()),
         }
     }
@@ -91,7 +91,7 @@ impl Process<'_> {
         &self,
         source: &S,
         options: &CaptureOptions,
-    ) -> Result<Capture, Error> {
+    ) -> Result<CaptureStats, Error> {
         self.check_names(options)?;
         capture::begin(self.store.shared(), &self.name, source, options, false)?.finish()
     }

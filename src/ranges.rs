@@ -19,7 +19,7 @@ use crate::units::AddressRange;
 /// ranges in any order, and it reads as a slice of them.
 ///
 /// ```
-/// use stillframe::Ranges;
+/// use stillframe::ranges::Ranges;
 /// let some: Ranges = [5..9, 1..3, 8..12, 3..4].into_iter().collect();
 /// assert_eq!(some, [1..4, 5..12]);
 /// assert_eq!(some.length_bytes(), 10);

@@ -108,7 +108,7 @@ pub enum Origin {
         path: PathBuf,
     },
     /// A live Linux process.
-    Process {
+    LiveProcess {
         /// Its process id at that time.
         pid: u32,
         /// Its executable, if it could be read.
@@ -169,7 +169,7 @@ pub struct Record {
     pub regions: u64,
     /// The data kept together with the memory.
     pub attachments: Vec<AttachmentRef>,
-    /// The stored layout: the [`AddressSpace`](crate::AddressSpace).
+    /// The stored layout: the [`AddressSpace`](crate::address_space::AddressSpace).
     pub layout: Hash,
     /// The stored root: the hashes of all tables in layout order.
     pub root: Hash,
@@ -244,7 +244,7 @@ pub(crate) fn cut_command(words: impl IntoIterator<Item = String>) -> Vec<String
 impl Origin {
     /// The same origin with its command line truncated to the limit.
     pub(crate) fn cut(mut self) -> Origin {
-        if let Origin::Process { command, .. } | Origin::Core { command, .. } = &mut self
+        if let Origin::LiveProcess { command, .. } | Origin::Core { command, .. } = &mut self
             && command.last().is_none_or(|last| last != CUT)
             && command.iter().map(|word| word.len() + 1).sum::<usize>() > MAX_COMMAND_BYTES
         {
@@ -461,7 +461,7 @@ mod tests {
     fn paths_come_back_whatever_bytes_they_have() {
         use std::os::unix::ffi::OsStringExt;
         let path = || PathBuf::from(std::ffi::OsString::from_vec(b"/a/\xff\xfe b".to_vec()));
-        let process = |path| Origin::Process { pid: 7, path, command: vec!["a".to_owned()] };
+        let process = |path| Origin::LiveProcess { pid: 7, path, command: vec!["a".to_owned()] };
         for origin in [Origin::File { path: path() }, process(Some(path())), process(None)] {
             let record = Record { origin, ..record() };
             assert_eq!(decode::<Record>(&encode(&record).unwrap()).unwrap(), record);

@@ -51,7 +51,7 @@ use crate::track::{CopyOnWrite, RescanReason, Tracker};
 /// memory.set_length_bytes(2 << 20)?;
 /// memory.bytes_mut()[5000] = 8;
 ///
-/// let options = CaptureOptions { parent: memory.basis(), ..CaptureOptions::default() };
+/// let options = CaptureOptions::new().parent(memory.basis());
 /// let taken = store.process("vm-1").capture(&memory, &options)?;
 /// assert_eq!((taken.parent, taken.changed_regions), (Some(booted.id), 1));
 /// memory.rollback(store.rollback(booted.id)?)?;
@@ -161,7 +161,7 @@ impl Reservation {
     }
 
     /// The same where it is possible. Where it is not, captures read the whole memory, and
-    /// [`Capture::tracking`](crate::Capture::tracking) says why.
+    /// [`CaptureStats::tracking`](crate::CaptureStats::tracking) says why.
     ///
     /// # Errors
     ///
@@ -199,7 +199,7 @@ impl Reservation {
     }
 
     /// Turns the memory into the image, which is filled at page faults and as `fill` says; its
-    /// length becomes that of the image. Returns at once. [`LazyMapping`](crate::LazyMapping)
+    /// length becomes that of the image. Returns at once. [`LazyMapping`](crate::lazy::LazyMapping)
     /// documents such memory. Captures, rollbacks, and [tracking](Self::track_writes) wait until
     /// all is filled.
     ///
@@ -313,7 +313,7 @@ impl Reservation {
     }
 
     /// The working set: the memory that was accessed before it was filled. See
-    /// [`LazyMapping::touched`](crate::LazyMapping::touched).
+    /// [`LazyMapping::touched`](crate::lazy::LazyMapping::touched).
     pub fn touched(&self) -> WorkingSet {
         match &self.content {
             Content::Lazy(serving) => serving.touched(),

@@ -15,7 +15,7 @@ use crate::hash::Hash;
 use crate::progress::{Meter, Progress};
 use crate::record::SnapshotId;
 use crate::sink::{SinkError, SparseFile};
-use crate::store::packs::object::Kind;
+use crate::store::packs::object::ObjectKind;
 use crate::store::pinned::Pinned;
 use crate::store::read::{Check, Reader};
 use crate::store::tables::Tables;
@@ -42,6 +42,7 @@ pub struct Restore<'a> {
     pub(crate) tables: Tables,
     pub(crate) check: Check,
     pub(crate) progress: Progress,
+    pub(crate) overwrite: bool,
 }
 
 /// The result of a restore into a file.
@@ -59,14 +60,15 @@ impl Store {
     ///
     /// # Errors
     ///
-    /// [`NoSuchSnapshot`](crate::StoreError::NoSuchSnapshot);
-    /// [`Damaged`](crate::StoreError::Damaged) or [`Missing`](crate::StoreError::Missing) if the
+    /// [`NoSuchSnapshot`](crate::store::StoreError::NoSuchSnapshot);
+    /// [`Damaged`](crate::store::StoreError::Damaged) or [`Missing`](crate::store::StoreError::Missing) if the
     /// layout or the root cannot be read.
     pub fn restore(&self, id: SnapshotId) -> Result<Restore<'_>, Error> {
         let shared = self.shared();
         let pinned = shared.pin(id)?;
         let tables = Tables::read(&mut Reader::new(shared, Check::Full), pinned.record())?;
-        Ok(Restore { shared, pinned, tables, check: Check::default(), progress: Progress::default() })
+        let (check, progress) = (Check::default(), Progress::default());
+        Ok(Restore { shared, pinned, tables, check, progress, overwrite: false })
     }
 }
 
@@ -80,6 +82,13 @@ impl Restore<'_> {
     /// Sets a [`Progress`], which reports how far the restore is and can interrupt it.
     pub fn progress(mut self, progress: Progress) -> Self {
         self.progress = progress;
+        self
+    }
+
+    /// Lets [`into_file`](Self::into_file) and [`into_core`](Self::into_core) replace a file that exists. No, unless
+    /// set.
+    pub fn overwrite(mut self, overwrite: bool) -> Self {
+        self.overwrite = overwrite;
         self
     }
 
@@ -128,11 +137,12 @@ impl Restore<'_> {
     ///
     /// # Errors
     ///
-    /// [`SinkError::Exists`] if the file exists, unless `overwrite` allows replacing it; an error
+    /// [`SinkError::Exists`] if the file exists, unless [`overwrite`](Self::overwrite) allows
+    /// replacing it; an error
     /// of the operating system; damage.
-    pub fn into_file(self, path: impl AsRef<Path>, overwrite: bool) -> Result<RestoreStats, Error> {
+    pub fn into_file(self, path: impl AsRef<Path>) -> Result<RestoreStats, Error> {
         let bytes = self.image_bytes();
-        let file = SparseFile::create(path.as_ref(), bytes, overwrite)?;
+        let file = SparseFile::create(path.as_ref(), bytes, self.overwrite)?;
         let written_bytes = self.write_to(|bytes, offset_bytes| Ok(file.write_at(bytes, offset_bytes)?))?;
         file.finish()?;
         Ok(RestoreStats { bytes, written_bytes })
@@ -150,7 +160,7 @@ impl Restore<'_> {
         let written_bytes = AtomicU64::new(0);
         let start = || (Reader::new(self.shared, self.check), vec![0; WRITE_BYTES.max(region_bytes)]);
         let write = |(reader, buffer): &mut (Reader<'_>, Vec<u8>), (hash, place): (Hash, Place)| {
-            let hashes = reader.hashes(Kind::Table, &hash, place.regions)?;
+            let hashes = reader.hashes(ObjectKind::Table, &hash, place.regions)?;
             let mut region = 0;
             for part in hashes.chunks(buffer.len() / region_bytes) {
                 // One write for each run of non-zero regions.
@@ -219,7 +229,7 @@ impl Restore<'_> {
         clear_zeros: bool,
         meter: &Meter,
     ) -> Result<(), Error> {
-        let hashes = reader.hashes(Kind::Table, hash, regions)?;
+        let hashes = reader.hashes(ObjectKind::Table, hash, regions)?;
         reader.regions(&hashes, target, self.pinned.record().region_size.bytes(), clear_zeros)?;
         Ok(meter.advance(target.len() as u64)?)
     }

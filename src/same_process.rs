@@ -44,7 +44,7 @@ impl Store {
 /// Whether a snapshot belongs to the process. If the kernel does not provide the needed facts, the
 /// answer is yes.
 fn is_of(snapshot: &Snapshot<'_>, pid: u32, now: &RunningProcess) -> Result<bool, Error> {
-    if !matches!(&snapshot.record().origin, Origin::Process { pid: then, .. } if *then == pid) {
+    if !matches!(&snapshot.record().origin, Origin::LiveProcess { pid: then, .. } if *then == pid) {
         return Ok(false);
     }
     let run = snapshot.attachment(Run::ATTACHMENT)?.and_then(|run| Run::from_attachment(&run).ok());

@@ -10,7 +10,7 @@ use crate::hash::Hash;
 use crate::record::{Record, SnapshotId};
 use crate::store::catalog::{Entry, Labels};
 use crate::store::error::StoreError;
-use crate::store::packs::object::Kind;
+use crate::store::packs::object::ObjectKind;
 use crate::store::pinned::Pinned;
 use crate::store::read::{Check, Reader};
 use crate::store::tables::{Layout, Tables};
@@ -106,8 +106,9 @@ impl Store {
     ///
     /// # Errors
     ///
-    /// [`StoreError::NoSuchSnapshot`], [`StoreError::AmbiguousPrefix`], and
-    /// [`StoreError::BadSnapshotName`] for a text of none of these forms.
+    /// [`StoreError::NoSuchSnapshot`], [`StoreError::NoSuchProcess`] if no snapshot is of `PROCESS`,
+    /// [`StoreError::AmbiguousPrefix`], and [`StoreError::BadSnapshotName`] for a text of none of these
+    /// forms.
     pub fn find(&self, text: &str) -> Result<SnapshotId, Error> {
         self.shared().check_process()?;
         let catalog = self.shared().catalog();
@@ -116,12 +117,17 @@ impl Store {
             return Ok(catalog.newest().map(|(_, id)| id).ok_or_else(none)?);
         }
         if let Some(process) = text.strip_suffix("@latest") {
-            return Ok(catalog.of_process(process).next_back().ok_or_else(none)?);
+            let latest = catalog.of_process(process).next_back();
+            return Ok(latest.ok_or_else(|| StoreError::no_such_process(process))?);
         }
         if let Some((process, back)) = text.rsplit_once('~')
             && let Ok(back) = back.parse()
         {
-            return Ok(catalog.of_process(process).rev().nth(back).ok_or_else(none)?);
+            let mut newest_first = catalog.of_process(process).rev().peekable();
+            if newest_first.peek().is_none() {
+                return Err(StoreError::no_such_process(process).into());
+            }
+            return Ok(newest_first.nth(back).ok_or_else(none)?);
         }
         let bad =
             |why| Error::from(StoreError::BadSnapshotName { text: text.chars().take(80).collect(), why });
@@ -207,7 +213,7 @@ impl<'a> Snapshot<'a> {
         Ok(tables.flat_map(move |(table, place)| {
             let mapping = space.mappings()[place.mapping_index].range;
             let first = mapping.start() + place.offset_bytes;
-            let regions: Vec<_> = match reader.hashes(Kind::Table, &table, place.regions) {
+            let regions: Vec<_> = match reader.hashes(ObjectKind::Table, &table, place.regions) {
                 Err(error) => vec![Err(error.into())],
                 Ok(hashes) => hashes
                     .into_iter()
@@ -290,7 +296,7 @@ impl<'a> Snapshot<'a> {
         let mut buffer = vec![0; region_bytes];
         let mut written_bytes = 0;
         for (table, place, part) in tables {
-            let hashes = reader.hashes(Kind::Table, &table, place.regions)?;
+            let hashes = reader.hashes(ObjectKind::Table, &table, place.regions)?;
             for (at, hash) in hashes.iter().enumerate() {
                 let start = at * region_bytes;
                 let end = place.length_bytes.min(start + region_bytes);

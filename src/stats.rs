@@ -8,7 +8,7 @@ use crate::sys::file;
 /// How much a store holds. All sizes are in bytes.
 #[derive(Clone, Copy, Debug, PartialEq, serde::Serialize)]
 #[non_exhaustive]
-pub struct Stats {
+pub struct StoreStats {
     /// The number of snapshots.
     pub snapshots: u64,
     /// The number of processes that have snapshots.
@@ -43,7 +43,7 @@ impl Store {
     /// # Errors
     ///
     /// If the index cannot be read.
-    pub fn stats(&self) -> Result<Stats, Error> {
+    pub fn stats(&self) -> Result<StoreStats, Error> {
         let shared = self.shared();
         shared.check_process()?;
         shared.settle_all();
@@ -68,7 +68,7 @@ impl Store {
             unique_bytes += u64::from(location.plain_bytes);
             stored_bytes += location.object_bytes();
         }
-        Ok(Stats {
+        Ok(StoreStats {
             snapshots,
             processes,
             logical_bytes,

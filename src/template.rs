@@ -20,7 +20,7 @@ use crate::address_space::AddressSpace;
 use crate::error::{Error, MemoryError};
 use crate::record::SnapshotId;
 use crate::restore::Restore;
-use crate::source::{CopyOut, Frozen, Memory, Source, SourceError};
+use crate::source::{Access, CopyOut, Frozen, Source, SourceError};
 use crate::store::Store;
 use crate::sys::pages::Pages;
 use crate::sys::process_memory;
@@ -75,7 +75,7 @@ struct Content {
 /// vm_1[5000] = 8;
 /// assert_eq!(vm_2[5000], 7);
 ///
-/// let options = CaptureOptions { parent: Some(vm_1.parent()), ..CaptureOptions::default() };
+/// let options = CaptureOptions::new().parent(vm_1.parent());
 /// let taken = store.process("vm-1").capture(&vm_1, &options)?;
 /// assert_eq!(taken.parent, Some(booted.id));
 /// assert_eq!(taken.changed_regions, 1);
@@ -243,8 +243,8 @@ impl Frozen for FrozenInstance<'_> {
         &self.instance.content.space
     }
 
-    fn memory(&self) -> Memory<'_> {
-        Memory::SharedUntilRelease(self)
+    fn access(&self) -> Access<'_> {
+        Access::SharedUntilRelease(self)
     }
 }
 

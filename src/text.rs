@@ -17,7 +17,7 @@ pub(crate) fn is_direction(letter: char) -> bool {
 /// The text with a replacement character in the place of each [control character](is_control).
 ///
 /// ```
-/// assert_eq!(stillframe::printable("a\x1b[2J\u{202e}b"), "a\u{fffd}[2J\u{fffd}b");
+/// assert_eq!(stillframe::text::printable("a\x1b[2J\u{202e}b"), "a\u{fffd}[2J\u{fffd}b");
 /// ```
 pub fn printable(text: &str) -> Cow<'_, str> {
     match text.contains(is_control) {

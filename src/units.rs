@@ -18,7 +18,7 @@ use serde::{Deserialize, Serialize};
 /// assert_eq!(size.bytes(), 4096);
 /// assert_eq!(size.regions_in(4097), 2); // the last region is shorter
 /// assert!(RegionSize::new(5000).is_err());
-/// # Ok::<(), stillframe::UnitError>(())
+/// # Ok::<(), stillframe::units::UnitError>(())
 /// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(try_from = "u32", into = "u32")]
@@ -79,7 +79,7 @@ impl From<RegionSize> for u32 {
 /// let range: AddressRange = "0x1000..8192".parse()?;
 /// assert_eq!((range.start(), range.length_bytes()), (0x1000, 4096));
 /// assert!("8192..0x1000".parse::<AddressRange>().is_err());
-/// # Ok::<(), stillframe::UnitError>(())
+/// # Ok::<(), stillframe::units::UnitError>(())
 /// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(try_from = "(u64, u64)", into = "(u64, u64)")]

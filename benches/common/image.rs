@@ -4,7 +4,8 @@ use std::io::{BufRead, BufReader};
 use std::process::{Command, Stdio};
 use std::sync::OnceLock;
 
-use stillframe::{CaptureOptions, LiveProcessSource, Store};
+use stillframe::source::LiveProcessSource;
+use stillframe::{CaptureOptions, Store};
 
 /// The file named by `STILLFRAME_IMAGE`, or the memory of a CPython process.
 pub(crate) fn image() -> &'static [u8] {

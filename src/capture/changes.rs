@@ -42,7 +42,7 @@ impl Changes {
                 return Ok(Changes { ranges: None, tracking: Tracking::Rescan(why), acknowledge: None });
             }
         };
-        let means = tracker.means();
+        let means = tracker.method();
         let acknowledge = Some((tracker, number));
         let usable = changes.and_then(|changes| match parent {
             None => Err(RescanReason::NoParent),

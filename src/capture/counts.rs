@@ -2,7 +2,7 @@
 
 use std::ops::AddAssign;
 
-/// The counts of one capture, or of a part of it. [`Capture`](super::Capture) says what each means.
+/// The counts of one capture, or of a part of it. [`CaptureStats`](super::CaptureStats) says what each means.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct CaptureCounts {
     pub(super) zero_bytes: u64,

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
 
-use super::Capture;
+use super::CaptureStats;
 use super::changes::Changes;
 use super::put::{Put, StoreAs};
 use super::reference::Reference;
@@ -23,7 +23,7 @@ use crate::store::catalog::Labels;
 use crate::store::commit::{check_length, encode};
 use crate::store::error::StoreError;
 use crate::store::lane::LaneGuard;
-use crate::store::packs::object::Kind;
+use crate::store::packs::object::ObjectKind;
 use crate::store::read::{Check, Reader};
 use crate::text::shorten;
 
@@ -55,7 +55,7 @@ pub(crate) struct Begun {
 
 impl Begun {
     /// The second step.
-    pub(crate) fn finish(self) -> Result<Capture, Error> {
+    pub(crate) fn finish(self) -> Result<CaptureStats, Error> {
         let Begun { shared, mut space, parent, reference, mut attachments, mut left_out, .. } = self;
         let reference = reference.as_ref();
         let staging_full = self.staged.as_ref().is_some_and(|staged| staged.was_full);
@@ -66,8 +66,8 @@ impl Begun {
         left_out.extend(refused(&space, &unreadable.into_iter().collect()));
         left_out.sort_unstable_by_key(|left_out| left_out.range);
         space.set_unreadable(left_out.iter().map(|left_out| left_out.range));
-        if matches!(self.origin, Origin::Process { .. }) {
-            let bytes = encode(Kind::Attachment, &left_out)?;
+        if matches!(self.origin, Origin::LiveProcess { .. }) {
+            let bytes = encode(ObjectKind::Attachment, &left_out)?;
             attachments.push(Attachment { name: LeftOut::ATTACHMENT.to_owned(), bytes });
         }
         let put = Put { shared: &shared, guard: &guard, store_as: self.store_as };
@@ -80,14 +80,15 @@ impl Begun {
             Ok(hash)
         };
         let like = reference.and_then(Reference::layout);
-        let layout = put(Kind::Layout, &encode(Kind::Layout, &space)?, like)?;
+        let layout = put(ObjectKind::Layout, &encode(ObjectKind::Layout, &space)?, like)?;
         check_attachment_names(&attachments)?;
         let mut attachments = attachments
             .into_iter()
             .map(|Attachment { name, bytes }| {
-                check_length(Kind::Attachment, bytes.len())?;
+                check_length(ObjectKind::Attachment, bytes.len())?;
                 let like = reference.and_then(|reference| reference.attachment(&name));
-                let hash = if bytes.is_empty() { Hash::ZERO } else { put(Kind::Attachment, &bytes, like)? };
+                let hash =
+                    if bytes.is_empty() { Hash::ZERO } else { put(ObjectKind::Attachment, &bytes, like)? };
                 Ok(AttachmentRef { name, hash, length_bytes: bytes.len() as u64 })
             })
             .collect::<Result<Vec<_>, Error>>()?;
@@ -112,7 +113,7 @@ impl Begun {
         let (id, bytes) = shared.commit_snapshot(record, self.labels, self.failures_before)?;
         self.changes.committed(id);
         drop(self.lane);
-        Ok(Capture {
+        Ok(CaptureStats {
             id,
             process: self.process,
             parent,

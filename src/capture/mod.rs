@@ -61,19 +61,29 @@ use crate::hash::Hash;
 use crate::left_out::LeftOut;
 use crate::progress::Progress;
 use crate::record::{SnapshotId, Trigger};
-use crate::source::{Attachment, Frozen, Memory, Source};
+use crate::source::{Access, Attachment, Frozen, Source};
 use crate::store::Shared;
 use crate::store::catalog::Labels;
 use crate::store::commit::check_length;
 use crate::store::error::StoreError;
-use crate::store::packs::object::Kind;
+use crate::store::packs::object::ObjectKind;
 use crate::table;
-use crate::text::shorten;
 use crate::track::Tracking;
 use crate::units::AddressRange;
 
-/// How to take a snapshot. The default is what one mostly wants.
+/// How to take a snapshot. The default fits most captures.
+///
+/// ```
+/// use stillframe::{CaptureOptions, Store};
+/// # let dir = tempfile::tempdir()?;
+/// # let store = Store::options().create(dir.path().join("vault"))?;
+/// let options = CaptureOptions::new().label("release", "1.4").exclude(["0..4096".parse()?]);
+/// let taken = store.process("web-1").capture(&[7; 16_384], &options)?;
+/// assert_eq!(store.snapshot(taken.id)?.labels()["release"], "1.4");
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Clone, Debug)]
+#[non_exhaustive]
 pub struct CaptureOptions {
     /// Why it is taken.
     pub trigger: Trigger,
@@ -100,7 +110,7 @@ pub struct CaptureOptions {
     pub attachments: Vec<Attachment>,
     /// How much memory of a source that stands still is copied before the work on it begins. If
     /// this is too little for all of it, the source stands still for longer, and
-    /// [`Capture::staging_full`] says so. Only what is needed of it is touched.
+    /// [`CaptureStats::staging_full`] says so. Only what is needed of it is touched.
     pub staging_bytes: usize,
     /// Watches the capture.
     pub progress: Progress,
@@ -123,10 +133,83 @@ impl Default for CaptureOptions {
     }
 }
 
+impl CaptureOptions {
+    /// The default.
+    pub fn new() -> Self {
+        CaptureOptions::default()
+    }
+
+    /// Sets [`trigger`](Self::trigger).
+    pub fn trigger(mut self, trigger: Trigger) -> Self {
+        self.trigger = trigger;
+        self
+    }
+
+    /// Adds a label.
+    pub fn label(mut self, key: impl Into<String>, value: impl Into<String>) -> Self {
+        self.labels.insert(key.into(), value.into());
+        self
+    }
+
+    /// Adds labels.
+    pub fn labels(mut self, labels: impl IntoIterator<Item = (String, String)>) -> Self {
+        self.labels.extend(labels);
+        self
+    }
+
+    /// Adds address ranges to leave out.
+    pub fn exclude(mut self, ranges: impl IntoIterator<Item = AddressRange>) -> Self {
+        self.exclude.extend(ranges);
+        self
+    }
+
+    /// Sets the parent, or `None` for the newest snapshot of the process.
+    pub fn parent(mut self, parent: impl Into<Option<SnapshotId>>) -> Self {
+        self.parent = parent.into();
+        self
+    }
+
+    /// Sets the process whose memory is [most like](Self::like) that of this one.
+    pub fn like(mut self, process: impl Into<String>) -> Self {
+        self.like = Some(process.into());
+        self
+    }
+
+    /// Sets the codec, or `None` for that of the store.
+    pub fn codec(mut self, codec: impl Into<Option<Codec>>) -> Self {
+        self.codec = codec.into();
+        self
+    }
+
+    /// Allows or forbids [deltas](Self::deltas); allowed unless set.
+    pub fn deltas(mut self, allowed: bool) -> Self {
+        self.deltas = allowed;
+        self
+    }
+
+    /// Adds attachments.
+    pub fn attachments(mut self, attachments: impl IntoIterator<Item = Attachment>) -> Self {
+        self.attachments.extend(attachments);
+        self
+    }
+
+    /// Sets the size of the [staging buffer](Self::staging_bytes); 160 MiB unless set.
+    pub fn staging_bytes(mut self, bytes: usize) -> Self {
+        self.staging_bytes = bytes;
+        self
+    }
+
+    /// Sets what watches the capture.
+    pub fn progress(mut self, progress: Progress) -> Self {
+        self.progress = progress;
+        self
+    }
+}
+
 /// The result of a capture.
 #[derive(Clone, Debug, serde::Serialize)]
 #[non_exhaustive]
-pub struct Capture {
+pub struct CaptureStats {
     /// The id of the snapshot.
     #[serde(serialize_with = "crate::report::text")]
     pub id: SnapshotId,
@@ -174,7 +257,7 @@ pub struct Capture {
     pub left_out: Vec<LeftOut>,
 }
 
-impl Capture {
+impl CaptureStats {
     /// How many bytes of captured mappings are not in the snapshot.
     pub fn unreadable_bytes(&self) -> u64 {
         self.left_out.iter().map(|left_out| left_out.range.length_bytes()).sum()
@@ -192,7 +275,7 @@ pub(crate) fn begin<S: Source + ?Sized>(
 ) -> Result<Begun, Error> {
     let started = Instant::now();
     for attachment in &options.attachments {
-        check_length(Kind::Attachment, attachment.bytes.len())?;
+        check_length(ObjectKind::Attachment, attachment.bytes.len())?;
     }
     shared.check_writable()?;
     let lane = shared.lane(process);
@@ -227,7 +310,7 @@ pub(crate) fn begin<S: Source + ?Sized>(
 
     let mut attachments = frozen.attachments();
     let origin = frozen.origin();
-    let works_directly = !copy_all && matches!(frozen.memory(), Memory::InPlace(_) | Memory::Shared(_));
+    let works_directly = !copy_all && matches!(frozen.access(), Access::InPlace(_) | Access::Shared(_));
     let find_like = |work: &mut Work, attachments: &[Attachment]| {
         let like = Reference::newest_like(shared, &origin, attachments)?;
         work.plan_mut().compare_with(&like.mappings_for(&space, false));
@@ -294,7 +377,7 @@ impl Others {
         };
         let like = match (&parent, &options.like) {
             (None, Some(name)) => {
-                Some(Reference::newest_of(shared, name).ok_or_else(|| no_snapshot_of(name))?)
+                Some(Reference::newest_of(shared, name).ok_or_else(|| StoreError::no_such_process(name))?)
             }
             _ => None,
         };
@@ -317,13 +400,8 @@ fn space_of(
     space.exclude(&options.exclude);
     // Looked at before anything is planned for so many tables: a sparse file may be of any length.
     let tables = table::count(&space, shared.format.region_size);
-    check_length(Kind::Root, tables.saturating_mul(Hash::BYTES))?;
+    check_length(ObjectKind::Root, tables.saturating_mul(Hash::BYTES))?;
     Ok(space)
-}
-
-/// A process that is to be like another one has no such other.
-pub(crate) fn no_snapshot_of(process: &str) -> StoreError {
-    StoreError::NoSuchSnapshot { text: format!("of the process {:?}", shorten(process)) }
 }
 
 /// A clock that is set right by less is not worth a word.

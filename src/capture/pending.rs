@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use crossbeam_channel::Receiver;
 
-use super::{Begun, Capture};
+use super::{Begun, CaptureStats};
 use crate::error::Error;
 use crate::store::error::StoreError;
 use crate::sys::fork::ProcessId;
@@ -15,7 +15,7 @@ use crate::sys::fork::ProcessId;
 #[must_use = "the snapshot is durable only when `wait` has returned"]
 pub struct PendingCapture {
     /// `None` in a process that was forked from the one that has begun it.
-    done: Option<Receiver<std::thread::Result<Result<Capture, Error>>>>,
+    done: Option<Receiver<std::thread::Result<Result<CaptureStats, Error>>>>,
     process: ProcessId,
     /// Where the store is.
     path: PathBuf,
@@ -39,7 +39,7 @@ impl PendingCapture {
     /// # Errors
     ///
     /// As [`Process::capture`](crate::Process::capture). Nothing is recorded then, and what had changed is in the next one.
-    pub fn wait(self) -> Result<Capture, Error> {
+    pub fn wait(self) -> Result<CaptureStats, Error> {
         if !self.process.is_this() {
             return Err(StoreError::of_other_process(&self.path, self.process).into());
         }

@@ -11,7 +11,7 @@ use crate::store::commit::check_length;
 use crate::store::error::StoreError;
 use crate::store::gate::CaptureGuard;
 use crate::store::packs::batch::Batch;
-use crate::store::packs::object::Kind;
+use crate::store::packs::object::ObjectKind;
 use crate::store::read::Reader;
 use crate::store::tree::Tree;
 
@@ -37,7 +37,7 @@ impl Put<'_> {
     pub(crate) fn object(
         &self,
         reader: &mut Reader<'_>,
-        kind: Kind,
+        kind: ObjectKind,
         hash: Hash,
         bytes: &[u8],
         like: Option<Hash>,
@@ -70,7 +70,7 @@ impl Put<'_> {
         let like = reference.and_then(Reference::root);
         let same = like.filter(|_| reference.and_then(Reference::content).is_some_and(|it| it.1 == root));
         if let Some(hash) = same
-            && self.known(reader, Tree::of(Kind::Root), &[hash])?[0]
+            && self.known(reader, Tree::of(ObjectKind::Root), &[hash])?[0]
         {
             return Ok((hash, 0));
         }
@@ -78,7 +78,7 @@ impl Put<'_> {
         let hash = Hash::of(&bytes);
         let codec = codec_for(self.store_as.codec, &bytes);
         let put = Put { store_as: StoreAs { codec, ..self.store_as }, ..*self };
-        Ok((hash, put.object(reader, Kind::Root, hash, &bytes, like)?))
+        Ok((hash, put.object(reader, ObjectKind::Root, hash, &bytes, like)?))
     }
 
     /// Pins the hashes and says which of them the store has.
@@ -120,7 +120,7 @@ pub(crate) fn codec_for(wanted: Codec, plain: &[u8]) -> Codec {
 /// bytes are put into `plain`.
 pub(crate) fn base<'p>(
     reader: &mut Reader<'_>,
-    kind: Kind,
+    kind: ObjectKind,
     like: &Hash,
     plain: &'p mut Vec<u8>,
 ) -> Result<Option<Base<'p>>, StoreError> {

@@ -195,7 +195,7 @@ impl Reference {
     /// How much had to be copied for it while its source stood still, at most.
     pub(crate) fn copied_bytes(&self) -> usize {
         match self.record.origin {
-            Origin::Process { .. } => {
+            Origin::LiveProcess { .. } => {
                 usize::try_from(self.record.memory_bytes.saturating_sub(self.record.zero_bytes))
                     .unwrap_or(usize::MAX)
             }
@@ -221,7 +221,9 @@ fn are_alike(a: &Origin, b: &Origin) -> bool {
 
 fn executable(origin: &Origin) -> Option<&Path> {
     match origin {
-        Origin::Process { path: executable, .. } | Origin::Core { executable, .. } => executable.as_deref(),
+        Origin::LiveProcess { path: executable, .. } | Origin::Core { executable, .. } => {
+            executable.as_deref()
+        }
         _ => None,
     }
 }

@@ -5,7 +5,7 @@ use std::ops::Range;
 use super::piece::Piece;
 use super::work::{Work, copy_in_place};
 use crate::error::Error;
-use crate::source::{Frozen, Memory};
+use crate::source::{Access, Frozen};
 use crate::sys::pages::Pages;
 use crate::workers;
 
@@ -96,15 +96,15 @@ pub(super) fn stage(work: &Work, frozen: &dyn Frozen, staging: Staging) -> Resul
         Copying { mapping_index, ranges, buffer }
     });
     let copies: Vec<Copying<'_>> = copies.collect();
-    match frozen.memory() {
-        Memory::InPlace(memory) => copy_all(copies, |it| {
+    match frozen.access() {
+        Access::InPlace(memory) => copy_all(copies, |it| {
             copy_in_place(memory, it.mapping_index, &it.ranges, it.buffer);
             Ok(())
         })?,
-        Memory::Shared(memory) | Memory::SharedUntilRelease(memory) => {
+        Access::Shared(memory) | Access::SharedUntilRelease(memory) => {
             copy_all(copies, |it| work.copy_out(memory, it.mapping_index, &it.ranges, it.buffer))?;
         }
-        Memory::UntilRelease(memory) => {
+        Access::UntilRelease(memory) => {
             for it in copies {
                 work.copy_out(memory, it.mapping_index, &it.ranges, it.buffer)?;
             }

@@ -16,7 +16,7 @@ use crate::root::Root;
 use crate::store::Shared;
 use crate::store::error::StoreError;
 use crate::store::gate::CaptureGuard;
-use crate::store::packs::object::Kind;
+use crate::store::packs::object::ObjectKind;
 use crate::store::tree::Tree;
 use crate::sync::Mutex;
 use crate::table;
@@ -179,7 +179,7 @@ impl Tables {
             let expected = table.reference_bytes.div_ceil(self.plan.region_size.bytes());
             if self.plan.is_tracked() && hashes.len() != expected {
                 // What did not change cannot be taken over from what cannot be read.
-                return Err(StoreError::Missing { kind: Kind::Table, hash: table.reference }.into());
+                return Err(StoreError::Missing { kind: ObjectKind::Table, hash: table.reference }.into());
             }
             progress.reference_hashes = Some(Arc::new(hashes));
         }
@@ -189,7 +189,7 @@ impl Tables {
     /// Reads the reference's table in the same place. It has another length if its mapping had, and
     /// none if it is damaged: then everything is looked up, and found or stored anew.
     fn read_reference(&self, table: &PlannedTable, worker: &mut Worker<'_>) -> Result<Vec<Hash>, Error> {
-        let bytes = match worker.reader.object(Kind::Table, &table.reference) {
+        let bytes = match worker.reader.object(ObjectKind::Table, &table.reference) {
             Ok(bytes) => bytes,
             Err(error) if error.is_damage() => {
                 tracing::warn!("{}", error.whole_story());
@@ -222,11 +222,11 @@ impl Tables {
             let start = it.at * self.plan.region_size.bytes();
             let plain = &bytes[start..bytes.len().min(start + self.plan.region_size.bytes())];
             let base = if deltas {
-                base(&mut worker.reader, Kind::Region, &it.in_its_place, &mut worker.base)?
+                base(&mut worker.reader, ObjectKind::Region, &it.in_its_place, &mut worker.base)?
             } else {
                 None
             };
-            worker.batch.push(Kind::Region, self.store_as.codec, it.hash, plain, base);
+            worker.batch.push(ObjectKind::Region, self.store_as.codec, it.hash, plain, base);
         }
         let appended = self.shared.append(&mut worker.batch)?;
         *self.counts.lock() += CaptureCounts {
@@ -275,7 +275,7 @@ impl Tables {
             if hash != table.reference || reference.is_empty() {
                 let like = Some(table.reference).filter(|_| !reference.is_empty());
                 counts.added_bytes +=
-                    self.put().object(&mut worker.reader, Kind::Table, hash, &bytes, like)?;
+                    self.put().object(&mut worker.reader, ObjectKind::Table, hash, &bytes, like)?;
             }
             hash
         };

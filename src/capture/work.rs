@@ -15,7 +15,7 @@ use crate::error::Error;
 use crate::progress::{Meter, Progress};
 use crate::ranges::Ranges;
 use crate::root::Root;
-use crate::source::{CopyOut, Frozen, InPlace, Memory};
+use crate::source::{Access, CopyOut, Frozen, InPlace};
 use crate::store::gate::CaptureGuard;
 use crate::sync::Mutex;
 use crate::units::AddressRange;
@@ -60,18 +60,18 @@ impl Work {
         frozen: &dyn Frozen,
         pieces: impl Iterator<Item = Piece> + Send,
     ) -> Result<(), Error> {
-        match frozen.memory() {
-            Memory::InPlace(memory) => {
+        match frozen.access() {
+            Access::InPlace(memory) => {
                 self.on_all(pieces, |worker, piece| self.on_piece_in_place(memory, &piece, worker))
             }
-            Memory::Shared(memory) | Memory::SharedUntilRelease(memory) => {
+            Access::Shared(memory) | Access::SharedUntilRelease(memory) => {
                 self.on_all(pieces, |worker, piece| {
                     self.on_piece(&piece, worker, |range, part| {
                         self.copy_out(memory, piece.mapping_index, &[range], part)
                     })
                 })
             }
-            Memory::UntilRelease(memory) => self.on_memory_of_this_thread(memory, pieces),
+            Access::UntilRelease(memory) => self.on_memory_of_this_thread(memory, pieces),
         }
     }
 

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use super::layout_in_order;
 use crate::elf::Notes;
-use crate::source::{CoreSource, Memory, Source};
+use crate::source::{Access, CoreSource, Source};
 
 /// A core dump, which is written to `dir`. If it is accepted, it can be read whole, and its memory
 /// is not more than the file holds. The bytes are also read as notes: accepted notes stay the same
@@ -17,7 +17,7 @@ pub fn elf(data: &[u8], dir: &Path) {
     let Ok(frozen) = source.open() else { return };
     let space = frozen.address_space();
     layout_in_order(space);
-    let Memory::Shared(copy) = frozen.memory() else { panic!("a file can be read by many threads") };
+    let Access::Shared(copy) = frozen.access() else { panic!("a file can be read by many threads") };
     let mut populated_bytes = 0;
     for (at, mapping) in space.mappings().iter().enumerate() {
         let Ok(populated) = frozen.populated(at) else { panic!("nobody cuts the file") };

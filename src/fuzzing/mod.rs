@@ -109,7 +109,7 @@ pub fn record(data: &[u8]) {
         0 => {
             if let Some(record) = comes_back::<Record>(bytes) {
                 let text = record.trigger.to_string();
-                assert_eq!(text.parse().map(|it: crate::Trigger| it.to_string()), Ok(text));
+                assert_eq!(text.parse().map(|it: crate::record::Trigger| it.to_string()), Ok(text));
             }
         }
         1 => {

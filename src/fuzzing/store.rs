@@ -20,7 +20,7 @@ use crate::store::id::PackId;
 use crate::store::names::PACKS_DIR;
 use crate::store::packs::header::PackHeader;
 use crate::store::packs::names;
-use crate::store::packs::object::{self, HEADER_BYTES, Kind, Place};
+use crate::store::packs::object::{self, HEADER_BYTES, ObjectKind, Place};
 use crate::table;
 use crate::units::{AddressRange, RegionSize};
 use crate::verify::VerifyOptions;
@@ -123,7 +123,7 @@ impl Builder<'_> {
     /// bytes and hash.
     fn put(
         &mut self,
-        kind: Kind,
+        kind: ObjectKind,
         codec: Codec,
         base: Option<(&[u8], Hash)>,
         plain: &[u8],
@@ -151,7 +151,7 @@ impl Builder<'_> {
         (plain, hash)
     }
 
-    fn value<T: serde::Serialize>(&mut self, kind: Kind, value: &T) -> Hash {
+    fn value<T: serde::Serialize>(&mut self, kind: ObjectKind, value: &T) -> Hash {
         let Ok(bytes) = record::encode(value) else { panic!("what is well-formed can be encoded") };
         self.put(kind, Codec::Zstd, None, &bytes).1
     }
@@ -171,12 +171,12 @@ fn changed_pack(format: &Format, changes: &[Change<'_>]) -> Vec<u8> {
     let region = |seed: u32| -> Vec<u8> {
         (0..RegionSize::MIN_BYTES).flat_map(|at| (at / 16 * seed).to_le_bytes()).take(REGION_BYTES).collect()
     };
-    let first = pack.put(Kind::Region, Codec::Lz4, None, &region(3));
-    let second = pack.put(Kind::Region, Codec::Zstd, None, &region(5));
-    let third = pack.put(Kind::Region, Codec::None, None, &region(1 << 20 | 7));
+    let first = pack.put(ObjectKind::Region, Codec::Lz4, None, &region(3));
+    let second = pack.put(ObjectKind::Region, Codec::Zstd, None, &region(5));
+    let third = pack.put(ObjectKind::Region, Codec::None, None, &region(1 << 20 | 7));
     let regions = [first.1, Hash::ZERO, second.1, third.1];
-    let table = pack.put(Kind::Table, Codec::Lz4, None, &table::encode(&regions));
-    let root = pack.put(Kind::Root, Codec::Lz4, None, &table::encode(&[table.1, Hash::ZERO]));
+    let table = pack.put(ObjectKind::Table, Codec::Lz4, None, &table::encode(&regions));
+    let root = pack.put(ObjectKind::Root, Codec::Lz4, None, &table::encode(&[table.1, Hash::ZERO]));
     let image = AddressSpace::image("a", 4 * REGION_BYTES as u64).mappings().first().cloned();
     let mappings = [(0x1000, 4 * REGION_BYTES), (0x9000, 700)].map(|(start, length)| {
         let range = AddressRange::with_length(start, length as u64).ok()?;
@@ -185,8 +185,8 @@ fn changed_pack(format: &Format, changes: &[Change<'_>]) -> Vec<u8> {
     let Ok(space) = AddressSpace::new(mappings.into_iter().flatten().collect()) else {
         panic!("well-formed")
     };
-    let layout = pack.value(Kind::Layout, &space);
-    let (_, attachment) = pack.put(Kind::Attachment, Codec::Lz4, None, b"kept beside the memory");
+    let layout = pack.value(ObjectKind::Layout, &space);
+    let (_, attachment) = pack.put(ObjectKind::Attachment, Codec::Lz4, None, b"kept beside the memory");
     let second_of = |seconds: i64| Timestamp::from_second(1_790_000_000 + seconds).unwrap_or_default();
     let record = Record {
         process: "p".to_owned(),
@@ -202,25 +202,26 @@ fn changed_pack(format: &Format, changes: &[Change<'_>]) -> Vec<u8> {
         layout,
         root: root.1,
     };
-    let parent = SnapshotId(pack.value(Kind::Record, &record));
+    let parent = SnapshotId(pack.value(ObjectKind::Record, &record));
     let mut changed = first.0.clone();
     changed[100] ^= 1;
-    let changed = pack.put(Kind::Region, Codec::Lz4, Some((&first.0, first.1)), &changed);
+    let changed = pack.put(ObjectKind::Region, Codec::Lz4, Some((&first.0, first.1)), &changed);
     let regions = [changed.1, Hash::ZERO, second.1, third.1];
-    let next_table = pack.put(Kind::Table, Codec::Lz4, Some((&table.0, table.1)), &table::encode(&regions));
+    let next_table =
+        pack.put(ObjectKind::Table, Codec::Lz4, Some((&table.0, table.1)), &table::encode(&regions));
     let next_root = pack.put(
-        Kind::Root,
+        ObjectKind::Root,
         Codec::Lz4,
         Some((&root.0, root.1)),
         &table::encode(&[next_table.1, Hash::ZERO]),
     );
     let next = Record { parent: Some(parent), time: second_of(1), root: next_root.1, ..record.clone() };
-    let next = SnapshotId(pack.value(Kind::Record, &next));
+    let next = SnapshotId(pack.value(ObjectKind::Record, &next));
     let forgotten = Record { process: "q".to_owned(), time: second_of(2), ..record };
-    let forgotten = SnapshotId(pack.value(Kind::Record, &forgotten));
+    let forgotten = SnapshotId(pack.value(ObjectKind::Record, &forgotten));
     let labels = [("key".to_owned(), "value".to_owned())].into();
-    pack.value(Kind::Note, &Note { snapshot: next, time: second_of(3), labels });
-    pack.value(Kind::Tombstone, &Tombstone { snapshot: forgotten, time: second_of(4) });
+    pack.value(ObjectKind::Note, &Note { snapshot: next, time: second_of(3), labels });
+    pack.value(ObjectKind::Tombstone, &Tombstone { snapshot: forgotten, time: second_of(4) });
     let Builder { mut bytes, starts, .. } = pack;
     for change in changes.iter().filter(|change| change.stage == Stage::Pack) {
         // An index past the last object stands for the start of the pack: its header.
@@ -335,7 +336,7 @@ mod tests {
             assert!(store.restore(*id).unwrap().into_mapping().is_err());
         }
         for snapshots in [vec![], ids.clone()] {
-            let report = store.verify(&VerifyOptions { snapshots, ..Default::default() }).unwrap();
+            let report = store.verify(&VerifyOptions::new().snapshots(snapshots)).unwrap();
             let mut named: Vec<SnapshotId> =
                 report.problems.iter().flat_map(|problem| problem.snapshots.clone()).collect();
             named.sort();

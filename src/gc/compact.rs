@@ -17,7 +17,7 @@ use crate::store::names::UNFINISHED;
 use crate::store::packs::collected::{self, Collected, Named};
 use crate::store::packs::location::{Location, Position};
 use crate::store::packs::names;
-use crate::store::packs::object::{self, Header, Kind, Place};
+use crate::store::packs::object::{self, Header, ObjectKind, Place};
 use crate::store::packs::pack::Pack;
 use crate::store::packs::scan::{Scan, Scanned};
 use crate::store::tree::{self, IndexEntry, Tree};
@@ -65,7 +65,7 @@ pub(crate) trait Keep {
     fn object(&self, tree: Tree, hash: &Hash, at: Position) -> bool;
 
     /// Whether to keep a record, note or tombstone about this snapshot.
-    fn fact(&self, kind: Kind, snapshot: SnapshotId, location: Location) -> bool;
+    fn fact(&self, kind: ObjectKind, snapshot: SnapshotId, location: Location) -> bool;
 }
 
 /// Keeps everything that is whole.
@@ -76,7 +76,7 @@ impl Keep for KeepAll {
         true
     }
 
-    fn fact(&self, _: Kind, _: SnapshotId, _: Location) -> bool {
+    fn fact(&self, _: ObjectKind, _: SnapshotId, _: Location) -> bool {
         true
     }
 }

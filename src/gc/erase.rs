@@ -162,11 +162,11 @@ pub(crate) fn lift(shared: &OpenStore, lifts: Lifts, progress: &Progress) -> Res
             Tree::Regions => {
                 let mut plain = vec![0; location.plain_bytes as usize];
                 reader.region(&hash, &mut plain)?;
-                (object::Kind::Region, plain)
+                (object::ObjectKind::Region, plain)
             }
             Tree::Objects => {
                 let kind = reader.kind_at(location.into())?;
-                let kind = kind.ok_or(StoreError::Missing { kind: object::Kind::Table, hash })?;
+                let kind = kind.ok_or(StoreError::Missing { kind: object::ObjectKind::Table, hash })?;
                 (kind, reader.object(kind, &hash)?)
             }
         };

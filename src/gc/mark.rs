@@ -10,7 +10,7 @@ use crate::store::OpenStore;
 use crate::store::error::StoreError;
 use crate::store::held::Held;
 use crate::store::marks::{Marked, Marks};
-use crate::store::packs::object::Kind;
+use crate::store::packs::object::ObjectKind;
 use crate::store::read::{Check, Reader};
 use crate::store::tables::Layout;
 use crate::store::tree::Tree;
@@ -29,7 +29,7 @@ pub(crate) struct Marking<'a> {
     pub(super) marked: HashSet<SnapshotId>,
     /// Roots and tables of which all is marked. That they are marked themselves does not tell: an
     /// attachment may have the same bytes, and marks know only the first bits of a hash.
-    pub(super) walked: HashSet<(Kind, Hash)>,
+    pub(super) walked: HashSet<(ObjectKind, Hash)>,
 }
 
 impl<'a> Marking<'a> {
@@ -81,11 +81,11 @@ impl<'a> Marking<'a> {
             }
             let record = held.record();
             for attachment in &record.attachments {
-                self.object(Kind::Attachment, &attachment.hash)?;
+                self.object(ObjectKind::Attachment, &attachment.hash)?;
             }
-            self.object(Kind::Layout, &record.layout)?;
-            self.object(Kind::Root, &record.root)?;
-            if record.root.is_zero() || !self.walked.insert((Kind::Root, record.root)) {
+            self.object(ObjectKind::Layout, &record.layout)?;
+            self.object(ObjectKind::Root, &record.root)?;
+            if record.root.is_zero() || !self.walked.insert((ObjectKind::Root, record.root)) {
                 continue;
             }
             let layout = match last_layout.take_if(|(layout, _)| *layout == record.layout) {
@@ -94,14 +94,14 @@ impl<'a> Marking<'a> {
             };
             let root = layout.root(&mut reader, &record)?;
             for (table, place) in root.places(&layout.places) {
-                self.object(Kind::Table, &table)?;
-                if !self.walked.insert((Kind::Table, table)) {
+                self.object(ObjectKind::Table, &table)?;
+                if !self.walked.insert((ObjectKind::Table, table)) {
                     continue;
                 }
-                for hash in reader.hashes(Kind::Table, &table, place.regions)? {
+                for hash in reader.hashes(ObjectKind::Table, &table, place.regions)? {
                     if !hash.is_zero() {
                         let marked = self.regions.mark(&hash);
-                        self.there(marked, Kind::Region, &hash)?;
+                        self.there(marked, ObjectKind::Region, &hash)?;
                     }
                 }
                 self.meter.advance(place.length_bytes as u64)?;
@@ -113,7 +113,7 @@ impl<'a> Marking<'a> {
 }
 
 impl Marking<'_> {
-    fn object(&mut self, kind: Kind, hash: &Hash) -> Result<(), StoreError> {
+    fn object(&mut self, kind: ObjectKind, hash: &Hash) -> Result<(), StoreError> {
         if hash.is_zero() {
             return Ok(());
         }
@@ -123,7 +123,7 @@ impl Marking<'_> {
 
     /// An error where the index has lost what a snapshot needs. The packs may have it: dropping it there would lose it for
     /// good. Where damage is known it is expected.
-    fn there(&self, marked: Marked, kind: Kind, hash: &Hash) -> Result<(), StoreError> {
+    fn there(&self, marked: Marked, kind: ObjectKind, hash: &Hash) -> Result<(), StoreError> {
         if marked != Marked::Unknown || self.shared.damage_known() {
             return Ok(());
         }

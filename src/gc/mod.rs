@@ -24,7 +24,7 @@ use crate::store::error::StoreError;
 use crate::store::gate::Condemned;
 use crate::store::packs::header::PackHeader;
 use crate::store::packs::location::{Location, Position};
-use crate::store::packs::object::{self, Kind};
+use crate::store::packs::object::{self, ObjectKind};
 use crate::store::packs::pack::Pack;
 use crate::store::tree::{IndexEntry, Tree};
 use crate::store::{OpenStore, Store};
@@ -34,6 +34,7 @@ use mark::{Marking, live_snapshots};
 
 /// How to collect.
 #[derive(Clone, Debug)]
+#[non_exhaustive]
 pub struct GcOptions {
     /// Only find out what would be given back.
     pub dry_run: bool,
@@ -45,6 +46,37 @@ pub struct GcOptions {
     pub erase: bool,
     /// Watches it.
     pub progress: Progress,
+}
+
+impl GcOptions {
+    /// The default.
+    pub fn new() -> Self {
+        GcOptions::default()
+    }
+
+    /// Only finds out what would be given back, or not.
+    pub fn dry_run(mut self, dry_run: bool) -> Self {
+        self.dry_run = dry_run;
+        self
+    }
+
+    /// Sets the [share](Self::max_unused_percent) of unused bytes above which a pack is rewritten; 10 unless set.
+    pub fn max_unused_percent(mut self, percent: u8) -> Self {
+        self.max_unused_percent = percent;
+        self
+    }
+
+    /// [Erases](Self::erase) what is given back, or not.
+    pub fn erase(mut self, erase: bool) -> Self {
+        self.erase = erase;
+        self
+    }
+
+    /// Sets what watches it.
+    pub fn progress(mut self, progress: Progress) -> Self {
+        self.progress = progress;
+        self
+    }
 }
 
 impl Default for GcOptions {
@@ -351,7 +383,7 @@ impl<'a> Collecting<'a> {
             let tombstone = commit::encode_tombstone(*id)?;
             let mut object = Vec::new();
             object::write(
-                Kind::Tombstone,
+                ObjectKind::Tombstone,
                 self.shared.format.codec,
                 Hash::of(&tombstone),
                 &tombstone,
@@ -434,12 +466,12 @@ impl Keep for KeepLive<'_> {
         }
     }
 
-    fn fact(&self, kind: Kind, snapshot: SnapshotId, location: Location) -> bool {
+    fn fact(&self, kind: ObjectKind, snapshot: SnapshotId, location: Location) -> bool {
         let catalog = self.shared.catalog();
         let live = catalog.live(&snapshot);
         match kind {
-            Kind::Record => live.is_some_and(|entry| entry.location == location),
-            Kind::Note => live.is_some_and(|entry| entry.note().is_some_and(|(_, at)| at == location)),
+            ObjectKind::Record => live.is_some_and(|entry| entry.location == location),
+            ObjectKind::Note => live.is_some_and(|entry| entry.note().is_some_and(|(_, at)| at == location)),
             _ => self.needed.contains(&snapshot) || catalog.any(&snapshot).is_some(),
         }
     }

@@ -88,8 +88,8 @@ fn a_child_keeps_what_it_took_over_from_a_parent_that_is_forgotten_meanwhile() {
 /// Memory that does something when it is opened: in the middle of a capture.
 struct Meanwhile<'a>(&'a [u8], &'a dyn Fn());
 
-impl crate::Source for Meanwhile<'_> {
-    fn open(&self) -> Result<Box<dyn crate::Frozen + '_>, crate::SourceError> {
+impl crate::source::Source for Meanwhile<'_> {
+    fn open(&self) -> Result<Box<dyn crate::source::Frozen + '_>, crate::source::SourceError> {
         (self.1)();
         self.0.open()
     }
@@ -173,7 +173,7 @@ fn an_undecodable_record_is_damage_and_its_pack_stays_until_a_repair() {
     let plain = vec![0xFF; 300];
     let id = SnapshotId(Hash::of(&plain));
     let fact: FactAt = Box::new(move |at| Fact::Tombstone(id, at));
-    shared.log.append_facts(vec![(Kind::Record, plain, fact)], shared.log.failures()).unwrap();
+    shared.log.append_facts(vec![(ObjectKind::Record, plain, fact)], shared.log.failures()).unwrap();
     shared.sync().unwrap();
     let path = store.info().path;
     drop(store);
@@ -185,7 +185,7 @@ fn an_undecodable_record_is_damage_and_its_pack_stays_until_a_repair() {
         let problems = store.verify(&Default::default()).unwrap().problems;
         assert_eq!(problems.len(), 1, "{problems:?}");
         assert_eq!((&*problems[0].kind, &problems[0].snapshots[..]), ("record", &[id][..]));
-        let everything = GcOptions { max_unused_percent: 0, ..GcOptions::default() };
+        let everything = GcOptions::new().max_unused_percent(0);
         store.gc(&everything).unwrap();
         assert!(before.iter().all(|pack| pack.exists()), "{:?}", packs());
     }

@@ -60,19 +60,19 @@ impl Server {
         };
         if order == Fill::HotFirst {
             match WorkingSet::of(&held.shared, held.pinned.id(), held.pinned.held().process()) {
-                Ok(Some(hot_set)) => {
-                    for range in hot_set.ranges() {
+                Ok(Some(working_set)) => {
+                    for range in working_set.ranges() {
                         for blocks in self.blocks.at_addresses(*range) {
                             if !fill(blocks)? {
                                 return Ok(false);
                             }
                         }
                     }
-                    self.touches.lock().before = hot_set;
+                    self.touches.lock().before = working_set;
                 }
                 Ok(None) => {}
                 // Then by address alone.
-                Err(error) => tracing::warn!("the hot set cannot be read: {}", error.whole_story()),
+                Err(error) => tracing::warn!("the working set cannot be read: {}", error.whole_story()),
             }
         }
         for (at, _) in self.tables.iter().enumerate().filter(|(_, table)| !table.hash.is_zero()) {

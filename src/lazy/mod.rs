@@ -4,15 +4,15 @@
 //! a thread touches a missing page ──> sleeps ─────────────────────────────┐
 //!                                       │ userfaultfd                     │ wakes
 //! handlers (server.rs) ─────────────> which block? ─> read, check ─> UFFDIO_COPY
-//! the filler (fill.rs) ─────────────> the hot set, then all by address ───┘
+//! the filler (fill.rs) ─────────────> the working set, then all by address ───┘
 //! all is there ─> unregister; the threads end, and let the snapshot and the store go
 //! ```
 
 mod blocks;
 mod fill;
-mod hot_set;
 mod serve;
 mod server;
+mod working_set;
 
 use std::fmt;
 use std::io;
@@ -27,14 +27,14 @@ use crate::sys::missing::{self, Missing};
 use crate::sys::pages::Pages;
 use crate::units::usize_of;
 
-pub use hot_set::WorkingSet;
 use server::Server;
+pub use working_set::WorkingSet;
 
 /// What fills a [lazy mapping](Restore::into_lazy) besides the touches.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Fill {
-    /// A thread fills all of it: first the [hot set](WorkingSet) of the snapshot or, where it has none, that of
+    /// A thread fills all of it: first the [working set](WorkingSet) of the snapshot or, where it has none, that of
     /// the newest snapshot of its process that has one; then the rest in the order of the addresses.
     #[default]
     HotFirst,
@@ -110,7 +110,8 @@ impl Restore<'_> {
     /// are filled then too. A byte of memory for each region until all is filled.
     ///
     /// ```
-    /// use stillframe::{CaptureOptions, Fill, Store};
+    /// use stillframe::{CaptureOptions, Store};
+    /// use stillframe::lazy::Fill;
     /// # let dir = tempfile::tempdir()?;
     /// # let store = Store::options().create(dir.path().join("vault"))?;
     /// let memory = vec![7u8; 1 << 20];
@@ -121,8 +122,8 @@ impl Restore<'_> {
     /// back[70_000] = 8;
     ///
     /// // What was touched is filled first the next time.
-    /// let hot_set = back.touched().to_attachment()?;
-    /// let options = CaptureOptions { attachments: vec![hot_set], ..CaptureOptions::default() };
+    /// let working_set = back.touched().to_attachment()?;
+    /// let options = CaptureOptions::new().attachments([working_set]);
     /// store.process("vm-7").capture(&back[..], &options)?;
     /// back.wait_until_filled()?;
     /// # Ok::<(), Box<dyn std::error::Error>>(())
@@ -252,7 +253,7 @@ impl LazyMapping {
         self.serving.as_ref().and_then(Serving::error)
     }
 
-    /// What was touched before it was filled, in this order, after the hot set with which it was filled. As an
+    /// What was touched before it was filled, in this order, after the working set with which it was filled. As an
     /// attachment of the next snapshot ([`WorkingSet::to_attachment`]) it is filled first when that is
     /// restored.
     pub fn touched(&self) -> WorkingSet {

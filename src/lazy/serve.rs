@@ -18,7 +18,7 @@ use super::server::{BUSY, Held, MISSING, SERVED, SPOILED, Server, Table};
 use crate::error::{Error, MemoryError};
 use crate::hash::Hash;
 use crate::store::error::StoreError;
-use crate::store::packs::object::Kind;
+use crate::store::packs::object::ObjectKind;
 use crate::store::read::Reader;
 
 /// Why a block is served.
@@ -186,7 +186,7 @@ impl Server {
         if let Some(hashes) = hashes.get() {
             return Ok(hashes[part.region]);
         }
-        let read = worker.reader.hashes(Kind::Table, hash, self.blocks.places()[part.table].regions)?;
+        let read = worker.reader.hashes(ObjectKind::Table, hash, self.blocks.places()[part.table].regions)?;
         Ok(hashes.get_or_init(|| read.into_boxed_slice())[part.region])
     }
 

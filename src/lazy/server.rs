@@ -83,7 +83,7 @@ pub(super) enum Phase {
 /// What was touched, by blocks.
 #[derive(Default)]
 pub(super) struct Touches {
-    /// The hot set with which it was filled.
+    /// The working set with which it was filled.
     pub(super) before: WorkingSet,
     blocks: Vec<usize>,
     /// What was served ahead of the last touch, and not touched yet as far as we know.
@@ -147,11 +147,11 @@ impl Server {
 
     pub(super) fn touched(&self) -> WorkingSet {
         let touches = self.touches.lock();
-        let mut hot_set = touches.before.clone();
+        let mut working_set = touches.before.clone();
         for block in &touches.blocks {
-            self.blocks.addresses(*block).for_each(|range| hot_set.push(range));
+            self.blocks.addresses(*block).for_each(|range| working_set.push(range));
         }
-        hot_set
+        working_set
     }
 
     /// Has all threads end soon.

@@ -32,7 +32,7 @@ use crate::store::lock::{Access, Lock};
 use crate::store::packs::collected::{self, Collected};
 use crate::store::packs::location::Location;
 use crate::store::packs::lost;
-use crate::store::packs::object::Kind;
+use crate::store::packs::object::ObjectKind;
 use crate::store::packs::pack::Pack;
 use crate::store::packs::scan::Scanned;
 use crate::store::read::{Check, Reader};
@@ -49,6 +49,7 @@ use set_aside::SetAside;
 
 /// How to repair.
 #[derive(Clone, Debug, Default)]
+#[non_exhaustive]
 pub struct RepairOptions {
     /// Only find out what would be done. The index is brought up to date all the same, as by any
     /// opening.
@@ -62,6 +63,37 @@ pub struct RepairOptions {
     /// Watches it: opening, looking for damage and verifying count towards a total each. Interrupted, it has done
     /// no harm, and a second run completes it.
     pub progress: Progress,
+}
+
+impl RepairOptions {
+    /// The default.
+    pub fn new() -> Self {
+        RepairOptions::default()
+    }
+
+    /// Only finds out what would be done, or not.
+    pub fn dry_run(mut self, dry_run: bool) -> Self {
+        self.dry_run = dry_run;
+        self
+    }
+
+    /// Sets how long to wait for another process that has the store open.
+    pub fn wait(mut self, wait: Duration) -> Self {
+        self.wait = wait;
+        self
+    }
+
+    /// Also repairs a store of [another user](Self::trust_owner) as root, or not.
+    pub fn trust_owner(mut self, trust: bool) -> Self {
+        self.trust_owner = trust;
+        self
+    }
+
+    /// Sets what watches it.
+    pub fn progress(mut self, progress: Progress) -> Self {
+        self.progress = progress;
+        self
+    }
 }
 
 /// What was done.
@@ -146,7 +178,7 @@ fn repair(path: &Path, options: &RepairOptions) -> Result<RepairReport, Error> {
         shared.resolve_with(&others)?;
     }
     mend_packs(shared, options, &mut report, &mut aside)?;
-    let verify = VerifyOptions { progress: options.progress.clone(), ..Default::default() };
+    let verify = VerifyOptions::new().progress(options.progress.clone());
     let problems = store.verify(&verify)?.problems;
     let mut lost: Vec<SnapshotId> = problems.iter().flat_map(|problem| &problem.snapshots).copied().collect();
     lost.sort_unstable();
@@ -234,7 +266,7 @@ fn recall(shared: &OpenStore) -> Result<(), Error> {
         let labels = || entry.labels().clone();
         match (is_whole(entry.location)?, entry.tombstone()) {
             (true, Some(tombstone)) if !is_whole(tombstone)? => shared.commit_tombstones(&[id])?,
-            (false, None) if Hash::of(&encode(Kind::Record, &*entry.record())?) == id.0 => {
+            (false, None) if Hash::of(&encode(ObjectKind::Record, &*entry.record())?) == id.0 => {
                 let record = Arc::unwrap_or_clone(entry.record());
                 shared.commit_snapshot(record, labels(), shared.log.failures())?;
             }

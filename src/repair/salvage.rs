@@ -8,7 +8,7 @@ use crate::store::error::StoreError;
 use crate::store::fact;
 use crate::store::packs::header::{self, PackHeader};
 use crate::store::packs::names;
-use crate::store::packs::object::{self, Kind};
+use crate::store::packs::object::{self, ObjectKind};
 use crate::store::packs::ready::ready;
 use crate::store::tree::IndexEntry;
 use crate::sys::dir::Name;
@@ -46,7 +46,7 @@ pub(crate) fn salvage(shared: &OpenStore, name: &Name) -> Result<Vec<IndexEntry>
     let other_deltas = index.insert_found(objects_of(&pack, &bytes).collect::<Result<_, _>>()?)?;
     // Records first: notes and tombstones are about them.
     let (records, others): (Vec<_>, Vec<_>) =
-        written.facts.into_iter().partition(|it| it.header.kind == Kind::Record);
+        written.facts.into_iter().partition(|it| it.header.kind == ObjectKind::Record);
     for FactMove { header, snapshot, new, .. } in records.into_iter().chain(others) {
         let object =
             usize::try_from(new.offset_bytes).ok().and_then(|at| bytes.get(at..)).unwrap_or_default();

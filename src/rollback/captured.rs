@@ -36,7 +36,7 @@ impl CapturedProcess {
         let none = |why: &str| RollbackError::NoRollBack { pid, why: why.to_owned() };
         let mut reader = Reader::new(rollback.shared, Check::Full);
         let mut read = |name: &str| reader.attachment(&rollback.record, name);
-        let is_process = matches!(rollback.record.origin, Origin::Process { .. });
+        let is_process = matches!(rollback.record.origin, Origin::LiveProcess { .. });
         let threads = read(Threads::ATTACHMENT)?.filter(|_| is_process);
         let threads = threads.ok_or_else(|| {
             none("the snapshot is not one of a live process; it has no registers to go back to")

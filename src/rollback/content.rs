@@ -5,7 +5,7 @@ use std::ops::Range;
 use super::Rollback;
 use crate::error::Error;
 use crate::ranges::overlapping;
-use crate::store::packs::object::Kind;
+use crate::store::packs::object::ObjectKind;
 use crate::store::read::{Check, Reader};
 
 /// The regions with content that share addresses with `ranges`, which are sorted and apart: cut to them.
@@ -22,7 +22,7 @@ pub(super) fn filled(rollback: &Rollback<'_>, ranges: &[Range<u64>]) -> Result<V
         if overlapping(ranges, start..end).next().is_none() {
             continue;
         }
-        let hashes = reader.hashes(Kind::Table, table, place.regions)?;
+        let hashes = reader.hashes(ObjectKind::Table, table, place.regions)?;
         for (region, _) in hashes.iter().enumerate().filter(|(_, hash)| !hash.is_zero()) {
             let at = start + region as u64 * region_bytes;
             filled.extend(overlapping(ranges, at..end.min(at + region_bytes)));

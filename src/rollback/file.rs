@@ -24,7 +24,8 @@ impl Rollback<'_> {
     /// its pages are written.
     ///
     /// ```
-    /// use stillframe::{CaptureOptions, FileSource, Store};
+    /// use stillframe::{CaptureOptions, Store};
+    /// use stillframe::source::FileSource;
     /// # let dir = tempfile::tempdir()?;
     /// # let store = Store::options().create(dir.path().join("vault"))?;
     /// let ram = dir.path().join("ram");
@@ -38,7 +39,7 @@ impl Rollback<'_> {
     ///
     /// # Errors
     ///
-    /// [`SinkError::Length`](crate::SinkError::Length) unless it is exactly as long as the image, [`SinkError::NotAFile`](crate::SinkError::NotAFile), what the
+    /// [`SinkError::Length`](crate::sink::SinkError::Length) unless it is exactly as long as the image, [`SinkError::NotAFile`](crate::sink::SinkError::NotAFile), what the
     /// operating system said, damage, [`Error::Interrupted`]: nothing is written then. Where writing fails, a part
     /// may be.
     pub fn file(self, path: impl AsRef<Path>) -> Result<RollbackStats, Error> {

@@ -184,7 +184,7 @@ impl<'a> HeldMemory<'a> {
                 }
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(source) => {
-                    return Err(SinkError::Process { pid: self.pid, action: "read a file of", source });
+                    return Err(SinkError::LiveProcess { pid: self.pid, action: "read a file of", source });
                 }
             }
         }

@@ -13,7 +13,7 @@ use crate::source::Frozen as _;
 
 /// An error unless it is the same run of the same program.
 pub(super) fn check(attempt: &Attempt<'_>) -> Result<(), RollbackError> {
-    if let (Origin::Process { path: Some(before), .. }, Origin::Process { path: Some(now), .. }) =
+    if let (Origin::LiveProcess { path: Some(before), .. }, Origin::LiveProcess { path: Some(now), .. }) =
         (&attempt.rollback.record.origin, &attempt.held.origin())
     {
         let (before, now) = (undeleted(before), undeleted(now));

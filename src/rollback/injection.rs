@@ -204,7 +204,7 @@ pub(super) fn refused(attempt: &Attempt<'_>, error: InjectionError) -> Error {
         InjectionError::Impossible(why) => attempt.refusal(why).into(),
         InjectionError::Failed(source) => {
             let pid = attempt.pid;
-            let source = SinkError::Process { pid, action: "have calls made by", source };
+            let source = SinkError::LiveProcess { pid, action: "have calls made by", source };
             RollbackError::InPart { pid, source: Box::new(Error::from(source)) }.into()
         }
     }

@@ -35,7 +35,7 @@ impl Rollback<'_> {
         // What is written here must be known to copy-on-write too: thrown away later, it is the template's again. A host
         // may still hand in what was written before this, so of host ranges nothing more is taken.
         let is_copy_on_write =
-            tracker.as_ref().is_ok_and(|tracker| tracker.means() == TrackMethod::CopyOnWrite);
+            tracker.as_ref().is_ok_and(|tracker| tracker.method() == TrackMethod::CopyOnWrite);
         self.slice_by(memory, tracker, is_copy_on_write)
     }
 
@@ -162,7 +162,7 @@ impl Rollback<'_> {
         };
         Ok(match since {
             Ok(since) => {
-                let tracking = Tracking::By(tracker.means());
+                let tracking = Tracking::By(tracker.method());
                 Known { number: Some(number), tracking, since: Some(since) }
             }
             Err(why) => rescan(Some(number), why),

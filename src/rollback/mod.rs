@@ -60,7 +60,9 @@ use process::refused;
 /// between; what there is more is decoded a second time when it is written.
 ///
 /// ```
-/// use stillframe::{AddressRange, CaptureOptions, DirtyRanges, SourceExt, Store};
+/// use stillframe::{AddressRange, CaptureOptions, Store};
+/// use stillframe::source::SourceExt;
+/// use stillframe::track::DirtyRanges;
 /// # let dir = tempfile::tempdir()?;
 /// # let store = Store::options().create(dir.path().join("vault"))?;
 /// let mut memory = vec![7u8; 1 << 20];
@@ -74,7 +76,7 @@ use process::refused;
 /// assert_eq!((memory[5000], stats.compared_regions, stats.written_regions), (7, 1, 1));
 ///
 /// // What follows is a branch that begins there.
-/// let options = CaptureOptions { parent: Some(before), ..CaptureOptions::default() };
+/// let options = CaptureOptions::new().parent(before);
 /// let branch = vm.capture(&memory.tracked_by(&changes), &options)?;
 /// assert_eq!((branch.parent, branch.changed_regions), (Some(before), 0));
 /// # Ok::<(), Box<dyn std::error::Error>>(())
@@ -131,8 +133,8 @@ impl Store {
     ///
     /// # Errors
     ///
-    /// [`NoSuchSnapshot`](crate::StoreError::NoSuchSnapshot); [`Damaged`](crate::StoreError::Damaged) or
-    /// [`Missing`](crate::StoreError::Missing) if the layout or the root cannot be read.
+    /// [`NoSuchSnapshot`](crate::store::StoreError::NoSuchSnapshot); [`Damaged`](crate::store::StoreError::Damaged) or
+    /// [`Missing`](crate::store::StoreError::Missing) if the layout or the root cannot be read.
     pub fn rollback(&self, id: SnapshotId) -> Result<Rollback<'_>, Error> {
         let shared = self.shared();
         let pinned = shared.pin(id)?;

@@ -11,7 +11,7 @@ use crate::progress::Progress;
 use crate::ranges::{complement, overlapping};
 use crate::region;
 use crate::store::Shared;
-use crate::store::packs::object::Kind;
+use crate::store::packs::object::ObjectKind;
 use crate::store::read::{Check, Reader};
 use crate::table::Place;
 use crate::workers;
@@ -145,11 +145,11 @@ impl Finder<'_> {
         match &part.look {
             Look::Since(known, changed) if *known == part.table && changed.is_empty() => {}
             Look::Since(known, changed) => {
-                let wanted = state.reader.hashes(Kind::Table, &part.table, part.place.regions)?;
+                let wanted = state.reader.hashes(ObjectKind::Table, &part.table, part.place.regions)?;
                 // Without a table that is damaged nothing is known.
                 let known = match *known == part.table {
                     true => Some(wanted.clone()),
-                    false => state.reader.hashes(Kind::Table, known, part.place.regions).ok(),
+                    false => state.reader.hashes(ObjectKind::Table, known, part.place.regions).ok(),
                 };
                 for (region, wanted) in wanted.iter().enumerate() {
                     let start = region * self.region_bytes;
@@ -169,7 +169,7 @@ impl Finder<'_> {
                 if part.table.is_zero() && self.is_absent(part.at, length_bytes) {
                     return Ok(patches);
                 }
-                let wanted = state.reader.hashes(Kind::Table, &part.table, part.place.regions)?;
+                let wanted = state.reader.hashes(ObjectKind::Table, &part.table, part.place.regions)?;
                 let piece_regions = (PIECE_BYTES / self.region_bytes).max(1);
                 for (piece, wanted) in wanted.chunks(piece_regions).enumerate() {
                     let start = piece * piece_regions * self.region_bytes;

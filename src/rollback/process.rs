@@ -105,7 +105,7 @@ impl Rollback<'_> {
     /// # let store = stillframe::Store::open("vault")?;
     /// let pid = 4711;
     /// let before = store.find("web-1~3")?;
-    /// let stats = store.rollback(before)?.process(pid)?;
+    /// let stats = store.rollback(before)?.live_process(pid)?;
     /// println!("{} bytes written, still for {:?}", stats.written_bytes, stats.paused);
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
@@ -115,7 +115,7 @@ impl Rollback<'_> {
     /// [`RollbackError::DoesNotFit`] with what differs, [`RollbackError::NoRollBack`] for a snapshot or a process where
     /// this is impossible, [`Error::Source`] when it cannot be stopped, damage, [`Error::Interrupted`]:
     /// the process is as it was. [`RollbackError::InPart`] when writing failed.
-    pub fn process(self, pid: u32) -> Result<RollbackStats, Error> {
+    pub fn live_process(self, pid: u32) -> Result<RollbackStats, Error> {
         let begun = Instant::now();
         let captured = CapturedProcess::read(&self, pid)?;
         let held = LiveProcessSource::new(pid).stop_timeout(self.stop_timeout);
@@ -200,7 +200,7 @@ impl Rollback<'_> {
 pub(super) fn refused(pid: u32, error: SourceError) -> Error {
     match error {
         SourceError::Uncapturable { why, .. } => RollbackError::NoRollBack { pid, why }.into(),
-        SourceError::ProcessEnded { .. } => {
+        SourceError::LiveProcessEnded { .. } => {
             RollbackError::NoRollBack { pid, why: "it has ended".to_owned() }.into()
         }
         error => error.into(),

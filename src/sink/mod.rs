@@ -36,7 +36,7 @@ pub enum SinkError {
     },
     /// The operating system refused something about a process.
     #[error("cannot {action} process {pid}")]
-    Process {
+    LiveProcess {
         /// Its pid.
         pid: u32,
         /// What was tried.

@@ -28,7 +28,7 @@ impl ProcessSink {
         let open = || {
             pidfd_open(Pid::from_raw(pid.cast_signed()).ok_or(rustix::io::Errno::SRCH)?, PidfdFlags::empty())
         };
-        let process = open().map_err(|error| SinkError::Process {
+        let process = open().map_err(|error| SinkError::LiveProcess {
             pid,
             action: "get hold of",
             source: error.into(),
@@ -65,6 +65,6 @@ impl ProcessSink {
 
     fn failed(&self, action: &'static str) -> impl FnOnce(io::Error) -> SinkError {
         let pid = self.pid;
-        move |source| SinkError::Process { pid, action, source }
+        move |source| SinkError::LiveProcess { pid, action, source }
     }
 }

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::{Frozen, InPlace, Memory, Source, SourceError};
+use super::{Access, Frozen, InPlace, Source, SourceError};
 use crate::address_space::AddressSpace;
 use crate::progress::Progress;
 use crate::track::{RescanReason, Tracker};
@@ -50,8 +50,8 @@ impl Frozen for FrozenBytes<'_> {
         &self.space
     }
 
-    fn memory(&self) -> Memory<'_> {
-        Memory::InPlace(self)
+    fn access(&self) -> Access<'_> {
+        Access::InPlace(self)
     }
 }
 

@@ -13,7 +13,7 @@ use crate::record::Origin;
 /// that becomes shorter is an error ([`SourceError::CutShort`]), other changes go unnoticed.
 ///
 /// ```
-/// use stillframe::{FileSource, Source};
+/// use stillframe::source::{FileSource, Source};
 /// let path = std::env::temp_dir().join(format!("stillframe-doc-{}", std::process::id()));
 /// std::fs::write(&path, [7; 10_000])?;
 /// let source = FileSource::new(&path);
@@ -79,11 +79,11 @@ mod tests {
     use rustix::fs::Mode;
 
     use super::*;
-    use crate::source::Memory;
+    use crate::source::Access;
 
     /// All of a file as a capture reads it: zeros but for what is populated.
     fn read(frozen: &dyn Frozen) -> Result<Vec<u8>, SourceError> {
-        let Memory::Shared(copy) = frozen.memory() else { panic!("a file can be read by many threads") };
+        let Access::Shared(copy) = frozen.access() else { panic!("a file can be read by many threads") };
         let mut bytes = vec![0; usize::try_from(frozen.address_space().image_bytes()).unwrap()];
         let mut end_bytes = 0;
         for range in frozen.populated(0)? {
@@ -136,7 +136,7 @@ mod tests {
         std::fs::write(&path, scattered(100_000)).unwrap();
         let source = FileSource::new(&path);
         let frozen = source.open().unwrap();
-        let Memory::Shared(copy) = frozen.memory() else { panic!("a file can be read by many threads") };
+        let Access::Shared(copy) = frozen.access() else { panic!("a file can be read by many threads") };
         File::options().write(true).open(&path).unwrap().set_len(50_000).unwrap();
 
         let cut_short = |error: &SourceError| {

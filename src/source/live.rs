@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use super::{CopyOut, Frozen, Memory, Source, SourceError};
+use super::{Access, CopyOut, Frozen, Source, SourceError};
 use crate::address_space::AddressSpace;
 use crate::left_out::{LeftOut, WhyLeftOut};
 use crate::ranges::Ranges;
@@ -85,7 +85,7 @@ impl LiveMemory {
     }
 
     /// The same where it is possible. Where it is not, everything is read, and
-    /// [`Capture::tracking`](crate::Capture::tracking) says why.
+    /// [`CaptureStats::tracking`](crate::CaptureStats::tracking) says why.
     pub fn track_writes_if_possible(mut self) -> LiveMemory {
         let address = self.address;
         let end = address.saturating_add(self.memory_bytes.load(Ordering::Relaxed));
@@ -204,8 +204,8 @@ impl Frozen for FrozenMemory<'_> {
         guards.addresses().map(|range| LeftOut { range, why: WhyLeftOut::Guard }).collect()
     }
 
-    fn memory(&self) -> Memory<'_> {
-        Memory::SharedUntilRelease(self)
+    fn access(&self) -> Access<'_> {
+        Access::SharedUntilRelease(self)
     }
 
     fn release(&self) -> Duration {

@@ -35,13 +35,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::address_space::{AddressSpace, AddressSpaceError};
-use crate::left_out::LeftOut;
 use crate::progress::Progress;
 use crate::ranges::Ranges;
 use crate::record::Origin;
 use crate::track::{RescanReason, TrackError, Tracker};
 use crate::units::AddressRange;
 
+pub use crate::left_out::{LeftOut, WhyLeftOut};
 pub use core::{Compression, CoreSource, OpenCore};
 pub use file::FileSource;
 pub(crate) use holes::data_in_memory_file;
@@ -93,7 +93,7 @@ pub trait Frozen {
     fn address_space(&self) -> &AddressSpace;
 
     /// How the bytes may be had.
-    fn memory(&self) -> Memory<'_>;
+    fn access(&self) -> Access<'_>;
 
     /// What the record says about where the memory came from.
     fn origin(&self) -> Origin {
@@ -132,7 +132,7 @@ pub trait Frozen {
 /// How the bytes of an open source may be had.
 #[derive(Clone, Copy)]
 #[non_exhaustive]
-pub enum Memory<'a> {
+pub enum Access<'a> {
     /// They lie in this process and can be read in place, by many threads.
     InPlace(&'a (dyn InPlace + Sync)),
     /// They can be copied out at any time, by many threads.
@@ -212,13 +212,13 @@ fn owner_attachment((real, effective): (u32, u32)) -> Attachment {
 pub enum SourceError {
     /// There is no such process.
     #[error("no process has the pid {pid}; it never ran or has ended")]
-    NoSuchProcess {
+    NoSuchPid {
         /// The pid given.
         pid: u32,
     },
     /// The process ended before its memory was copied.
     #[error("process {pid} ended during the capture; nothing was recorded")]
-    ProcessEnded {
+    LiveProcessEnded {
         /// Its pid.
         pid: u32,
     },
@@ -278,7 +278,7 @@ pub enum SourceError {
     },
     /// The operating system refused something else about a process.
     #[error("cannot {action} process {pid}")]
-    Process {
+    LiveProcess {
         /// Its pid.
         pid: u32,
         /// What was tried.

@@ -1,6 +1,6 @@
 //! A source of one memory, which has no mappings: a file, a guest's memory, what a runtime keeps itself.
 
-use super::{Attachment, CopyOut, Frozen, Memory, SourceError};
+use super::{Access, Attachment, CopyOut, Frozen, SourceError};
 use crate::address_space::AddressSpace;
 use crate::ranges::Ranges;
 use crate::record::Origin;
@@ -8,11 +8,12 @@ use crate::units::AddressRange;
 
 /// One memory, from byte 0 to its end, whose bytes can be copied out by many threads while it is open.
 ///
-/// This is the short way to write a [`Source`](crate::Source): [`frozen`](Self::frozen) makes the
+/// This is the short way to write a [`Source`](crate::source::Source): [`frozen`](Self::frozen) makes the
 /// [`Frozen`] with one mapping out of it.
 ///
 /// ```
-/// use stillframe::{CaptureOptions, Frozen, OneMemory, Source, SourceError, Store};
+/// use stillframe::{CaptureOptions, Store};
+/// use stillframe::source::{Frozen, OneMemory, Source, SourceError};
 ///
 /// /// Memory that a runtime keeps page by page; a page that it never wrote is zeros.
 /// struct Paged(Vec<Option<Box<[u8; 4096]>>>);
@@ -126,8 +127,8 @@ impl<M: OneMemory> Frozen for FrozenOne<M> {
         &self.space
     }
 
-    fn memory(&self) -> Memory<'_> {
-        Memory::Shared(self)
+    fn access(&self) -> Access<'_> {
+        Access::Shared(self)
     }
 
     fn origin(&self) -> Origin {

@@ -58,9 +58,9 @@ pub(super) fn traced_by(process: &ProcDirectory, tracer: u32) -> Refused {
 /// What went wrong with a process that may just have ended.
 pub(super) fn process_error(pid: u32, action: &'static str, source: io::Error) -> SourceError {
     if says_gone(&source) {
-        SourceError::ProcessEnded { pid }
+        SourceError::LiveProcessEnded { pid }
     } else {
-        SourceError::Process { pid, action, source }
+        SourceError::LiveProcess { pid, action, source }
     }
 }
 

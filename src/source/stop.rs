@@ -88,7 +88,7 @@ impl StoppedProcess {
 
     fn attempt(process: &Arc<ProcDirectory>, patience: Arc<Patience>) -> Result<Self, Refused> {
         let pid = process.pid();
-        let error = |action, source| SourceError::Process { pid, action, source };
+        let error = |action, source| SourceError::LiveProcess { pid, action, source };
         let sharers = Sharers::find(process).unwrap_or_default();
         let (report_to, report) = channel();
         let (hold, orders) = channel();

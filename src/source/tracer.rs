@@ -291,7 +291,7 @@ impl Held {
         }
         let stat = self.process.stat().map_err(|error| self.error("look at", error))?;
         if self.threads.is_empty() && stat.is_dead() && stat.thread_count <= 1 {
-            return Err(SourceError::ProcessEnded { pid: self.process.pid() });
+            return Err(SourceError::LiveProcessEnded { pid: self.process.pid() });
         }
         let held = listed.iter().filter(|tid| self.threads.contains_key(tid)).count();
         // A first thread that has ended stays listed while others run.

@@ -8,7 +8,7 @@ use super::error::StoreError;
 use super::held::Held;
 use super::open_store::OpenStore;
 use super::packs::log::FactAt;
-use super::packs::object::Kind;
+use super::packs::object::ObjectKind;
 use crate::hash::Hash;
 use crate::record::{self, Note, Record, SnapshotId, Tombstone};
 
@@ -17,7 +17,11 @@ impl OpenStore {
     ///
     /// What the facts refer to is made durable before they are written: should the power fail in
     /// between, whatever of a record is found on the disk, all that it needs is there as well.
-    fn commit(&self, facts: Vec<(Kind, Vec<u8>, FactAt)>, failures_before: u64) -> Result<u64, StoreError> {
+    fn commit(
+        &self,
+        facts: Vec<(ObjectKind, Vec<u8>, FactAt)>,
+        failures_before: u64,
+    ) -> Result<u64, StoreError> {
         self.check_writable()?;
         self.sync()?;
         let added_bytes = self.log.append_facts(facts, failures_before)?;
@@ -43,14 +47,14 @@ impl OpenStore {
         labels: Labels,
         failures_before: u64,
     ) -> Result<(SnapshotId, u64), StoreError> {
-        let bytes = encode(Kind::Record, &record)?;
+        let bytes = encode(ObjectKind::Record, &record)?;
         let refused = |source| StoreError::Unrecordable { source };
         let held = Held::read(&bytes).map_err(refused)?;
         self.catalog().check_room(&held).map_err(refused)?;
         let id = SnapshotId(Hash::of(&bytes));
         let time = record.time;
-        let mut facts: Vec<(Kind, Vec<u8>, FactAt)> = vec![(
-            Kind::Record,
+        let mut facts: Vec<(ObjectKind, Vec<u8>, FactAt)> = vec![(
+            ObjectKind::Record,
             bytes,
             Box::new(move |location| Fact::Snapshot(id, Box::new(Entry::new(held, location)))),
         )];
@@ -73,7 +77,7 @@ impl OpenStore {
             let id = *id;
             let bytes = encode_tombstone(id)?;
             let fact: FactAt = Box::new(move |location| Fact::Tombstone(id, location));
-            Ok((Kind::Tombstone, bytes, fact))
+            Ok((ObjectKind::Tombstone, bytes, fact))
         };
         let commit = || {
             let facts = ids.iter().map(tombstone).collect::<Result<Vec<_>, StoreError>>()?;
@@ -89,24 +93,24 @@ impl OpenStore {
 
 /// The stored bytes of a tombstone of now.
 pub(crate) fn encode_tombstone(snapshot: SnapshotId) -> Result<Vec<u8>, StoreError> {
-    encode(Kind::Tombstone, &Tombstone { snapshot, time: Timestamp::now() })
+    encode(ObjectKind::Tombstone, &Tombstone { snapshot, time: Timestamp::now() })
 }
 
-fn note(note: Note) -> Result<(Kind, Vec<u8>, FactAt), StoreError> {
-    let bytes = encode(Kind::Note, &note)?;
-    Ok((Kind::Note, bytes, Box::new(move |location| Fact::Note(note, location))))
+fn note(note: Note) -> Result<(ObjectKind, Vec<u8>, FactAt), StoreError> {
+    let bytes = encode(ObjectKind::Note, &note)?;
+    Ok((ObjectKind::Note, bytes, Box::new(move |location| Fact::Note(note, location))))
 }
 
 /// The stored bytes of a value, if they are not too many.
-pub(crate) fn encode<T: serde::Serialize>(kind: Kind, value: &T) -> Result<Vec<u8>, StoreError> {
+pub(crate) fn encode<T: serde::Serialize>(kind: ObjectKind, value: &T) -> Result<Vec<u8>, StoreError> {
     let bytes = record::encode(value).map_err(|source| StoreError::Record { kind, source })?;
     check_length(kind, bytes.len())?;
     Ok(bytes)
 }
 
 /// An error if an object of so many plain bytes cannot be stored.
-pub(crate) fn check_length(kind: Kind, plain_bytes: usize) -> Result<(), StoreError> {
-    if plain_bytes > Kind::MAX_PLAIN_BYTES {
+pub(crate) fn check_length(kind: ObjectKind, plain_bytes: usize) -> Result<(), StoreError> {
+    if plain_bytes > ObjectKind::MAX_PLAIN_BYTES {
         Err(StoreError::TooLarge { kind, found_bytes: plain_bytes as u64 })
     } else {
         Ok(())

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use super::error::StoreError;
 use super::open_store::OpenStore;
 use super::packs::location::{Location, Position};
-use super::packs::object::{HEADER_BYTES, Header, Kind, Place};
+use super::packs::object::{HEADER_BYTES, Header, ObjectKind, Place};
 use super::packs::ready::ready_since;
 use super::tree::Tree;
 use crate::codec::Encoding;
@@ -96,7 +96,7 @@ impl<'a> Cursor<'a> {
     }
 
     /// The object after the last one, if it is this.
-    pub(super) fn next_if_it_is(&mut self, kind: Kind, hash: &Hash) -> Option<FoundObject> {
+    pub(super) fn next_if_it_is(&mut self, kind: ObjectKind, hash: &Hash) -> Option<FoundObject> {
         // What cannot be read is asked for again where it is looked up, and then it is an error.
         self.ready(self.next_bytes..self.next_bytes.saturating_add(HEADER_BYTES)).ok()?;
         let (pack, map) = self.open.as_ref()?;
@@ -113,7 +113,7 @@ impl<'a> Cursor<'a> {
     }
 
     /// The object after the last one if it is this and whole, else the one that the index knows.
-    pub(super) fn next_or_find(&mut self, kind: Kind, hash: &Hash) -> Result<FoundObject, StoreError> {
+    pub(super) fn next_or_find(&mut self, kind: ObjectKind, hash: &Hash) -> Result<FoundObject, StoreError> {
         self.shared.check_fork()?;
         match self.next_if_it_is(kind, hash).filter(|found| found.payload().is_ok()) {
             Some(found) => Ok(found),
@@ -121,7 +121,7 @@ impl<'a> Cursor<'a> {
         }
     }
 
-    pub(super) fn find(&mut self, kind: Kind, hash: &Hash) -> Result<FoundObject, StoreError> {
+    pub(super) fn find(&mut self, kind: ObjectKind, hash: &Hash) -> Result<FoundObject, StoreError> {
         let tree = Tree::of(kind);
         let missing = || StoreError::Missing { kind, hash: *hash };
         // gc may move the object between the look-up and the reading: then it is elsewhere now.
@@ -163,7 +163,7 @@ impl<'a> Cursor<'a> {
     /// The object at a place; none if gc has removed the pack.
     pub(super) fn at(
         &mut self,
-        kind: Kind,
+        kind: ObjectKind,
         hash: &Hash,
         location: Location,
     ) -> Result<Option<FoundObject>, StoreError> {
@@ -203,6 +203,6 @@ impl<'a> Cursor<'a> {
 
 /// Whether an object of the kind `found` may stand for one of the kind `wanted`: within a tree of the
 /// index an object is known by its bytes alone, and two of different kinds may have the same.
-fn fits(found: Kind, wanted: Kind) -> bool {
-    (found == Kind::Region) == (wanted == Kind::Region)
+fn fits(found: ObjectKind, wanted: ObjectKind) -> bool {
+    (found == ObjectKind::Region) == (wanted == ObjectKind::Region)
 }

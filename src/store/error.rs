@@ -4,11 +4,12 @@ use std::io;
 use std::path::PathBuf;
 
 use super::packs::location::Position;
-use super::packs::object::{Header, Kind};
+use super::packs::object::{Header, ObjectKind};
 use crate::hash::Hash;
 use crate::progress::Interrupted;
 use crate::record::{RecordError, SnapshotId};
 use crate::sys::fork::ProcessId;
+use crate::text::shorten;
 
 /// A store that cannot be opened, read or written.
 #[derive(Debug, thiserror::Error)]
@@ -153,7 +154,7 @@ pub enum StoreError {
          store in the process that opened it",
         path.display()
     )]
-    OtherProcess {
+    OtherPid {
         /// Where the store is.
         path: PathBuf,
         /// The process that opened it.
@@ -233,7 +234,7 @@ pub enum StoreError {
     #[error("the {kind} {hash} in pack {pack} at byte {offset_bytes} is damaged: {detail}")]
     Damaged {
         /// What kind of object it is.
-        kind: Kind,
+        kind: ObjectKind,
         /// Its address.
         hash: Hash,
         /// The pack it is in.
@@ -247,7 +248,7 @@ pub enum StoreError {
     #[error("the {kind} {hash} is missing from the store; `stillframe verify` lists what needs it")]
     Missing {
         /// What kind of object it is.
-        kind: Kind,
+        kind: ObjectKind,
         /// Its address.
         hash: Hash,
     },
@@ -255,7 +256,7 @@ pub enum StoreError {
     #[error("the {kind} {hash} cannot be read: it is stored as a delta of another object")]
     Base {
         /// What kind of object it is.
-        kind: Kind,
+        kind: ObjectKind,
         /// Its address.
         hash: Hash,
         /// What is wrong with the other.
@@ -273,7 +274,7 @@ pub enum StoreError {
     #[error("the {kind} {hash} cannot be used: {detail}")]
     Malformed {
         /// What kind of object it is.
-        kind: Kind,
+        kind: ObjectKind,
         /// Its address.
         hash: Hash,
         /// What is wrong with it.
@@ -283,15 +284,18 @@ pub enum StoreError {
     #[error("a {kind} is not in order")]
     Record {
         /// What kind of object it is.
-        kind: Kind,
+        kind: ObjectKind,
         /// What is wrong with it.
         source: RecordError,
     },
     /// An object is too large for the format.
-    #[error("a {kind} of {found_bytes} bytes is too large, at most {} can be stored", Kind::MAX_PLAIN_BYTES)]
+    #[error(
+        "a {kind} of {found_bytes} bytes is too large, at most {} can be stored",
+        ObjectKind::MAX_PLAIN_BYTES
+    )]
     TooLarge {
         /// What kind of object it is.
-        kind: Kind,
+        kind: ObjectKind,
         /// How large it is.
         found_bytes: u64,
     },
@@ -424,7 +428,7 @@ impl StoreError {
     /// That this process was forked from the one that opened the store at `path`.
     pub(crate) fn of_other_process(path: impl Into<PathBuf>, opened_by: ProcessId) -> StoreError {
         let (opened_by, used_by) = (opened_by.pid(), ProcessId::this().pid());
-        StoreError::OtherProcess { path: path.into(), opened_by, used_by }
+        StoreError::OtherPid { path: path.into(), opened_by, used_by }
     }
 
     /// This error about the base of the object with this header.
@@ -433,7 +437,7 @@ impl StoreError {
     }
 
     /// The damaged object that is behind this error, and where it is.
-    pub(crate) fn culprit(&self) -> Option<(Kind, Hash, Position)> {
+    pub(crate) fn culprit(&self) -> Option<(ObjectKind, Hash, Position)> {
         match self {
             StoreError::Base { source, .. } => source.culprit(),
             StoreError::Damaged { kind, hash, pack, offset_bytes, .. } => {
@@ -449,6 +453,11 @@ impl StoreError {
             StoreError::Base { source, .. } => format!("{self}: {}", source.whole_story()),
             _ => self.to_string(),
         }
+    }
+
+    /// No snapshot is of the process of this name.
+    pub(crate) fn no_such_process(name: &str) -> StoreError {
+        StoreError::NoSuchProcess { process: shorten(name) }
     }
 
     /// Whether this says that stored bytes are not what was written.

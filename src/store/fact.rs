@@ -3,14 +3,14 @@
 use super::catalog::{Entry, Fact};
 use super::held::Held;
 use super::packs::location::Location;
-use super::packs::object::{Header, Kind};
+use super::packs::object::{Header, ObjectKind};
 use crate::codec;
 use crate::hash::Hash;
 use crate::record::{self, Note, Record, SnapshotId, Tombstone};
 
 /// What an object says to the catalog, if it is of a kind that does.
 pub(crate) fn read(header: &Header, payload: &[u8], location: Location) -> Result<Option<Fact>, String> {
-    if !matches!(header.kind, Kind::Record | Kind::Note | Kind::Tombstone) {
+    if !matches!(header.kind, ObjectKind::Record | ObjectKind::Note | ObjectKind::Tombstone) {
         return Ok(None);
     }
     let mut plain = vec![0; header.plain_bytes as usize];
@@ -20,11 +20,11 @@ pub(crate) fn read(header: &Header, payload: &[u8], location: Location) -> Resul
     }
     let text = |error: record::RecordError| error.to_string();
     Ok(Some(match header.kind {
-        Kind::Record => {
+        ObjectKind::Record => {
             let held = Held::read(&plain).map_err(text)?;
             Fact::Snapshot(SnapshotId(header.hash), Box::new(Entry::new(held, location)))
         }
-        Kind::Note => Fact::Note(record::decode::<Note>(&plain).map_err(text)?, location),
+        ObjectKind::Note => Fact::Note(record::decode::<Note>(&plain).map_err(text)?, location),
         _ => Fact::Tombstone(record::decode::<Tombstone>(&plain).map_err(text)?.snapshot, location),
     }))
 }
@@ -37,12 +37,12 @@ pub(crate) fn subject(header: &Header, payload: &[u8]) -> Option<SnapshotId> {
         Some(plain)
     };
     match header.kind {
-        Kind::Record => {
+        ObjectKind::Record => {
             record::decode::<Record>(&plain()?).ok()?;
             Some(SnapshotId(header.hash))
         }
-        Kind::Note => Some(record::decode::<Note>(&plain()?).ok()?.snapshot),
-        Kind::Tombstone => Some(record::decode::<Tombstone>(&plain()?).ok()?.snapshot),
+        ObjectKind::Note => Some(record::decode::<Note>(&plain()?).ok()?.snapshot),
+        ObjectKind::Tombstone => Some(record::decode::<Tombstone>(&plain()?).ok()?.snapshot),
         _ => None,
     }
 }

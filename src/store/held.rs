@@ -247,7 +247,7 @@ impl Texts {
 fn without_command(held: &Held) -> Arc<[u8]> {
     let (mut source, _) = first::<Source>(held.source());
     match &mut source.origin {
-        Origin::Process { command, .. } | Origin::Core { command, .. } if !command.is_empty() => {
+        Origin::LiveProcess { command, .. } | Origin::Core { command, .. } if !command.is_empty() => {
             *command = vec![record::CUT.to_owned()];
         }
         _ => return held.text.clone(),
@@ -418,7 +418,7 @@ mod tests {
     }
 
     fn process(command: Vec<String>) -> Origin {
-        Origin::Process { pid: 70_000, path: Some(PathBuf::from("/bin/a")), command }
+        Origin::LiveProcess { pid: 70_000, path: Some(PathBuf::from("/bin/a")), command }
     }
 
     #[test]
@@ -431,7 +431,7 @@ mod tests {
             Origin::Bytes,
             Origin::File { path: path() },
             process(words()),
-            Origin::Process { pid: 1, path: None, command: Vec::new() },
+            Origin::LiveProcess { pid: 1, path: None, command: Vec::new() },
             Origin::Core { path: path(), pid: Some(7), executable: Some(path()), command: words() },
             Origin::Core { path: path(), pid: None, executable: None, command: Vec::new() },
         ];
@@ -480,7 +480,7 @@ mod tests {
             let stored = record::encode(&record(Trigger::Explicit, process(words.clone()))).unwrap();
             let held = Held::read(&stored).unwrap();
             assert!(held.text.len() < record::MAX_COMMAND_BYTES + 100, "{}", held.text.len());
-            let Origin::Process { command, .. } = held.origin() else { panic!() };
+            let Origin::LiveProcess { command, .. } = held.origin() else { panic!() };
             let (last, kept) = command.split_last().unwrap();
             assert_eq!(last, record::CUT);
             let whole = |(kept, word): (&String, &String)| word.starts_with(&**kept);

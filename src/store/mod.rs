@@ -53,10 +53,15 @@ use crate::progress::Progress;
 use crate::sys::dir::{Dir, Name};
 use crate::sys::file;
 use crate::units::RegionSize;
-use error::StoreError;
 use format::{FORMAT_VERSION, Format};
-use id::StoreId;
 use lock::{Access, Lock};
+
+pub use crate::table::REGIONS_PER_TABLE;
+pub use catalog::Labels;
+pub use error::StoreError;
+pub use id::StoreId;
+pub use packs::object::ObjectKind;
+pub use read::Check;
 
 pub(crate) use open_store::OpenStore;
 pub(crate) use open_store::OpenStore as Shared;
@@ -94,8 +99,8 @@ pub struct Store {
 pub struct StoreOptions {
     region_size: RegionSize,
     codec: Codec,
-    pub(crate) wait: Duration,
-    pub(crate) trust_owner: bool,
+    wait: Duration,
+    trust_owner: bool,
 }
 
 /// What a store is, fixed when it was created.
@@ -292,7 +297,7 @@ impl Store {
     ///
     /// # Errors
     ///
-    /// [`StoreError::ReadOnly`], [`StoreError::Moved`], [`StoreError::LockReplaced`], [`StoreError::OtherProcess`].
+    /// [`StoreError::ReadOnly`], [`StoreError::Moved`], [`StoreError::LockReplaced`], [`StoreError::OtherPid`].
     pub fn check_writable(&self) -> Result<(), StoreError> {
         self.shared.check_writable()
     }

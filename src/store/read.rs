@@ -7,7 +7,7 @@ use super::cursor::{Cursor, FoundObject, TRIES};
 use super::error::StoreError;
 use super::open_store::OpenStore;
 use super::packs::location::{Location, Position};
-use super::packs::object::Kind;
+use super::packs::object::ObjectKind;
 use super::tree::Tree;
 use crate::codec;
 use crate::delta;
@@ -58,19 +58,19 @@ impl<'a> Reader<'a> {
     pub(crate) fn region(&mut self, hash: &Hash, plain: &mut [u8]) -> Result<(), StoreError> {
         let check = self.check;
         // What damage left there may have been stored anew elsewhere: then the index knows better.
-        if let Some(found) = self.objects.next_if_it_is(Kind::Region, hash)
+        if let Some(found) = self.objects.next_if_it_is(ObjectKind::Region, hash)
             && self.decode(&found, plain, check).is_ok()
         {
             return Ok(());
         }
-        self.find_and(Kind::Region, hash, |reader, found| reader.decode(found, plain, check))
+        self.find_and(ObjectKind::Region, hash, |reader, found| reader.decode(found, plain, check))
     }
 
     /// Finds an object and reads it. Should that fail it is tried again where the index has it elsewhere by then: gc
     /// stores what stood on a base whole before it drops the base.
     fn find_and<T>(
         &mut self,
-        kind: Kind,
+        kind: ObjectKind,
         hash: &Hash,
         mut read: impl FnMut(&mut Self, &FoundObject) -> Result<T, StoreError>,
     ) -> Result<T, StoreError> {
@@ -137,7 +137,7 @@ impl<'a> Reader<'a> {
     }
 
     /// The plain bytes of an object; none for the all-zero hash.
-    pub(crate) fn object(&mut self, kind: Kind, hash: &Hash) -> Result<Vec<u8>, StoreError> {
+    pub(crate) fn object(&mut self, kind: ObjectKind, hash: &Hash) -> Result<Vec<u8>, StoreError> {
         if hash.is_zero() {
             return Ok(Vec::new());
         }
@@ -151,16 +151,16 @@ impl<'a> Reader<'a> {
     /// What is kept beside the memory of a snapshot under this name.
     pub(crate) fn attachment(&mut self, record: &Record, name: &str) -> Result<Option<Vec<u8>>, StoreError> {
         let found = record.attachments.iter().find(|attachment| attachment.name == name);
-        found.map(|attachment| self.object(Kind::Attachment, &attachment.hash)).transpose()
+        found.map(|attachment| self.object(ObjectKind::Attachment, &attachment.hash)).transpose()
     }
 
     /// The root of a snapshot of `expected` tables.
     pub(crate) fn root(&mut self, hash: &Hash, expected: usize) -> Result<Root, StoreError> {
-        let kind = Kind::Root;
+        let kind = ObjectKind::Root;
         let malformed = |detail| StoreError::Malformed { kind, hash: *hash, detail };
         if hash.is_zero() {
             // A layout may claim any number of bytes, all of them zeros.
-            let most = Kind::MAX_PLAIN_BYTES / Hash::BYTES;
+            let most = ObjectKind::MAX_PLAIN_BYTES / Hash::BYTES;
             return if expected <= most {
                 Ok(Root::zeros(expected))
             } else {
@@ -175,7 +175,7 @@ impl<'a> Reader<'a> {
     /// The hashes in a table, of which there must be `expected`.
     pub(crate) fn hashes(
         &mut self,
-        kind: Kind,
+        kind: ObjectKind,
         hash: &Hash,
         expected: usize,
     ) -> Result<Vec<Hash>, StoreError> {
@@ -195,7 +195,11 @@ impl<'a> Reader<'a> {
     }
 
     /// The value in an object.
-    pub(crate) fn value<T: DeserializeOwned>(&mut self, kind: Kind, hash: &Hash) -> Result<T, StoreError> {
+    pub(crate) fn value<T: DeserializeOwned>(
+        &mut self,
+        kind: ObjectKind,
+        hash: &Hash,
+    ) -> Result<T, StoreError> {
         let bytes = self.object(kind, hash)?;
         record::decode(&bytes).map_err(|source| StoreError::Record { kind, source })
     }
@@ -205,7 +209,7 @@ impl<'a> Reader<'a> {
     /// None if it should be stored whole.
     pub(crate) fn base(
         &mut self,
-        kind: Kind,
+        kind: ObjectKind,
         like: &Hash,
         plain: &mut Vec<u8>,
     ) -> Result<Option<(Hash, u8, u32)>, StoreError> {
@@ -234,7 +238,7 @@ impl<'a> Reader<'a> {
     /// Says whether it was there to be checked: gc may have moved it meanwhile.
     pub(crate) fn check_at(
         &mut self,
-        kind: Kind,
+        kind: ObjectKind,
         hash: &Hash,
         location: Location,
     ) -> Result<bool, StoreError> {
@@ -277,7 +281,7 @@ impl<'a> Reader<'a> {
     }
 
     /// What kind of object its header says is at a place.
-    pub(crate) fn kind_at(&mut self, at: Position) -> Result<Option<Kind>, StoreError> {
+    pub(crate) fn kind_at(&mut self, at: Position) -> Result<Option<ObjectKind>, StoreError> {
         Ok(self.objects.whatever_is_at(at)?.map(|found| found.header.kind))
     }
 
@@ -307,7 +311,7 @@ impl<'a> Reader<'a> {
     /// Fills `plain` with the bytes of a base, cut or lengthened by zeros.
     fn fill_from_base(
         &mut self,
-        kind: Kind,
+        kind: ObjectKind,
         base: &Hash,
         plain: &mut [u8],
         deltas: usize,

@@ -6,7 +6,7 @@
 //! ```
 
 use super::error::StoreError;
-use super::packs::object::Kind;
+use super::packs::object::ObjectKind;
 use super::read::Reader;
 use crate::address_space::AddressSpace;
 use crate::hash::Hash;
@@ -24,7 +24,7 @@ pub(crate) struct Layout {
 impl Layout {
     /// Reads the layout that a record names.
     pub(crate) fn read(reader: &mut Reader<'_>, record: &Record) -> Result<Layout, StoreError> {
-        let space: AddressSpace = reader.value(Kind::Layout, &record.layout)?;
+        let space: AddressSpace = reader.value(ObjectKind::Layout, &record.layout)?;
         let places = Places::new(&space, record.region_size);
         Ok(Layout { space, places })
     }

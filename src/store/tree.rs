@@ -1,7 +1,7 @@
 //! The two trees of the index: regions, and all other objects.
 
 use super::packs::location::Location;
-use super::packs::object::{Header, Kind};
+use super::packs::object::{Header, ObjectKind};
 use crate::hash::Hash;
 
 /// Which tree an object is in.
@@ -15,8 +15,8 @@ impl Tree {
     pub(crate) const ALL: [Tree; 2] = [Tree::Regions, Tree::Objects];
 
     /// The one with objects of this kind.
-    pub(crate) fn of(kind: Kind) -> Tree {
-        if kind == Kind::Region { Tree::Regions } else { Tree::Objects }
+    pub(crate) fn of(kind: ObjectKind) -> Tree {
+        if kind == ObjectKind::Region { Tree::Regions } else { Tree::Objects }
     }
 }
 
@@ -25,6 +25,6 @@ pub(crate) type IndexEntry = (Tree, Hash, Location);
 
 /// Which tree and hash an object is indexed by; `None` for what the catalog has.
 pub(crate) fn indexed(header: &Header) -> Option<(Tree, Hash)> {
-    let in_catalog = matches!(header.kind, Kind::Record | Kind::Note | Kind::Tombstone);
+    let in_catalog = matches!(header.kind, ObjectKind::Record | ObjectKind::Note | ObjectKind::Tombstone);
     (!in_catalog).then(|| (Tree::of(header.kind), header.hash))
 }

@@ -91,7 +91,7 @@ impl CopyOnWrite {
 }
 
 impl Tracker for CopyOnWrite {
-    fn means(&self) -> TrackMethod {
+    fn method(&self) -> TrackMethod {
         TrackMethod::CopyOnWrite
     }
 

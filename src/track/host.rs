@@ -16,11 +16,13 @@ const MERGE_AT: usize = 4096;
 /// The changes to one memory as its host hands them in: ranges, or a hypervisor's dirty bitmap.
 ///
 /// Hand in whatever changed since the last capture began, at the latest when the next one is taken;
-/// [`SourceExt`](crate::SourceExt) joins the two. Ranges may overlap and come in any order.
+/// [`SourceExt`](crate::source::SourceExt) joins the two. Ranges may overlap and come in any order.
 /// The first capture reads everything.
 ///
 /// ```
-/// use stillframe::{AddressRange, CaptureOptions, DirtyRanges, SourceExt, Store};
+/// use stillframe::{AddressRange, CaptureOptions, Store};
+/// use stillframe::source::SourceExt;
+/// use stillframe::track::DirtyRanges;
 /// # let dir = tempfile::tempdir()?;
 /// # let store = Store::options().create(dir.path().join("vault"))?;
 /// let mut memory = vec![7u8; 1 << 20];
@@ -149,7 +151,7 @@ impl State {
 }
 
 impl Tracker for DirtyRanges {
-    fn means(&self) -> TrackMethod {
+    fn method(&self) -> TrackMethod {
         TrackMethod::DirtyRanges
     }
 

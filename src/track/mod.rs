@@ -36,10 +36,10 @@ pub(crate) use write_protection::WriteProtection;
 /// best, as its knowledge refers to the last snapshot alone.
 ///
 /// [`LiveMemory::track_writes`]: crate::LiveMemory::track_writes
-/// [`LiveProcessSource::track_writes`]: crate::LiveProcessSource::track_writes
+/// [`LiveProcessSource::track_writes`]: crate::source::LiveProcessSource::track_writes
 pub trait Tracker: Send + Sync {
     /// How it knows.
-    fn means(&self) -> TrackMethod;
+    fn method(&self) -> TrackMethod;
 
     /// Finds out what changed since the last call and begins anew, while the source stands still.
     /// `since` is the parent of the snapshot that is being taken.
@@ -260,7 +260,7 @@ pub enum TrackError {
     },
     /// The tracker was made before a `fork`, and this is the child.
     #[error("the tracker was made by process {made_by}, this is {used_by}; make a new one after a fork")]
-    OtherProcess {
+    OtherPid {
         /// The pid of its maker.
         made_by: u32,
         /// The pid of its user.

@@ -64,7 +64,7 @@ impl SoftDirty {
 }
 
 impl Tracker for SoftDirty {
-    fn means(&self) -> TrackMethod {
+    fn method(&self) -> TrackMethod {
         TrackMethod::SoftDirty
     }
 

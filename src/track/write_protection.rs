@@ -142,14 +142,14 @@ impl WriteProtection {
 }
 
 impl Tracker for WriteProtection {
-    fn means(&self) -> TrackMethod {
+    fn method(&self) -> TrackMethod {
         TrackMethod::WriteProtection
     }
 
     fn take(&self, space: &AddressSpace, since: Option<SnapshotId>) -> Result<DirtySet, TrackError> {
         let used_by = std::process::id();
         if used_by != self.made_by {
-            return Err(TrackError::OtherProcess { made_by: self.made_by, used_by });
+            return Err(TrackError::OtherPid { made_by: self.made_by, used_by });
         }
         let mut state = self.state();
         let memory_bytes = state.memory_bytes;

@@ -18,7 +18,7 @@ use crate::store::fact;
 use crate::store::index::Index;
 use crate::store::marks::Marks;
 use crate::store::packs::location::{Location, Position};
-use crate::store::packs::object::Kind;
+use crate::store::packs::object::ObjectKind;
 use crate::store::packs::pack::Pack;
 use crate::store::packs::scan::Scanned;
 use crate::store::read::{Check, Reader};
@@ -29,6 +29,7 @@ use crate::sync::Mutex;
 
 /// What to verify. The default is everything.
 #[derive(Clone, Debug, Default)]
+#[non_exhaustive]
 pub struct VerifyOptions {
     /// Only what these snapshots need; everything if there are none.
     pub snapshots: Vec<SnapshotId>,
@@ -39,6 +40,31 @@ pub struct VerifyOptions {
     /// Watches it: in bytes of packs, to which 32 for each region of each snapshot are added for looking whether
     /// it is there. Interrupting it does no harm.
     pub progress: Progress,
+}
+
+impl VerifyOptions {
+    /// The default.
+    pub fn new() -> Self {
+        VerifyOptions::default()
+    }
+
+    /// Adds snapshots to which it is confined.
+    pub fn snapshots(mut self, snapshots: impl IntoIterator<Item = SnapshotId>) -> Self {
+        self.snapshots.extend(snapshots);
+        self
+    }
+
+    /// Sets the size of a [sample](Self::sample_percent), or `None` for everything.
+    pub fn sample_percent(mut self, percent: impl Into<Option<u8>>) -> Self {
+        self.sample_percent = percent.into();
+        self
+    }
+
+    /// Sets what watches it.
+    pub fn progress(mut self, progress: Progress) -> Self {
+        self.progress = progress;
+        self
+    }
 }
 
 /// What was found.
@@ -65,7 +91,7 @@ pub struct VerifyReport {
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
 #[non_exhaustive]
 pub struct Problem {
-    /// What it concerns: the name of a [`Kind`], or `pack` for bytes that are no object.
+    /// What it concerns: the name of a [`ObjectKind`], or `pack` for bytes that are no object.
     pub kind: String,
     /// The object's hash, or the file and byte.
     pub object: String,
@@ -133,7 +159,7 @@ impl Store {
 /// What a problem concerns.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Subject {
-    Object(Kind, Hash),
+    Object(ObjectKind, Hash),
     Bytes { pack: String, offset_bytes: u64 },
 }
 
@@ -325,7 +351,7 @@ impl<'a> Verification<'a> {
             }
         };
         let record =
-            header.filter(|header| header.kind == Kind::Record).map(|header| SnapshotId(header.hash));
+            header.filter(|header| header.kind == ObjectKind::Record).map(|header| SnapshotId(header.hash));
         self.problem(subject, format!("in pack {} at byte {offset_bytes}: {why}", pack.number), record);
         self.damaged.lock().push((Position { pack: pack.number, offset_bytes }, end_bytes));
         Ok(None)
@@ -380,8 +406,8 @@ impl<'a> Verification<'a> {
             self.record(*id, &mut reader)?;
             let missing = |kind, hash| self.missing(kind, hash, *id);
             for attachment in &record.attachments {
-                if is_lost(Kind::Attachment, &attachment.hash)? {
-                    missing(Kind::Attachment, attachment.hash);
+                if is_lost(ObjectKind::Attachment, &attachment.hash)? {
+                    missing(ObjectKind::Attachment, attachment.hash);
                 }
             }
             let both = self.tables((*id, record), &mut reader, &mut |kind, hash| {
@@ -403,18 +429,18 @@ impl<'a> Verification<'a> {
                 if fine.contains(&as_placed) {
                     continue;
                 }
-                if is_lost(Kind::Table, &table)? {
-                    missing(Kind::Table, table);
+                if is_lost(ObjectKind::Table, &table)? {
+                    missing(ObjectKind::Table, table);
                     continue;
                 }
                 if let hash_map::Entry::Vacant(unseen) = tables.entry(as_placed) {
-                    let hashes = reader.hashes(Kind::Table, &table, place.regions);
-                    let Some(hashes) = self.unless_malformed(*id, (Kind::Table, table), hashes)? else {
+                    let hashes = reader.hashes(ObjectKind::Table, &table, place.regions);
+                    let Some(hashes) = self.unless_malformed(*id, (ObjectKind::Table, table), hashes)? else {
                         continue;
                     };
                     let mut lost = Vec::new();
                     for hash in hashes {
-                        if is_lost(Kind::Region, &hash)? {
+                        if is_lost(ObjectKind::Region, &hash)? {
                             lost.push(hash);
                         }
                     }
@@ -425,7 +451,7 @@ impl<'a> Verification<'a> {
                     unseen.insert(lost);
                 }
                 for hash in tables.get(&as_placed).into_iter().flatten() {
-                    missing(Kind::Region, *hash);
+                    missing(ObjectKind::Region, *hash);
                 }
             }
             // Tables of zeros need nothing.
@@ -439,12 +465,12 @@ impl<'a> Verification<'a> {
         for _ in 0..TRIES {
             let location = self.shared.catalog().live(&id).map(|entry| entry.location);
             let Some(location) = location else { return Ok(()) };
-            match reader.check_at(Kind::Record, &id.0, location) {
+            match reader.check_at(ObjectKind::Record, &id.0, location) {
                 Ok(false) => continue,
                 Ok(true) => {}
                 Err(error) if !error.is_damage() => return Err(error),
                 Err(error) => {
-                    self.problem(Subject::Object(Kind::Record, id.0), error.to_string(), Some(id));
+                    self.problem(Subject::Object(ObjectKind::Record, id.0), error.to_string(), Some(id));
                 }
             }
             break;
@@ -457,17 +483,17 @@ impl<'a> Verification<'a> {
         &self,
         (id, record): (SnapshotId, &Record),
         reader: &mut Reader<'_>,
-        look_at: &mut dyn FnMut(Kind, Hash) -> Result<(), StoreError>,
+        look_at: &mut dyn FnMut(ObjectKind, Hash) -> Result<(), StoreError>,
     ) -> Result<Option<Tables>, Error> {
-        look_at(Kind::Layout, record.layout)?;
+        look_at(ObjectKind::Layout, record.layout)?;
         if !record.root.is_zero() {
-            look_at(Kind::Root, record.root)?;
+            look_at(ObjectKind::Root, record.root)?;
         }
         let layout = Layout::read(reader, record);
-        let layout = self.unless_malformed(id, (Kind::Layout, record.layout), layout)?;
+        let layout = self.unless_malformed(id, (ObjectKind::Layout, record.layout), layout)?;
         let Some(layout) = layout else { return Ok(None) };
         let root = layout.root(reader, record);
-        let root = self.unless_malformed(id, (Kind::Root, record.root), root)?;
+        let root = self.unless_malformed(id, (ObjectKind::Root, record.root), root)?;
         Ok(root.map(|root| Tables { layout, root }))
     }
 
@@ -476,7 +502,7 @@ impl<'a> Verification<'a> {
     fn unless_malformed<T>(
         &self,
         id: SnapshotId,
-        (kind, hash): (Kind, Hash),
+        (kind, hash): (ObjectKind, Hash),
         read: Result<T, StoreError>,
     ) -> Result<Option<T>, Error> {
         match read {
@@ -490,7 +516,7 @@ impl<'a> Verification<'a> {
         }
     }
 
-    fn missing(&self, kind: Kind, hash: Hash, snapshot: SnapshotId) {
+    fn missing(&self, kind: ObjectKind, hash: Hash, snapshot: SnapshotId) {
         self.problem(Subject::Object(kind, hash), "it is missing".to_owned(), Some(snapshot));
         self.shared.note_damage();
     }
@@ -504,15 +530,15 @@ impl<'a> Verification<'a> {
         let meter = progress.begin(total_bytes);
         self.take_stock(&mut |_, _| Ok(()))?;
         // Every table that was checked, with what is wrong with it.
-        let mut seen: HashMap<(Hash, usize), Vec<(Kind, Hash)>> = HashMap::new();
+        let mut seen: HashMap<(Hash, usize), Vec<(ObjectKind, Hash)>> = HashMap::new();
         for id in snapshots {
             let pinned = self.shared.pin(*id)?;
             let record = pinned.record();
             let mut reader = Reader::new(self.shared, Check::Full);
             self.record(*id, &mut reader)?;
-            let mut wrong: Vec<(Kind, Hash)> = Vec::new();
+            let mut wrong: Vec<(ObjectKind, Hash)> = Vec::new();
             for attachment in record.attachments.iter().filter(|attachment| !attachment.hash.is_zero()) {
-                wrong.extend(self.object(Kind::Attachment, &attachment.hash, &mut reader)?);
+                wrong.extend(self.object(ObjectKind::Attachment, &attachment.hash, &mut reader)?);
             }
             let mut first_reader = Reader::new(self.shared, Check::Full);
             let both = self.tables((*id, record), &mut reader, &mut |kind, hash| {
@@ -531,15 +557,15 @@ impl<'a> Verification<'a> {
                 .map_init(
                     || Reader::new(self.shared, Check::Full),
                     |reader, ((table, regions), length_bytes)| {
-                        let mut wrong: Vec<(Kind, Hash)> =
-                            self.object(Kind::Table, &table, reader)?.into_iter().collect();
+                        let mut wrong: Vec<(ObjectKind, Hash)> =
+                            self.object(ObjectKind::Table, &table, reader)?.into_iter().collect();
                         if wrong.is_empty() {
-                            let hashes = reader.hashes(Kind::Table, &table, regions);
-                            match self.unless_malformed(*id, (Kind::Table, table), hashes)? {
-                                None => wrong.push((Kind::Table, table)),
+                            let hashes = reader.hashes(ObjectKind::Table, &table, regions);
+                            match self.unless_malformed(*id, (ObjectKind::Table, table), hashes)? {
+                                None => wrong.push((ObjectKind::Table, table)),
                                 Some(hashes) => {
                                     for hash in hashes {
-                                        wrong.extend(self.object(Kind::Region, &hash, reader)?);
+                                        wrong.extend(self.object(ObjectKind::Region, &hash, reader)?);
                                     }
                                 }
                             }
@@ -562,10 +588,10 @@ impl<'a> Verification<'a> {
     /// says nothing of what is there.
     fn object(
         &self,
-        kind: Kind,
+        kind: ObjectKind,
         hash: &Hash,
         reader: &mut Reader<'_>,
-    ) -> Result<Option<(Kind, Hash)>, StoreError> {
+    ) -> Result<Option<(ObjectKind, Hash)>, StoreError> {
         if hash.is_zero() {
             return Ok(None);
         }

@@ -13,7 +13,7 @@ use crate::store::error::StoreError;
 use crate::store::marks::Marks;
 use crate::store::packs::location::Location;
 use crate::store::packs::names;
-use crate::store::packs::object::Kind;
+use crate::store::packs::object::ObjectKind;
 use crate::store::read::{Check, Reader};
 use crate::store::tree::Tree;
 
@@ -21,7 +21,7 @@ use crate::store::tree::Tree;
 pub(super) enum Stock {
     Object(Tree, Hash),
     /// A record, note or tombstone about this snapshot.
-    Fact(Kind, SnapshotId),
+    Fact(ObjectKind, SnapshotId),
 }
 
 impl Stock {
@@ -66,14 +66,14 @@ impl Verification<'_> {
     }
 
     /// The records, notes and tombstones that count, and where they are.
-    fn facts(&self) -> Vec<(Kind, SnapshotId, Location)> {
+    fn facts(&self) -> Vec<(ObjectKind, SnapshotId, Location)> {
         let catalog = self.shared.catalog();
         let of_entries = catalog.all().flat_map(|(id, entry)| {
-            let note = entry.note().map(|(_, at)| (Kind::Note, *id, at));
-            let tombstone = entry.tombstone().map(|at| (Kind::Tombstone, *id, at));
-            [Some((Kind::Record, *id, entry.location)), note, tombstone].into_iter().flatten()
+            let note = entry.note().map(|(_, at)| (ObjectKind::Note, *id, at));
+            let tombstone = entry.tombstone().map(|at| (ObjectKind::Tombstone, *id, at));
+            [Some((ObjectKind::Record, *id, entry.location)), note, tombstone].into_iter().flatten()
         });
-        let orphans = catalog.orphans().iter().map(|(id, at)| (Kind::Tombstone, *id, *at));
+        let orphans = catalog.orphans().iter().map(|(id, at)| (ObjectKind::Tombstone, *id, *at));
         of_entries.chain(orphans).collect()
     }
 
@@ -108,7 +108,7 @@ impl Verification<'_> {
         let left_out = lowest.into_iter().filter(|(class, _)| !sampled.contains(class));
         batch.extend(left_out.map(|(_, (_, stock, location))| (stock, location)));
         batch.chunks(BATCH_OBJECTS).try_for_each(|batch| self.check(batch, &meter))?;
-        let found: HashMap<Hash, Kind> = self
+        let found: HashMap<Hash, ObjectKind> = self
             .problems
             .lock()
             .keys()
@@ -131,10 +131,10 @@ impl Verification<'_> {
         batch.par_iter().try_for_each_init(
             || Reader::new(self.shared, Check::Full),
             |reader, (stock, location)| match stock {
-                Stock::Object(Tree::Regions, hash) => self.object(Kind::Region, hash, reader).map(drop),
+                Stock::Object(Tree::Regions, hash) => self.object(ObjectKind::Region, hash, reader).map(drop),
                 Stock::Object(Tree::Objects, hash) => {
                     // The index does not say. Whatever is not even that is damaged.
-                    let kind = reader.kind_at((*location).into())?.unwrap_or(Kind::Table);
+                    let kind = reader.kind_at((*location).into())?.unwrap_or(ObjectKind::Table);
                     self.object(kind, hash, reader).map(drop)
                 }
                 Stock::Fact(kind, id) => self.fact(*kind, *id, *location, reader),
@@ -146,7 +146,7 @@ impl Verification<'_> {
     /// Checks a record, note or tombstone, unless gc has moved it meanwhile.
     fn fact(
         &self,
-        kind: Kind,
+        kind: ObjectKind,
         id: SnapshotId,
         location: Location,
         reader: &mut Reader<'_>,
@@ -161,7 +161,7 @@ impl Verification<'_> {
         }
         let Location { pack, offset_bytes, .. } = location;
         let (subject, snapshot) = match kind {
-            Kind::Record => {
+            ObjectKind::Record => {
                 let needs_it = self.shared.catalog().live(&id).map(|_| id);
                 (Subject::Object(kind, id.0), needs_it)
             }
@@ -193,31 +193,34 @@ impl Verification<'_> {
 
     /// Adds to the problems the snapshots that need these objects, which tells also of what kind they
     /// really are.
-    fn who_needs(&self, damaged: &HashMap<Hash, Kind>, meter: &Meter) -> Result<(), Error> {
+    fn who_needs(&self, damaged: &HashMap<Hash, ObjectKind>, meter: &Meter) -> Result<(), Error> {
         if damaged.is_empty() {
             return Ok(());
         }
         let mut reader = Reader::new(self.shared, Check::Full);
-        let mut tables: HashMap<Hash, Vec<(Kind, Hash)>> = HashMap::new();
+        let mut tables: HashMap<Hash, Vec<(ObjectKind, Hash)>> = HashMap::new();
         let snapshots: Vec<SnapshotId> = self.shared.catalog().all_live().map(|(id, _)| *id).collect();
         for id in snapshots {
             meter.advance(0)?;
             let Ok(record) = self.shared.record(id) else { continue };
-            let mut needed: Vec<(Kind, Hash)> =
-                record.attachments.iter().map(|attachment| (Kind::Attachment, attachment.hash)).collect();
+            let mut needed: Vec<(ObjectKind, Hash)> = record
+                .attachments
+                .iter()
+                .map(|attachment| (ObjectKind::Attachment, attachment.hash))
+                .collect();
             let both = self.tables((id, &record), &mut reader, &mut |kind, hash| {
                 needed.push((kind, hash));
                 Ok(())
             })?;
             let of_snapshot = both.unwrap_or_default();
-            needed.extend(of_snapshot.root.stored().iter().map(|(_, table)| (Kind::Table, *table)));
+            needed.extend(of_snapshot.root.stored().iter().map(|(_, table)| (ObjectKind::Table, *table)));
             for (table, place) in of_snapshot.iter() {
                 if let hash_map::Entry::Vacant(unseen) = tables.entry(table) {
-                    let hashes = match reader.hashes(Kind::Table, &table, place.regions) {
+                    let hashes = match reader.hashes(ObjectKind::Table, &table, place.regions) {
                         Err(error) if error.is_damage() => Vec::new(),
                         other => other?,
                     };
-                    let regions = hashes.into_iter().map(|hash| (Kind::Region, hash));
+                    let regions = hashes.into_iter().map(|hash| (ObjectKind::Region, hash));
                     let wrong = regions.filter(|(_, hash)| damaged.contains_key(hash)).collect();
                     unseen.insert(wrong);
                 }

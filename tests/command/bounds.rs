@@ -10,7 +10,10 @@ use std::process::{Command, Output, Stdio};
 
 use crate::forger::Forger;
 use serde_json::Value;
-use stillframe::{CaptureOptions, Diff, DiffOptions, LiveProcessSource, Origin, Store};
+use stillframe::diff::{Diff, DiffOptions};
+use stillframe::record::Origin;
+use stillframe::source::LiveProcessSource;
+use stillframe::{CaptureOptions, Store};
 
 /// The offset of the origin in a record of bytes: after version, process, no parent, time and
 /// trigger.
@@ -133,7 +136,7 @@ fn a_process_that_fills_its_command_line_is_recorded_with_the_first_4_kib() {
     let taken = taken.unwrap();
     let check = |store: &Store| {
         let snapshot = store.snapshot(taken.id).unwrap();
-        let Origin::Process { command, .. } = &snapshot.record().origin else { panic!() };
+        let Origin::LiveProcess { command, .. } = &snapshot.record().origin else { panic!() };
         let bytes: usize = command.iter().map(|word| word.len() + 1).sum();
         assert!((4_000..4_200).contains(&bytes), "{bytes}");
         assert_eq!((&*command[0], &*command[1]), ("sh", "-c"));

@@ -3,7 +3,8 @@
 
 use std::path::{Path, PathBuf};
 
-use stillframe::{CaptureOptions, Codec, Hash, Store};
+use stillframe::codec::Codec;
+use stillframe::{CaptureOptions, Hash, Store};
 
 /// Adds objects to the only pack of a store that no process has open.
 pub(crate) struct Forger {

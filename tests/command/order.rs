@@ -10,7 +10,10 @@ use crate::forger::Forger;
 use crate::needs::needs;
 use jiff::{Timestamp, ToSpan, Zoned, tz::TimeZone};
 use serde_json::Value;
-use stillframe::{Attachment, CaptureOptions, Error, KeepPolicy, RegionSize, SnapshotId, Store, StoreError};
+use stillframe::forget::KeepPolicy;
+use stillframe::source::Attachment;
+use stillframe::store::StoreError;
+use stillframe::{CaptureOptions, Error, RegionSize, SnapshotId, Store};
 
 const SHIM: &str = r#"
 #define _GNU_SOURCE
@@ -281,7 +284,7 @@ fn the_library_counts_in_the_zone_that_a_policy_names() {
     // snapshots are of one day, except at midnight.
     let now = Timestamp::now();
     let plan = |zone: TimeZone| {
-        let policy = KeepPolicy { daily: Some(1), time_zone: zone, ..KeepPolicy::default() };
+        let policy = KeepPolicy::new().daily(1).time_zone(zone);
         store.plan_forget(&policy, None).unwrap()
     };
     let zones = [TimeZone::UTC, TimeZone::get(NEW_YORK).unwrap_or(TimeZone::UTC)];
@@ -290,11 +293,8 @@ fn the_library_counts_in_the_zone_that_a_policy_names() {
         assert_eq!((plan.keep, plan.future), (vec![ids[3]], Vec::new()));
     }
     assert!(KeepPolicy::default().is_empty());
-    assert!(KeepPolicy { time_zone: TimeZone::system(), ..KeepPolicy::default() }.is_empty());
-    assert!(
-        !KeepPolicy { within: Some((now + 1.second()).duration_since(now)), ..KeepPolicy::default() }
-            .is_empty()
-    );
+    assert!(KeepPolicy::new().time_zone(TimeZone::system()).is_empty());
+    assert!(!KeepPolicy::new().within((now + 1.second()).duration_since(now)).is_empty());
 }
 
 /// An earlier version made each time later than that of the snapshot before. So a store may have a
@@ -321,7 +321,7 @@ fn a_line_whose_times_were_made_later_goes_on() {
         assert_eq!(taken.parent, Some(SnapshotId(*made.last().unwrap())));
         assert!(taken.time <= Timestamp::now(), "it has the time of the clock");
         made.push(taken.id.0);
-        let order: Vec<_> = store.process("p").snapshots().into_iter().map(|id| id.0).collect();
+        let order: Vec<_> = store.process("p").snapshots().iter().map(|it| it.id().0).collect();
         assert_eq!(order[1..], made[..]);
         assert_eq!(store.find("latest").unwrap(), taken.id);
     }
@@ -332,7 +332,7 @@ fn an_attachment_cannot_pretend_to_say_when_a_snapshot_was_taken() {
     let dir = tempfile::tempdir().unwrap();
     let store = Store::options().create(dir.path().join("store")).unwrap();
     let attachments = vec![Attachment { name: "moment:5".to_owned(), bytes: Vec::new() }];
-    let options = CaptureOptions { attachments, ..CaptureOptions::default() };
+    let options = CaptureOptions::new().attachments(attachments);
     let error = store.process("p").capture(&[1; 100], &options).unwrap_err();
     assert!(matches!(error, Error::Store(StoreError::AttachmentReserved { .. })), "{error:?}");
 }
@@ -345,7 +345,7 @@ fn names_that_set_the_direction_of_writing_are_refused() {
         let name = format!("a{letter}b");
         let error = store.process(&name).capture(&[1; 100], &CaptureOptions::default()).unwrap_err();
         assert!(matches!(error, Error::Store(StoreError::BadProcessName { .. })), "{error:?}");
-        let options = CaptureOptions { labels: [(name, "v".to_owned())].into(), ..CaptureOptions::default() };
+        let options = CaptureOptions::new().labels([(name, "v".to_owned())]);
         let error = store.process("p").capture(&[1; 100], &options).unwrap_err();
         assert!(matches!(error, Error::Store(StoreError::BadLabel { .. })), "{error:?}");
     }
@@ -361,7 +361,7 @@ fn a_store_of_many_snapshots() {
     let attachments = ["auxv", "threads", "rseq"];
     let attachments =
         attachments.map(|name| Attachment { name: name.to_owned(), bytes: vec![7; 300] }).to_vec();
-    let options = CaptureOptions { attachments, ..CaptureOptions::default() };
+    let options = CaptureOptions::new().attachments(attachments);
     let mut memory = vec![0u8; 16 << 10];
     for at in 0..100_000u64 {
         memory[..8].copy_from_slice(&at.to_le_bytes());

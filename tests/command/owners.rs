@@ -16,7 +16,9 @@ use crate::helper::{Done, Running, Vault, everything_below, noise};
 use crate::mount::mounting;
 use rustix::fs::Mode;
 use stillframe::fault_injection::{Call, Witness, watch};
-use stillframe::{CaptureOptions, GcOptions, RepairOptions, Store};
+use stillframe::migrate::MigrateOptions;
+use stillframe::repair::RepairOptions;
+use stillframe::{CaptureOptions, GcOptions, Store};
 
 const STILLFRAME: &str = env!("CARGO_BIN_EXE_stillframe");
 
@@ -290,7 +292,7 @@ fn without_a_umask() {
     for seed in 0..2 {
         store.process("p").capture(&noise(500_000, seed), &CaptureOptions::default()).unwrap();
     }
-    let first = store.process("p").snapshots()[0];
+    let first = store.process("p").snapshots()[0].id();
     store.forget(&[first]).unwrap();
     store.gc(&GcOptions::default()).unwrap();
     drop(store);
@@ -357,7 +359,7 @@ fn a_symbolic_link_in_the_place_of_a_file_is_not_followed_on_write() {
             let _ = store.gc(&GcOptions::default());
         }
         let _ = Store::repair(&store, &RepairOptions::default());
-        let _ = Store::migrate(&store, false, std::time::Duration::ZERO);
+        let _ = Store::migrate(&store, &MigrateOptions::new());
         assert!(content(&target) == before, "{place} was followed");
     }
 }

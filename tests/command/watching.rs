@@ -9,7 +9,8 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
-use stillframe::{LiveProcessSource, Source, Store};
+use stillframe::Store;
+use stillframe::source::{LiveProcessSource, Source};
 
 use crate::helper::{Running, Vault, noise};
 use crate::mount::mounting;

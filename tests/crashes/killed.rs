@@ -24,9 +24,10 @@ use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use stillframe::fault_injection::{Call, Watching, Witness, watch};
-use stillframe::{
-    CaptureOptions, Error, GcOptions, RegionSize, RepairOptions, SnapshotId, Store, StoreError, VerifyOptions,
-};
+use stillframe::repair::RepairOptions;
+use stillframe::store::StoreError;
+use stillframe::verify::VerifyOptions;
+use stillframe::{CaptureOptions, Error, GcOptions, RegionSize, SnapshotId, Store};
 
 /// They take about 15 seconds.
 const KILLS: u64 = 45;
@@ -224,9 +225,8 @@ fn capture_next(store: &Store, memory: &mut Memory, voice: &Voice) {
 }
 
 fn capture(store: &Store, memory: &mut Memory, step: u64) -> SnapshotId {
-    let labels = [("step".to_owned(), step.to_string())].into();
     let process = store.process(&memory.process);
-    process.capture(memory.at_step(step), &CaptureOptions { labels, ..Default::default() }).unwrap().id
+    process.capture(memory.at_step(step), &CaptureOptions::new().label("step", step.to_string())).unwrap().id
 }
 
 fn next_step(store: &Store, process: &str) -> u64 {
@@ -241,7 +241,7 @@ fn step_of(store: &Store, id: SnapshotId) -> u64 {
 /// Every other time gc must leave nothing of what is forgotten, unless something prevents that.
 fn collect(store: &Store, voice: &Voice) {
     let erase = store.snapshots().len() % 2 == 1;
-    let options = |erase| GcOptions { max_unused_percent: 0, erase, ..GcOptions::default() };
+    let options = |erase| GcOptions::new().max_unused_percent(0).erase(erase);
     voice.does("gc", || match store.gc(&options(erase)) {
         Err(Error::Store(StoreError::CannotErase { .. } | StoreError::NotErased { .. })) => {
             store.gc(&options(false)).unwrap()
@@ -271,7 +271,8 @@ fn a_child_works_with_a_store_until_it_is_killed() {
             8 | 9 if !live.is_empty() => {
                 let (id, note) = (any(&mut draw), draw.below(1000).to_string());
                 let changes = [("note".to_owned(), Some(note.clone()))];
-                voice.does(&format!("label {id} {note}"), || drop(store.label(id, &changes).unwrap()));
+                voice
+                    .does(&format!("label {id} {note}"), || drop(store.change_labels(id, &changes).unwrap()));
             }
             10..=12 if !live.is_empty() => {
                 // At most some dozens of snapshots, so that a round stays short.

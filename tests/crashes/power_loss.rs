@@ -20,10 +20,11 @@ use std::sync::{Arc, Mutex};
 use crate::disk::{Disk, Draw, Event, Failure, Model};
 use anyhow::{Context, Result, anyhow, ensure};
 use stillframe::fault_injection::{seal_packs_at, watch};
-use stillframe::{
-    Attachment, CaptureOptions, GcOptions, RegionSize, RepairOptions, SnapshotId, Store, Trigger,
-    VerifyOptions,
-};
+use stillframe::record::Trigger;
+use stillframe::repair::RepairOptions;
+use stillframe::source::Attachment;
+use stillframe::verify::VerifyOptions;
+use stillframe::{CaptureOptions, GcOptions, RegionSize, SnapshotId, Store};
 
 /// Below the watched directory, so that the test sees whether the store's own directory is made
 /// durable.
@@ -138,12 +139,12 @@ impl Work {
 
     fn label(&self, store: &Store, id: SnapshotId, text: &str) {
         let changes = [("note".to_owned(), Some(text.to_owned()))];
-        let label = || Ok(store.label(id, &changes)?);
+        let label = || Ok(store.change_labels(id, &changes)?);
         self.does(Operation::Label(id, text.to_owned()), label, |_| Said::default());
     }
 
     fn gc(&self, store: &Store) {
-        let options = GcOptions { max_unused_percent: 0, ..GcOptions::default() };
+        let options = GcOptions::new().max_unused_percent(0);
         self.does(Operation::Other, || Ok(store.gc(&options).map(|_| ())?), |()| Said::default());
     }
 
@@ -178,12 +179,10 @@ impl Work {
 
 fn capture(store: &Store, taken: &Taken) -> Result<SnapshotId> {
     let (process, step) = taken;
-    let options = CaptureOptions {
-        trigger: Trigger::Other(step.to_string()),
-        labels: [("note".to_owned(), format!("first {step}"))].into(),
-        attachments: vec![Attachment { name: "given".to_owned(), bytes: vec![*step as u8; 3000] }],
-        ..CaptureOptions::default()
-    };
+    let options = CaptureOptions::new()
+        .trigger(Trigger::Other(step.to_string()))
+        .labels([("note".to_owned(), format!("first {step}"))])
+        .attachments([Attachment { name: "given".to_owned(), bytes: vec![*step as u8; 3000] }]);
     Ok(store.process(process).capture(&memory(taken), &options)?.id)
 }
 
@@ -366,7 +365,7 @@ fn look_at(path: &Path, expected: &Expected, seed: u64) -> Result<()> {
             store.forget(&[id])?;
             now.done(&Operation::Forget(vec![id]), &Said::default());
         }
-        store.gc(&GcOptions { max_unused_percent: 0, ..GcOptions::default() }).context("gc")?;
+        store.gc(&GcOptions::new().max_unused_percent(0)).context("gc")?;
         drop(store);
         now.check(&Store::open(path)?).context("afterwards")
     })

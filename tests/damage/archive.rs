@@ -5,10 +5,9 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
-use stillframe::{
-    Attachment, CaptureOptions, Error, GcOptions, Hash, Kind, REGIONS_PER_TABLE, RegionSize, SnapshotId,
-    Store,
-};
+use stillframe::source::Attachment;
+use stillframe::store::{ObjectKind, REGIONS_PER_TABLE};
+use stillframe::{CaptureOptions, Error, GcOptions, Hash, RegionSize, SnapshotId, Store};
 
 use crate::noise::noise;
 use crate::vault::{REGION_BYTES, copy, files_in, verify};
@@ -42,11 +41,9 @@ pub(crate) fn memory(name: &str) -> Vec<u8> {
 fn options(name: &str) -> CaptureOptions {
     let is_other = name == "other";
     let globals = Attachment { name: "globals".to_owned(), bytes: noise(400, 24) };
-    CaptureOptions {
-        attachments: is_other.then_some(globals).into_iter().collect(),
-        labels: is_other.then(|| ("why".to_owned(), "table".to_owned())).into_iter().collect(),
-        ..CaptureOptions::default()
-    }
+    CaptureOptions::new()
+        .attachments(is_other.then_some(globals))
+        .labels(is_other.then(|| ("why".to_owned(), "table".to_owned())))
 }
 
 pub(crate) fn capture(store: &Store, name: &str) -> SnapshotId {
@@ -71,7 +68,7 @@ pub(crate) struct Object {
 
 impl Object {
     fn key(&self) -> (bool, Hash) {
-        (self.kind == Kind::Region as u8, self.hash)
+        (self.kind == ObjectKind::Region as u8, self.hash)
     }
 }
 
@@ -118,7 +115,7 @@ impl Archive {
             ids.insert(name, capture(&store, name));
         }
         store.forget(&[taken]).unwrap();
-        store.gc(&GcOptions { max_unused_percent: 0, ..GcOptions::default() }).unwrap();
+        store.gc(&GcOptions::new().max_unused_percent(0)).unwrap();
         let earlier_index = dir.path().join("earlier-index");
         for name in ["v3", "v4", "gone"] {
             ids.insert(name, capture(&store, name));
@@ -132,11 +129,13 @@ impl Archive {
             ids.insert(name, capture(&store, name));
         }
         // The last object is a note about a snapshot in the pack before.
-        store.label(ids["v0"], &[("first".to_owned(), Some("yes".to_owned()))]).unwrap();
+        store.set_label(ids["v0"], "first", "yes").unwrap();
         let objects = objects(&path);
         let bases: HashMap<_, _> = objects
             .iter()
-            .filter_map(|object| Some((object.key(), (object.kind == Kind::Region as u8, object.base?))))
+            .filter_map(|object| {
+                Some((object.key(), (object.kind == ObjectKind::Region as u8, object.base?)))
+            })
             .collect();
         let mut needs: HashMap<&'static str, BTreeSet<(bool, Hash)>> = HashMap::new();
         for (name, id) in ids.iter().filter(|(name, _)| **name != "gone") {
@@ -182,14 +181,14 @@ impl Archive {
 
     /// Whether this object says that the forgotten snapshot is forgotten.
     pub(crate) fn forgets(&self, object: &Object) -> bool {
-        object.kind == Kind::Tombstone as u8 && object.about == Some(self.ids["gone"].0)
+        object.kind == ObjectKind::Tombstone as u8 && object.about == Some(self.ids["gone"].0)
     }
 
     /// The object of this kind that most snapshots need; for the other kinds the last record, the
     /// last note or the tombstone.
-    pub(crate) fn object(&self, kind: Kind) -> Object {
+    pub(crate) fn object(&self, kind: ObjectKind) -> Object {
         let is_it = |object: &&Object| match kind {
-            Kind::Tombstone => self.forgets(object),
+            ObjectKind::Tombstone => self.forgets(object),
             _ => object.kind == kind as u8,
         };
         let of_kind = self.objects.iter().filter(is_it);
@@ -257,7 +256,7 @@ fn objects(store: &Path) -> Vec<Object> {
             let hash = Hash(bytes[start + 16..payload].try_into().unwrap());
             let end = payload_end.next_multiple_of(8);
             // These are stored raw: the version of the value comes first, then the id.
-            let is_about = [Kind::Note as u8, Kind::Tombstone as u8].contains(&bytes[start]);
+            let is_about = [ObjectKind::Note as u8, ObjectKind::Tombstone as u8].contains(&bytes[start]);
             let about = is_about.then(|| Hash(bytes[payload + 1..payload + 33].try_into().unwrap()));
             objects.push(Object {
                 pack,

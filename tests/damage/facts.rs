@@ -1,15 +1,18 @@
 //! Damaged records, notes and tombstones: what the index still knows, and what is lost without the
 //! index.
 
-use stillframe::{Kind, RepairOptions, Store};
+use stillframe::Store;
+use stillframe::repair::RepairOptions;
+use stillframe::store::ObjectKind;
 
 use crate::objects::KINDS;
 use crate::vault::*;
 
 /// The object of this kind. Of each kind other than records there is only one.
-pub(crate) fn fact(vault: &Vault, kind: Kind, snapshot: &str) -> Object {
+pub(crate) fn fact(vault: &Vault, kind: ObjectKind, snapshot: &str) -> Object {
     let id = vault.ids[snapshot].0;
-    let is_it = |object: &Object| object.kind == kind as u8 && (kind != Kind::Record || object.hash == id);
+    let is_it =
+        |object: &Object| object.kind == kind as u8 && (kind != ObjectKind::Record || object.hash == id);
     objects(&std::fs::read(vault.pack()).unwrap()).into_iter().find(is_it).unwrap()
 }
 
@@ -18,7 +21,7 @@ fn a_damaged_record_costs_its_snapshot_alone_and_only_when_the_index_is_lost_too
     for damage in [KINDS[0], KINDS[1], KINDS[4], KINDS[5]] {
         println!("{}", damage.0);
         let vault = Vault::copy();
-        let object = fact(&vault, Kind::Record, "b1");
+        let object = fact(&vault, ObjectKind::Record, "b1");
         vault.change_pack(|bytes| damage.1(bytes, &object));
         // The index still has the record.
         let store = vault.open();
@@ -43,7 +46,7 @@ fn a_damaged_record_costs_its_snapshot_alone_and_only_when_the_index_is_lost_too
 
 #[test]
 fn repair_brings_back_what_only_the_index_knows() {
-    for kind in [Kind::Record, Kind::Note, Kind::Tombstone] {
+    for kind in [ObjectKind::Record, ObjectKind::Note, ObjectKind::Tombstone] {
         for (how, damage) in KINDS {
             println!("{kind}, {how}");
             let vault = Vault::copy();
@@ -63,7 +66,7 @@ fn repair_brings_back_what_only_the_index_knows() {
 
 #[test]
 fn a_damaged_note_costs_labels_and_a_damaged_tombstone_forgets_nothing_else() {
-    for kind in [Kind::Note, Kind::Tombstone] {
+    for kind in [ObjectKind::Note, ObjectKind::Tombstone] {
         for (how, damage) in KINDS {
             println!("{kind}, {how}");
             let vault = Vault::copy();

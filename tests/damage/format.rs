@@ -2,7 +2,10 @@
 
 use std::path::Path;
 
-use stillframe::{Codec, RepairOptions, Store, StoreError};
+use stillframe::Store;
+use stillframe::codec::Codec;
+use stillframe::repair::RepairOptions;
+use stillframe::store::StoreError;
 
 use crate::archive::Archive;
 use crate::noise::noise;
@@ -24,7 +27,7 @@ fn assert_refuses(path: &Path) {
 fn assert_repair_brings_it_back(archive: &Archive, before: &[u8]) {
     let path = archive.path.join("FORMAT");
     let damaged = std::fs::read(&path).ok();
-    let dry_run = RepairOptions { dry_run: true, ..RepairOptions::default() };
+    let dry_run = RepairOptions::new().dry_run(true);
     let would = Store::repair(&archive.path, &dry_run).unwrap();
     assert_eq!((would.damaged.len(), would.lost_snapshots.len()), (1, 0), "{would:?}");
     assert_eq!(std::fs::read(&path).ok(), damaged, "a dry run writes nothing");

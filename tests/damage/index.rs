@@ -2,7 +2,8 @@
 
 use std::path::Path;
 
-use stillframe::{CaptureOptions, Error, GcOptions, RegionSize, RepairOptions, Store};
+use stillframe::repair::RepairOptions;
+use stillframe::{CaptureOptions, Error, GcOptions, RegionSize, Store};
 
 use crate::archive::Archive;
 use crate::noise::noise;
@@ -39,7 +40,7 @@ fn assert_costs_a_rebuild_at_most(vault: &Vault) {
     }
     let store = vault.open();
     let id = store.process("e").capture(&noise(30_000, 12), &CaptureOptions::default()).unwrap().id;
-    store.gc(&GcOptions { max_unused_percent: 0, ..GcOptions::default() }).unwrap();
+    store.gc(&GcOptions::new().max_unused_percent(0)).unwrap();
     vault.assert_whole(&store);
     assert!(read(&store, id).unwrap().0 == noise(30_000, 12));
     assert_eq!(verify(&store).problems, []);
@@ -98,13 +99,13 @@ fn an_index_that_is_missing_or_something_else_costs_a_rebuild() {
 
 #[test]
 fn an_index_of_an_older_moment_costs_a_rebuild_at_most() {
-    let gc = GcOptions { max_unused_percent: 0, ..GcOptions::default() };
+    let gc = GcOptions::new().max_unused_percent(0);
     type Since = fn(&Store, &GcOptions);
     let since: [(&str, Since); 4] = [
         ("a snapshot", |store, _| heal(store, &["b1"])),
         ("labels", |store, _| {
             let id = store.find("a@latest").unwrap();
-            store.label(id, &[("k".to_owned(), Some("v".to_owned()))]).unwrap();
+            store.set_label(id, "k", "v").unwrap();
         }),
         ("a forgotten snapshot", |store, _| {
             let id = store.process("e").capture(&noise(9_000, 13), &CaptureOptions::default()).unwrap().id;
@@ -148,11 +149,11 @@ fn an_index_that_does_not_know_a_pack_which_gc_wrote_is_rebuilt() {
     let kept = store.process("p").capture(&noise(50_000, 1), &plain).unwrap().id;
     let forgotten = store.process("q").capture(&noise(50_000, 2), &plain).unwrap().id;
     store.forget(&[forgotten]).unwrap();
-    store.gc(&GcOptions { max_unused_percent: 0, ..GcOptions::default() }).unwrap();
+    store.gc(&GcOptions::new().max_unused_percent(0)).unwrap();
     drop(store);
     std::fs::remove_dir_all(path.join("index")).unwrap();
     copy(&older, &path.join("index"));
-    let dry_run = RepairOptions { dry_run: true, ..RepairOptions::default() };
+    let dry_run = RepairOptions::new().dry_run(true);
     assert!(Store::repair(&path, &dry_run).unwrap().index_rebuilt);
     assert!(!Store::repair(&path, &dry_run).unwrap().index_rebuilt);
     assert!(read(&Store::open(&path).unwrap(), kept).unwrap().0 == noise(50_000, 1));
@@ -166,7 +167,7 @@ fn what_was_committed_last_is_there_whether_the_store_was_closed_or_killed() {
         copy(&vault.path.join("index"), &before);
         let store = vault.open();
         let id = store.process("e").capture(&noise(30_000, 14), &CaptureOptions::default()).unwrap().id;
-        store.label(id, &[("k".to_owned(), Some("v".to_owned()))]).unwrap();
+        store.set_label(id, "k", "v").unwrap();
         drop(store);
         if !closed {
             vault.lose_the_index();
@@ -182,7 +183,7 @@ fn what_was_committed_last_is_there_whether_the_store_was_closed_or_killed() {
         store.forget(&[id, again.id]).unwrap();
         drop(store);
         assert!(is_unknown(&vault.open(), id));
-        let gc = GcOptions { max_unused_percent: 0, ..GcOptions::default() };
+        let gc = GcOptions::new().max_unused_percent(0);
         assert!(vault.open().gc(&gc).unwrap().dead_regions > 0);
         vault.assert_whole(&vault.open());
     }
@@ -301,7 +302,7 @@ fn an_index_from_before_a_pack_number_came_back_is_not_believed() {
     store.forget(&[forgotten]).unwrap();
     while !files_in(&path.join("packs")).is_empty() {
         // The second gc removes the tombstone.
-        store.gc(&GcOptions { max_unused_percent: 0, ..GcOptions::default() }).unwrap();
+        store.gc(&GcOptions::new().max_unused_percent(0)).unwrap();
     }
     drop(store);
     let store = Store::open(&path).unwrap();
@@ -327,7 +328,7 @@ fn an_interrupted_rebuild_does_not_take_a_damaged_last_record_for_a_torn_tail() 
     let length = std::fs::metadata(vault.pack()).unwrap().len();
     let cancel = std::sync::Arc::new(std::sync::atomic::AtomicBool::new(true));
     let progress = stillframe::Progress::new().cancel_when(cancel);
-    let options = RepairOptions { progress, ..RepairOptions::default() };
+    let options = RepairOptions::new().progress(progress);
     assert!(matches!(Store::repair(&vault.path, &options), Err(Error::Interrupted)));
     let store = vault.open();
     assert_eq!(std::fs::metadata(vault.pack()).unwrap().len(), length, "nothing is cut");

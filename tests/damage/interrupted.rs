@@ -4,7 +4,10 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-use stillframe::{Error, Kind, Progress, RepairOptions, Store, VerifyOptions};
+use stillframe::repair::RepairOptions;
+use stillframe::store::ObjectKind;
+use stillframe::verify::VerifyOptions;
+use stillframe::{Error, Progress, Store};
 
 use crate::archive::{Archive, memory, read};
 use crate::vault::{change, verify};
@@ -25,7 +28,7 @@ fn cancels_after(calls: u64) -> Progress {
 /// Damage of every kind: an object in each pack, a header, and a record that only the index knows.
 fn damaged() -> (Archive, Vec<&'static str>) {
     let archive = Archive::copy();
-    let (region, record) = (archive.middle_of_a_chain(), archive.object(Kind::Record));
+    let (region, record) = (archive.middle_of_a_chain(), archive.object(ObjectKind::Record));
     let lost = archive.cannot_do_without(std::slice::from_ref(&region));
     for object in [region, record] {
         change(&archive.pack(object.pack), |bytes| bytes[object.payload_end - 1] ^= 1);
@@ -44,7 +47,7 @@ fn a_repair_that_is_cancelled_anywhere_has_done_no_harm_and_a_second_one_complet
     let mut points = 0;
     for calls in 0.. {
         let (archive, lost) = damaged();
-        let options = RepairOptions { progress: cancels_after(calls), ..RepairOptions::default() };
+        let options = RepairOptions::new().progress(cancels_after(calls));
         let is_done = match Store::repair(&archive.path, &options) {
             Err(Error::Interrupted) => false,
             other => other.map(|_| true).unwrap(),
@@ -83,8 +86,7 @@ fn a_verify_that_is_cancelled_anywhere_has_done_no_harm() {
     for sample_percent in [None, Some(50)] {
         let mut points = 0;
         for calls in 0.. {
-            let options =
-                VerifyOptions { progress: cancels_after(calls), sample_percent, ..VerifyOptions::default() };
+            let options = VerifyOptions::new().progress(cancels_after(calls)).sample_percent(sample_percent);
             match store.verify(&options) {
                 Err(Error::Interrupted) => points += 1,
                 other => {
@@ -112,7 +114,7 @@ fn verify_tells_how_far_it_is_to_the_end() {
         told.1.store(total_bytes, Ordering::Relaxed);
         count.fetch_add(1, Ordering::Relaxed);
     });
-    store.verify(&VerifyOptions { progress, ..VerifyOptions::default() }).unwrap();
+    store.verify(&VerifyOptions::new().progress(progress)).unwrap();
     assert_eq!(
         last.0.load(Ordering::Relaxed),
         last.1.load(Ordering::Relaxed),

@@ -3,7 +3,8 @@
 
 use std::path::{Path, PathBuf};
 
-use stillframe::{CaptureOptions, GcOptions, RepairOptions, SnapshotId, Store};
+use stillframe::repair::RepairOptions;
+use stillframe::{CaptureOptions, GcOptions, SnapshotId, Store};
 
 use crate::noise::noise;
 use crate::vault::{copy, files_in, verify};
@@ -22,7 +23,7 @@ fn capture(store: &Store, process: &str, seed: u64) -> SnapshotId {
 }
 
 fn collect(store: &Store) {
-    store.gc(&GcOptions { max_unused_percent: 0, ..GcOptions::default() }).unwrap();
+    store.gc(&GcOptions::new().max_unused_percent(0)).unwrap();
 }
 
 /// Pack 2, which gc wrote, and pack 3.
@@ -53,7 +54,7 @@ fn assert_told(path: &Path, pack: &str, says: &str, gone: &[SnapshotId]) {
         let told = told.unwrap_or_else(|| panic!("round {round}: {problems:?}"));
         assert!(told.detail.contains(says), "{told:?}");
         assert!(gone.iter().all(|id| told.snapshots.contains(id)), "{gone:?} in {told:?}");
-        let sample = stillframe::VerifyOptions { sample_percent: Some(1), ..Default::default() };
+        let sample = stillframe::verify::VerifyOptions::new().sample_percent(1);
         assert!(store.verify(&sample).unwrap().problems.contains(told));
         // The store stays in use.
         capture(&store, "later", 10 + round);

@@ -2,20 +2,23 @@
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
-use stillframe::{Error, GcOptions, Kind, RepairOptions, Store, VerifyOptions};
+use stillframe::repair::RepairOptions;
+use stillframe::store::ObjectKind;
+use stillframe::verify::VerifyOptions;
+use stillframe::{Error, GcOptions, Store};
 
 use crate::vault::*;
 
 /// What is damaged: the kind of the object, the snapshots that need it, and whether gc must refuse
 /// because it cannot know what else is needed.
-pub(crate) const PLACES: [(Kind, &[&str], bool); 7] = [
-    (Kind::Region, &["b1"], false),
-    (Kind::Region, &["a1", "a2", "b1"], false),
-    (Kind::Table, &["a1"], true),
-    (Kind::Table, &["a1", "a2"], true),
-    (Kind::Root, &["c1"], true),
-    (Kind::Layout, &["a1", "a2"], true),
-    (Kind::Attachment, &["c1"], false),
+pub(crate) const PLACES: [(ObjectKind, &[&str], bool); 7] = [
+    (ObjectKind::Region, &["b1"], false),
+    (ObjectKind::Region, &["a1", "a2", "b1"], false),
+    (ObjectKind::Table, &["a1"], true),
+    (ObjectKind::Table, &["a1", "a2"], true),
+    (ObjectKind::Root, &["c1"], true),
+    (ObjectKind::Layout, &["a1", "a2"], true),
+    (ObjectKind::Attachment, &["c1"], false),
 ];
 
 pub(crate) type Damage = fn(&mut [u8], &Object);
@@ -80,7 +83,7 @@ fn a_sample_of_everything_and_a_look_at_one_snapshot_find_it_too() {
         let says = object.hash.to_string();
         let store = vault.open();
         for (name, id) in &vault.ids {
-            let options = VerifyOptions { snapshots: vec![*id], ..VerifyOptions::default() };
+            let options = VerifyOptions::new().snapshots([*id]);
             let report = store.verify(&options).unwrap();
             let names: &[&str] = if needed_by.contains(name) { &[name] } else { &[] };
             assert_eq!(vault.named(&report), names, "{report:?}");
@@ -90,7 +93,7 @@ fn a_sample_of_everything_and_a_look_at_one_snapshot_find_it_too() {
         drop(store);
         // Nor has that changed what a sample finds.
         let store = vault.open();
-        let options = VerifyOptions { sample_percent: Some(100), ..VerifyOptions::default() };
+        let options = VerifyOptions::new().sample_percent(100);
         let report = store.verify(&options).unwrap();
         assert_eq!(vault.named(&report), needed_by, "{report:?}");
         assert!(report.problems.iter().any(|problem| problem.object == object.hash.to_string()));
@@ -104,7 +107,7 @@ fn repeated_samples_find_it_in_the_end_and_blame_the_right_snapshots() {
         let object = vault.object(kind, needed_by);
         vault.change_pack(|bytes| bytes[object.start] ^= 0x10);
         let store = vault.open();
-        let options = VerifyOptions { sample_percent: Some(50), ..VerifyOptions::default() };
+        let options = VerifyOptions::new().sample_percent(50);
         let mut samples = std::iter::repeat_with(|| store.verify(&options).unwrap());
         let report = samples.by_ref().take(100).find(|report| !report.problems.is_empty()).unwrap();
         let [problem] = &report.problems[..] else { panic!("{report:?}") };
@@ -134,8 +137,7 @@ fn capturing_the_same_memory_again_heals_the_earlier_snapshots() {
 fn repair_brings_back_everything_else_and_sets_the_pack_aside() {
     for_each_case(|vault, object, needed_by, _| {
         let damaged = std::fs::read(vault.pack()).unwrap();
-        let would =
-            Store::repair(&vault.path, &RepairOptions { dry_run: true, ..Default::default() }).unwrap();
+        let would = Store::repair(&vault.path, &RepairOptions::new().dry_run(true)).unwrap();
         assert_eq!(vault.names(would.lost_snapshots), needed_by);
         assert!(std::fs::read(vault.pack()).unwrap() == damaged, "a dry run changes nothing");
 
@@ -161,7 +163,7 @@ fn repair_brings_back_everything_else_and_sets_the_pack_aside() {
 fn gc_refuses_rather_than_drop_what_a_damaged_table_may_need() {
     for_each_case(|vault, object, needed_by, gc_refuses| {
         let store = vault.open();
-        let options = GcOptions { max_unused_percent: 0, ..GcOptions::default() };
+        let options = GcOptions::new().max_unused_percent(0);
         match store.gc(&options) {
             Ok(_) => assert!(!gc_refuses, "gc must refuse"),
             Err(Error::Store(error)) => {

@@ -1,6 +1,7 @@
 //! Whole packs: damaged headers and missing packs.
 
-use stillframe::{CaptureOptions, Error, GcOptions, RegionSize, RepairOptions, Store};
+use stillframe::repair::RepairOptions;
+use stillframe::{CaptureOptions, Error, GcOptions, RegionSize, Store};
 
 use crate::noise::noise;
 use crate::vault::*;
@@ -76,7 +77,7 @@ fn two_packs() -> Vault {
     // Another snapshot, which is forgotten later, brings the regions of `b1` into the first pack.
     let first = store.process("f").capture(&memory("b1"), &plain).unwrap().id;
     store.forget(&[forgotten]).unwrap();
-    store.gc(&GcOptions { max_unused_percent: 0, ..GcOptions::default() }).unwrap();
+    store.gc(&GcOptions::new().max_unused_percent(0)).unwrap();
     for name in ["b1", "c1"] {
         ids.insert(name, capture(&store, name));
     }
@@ -118,7 +119,7 @@ fn gc_takes_nothing_that_an_unreadable_pack_may_need() {
         bytes[40] ^= 1;
         std::fs::write(&path, bytes).unwrap();
         let store = vault.open();
-        let error = store.gc(&GcOptions { max_unused_percent: 0, ..GcOptions::default() }).unwrap_err();
+        let error = store.gc(&GcOptions::new().max_unused_percent(0)).unwrap_err();
         assert!(error.to_string().contains(&format!("0000000{number}.pack")), "{error}");
         drop(store);
         let report = Store::repair(&vault.path, &RepairOptions::default()).unwrap();

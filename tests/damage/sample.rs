@@ -2,13 +2,15 @@
 
 use std::collections::BTreeSet;
 
-use stillframe::{Kind, Store, VerifyOptions};
+use stillframe::Store;
+use stillframe::store::ObjectKind;
+use stillframe::verify::VerifyOptions;
 
 use crate::archive::Archive;
 use crate::vault::{change, verify};
 
-fn sample(store: &Store, percent: u8) -> stillframe::VerifyReport {
-    store.verify(&VerifyOptions { sample_percent: Some(percent), ..VerifyOptions::default() }).unwrap()
+fn sample(store: &Store, percent: u8) -> stillframe::verify::VerifyReport {
+    store.verify(&VerifyOptions::new().sample_percent(percent)).unwrap()
 }
 
 #[test]
@@ -36,7 +38,14 @@ fn repeated_samples_come_to_every_object_of_every_kind() {
         change(&archive.pack(object.pack), |bytes| bytes[object.payload_end - 1] ^= 1);
     }
     let store = Store::open(&archive.path).unwrap();
-    let by_hash = [Kind::Region, Kind::Table, Kind::Root, Kind::Layout, Kind::Attachment, Kind::Record];
+    let by_hash = [
+        ObjectKind::Region,
+        ObjectKind::Table,
+        ObjectKind::Root,
+        ObjectKind::Layout,
+        ObjectKind::Attachment,
+        ObjectKind::Record,
+    ];
     let mut expected: BTreeSet<String> = BTreeSet::new();
     for object in &archive.objects {
         match by_hash.iter().any(|kind| *kind as u8 == object.kind) {
@@ -62,10 +71,10 @@ fn repeated_samples_come_to_every_object_of_every_kind() {
 #[test]
 fn a_sample_still_tells_of_damage_that_an_earlier_one_has_found() {
     let archive = Archive::copy();
-    let region = archive.object(Kind::Region);
+    let region = archive.object(ObjectKind::Region);
     change(&archive.pack(region.pack), |bytes| bytes[region.payload] ^= 1);
     let store = Store::open(&archive.path).unwrap();
-    let listed = |report: stillframe::VerifyReport| -> BTreeSet<_> {
+    let listed = |report: stillframe::verify::VerifyReport| -> BTreeSet<_> {
         report.problems.into_iter().flat_map(|problem| problem.snapshots).collect()
     };
     let all = listed(verify(&store));

@@ -8,7 +8,9 @@
 use std::collections::BTreeSet;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
-use stillframe::{Kind, RepairOptions, Store};
+use stillframe::Store;
+use stillframe::repair::RepairOptions;
+use stillframe::store::ObjectKind;
 
 use crate::archive::{Archive, Object, capture, memory, read};
 use crate::vault::{change, verify};
@@ -19,7 +21,7 @@ use crate::whole_error::whole_error;
 enum Place {
     PackHeader(usize),
     ObjectHeader,
-    Payload(Kind),
+    Payload(ObjectKind),
     BaseOfDeltas,
     MiddleOfAChain,
     PackTail,
@@ -30,16 +32,16 @@ const PLACES: [Place; 16] = [
     Place::PackHeader(0),
     Place::PackHeader(1),
     Place::ObjectHeader,
-    Place::Payload(Kind::Region),
+    Place::Payload(ObjectKind::Region),
     Place::BaseOfDeltas,
     Place::MiddleOfAChain,
-    Place::Payload(Kind::Table),
-    Place::Payload(Kind::Root),
-    Place::Payload(Kind::Layout),
-    Place::Payload(Kind::Attachment),
-    Place::Payload(Kind::Record),
-    Place::Payload(Kind::Note),
-    Place::Payload(Kind::Tombstone),
+    Place::Payload(ObjectKind::Table),
+    Place::Payload(ObjectKind::Root),
+    Place::Payload(ObjectKind::Layout),
+    Place::Payload(ObjectKind::Attachment),
+    Place::Payload(ObjectKind::Record),
+    Place::Payload(ObjectKind::Note),
+    Place::Payload(ObjectKind::Tombstone),
     Place::PackTail,
     Place::Pack(0),
     Place::Pack(1),
@@ -69,12 +71,12 @@ struct Taken {
 fn target(archive: &Archive, place: Place) -> Option<Object> {
     Some(match place {
         Place::PackHeader(_) | Place::Pack(_) => return None,
-        Place::ObjectHeader | Place::Payload(Kind::Region) => {
+        Place::ObjectHeader | Place::Payload(ObjectKind::Region) => {
             // A delta that is no base.
-            archive.objects.iter().rfind(|object| object.kind == Kind::Region as u8).unwrap().clone()
+            archive.objects.iter().rfind(|object| object.kind == ObjectKind::Region as u8).unwrap().clone()
         }
         Place::Payload(kind) => archive.object(kind),
-        Place::BaseOfDeltas => archive.object(Kind::Region),
+        Place::BaseOfDeltas => archive.object(ObjectKind::Region),
         Place::MiddleOfAChain => archive.middle_of_a_chain(),
         Place::PackTail => archive.objects.last().unwrap().clone(),
     })

@@ -2,7 +2,9 @@
 
 use std::collections::BTreeSet;
 
-use stillframe::{CaptureOptions, Kind, RepairOptions, SnapshotId, Store};
+use stillframe::repair::RepairOptions;
+use stillframe::store::ObjectKind;
+use stillframe::{CaptureOptions, SnapshotId, Store};
 
 use crate::facts::fact;
 use crate::noise::noise;
@@ -113,7 +115,7 @@ fn garbage_and_zeros_after_the_pack_are_cut_silently() {
 fn a_pack_cut_into_what_was_acknowledged_costs_what_lay_there_alone() {
     let vault = Vault::copy();
     // Everything up to the record of `a2` is kept; `b1` and `c1` lie after it.
-    let end = fact(&vault, Kind::Record, "a2").end;
+    let end = fact(&vault, ObjectKind::Record, "a2").end;
     vault.change_pack(|bytes| bytes.truncate(end + 20));
     let store = vault.open();
     for name in ["a1", "a2"] {
@@ -139,8 +141,7 @@ fn with_a_pack_of_gc_behind() -> (tempfile::TempDir, std::path::PathBuf) {
     let capture = |process: &str, seed| {
         store.process(process).capture(&noise(200_000, seed), &CaptureOptions::default()).unwrap().id
     };
-    let collect =
-        || store.gc(&stillframe::GcOptions { max_unused_percent: 0, ..Default::default() }).unwrap();
+    let collect = || store.gc(&stillframe::GcOptions::new().max_unused_percent(0)).unwrap();
     let (first, second, _) = (capture("a", 1), capture("b", 2), capture("c", 3));
     store.forget(&[first]).unwrap();
     collect();

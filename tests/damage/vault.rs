@@ -6,10 +6,10 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
-use stillframe::{
-    Attachment, CaptureOptions, Error, Hash, Kind, REGIONS_PER_TABLE, RegionSize, SnapshotId, Store,
-    StoreError, VerifyOptions, VerifyReport,
-};
+use stillframe::source::Attachment;
+use stillframe::store::{ObjectKind, REGIONS_PER_TABLE, StoreError};
+use stillframe::verify::{VerifyOptions, VerifyReport};
+use stillframe::{CaptureOptions, Error, Hash, RegionSize, SnapshotId, Store};
 
 use crate::noise::noise;
 
@@ -43,13 +43,11 @@ pub(crate) fn memory(name: &str) -> Vec<u8> {
 pub(crate) fn options(name: &str) -> CaptureOptions {
     let globals = Attachment { name: "globals".to_owned(), bytes: noise(300, 5) };
     let with_more = name == "c1";
-    CaptureOptions {
-        attachments: with_more.then_some(globals).into_iter().collect(),
-        labels: with_more.then(|| ("why".to_owned(), "tests".to_owned())).into_iter().collect(),
+    CaptureOptions::new()
+        .attachments(with_more.then_some(globals))
+        .labels(with_more.then(|| ("why".to_owned(), "tests".to_owned())))
         // Each object is stored whole here; `deltas.rs` tests differences.
-        deltas: false,
-        ..CaptureOptions::default()
-    }
+        .deltas(false)
 }
 
 pub(crate) fn capture(store: &Store, name: &str) -> SnapshotId {
@@ -70,7 +68,7 @@ pub(crate) struct Vault {
     pub(crate) ids: BTreeMap<&'static str, SnapshotId>,
     pub(crate) forgotten: SnapshotId,
     /// The snapshots that need each object.
-    pub(crate) needs: HashMap<(Kind, Hash), BTreeSet<&'static str>>,
+    pub(crate) needs: HashMap<(ObjectKind, Hash), BTreeSet<&'static str>>,
 }
 
 impl Vault {
@@ -94,7 +92,7 @@ impl Vault {
         let ids: BTreeMap<_, _> = NAMES.into_iter().map(|name| (name, capture(&store, name))).collect();
         // Without this, the object under test could be at the end of the pack, where zeros look
         // like a torn tail.
-        store.label(ids["a1"], &[("last".to_owned(), Some("yes".to_owned()))]).unwrap();
+        store.set_label(ids["a1"], "last", "yes").unwrap();
         let mut needs: HashMap<_, BTreeSet<_>> = HashMap::new();
         for (name, id) in &ids {
             let snapshot = store.snapshot(*id).unwrap();
@@ -102,15 +100,15 @@ impl Vault {
             let mut need = |kind, hash| {
                 needs.entry((kind, hash)).or_default().insert(*name);
             };
-            need(Kind::Record, id.0);
-            need(Kind::Layout, record.layout);
-            need(Kind::Root, record.root);
-            record.attachments.iter().for_each(|attachment| need(Kind::Attachment, attachment.hash));
+            need(ObjectKind::Record, id.0);
+            need(ObjectKind::Layout, record.layout);
+            need(ObjectKind::Root, record.root);
+            record.attachments.iter().for_each(|attachment| need(ObjectKind::Attachment, attachment.hash));
             let regions: Vec<Hash> = snapshot.regions().unwrap().map(|region| region.unwrap().1).collect();
             for table in regions.chunks(REGIONS_PER_TABLE) {
                 let bytes: Vec<u8> = table.iter().flat_map(|hash| hash.0).collect();
-                need(Kind::Table, Hash::of(&bytes));
-                table.iter().filter(|hash| !hash.is_zero()).for_each(|hash| need(Kind::Region, *hash));
+                need(ObjectKind::Table, Hash::of(&bytes));
+                table.iter().filter(|hash| !hash.is_zero()).for_each(|hash| need(ObjectKind::Region, *hash));
             }
         }
         drop(store);
@@ -134,7 +132,7 @@ impl Vault {
     }
 
     /// The only object of this kind that exactly these snapshots need.
-    pub(crate) fn object(&self, kind: Kind, needed_by: &[&str]) -> Object {
+    pub(crate) fn object(&self, kind: ObjectKind, needed_by: &[&str]) -> Object {
         let is_it = |object: &Object| {
             object.kind == kind as u8
                 && self

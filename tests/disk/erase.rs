@@ -11,10 +11,12 @@ use std::process::{Child, Command};
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::noise::noise;
-use stillframe::{
-    CaptureOptions, Codec, Error, FileSource, GcOptions, GcStats, Hash, LiveProcessSource, SnapshotId, Store,
-    StoreError, VerifyOptions,
-};
+use stillframe::codec::Codec;
+use stillframe::gc::GcStats;
+use stillframe::source::{FileSource, LiveProcessSource};
+use stillframe::store::StoreError;
+use stillframe::verify::VerifyOptions;
+use stillframe::{CaptureOptions, Error, GcOptions, Hash, SnapshotId, Store};
 
 const REGION_BYTES: usize = 16 * 1024;
 const SECRET: &[u8] = b"a key that the program wiped: 8c0f1e6f2a";
@@ -40,7 +42,7 @@ impl Vault {
     }
 
     fn gc(&self, erase: bool) -> Result<GcStats, Error> {
-        self.store.gc(&GcOptions { max_unused_percent: 0, erase, ..GcOptions::default() })
+        self.store.gc(&GcOptions::new().max_unused_percent(0).erase(erase))
     }
 
     /// The files that contain these bytes. The store is closed for the search, and opened again.
@@ -103,7 +105,7 @@ fn what_a_process_has_wiped_and_forgotten_is_in_no_file() {
     assert!(!vault.find(SECRET).is_empty(), "a plain gc keeps it as the base of what is live");
     assert!(!vault.find(&secret_hash(&memory).0).is_empty());
 
-    let would = vault.store.gc(&GcOptions { erase: true, dry_run: true, ..GcOptions::default() }).unwrap();
+    let would = vault.store.gc(&GcOptions::new().erase(true).dry_run(true)).unwrap();
     let stats = vault.gc(true).unwrap();
     assert!(
         stats.erased_bytes > REGION_BYTES as u64 && would.erased_bytes > REGION_BYTES as u64,
@@ -129,7 +131,7 @@ fn what_one_process_forgets_does_not_stay_as_the_base_of_another_one() {
     let mut vault = Vault::new();
     let (memory, wiped) = memories(2);
     let alice = vault.capture("alice", &memory);
-    let options = CaptureOptions { like: Some("alice".to_owned()), ..CaptureOptions::default() };
+    let options = CaptureOptions::new().like("alice");
     let bob = vault.store.process("bob").capture(&wiped, &options).unwrap();
     assert_eq!(bob.delta_regions, 1);
     vault.store.forget(&[alice]).unwrap();
@@ -145,13 +147,12 @@ fn names_labels_and_paths_of_what_is_forgotten_are_in_no_file() {
     let mut vault = Vault::new();
     let image = vault.dir.path().join("image-of-a-customer");
     std::fs::write(&image, noise(100_000, 3)).unwrap();
-    let labels = [("customer".to_owned(), "the first label".to_owned())].into();
-    let options = CaptureOptions { labels, ..CaptureOptions::default() };
+    let options = CaptureOptions::new().label("customer", "the first label");
     let taken = vault.store.process("a-telling-name").capture(&FileSource::new(&image), &options).unwrap();
     let kept = noise(50_000, 4);
     let other = vault.capture("other", &kept);
     let label = |id, value: &str| {
-        vault.store.label(id, &[("customer".to_owned(), Some(value.to_owned()))]).unwrap();
+        vault.store.set_label(id, "customer", value).unwrap();
     };
     label(taken.id, "the second label");
     label(other, "a label that was replaced");
@@ -322,7 +323,8 @@ fn a_first_snapshot_is_not_a_difference_from_what_another_user_owns() {
         FileSource::new(path)
     };
     let capture = |process: &str, source: &FileSource, like: Option<&str>| {
-        let options = CaptureOptions { like: like.map(str::to_owned), ..CaptureOptions::default() };
+        let mut options = CaptureOptions::new();
+        options.like = like.map(str::to_owned);
         vault.store.process(process).capture(source, &options).unwrap().delta_regions
     };
     assert_eq!(capture("alice", &image("a", 12_001, &memory), None), 0);
@@ -407,7 +409,7 @@ fn inside_a_small_file_system() {
     let filling = mount.join("filling");
     std::fs::write(&filling, vec![1; 4 << 20]).unwrap();
     let before = listing(&path.join("packs"));
-    let options = GcOptions { erase: true, ..GcOptions::default() };
+    let options = GcOptions::new().erase(true);
     let error = store.gc(&options).unwrap_err();
     let Error::Store(StoreError::DiskFull { missing_bytes: Some(missing_bytes), .. }) = error else {
         panic!("{error:?}");

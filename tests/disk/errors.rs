@@ -19,10 +19,11 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, Once};
 
 use stillframe::fault_injection::{Call, Witness, watch};
-use stillframe::{
-    Attachment, CaptureOptions, Error, GcOptions, RegionSize, RepairOptions, SnapshotId, Store, StoreError,
-    VerifyOptions,
-};
+use stillframe::repair::RepairOptions;
+use stillframe::source::Attachment;
+use stillframe::store::StoreError;
+use stillframe::verify::VerifyOptions;
+use stillframe::{CaptureOptions, Error, GcOptions, RegionSize, SnapshotId, Store};
 
 use crate::whole_error::whole_error;
 
@@ -178,7 +179,7 @@ struct Model<'a> {
 }
 
 fn gc_options() -> GcOptions {
-    GcOptions { max_unused_percent: 0, ..GcOptions::default() }
+    GcOptions::new().max_unused_percent(0)
 }
 
 impl Model<'_> {
@@ -253,11 +254,9 @@ impl Model<'_> {
 
     fn capture(&mut self, process: &'static str, step: usize) -> bool {
         let note = format!("of step {step}");
-        let options = CaptureOptions {
-            labels: [("note".to_owned(), note.clone())].into(),
-            attachments: vec![Attachment { name: "registers".into(), bytes: vec![step as u8; 900] }],
-            ..CaptureOptions::default()
-        };
+        let options = CaptureOptions::new()
+            .labels([("note".to_owned(), note.clone())])
+            .attachments([Attachment { name: "registers".into(), bytes: vec![step as u8; 900] }]);
         let memory = &self.memories[&(process, step)];
         let captured = self.does(&format!("capture {process} {step}"), |it| {
             it.store().process(process).capture(&memory[..], &options)
@@ -279,9 +278,7 @@ impl Model<'_> {
 
     fn label(&mut self, process: &str, step: usize, note: &str) {
         let Some(id) = self.find(process, step) else { return };
-        let labelled = self.does("label", |it| {
-            it.store().label(id, &[("note".to_owned(), Some(note.to_owned()))]).map(drop)
-        });
+        let labelled = self.does("label", |it| it.store().set_label(id, "note", note).map(drop));
         let notes = &mut self.live.get_mut(&id).unwrap().notes;
         if labelled.is_some() {
             notes.clear();
@@ -574,7 +571,7 @@ fn a_record_that_could_not_be_made_durable_does_not_come_back_after_gc_dropped_w
         capture(&store, &memories[1]).unwrap_err();
         drop(watching);
         // Most of the pack is in use, so gc leaves it as it is.
-        let stats = store.gc(&GcOptions { max_unused_percent: 90, ..GcOptions::default() }).unwrap();
+        let stats = store.gc(&GcOptions::new().max_unused_percent(90)).unwrap();
         assert!(stats.dead_regions > 0);
         assert_eq!(stats.packs_rewritten, 0);
         drop(store);

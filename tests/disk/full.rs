@@ -16,9 +16,10 @@ use std::sync::atomic::{AtomicI64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
 use stillframe::fault_injection::{Call, Witness, seal_packs_at, watch};
-use stillframe::{
-    CaptureOptions, Error, GcOptions, GcStats, RegionSize, SnapshotId, Store, StoreError, VerifyOptions,
-};
+use stillframe::gc::GcStats;
+use stillframe::store::StoreError;
+use stillframe::verify::VerifyOptions;
+use stillframe::{CaptureOptions, Error, GcOptions, RegionSize, SnapshotId, Store};
 
 const ENOSPC: i32 = 28;
 const EIO: i32 = 5;
@@ -53,13 +54,13 @@ fn assert_whole(store: &Store, snapshots: &Snapshots, when: &str) {
 }
 
 fn gc(store: &Store) -> Result<GcStats, Error> {
-    store.gc(&GcOptions { max_unused_percent: 0, ..GcOptions::default() })
+    store.gc(&GcOptions::new().max_unused_percent(0))
 }
 
 /// What gc can still free, without tombstones: the gc after the one that removes their snapshots
 /// removes them.
 fn unused_bytes(store: &Store) -> u64 {
-    let options = GcOptions { max_unused_percent: 0, dry_run: true, ..GcOptions::default() };
+    let options = GcOptions::new().max_unused_percent(0).dry_run(true);
     let bytes = store.gc(&options).unwrap().freed_bytes;
     if bytes < TOMBSTONES_BYTES { 0 } else { bytes }
 }

@@ -12,7 +12,8 @@ use crate::ended::output_of;
 use crate::mount::mounting;
 use crate::needs::{needs, passed_over};
 use crate::noise::noise;
-use stillframe::{CaptureOptions, Error, GcOptions, SnapshotId, Store, StoreError};
+use stillframe::store::StoreError;
+use stillframe::{CaptureOptions, Error, GcOptions, SnapshotId, Store};
 
 const STILLFRAME: &str = env!("CARGO_BIN_EXE_stillframe");
 
@@ -69,10 +70,7 @@ fn an_open_store_that_was_moved_leaves_the_one_in_its_place_alone() {
 
     let is_moved = |error: &Error| matches!(error, Error::Store(StoreError::Moved { .. }));
     assert!(ours.forget(&[first]).is_err_and(|error| is_moved(&error)));
-    assert!(
-        ours.gc(&GcOptions { max_unused_percent: 0, ..GcOptions::default() })
-            .is_err_and(|error| is_moved(&error))
-    );
+    assert!(ours.gc(&GcOptions::new().max_unused_percent(0)).is_err_and(|error| is_moved(&error)));
     assert!(capture(&ours, "p", 3).is_err_and(|error| is_moved(&error)));
     assert!(is_there(&ours, second, 2), "what is in it can be read all the same");
     drop(ours);
@@ -294,7 +292,7 @@ fn a_backup_of_hard_links_stays_as_it_was_and_both_are_stores() {
         assert!(is_there(&store, id, seed));
     }
     store.forget(&[first]).unwrap();
-    store.gc(&GcOptions { max_unused_percent: 0, ..GcOptions::default() }).unwrap();
+    store.gc(&GcOptions::new().max_unused_percent(0)).unwrap();
     assert!(store.verify(&Default::default()).unwrap().problems.is_empty());
     assert_eq!(content(), before);
     drop(store);

@@ -3,7 +3,9 @@
 use std::path::Path;
 use std::process::Command;
 
-use stillframe::{CaptureOptions, Error, GcOptions, RepairOptions, SnapshotId, Store, VerifyOptions};
+use stillframe::repair::RepairOptions;
+use stillframe::verify::VerifyOptions;
+use stillframe::{CaptureOptions, Error, GcOptions, SnapshotId, Store};
 
 use crate::whole_error::whole_error;
 
@@ -16,11 +18,11 @@ fn capture(store: &Store, process: &str, seed: u64) -> (SnapshotId, Vec<u8>) {
 }
 
 fn only(snapshot: SnapshotId) -> VerifyOptions {
-    VerifyOptions { snapshots: vec![snapshot], ..VerifyOptions::default() }
+    VerifyOptions::new().snapshots([snapshot])
 }
 
 fn sample() -> VerifyOptions {
-    VerifyOptions { sample_percent: Some(99), ..VerifyOptions::default() }
+    VerifyOptions::new().sample_percent(99)
 }
 
 fn restore(store: &Store, id: SnapshotId) -> Result<Vec<u8>, Error> {
@@ -41,7 +43,7 @@ fn a_pack_that_is_cut_under_an_open_store_is_an_error() {
     let store = Store::options().create(&path).unwrap();
     let (first, memory) = capture(&store, "web", 1);
     let (last, _) = capture(&store, "vm", 2);
-    store.label(first, &[("kept".to_owned(), Some("yes".to_owned()))]).unwrap();
+    store.set_label(first, "kept", "yes").unwrap();
     // The whole pack is mapped, and was read once.
     assert!(restore(&store, first).unwrap() == memory);
     restore(&store, last).unwrap();
@@ -50,7 +52,7 @@ fn a_pack_that_is_cut_under_an_open_store_is_an_error() {
     assert!(restore(&store, first).unwrap() == memory, "it lies before the cut");
     assert_unreadable("restore", restore(&store, last));
     let file = dir.path().join("image");
-    let restored = store.restore(last).and_then(|restore| restore.into_file(&file, false));
+    let restored = store.restore(last).and_then(|restore| restore.into_file(&file));
     assert_unreadable("restore", restored);
     assert_unreadable("verify", store.verify(&VerifyOptions::default()));
     assert_unreadable("verify", store.verify(&only(last)));

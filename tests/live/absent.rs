@@ -11,10 +11,8 @@ use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
-use stillframe::{
-    AddressRange, Capture, CaptureOptions, LeftOut, LiveMemory, LiveProcessSource, Memory, Source, Store,
-    WhyLeftOut,
-};
+use stillframe::source::{Access, LeftOut, LiveProcessSource, Source, WhyLeftOut};
+use stillframe::{AddressRange, CaptureOptions, CaptureStats, LiveMemory, Store};
 use tempfile::TempDir;
 
 use crate::needs;
@@ -150,7 +148,7 @@ fn unprivileged(program: &Path) -> Option<Command> {
 struct Taken {
     store: Store,
     _directory: TempDir,
-    capture: Capture,
+    capture: CaptureStats,
 }
 
 fn capture(program: &Program) -> Taken {
@@ -173,7 +171,7 @@ impl Taken {
             .unwrap_or_else(|| panic!("{at:#x} is captured"));
         let file = tempfile::NamedTempFile::new().unwrap();
         let path = file.path().with_extension("image");
-        restore.into_file(&path, false).unwrap();
+        restore.into_file(&path).unwrap();
         let mut bytes = vec![0; length];
         File::open(&path).unwrap().read_exact_at(&mut bytes, offset + at - mapping.range.start()).unwrap();
         std::fs::remove_file(path).unwrap();
@@ -370,7 +368,7 @@ fn a_file_that_is_cut_while_it_is_copied_is_left_out_from_there() {
     let length = 3 * PAGE + 100;
     assert_eq!(frozen.populated(index).unwrap(), std::slice::from_ref(&(0..length)));
     File::options().write(true).open(program.directory.path().join("cut")).unwrap().set_len(PAGE).unwrap();
-    let Memory::UntilRelease(memory) = frozen.memory() else {
+    let Access::UntilRelease(memory) = frozen.access() else {
         panic!("a process is copied until it is let go")
     };
     let (mut bytes, mut unreadable) = (vec![7; length as usize], Vec::new());
@@ -404,7 +402,7 @@ fn a_page_without_read_permission_is_captured_and_reserves_of_terabytes_are_not(
     assert_eq!(captured, [AddressRange::with_length(program.at + 512 * MIB, PAGE).unwrap()]);
 
     let core = taken._directory.path().join("core");
-    taken.store.restore(taken.capture.id).unwrap().into_core(&core, false).unwrap();
+    taken.store.restore(taken.capture.id).unwrap().into_core(&core).unwrap();
     let bytes = std::fs::read(core).unwrap();
     assert!(bytes.windows(PAGE as usize).any(|window| window == [6; PAGE as usize]), "the core has the page");
 }
@@ -462,7 +460,7 @@ fn a_guard_inside_live_memory_does_not_make_captures_fail() {
     let take = |name: &str, live: &LiveMemory| {
         store.process(name).capture(live, &CaptureOptions::default()).unwrap()
     };
-    let bytes = |capture: &Capture| store.restore(capture.id).unwrap().into_mapping().unwrap();
+    let bytes = |capture: &CaptureStats| store.restore(capture.id).unwrap().into_mapping().unwrap();
     take("tracked", &tracked);
 
     if guard(&mut memory, 65536, 65536, true).is_none() {
@@ -481,7 +479,7 @@ fn a_guard_inside_live_memory_does_not_make_captures_fail() {
     memory[0] = 5;
     let capture = take("tracked", &tracked);
     assert_eq!((bytes(&capture)[0], &capture.left_out[..]), (5, &expected[..]));
-    if let stillframe::Tracking::By(_) = capture.tracking {
+    if let stillframe::track::Tracking::By(_) = capture.tracking {
         // A page that became a guard counts as changed, and of the others only those that were
         // written.
         assert!(capture.changed_regions <= 1, "{}", capture.changed_regions);

@@ -6,9 +6,8 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
-use stillframe::{
-    AddressRange, CaptureOptions, Compression, CoreSource, LiveProcessSource, SnapshotId, SourceError,
-};
+use stillframe::source::{Compression, CoreSource, LiveProcessSource, SourceError};
+use stillframe::{AddressRange, CaptureOptions, SnapshotId};
 
 use super::cores::{Place, gdb_command, told};
 use crate::needs::needs;
@@ -261,7 +260,7 @@ fn a_dump_of_a_machine_with_physical_addresses_only_is_read_by_those() {
         assert!(image(&place, id) == [&low[..], &high].concat());
         // The restored core has both kinds of addresses.
         let back = place.path("back");
-        place.store.restore(id).unwrap().into_core(&back, true).unwrap();
+        place.store.restore(id).unwrap().overwrite(true).into_core(&back).unwrap();
         let bytes = std::fs::read(&back).unwrap();
         let number = |at: usize| u64::from_le_bytes(bytes[at..at + 8].try_into().unwrap());
         assert_eq!(
@@ -359,7 +358,7 @@ fn a_core_of_terabytes_that_are_hardly_used_is_as_long_as_what_is_used() {
     let taken = taken.unwrap();
     assert!(taken.memory_bytes > 1 << 40);
     let path = place.path("core");
-    let stats = place.store.restore(taken.id).unwrap().into_core(&path, false).unwrap();
+    let stats = place.store.restore(taken.id).unwrap().into_core(&path).unwrap();
     assert!(stats.bytes < 256 << 20, "{} bytes", stats.bytes);
     assert_eq!(std::fs::metadata(&path).unwrap().size(), stats.bytes);
 
@@ -421,11 +420,11 @@ fn a_debugger_does_not_see_todays_file_where_something_was_left_out() {
     let Some((child, line, program)) = started(&place, MAPPED, &["-g"]) else { return };
     let file = u64::from_str_radix(line.trim_start_matches("0x"), 16).unwrap();
     let exclude = vec![AddressRange::with_length(file + 8192, 8192).unwrap()];
-    let options = CaptureOptions { exclude, ..CaptureOptions::default() };
+    let options = CaptureOptions::new().exclude(exclude);
     let taken = place.store.process("mapped").capture(&LiveProcessSource::new(child.id()), &options);
     end(child);
     let core = place.path("core");
-    place.store.restore(taken.unwrap().id).unwrap().into_core(&core, false).unwrap();
+    place.store.restore(taken.unwrap().id).unwrap().into_core(&core).unwrap();
     // Another file of the same name and length.
     std::fs::write(place.path("file"), vec![b'T'; 5 * MIB]).unwrap();
     if !needs(&["gdb"]) {
@@ -464,7 +463,7 @@ fn the_layout_of_the_registers_is_what_the_kernel_writes_and_comes_back() {
         place.store.process("p").capture(&LiveProcessSource::new(child.id()), &CaptureOptions::default());
     end(child);
     let restored = |id: SnapshotId, name: &str| {
-        place.store.restore(id).unwrap().into_core(place.path(name), false).unwrap();
+        place.store.restore(id).unwrap().into_core(place.path(name)).unwrap();
         std::fs::read(place.path(name)).unwrap()
     };
     let ours = note(&restored(taken.unwrap().id, "ours"), XSAVE_LAYOUT);

@@ -10,9 +10,10 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdout, Command, Output, Stdio};
 use std::sync::OnceLock;
 
-use stillframe::{
-    AddressRange, CaptureOptions, CoreSource, Hash, LiveProcessSource, Origin, SnapshotId, Store, Threads,
-};
+use stillframe::record::Origin;
+use stillframe::source::{CoreSource, LiveProcessSource};
+use stillframe::threads::Threads;
+use stillframe::{AddressRange, CaptureOptions, Hash, SnapshotId, Store};
 
 // ---- The program --------------------------------------------------------------------------------
 
@@ -256,7 +257,7 @@ impl Place {
 
     fn restore(&self, id: SnapshotId, name: &str) -> PathBuf {
         let path = self.path(name);
-        self.store.restore(id).unwrap().into_core(&path, false).unwrap();
+        self.store.restore(id).unwrap().into_core(&path).unwrap();
         path
     }
 
@@ -439,11 +440,10 @@ fn memory_without_threads_is_a_core_that_gdb_reads_and_what_was_excluded_is_not_
     let place = Place::new();
     let mut memory: Vec<u8> = (0..40_001u32).map(|at| u8::try_from(at % 251).unwrap()).collect();
     memory[20_000..30_000].fill(0);
-    let options =
-        CaptureOptions { exclude: vec![AddressRange::new(8192, 12288).unwrap()], ..Default::default() };
+    let options = CaptureOptions::new().exclude([AddressRange::new(8192, 12288).unwrap()]);
     let taken = place.store.process("bytes").capture(&memory, &options).unwrap();
     let core = place.path("core");
-    let stats = place.store.restore(taken.id).unwrap().into_core(&core, false).unwrap();
+    let stats = place.store.restore(taken.id).unwrap().into_core(&core).unwrap();
     // Excluded memory is not in the file.
     assert_eq!((stats.threads, stats.bytes), (0, 4096 + 40_001 - 4096));
     assert!(stats.written_bytes < stats.bytes);

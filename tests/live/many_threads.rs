@@ -6,7 +6,8 @@ use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
-use stillframe::{CaptureOptions, LiveProcessSource};
+use stillframe::CaptureOptions;
+use stillframe::source::LiveProcessSource;
 
 use super::rollback::new_store;
 use crate::needs::{needs, passed_over};
@@ -68,8 +69,8 @@ fn thousands_of_threads_are_captured_and_rolled_back_although_each_may_take_only
     let timeout = Duration::from_millis(200);
     let source = LiveProcessSource::new(child.id()).stop_timeout(timeout);
     let captured = store.process("p").capture(&source, &CaptureOptions::default());
-    let rolled_back =
-        captured.and_then(|captured| store.rollback(captured.id)?.stop_timeout(timeout).process(child.id()));
+    let rolled_back = captured
+        .and_then(|captured| store.rollback(captured.id)?.stop_timeout(timeout).live_process(child.id()));
     child.kill().unwrap();
     child.wait().unwrap();
     assert_eq!(rolled_back.unwrap().written_bytes, 0);

@@ -12,11 +12,13 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use stillframe::{
-    AddressSpace, Attachment, Capture, CaptureOptions, Error, Frozen, Hash, LeftOut, LiveProcessSource,
-    Mapping, MappingKind, Memory, Origin, Progress, Ranges, SnapshotId, Source, SourceError, Store, Threads,
-    VerifyOptions,
-};
+use stillframe::address_space::{AddressSpace, Mapping, MappingKind};
+use stillframe::ranges::Ranges;
+use stillframe::record::Origin;
+use stillframe::source::{Access, Attachment, Frozen, LeftOut, LiveProcessSource, Source, SourceError};
+use stillframe::threads::Threads;
+use stillframe::verify::VerifyOptions;
+use stillframe::{CaptureOptions, CaptureStats, Error, Hash, Progress, SnapshotId, Store};
 
 // ---- A busy program -----------------------------------------------------------------------------
 
@@ -149,8 +151,8 @@ impl Frozen for WatchedFrozen<'_> {
         self.frozen.populated(mapping_index)
     }
 
-    fn memory(&self) -> Memory<'_> {
-        self.frozen.memory()
+    fn access(&self) -> Access<'_> {
+        self.frozen.access()
     }
 
     fn release(&self) -> Duration {
@@ -187,7 +189,7 @@ fn new_store() -> (tempfile::TempDir, Store) {
     (dir, store)
 }
 
-fn capture(store: &Store, name: &str, source: &dyn Source) -> Capture {
+fn capture(store: &Store, name: &str, source: &dyn Source) -> CaptureStats {
     store.process(name).capture(source, &CaptureOptions::default()).unwrap()
 }
 
@@ -220,7 +222,7 @@ fn a_python_that_works_comes_back_as_it_stood_at_each_moment() {
     let mut history = Vec::new();
     for staging_bytes in [128 << 20, 0, 4 << 20] {
         let watched = Watched::new(&python);
-        let options = CaptureOptions { staging_bytes, ..CaptureOptions::default() };
+        let options = CaptureOptions::new().staging_bytes(staging_bytes);
         let taken = store.process("python").capture(&watched, &options).unwrap();
         assert!(taken.paused > Duration::ZERO && taken.paused <= taken.elapsed);
         assert_eq!(taken.parent, history.last().map(|(id, _)| *id));
@@ -239,7 +241,7 @@ fn a_python_that_works_comes_back_as_it_stood_at_each_moment() {
     for (id, image) in &history {
         assert_restores(&store, *id, image);
         let path = dir.path().join(id.to_string());
-        store.restore(*id).unwrap().into_file(&path, false).unwrap();
+        store.restore(*id).unwrap().into_file(&path).unwrap();
         assert!(std::fs::read(path).unwrap() == *image);
     }
     assert_eq!(store.verify(&VerifyOptions::default()).unwrap().problems, []);
@@ -307,7 +309,10 @@ fn a_process_that_dies_during_the_capture_leaves_nothing() {
     let killed = python.pid();
     watched.when_stopped = Box::new(move || kill(killed));
     let error = store.process("p").capture(&watched, &CaptureOptions::default()).unwrap_err();
-    assert!(matches!(error, Error::Source(SourceError::ProcessEnded { pid }) if pid == killed), "{error:?}");
+    assert!(
+        matches!(error, Error::Source(SourceError::LiveProcessEnded { pid }) if pid == killed),
+        "{error:?}"
+    );
     assert!(!python.process.wait().unwrap().success());
     assert_has_nothing(&store);
 
@@ -319,9 +324,12 @@ fn a_process_that_dies_during_the_capture_leaves_nothing() {
             kill(killed);
         }
     });
-    let options = CaptureOptions { staging_bytes: 0, progress, ..CaptureOptions::default() };
+    let options = CaptureOptions::new().staging_bytes(0).progress(progress);
     let error = store.process("p").capture(&python.source(), &options).unwrap_err();
-    assert!(matches!(error, Error::Source(SourceError::ProcessEnded { pid }) if pid == killed), "{error:?}");
+    assert!(
+        matches!(error, Error::Source(SourceError::LiveProcessEnded { pid }) if pid == killed),
+        "{error:?}"
+    );
     assert!(!python.process.wait().unwrap().success());
     assert_has_nothing(&store);
 
@@ -329,7 +337,7 @@ fn a_process_that_dies_during_the_capture_leaves_nothing() {
     let watched = Watched::new(&python);
     let id = capture(&store, "p", &watched).id;
     assert_restores(&store, id, &watched.seen.lock().unwrap());
-    assert_eq!(store.process("p").snapshots(), [id]);
+    assert!(store.process("p").snapshots().iter().map(|snapshot| snapshot.id()).eq([id]));
 }
 
 fn kill(pid: u32) {
@@ -353,7 +361,7 @@ fn a_process_goes_on_after_a_capture_that_was_cancelled() {
                 flag.store(true, Ordering::Relaxed);
             }
         });
-        let options = CaptureOptions { staging_bytes, progress, ..CaptureOptions::default() };
+        let options = CaptureOptions::new().staging_bytes(staging_bytes).progress(progress);
         let error = store.process("p").capture(&python.source(), &options).unwrap_err();
         assert!(matches!(error, Error::Interrupted), "{error:?}");
         python.assert_goes_on();
@@ -375,7 +383,7 @@ fn a_process_goes_on_after_a_panic_during_the_capture() {
     for staging_bytes in [0, 128 << 20] {
         let progress =
             Progress::new().on_advance(|_, _| std::panic::resume_unwind(Box::new("a bug of the caller")));
-        let options = CaptureOptions { staging_bytes, progress, ..CaptureOptions::default() };
+        let options = CaptureOptions::new().staging_bytes(staging_bytes).progress(progress);
         let result = std::panic::catch_unwind(AssertUnwindSafe(|| {
             store.process("p").capture(&python.source(), &options).map(drop)
         }));
@@ -425,7 +433,9 @@ fn the_registers_and_the_auxiliary_vector_are_kept_beside_the_memory() {
     assert_eq!(value(6), rustix::param::page_size());
     assert!(mapping_at(value(9) as u64).unwrap().protection.execute);
 
-    let Origin::Process { pid, path, command } = &snapshot.record().origin else { panic!("it is a process") };
+    let Origin::LiveProcess { pid, path, command } = &snapshot.record().origin else {
+        panic!("it is a process")
+    };
     assert_eq!(*pid, python.pid());
     assert!(path.as_ref().is_some_and(|path| path.to_string_lossy().contains("python")));
     assert_eq!(command[1..], ["-c", PYTHON, "8"]);

@@ -11,10 +11,11 @@ use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
-use stillframe::{
-    AddressRange, CaptureOptions, Error, LiveProcessSource, MappingKind, RollbackError, RollbackStats,
-    SnapshotId, Store,
-};
+use stillframe::address_space::MappingKind;
+use stillframe::error::RollbackError;
+use stillframe::rollback::RollbackStats;
+use stillframe::source::LiveProcessSource;
+use stillframe::{AddressRange, CaptureOptions, Error, SnapshotId, Store};
 
 // ---- Programs -----------------------------------------------------------------------------------
 
@@ -136,13 +137,13 @@ pub(super) fn capture(store: &Store, program: &Program) -> SnapshotId {
 
 #[track_caller]
 pub(super) fn rollback(store: &Store, id: SnapshotId, program: &Program) -> RollbackStats {
-    store.rollback(id).unwrap().process(program.pid()).unwrap()
+    store.rollback(id).unwrap().live_process(program.pid()).unwrap()
 }
 
 /// The differences, for a process that does not fit.
 #[track_caller]
 pub(super) fn misfit(store: &Store, id: SnapshotId, pid: u32) -> Vec<String> {
-    match store.rollback(id).unwrap().process(pid).unwrap_err() {
+    match store.rollback(id).unwrap().live_process(pid).unwrap_err() {
         Error::Rollback(RollbackError::DoesNotFit { differences, .. }) => differences,
         error => panic!("{error:?}"),
     }
@@ -209,7 +210,7 @@ fn a_python_goes_on_from_the_captured_moment_variables_and_all() {
         assert_eq!(python.ask("notify"), "1001 other 16");
         // Its busy thread may allocate memory now and then.
         let rollback = store.rollback(id).unwrap().leave_new_memory(true);
-        let stats = rollback.process(python.pid()).unwrap();
+        let stats = rollback.live_process(python.pid()).unwrap();
         assert!(stats.written_regions > 0 && stats.written_bytes < stats.bytes / 4, "{stats:?}");
         assert!(!stats.paused.is_zero() && !stats.is_stopped);
         assert_eq!(python.ask("look"), "1000 seven 4", "round {round}");
@@ -231,7 +232,7 @@ fn a_python_goes_on_from_the_captured_moment_variables_and_all() {
 
 /// Rolls back a process that has continued since, without a question to it.
 fn roll_back_again(store: &Store, id: SnapshotId, python: &mut Program) {
-    let stats = store.rollback(id).unwrap().leave_new_memory(true).process(python.pid()).unwrap();
+    let stats = store.rollback(id).unwrap().leave_new_memory(true).live_process(python.pid()).unwrap();
     assert!(stats.written_regions > 0);
 }
 
@@ -248,7 +249,7 @@ fn a_sleep_begins_again_wherever_the_thread_is_when_it_is_rolled_back() {
     assert_eq!(python.line(), "slept");
     // It waits for a line now, and was captured in a sleep.
     for _ in 0..2 {
-        store.rollback(id).unwrap().leave_new_memory(true).process(python.pid()).unwrap();
+        store.rollback(id).unwrap().leave_new_memory(true).live_process(python.pid()).unwrap();
         assert_eq!(python.line(), "slept");
     }
     assert_eq!(python.ask("look"), "1000 record 7 0");
@@ -354,7 +355,7 @@ fn what_was_excluded_is_left_as_it_is() {
     let large = space.mappings().iter().find(|it| it.range.length_bytes() > 20 << 20 && it.protection.write);
     let large = large.unwrap().range;
     let exclude = vec![AddressRange::new(large.start() + (1 << 20), large.end() - (1 << 20)).unwrap()];
-    let options = CaptureOptions { exclude, ..CaptureOptions::default() };
+    let options = CaptureOptions::new().exclude(exclude);
     let id = store.process("p").capture(&LiveProcessSource::new(program.pid()), &options).unwrap().id;
     assert_eq!(program.ask("g"), "2");
     rollback(&store, id, &program);
@@ -421,7 +422,7 @@ fn a_process_that_does_not_fit_is_left_as_it_was_and_says_what_differs() {
         assert!(expected.split('|').any(|expected| found.contains(expected)), "{command}: {found}");
         assert_eq!(program.ask("?"), "2 whole", "{command}");
         // New memory may stay; missing memory cannot be restored.
-        let rollback = store.rollback(id).unwrap().leave_new_memory(true).process(program.pid());
+        let rollback = store.rollback(id).unwrap().leave_new_memory(true).live_process(program.pid());
         assert_eq!(rollback.is_ok(), matches!(command, "n" | "h"), "{command}: {rollback:?}");
         let generation = if rollback.is_ok() { "1 whole" } else { "2 whole" };
         assert_eq!(program.ask("?"), generation, "{command}");
@@ -474,12 +475,12 @@ fn what_can_never_be_rolled_back_is_refused_with_the_reason() {
     let (dir, store) = new_store();
     let program = Program::c("");
     let id = capture(&store, &program);
-    let refusal = |id, pid| match store.rollback(id).unwrap().process(pid).unwrap_err() {
+    let refusal = |id, pid| match store.rollback(id).unwrap().live_process(pid).unwrap_err() {
         Error::Rollback(RollbackError::NoRollBack { why, .. }) => why,
         error => format!("{error:?}"),
     };
     assert!(refusal(id, std::process::id()).contains("this process itself"));
-    assert!(refusal(id, (1 << 22) + 1).contains("NoSuchProcess"));
+    assert!(refusal(id, (1 << 22) + 1).contains("NoSuchPid"));
     let mut zombie = Command::new("true").spawn().unwrap();
     let stat = format!("/proc/{}/stat", zombie.id());
     while !fs::read_to_string(&stat).unwrap().contains(") Z ") {
@@ -492,12 +493,12 @@ fn what_can_never_be_rolled_back_is_refused_with_the_reason() {
     }
     // Another tracer holds the process.
     let source = LiveProcessSource::new(program.pid());
-    let frozen = stillframe::Source::open(&source).unwrap();
+    let frozen = stillframe::source::Source::open(&source).unwrap();
     assert!(refusal(id, program.pid()).contains("another capture of it is not done"));
     drop(frozen);
     // A snapshot without registers.
     fs::write(dir.path().join("image"), [7; 5000]).unwrap();
-    let file = stillframe::FileSource::new(dir.path().join("image"));
+    let file = stillframe::source::FileSource::new(dir.path().join("image"));
     let of_file = store.process("f").capture(&file, &CaptureOptions::default()).unwrap().id;
     assert!(refusal(of_file, program.pid()).contains("not one of a live process"));
 }
@@ -517,7 +518,7 @@ fn a_thread_that_was_just_starting_when_it_was_captured_is_refused() {
         return passed_over("this kernel or C library has no restartable sequences");
     }
     let later = capture(&store, &program);
-    let error = store.rollback(id).unwrap().process(program.pid()).unwrap_err();
+    let error = store.rollback(id).unwrap().live_process(program.pid()).unwrap_err();
     assert!(error.to_string().contains("just starting"), "{error}");
     rollback(&store, later, &program);
     assert_eq!(program.ask("?"), "0 whole");
@@ -545,7 +546,7 @@ fn damage_leaves_the_process_as_it_was() {
         }
         fs::write(path, bytes).unwrap();
     }
-    let error = store.rollback(id).and_then(|rollback| rollback.process(program.pid())).unwrap_err();
+    let error = store.rollback(id).and_then(|rollback| rollback.live_process(program.pid())).unwrap_err();
     assert!(matches!(&error, Error::Store(error) if error.is_damage()), "{error:?}");
     assert_eq!(program.wait_for_state(&['S']), 'S');
     assert_eq!(program.ask("?"), "2 whole");

@@ -7,7 +7,8 @@ use std::process::{Command, Stdio};
 use std::sync::OnceLock;
 
 use rustix::process::Signal;
-use stillframe::{Error, RollbackError};
+use stillframe::Error;
+use stillframe::error::RollbackError;
 
 use super::rollback::{Program, Vault, capture, misfit, new_store, rollback};
 use super::rollback_states::{compiled, sees_all_processes};
@@ -81,7 +82,7 @@ fn memory_that_was_unmapped_or_replaced_or_protected_since_is_there_again() {
         do_all(&mut program, change);
         // Reserved addresses that have become memory are new memory, and stay so.
         let leave = change[0].starts_with("open");
-        store.rollback(id).unwrap().leave_new_memory(leave).process(program.pid()).unwrap();
+        store.rollback(id).unwrap().leave_new_memory(leave).live_process(program.pid()).unwrap();
         for area in [PLAIN, MIDDLE, CLOSED] {
             assert_eq!(program.ask(&on("count", area)), "16", "area {area} after {change:?}");
         }
@@ -148,7 +149,7 @@ fn views_of_a_memory_file_are_mapped_again_by_the_descriptor_of_that_file() {
     }
     do_all(&mut program, &["forget".to_owned(), on("unmap", VIEW), on("unmap", SECOND)]);
     let now = maps(&program);
-    let found = store.rollback(id).unwrap().leave_descriptors(true).process(program.pid()).unwrap_err();
+    let found = store.rollback(id).unwrap().leave_descriptors(true).live_process(program.pid()).unwrap_err();
     let Error::Rollback(RollbackError::DoesNotFit { differences, .. }) = found else { panic!("{found:?}") };
     let found = differences.join("; ");
     assert!(found.contains("views") && found.contains("no descriptor of that file any more"), "{found}");
@@ -174,8 +175,8 @@ fn what_cannot_be_mapped_again_is_refused_by_name() {
     // What was left out of the snapshot cannot be restored.
     let mut program = mappings(&[]);
     let plain = stillframe::AddressRange::with_length(0x2000_0000_0000, 4096).unwrap();
-    let options = stillframe::CaptureOptions { exclude: vec![plain], ..Default::default() };
-    let source = stillframe::LiveProcessSource::new(program.pid());
+    let options = stillframe::CaptureOptions::new().exclude([plain]);
+    let source = stillframe::source::LiveProcessSource::new(program.pid());
     let id = store.process("p").capture(&source, &options).unwrap().id;
     program.ask(&on("unmap", PLAIN));
     let found = misfit(&store, id, program.pid()).join("; ");
@@ -206,7 +207,7 @@ fn a_call_that_fails_leaves_the_process_as_it_was() {
     );
     let now = maps(&program);
     for _ in 0..3 {
-        match store.rollback(id).unwrap().process(program.pid()).unwrap_err() {
+        match store.rollback(id).unwrap().live_process(program.pid()).unwrap_err() {
             Error::Rollback(RollbackError::NoRollBack { why, .. }) => {
                 assert!(why.contains("memory"), "{why}");
             }

@@ -4,7 +4,8 @@ use std::process::Command;
 use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
-use stillframe::{Error, RollbackError};
+use stillframe::Error;
+use stillframe::error::RollbackError;
 
 use super::rollback::{Program, capture, misfit, new_store, rollback};
 use super::rollback_states::compiled;
@@ -114,7 +115,7 @@ fn what_a_process_has_sent_to_itself_since_is_taken_back_and_what_others_have_se
     // The SIGSTOP that protects the process comes before real-time signals, so none of those can be
     // dequeued.
     program.ask(&format!("kill {}", libc::SIGRTMIN()));
-    match store.rollback(id).unwrap().process(program.pid()).unwrap_err() {
+    match store.rollback(id).unwrap().live_process(program.pid()).unwrap_err() {
         Error::Rollback(RollbackError::NoRollBack { why, .. }) => assert!(why.contains("try again"), "{why}"),
         error => panic!("{error:?}"),
     }
@@ -186,7 +187,7 @@ fn real_collectors_that_stop_threads_by_signals_go_on() {
         let id = capture(&store, &program);
         std::thread::sleep(Duration::from_millis(50));
         // The rollback may be refused because of what the process has mapped or protected since.
-        match store.rollback(id).unwrap().leave_new_memory(true).process(program.pid()) {
+        match store.rollback(id).unwrap().leave_new_memory(true).live_process(program.pid()) {
             Ok(_) => done += 1,
             Err(Error::Rollback(RollbackError::DoesNotFit { .. } | RollbackError::NoRollBack { .. })) => {}
             Err(error) => panic!("{error:?}"),

@@ -6,7 +6,8 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::OnceLock;
 
-use stillframe::{Error, RollbackError, SnapshotId, Store};
+use stillframe::error::RollbackError;
+use stillframe::{Error, SnapshotId, Store};
 
 use super::rollback::{Program, Vault, capture, misfit, new_store, rollback};
 use crate::needs::{needs, passed_over};
@@ -47,7 +48,7 @@ pub(super) fn sees_all_processes() -> bool {
 /// Why the rollback was refused.
 #[track_caller]
 fn refusal(store: &Store, id: SnapshotId, program: &Program) -> String {
-    match store.rollback(id).unwrap().process(program.pid()).unwrap_err() {
+    match store.rollback(id).unwrap().live_process(program.pid()).unwrap_err() {
         Error::Rollback(RollbackError::NoRollBack { why, .. }) => why,
         error => panic!("{error:?}"),
     }
@@ -69,10 +70,10 @@ fn an_arena_that_has_grown_is_new_memory_and_is_emptied() {
         program.ask("grow");
         let found = misfit(&store, id, program.pid()).join("; ");
         assert!(found.contains("set aside then, are memory now"), "{found}");
-        store.rollback(id).unwrap().leave_new_memory(true).process(program.pid()).unwrap();
+        store.rollback(id).unwrap().leave_new_memory(true).live_process(program.pid()).unwrap();
         // `calloc` relies on zeros in new parts of an arena, and the program checks them.
         assert_eq!(program.ask("grow"), "done");
-        store.rollback(id).unwrap().leave_new_memory(true).process(program.pid()).unwrap();
+        store.rollback(id).unwrap().leave_new_memory(true).live_process(program.pid()).unwrap();
     }
 }
 
@@ -238,13 +239,13 @@ fn shared_memory_that_others_have_is_refused_unless_it_may_be_left() {
     let id = capture(&store, &program);
     rollback(&store, id, &program);
     program.ask("set");
-    let found = store.rollback(id).unwrap().process(program.pid()).unwrap_err().to_string();
+    let found = store.rollback(id).unwrap().live_process(program.pid()).unwrap_err().to_string();
     assert!(found.contains("differs, and ") && found.contains("--leave-shared-memory"), "{found}");
     if sees_all_processes() {
         assert!(found.contains("(states") && found.contains("has it too"), "{found}");
     }
     assert_eq!(program.ask("look"), "2 2 2 2 0");
-    let stats = store.rollback(id).unwrap().leave_shared_memory(true).process(program.pid()).unwrap();
+    let stats = store.rollback(id).unwrap().leave_shared_memory(true).live_process(program.pid()).unwrap();
     assert!(stats.left_shared.len() >= 2, "{:?}", stats.left_shared);
     assert_eq!(program.ask("look"), "2 2 2 2 0");
     program.ask("reap");
@@ -323,9 +324,9 @@ fn a_sibling_that_has_got_the_pid_is_not_taken_for_the_process() {
     command.env("LC_ALL", "C");
     let mut master = Program::start(command);
     let first: u32 = master.line().parse().unwrap();
-    let source = stillframe::LiveProcessSource::new(first);
+    let source = stillframe::source::LiveProcessSource::new(first);
     let id = store.process("p").capture(&source, &stillframe::CaptureOptions::default()).unwrap().id;
-    store.rollback(id).unwrap().process(first).unwrap();
+    store.rollback(id).unwrap().live_process(first).unwrap();
     if master.ask("next") != first.to_string() {
         return passed_over("the pid did not come back");
     }

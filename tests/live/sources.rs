@@ -17,10 +17,11 @@ use std::sync::{Arc, Barrier};
 use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
-use stillframe::{
-    AddressRange, CopyOut, Frozen, LiveProcessSource, MappingKind, Memory, Origin, Source, SourceError,
-    Threads,
-};
+use stillframe::AddressRange;
+use stillframe::address_space::MappingKind;
+use stillframe::record::Origin;
+use stillframe::source::{Access, CopyOut, Frozen, LiveProcessSource, Source, SourceError};
+use stillframe::threads::Threads;
 
 /// Far longer than anything takes here. Only a test that would otherwise hang waits this long.
 const FOR_EVER: Duration = Duration::from_secs(60);
@@ -272,7 +273,7 @@ fn assert_stands_still(pid: u32) {
 }
 
 fn copier(frozen: &dyn Frozen) -> &dyn CopyOut {
-    let Memory::UntilRelease(copier) = frozen.memory() else { panic!("a process is read until its release") };
+    let Access::UntilRelease(copier) = frozen.access() else { panic!("a process is read until its release") };
     copier
 }
 
@@ -372,7 +373,7 @@ fn the_mappings_are_those_of_the_kernel_and_what_cannot_be_read_is_not_captured(
             _ => assert_eq!(mapping.captured, mapping.protection.read),
         }
     }
-    let Origin::Process { pid, path, command } = frozen.origin() else { panic!("it is a process") };
+    let Origin::LiveProcess { pid, path, command } = frozen.origin() else { panic!("it is a process") };
     assert_eq!(pid, child.pid());
     assert_eq!(path, std::fs::read_link(format!("/proc/{pid}/exe")).ok());
     assert_eq!(command, ["sh", "-c", BUSY_SHELL]);
@@ -586,9 +587,9 @@ fn a_process_that_is_killed_while_it_is_copied_is_an_error() {
         copier(&*frozen).copy_out(heap, 0, &mut buffer, &mut Vec::new()).unwrap();
         child.signal(Signal::KILL);
         let error = copier(&*frozen).copy_out(heap, 0, &mut buffer, &mut Vec::new()).unwrap_err();
-        assert!(matches!(error, SourceError::ProcessEnded { pid } if pid == child.pid()), "{error:?}");
+        assert!(matches!(error, SourceError::LiveProcessEnded { pid } if pid == child.pid()), "{error:?}");
         let error = frozen.populated(heap).unwrap_err();
-        assert!(matches!(error, SourceError::ProcessEnded { .. }), "{error:?}");
+        assert!(matches!(error, SourceError::LiveProcessEnded { .. }), "{error:?}");
         frozen.release();
     }
 }
@@ -618,7 +619,7 @@ fn a_process_that_executes_another_program_or_ends_meanwhile_is_captured_or_an_e
         let source = LiveProcessSource::new(child.id());
         match source.open() {
             Ok(frozen) => drop(frozen),
-            Err(SourceError::ProcessEnded { .. } | SourceError::Uncapturable { .. }) => {}
+            Err(SourceError::LiveProcessEnded { .. } | SourceError::Uncapturable { .. }) => {}
             Err(error) => panic!("round {round}: {error:?}"),
         }
         assert!(child.wait().unwrap().success(), "round {round}");
@@ -635,7 +636,7 @@ fn threads_that_execute_another_program_meanwhile_neither_hang_nor_are_refused()
             Ok(frozen) => drop(frozen),
             // Between two programs the first thread may be dead, and the other one not yet in its
             // place.
-            Err(SourceError::ProcessEnded { .. } | SourceError::Uncapturable { .. }) => {}
+            Err(SourceError::LiveProcessEnded { .. } | SourceError::Uncapturable { .. }) => {}
             Err(error) => panic!("round {round}: {error:?}"),
         }
     }
@@ -649,7 +650,7 @@ fn threads_that_execute_another_program_meanwhile_neither_hang_nor_are_refused()
 fn what_is_no_process_or_cannot_be_captured_is_refused_with_the_reason() {
     // Linux has no pid above 2^22.
     for pid in [0, u32::MAX, (1 << 22) + 1] {
-        assert!(matches!(refusal(pid), SourceError::NoSuchProcess { .. }), "{pid}");
+        assert!(matches!(refusal(pid), SourceError::NoSuchPid { .. }), "{pid}");
     }
     assert_uncapturable(&refusal(std::process::id()), "this process itself");
     let own_tid = rustix::thread::gettid().as_raw_nonzero().get().cast_unsigned();

@@ -9,9 +9,13 @@ use std::path::Path;
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
+use stillframe::address_space::MappingKind;
+use stillframe::diff::DiffOptions;
+use stillframe::sink::SinkError;
+use stillframe::source::{FileSource, LiveProcessSource};
+use stillframe::verify::VerifyOptions;
 use stillframe::{
-    AddressRange, Capture, CaptureOptions, DiffOptions, Error, FileSource, GcOptions, LiveMemory,
-    LiveProcessSource, MappingKind, RegionSize, SinkError, SnapshotId, Store, VerifyOptions,
+    AddressRange, CaptureOptions, CaptureStats, Error, GcOptions, LiveMemory, RegionSize, SnapshotId, Store,
 };
 
 const PAGE_BYTES: u64 = 4096;
@@ -137,7 +141,7 @@ fn create(dir: &Path, region_bytes: u32) -> Store {
     Store::options().region_size(RegionSize::new(region_bytes).unwrap()).create(dir.join("store")).unwrap()
 }
 
-fn capture(store: &Store, program: &Program) -> Capture {
+fn capture(store: &Store, program: &Program) -> CaptureStats {
     let source = LiveProcessSource::new(program.process.id());
     store.process("p").capture(&source, &CaptureOptions::default()).unwrap()
 }
@@ -208,7 +212,7 @@ fn of_terabytes_only_what_is_there_is_kept_and_compared_and_rolled_back() {
     let moments: Vec<_> = store.history("p", range).unwrap().collect::<Result<_, _>>().unwrap();
     assert_eq!(moments.iter().map(|it| it.bytes.clone().unwrap()).collect::<Vec<_>>(), [[41; 8], [201; 8]]);
 
-    let stats = store.rollback(first.id).unwrap().process(program.process.id()).unwrap();
+    let stats = store.rollback(first.id).unwrap().live_process(program.process.id()).unwrap();
     assert!(stats.written_bytes < 64 << 20, "{stats:?}");
     for (at, page) in pages.iter().enumerate() {
         assert!(program.page(*page) == before[at], "page {at} is as it was");
@@ -218,11 +222,11 @@ fn of_terabytes_only_what_is_there_is_kept_and_compared_and_rolled_back() {
     program.ask('w', pages[0], 99);
 
     assert_eq!(store.verify(&VerifyOptions::default()).unwrap().problems, []);
-    let named = VerifyOptions { snapshots: vec![second.id], ..VerifyOptions::default() };
+    let named = VerifyOptions::new().snapshots([second.id]);
     assert_eq!(store.verify(&named).unwrap().problems, []);
     assert!(store.freeable_bytes(&[first.id]).unwrap() < 64 << 20);
     store.forget(&[first.id]).unwrap();
-    store.gc(&GcOptions { max_unused_percent: 0, ..GcOptions::default() }).unwrap();
+    store.gc(&GcOptions::new().max_unused_percent(0)).unwrap();
     assert_eq!(bytes(&store, second.id, pages[40]), [201; PAGE_BYTES as usize]);
     // A list of all tables alone took some 27 MB for each TiB.
     drop(store);
@@ -242,7 +246,7 @@ fn an_image_that_no_file_of_the_file_system_can_hold_is_refused_with_what_to_do(
     let store = create(dir.path(), 65_536);
     let taken = capture(&store, &program);
     let image = dir.path().join("image");
-    match store.restore(taken.id).unwrap().into_file(&image, false) {
+    match store.restore(taken.id).unwrap().into_file(&image) {
         Ok(stats) => assert_eq!(stats.bytes, taken.memory_bytes, "a file system that has such files"),
         Err(Error::Sink(error @ SinkError::TooLong { .. })) => {
             assert!(error.to_string().contains("cat --range"), "{error}");
@@ -332,7 +336,7 @@ fn a_sparse_file_of_terabytes_is_kept_by_what_it_has() {
     let diff = store.diff(first.id, second.id, &DiffOptions::default()).unwrap();
     assert_eq!(diff.ranges, [AddressRange::with_length(places[1], 10).unwrap()]);
     let back = dir.path().join("back");
-    store.restore(second.id).unwrap().into_file(&back, false).unwrap();
+    store.restore(second.id).unwrap().into_file(&back).unwrap();
     let back = File::open(&back).unwrap();
     for place in places {
         let (mut found, mut expected) = ([0; 3000], [0; 3000]);

@@ -11,9 +11,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
-use stillframe::{
-    CaptureOptions, Error, LiveProcessSource, Progress, RollbackError, Source, SourceError, Store,
-};
+use stillframe::error::RollbackError;
+use stillframe::source::{LiveProcessSource, Source, SourceError};
+use stillframe::{CaptureOptions, Error, Progress, Store};
 
 /// Compiles a C program; `None` where there is no compiler.
 fn compiled(dir: &Path, program: &str) -> Option<PathBuf> {
@@ -138,8 +138,7 @@ fn a_thread_in_vfork_pauses_no_other_and_its_child_is_named() {
     // Another thread cancels the same wait: it ends immediately, although a minute is left.
     let cancel = Arc::new(AtomicBool::new(false));
     let store = Store::options().create(dir.path().join("store")).unwrap();
-    let options =
-        CaptureOptions { progress: Progress::new().cancel_when(cancel.clone()), ..Default::default() };
+    let options = CaptureOptions::new().progress(Progress::new().cancel_when(cancel.clone()));
     std::thread::spawn(move || {
         std::thread::sleep(Duration::from_millis(100));
         cancel.store(true, Ordering::Relaxed);
@@ -277,7 +276,7 @@ fn processes_that_share_the_memory_are_stopped_with_it_and_a_rollback_is_refused
     let store = Store::options().create(dir.path().join("store")).unwrap();
     let source = LiveProcessSource::new(program.pid());
     let id = store.process("p").capture(&source, &CaptureOptions::default()).unwrap().id;
-    let error = store.rollback(id).unwrap().process(program.pid()).unwrap_err();
+    let error = store.rollback(id).unwrap().live_process(program.pid()).unwrap_err();
     assert!(
         matches!(error, Error::Rollback(RollbackError::NoRollBack { .. } | RollbackError::DoesNotFit { .. })),
         "{error:?}"

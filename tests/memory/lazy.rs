@@ -15,11 +15,11 @@ use std::time::Duration;
 
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
-use stillframe::{
-    AddressRange, AddressSpace, Attachment, CaptureOptions, Error, Fill, Filled, Frozen, GcOptions, InPlace,
-    LazyMapping, LiveMemory, Mapping, MappingKind, Memory, Progress, Protection, SnapshotId, Source,
-    SourceError, Store, StoreError, WorkingSet,
-};
+use stillframe::address_space::{AddressSpace, Mapping, MappingKind, Protection};
+use stillframe::lazy::{Fill, Filled, LazyMapping, WorkingSet};
+use stillframe::source::{Access, Attachment, Frozen, InPlace, Source, SourceError};
+use stillframe::store::StoreError;
+use stillframe::{AddressRange, CaptureOptions, Error, GcOptions, LiveMemory, Progress, SnapshotId, Store};
 
 use crate::needs::passed_over;
 use crate::noise::noise;
@@ -92,8 +92,8 @@ impl Frozen for FrozenSeveral<'_> {
         &self.0.space
     }
 
-    fn memory(&self) -> Memory<'_> {
-        Memory::InPlace(self.0)
+    fn access(&self) -> Access<'_> {
+        Access::InPlace(self.0)
     }
 }
 
@@ -235,7 +235,7 @@ fn filled_memory_is_memory_like_any_other() {
     assert_eq!((mapping[0], mapping[MIB - 1], mapping[MIB]), (0, 0, memory[MIB]));
     // Another userfaultfd may be registered for it.
     match LiveMemory::new(mapping.as_ptr(), mapping.len()).track_writes() {
-        Ok(_) | Err(stillframe::TrackError::Unavailable { .. }) => {}
+        Ok(_) | Err(stillframe::track::TrackError::Unavailable { .. }) => {}
         Err(error) => panic!("{error}"),
     }
 }
@@ -370,16 +370,16 @@ fn what_was_touched_is_filled_first_the_next_time() {
         let at = usize::try_from(region * 16_384 + 77).unwrap();
         assert_eq!(mapping[at], memory[at]);
     }
-    let hot_set = mapping.touched();
+    let working_set = mapping.touched();
     let region = |number: u64| AddressRange::with_length(number * 16_384, 16_384).unwrap();
     // Regions that were filled early only because they follow one of these are not in the set.
-    assert_eq!(hot_set.ranges(), [region(200), region(7), region(100)]);
+    assert_eq!(working_set.ranges(), [region(200), region(7), region(100)]);
 
-    let attachment = hot_set.to_attachment().unwrap();
+    let attachment = working_set.to_attachment().unwrap();
     assert_eq!(attachment.name, WorkingSet::ATTACHMENT);
-    assert_eq!(WorkingSet::from_attachment(&attachment.bytes).unwrap(), hot_set);
+    assert_eq!(WorkingSet::from_attachment(&attachment.bytes).unwrap(), working_set);
     assert!(WorkingSet::from_attachment(&attachment.bytes[1..]).is_err());
-    let options = CaptureOptions { attachments: vec![attachment], ..CaptureOptions::default() };
+    let options = CaptureOptions::new().attachments([attachment]);
     let second = store.process("p").capture(&mapping[..], &options).unwrap().id;
     let third = capture(&store, &memory);
     store.gc(&GcOptions::default()).unwrap();
@@ -388,13 +388,13 @@ fn what_was_touched_is_filled_first_the_next_time() {
     for id in [first, second, third] {
         let mapping = lazy(&store, id, Fill::HotFirst);
         mapping.wait_until_filled().unwrap();
-        assert!(mapping.touched().ranges().starts_with(hot_set.ranges()), "{:?}", mapping.touched());
+        assert!(mapping.touched().ranges().starts_with(working_set.ranges()), "{:?}", mapping.touched());
         assert!(mapping[..] == memory[..]);
     }
 }
 
 #[test]
-fn the_order_of_filling_is_that_of_the_hot_set() {
+fn the_order_of_filling_is_that_of_the_working_set() {
     let (_dir, store) = new_store(4096);
     let memory = noise(MIB, 1);
     let (ranges, strange) = ([(240u64, 2u64), (100, 1)], AddressRange::new(1 << 40, 1 << 41).unwrap());
@@ -405,7 +405,7 @@ fn the_order_of_filling_is_that_of_the_hot_set() {
     // Outside of every mapping.
     ranges.insert(1, strange);
     let attachment = WorkingSet::new(ranges).to_attachment().unwrap();
-    let options = CaptureOptions { attachments: vec![attachment], ..CaptureOptions::default() };
+    let options = CaptureOptions::new().attachments([attachment]);
     let id = store.process("p").capture(&memory, &options).unwrap().id;
     // It is cancelled after the three regions, so no others are present.
     let cancel = Arc::new(AtomicBool::new(false));
@@ -431,11 +431,11 @@ fn the_order_of_filling_is_that_of_the_hot_set() {
 }
 
 #[test]
-fn a_hot_set_that_cannot_be_read_is_done_without() {
+fn a_working_set_that_cannot_be_read_is_done_without() {
     let (_dir, store) = new_store(4096);
     let memory = memory(MIB);
     let attachment = Attachment { name: WorkingSet::ATTACHMENT.to_owned(), bytes: vec![9; 20] };
-    let options = CaptureOptions { attachments: vec![attachment], ..CaptureOptions::default() };
+    let options = CaptureOptions::new().attachments([attachment]);
     let id = store.process("p").capture(&memory, &options).unwrap().id;
     let mapping = lazy(&store, id, Fill::HotFirst);
     mapping.wait_until_filled().unwrap();
@@ -448,7 +448,7 @@ fn an_image_may_be_empty_or_larger_than_the_memory_of_the_machine() {
     let empty = capture(&store, &Vec::<u8>::new());
     let path = dir.path().join("sparse");
     std::fs::File::create(&path).unwrap().set_len(1 << 40).unwrap();
-    let large = capture(&store, &stillframe::FileSource::new(&path));
+    let large = capture(&store, &stillframe::source::FileSource::new(&path));
     // A terabyte of zeros restores too.
     let mapping = lazy(&store, large, Fill::OnTouch);
     assert_eq!(mapping[1 << 39], 0);

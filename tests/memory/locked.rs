@@ -8,7 +8,9 @@ use std::os::fd::AsRawFd;
 use std::os::unix::process::ExitStatusExt;
 use std::process::{Command, Output};
 
-use stillframe::{CaptureOptions, Fill, Filled, RegionSize, Reservation, SnapshotId, Source, Store};
+use stillframe::lazy::{Fill, Filled};
+use stillframe::source::Source;
+use stillframe::{CaptureOptions, RegionSize, Reservation, SnapshotId, Store};
 
 use crate::noise::noise;
 use crate::vault::say;
@@ -144,7 +146,7 @@ fn in_place(Setting { store, id, image, .. }: &Setting) {
         memory.instantiate(&template).unwrap();
         assert!(*memory.bytes_mut() == image[..]);
         memory.bytes_mut()[5000] ^= 1;
-        let options = CaptureOptions { parent: memory.basis(), ..CaptureOptions::default() };
+        let options = CaptureOptions::new().parent(memory.basis());
         let taken = store.process("p").capture(&memory, &options).unwrap();
         assert_eq!(taken.changed_regions, 1);
         memory.rollback(store.rollback(*id).unwrap()).unwrap();
@@ -153,7 +155,7 @@ fn in_place(Setting { store, id, image, .. }: &Setting) {
         memory.bytes_mut()[5000] ^= 1;
         assert!(*memory.bytes_mut() == image[..], "restored");
         if memory.tracker().is_ok() {
-            let options = CaptureOptions { parent: memory.basis(), ..CaptureOptions::default() };
+            let options = CaptureOptions::new().parent(memory.basis());
             let taken = store.process("p").capture(&memory, &options).unwrap();
             assert_eq!((taken.changed_regions, taken.tracking.name()), (1, "write-protection"));
         }
@@ -226,7 +228,7 @@ fn errors(Setting { store, id, image, .. }: &Setting) {
         return say("too little for a capture with its threads");
     }
     // A smaller buffer works.
-    let options = CaptureOptions { staging_bytes: MIB, ..CaptureOptions::default() };
+    let options = CaptureOptions::new().staging_bytes(MIB);
     let taken = store.process("q").capture(&image[..MIB], &options).unwrap();
     assert!(store.restore(taken.id).unwrap().into_mapping().unwrap()[..] == image[..MIB]);
 }

@@ -3,10 +3,10 @@
 
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
-use stillframe::{
-    CaptureOptions, Error, Fill, Filled, MemoryError, RescanReason, Reservation, SnapshotId, Store,
-    TrackMethod, Tracking,
-};
+use stillframe::error::MemoryError;
+use stillframe::lazy::{Fill, Filled};
+use stillframe::track::{RescanReason, TrackMethod, Tracking};
+use stillframe::{CaptureOptions, Error, Reservation, SnapshotId, Store};
 
 use crate::needs::passed_over;
 use crate::noise::noise;
@@ -15,8 +15,8 @@ use crate::vault::{damage, new_store};
 const KIB: usize = 1 << 10;
 const MIB: usize = 1 << 20;
 
-fn capture(store: &Store, memory: &Reservation) -> stillframe::Capture {
-    let options = CaptureOptions { parent: memory.basis(), ..CaptureOptions::default() };
+fn capture(store: &Store, memory: &Reservation) -> stillframe::CaptureStats {
+    let options = CaptureOptions::new().parent(memory.basis());
     store.process("p").capture(memory, &options).unwrap()
 }
 
@@ -27,7 +27,7 @@ fn restored(store: &Store, id: SnapshotId) -> Vec<u8> {
 
 /// Whether this machine tracks writes.
 fn is_tracked(memory: &Reservation) -> bool {
-    use stillframe::Source;
+    use stillframe::source::Source;
     match memory.tracker() {
         Ok(_) => true,
         Err(why) => {

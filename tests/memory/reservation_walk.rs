@@ -11,10 +11,10 @@ use std::time::Duration;
 
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
-use stillframe::{
-    CaptureOptions, Error, Fill, Filled, GcOptions, Reservation, SnapshotId, Store, StoreError, Template,
-    TrackMethod, Tracking,
-};
+use stillframe::lazy::{Fill, Filled};
+use stillframe::store::StoreError;
+use stillframe::track::{TrackMethod, Tracking};
+use stillframe::{CaptureOptions, Error, GcOptions, Reservation, SnapshotId, Store, Template};
 
 use crate::noise::noise;
 use crate::vault::new_store;
@@ -117,7 +117,7 @@ impl Walk<'_> {
             Parent::Any(nth) => self.moment(nth).map(|(id, _)| id),
             Parent::None => None,
         };
-        CaptureOptions { parent, ..CaptureOptions::default() }
+        CaptureOptions::new().parent(parent)
     }
 
     /// The memory now has these bytes, in private anonymous pages.
@@ -227,7 +227,7 @@ impl Walk<'_> {
                 prop_assert!(matches!(again, Error::Store(StoreError::NoSuchSnapshot { .. })), "{again:?}");
             }
             Step::Collect => {
-                self.store.gc(&GcOptions { max_unused_percent: 0, ..GcOptions::default() }).unwrap();
+                self.store.gc(&GcOptions::new().max_unused_percent(0)).unwrap();
             }
             Step::Compare => self.look()?,
         }
@@ -292,7 +292,7 @@ fn what_a_rollback_writes_is_known_when_it_is_thrown_away() {
     };
     let (sevens, nines) = (capture("a", 7), capture("b", 9));
     let template = store.template(sevens).unwrap();
-    let options = |parent| CaptureOptions { parent, ..CaptureOptions::default() };
+    let options = |parent| CaptureOptions::new().parent(parent);
 
     let mut memory = Reservation::new(MIB, 4096).unwrap();
     memory.instantiate(&template).unwrap();
@@ -303,7 +303,7 @@ fn what_a_rollback_writes_is_known_when_it_is_thrown_away() {
     assert!(restored(&store, taken.id) == *memory.bytes_mut());
 
     // The same for an instance outside of a reservation, with its own tracker.
-    use stillframe::Source;
+    use stillframe::source::Source;
     let mut instance = template.instance().unwrap();
     let tracker = instance.tracker().unwrap();
     store.rollback(nines).unwrap().tracked_by(&*tracker).slice(&mut instance).unwrap();

@@ -9,10 +9,13 @@ use std::time::Duration;
 
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
-use stillframe::{
-    AddressRange, CaptureOptions, Error, FileSource, GcOptions, Instance, LiveProcessSource, MemoryError,
-    RescanReason, SnapshotId, Store, StoreError, TrackMethod, Tracking, VerifyOptions,
-};
+use stillframe::error::MemoryError;
+use stillframe::source::{FileSource, LiveProcessSource};
+use stillframe::store::StoreError;
+use stillframe::template::Instance;
+use stillframe::track::{RescanReason, TrackMethod, Tracking};
+use stillframe::verify::VerifyOptions;
+use stillframe::{AddressRange, CaptureOptions, Error, GcOptions, SnapshotId, Store};
 
 use crate::needs::passed_over;
 use crate::noise::noise;
@@ -23,7 +26,7 @@ const CHILD_STORE: &str = "STILLFRAME_TEMPLATE_STORE";
 const CHILD_SNAPSHOT: &str = "STILLFRAME_TEMPLATE_SNAPSHOT";
 
 fn child_of(instance: &Instance) -> CaptureOptions {
-    CaptureOptions { parent: Some(instance.parent()), ..CaptureOptions::default() }
+    CaptureOptions::new().parent(instance.parent())
 }
 
 fn restored(store: &Store, id: SnapshotId) -> memmap2::MmapMut {
@@ -92,7 +95,7 @@ fn a_capture_of_an_instance_follows_the_template_and_reads_what_was_written() {
     let alone = store.process("alone").capture(&instance, &CaptureOptions::default()).unwrap();
     assert_eq!(alone.tracking, Tracking::Rescan(RescanReason::NoParent));
     let other = store.process("other").capture(&memory, &CaptureOptions::default()).unwrap();
-    let options = CaptureOptions { parent: Some(other.id), ..CaptureOptions::default() };
+    let options = CaptureOptions::new().parent(other.id);
     let strange = store.process("strange").capture(&instance, &options).unwrap();
     assert_eq!(strange.tracking, Tracking::Rescan(RescanReason::OtherParent));
     for taken in [alone, strange] {
@@ -102,7 +105,7 @@ fn a_capture_of_an_instance_follows_the_template_and_reads_what_was_written() {
 
     // A parent that is gone is reported.
     store.forget(&[booted.id]).unwrap();
-    let options = CaptureOptions { parent: Some(booted.id), ..CaptureOptions::default() };
+    let options = CaptureOptions::new().parent(booted.id);
     let refused = store.process("late").capture(&instance, &options).unwrap_err();
     assert!(matches!(refused, Error::Store(StoreError::NoSuchSnapshot { .. })), "{refused}");
 }
@@ -146,7 +149,7 @@ fn what_was_excluded_and_the_mappings_are_the_templates() {
 
     let memory = vec![7u8; MIB];
     let exclude = vec![AddressRange::new(4096, 9000).unwrap()];
-    let options = CaptureOptions { exclude: exclude.clone(), ..CaptureOptions::default() };
+    let options = CaptureOptions::new().exclude(exclude.clone());
     let booted = store.process("vm").capture(&memory, &options).unwrap();
     let mut instance = store.template(booted.id).unwrap().instance().unwrap();
     assert_eq!((instance[4095], instance[4096], instance[8999], instance[9000]), (7, 0, 0, 7));

@@ -14,10 +14,11 @@ use crate::needs::passed_over;
 use memmap2::{Advice, MmapMut, UncheckedAdvice};
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
+use stillframe::source::{Attachment, LiveProcessSource, Source, SourceError, SourceExt};
+use stillframe::store::StoreError;
+use stillframe::track::{DirtyRanges, RescanReason, TrackError, TrackMethod, Tracking};
 use stillframe::{
-    AddressRange, Attachment, Capture, CaptureOptions, DirtyRanges, Error, LiveMemory, LiveProcessSource,
-    RegionSize, RescanReason, SnapshotId, Source, SourceError, SourceExt, Store, StoreError, TrackError,
-    TrackMethod, Tracking,
+    AddressRange, CaptureOptions, CaptureStats, Error, LiveMemory, RegionSize, SnapshotId, Store,
 };
 
 const MIB: usize = 1 << 20;
@@ -180,7 +181,7 @@ impl Subject {
         }
     }
 
-    fn capture(&mut self, store: &Store, step: &Step) -> Result<Capture, Error> {
+    fn capture(&mut self, store: &Store, step: &Step) -> Result<CaptureStats, Error> {
         if self.by == By::HostBitmap {
             let mut words = vec![0; self.length.div_ceil(4096).div_ceil(64)];
             self.bitmap.drain(..).for_each(|page| words[page / 64] |= 1 << (page % 64));
@@ -191,7 +192,7 @@ impl Subject {
             By::DirtyRanges | By::HostBitmap => Box::new(bytes.tracked_by(&self.host)),
             _ => Box::new(&self.live),
         };
-        let mut options = CaptureOptions { staging_bytes: 3 * MIB, ..CaptureOptions::default() };
+        let mut options = CaptureOptions::new().staging_bytes(3 * MIB);
         let process = store.process("tracked");
         match step {
             Step::StartCapture => {
@@ -571,7 +572,7 @@ fn knowledge_that_refers_to_another_snapshot_is_not_used() {
     assert!(store.restore(fourth.id).unwrap().into_mapping().unwrap()[..] == bytes[..]);
 
     // Other exclusions mean other bytes.
-    let excluding = CaptureOptions { exclude: vec![range(100..200)], ..CaptureOptions::default() };
+    let excluding = CaptureOptions::new().exclude([range(100..200)]);
     let fifth = process.capture(&bytes.tracked_by(&handed_over), &excluding).unwrap();
     assert_eq!(fifth.tracking, Tracking::Rescan(RescanReason::OtherLayout));
     handed_over.mark(range(150..300)).unwrap();
@@ -876,7 +877,7 @@ fn a_staging_buffer_that_is_too_small_is_said_and_changes_nothing_else() {
     let mut bytes: Vec<u8> = scattered(6 * MIB);
     for staging_bytes in [0, 100, MIB, 3 * MIB + 5, 64 * MIB] {
         bytes[staging_bytes % MIB] ^= 1;
-        let options = CaptureOptions { staging_bytes, ..CaptureOptions::default() };
+        let options = CaptureOptions::new().staging_bytes(staging_bytes);
         let taken = store.process("p").start_capture(&bytes, &options).unwrap().wait().unwrap();
         assert_eq!(taken.staging_full, staging_bytes < bytes.len());
         assert!(store.restore(taken.id).unwrap().into_mapping().unwrap()[..] == bytes[..]);

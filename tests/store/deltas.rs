@@ -4,10 +4,10 @@ use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
-use stillframe::{
-    Capture, CaptureOptions, Codec, FileSource, GcOptions, Hash, RegionSize, Restore, SnapshotId, Store,
-    VerifyOptions, VerifyReport,
-};
+use stillframe::codec::Codec;
+use stillframe::source::FileSource;
+use stillframe::verify::{VerifyOptions, VerifyReport};
+use stillframe::{CaptureOptions, CaptureStats, GcOptions, Hash, RegionSize, Restore, SnapshotId, Store};
 
 use crate::noise::noise;
 
@@ -66,12 +66,12 @@ impl Vault {
     }
 }
 
-fn capture(store: &Store, process: &str, memory: &[u8]) -> Capture {
+fn capture(store: &Store, process: &str, memory: &[u8]) -> CaptureStats {
     store.process(process).capture(memory, &CaptureOptions::default()).unwrap()
 }
 
-fn whole(store: &Store, process: &str, memory: &[u8]) -> Capture {
-    let options = CaptureOptions { deltas: false, ..CaptureOptions::default() };
+fn whole(store: &Store, process: &str, memory: &[u8]) -> CaptureStats {
+    let options = CaptureOptions::new().deltas(false);
     store.process(process).capture(memory, &options).unwrap()
 }
 
@@ -84,7 +84,7 @@ fn verify(store: &Store) -> VerifyReport {
 }
 
 fn gc(store: &Store, max_unused_percent: u8) {
-    store.gc(&GcOptions { max_unused_percent, ..GcOptions::default() }).unwrap();
+    store.gc(&GcOptions::new().max_unused_percent(max_unused_percent)).unwrap();
 }
 
 /// Later captures go into another pack.
@@ -263,7 +263,7 @@ fn every_codec_stores_and_gives_back_deltas_or_not_in_one_store() {
         for deltas in [false, true] {
             let mut memory = text.clone();
             memory.rotate_left(100 * at + usize::from(deltas));
-            let options = CaptureOptions { codec: Some(codec), deltas, ..CaptureOptions::default() };
+            let options = CaptureOptions::new().codec(codec).deltas(deltas);
             let name = format!("{codec} {deltas}");
             let first = store.process(&name).capture(&memory, &options).unwrap();
             added_bytes.push(first.added_bytes);
@@ -309,16 +309,15 @@ fn a_first_snapshot_is_compared_with_one_of_a_process_like_it() {
     // Without an option, because the file has the same name.
     let second = store.process("b").capture(&sources[1], &plain).unwrap();
     assert_eq!((second.parent, second.changed_regions, second.delta_regions), (None, 20, 20));
-    let third =
-        store.process("c").capture(&sources[2], &CaptureOptions { deltas: false, ..plain.clone() }).unwrap();
+    let third = store.process("c").capture(&sources[2], &plain.clone().deltas(false)).unwrap();
     assert_eq!((third.new_regions, third.shared_regions), (1, 19));
     // Because the caller asked for it.
-    let like_b = CaptureOptions { like: Some("b".to_owned()), ..plain.clone() };
+    let like_b = plain.clone().like("b");
     let fourth = store.process("d").capture(&poked(&other, 5, 77), &like_b).unwrap();
     assert_eq!((fourth.parent, fourth.delta_regions, fourth.shared_regions), (None, 1, 19));
     assert_restores(&store, second.id, &other);
     assert_restores(&store, fourth.id, &poked(&other, 5, 77));
-    let like_nobody = CaptureOptions { like: Some("nobody".to_owned()), ..plain };
+    let like_nobody = plain.like("nobody");
     let error = store.process("e").capture(&memory, &like_nobody).unwrap_err();
     assert!(error.to_string().contains("nobody"), "{error}");
     // The process that `like` names may be forgotten.

@@ -12,7 +12,10 @@ use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use crate::noise::noise;
-use stillframe::{CaptureOptions, Error, Fill, GcOptions, KeepPolicy, SnapshotId, Store, StoreError};
+use stillframe::forget::KeepPolicy;
+use stillframe::lazy::Fill;
+use stillframe::store::StoreError;
+use stillframe::{CaptureOptions, Error, GcOptions, SnapshotId, Store};
 
 /// One fork at a time: a child has the locks of all stores of the process until it has closed them.
 static FORKING: Mutex<()> = Mutex::new(());
@@ -80,7 +83,7 @@ fn is_there(store: &Store, id: SnapshotId, seed: u64) -> bool {
 /// The result of a call in the child, as text.
 fn said<T>(what: &str, result: Result<T, Error>) -> String {
     match result {
-        Err(Error::Store(StoreError::OtherProcess { .. })) => "refused".to_owned(),
+        Err(Error::Store(StoreError::OtherPid { .. })) => "refused".to_owned(),
         Err(other) => format!("{what}: {other}"),
         Ok(_) => format!("{what}: done"),
     }
@@ -118,7 +121,7 @@ fn a_child_gets_an_error_from_every_call_and_changes_nothing() {
         let said = in_child(bare, || {
             let mut memory = noise(100_000, 4);
             let mut out = Vec::new();
-            let policy = KeepPolicy { last: Some(1), ..KeepPolicy::default() };
+            let policy = KeepPolicy::new().last(1);
             let start = store.process("c").start_capture(&memory[..], &CaptureOptions::default());
             let said = vec![
                 said("capture", capture(&store, "c", 4)),
@@ -135,12 +138,12 @@ fn a_child_gets_an_error_from_every_call_and_changes_nothing() {
                 said("regions", regions.collect::<Result<Vec<_>, _>>()),
                 said("image", snapshot.read_image(&mut out)),
                 said("template", store.template(id)),
-                said("label", store.label(id, &[])),
+                said("label", store.change_labels(id, &[])),
                 said("plan", store.plan_forget(&policy, None)),
                 said("forget", store.forget(&[id])),
                 said("freeable", store.freeable_bytes(&[id])),
                 said("gc", store.gc(&GcOptions::default())),
-                said("dry", store.gc(&GcOptions { dry_run: true, ..GcOptions::default() })),
+                said("dry", store.gc(&GcOptions::new().dry_run(true))),
                 said("verify", store.verify(&Default::default())),
                 said("stats", store.stats()),
                 said("diff", store.diff(id, other, &Default::default())),

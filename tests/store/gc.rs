@@ -4,7 +4,8 @@ use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use stillframe::{Attachment, CaptureOptions, GcOptions, Hash, RegionSize, SnapshotId, Store};
+use stillframe::source::Attachment;
+use stillframe::{CaptureOptions, GcOptions, Hash, RegionSize, SnapshotId, Store};
 
 use crate::noise::noise;
 
@@ -37,7 +38,7 @@ fn the_dry_runs_say_exactly_what_gc_then_frees() {
         let freeable_bytes = store.freeable_bytes(&ids).unwrap();
         assert!(freeable_bytes > 0 || ids.len() == 1);
         store.forget(&ids).unwrap();
-        let dry = store.gc(&GcOptions { dry_run: true, ..GcOptions::default() }).unwrap();
+        let dry = store.gc(&GcOptions::new().dry_run(true)).unwrap();
         let before = packs_bytes(&path);
         let real = store.gc(&GcOptions::default()).unwrap();
         assert_eq!(freeable_bytes, real.freed_bytes);
@@ -67,7 +68,7 @@ fn what_is_forgotten_stays_forgotten_when_the_index_is_lost() {
         let store = Store::options().create(&path).unwrap();
         let keep = capture(&store, "p", &kept);
         let forgotten = capture(&store, "p", &noise(300_000, 2));
-        store.label(keep, &[("why".to_owned(), Some("important".to_owned()))]).unwrap();
+        store.set_label(keep, "why", "important").unwrap();
         store.forget(&[forgotten]).unwrap();
         // The first gc removes the record, the second the tombstone.
         for _ in 0..3 {
@@ -78,7 +79,7 @@ fn what_is_forgotten_stays_forgotten_when_the_index_is_lost() {
     };
     std::fs::remove_dir_all(path.join("index")).unwrap();
     let store = Store::open(&path).unwrap();
-    assert_eq!(store.process("p").snapshots(), [keep]);
+    assert!(store.process("p").snapshots().iter().map(|snapshot| snapshot.id()).eq([keep]));
     assert_eq!(*store.snapshot(keep).unwrap().labels(), labels);
     assert_restores(&store, keep, &kept);
 }
@@ -169,7 +170,7 @@ fn work_meanwhile(store: &Store, worker: u64, stop: &AtomicBool) -> (Vec<Kept>, 
                 });
                 let memory = shared_memory(tables);
                 let process = store.process(format!("p{}", worker / 2));
-                let options = CaptureOptions { deltas: draw(8) > 0, ..CaptureOptions::default() };
+                let options = CaptureOptions::new().deltas(draw(8) > 0);
                 let done = match draw(4) {
                     0 => process.start_capture(&memory[..], &options).unwrap().wait().unwrap(),
                     _ => process.capture(&memory[..], &options).unwrap(),
@@ -180,7 +181,7 @@ fn work_meanwhile(store: &Store, worker: u64, stop: &AtomicBool) -> (Vec<Kept>, 
             }
             4 if !kept.is_empty() => {
                 let at = draw(kept.len() as u64) as usize;
-                store.label(kept[at].id, &[("step".to_owned(), Some(step.to_string()))]).unwrap();
+                store.set_label(kept[at].id, "step", step.to_string()).unwrap();
                 kept[at].label = Some(step);
             }
             5 if !kept.is_empty() => kept[draw(kept.len() as u64) as usize].assert_whole(store),
@@ -219,7 +220,7 @@ fn eight_threads_lose_nothing_while_gc_runs_in_a_loop() {
         let some_failed = || workers.iter().any(|worker| worker.is_finished());
         while !some_failed() && (Instant::now() < until || rounds < 3 || freed_bytes == 0) {
             let dry_run = rounds % 5 == 4;
-            let options = GcOptions { dry_run, max_unused_percent: 0, ..GcOptions::default() };
+            let options = GcOptions::new().dry_run(dry_run).max_unused_percent(0);
             let collected = store.gc(&options);
             if collected.is_err() {
                 stop.store(true, Ordering::Relaxed);
@@ -258,7 +259,7 @@ fn what_a_table_names_is_kept_also_if_an_attachment_has_the_bytes_of_the_table()
     let memory = noise(100_000, 1);
     let table = memory.chunks(4096).flat_map(|region| Hash::of(region).0).collect();
     let attachments = vec![Attachment { name: "table".to_owned(), bytes: table }];
-    let options = CaptureOptions { attachments, ..CaptureOptions::default() };
+    let options = CaptureOptions::new().attachments(attachments);
     let kept = store.process("p").capture(&memory, &options).unwrap().id;
     let forgotten = capture(&store, "q", &noise(100_000, 2));
     store.forget(&[forgotten]).unwrap();

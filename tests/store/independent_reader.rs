@@ -12,9 +12,11 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command};
 
 use serde_json::{Value, json};
+use stillframe::record::{Origin, Trigger};
+use stillframe::source::{Attachment, CoreSource, FileSource, LiveProcessSource, Source};
+use stillframe::threads::Threads;
 use stillframe::{
-    AddressRange, Attachment, Capture, CaptureOptions, CoreSource, FileSource, GcOptions, Hash,
-    LiveProcessSource, Origin, RegionSize, Snapshot, SnapshotId, Source, Store, Threads, Trigger,
+    AddressRange, CaptureOptions, CaptureStats, GcOptions, Hash, RegionSize, Snapshot, SnapshotId, Store,
 };
 
 /// Runs the script, which must succeed.
@@ -75,7 +77,7 @@ fn described(snapshot: &Snapshot<'_>) -> Value {
     let source = match &record.origin {
         Origin::Bytes => json!({ "kind": "bytes" }),
         Origin::File { path } => json!({ "kind": "file", "path": path_hex(path) }),
-        Origin::Process { pid, path, command } => {
+        Origin::LiveProcess { pid, path, command } => {
             let path = path.as_deref().map(path_hex);
             json!({ "kind": "process", "pid": pid, "path": path, "command": command })
         }
@@ -191,12 +193,12 @@ fn capture<S: Source + ?Sized>(
     process: &str,
     source: &S,
     options: &CaptureOptions,
-) -> Capture {
+) -> CaptureStats {
     store.process(process).capture(source, options).unwrap()
 }
 
 fn label(store: &Store, id: SnapshotId, key: &str, value: Option<&str>) {
-    store.label(id, &[(key.to_owned(), value.map(str::to_owned))]).unwrap();
+    store.change_labels(id, &[(key.to_owned(), value.map(str::to_owned))]).unwrap();
 }
 
 /// A child that is killed when the test ends, in any way.
@@ -223,22 +225,20 @@ fn a_store_is_read_without_the_library_to_the_last_byte() {
     let first = capture(&store, "web-1", &web, &plain);
     web[1_000_000..1_700_000].fill(0);
     web[42] = !web[42];
-    let options = CaptureOptions {
-        trigger: Trigger::Signal("SIGUSR1".to_owned()),
-        labels: [("release", "1.4"), ("städtisch", "ja")]
-            .map(|(key, value)| (key.to_owned(), value.to_owned()))
-            .into(),
-        exclude: vec![AddressRange::new(5000, 70_000).unwrap(), AddressRange::new(1 << 21, 1 << 40).unwrap()],
-        attachments: vec![
+    let options = CaptureOptions::new()
+        .trigger(Trigger::Signal("SIGUSR1".to_owned()))
+        .labels(
+            [("release", "1.4"), ("städtisch", "ja")].map(|(key, value)| (key.to_owned(), value.to_owned())),
+        )
+        .exclude([AddressRange::new(5000, 70_000).unwrap(), AddressRange::new(1 << 21, 1 << 40).unwrap()])
+        .attachments([
             Attachment { name: "globals".to_owned(), bytes: memory(300, 2) },
             Attachment { name: "nothing".to_owned(), bytes: Vec::new() },
             // An attachment with the bytes of a region is another object than the region; a table
             // and an attachment can be the same object.
             Attachment { name: "a region".to_owned(), bytes: web[..4096].to_vec() },
             Attachment { name: "a table".to_owned(), bytes: table(&web[..512 * 4096], 5000..70_000) },
-        ],
-        ..CaptureOptions::default()
-    };
+        ]);
     let second = capture(&store, "web-1", &web, &options);
     let table = options.attachments.last().map(|table| Hash::of(&table.bytes)).unwrap();
     let pack = packs(&path).into_values().next().unwrap();
@@ -251,15 +251,14 @@ fn a_store_is_read_without_the_library_to_the_last_byte() {
     let filed = capture(&store, "vm 7", &FileSource::new(&file), &plain);
     label(&store, filed.id, "gone", Some("soon"));
     label(&store, filed.id, "gone", None);
-    let options =
-        CaptureOptions { trigger: Trigger::Other("nightly".to_owned()), ..CaptureOptions::default() };
+    let options = CaptureOptions::new().trigger(Trigger::Other("nightly".to_owned()));
     capture(&store, "nothing", &vec![0; 5_000_000], &options);
 
     let sleep = Killed(Command::new("sleep").arg("1000").spawn().unwrap());
     let source = LiveProcessSource::new(sleep.0.id());
     let slept = capture(&store, "sleep", &source, &plain);
     let core = dir.path().join("sleep.core");
-    store.restore(slept.id).unwrap().into_core(&core, false).unwrap();
+    store.restore(slept.id).unwrap().into_core(&core).unwrap();
     capture(&store, "core", &CoreSource::new(&core), &plain);
 
     // The first gc removes the record of the forgotten snapshot, the second its tombstone.
@@ -267,7 +266,7 @@ fn a_store_is_read_without_the_library_to_the_last_byte() {
     let mut replaced = BTreeMap::new();
     for _ in 0..2 {
         replaced.append(&mut packs(&path));
-        store.gc(&GcOptions { max_unused_percent: 0, ..GcOptions::default() }).unwrap();
+        store.gc(&GcOptions::new().max_unused_percent(0)).unwrap();
     }
     replaced.retain(|pack, _| !pack.exists());
     web[2_000_000..2_100_000].copy_from_slice(&memory(100_000, 4));
@@ -285,7 +284,7 @@ fn a_store_is_read_without_the_library_to_the_last_byte() {
         changing[50_000 + step] ^= 0x55;
         changing[3 * 4096..3 * 4096 + 40 * step].copy_from_slice(&b"stillframe".repeat(4 * step));
         let attachments = vec![Attachment { name: "first".to_owned(), bytes: changing[..30_000].to_vec() }];
-        let taken = capture(&store, "changing", &changing, &CaptureOptions { attachments, ..plain.clone() });
+        let taken = capture(&store, "changing", &changing, &plain.clone().attachments(attachments));
         assert!(step == 0 || taken.delta_regions >= 1);
     }
 

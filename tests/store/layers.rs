@@ -294,7 +294,7 @@ fn one_file_names_the_database() {
 #[test]
 fn a_rule_that_is_broken_is_noticed() {
     for (module, import) in [
-        ("store", "capture::Capture"),
+        ("store", "capture::CaptureStats"),
         ("store", "source::Source"),
         ("source", "sink::SinkError"),
         ("hash", "record::Record"),

@@ -9,12 +9,14 @@ use crate::folder::copy;
 use std::collections::BTreeMap;
 use std::fmt::Write;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
-use stillframe::{
-    AddressRange, Attachment, CaptureOptions, Codec, Error, GcOptions, Hash, RegionSize, SnapshotId, Store,
-    StoreError, Trigger, VerifyOptions,
-};
+use stillframe::codec::Codec;
+use stillframe::migrate::MigrateOptions;
+use stillframe::record::Trigger;
+use stillframe::source::Attachment;
+use stillframe::store::StoreError;
+use stillframe::verify::VerifyOptions;
+use stillframe::{AddressRange, CaptureOptions, Error, GcOptions, Hash, RegionSize, SnapshotId, Store};
 
 fn fixture(format: u32) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("tests/fixtures/format-{format}"))
@@ -114,7 +116,7 @@ fn every_fixture_opens_restores_and_verifies_and_takes_new_snapshots() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("store");
         copy(&fixture(format).join("store"), &path);
-        let migration = Store::migrate(&path, false, Duration::ZERO).unwrap();
+        let migration = Store::migrate(&path, &MigrateOptions::new()).unwrap();
         assert_eq!((migration.from, migration.to), (format, this_format()));
 
         let (live, forgotten) = expected(format);
@@ -129,7 +131,7 @@ fn every_fixture_opens_restores_and_verifies_and_takes_new_snapshots() {
         };
         let store = Store::open(&path).unwrap();
         store.forget(&[newer]).unwrap();
-        store.gc(&GcOptions { max_unused_percent: 0, ..GcOptions::default() }).unwrap();
+        store.gc(&GcOptions::new().max_unused_percent(0)).unwrap();
         check(&store, &live, &forgotten);
     }
 }
@@ -163,7 +165,7 @@ fn make_the_fixture() {
     };
     let label = |id, key: &str, value: Option<&str>| {
         let change = (key.to_owned(), value.map(str::to_owned));
-        store.label(id, &[change]).unwrap();
+        store.change_labels(id, &[change]).unwrap();
     };
     let plain = CaptureOptions::default();
 
@@ -174,17 +176,15 @@ fn make_the_fixture() {
     let first = capture("web-1", &web, &plain);
     label(first, "release", Some("1.0"));
     store.forget(&[collected]).unwrap();
-    store.gc(&GcOptions { max_unused_percent: 0, ..GcOptions::default() }).unwrap();
+    store.gc(&GcOptions::new().max_unused_percent(0)).unwrap();
 
     // A record with every field set.
     web[20_000..30_000].fill(0);
-    let options = CaptureOptions {
-        trigger: Trigger::Signal("SIGUSR1".to_owned()),
-        labels: [("why".to_owned(), "before-upgrade".to_owned())].into(),
-        exclude: vec![AddressRange::new(5_000, 9_000).unwrap()],
-        attachments: vec![Attachment { name: "globals".to_owned(), bytes: (0..200).collect() }],
-        ..CaptureOptions::default()
-    };
+    let options = CaptureOptions::new()
+        .trigger(Trigger::Signal("SIGUSR1".to_owned()))
+        .labels([("why".to_owned(), "before-upgrade".to_owned())])
+        .exclude([AddressRange::new(5_000, 9_000).unwrap()])
+        .attachments([Attachment { name: "globals".to_owned(), bytes: (0..200).collect() }]);
     let second = capture("web-1", &web, &options);
     label(second, "reviewed", Some("yes"));
     label(second, "release", Some("1.1"));
@@ -194,12 +194,12 @@ fn make_the_fixture() {
     // snapshot of zeros only.
     let mut vm = memory(1);
     vm.truncate(130_001);
-    capture("vm", &vm, &CaptureOptions { trigger: Trigger::Bootstrap, ..plain.clone() });
+    capture("vm", &vm, &plain.clone().trigger(Trigger::Bootstrap));
     vm.truncate(77_777);
     let forgotten = capture("vm", &vm, &plain);
-    capture("vm", &vec![0; 10_000_000], &CaptureOptions { trigger: Trigger::Periodic, ..plain.clone() });
+    capture("vm", &vec![0; 10_000_000], &plain.clone().trigger(Trigger::Periodic));
     vm.extend(memory(2));
-    capture("vm", &vm, &CaptureOptions { trigger: Trigger::Other("nightly".to_owned()), ..plain.clone() });
+    capture("vm", &vm, &plain.clone().trigger(Trigger::Other("nightly".to_owned())));
     store.forget(&[forgotten]).unwrap();
 
     // Differences from differences, and Zstandard as well as LZ4.
@@ -208,7 +208,7 @@ fn make_the_fixture() {
         work[60_000 + usize::from(step)] ^= 0xFF;
         work[70_000 * usize::from(step & 1)..][..300].fill(step);
         let codec = if step < 3 { Codec::Lz4 } else { Codec::Zstd };
-        let options = CaptureOptions { codec: Some(codec), deltas: step != 3, ..plain.clone() };
+        let options = plain.clone().codec(codec).deltas(step != 3);
         capture("work", &work, &options);
     }
 

@@ -1,9 +1,9 @@
 //! A restore returns the captured memory.
 
-use stillframe::{
-    AddressRange, Capture, CaptureOptions, Error, Frozen, Kind, OneMemory, Ranges, RegionSize, Source,
-    SourceError, Store, StoreError,
-};
+use stillframe::ranges::Ranges;
+use stillframe::source::{Frozen, OneMemory, Source, SourceError};
+use stillframe::store::{ObjectKind, StoreError};
+use stillframe::{AddressRange, CaptureOptions, CaptureStats, Error, RegionSize, Store};
 
 /// Bytes that look like memory: runs of zeros, text, small integers, noise.
 fn memory(length: usize, seed: u64) -> Vec<u8> {
@@ -28,7 +28,7 @@ fn memory(length: usize, seed: u64) -> Vec<u8> {
     bytes
 }
 
-fn capture(store: &Store, process: &str, memory: &[u8]) -> Capture {
+fn capture(store: &Store, process: &str, memory: &[u8]) -> CaptureStats {
     store.process(process).capture(memory, &CaptureOptions::default()).unwrap()
 }
 
@@ -44,7 +44,7 @@ fn memory_of_any_length_comes_back_from_every_sink() {
         store.restore(id).unwrap().into_slice(&mut slice).unwrap();
         assert!(slice == memory, "{length}");
         let path = dir.path().join(format!("image-{length}"));
-        store.restore(id).unwrap().into_file(&path, false).unwrap();
+        store.restore(id).unwrap().into_file(&path).unwrap();
         assert!(std::fs::read(&path).unwrap() == memory, "{length}");
     }
 }
@@ -109,7 +109,7 @@ fn excluded_ranges_come_back_as_zeros_and_are_on_record() {
     let store = Store::options().create(dir.path().join("store")).unwrap();
     let mut memory = memory(3 << 20, 5);
     let exclude = vec![AddressRange::new(10, 100_000).unwrap(), AddressRange::new(2 << 20, 5 << 20).unwrap()];
-    let options = CaptureOptions { exclude: exclude.clone(), ..CaptureOptions::default() };
+    let options = CaptureOptions::new().exclude(exclude.clone());
     let id = store.process("p").capture(&memory, &options).unwrap().id;
     memory[10..100_000].fill(0);
     memory[2 << 20..].fill(0);
@@ -175,7 +175,7 @@ fn memory_of_more_tables_than_a_root_can_have_is_refused_before_anything_is_allo
     assert_eq!(capture(1 << 40).unwrap().zero_bytes, 1 << 40);
     for length_bytes in [1 << 62, u64::MAX] {
         match capture(length_bytes) {
-            Err(Error::Store(StoreError::TooLarge { kind: Kind::Root, .. })) => {}
+            Err(Error::Store(StoreError::TooLarge { kind: ObjectKind::Root, .. })) => {}
             other => panic!("{other:?}"),
         }
     }

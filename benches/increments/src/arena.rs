@@ -1,6 +1,6 @@
 //! An arena in this process: records at fixed places, with Zipf-distributed updates, and counters.
 
-use stillframe::Source;
+use stillframe::source::Source;
 
 use crate::state::State;
 use crate::workload::Workload;

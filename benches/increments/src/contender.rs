@@ -6,7 +6,9 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use stillframe::{CaptureOptions, Codec, RegionSize, SnapshotId, Source, Store, StoreOptions};
+use stillframe::codec::Codec;
+use stillframe::source::Source;
+use stillframe::{CaptureOptions, RegionSize, SnapshotId, Store, StoreOptions};
 
 use crate::journal::{self, Journal};
 use crate::measure::Size;
@@ -123,7 +125,7 @@ impl Contender for Stillframe {
         let space = restore.address_space().clone();
         let image = restore.into_mapping().unwrap();
         let took = started.elapsed();
-        let mapping = |(at, mapping): (u64, &stillframe::Mapping)| {
+        let mapping = |(at, mapping): (u64, &stillframe::address_space::Mapping)| {
             let at = usize::try_from(at).unwrap();
             let length = usize::try_from(mapping.range.length_bytes()).unwrap();
             (mapping.range.start(), image[at..at + length].to_vec())

@@ -31,7 +31,8 @@ mod workload;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
-use stillframe::{Codec, RegionSize};
+use stillframe::RegionSize;
+use stillframe::codec::Codec;
 
 use crate::contender::{Contender, JournalFiles, Moment, PageDedup, Stillframe, size_of};
 use crate::measure::{Growth, median};

@@ -8,7 +8,7 @@ use std::io::{BufRead, BufReader, Write};
 use std::os::unix::fs::FileExt;
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 
-use stillframe::{LiveProcessSource, Source};
+use stillframe::source::{LiveProcessSource, Source};
 
 use crate::state::State;
 use crate::workload::Workload;

@@ -6,10 +6,9 @@
 
 use std::ops::Range;
 
-use stillframe::{
-    AddressRange, AddressSpace, Frozen, InPlace, Mapping, MappingKind, Memory, Protection, Source,
-    SourceError,
-};
+use stillframe::AddressRange;
+use stillframe::address_space::{AddressSpace, Mapping, MappingKind, Protection};
+use stillframe::source::{Access, Frozen, InPlace, Source, SourceError};
 
 /// Mappings begin and end at multiples of this.
 const PAGE_BYTES: usize = 4096;
@@ -165,8 +164,8 @@ impl Frozen for FrozenState<'_> {
         &self.space
     }
 
-    fn memory(&self) -> Memory<'_> {
-        Memory::InPlace(self)
+    fn access(&self) -> Access<'_> {
+        Access::InPlace(self)
     }
 }
 

@@ -1,7 +1,7 @@
 //! A WebAssembly program under Wasmtime: `store.wat`, a key-value store that handles one request in
 //! each step.
 
-use stillframe::Source;
+use stillframe::source::Source;
 use wasmtime::{Engine, Instance, Memory, Module, Store};
 
 use crate::state::State;

@@ -2,7 +2,7 @@
 
 use std::process::Command;
 
-use stillframe::Source;
+use stillframe::source::Source;
 
 use crate::arena::Arena;
 use crate::python::{Python, Randomisation};

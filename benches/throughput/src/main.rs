@@ -12,7 +12,8 @@
 use divan::counter::BytesCount;
 use divan::{Bencher, black_box};
 use rayon::prelude::*;
-use stillframe::{CaptureOptions, Check, SnapshotId, Store};
+use stillframe::store::Check;
+use stillframe::{CaptureOptions, SnapshotId, Store};
 
 #[path = "../../common/image.rs"]
 mod image;
@@ -116,5 +117,5 @@ fn restore_into_file(bencher: Bencher<'_, '_>) {
     let path = dir.path().join("image");
     bencher
         .counter(BytesCount::new(image().len()))
-        .bench_local(|| store.restore(id).unwrap().into_file(&path, true).unwrap());
+        .bench_local(|| store.restore(id).unwrap().overwrite(true).into_file(&path).unwrap());
 }

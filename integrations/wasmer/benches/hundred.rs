@@ -176,7 +176,7 @@ fn store(guest: &Guest, dir: &Path) -> Result<Row> {
     let (spent, first_bytes, said) = live(guest, journal, &path, None)?;
     let taken = store.process("counter").snapshots();
     let resumes = |at: usize| -> Result<Vec<Duration>> {
-        let open = || Ok(Arc::new(StoreJournal::open(&store, "again", Resume::At(taken[at]))?) as _);
+        let open = || Ok(Arc::new(StoreJournal::open(&store, "again", Resume::At(taken[at].id()))?) as _);
         (0..RESUMES).map(|_| resume(guest, &said[at], open)).collect()
     };
     let (latest, fiftieth) = (resumes(SNAPSHOTS - 1)?, resumes(SNAPSHOTS / 2 - 1)?);

@@ -14,10 +14,11 @@ use std::io;
 use std::ops::Range;
 use std::sync::Arc;
 
-use stillframe::{
-    AddressRange, AddressSpace, DirtySet, Frozen, OneMemory, Ranges, RescanReason, SnapshotId, Source,
-    SourceError, Store, TrackError, TrackMethod, Tracker,
-};
+use stillframe::address_space::AddressSpace;
+use stillframe::ranges::Ranges;
+use stillframe::source::{Frozen, OneMemory, Source, SourceError};
+use stillframe::track::{DirtySet, RescanReason, TrackError, TrackMethod, Tracker};
+use stillframe::{AddressRange, SnapshotId, Store};
 
 use crate::error::Error;
 
@@ -205,7 +206,7 @@ struct Written {
 }
 
 impl Tracker for Written {
-    fn means(&self) -> TrackMethod {
+    fn method(&self) -> TrackMethod {
         TrackMethod::DirtyRanges
     }
 

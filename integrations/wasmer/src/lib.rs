@@ -15,7 +15,7 @@
 //! # let tasks = TokioTaskManager::new(tokio::runtime::Runtime::new()?);
 //!
 //! let store = Arc::new(Store::options().open_or_create("vault")?);
-//! let third = store.process("web-1").snapshots()[2];
+//! let third = store.process("web-1").snapshots()[2].id();
 //!
 //! let mut runtime = PluggableRuntime::new(Arc::new(tasks));
 //! // Instead of LogFileJournal::new("web-1.journal")?

@@ -3,7 +3,9 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use stillframe::{Attachment, CaptureOptions, SnapshotId, Store, Trigger};
+use stillframe::record::Trigger;
+use stillframe::source::Attachment;
+use stillframe::{CaptureOptions, SnapshotId, Store};
 use wasmer_journal::{JournalEntry, SnapshotTrigger};
 use wasmer_wasix_types::wasix::ThreadStartType;
 
@@ -130,16 +132,14 @@ impl Line {
             journal.write(entry.clone())?;
         }
         let module = hex(module);
-        let options = CaptureOptions {
-            trigger: trigger_of(trigger),
-            parent: self.tip,
-            like: self.like(&module),
-            labels: [(MODULE_LABEL.to_owned(), module)].into(),
-            attachments: vec![Attachment { name: ATTACHMENT.to_owned(), bytes: journal.into_inner() }],
+        let mut options = CaptureOptions::new()
+            .trigger(trigger_of(trigger))
+            .parent(self.tip)
+            .label(MODULE_LABEL, &module)
+            .attachments([Attachment { name: ATTACHMENT.to_owned(), bytes: journal.into_inner() }])
             // Nobody writes to the extents during the capture.
-            staging_bytes: 0,
-            ..CaptureOptions::default()
-        };
+            .staging_bytes(0);
+        options.like = self.like(&module);
         let taken = self.store.process(&self.process).capture(&self.memory, &options)?;
         self.entries.mark();
         self.memory = Extents::over(&self.store, taken.id, taken.memory_bytes);

@@ -9,7 +9,7 @@ use std::error::Error as _;
 use std::sync::Arc;
 
 use common::{Guest, Life, Spy, Vault, write_log};
-use stillframe::VerifyOptions;
+use stillframe::verify::VerifyOptions;
 use stillframe_wasmer::{Error, Resume, export, import};
 use wasmer_wasix::journal::{JournalEntry, LogFileJournal};
 

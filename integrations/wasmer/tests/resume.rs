@@ -12,7 +12,9 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use common::{Guest, Life, Spy, Vault};
-use stillframe::{GcOptions, Trigger, VerifyOptions};
+use stillframe::GcOptions;
+use stillframe::record::Trigger;
+use stillframe::verify::VerifyOptions;
 use stillframe_wasmer::{Resume, StoreJournal};
 use wasmer_wasix::journal::{JournalEntry, SnapshotTrigger, WritableJournal};
 

@@ -15,7 +15,8 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
-use stillframe::{CaptureOptions, Fill, Store};
+use stillframe::lazy::Fill;
+use stillframe::{CaptureOptions, Store};
 use stillframe_wasmtime::{Template, engine};
 use wasmtime::Config;
 
@@ -143,7 +144,7 @@ fn main() -> Result<()> {
     // ---- Back in time ---------------------------------------------------------------------------
     let moments = process.snapshots();
     let (mut near, mut far, mut whole) = (vec![], vec![], vec![]);
-    let (previous, old) = (moments[moments.len() - 2], moments[moments.len() / 2]);
+    let (previous, old) = (moments[moments.len() - 2].id(), moments[moments.len() / 2].id());
     for _ in 0..ROUNDS {
         for (id, times) in [(last, None), (previous, Some(&mut near)), (last, None), (old, Some(&mut far))] {
             let took = time(|| {

@@ -10,7 +10,8 @@
 use std::time::Instant;
 
 use anyhow::Result;
-use stillframe::{CaptureOptions, DiffOptions};
+use stillframe::CaptureOptions;
+use stillframe::diff::DiffOptions;
 use stillframe_wasmtime::{Template, engine};
 use wasmtime::Config;
 

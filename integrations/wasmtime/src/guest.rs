@@ -1,9 +1,11 @@
 //! A guest: one instance whose state is captured, restored and rolled back between calls.
 
-use stillframe::{
-    Attachment, Capture, CaptureOptions, Fill, Filled, Hash, PendingCapture, Process, Reservation,
-    RollbackStats, SnapshotId, StoreError, WorkingSet,
-};
+use stillframe::capture::PendingCapture;
+use stillframe::lazy::{Fill, Filled, WorkingSet};
+use stillframe::rollback::RollbackStats;
+use stillframe::source::Attachment;
+use stillframe::store::StoreError;
+use stillframe::{CaptureOptions, CaptureStats, Hash, Process, Reservation, SnapshotId};
 use wasmtime::{Extern, Global, Instance, Memory, Store, Table};
 
 use crate::error::Error;
@@ -119,7 +121,7 @@ impl Guest {
         wasm: &mut Store<T>,
         process: &Process<'_>,
         options: &CaptureOptions,
-    ) -> Result<Capture, Error> {
+    ) -> Result<CaptureStats, Error> {
         self.capture_by(wasm, options, |memory, options| process.capture(memory, options))
     }
 
@@ -187,7 +189,7 @@ impl Guest {
     }
 
     /// The same, but returns at once. The memory is filled at page faults, and in the background as
-    /// `fill` says. [`LazyMapping`](stillframe::LazyMapping) documents such memory. Above all,
+    /// `fill` says. [`LazyMapping`](stillframe::lazy::LazyMapping) documents such memory. Above all,
     /// **accessing damaged memory raises a signal that ends this process** (`SIGBUS`); where damage
     /// is possible, restore in full. Host functions that pass the guest's memory to system calls
     /// need the privilege described there.
@@ -264,7 +266,7 @@ impl Guest {
     }
 
     /// The working set: the memory that was accessed before it was filled. See
-    /// [`LazyMapping::touched`](stillframe::LazyMapping::touched).
+    /// [`LazyMapping::touched`](stillframe::lazy::LazyMapping::touched).
     pub fn touched(&self) -> WorkingSet {
         lock(&self.shared).memory.touched()
     }

@@ -5,7 +5,9 @@
 
 use proptest::prelude::*;
 use proptest::test_runner::{Config as Cases, TestRunner};
-use stillframe::{CaptureOptions, Fill, SnapshotId, TrackMethod, Tracking};
+use stillframe::lazy::Fill;
+use stillframe::track::{TrackMethod, Tracking};
+use stillframe::{CaptureOptions, SnapshotId};
 use stillframe_wasmtime::{Error, Guest, Template, engine, prepare};
 use wasmtime::{Config, Engine, Instance, Linker, Module, Store, StoreLimits, StoreLimitsBuilder, Val};
 
@@ -67,7 +69,7 @@ impl World {
         Subject::of(&self.engine, &self.module)
     }
 
-    fn capture(&self, subject: &mut Subject) -> stillframe::Capture {
+    fn capture(&self, subject: &mut Subject) -> stillframe::CaptureStats {
         let process = self.vault.process("p");
         subject.guest.capture(&mut subject.store, &process, &CaptureOptions::default()).unwrap()
     }
@@ -156,7 +158,7 @@ fn become_by(way: &str, world: &World, subject: &mut Subject, id: SnapshotId) {
         "rolled back" => drop(guest.rollback(store, &world.vault, id).unwrap()),
         _ => {
             // Of another snapshot, if there is one.
-            let other = world.vault.process("p").snapshots()[0];
+            let other = world.vault.process("p").snapshots()[0].id();
             guest.instantiate(store, &Template::new(&world.vault, other).unwrap()).unwrap();
             drop(guest.rollback(store, &world.vault, id).unwrap());
         }

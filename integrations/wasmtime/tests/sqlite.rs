@@ -3,7 +3,8 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
-use stillframe::{CaptureOptions, Fill, SnapshotId, Store};
+use stillframe::lazy::Fill;
+use stillframe::{CaptureOptions, SnapshotId, Store};
 use stillframe_wasmtime::{Template, engine};
 use wasmtime::{Config, InstancePre};
 

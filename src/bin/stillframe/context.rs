@@ -176,7 +176,7 @@ impl Write for Plain {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         let line = String::from_utf8_lossy(bytes);
         // The layer escapes control characters, but not those that set the direction of writing; it writes colours.
-        let is_hidden = |letter: char| !letter.is_control() && stillframe::is_control(letter);
+        let is_hidden = |letter: char| !letter.is_control() && stillframe::text::is_control(letter);
         self.0.write_all(line.replace(is_hidden, "\u{fffd}").as_bytes())?;
         Ok(bytes.len())
     }

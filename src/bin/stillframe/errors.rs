@@ -4,7 +4,10 @@ use std::process::ExitCode;
 
 use clap::CommandFactory;
 use clap::error::{ContextKind, ContextValue, ErrorKind};
-use stillframe::{Error, SourceError, StoreError, UnitError};
+use stillframe::Error;
+use stillframe::source::SourceError;
+use stillframe::store::StoreError;
+use stillframe::units::UnitError;
 
 use crate::Arguments;
 use crate::output::print_error;

@@ -96,12 +96,12 @@ pub(crate) fn times(ratio: f64) -> String {
 /// Foreign text (a command line, a file name, a label) with control characters replaced: they could control the
 /// terminal or make a name look like another.
 pub(crate) fn plain(text: &str) -> String {
-    stillframe::printable(text).into_owned()
+    stillframe::text::printable(text).into_owned()
 }
 
 /// The same for lines of text.
 pub(crate) fn plain_lines(text: &str) -> String {
-    text.split('\n').map(stillframe::printable).collect::<Vec<_>>().join("\n")
+    text.split('\n').map(stillframe::text::printable).collect::<Vec<_>>().join("\n")
 }
 
 #[cfg(test)]

@@ -105,12 +105,12 @@ impl Output {
 /// JSON with all control characters escaped. serde_json leaves those unescaped that set the direction of writing; they
 /// are in strings only, where the escape means the same.
 fn escaped(json: String) -> String {
-    if !json.contains(|letter| letter != '\n' && stillframe::is_control(letter)) {
+    if !json.contains(|letter| letter != '\n' && stillframe::text::is_control(letter)) {
         return json;
     }
     let mut text = String::with_capacity(json.len() + 64);
     for letter in json.chars() {
-        if letter != '\n' && stillframe::is_control(letter) {
+        if letter != '\n' && stillframe::text::is_control(letter) {
             // All of them have four digits. Writing to a string cannot fail.
             let _ = write!(text, "\\u{:04x}", u32::from(letter));
         } else {

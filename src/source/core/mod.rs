@@ -23,7 +23,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::regular_file::RegularFile;
-use super::{Attachment, CopyOut, Frozen, Memory, Source, SourceError, owner_attachment};
+use super::{Access, Attachment, CopyOut, Frozen, Source, SourceError, owner_attachment};
 use crate::address_space::AddressSpace;
 use crate::elf::{MappedFile, Notes};
 use crate::progress::Progress;
@@ -53,7 +53,8 @@ const PHYSICAL: &str = "[physical]";
 /// small file that claims to be large costs time and no more.
 ///
 /// ```no_run
-/// use stillframe::{CaptureOptions, CoreSource, Store};
+/// use stillframe::{CaptureOptions, Store};
+/// use stillframe::source::CoreSource;
 /// let store = Store::open("vault")?;
 /// store.process("web-1").capture(&CoreSource::new("core.4711"), &CaptureOptions::default())?;
 /// # Ok::<(), stillframe::Error>(())
@@ -271,8 +272,8 @@ impl Frozen for FrozenCore {
         Ok(found.into())
     }
 
-    fn memory(&self) -> Memory<'_> {
-        Memory::Shared(self)
+    fn access(&self) -> Access<'_> {
+        Access::Shared(self)
     }
 }
 
@@ -369,7 +370,7 @@ mod tests {
         std::fs::write(&path, bytes).unwrap();
         let source = CoreSource::new(&path);
         let frozen = source.open()?;
-        let Memory::Shared(copy) = frozen.memory() else { panic!("a file can be read by many threads") };
+        let Access::Shared(copy) = frozen.access() else { panic!("a file can be read by many threads") };
         let mappings = frozen.address_space().mappings();
         let mut memory = Vec::new();
         for (index, mapping) in mappings.iter().enumerate().filter(|(_, mapping)| mapping.captured) {

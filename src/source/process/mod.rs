@@ -34,7 +34,7 @@ use super::stop::StoppedProcess;
 use super::stuck::wait_while_stuck;
 use super::tracer::Calls;
 use super::{
-    Attachment, CopyOut, Frozen, Memory, Source, SourceError, connections, descriptors, owner_attachment,
+    Access, Attachment, CopyOut, Frozen, Source, SourceError, connections, descriptors, owner_attachment,
 };
 use crate::address_space::AddressSpace;
 use crate::descriptors::{Descriptor, Descriptors};
@@ -77,13 +77,13 @@ use crate::units::AddressRange;
 ///
 /// The process does not get larger by being captured: what is not in its memory is read from its files and not
 /// through its mappings. What cannot be had so is left out, recorded as unreadable, and told with the reason
-/// ([`Capture::left_out`](crate::Capture::left_out)): pages that a `userfaultfd` would fill, what a file system would
+/// ([`CaptureStats::left_out`](crate::CaptureStats::left_out)): pages that a `userfaultfd` would fill, what a file system would
 /// have to ask a server for, and what of shared memory without a name is not mapped yet, unless one
 /// has `CAP_SYS_ADMIN` or `CAP_CHECKPOINT_RESTORE`. Memory that the process may not read itself (`PROT_NONE`) is
 /// captured where it has pages; the rest of such a mapping is not.
 ///
 /// ```
-/// use stillframe::{LiveProcessSource, Source};
+/// use stillframe::source::{LiveProcessSource, Source};
 /// let mut child = std::process::Command::new("sleep").arg("60").spawn()?;
 /// let source = LiveProcessSource::new(child.id());
 /// let frozen = source.open()?;
@@ -123,7 +123,7 @@ impl LiveProcessSource {
     ///
     /// # Errors
     ///
-    /// [`SourceError::NoSuchProcess`], [`SourceError::Uncapturable`].
+    /// [`SourceError::NoSuchPid`], [`SourceError::Uncapturable`].
     pub fn check(&self) -> Result<(), SourceError> {
         find(self.pid).map(drop)
     }
@@ -143,7 +143,7 @@ impl LiveProcessSource {
     }
 
     /// The same where it is possible. Where it is not, everything is read, and
-    /// [`Capture::tracking`](crate::Capture::tracking) says why.
+    /// [`CaptureStats::tracking`](crate::CaptureStats::tracking) says why.
     pub fn track_writes_if_possible(mut self) -> Self {
         let tracker = SoftDirty::new(self.pid).map(Arc::new);
         self.tracker = tracker.map_err(|error| RescanReason::Unavailable(error.to_string()));
@@ -164,14 +164,14 @@ impl LiveProcessSource {
         // A thread that is stuck may hold up those that read its memory, the command line for one.
         wait_while_stuck(&process, &Patience::new(self.stop_timeout, progress))?;
         // Whatever takes time and does not change is read before the process stands still.
-        let origin = Origin::Process { pid, path: process.executable(), command: process.command_line() };
+        let origin = Origin::LiveProcess { pid, path: process.executable(), command: process.command_line() };
         let users = process.users();
         let descriptors = descriptors::look(&process).unwrap_or_default();
         let stopped = StoppedProcess::stop(&process, self.stop_timeout, progress)?;
 
         // The first thread may have ended before the others, and then has no memory any more.
         let Some(tid) = stopped.threads().threads.first().map(|thread| thread.tid) else {
-            return Err(SourceError::ProcessEnded { pid });
+            return Err(SourceError::LiveProcessEnded { pid });
         };
         let descriptors = descriptors::look_again(&process, tid, &descriptors);
         let read = |name: &str, action| {
@@ -454,7 +454,7 @@ impl FrozenProcess {
         let name_end = line.iter().rposition(|byte| *byte == b')');
         match name_end.and_then(|at| line.get(at + 2)) {
             Some(b't') => Ok(()),
-            _ => Err(SourceError::ProcessEnded { pid: self.memory.pid() }),
+            _ => Err(SourceError::LiveProcessEnded { pid: self.memory.pid() }),
         }
     }
 }
@@ -509,8 +509,8 @@ impl Frozen for FrozenProcess {
         self.memory.contents().iter().flat_map(|content| &content.left_out).copied().collect()
     }
 
-    fn memory(&self) -> Memory<'_> {
-        Memory::UntilRelease(self)
+    fn access(&self) -> Access<'_> {
+        Access::UntilRelease(self)
     }
 
     fn release(&self) -> Duration {

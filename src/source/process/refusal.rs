@@ -11,14 +11,14 @@ pub(super) fn find(pid: u32) -> Result<ProcDirectory, SourceError> {
     let uncapturable = |why: String| SourceError::Uncapturable { pid, why };
     let look_error = |error: io::Error| {
         if says_gone(&error) {
-            SourceError::NoSuchProcess { pid }
+            SourceError::NoSuchPid { pid }
         } else {
-            SourceError::Process { pid, action: "look up", source: error }
+            SourceError::LiveProcess { pid, action: "look up", source: error }
         }
     };
     if !std::path::Path::new("/proc/self/stat").exists() {
         let source = io::Error::other("/proc is not mounted; `mount -t proc proc /proc` does it");
-        return Err(SourceError::Process { pid, action: "look up", source });
+        return Err(SourceError::LiveProcess { pid, action: "look up", source });
     }
     let process = ProcDirectory::open(pid).map_err(look_error)?;
     let thread_group = process.status_number("status", "Tgid").map_err(look_error)?;

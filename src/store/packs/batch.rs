@@ -1,6 +1,6 @@
 //! A batch: whole objects, encoded and ready to be appended to the log together.
 
-use super::object::{self, Kind};
+use super::object::{self, ObjectKind};
 use crate::codec::{self, Codec, Encoding};
 use crate::delta::{self, Base};
 use crate::hash::Hash;
@@ -29,7 +29,7 @@ impl Batch {
     /// half of what it would take whole.
     pub(crate) fn push(
         &mut self,
-        kind: Kind,
+        kind: ObjectKind,
         codec: Codec,
         hash: Hash,
         plain: &[u8],
@@ -50,7 +50,7 @@ impl Batch {
     /// Appends the delta, if it is short enough, and nothing otherwise.
     fn try_delta(
         &mut self,
-        kind: Kind,
+        kind: ObjectKind,
         codec: Codec,
         hash: Hash,
         plain: &[u8],

@@ -15,7 +15,7 @@ use std::sync::{Arc, MutexGuard};
 use super::batch::{Batch, BatchObject};
 use super::location::{Location, MAX_PACK, Position};
 use super::names;
-use super::object::{self, Kind};
+use super::object::{self, ObjectKind};
 use super::pack::Pack;
 use super::watermark::Watermark;
 use crate::codec::Encoding;
@@ -242,7 +242,7 @@ impl Log {
     /// Fails without having written if making a pack durable failed since `failures_before`.
     pub(crate) fn append_facts(
         &self,
-        facts: Vec<(Kind, Vec<u8>, FactAt)>,
+        facts: Vec<(ObjectKind, Vec<u8>, FactAt)>,
         failures_before: u64,
     ) -> Result<u64, StoreError> {
         let mut bytes = Vec::new();

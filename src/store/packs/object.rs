@@ -56,7 +56,7 @@ impl Place {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 #[repr(u8)]
 #[non_exhaustive]
-pub enum Kind {
+pub enum ObjectKind {
     /// Memory.
     Region = 1,
     /// Hashes of regions.
@@ -75,12 +75,12 @@ pub enum Kind {
     Tombstone = 8,
 }
 
-impl Kind {
+impl ObjectKind {
     /// No object has more plain bytes than this.
     pub const MAX_PLAIN_BYTES: usize = 256 << 20;
 
-    pub(crate) fn from_byte(byte: u8) -> Option<Kind> {
-        use Kind::*;
+    pub(crate) fn from_byte(byte: u8) -> Option<ObjectKind> {
+        use ObjectKind::*;
         [Region, Table, Root, Layout, Record, Attachment, Note, Tombstone]
             .into_iter()
             .find(|kind| *kind as u8 == byte)
@@ -89,27 +89,27 @@ impl Kind {
     /// Its name in lower case.
     pub fn name(self) -> &'static str {
         match self {
-            Kind::Region => "region",
-            Kind::Table => "table",
-            Kind::Root => "root",
-            Kind::Layout => "layout",
-            Kind::Record => "record",
-            Kind::Attachment => "attachment",
-            Kind::Note => "note",
-            Kind::Tombstone => "tombstone",
+            ObjectKind::Region => "region",
+            ObjectKind::Table => "table",
+            ObjectKind::Root => "root",
+            ObjectKind::Layout => "layout",
+            ObjectKind::Record => "record",
+            ObjectKind::Attachment => "attachment",
+            ObjectKind::Note => "note",
+            ObjectKind::Tombstone => "tombstone",
         }
     }
 
     fn max_plain_bytes(self) -> usize {
         match self {
-            Kind::Region => crate::units::RegionSize::MAX_BYTES as usize,
-            Kind::Table => crate::table::REGIONS_PER_TABLE * Hash::BYTES,
-            _ => Kind::MAX_PLAIN_BYTES,
+            ObjectKind::Region => crate::units::RegionSize::MAX_BYTES as usize,
+            ObjectKind::Table => crate::table::REGIONS_PER_TABLE * Hash::BYTES,
+            _ => ObjectKind::MAX_PLAIN_BYTES,
         }
     }
 }
 
-impl fmt::Display for Kind {
+impl fmt::Display for ObjectKind {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.name())
     }
@@ -118,7 +118,7 @@ impl fmt::Display for Kind {
 /// The header of one object, its lengths already checked against what its kind allows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Header {
-    pub(crate) kind: Kind,
+    pub(crate) kind: ObjectKind,
     pub(crate) encoding: Encoding,
     pub(crate) plain_bytes: u32,
     pub(crate) stored_bytes: u32,
@@ -142,7 +142,7 @@ impl Header {
         if u16::from_le_bytes([bytes[2], bytes[3]]) != header_check(bytes, place) {
             return Err("its header does not match its header check");
         }
-        let kind = Kind::from_byte(bytes[0]).ok_or("it is of an unknown kind")?;
+        let kind = ObjectKind::from_byte(bytes[0]).ok_or("it is of an unknown kind")?;
         let encoding = Encoding::from_byte(bytes[1]).ok_or("it has an unknown encoding")?;
         let (plain_bytes, stored_bytes) = (u32_at(4), u32_at(8));
         if plain_bytes as usize > kind.max_plain_bytes()
@@ -175,7 +175,7 @@ pub(crate) fn object_bytes(stored_bytes: u32) -> usize {
 /// Appends one whole object to `out`, which must end at a multiple of 8, and returns its header.
 ///
 /// It has no place yet: [`put`] binds it to the one where it comes to be.
-pub(crate) fn write(kind: Kind, codec: Codec, hash: Hash, plain: &[u8], out: &mut Vec<u8>) -> Header {
+pub(crate) fn write(kind: ObjectKind, codec: Codec, hash: Hash, plain: &[u8], out: &mut Vec<u8>) -> Header {
     let start = out.len();
     out.resize(start + HEADER_BYTES, 0);
     let encoding = codec::encode(codec, plain, out);
@@ -184,7 +184,7 @@ pub(crate) fn write(kind: Kind, codec: Codec, hash: Hash, plain: &[u8], out: &mu
 
 /// Appends one whole object whose payload is encoded already.
 pub(crate) fn write_encoded(
-    kind: Kind,
+    kind: ObjectKind,
     encoding: Encoding,
     hash: Hash,
     plain_bytes: usize,
@@ -199,7 +199,7 @@ pub(crate) fn write_encoded(
 
 /// Writes the header of the object at `start` of `out`, which ends with its payload, and the padding.
 fn finish(
-    kind: Kind,
+    kind: ObjectKind,
     encoding: Encoding,
     hash: Hash,
     plain_bytes: usize,
@@ -242,10 +242,10 @@ pub(crate) fn move_to(object: &mut [u8], from: Place, to: Place) {
     put(object, to);
 }
 
-/// Callers keep to [`Kind::MAX_PLAIN_BYTES`], far below 4 GiB.
+/// Callers keep to [`ObjectKind::MAX_PLAIN_BYTES`], far below 4 GiB.
 #[allow(clippy::cast_possible_truncation)]
 fn length_u32(length: usize) -> u32 {
-    debug_assert!(length <= Kind::MAX_PLAIN_BYTES);
+    debug_assert!(length <= ObjectKind::MAX_PLAIN_BYTES);
     length as u32
 }
 
@@ -274,7 +274,7 @@ mod tests {
     fn an_object_reads_back_as_it_was_written() {
         for plain in [&b""[..], b"x", &[7; 4096]] {
             let mut bytes = vec![0; 8];
-            let written = write(Kind::Region, Codec::Lz4, Hash::of(plain), plain, &mut bytes);
+            let written = write(ObjectKind::Region, Codec::Lz4, Hash::of(plain), plain, &mut bytes);
             assert_eq!(bytes.len() % 8, 0);
             let read = Header::read(&bytes[8..], Place(0)).unwrap();
             assert_eq!(read, written);
@@ -288,7 +288,7 @@ mod tests {
     fn every_flipped_bit_and_every_cut_is_detected() {
         let plain: Vec<u8> = (0..101).collect();
         let mut bytes = Vec::new();
-        write(Kind::Attachment, Codec::Lz4, Hash::of(&plain), &plain, &mut bytes);
+        write(ObjectKind::Attachment, Codec::Lz4, Hash::of(&plain), &plain, &mut bytes);
         let read = |bytes: &[u8]| {
             Header::read(bytes, Place(0)).and_then(|header| header.payload(bytes).map(<[u8]>::len))
         };
@@ -307,9 +307,9 @@ mod tests {
     fn a_length_that_no_object_of_its_kind_can_have_is_refused() {
         let plain = vec![9; 70_000];
         let mut bytes = Vec::new();
-        write(Kind::Attachment, Codec::None, Hash::of(&plain), &plain, &mut bytes);
+        write(ObjectKind::Attachment, Codec::None, Hash::of(&plain), &plain, &mut bytes);
         assert!(Header::read(&bytes, Place(0)).is_ok());
-        bytes[0] = Kind::Region as u8;
+        bytes[0] = ObjectKind::Region as u8;
         let check = header_check(bytes.first_chunk().unwrap(), Place(0));
         bytes[2..4].copy_from_slice(&check.to_le_bytes());
         assert_eq!(Header::read(&bytes, Place(0)), Err("its lengths are impossible"));
@@ -320,7 +320,7 @@ mod tests {
         let store = StoreId::new();
         let here = Place::new(store, 3, 48);
         let mut bytes = Vec::new();
-        write(Kind::Tombstone, Codec::None, Hash::of(b"x"), b"x", &mut bytes);
+        write(ObjectKind::Tombstone, Codec::None, Hash::of(b"x"), b"x", &mut bytes);
         put(&mut bytes, here);
         let read =
             |bytes: &[u8], place| Header::read(bytes, place).and_then(|it| it.payload(bytes).map(drop));

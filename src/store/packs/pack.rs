@@ -17,7 +17,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use super::header::PackHeader;
-use super::object::{self, ALIGNMENT_BYTES, HEADER_BYTES, Kind, Place};
+use super::object::{self, ALIGNMENT_BYTES, HEADER_BYTES, ObjectKind, Place};
 use super::scan::Scan;
 use super::sealing::seal_bytes;
 use super::watermark::Watermark;
@@ -248,7 +248,7 @@ impl Pack {
 
     /// Whether an object fits in there.
     pub(crate) fn can_fill(hole: &std::ops::Range<u64>) -> bool {
-        let max_bytes = (HEADER_BYTES + Kind::MAX_PLAIN_BYTES) as u64;
+        let max_bytes = (HEADER_BYTES + ObjectKind::MAX_PLAIN_BYTES) as u64;
         let is_whole = |bytes: u64| bytes.is_multiple_of(ALIGNMENT_BYTES as u64);
         (HEADER_BYTES as u64..=max_bytes).contains(&(hole.end - hole.start))
             && is_whole(hole.start)
@@ -274,7 +274,7 @@ impl Pack {
         *self.map.lock() = None;
         let plain_bytes = usize_of(hole.end - hole.start) - HEADER_BYTES;
         let (plain, mut object) = (vec![0; plain_bytes], Vec::new());
-        object::write(Kind::Attachment, Codec::None, Hash::of(&plain), &plain, &mut object);
+        object::write(ObjectKind::Attachment, Codec::None, Hash::of(&plain), &plain, &mut object);
         object::put(&mut object, self.place(hole.start));
         self.make_ours()
             .and_then(|()| self.file().write_all_at(&object, hole.start))

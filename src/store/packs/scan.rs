@@ -152,7 +152,7 @@ pub(super) mod tests {
     use super::*;
     use crate::codec::Codec;
     use crate::hash::Hash;
-    use crate::store::packs::object::{self, Kind};
+    use crate::store::packs::object::{self, ObjectKind};
 
     /// Six objects for pack 7, as they are from byte `first` on, and where they begin.
     pub(crate) fn objects(store: StoreId, first: usize) -> (Vec<u8>, Vec<usize>) {
@@ -161,7 +161,7 @@ pub(super) mod tests {
         for byte in 0..6u8 {
             starts.push(bytes.len());
             let plain: Vec<u8> = (0..200).map(|at: u8| at.wrapping_mul(byte + 3)).collect();
-            object::write(Kind::Region, Codec::None, Hash::of(&plain), &plain, &mut bytes);
+            object::write(ObjectKind::Region, Codec::None, Hash::of(&plain), &plain, &mut bytes);
             let start = starts[usize::from(byte)];
             object::put(&mut bytes[start..], Place::new(store, 7, (first + start) as u64));
         }

@@ -37,7 +37,7 @@ impl Vault {
     }
 
     pub fn snapshots(&self, process: &str) -> Vec<SnapshotId> {
-        self.store.process(process).snapshots()
+        self.store.process(process).snapshots().iter().map(|snapshot| snapshot.id()).collect()
     }
 
     pub fn parent(&self, id: SnapshotId) -> Option<SnapshotId> {

@@ -4,10 +4,11 @@ use std::path::{Path, PathBuf};
 
 use clap::{ArgGroup, Args, ValueHint};
 use serde::Serialize;
-use stillframe::{
-    AddressRange, CaptureOptions, Compression, CoreSource, FileSource, LeftOut, LiveProcessSource, OpenCore,
-    Source, Store, Trigger, WhyLeftOut,
+use stillframe::record::Trigger;
+use stillframe::source::{
+    Compression, CoreSource, FileSource, LeftOut, LiveProcessSource, OpenCore, Source, WhyLeftOut,
 };
+use stillframe::{AddressRange, CaptureOptions, Store};
 
 use super::show::source_text;
 use super::stopping::Stopping;
@@ -92,7 +93,7 @@ pub(crate) struct Capture {
 #[derive(Serialize)]
 pub(super) struct CaptureJson<'a> {
     #[serde(flatten)]
-    capture: &'a stillframe::Capture,
+    capture: &'a stillframe::CaptureStats,
     unreadable_bytes: u64,
     #[serde(skip_serializing_if = "Option::is_none")]
     core: Option<CoreJson>,
@@ -107,7 +108,7 @@ struct CoreJson {
 }
 
 impl<'a> CaptureJson<'a> {
-    pub(super) fn new(capture: &'a stillframe::Capture, core: Option<&OpenCore>) -> CaptureJson<'a> {
+    pub(super) fn new(capture: &'a stillframe::CaptureStats, core: Option<&OpenCore>) -> CaptureJson<'a> {
         let core = core.map(|core| CoreJson {
             compression: core.compression().map(Compression::name),
             missing_bytes: core.missing_bytes(),
@@ -141,17 +142,15 @@ pub(super) fn capture(context: &Context, arguments: Capture) -> anyhow::Result<E
         }
     };
     let store = context.open_or_create()?;
-    let options = CaptureOptions {
-        trigger: arguments.trigger,
-        labels: arguments.labels.into_iter().collect(),
-        exclude: arguments.exclude,
-        parent: arguments.parent.map(|parent| store.find(&parent)).transpose()?,
-        like: arguments.store_as.like,
-        codec: arguments.store_as.codec,
-        deltas: !arguments.store_as.no_deltas,
-        progress: progress(context, "capturing"),
-        ..Default::default()
-    };
+    let mut options = CaptureOptions::new()
+        .trigger(arguments.trigger)
+        .labels(arguments.labels)
+        .exclude(arguments.exclude)
+        .parent(arguments.parent.map(|parent| store.find(&parent)).transpose()?)
+        .codec(arguments.store_as.codec)
+        .deltas(!arguments.store_as.no_deltas)
+        .progress(progress(context, "capturing"));
+    options.like = arguments.store_as.like;
     let process = match (arguments.process.or(default_name), arguments.pid) {
         (Some(name), _) => name,
         (None, pid) => name_of_process(context, &store, pid.unwrap_or_default())?,
@@ -167,7 +166,7 @@ pub(super) fn capture(context: &Context, arguments: Capture) -> anyhow::Result<E
 fn print_capture(
     output: &Output,
     store: &Store,
-    capture: &stillframe::Capture,
+    capture: &stillframe::CaptureStats,
     core: Option<&OpenCore>,
 ) -> anyhow::Result<()> {
     if output.json {
@@ -225,7 +224,7 @@ fn about_core(core: &OpenCore) -> Option<String> {
 }
 
 /// Warns on standard error of memory that the process may have and the snapshot does not have.
-fn warn_of_losses(capture: &stillframe::Capture) {
+fn warn_of_losses(capture: &stillframe::CaptureStats) {
     let lost = left_out_text(&capture.left_out, WhyLeftOut::is_a_loss);
     if !lost.is_empty() {
         eprintln!(
@@ -242,7 +241,7 @@ fn left_out_text(left_out: &[LeftOut], counts: impl Fn(WhyLeftOut) -> bool) -> S
 }
 
 /// What was added to the store, and which kinds of regions.
-fn stored_text(capture: &stillframe::Capture) -> String {
+fn stored_text(capture: &stillframe::CaptureStats) -> String {
     let kinds: Vec<String> = [
         (capture.new_regions, "whole"),
         (capture.delta_regions, "as deltas"),

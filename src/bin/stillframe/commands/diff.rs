@@ -1,7 +1,9 @@
 //! `diff`: where the memory of two snapshots differs.
 
 use clap::Args;
-use stillframe::{AddressRange, AddressSpace, DiffOptions};
+use stillframe::AddressRange;
+use stillframe::address_space::AddressSpace;
+use stillframe::diff::DiffOptions;
 
 use crate::context::Context;
 use crate::errors::Exit;
@@ -34,7 +36,7 @@ pub(super) fn diff(context: &Context, arguments: &Diff) -> anyhow::Result<Exit> 
     let output = &context.output;
     let store = context.open()?;
     let (a, b) = (store.find(&arguments.a)?, store.find(&arguments.b)?);
-    let diff = store.diff(a, b, &DiffOptions { progress: progress(context, "comparing") })?;
+    let diff = store.diff(a, b, &DiffOptions::new().progress(progress(context, "comparing")))?;
     if output.json {
         output.json(&diff)?;
         return Ok(Exit::Done);

@@ -7,7 +7,8 @@ use clap::Args;
 use jiff::SignedDuration;
 use jiff::tz::TimeZone;
 use serde::Serialize;
-use stillframe::{ForgetPlan, KeepPolicy, SnapshotId, Store};
+use stillframe::forget::{ForgetPlan, KeepPolicy};
+use stillframe::{SnapshotId, Store};
 
 use crate::context::Context;
 use crate::errors::{Exit, wrong_usage};
@@ -135,16 +136,15 @@ pub(super) fn forget(context: &Context, arguments: &Forget) -> anyhow::Result<Ex
 /// The policy of the --keep options, if there are any.
 fn keep_policy(arguments: &Forget) -> anyhow::Result<Option<KeepPolicy>> {
     let within = arguments.keep_within.map(SignedDuration::try_from).transpose();
-    let policy = KeepPolicy {
-        last: arguments.keep_last,
-        hourly: arguments.keep_hourly,
-        daily: arguments.keep_daily,
-        weekly: arguments.keep_weekly,
-        monthly: arguments.keep_monthly,
-        within: within.map_err(|_| wrong_usage("--keep-within: expected a shorter duration"))?,
-        labels: arguments.keep_labels.clone(),
-        time_zone: if arguments.utc { TimeZone::UTC } else { TimeZone::system() },
-    };
+    let policy = KeepPolicy::new()
+        .last(arguments.keep_last)
+        .hourly(arguments.keep_hourly)
+        .daily(arguments.keep_daily)
+        .weekly(arguments.keep_weekly)
+        .monthly(arguments.keep_monthly)
+        .within(within.map_err(|_| wrong_usage("--keep-within: expected a shorter duration"))?)
+        .labels(arguments.keep_labels.clone())
+        .time_zone(if arguments.utc { TimeZone::UTC } else { TimeZone::system() });
     Ok((!policy.is_empty()).then_some(policy))
 }
 

@@ -43,12 +43,11 @@ pub(crate) struct Gc {
 pub(super) fn gc(context: &Context, arguments: &Gc) -> anyhow::Result<Exit> {
     let output = &context.output;
     let store = context.open()?;
-    let options = GcOptions {
-        dry_run: arguments.dry_run,
-        erase: arguments.erase,
-        max_unused_percent: arguments.max_unused,
-        progress: progress(context, "collecting"),
-    };
+    let options = GcOptions::new()
+        .dry_run(arguments.dry_run)
+        .erase(arguments.erase)
+        .max_unused_percent(arguments.max_unused)
+        .progress(progress(context, "collecting"));
     let stats = store.gc(&options)?;
     drop(options);
     if output.json {

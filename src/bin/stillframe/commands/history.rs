@@ -2,7 +2,8 @@
 
 use clap::Args;
 use jiff::Timestamp;
-use stillframe::{AddressRange, Moment, Store};
+use stillframe::history::Moment;
+use stillframe::{AddressRange, Store};
 
 use crate::context::Context;
 use crate::errors::{Exit, wrong_usage};

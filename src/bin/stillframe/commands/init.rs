@@ -2,7 +2,8 @@
 
 use clap::Args;
 use serde::Serialize;
-use stillframe::{Codec, RegionSize};
+use stillframe::RegionSize;
+use stillframe::codec::Codec;
 
 use crate::context::{Context, display};
 use crate::errors::Exit;

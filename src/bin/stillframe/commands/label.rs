@@ -33,7 +33,7 @@ pub(crate) struct Label {
 pub(super) fn label(context: &Context, arguments: &Label) -> anyhow::Result<Exit> {
     let output = &context.output;
     let store = context.open()?;
-    let snapshot = store.label(store.find(&arguments.snapshot)?, &arguments.changes)?;
+    let snapshot = store.change_labels(store.find(&arguments.snapshot)?, &arguments.changes)?;
     if output.json {
         output.json(&SnapshotJson::new(&snapshot))?;
     } else if !output.quiet {

@@ -1,6 +1,8 @@
 //! `migrate`: upgrades an older store.
 
 use clap::Args;
+use stillframe::Store;
+use stillframe::migrate::MigrateOptions;
 
 use crate::context::Context;
 use crate::errors::Exit;
@@ -25,7 +27,9 @@ pub(crate) struct Migrate {
 /// Brings an older store to this format.
 pub(super) fn migrate(context: &Context, arguments: &Migrate) -> anyhow::Result<Exit> {
     let output = &context.output;
-    let migration = context.options().migrate(context.store_path()?, arguments.dry_run)?;
+    let options =
+        MigrateOptions::new().dry_run(arguments.dry_run).wait(context.wait).trust_owner(context.trust_owner);
+    let migration = Store::migrate(context.store_path()?, &options)?;
     if output.json {
         output.json(&migration)?;
     } else if !output.quiet {

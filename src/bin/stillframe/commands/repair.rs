@@ -1,7 +1,8 @@
 //! `repair`: repairs a damaged store.
 
 use clap::Args;
-use stillframe::{RepairOptions, RepairReport, Store};
+use stillframe::Store;
+use stillframe::repair::{RepairOptions, RepairReport};
 
 use crate::context::{Context, display};
 use crate::errors::Exit;
@@ -34,12 +35,11 @@ pub(crate) struct Repair {
 /// Repairs a store.
 pub(super) fn repair(context: &Context, arguments: &Repair) -> anyhow::Result<Exit> {
     let output = &context.output;
-    let options = RepairOptions {
-        dry_run: arguments.dry_run,
-        wait: context.wait,
-        trust_owner: context.trust_owner,
-        progress: progress(context, "repairing"),
-    };
+    let options = RepairOptions::new()
+        .dry_run(arguments.dry_run)
+        .wait(context.wait)
+        .trust_owner(context.trust_owner)
+        .progress(progress(context, "repairing"));
     let report = Store::repair(context.store_path()?, &options)?;
     drop(options);
     let is_whole = report.damaged.is_empty() && report.lost_snapshots.is_empty();

@@ -97,7 +97,7 @@ fn to_file(context: &Context, store: &Store, id: SnapshotId, arguments: &Restore
     let progress = progress(context, "restoring");
     let (path, bytes, written_bytes, threads) = match (&arguments.core, &arguments.to) {
         (Some(path), _) => {
-            let stats = store.restore(id)?.progress(progress).into_core(path, arguments.force)?;
+            let stats = store.restore(id)?.progress(progress).overwrite(arguments.force).into_core(path)?;
             (path, stats.bytes, stats.written_bytes, Some(stats.threads))
         }
         (None, Some(path)) if arguments.in_place => {
@@ -105,7 +105,7 @@ fn to_file(context: &Context, store: &Store, id: SnapshotId, arguments: &Restore
             (path, stats.bytes, stats.written_bytes, None)
         }
         (None, Some(path)) => {
-            let stats = store.restore(id)?.progress(progress).into_file(path, arguments.force)?;
+            let stats = store.restore(id)?.progress(progress).overwrite(arguments.force).into_file(path)?;
             (path, stats.bytes, stats.written_bytes, None)
         }
         (None, None) => {

@@ -2,7 +2,11 @@
 
 use clap::Args;
 use jiff::Timestamp;
-use stillframe::{AttachmentRef, Labels, LeftOut, Mapping, Origin, Snapshot};
+use stillframe::Snapshot;
+use stillframe::address_space::Mapping;
+use stillframe::record::{AttachmentRef, Origin};
+use stillframe::source::LeftOut;
+use stillframe::store::Labels;
 
 use super::snapshot_json::SnapshotJson;
 use crate::context::Context;
@@ -109,7 +113,7 @@ fn snapshot_lines(output: &Output, snapshot: &Snapshot<'_>) -> Vec<(&'static str
 pub(super) fn source_text(origin: &Origin) -> String {
     match origin {
         Origin::File { path } => format!("the file {}", path.display()),
-        Origin::Process { pid, path, command } => {
+        Origin::LiveProcess { pid, path, command } => {
             let what = match (command.is_empty(), path) {
                 (false, _) => format!(", {}", command.join(" ")),
                 (true, Some(path)) => format!(", {}", path.display()),

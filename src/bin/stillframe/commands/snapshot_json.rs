@@ -3,7 +3,10 @@
 use std::collections::BTreeMap;
 
 use serde::Serialize;
-use stillframe::{AddressRange, AddressSpace, LeftOut, Origin, Snapshot};
+use stillframe::address_space::AddressSpace;
+use stillframe::record::Origin;
+use stillframe::source::LeftOut;
+use stillframe::{AddressRange, Snapshot};
 
 /// A snapshot; for `show` with its mappings.
 #[derive(Debug, Serialize)]
@@ -95,7 +98,7 @@ impl SnapshotJson {
 
     /// The object with the mappings of its address space, and with the ranges that were left out and why.
     pub(super) fn with_mappings(self, space: &AddressSpace, left_out: &[LeftOut]) -> SnapshotJson {
-        let mapping = |mapping: &stillframe::Mapping| MappingJson {
+        let mapping = |mapping: &stillframe::address_space::Mapping| MappingJson {
             start: mapping.range.start(),
             end: mapping.range.end(),
             protection: mapping.protection.to_string(),
@@ -126,7 +129,7 @@ impl From<&Origin> for SourceJson {
             Origin::File { path } => {
                 SourceJson { kind: "file", path: Some(path.to_string_lossy().into_owned()), ..none }
             }
-            Origin::Process { pid, path, command } => SourceJson {
+            Origin::LiveProcess { pid, path, command } => SourceJson {
                 kind: "process",
                 pid: Some(*pid),
                 command: (!command.is_empty()).then(|| command.clone()),

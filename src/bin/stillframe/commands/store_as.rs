@@ -1,7 +1,7 @@
 //! How changed regions are stored: the options of `capture` and `watch`.
 
 use clap::Args;
-use stillframe::Codec;
+use stillframe::codec::Codec;
 
 #[derive(Debug, Args)]
 pub(super) struct StoreAs {

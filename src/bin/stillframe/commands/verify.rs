@@ -1,7 +1,7 @@
 //! `verify`: reads and checks what is stored.
 
 use clap::Args;
-use stillframe::{Problem, VerifyOptions, VerifyReport};
+use stillframe::verify::{Problem, VerifyOptions, VerifyReport};
 
 use crate::context::Context;
 use crate::errors::Exit;
@@ -36,12 +36,12 @@ pub(crate) struct Verify {
 pub(super) fn verify(context: &Context, arguments: &Verify) -> anyhow::Result<Exit> {
     let output = &context.output;
     let store = context.open()?;
-    let snapshots = arguments.snapshots.iter().map(|name| store.find(name)).collect::<Result<_, _>>()?;
-    let options = VerifyOptions {
-        snapshots,
-        sample_percent: arguments.sample,
-        progress: progress(context, "verifying"),
-    };
+    let named = arguments.snapshots.iter().map(|name| store.find(name));
+    let snapshots = named.collect::<Result<Vec<_>, _>>()?;
+    let options = VerifyOptions::new()
+        .snapshots(snapshots)
+        .sample_percent(arguments.sample)
+        .progress(progress(context, "verifying"));
     let report = store.verify(&options)?;
     drop(options);
     let exit = if report.problems.is_empty() { Exit::Done } else { Exit::Damage };

@@ -18,7 +18,9 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use clap::{ArgGroup, Args, ValueHint};
-use stillframe::{Capture, CaptureOptions, Error, LiveProcessSource, Progress, SourceError, Store, Trigger};
+use stillframe::record::Trigger;
+use stillframe::source::{LiveProcessSource, SourceError};
+use stillframe::{CaptureOptions, CaptureStats, Error, Progress, Store};
 
 use super::capture::{file_name, name_of_process};
 use super::stopping::Stopping;
@@ -108,14 +110,12 @@ pub(super) fn watch(context: &Context, arguments: Watch) -> anyhow::Result<Exit>
         (None, Some(pid), _) => name_of_process(context, &store, pid)?,
         (None, None, program) => program.map(|program| file_name(Path::new(program))).unwrap_or_default(),
     };
-    let options = CaptureOptions {
-        trigger: Trigger::Periodic,
-        like: arguments.store_as.like,
-        codec: arguments.store_as.codec,
-        deltas: !arguments.store_as.no_deltas,
-        progress: Progress::new().cancel_when(interrupted),
-        ..Default::default()
-    };
+    let mut options = CaptureOptions::new()
+        .trigger(Trigger::Periodic)
+        .codec(arguments.store_as.codec)
+        .deltas(!arguments.store_as.no_deltas)
+        .progress(Progress::new().cancel_when(interrupted));
+    options.like = arguments.store_as.like;
     // Wrong options are reported before the command is started.
     store.process(&process).check(&options)?;
     let (mut target, first_after) = match (arguments.pid, arguments.command.split_first()) {
@@ -219,7 +219,7 @@ impl Watching<'_> {
         Ok(End::CountReached)
     }
 
-    fn capture(&mut self) -> Result<Capture, Error> {
+    fn capture(&mut self) -> Result<CaptureStats, Error> {
         let store = match self.store.take() {
             Some(store) => store,
             None => self.context.reopen()?,

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use stillframe::Capture;
+use stillframe::CaptureStats;
 
 use crate::commands::capture::CaptureJson;
 use crate::errors::CommandError;
@@ -45,7 +45,7 @@ impl Report {
         }
     }
 
-    pub(super) fn add(&mut self, capture: &Capture) {
+    pub(super) fn add(&mut self, capture: &CaptureStats) {
         self.snapshots += 1;
         self.memory_bytes += capture.memory_bytes;
         self.added_bytes += capture.added_bytes;
@@ -74,7 +74,7 @@ impl Report {
         }
     }
 
-    fn print(&self, capture: &Capture) -> anyhow::Result<()> {
+    fn print(&self, capture: &CaptureStats) -> anyhow::Result<()> {
         if self.output.json {
             return self.output.json_line(&CaptureJson::new(capture, None));
         }

@@ -1,4 +1,4 @@
-//! The hot set: what was touched of a lazily restored snapshot, and in which order.
+//! The working set: what was touched of a lazily restored snapshot, and in which order.
 //!
 //! Kept as the attachment `hot-set` of a later snapshot: one version byte and then bincode
 //! (`config::standard()`): how many ranges, and of each where it starts and where it ends.
@@ -9,7 +9,7 @@ use crate::record::{self, RecordError, SnapshotId};
 use crate::source::Attachment;
 use crate::store::Shared;
 use crate::store::error::StoreError;
-use crate::store::packs::object::Kind;
+use crate::store::packs::object::ObjectKind;
 use crate::store::read::{Check, Reader};
 use crate::units::AddressRange;
 
@@ -20,7 +20,7 @@ use crate::units::AddressRange;
 /// capture, among [`CaptureOptions::attachments`]; a lazy restore looks for it in the snapshot, and then in
 /// the newest one of the same process that has one.
 ///
-/// [`LazyMapping::touched`]: crate::LazyMapping::touched
+/// [`LazyMapping::touched`]: crate::lazy::LazyMapping::touched
 /// [`CaptureOptions::attachments`]: crate::CaptureOptions::attachments
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct WorkingSet {
@@ -31,7 +31,7 @@ impl WorkingSet {
     /// The name of the attachment.
     pub const ATTACHMENT: &'static str = "hot-set";
 
-    /// A hot set of one's own making.
+    /// A working set of one's own making.
     pub fn new(ranges: Vec<AddressRange>) -> WorkingSet {
         WorkingSet { ranges }
     }
@@ -90,8 +90,8 @@ impl WorkingSet {
         let Ok(pinned) = shared.pin(id) else { return Ok(None) };
         let found = Reader::new(shared, Check::Full).attachment(pinned.record(), WorkingSet::ATTACHMENT)?;
         let Some(bytes) = found else { return Ok(None) };
-        let hot_set = WorkingSet::from_attachment(&bytes)
-            .map_err(|source| StoreError::Record { kind: Kind::Attachment, source })?;
-        Ok(Some(hot_set))
+        let working_set = WorkingSet::from_attachment(&bytes)
+            .map_err(|source| StoreError::Record { kind: ObjectKind::Attachment, source })?;
+        Ok(Some(working_set))
     }
 }
