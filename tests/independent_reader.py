@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
-"""Reads a store without stillframe: written from docs/format.md alone, as the proof of that page.
+"""Reads a store without stillframe. Written from docs/format.md alone, as a test of that document.
 
     independent_reader.py STORE list             the live snapshots, as JSON; bytes in hexadecimal
     independent_reader.py STORE restore ID OUT   writes the image of a snapshot
 
-The CRC32C of every object is checked. BLAKE3 is not: Python's standard library does not have it.
+It checks the CRC32C of every object, but no BLAKE3 hash: Python's standard library lacks BLAKE3.
 Numbers in brackets are sections of docs/format.md.
 """
 
@@ -91,7 +91,7 @@ def zstd_frame(frame):
 
 
 def shifted(plain, shifts):
-    """The bytes with each of their words shifted by the first shift that applies to it."""
+    """The bytes, each word shifted by the first shift that applies to it."""
     count = len(plain) // 8
     words = list(struct.unpack_from(f"<{count}Q", plain))
     for at, word in enumerate(words):
@@ -101,7 +101,7 @@ def shifted(plain, shifts):
 
 
 def with_runs(base, payload, plain_bytes):
-    """The plain bytes of a delta, made of those of its base."""
+    """The plain bytes of a delta, computed from those of its base."""
     form, runs = payload[33], payload[34:]
     expect(form <= 3, "a delta of an unknown form")
     plain = base[:plain_bytes].ljust(plain_bytes, b"\0")
@@ -138,7 +138,7 @@ def with_runs(base, payload, plain_bytes):
 
 
 def decoded(payload, encoding, plain_bytes, base_of=None):
-    """The plain bytes of an object. `base_of` gives those of the object with a hash."""
+    """The plain bytes of an object. `base_of` returns those of the object with a given hash."""
     if encoding == 3:
         expect(base_of, "a fact is never a delta")
         plain = with_runs(base_of(payload[:32]), payload, plain_bytes)
@@ -152,7 +152,7 @@ def decoded(payload, encoding, plain_bytes, base_of=None):
 # ---- Packs and objects [4, 5] ----
 
 def pack_header(data, number, store):
-    """The numbers of replaced packs and the header's length, if this is a pack of the store."""
+    """The numbers of replaced packs and the header's length. Raises `Damaged` for any other file."""
     expect(len(data) >= 64 and data[:8] == b"STILLPAK", "not a pack")
     form, found, identity, _, region_size, replaced, check = struct.unpack_from("<II16s16sIII", data, 8)
     length = -(-(64 + 4 * replaced) // 8) * 8
@@ -184,7 +184,7 @@ def object_at(data, at, number, store):
 
 
 # ---- Values [7] ----
-# A reader of a type takes a stream and returns what it has read.
+# The reader of a type takes a stream and returns the value.
 
 def take(stream, count):
     data = stream.read(count)
@@ -308,7 +308,7 @@ class Store:
                     if kind in FACTS:
                         facts.append((kind, name, value(FACTS[kind], decoded(*stored))))
                     else:
-                        # Of two the one that is no delta: it needs no others.
+                        # Of two copies use the one that is no delta: it needs no other object.
                         if encoding != 3 or (kind == REGION, name) not in self.objects:
                             self.objects[kind == REGION, name] = stored
                     at = end

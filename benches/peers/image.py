@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Makes a raw memory image out of real processes: `image.py FILE [--size 1G] [--seed 1]`.
+"""Makes a raw memory image from real processes: `image.py FILE [--size 1G] [--seed 1]`.
 
 The mix, taken in turn with a new seed each time until the size is reached:
 
@@ -11,14 +11,14 @@ The mix, taken in turn with a new seed each time until the size is reached:
     modules   CPython   the standard library as text, syntax trees and code objects
     awk       awk       associative arrays of numbers and strings                 (if installed)
 
-Each program grows by 1/16 of the image (4 to 128 MiB), says so, and is stopped. What it holds
-resident in its writable mappings is copied, and of its read-only files (programs, libraries) those
-that no program before it brought along: as in the memory of a virtual machine, which holds a
-file once. Pages never touched are left out, so the zero pages are those that programs really keep.
+Each program grows by 1/16 of the image (4 to 128 MiB), reports that, and is stopped. The image gets
+the resident pages of its writable mappings. It gets each read-only file (program, library) once,
+with the first program that maps it, as the memory of a virtual machine holds a file once. Pages
+that were never accessed are left out, so the zero pages are those that programs really keep.
 
-The same seed gives the same data at other addresses (address randomisation stays on): images of
-two runs differ in their pointers and agree in their composition, which is printed on stderr.
-The programs get an empty environment, so that the image holds no secrets of yours.
+The same seed gives the same data at other addresses, because address randomisation stays on. The
+images of two runs differ in their pointers and have the same composition, which is printed on
+stderr. The programs get an empty environment, so that the image holds none of your secrets.
 """
 
 import argparse
@@ -37,8 +37,8 @@ PAGE_BYTES = 4096
 PIECE_BYTES = 1 << 20
 GROWTH_SECONDS = 120
 
-# Every program is called with SEED and PAGES, grows until it has PAGES more resident pages than
-# at its start, prints "ready" and waits for its standard input to end.
+# Every program gets the arguments SEED and PAGES. It grows until it has PAGES more resident pages
+# than at its start, prints "ready" and waits until its standard input ends.
 
 PYTHON_START = r"""
 import os, random, re, sys
@@ -259,13 +259,13 @@ def size_bytes(text):
 
 
 def die_with_parent():
-    """A stopped child cannot notice that this program was killed: the kernel kills it then."""
+    """Has the kernel kill the child, which may be stopped, when this program is killed."""
     PR_SET_PDEATHSIG = 1
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def start(name, program, arguments, seed, pages):
-    """Starts a program and returns it stopped, when it has grown."""
+    """Starts a program, waits until it has grown, and returns it stopped."""
     child = subprocess.Popen(
         [program, *arguments, str(seed), str(pages)],
         env={"PATH": os.defpath, "LANG": "C.UTF-8", "PYTHONHASHSEED": str(seed), "PERL_HASH_SEED": str(seed)},
@@ -353,7 +353,7 @@ def write_image(path, size, seed):
                         page = piece[at : at + PAGE_BYTES]
                         if page == zero_page:
                             zero_pages += 1
-                        # A 64-bit hash: among a million pages a collision has a chance of 1 in 10^7.
+                        # A 64-bit hash: a million pages collide with probability 1 in 10^7.
                         distinct.add(hash(page))
                     if left == 0:
                         return zero_pages, len(distinct), bytes_by_program

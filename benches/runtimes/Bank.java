@@ -1,4 +1,4 @@
-// Threads that move money between accounts, make garbage, and run into null pointers that they handle.
+// Threads that move money between accounts, make garbage, and catch null pointer exceptions.
 import java.util.Random;
 
 public class Bank {
@@ -19,7 +19,7 @@ public class Bank {
                 }
             }
             for (int i = 0; i < 50; i++) garbage[draw.nextInt(512)] = new byte[draw.nextInt(4000)];
-            // So often that a thread is frequently found in the middle of one.
+            // So often that a capture frequently finds a thread in the middle of one.
             for (int i = 0; i < 20; i++) {
                 try { if (accounts[0].next.balance == 1) throw new IllegalStateException(); }
                 catch (NullPointerException expected) { caught++; }

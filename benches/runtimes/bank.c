@@ -1,4 +1,5 @@
-/* Threads that move money between accounts that they allocate, send one another signals and handle their own faults. */
+/* Threads that move money between allocated accounts, send each other signals and handle their
+ * faults. */
 #include <pthread.h>
 #include <semaphore.h>
 #include <setjmp.h>

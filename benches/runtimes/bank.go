@@ -1,4 +1,4 @@
-// Goroutines that move money between accounts, make garbage, and run into nil pointers that they handle.
+// Goroutines that move money between accounts, make garbage, and recover from nil dereferences.
 package main
 
 import (

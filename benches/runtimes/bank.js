@@ -1,4 +1,4 @@
-// Moves money between accounts and makes garbage whenever there is nothing else to do.
+// Moves money between accounts and makes garbage while the event loop is idle.
 const fs = require('fs');
 let accounts = Array.from({ length: 1000 }, () => ({ balance: 100 }));
 const garbage = [];

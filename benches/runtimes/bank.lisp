@@ -1,4 +1,5 @@
-;; Two threads that move money between accounts and make garbage: each collection stops the other one by a signal.
+;; Two threads that move money between accounts and make garbage. Each collection stops the other
+;; thread with a signal.
 (defvar *accounts* (make-array 1000))
 (dotimes (i 1000) (setf (aref *accounts* i) (list 100)))
 (defvar *lock* (sb-thread:make-mutex))

@@ -1,4 +1,4 @@
-# Threads that move money between accounts, with new objects all the time and a timer's signals.
+# Threads that move money between accounts and allocate all the time, with signals of a timer.
 import os, random, signal, sys, threading, time
 accounts = {i: [100] for i in range(1000)}
 lock = threading.Lock()

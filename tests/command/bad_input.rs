@@ -1,4 +1,5 @@
-//! Wrong arguments: the error is one line that says what was expected and found, with hints indented below.
+//! Wrong arguments: the error is one line that says what was expected and what was found, with
+//! hints indented below it.
 
 use std::fs;
 

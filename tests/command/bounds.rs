@@ -1,6 +1,8 @@
-//! What a store asks for stays bounded, whatever it holds: forged records, command lines, layouts and differences.
+//! The memory and time that a store needs stay bounded, whatever it contains: forged records,
+//! command lines, layouts and differences.
 //!
-//! The stores are forged from the format's own description: a record or a layout of anybody's choosing with all checks right.
+//! The stores are forged according to the description of the format: a record or a layout with any
+//! content, in which all checks are right.
 
 use std::io::{BufRead, BufReader};
 use std::path::Path;
@@ -13,16 +15,17 @@ use stillframe::record::Origin;
 use stillframe::source::LiveProcessSource;
 use stillframe::{CaptureOptions, Store};
 
-/// Where in a record of bytes the origin is: after version, process, no parent, time and trigger.
+/// The offset of the origin in a record of bytes: after version, process, no parent, time and
+/// trigger.
 const ORIGIN_AT: usize = 1 + 2 + 1 + 9 + 1;
 
-/// The record of bytes with another origin.
+/// A record of bytes whose origin is replaced.
 fn with_origin(record: &[u8], origin: &[u8]) -> Vec<u8> {
     assert_eq!(record[ORIGIN_AT], 0);
     [&record[..ORIGIN_AT], origin, &record[ORIGIN_AT + 1..]].concat()
 }
 
-/// An origin of a process without a path: so many words of so many bytes.
+/// The origin of a process without a path, with `words` words of `word_bytes` bytes each.
 fn command_origin(pid: u8, words: u32, word_bytes: u8) -> Vec<u8> {
     let mut origin = vec![2, pid, 0, 252];
     origin.extend(words.to_le_bytes());
@@ -31,7 +34,7 @@ fn command_origin(pid: u8, words: u32, word_bytes: u8) -> Vec<u8> {
     origin
 }
 
-/// Runs the command with so much memory at most.
+/// Runs the command with at most this much address space.
 fn run_within(mebibytes: u32, store: &Path, arguments: &[&str]) -> Output {
     let script = format!("ulimit -v {}; exec \"$@\"", mebibytes * 1024);
     Command::new("sh")
@@ -46,8 +49,8 @@ fn told(output: &Output) -> String {
     String::from_utf8_lossy(&output.stderr).into_owned()
 }
 
-/// More than any verb needs for a small store. Most of it is address space that the C library reserves for each thread; they took
-/// 5 GiB of memory.
+/// More than any verb needs for a small store. Most of it is address space that the C library
+/// reserves for each thread. Before there were bounds, the forged records took 5 GiB of memory.
 const ENOUGH_MIB: u32 = 2_000;
 
 #[test]
@@ -86,7 +89,7 @@ fn a_thousand_long_records_are_held_or_refused_by_name() {
     let dir = tempfile::tempdir().unwrap();
     let mut forger = Forger::new(dir.path());
     let record = forger.plain(5);
-    // A trigger of 4 MiB, and 60 KiB of attachments' names.
+    // A trigger of 4 MiB, and 60 KiB of attachment names.
     let mut long_trigger = record[..ORIGIN_AT - 1].to_vec();
     long_trigger.extend([8, 252]);
     long_trigger.extend((4u32 << 20).to_le_bytes());
@@ -95,7 +98,7 @@ fn a_thousand_long_records_are_held_or_refused_by_name() {
     let refused = forger.add(5, &long_trigger);
     for number in 0..3_000u32 {
         let mut many = with_origin(&record, &command_origin(1, 0, 0));
-        // Before the layout and the root: no attachment so far.
+        // The number of attachments, zero so far, lies before the layout and the root.
         let at = many.len() - 65;
         assert_eq!(many[at], 0);
         let mut name = vec![b'x'; 60_000];
@@ -152,7 +155,7 @@ fn the_history_of_a_layout_of_any_length_ends_at_once() {
     let dir = tempfile::tempdir().unwrap();
     let mut forger = Forger::new(dir.path());
     let (record, layout) = (forger.plain(5), forger.plain(4));
-    // Version, one mapping, start 0, and an end that has two bytes after a 251.
+    // Version, one mapping, start 0, and an end: a 251 and two bytes.
     assert_eq!(&layout[..4], &[1, 1, 0, 251]);
     let long = [&layout[..3], &[253], &(1u64 << 62).to_le_bytes(), &layout[6..]].concat();
     let layout = forger.add(4, &long);
@@ -160,7 +163,7 @@ fn the_history_of_a_layout_of_any_length_ends_at_once() {
     let at = record.len() - 64;
     record[at..at + 32].copy_from_slice(&layout.0);
     record[at + 32..].fill(0);
-    // Of another process.
+    // A record of another process.
     record[2] = b'q';
     forger.add(5, &record);
     forger.write();

@@ -1,12 +1,12 @@
-//! Forges objects in a store, with all checks right: what somebody who may write to its files could put there, or another program
-//! of its time.
+//! Forges objects in a store, with all checks right: the bytes that anyone with write access to its
+//! files, or another version of the program, could put there.
 
 use std::path::{Path, PathBuf};
 
 use stillframe::codec::Codec;
 use stillframe::{CaptureOptions, Hash, Store};
 
-/// Adds objects to the only pack of a store, which nobody has open.
+/// Adds objects to the only pack of a store that no process has open.
 pub(crate) struct Forger {
     pub(crate) path: PathBuf,
     pack: Vec<u8>,
@@ -43,7 +43,7 @@ impl Forger {
         }
     }
 
-    /// Adds an object, compressed; its hash.
+    /// Adds a compressed object and returns its hash.
     pub(crate) fn add(&mut self, kind: u8, plain: &[u8]) -> Hash {
         let payload = zstd::bulk::compress(plain, 1).unwrap();
         let (encoding, payload) =

@@ -1,4 +1,4 @@
-//! A store in a directory of its own, the command run on it, and processes to capture.
+//! A store in a temporary directory, the command run on it, and processes to capture.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -13,12 +13,12 @@ use tempfile::TempDir;
 
 use crate::ended::output_of;
 
-/// A store that need not exist yet, beside other files of one test.
+/// A store that need not exist yet, next to other files of the same test.
 pub(crate) struct Vault {
     directory: TempDir,
 }
 
-/// What a command that has ended left.
+/// Exit code and output of a command that has ended.
 #[derive(Debug)]
 pub(crate) struct Done {
     pub(crate) code: Option<i32>,
@@ -31,17 +31,17 @@ impl Vault {
         Vault { directory: tempfile::tempdir().unwrap() }
     }
 
-    /// The store.
+    /// The path of the store.
     pub(crate) fn store(&self) -> PathBuf {
         self.path("store")
     }
 
-    /// A path beside the store.
+    /// A path next to the store.
     pub(crate) fn path(&self, name: &str) -> PathBuf {
         self.directory.path().join(name)
     }
 
-    /// A file beside the store, and its path as an argument.
+    /// Writes a file next to the store and returns its path as an argument.
     pub(crate) fn file(&self, name: &str, bytes: &[u8]) -> String {
         fs::write(self.path(name), bytes).unwrap();
         self.path(name).to_str().unwrap().to_owned()
@@ -58,7 +58,7 @@ impl Vault {
         }
     }
 
-    /// Runs the command, which must succeed, and gives what it printed.
+    /// Runs the command, which must succeed, and returns what it printed.
     #[track_caller]
     pub(crate) fn text(&self, arguments: &[&str]) -> String {
         let done = self.run(arguments);
@@ -66,14 +66,14 @@ impl Vault {
         done.text()
     }
 
-    /// Runs the command with --json, which must succeed, and gives the document it printed.
+    /// Runs the command with --json, which must succeed, and returns the document that it printed.
     #[track_caller]
     pub(crate) fn json(&self, arguments: &[&str]) -> Value {
         serde_json::from_str(&self.text(&[&["--json"], arguments].concat())).unwrap()
     }
 
-    /// Runs the command twice, with --json and without: both must fail with `code` and one error
-    /// that holds `expected`, and print nothing else.
+    /// Runs the command twice, with and without --json. Both runs must fail with `code` and one
+    /// error that contains `expected`, and must print nothing else.
     #[track_caller]
     pub(crate) fn fails(&self, code: i32, expected: &str, arguments: &[&str]) {
         for arguments in [arguments.to_vec(), [&["--json"], arguments].concat()] {
@@ -96,7 +96,7 @@ impl Vault {
         }
     }
 
-    /// Captures a file and gives the id.
+    /// Captures a file and returns the snapshot's id.
     pub(crate) fn capture_file(&self, file: &str, process: &str) -> String {
         let capture = self.json(&["capture", "--file", file, "--process", process]);
         capture["id"].as_str().unwrap().to_owned()
@@ -121,10 +121,10 @@ impl Done {
     }
 }
 
-/// A process in the background. It is killed when this goes.
+/// A process in the background. Dropping this kills it.
 pub(crate) struct Running {
     child: Child,
-    /// None once nobody reads it any more.
+    /// `None` after [`Running::close_stdout`].
     stdout: Option<BufReader<ChildStdout>>,
 }
 
@@ -136,7 +136,7 @@ impl Running {
         Running { child, stdout }
     }
 
-    /// A program that does nothing for long.
+    /// A program that sleeps for a long time.
     pub(crate) fn sleep() -> Running {
         let mut command = Command::new("sleep");
         command.arg("600");
@@ -159,14 +159,14 @@ impl Running {
         self.pid().to_string()
     }
 
-    /// The next line it prints.
+    /// The next line that it prints.
     pub(crate) fn line(&mut self) -> String {
         let mut line = String::new();
         self.stdout.as_mut().unwrap().read_line(&mut line).unwrap();
         line.trim_end().to_owned()
     }
 
-    /// Waits until the process has said what it does on a signal.
+    /// Waits until the process has installed a handler for a signal.
     pub(crate) fn wait_until_it_handles(&self, signal: Signal) {
         let bit = 1 << (signal.as_raw() - 1);
         loop {
@@ -179,7 +179,7 @@ impl Running {
         }
     }
 
-    /// Waits until it reads packs. Says whether it did before it ended.
+    /// Waits until the process has a pack open. Returns false if it ended before that.
     pub(crate) fn wait_until_it_reads_packs(&mut self) -> bool {
         while self.child.try_wait().unwrap().is_none() {
             let maps = fs::read_to_string(format!("/proc/{}/maps", self.pid())).unwrap_or_default();
@@ -196,12 +196,12 @@ impl Running {
         kill_process(pid, signal).unwrap();
     }
 
-    /// Stops reading what it prints.
+    /// Stops reading its output.
     pub(crate) fn close_stdout(&mut self) {
         self.stdout = None;
     }
 
-    /// Waits for its end.
+    /// Waits until it ends.
     pub(crate) fn wait(mut self) -> Done {
         let mut stdout = Vec::new();
         if let Some(mut out) = self.stdout.take() {
@@ -213,7 +213,7 @@ impl Running {
         Done { code: status.code(), stdout, stderr }
     }
 
-    /// Ends it and takes it away.
+    /// Kills the process and reaps it.
     pub(crate) fn kill(mut self) {
         self.child.kill().unwrap();
         self.child.wait().unwrap();
@@ -233,7 +233,7 @@ pub(crate) fn keys(object: &Value) -> BTreeSet<&str> {
     object.as_object().unwrap().keys().map(String::as_str).collect()
 }
 
-/// An error unless the object has exactly these keys, in a text with blanks between.
+/// Asserts that the object has exactly these keys, which are separated by blanks.
 #[track_caller]
 pub(crate) fn has_keys(object: &Value, expected: &str) {
     assert_eq!(keys(object), expected.split_whitespace().collect(), "{object}");
@@ -251,7 +251,7 @@ pub(crate) fn noise(length_bytes: usize, seed: u64) -> Vec<u8> {
     bytes
 }
 
-/// All files and directories below one, and itself.
+/// A path and all files and directories below it.
 pub(crate) fn everything_below(path: &Path) -> Vec<PathBuf> {
     let mut found = vec![path.to_owned()];
     if path.is_dir() {

@@ -1,4 +1,5 @@
-//! The command through its binary: its verbs, who may use a store, and what it does when system calls fail.
+//! The command through its binary: its verbs, who may use a store, and what it does when system
+//! calls fail.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::cast_possible_truncation)]
 

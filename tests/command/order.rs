@@ -1,6 +1,7 @@
-//! The order of snapshots, and which of them a policy keeps, whatever the clock said.
+//! The order of snapshots, and which of them a policy keeps, when the clock was wrong.
 //!
-//! A shim in the place of `clock_gettime` gives the command another clock: `AHEAD` seconds from the right one.
+//! A shim that replaces `clock_gettime` gives the command another clock, which is `AHEAD` seconds
+//! ahead of the real one.
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
@@ -30,7 +31,7 @@ int clock_gettime(clockid_t id, struct timespec *at) {
 
 const DAY_S: i64 = 86_400;
 
-/// A store that the command works on, under any clock.
+/// A store on which the command works, under any clock.
 struct Bench {
     dir: tempfile::TempDir,
     zone: &'static str,
@@ -38,7 +39,7 @@ struct Bench {
 }
 
 impl Bench {
-    /// `None` where there is no C compiler, which was told.
+    /// `None`, and a printed line, where there is no C compiler.
     fn new(zone: &'static str) -> Option<Bench> {
         if !needs(&["cc"]) {
             return None;
@@ -55,7 +56,7 @@ impl Bench {
         self.dir.path().join("store")
     }
 
-    /// Runs the command with a clock that is so many seconds ahead.
+    /// Runs the command with a clock that is `ahead_s` seconds ahead.
     fn run(&self, ahead_s: i64, arguments: &[&str]) -> Output {
         Command::new(env!("CARGO_BIN_EXE_stillframe"))
             .args(["--store", "store"])
@@ -74,7 +75,8 @@ impl Bench {
         serde_json::from_slice(&output.stdout).unwrap()
     }
 
-    /// A capture of what differs a little from the one before; its id, and what was told on standard error.
+    /// Captures a memory that differs a little from the one before. Returns the id, and what the
+    /// command printed on standard error.
     fn capture(&mut self, ahead_s: i64, process: &str) -> (String, String) {
         self.captures += 1;
         let memory = vec![u8::try_from(self.captures).unwrap(); 20_000];
@@ -125,7 +127,8 @@ fn a_clock_that_was_wrong_once_spoils_neither_times_nor_order() {
     let seen: Vec<_> = history.as_array().unwrap().iter().map(|it| it["id"].as_str().unwrap()).collect();
     assert_eq!(seen, taken);
 
-    // Without the index, and when those around the wrong one are gone for good.
+    // The order is the same without the index, and after the neighbours of the snapshot with the
+    // wrong time are gone.
     std::fs::remove_dir_all(bench.store().join("index")).unwrap();
     assert_eq!(bench.ids(), taken);
     for gone in [0, 2, 3, 7] {
@@ -153,7 +156,7 @@ fn other_processes_keep_their_place_beside_one_whose_clock_was_wrong() {
     ];
     assert_eq!(bench.ids(), taken);
     assert_eq!(bench.json(0, &["show", "latest"])["id"], *taken[4]);
-    // Once the wrong one is gone, nothing is left of it.
+    // After the snapshot with the wrong time is gone, it has no effect on later ones.
     assert!(bench.run(0, &["forget", &taken[1]]).status.success());
     assert!(bench.run(0, &["gc", "--max-unused", "0"]).status.success());
     assert_eq!(bench.ids().len(), 4);
@@ -166,7 +169,7 @@ fn a_clock_that_goes_back_is_told_once_and_one_that_goes_on_is_not() {
     for quiet in [&told[0], &told[1], &told[3]] {
         assert_eq!(quiet, "");
     }
-    // `-q` leaves warnings out.
+    // `-q` suppresses warnings.
     assert_eq!([&*told[2], &told[4]], ["", ""]);
     let output = bench.run(-4 * DAY_S, &["capture", "--file", "m", "--process", "vm", "--json"]);
     let told = String::from_utf8(output.stderr).unwrap();
@@ -194,17 +197,18 @@ fn a_policy_leaves_out_what_lies_in_the_future_and_says_so() {
     let text = bench.run(0, &["forget", "--keep-last", "2", "--dry-run"]);
     let text = String::from_utf8(text.stdout).unwrap();
     assert!(text.contains("left out 1 snapshot in the future") && text.contains(&taken[1][..12]), "{text}");
-    // It is nothing that a policy keeps.
+    // A policy does not keep a snapshot in the future, so this one keeps none and is refused.
     let none = bench.run(0, &["forget", "--keep-label", "a=b"]);
     assert_eq!(none.status.code(), Some(2), "{}", String::from_utf8_lossy(&none.stderr));
     assert!(bench.run(0, &["forget", &taken[1]]).status.success(), "by name it goes");
     assert_eq!(bench.ids(), of(&[0, 2, 3, 4, 5]));
 }
 
-/// A zone with daylight saving: clocks go from 2:00 to 3:00 on 8 March 2026, and from 2:00 to 1:00 on 1 November.
+/// A time zone with daylight saving: clocks go from 2:00 to 3:00 on 8 March 2026, and from 2:00 to
+/// 1:00 on 1 November.
 const NEW_YORK: &str = "America/New_York";
 
-/// How far ahead a clock is that says this.
+/// How far ahead a clock is that shows this local time.
 fn ahead(local: &str) -> i64 {
     let at: Zoned = local.parse().unwrap();
     at.timestamp().duration_since(Timestamp::now()).as_secs()
@@ -224,7 +228,7 @@ fn days_are_those_that_list_shows() {
     let evenings: Vec<_> = taken.iter().skip(1).step_by(2).cloned().collect();
     let later = ahead("2026-11-21T00:00-08[America/Los_Angeles]");
     assert_eq!(bench.kept(later, &["--keep-daily", "5"]), evenings);
-    // 17:00 there is the next day in UTC.
+    // 17:00 in New York is the next day in UTC.
     let in_utc: Vec<_> = [2, 4, 6, 8, 9].map(|at: usize| taken[at].clone()).to_vec();
     assert_eq!(bench.kept(later, &["--keep-daily", "5", "--utc"]), in_utc);
 }
@@ -276,7 +280,8 @@ fn the_library_counts_in_the_zone_that_a_policy_names() {
     let ids: Vec<SnapshotId> = (0..4u8)
         .map(|at| store.process("p").capture(&[at; 5_000], &CaptureOptions::default()).unwrap().id)
         .collect();
-    // Fixed zones in which the day began a moment ago, or is about to: all are of one day in any of them but at midnight.
+    // Fixed zones in which the day began a moment ago, or ends in a moment. In each of them all
+    // snapshots are of one day, except at midnight.
     let now = Timestamp::now();
     let plan = |zone: TimeZone| {
         let policy = KeepPolicy::new().daily(1).time_zone(zone);
@@ -292,7 +297,8 @@ fn the_library_counts_in_the_zone_that_a_policy_names() {
     assert!(!KeepPolicy::new().within((now + 1.second()).duration_since(now)).is_empty());
 }
 
-/// Times were made later than that of the snapshot before, once: a store may have a line that goes on from 2043.
+/// An earlier version made each time later than that of the snapshot before. So a store may have a
+/// line that continues from the year 2043.
 #[test]
 fn a_line_whose_times_were_made_later_goes_on() {
     let dir = tempfile::tempdir().unwrap();
@@ -301,7 +307,7 @@ fn a_line_whose_times_were_made_later_goes_on() {
     let mut made = Vec::new();
     let mut parent = stillframe::Hash::of(&first);
     for nanoseconds in 0..3u64 {
-        // Version and process, then no parent and a time: 253 and twice the nanoseconds.
+        // Version and process, then no parent, and a time: 253, then twice the nanoseconds.
         assert_eq!((first[3], first[4]), (0, 253));
         let time = 2 * (2_307_000_000_000_000_000 + nanoseconds);
         let record = [&first[..3], &[1], &parent.0, &[253], &time.to_le_bytes(), &first[13..]].concat();
@@ -345,7 +351,7 @@ fn names_that_set_the_direction_of_writing_are_refused() {
     }
 }
 
-/// Makes a store of a hundred thousand snapshots for measuring:
+/// Makes a store of a hundred thousand snapshots for measurements:
 /// `STILLFRAME_MANY=DIR cargo test --test command many_snapshots -- --ignored`
 #[test]
 #[ignore = "takes minutes, and is for measuring"]

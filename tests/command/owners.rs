@@ -1,7 +1,8 @@
-//! Who may have a store, read it and write it: one owner, readers where nothing can be written, and nobody else.
+//! Who may open a store, read it and write it: one owner, or readers where nothing can be written,
+//! and no other user.
 //!
-//! Where mounting is not allowed, to root or in a user namespace, the tests of read-only and full file systems say so
-//! and pass.
+//! Where neither root nor a user namespace may mount, the tests of read-only and full file systems
+//! print a line and pass over.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -26,7 +27,7 @@ fn done(output: Output) -> Done {
     Done { code: output.status.code(), stdout: output.stdout, stderr: text(output.stderr) }
 }
 
-/// What is in a directory: of each path its mode, when it was changed, and its bytes.
+/// The content of a directory: for each path its mode, its modification time and its bytes.
 fn content(dir: &Path) -> BTreeMap<PathBuf, (u32, i64, i64, Vec<u8>)> {
     let look = |path: PathBuf| {
         let found = fs::symlink_metadata(&path).unwrap();
@@ -38,7 +39,7 @@ fn content(dir: &Path) -> BTreeMap<PathBuf, (u32, i64, i64, Vec<u8>)> {
 
 // Read-only file systems
 
-/// Mounts $0 onto itself, read-only, and runs the rest.
+/// Mounts $0 onto itself read-only, and runs the remaining arguments.
 const READ_ONLY: &str = r#"mount --bind "$0" "$0"; mount -o remount,ro,bind "$0" "$0"; exec "$@""#;
 
 fn read_only(vault: &Vault, before: &[&str], verb: &[&str]) -> Option<Done> {
@@ -56,7 +57,7 @@ fn a_store_on_a_read_only_file_system_is_read_and_not_changed() {
     let image = noise(300_000, 1);
     let file = vault.file("image", &image);
     vault.capture_file(&file, "p");
-    // All that an owner would tidy up: a torn tail, and a pack that is not finished.
+    // Everything that an owner would clean up: a torn tail, and an unfinished pack.
     let pack = vault.packs().remove(0);
     let mut bytes = fs::read(&pack).unwrap();
     bytes.extend([0; 136]);
@@ -184,7 +185,7 @@ fn an_index_with_a_pipe_in_it_is_set_aside_unopened_and_rebuilt_with_one_line() 
     vault.capture_file(&vault.file("image", &image), "p");
     let conf = vault.store().join("index/conf");
     fs::remove_file(&conf).unwrap();
-    // The database would wait for somebody to write into it.
+    // Opening the pipe would block the database until a writer opens it.
     assert!(Command::new("mkfifo").arg("-m600").arg(&conf).status().unwrap().success());
     let output =
         Command::new(STILLFRAME).arg("--store").arg(vault.store()).args(["cat", "latest"]).output().unwrap();
@@ -236,9 +237,9 @@ fn whatever_becomes_of_the_files_of_the_index_costs_one_line_and_a_rebuild() {
     }
 }
 
-// Nobody else
+// Other users
 
-/// Looks at every file and directory as soon as it is there.
+/// A witness that checks the mode of every file and directory as soon as it exists.
 #[derive(Default)]
 struct Modes(Mutex<Vec<String>>);
 
@@ -256,7 +257,7 @@ impl Witness for Modes {
     }
 }
 
-/// The umask is that of a whole process, so this works in one of its own.
+/// The umask belongs to the whole process, so this test runs in a child process.
 #[test]
 fn every_file_is_private_from_its_first_moment_whatever_the_umask() {
     let output = Command::new(std::env::current_exe().unwrap())
@@ -337,7 +338,7 @@ fn a_symbolic_link_in_the_place_of_a_file_is_not_followed_on_write() {
     {
         let store = new_store(&format!("store-{number}"));
         let (path, target) = (store.join(place), dir.path().join(format!("target-{number}")));
-        // It is where the link points, as a thief would have it.
+        // The file now lies where the link points, as an attacker would arrange it.
         match (path.is_dir(), path.exists()) {
             (true, _) => fs::rename(&path, &target).unwrap(),
             (_, true) => fs::rename(&path, &target).unwrap(),
@@ -351,7 +352,7 @@ fn a_symbolic_link_in_the_place_of_a_file_is_not_followed_on_write() {
         fs::set_permissions(&target, fs::Permissions::from_mode(mode)).unwrap();
         symlink(&target, &path).unwrap();
         let before = content(&target);
-        // What of it works does not matter here.
+        // Whether the operations succeed does not matter here.
         if let Ok(store) = Store::open(&store) {
             let _ = store.process("p").capture(&noise(200_000, 6), &CaptureOptions::default());
             let _ = store.process("p").latest().map(|id| store.forget(&[id]));

@@ -1,8 +1,8 @@
-//! Errors of the disk in what the database does with its own files, which no call of ours passes by: the command
-//! runs under strace, which lets the first, second, … system call of a kind fail.
+//! I/O errors in the database's own files. The database's calls do not go through stillframe's, so
+//! the command runs under strace, which makes the first, second, … system call of a kind fail.
 //!
-//! The command must end, with success or with one clear error. What it said that it has done must be there afterwards,
-//! and the store must be in order.
+//! The command must end, either with success or with one clear error. What it reported as done must
+//! be in the store afterwards, and the store must be sound.
 
 use crate::folder::copy;
 use std::collections::BTreeMap;
@@ -13,8 +13,9 @@ use std::process::Command;
 use crate::ended::output_of;
 use crate::needs::{needs, passed_over};
 
-/// What fails, in which way, and which calls of a thread do, each in a run of its own. These are the calls that
-/// the database makes; a capture reads a thousand times, gc five thousand times, and writes seven times.
+/// The system call, its error, and which calls of a thread fail; each in a separate run. These are
+/// the calls that the database makes: a capture reads a thousand times, gc reads five thousand
+/// times, and a capture writes seven times.
 const FAULTS: [(&str, &str, &[usize]); 8] = [
     ("openat", "EMFILE", &[1, 3]),
     ("openat", "EIO", &[2]),
@@ -33,7 +34,7 @@ struct Done {
     was_hit: bool,
 }
 
-/// Runs the command; under strace where there are options for it.
+/// Runs the command, under strace if there are options for it.
 fn run(store: &Path, inject: Option<&str>, arguments: &[&str]) -> Done {
     let command = env!("CARGO_BIN_EXE_stillframe");
     let trace = store.with_extension("trace");
@@ -41,11 +42,11 @@ fn run(store: &Path, inject: Option<&str>, arguments: &[&str]) -> Done {
         Some(inject) => {
             let mut run = Command::new("strace");
             run.args(["-f", "-qq", "-o"]).arg(&trace).args(["-e", inject]);
-            // Only what is in the directory of the index.
+            // Only calls on files in the directory of the index.
             for file in ["index", "index/db", "index/conf", "index/blobs", "index/snap.tmp"] {
                 run.arg("-P").arg(store.join(file));
                 run.arg("-P").arg(store.join(file.replacen("index", "index.unfinished", 1)));
-                // The database goes by the descriptor of its directory, whichever that is.
+                // The database uses a descriptor of its directory, which may have any number.
                 for descriptor in 3..32 {
                     let held = format!("/proc/self/fd/{descriptor}");
                     run.arg("-P").arg(file.replacen("index", &held, 1));
@@ -66,7 +67,7 @@ fn run(store: &Path, inject: Option<&str>, arguments: &[&str]) -> Done {
     }
 }
 
-/// What is in a store by what the command said.
+/// The content of a store according to the command's output.
 #[derive(Clone, Default)]
 struct Model {
     live: BTreeMap<String, PathBuf>,
@@ -105,7 +106,7 @@ fn check(store: &Path, model: &Model, what: &str) {
     assert_eq!(verified.code, Some(0), "{what}: {}{}", verified.stdout, verified.stderr);
 }
 
-/// Done, or one line that says what failed.
+/// Asserts that the command succeeded, or printed one line that says what failed.
 fn assert_ended(done: &Done, what: &str) {
     let Done { code, stderr, .. } = done;
     assert!(matches!(code, Some(0 | 1)), "{what} ended with {code:?}: {stderr}");
@@ -128,7 +129,8 @@ fn whatever_fails_in_the_index_the_command_ends_and_nothing_acknowledged_is_lost
     let store = dir.path().join("store");
     let memories: Vec<PathBuf> = (0..4).map(|step| dir.path().join(format!("memory-{step}"))).collect();
     for (memory, seed) in memories.iter().zip(1..) {
-        // So many regions that the index is saved, and written anew by gc when they go.
+        // Enough regions that the command saves the index, and that gc rewrites it when they are
+        // removed.
         std::fs::write(memory, crate::noise::noise(5 << 20, seed)).unwrap();
     }
     assert_eq!(run(&store, None, &["init", "--region-size", "512"]).code, Some(0));
@@ -167,7 +169,8 @@ struct Tally {
     failed: usize,
 }
 
-/// A capture, a forget and a gc in which a call fails, and what must be there afterwards. Returns whether any met it.
+/// Runs a capture, a forget and a gc with one failing call, and checks what must be there
+/// afterwards. Returns whether any of them met the fault.
 fn play(store: &Path, inject: &str, mut model: Model, memories: &[PathBuf], tally: &mut Tally) -> bool {
     let oldest = model.live.iter().find(|(_, memory)| **memory == memories[0]).unwrap().0.clone();
     let mut done = vec![capture(store, Some(inject), &memories[2], &mut model)];

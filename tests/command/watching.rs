@@ -1,5 +1,6 @@
-//! `watch` does no harm: whatever happens to a snapshot, to the store or to stillframe, the process goes on, and so does the watch. And
-//! what `capture` says where a process cannot be captured, or is not the one it was.
+//! `watch` never disturbs the process: whatever happens to a snapshot, to the store or to
+//! stillframe, the process keeps running, and so does the watch. Also what `capture` reports when a
+//! process cannot be captured, or is not the process that it was.
 
 use crate::waiting::{state, until};
 use std::fs;
@@ -18,7 +19,7 @@ fn passed_over(needs: &str) {
     crate::needs::passed_over(&format!("it needs {needs}"));
 }
 
-/// A command of the shell that goes on until `go` is there, and then says that it reached its end.
+/// A shell command that runs until the file `go` exists, and then prints that it reached its end.
 fn until_told(vault: &Vault) -> String {
     let path = |name: &str| vault.path(name).display().to_string();
     format!(
@@ -54,7 +55,7 @@ fn a_command_lives_on_while_a_debugger_looks_at_it_and_is_watched_again_afterwar
     std::thread::sleep(Duration::from_millis(700));
     drop(held);
     let after = jiff_now();
-    // Snapshots are taken again.
+    // The watch takes snapshots again.
     until("a snapshot after it", || {
         let line: serde_json::Value = serde_json::from_str(&watch.line()).unwrap();
         line["time"].as_str().unwrap() > &*after
@@ -75,7 +76,7 @@ fn jiff_now() -> String {
 
 #[test]
 fn a_command_lives_on_while_the_store_is_full_and_snapshots_are_taken_when_there_is_room_again() {
-    // The disk is filled while the watch runs, and room is made when the first failure has been told.
+    // The disk fills up while the watch runs. Space is freed after the first failure was reported.
     let script = r#"
         mount -t tmpfs -o size=24m tmpfs "$2"
         "$1" --store "$2/store" --json watch --every 50ms -- sh -c '
@@ -130,7 +131,7 @@ fn a_command_lives_on_when_stillframe_is_killed() {
 fn a_watch_goes_on_when_nobody_reads_what_it_prints() {
     let vault = Vault::new();
     let mut command = Command::new("sh");
-    // Standard error is closed as well.
+    // Standard error is closed too.
     let script = "\"$0\" --store \"$1\" --quiet watch --every 20ms -- sh -c \"$2\" 2>&1 | head -n 1; wait";
     let arguments = [env!("CARGO_BIN_EXE_stillframe"), vault.store().to_str().unwrap(), &until_told(&vault)]
         .map(str::to_owned);
@@ -141,7 +142,7 @@ fn a_watch_goes_on_when_nobody_reads_what_it_prints() {
         let entries = fs::read_dir(vault.store().join("packs")).ok()?;
         Some(entries.flatten().filter_map(|entry| entry.metadata().ok()).map(|it| it.len()).sum())
     };
-    // Each snapshot adds something, the first one perhaps in several steps.
+    // Each snapshot adds something; the first one may need several writes.
     let (mut last, mut times_grown) = (pack_bytes(), 0);
     until("snapshots that nobody reads", || {
         let now = pack_bytes();
@@ -174,7 +175,7 @@ fn what_is_wrong_from_the_beginning_is_told_before_the_command_is_started() {
     assert!(!begun.exists());
 }
 
-/// A pid that never can be captured: a thread of this program.
+/// A pid that can never be captured: a kernel thread, or a thread of this program.
 fn kernel_thread_or_own_thread() -> String {
     let own = std::process::id();
     let tid = fs::read_dir("/proc/self/task")
@@ -272,7 +273,7 @@ fn a_limit_of_file_sizes_is_an_error_and_the_store_stays_whole() {
     let small = vault.file("small", &noise(100_000, 8));
     vault.capture_file(&small, "small");
     let limited = |arguments: &[&str]| {
-        // In blocks of 512 bytes or of 1024, by the shell.
+        // The shell counts blocks of 512 or of 1024 bytes.
         let mut command = Command::new("sh");
         let script = "ulimit -f 1000; exec \"$0\" --store \"$@\"";
         command.args(["-c", script, env!("CARGO_BIN_EXE_stillframe"), vault.store().to_str().unwrap()]);
@@ -315,7 +316,7 @@ fn a_process_of_ones_own_that_is_undumpable_gets_advice_that_helps() {
     if !Command::new("cc").arg("-o").arg(&binary).arg(&source).status().is_ok_and(|status| status.success()) {
         return passed_over("cc (Debian package gcc)");
     }
-    // Both must be in the way of nobody else.
+    // Every user must be able to reach both files.
     let open = std::os::unix::fs::PermissionsExt::from_mode(0o777);
     fs::set_permissions(binary.parent().unwrap(), open).unwrap();
     let stillframe = Path::new(env!("CARGO_BIN_EXE_stillframe"));

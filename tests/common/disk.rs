@@ -1,18 +1,21 @@
-//! A model of a disk that loses what was not made durable.
+//! A model of a disk that loses what was not synced.
 //!
-//! A [`Disk`] is the witness of a directory: it performs every call and writes down what happened. The history
-//! can be played back into a [`Model`], which knows of every file what is durable of it and which writes are not
-//! yet, and the same of the entries of every directory. At any moment a power failure may be had of it:
+//! A [`Disk`] is the witness of a directory: it performs every call and records it. The history can
+//! be replayed into a [`Model`]. For every file the model knows which bytes are durable and which
+//! writes are pending; for every directory it knows the same of its entries. At any moment it can
+//! produce a power failure:
 //!
 //! ```text
-//!  files         durable bytes + changes since the last sync    each sector of 512 bytes survives or not;
-//!                                                               where it does not there are zeros, or the file ends
-//!  directories   durable entries + changes since the last sync  each change survives or not, by itself
+//!  files         durable bytes + changes since the last sync    each 512-byte sector survives or not;
+//!                                                               a lost one is zeros, or the file ends
+//!  directories   durable entries + changes since the last sync  each change survives or not
 //! ```
 //!
-//! A rename is one change. One from a directory into another is durable only when both were synced since.
-//! That is harsher than any file system in use. The index is sled's, whose calls are not seen: of it there are
-//! copies, taken whenever its files were found to have changed.
+//! A rename is one change. A rename between directories is durable only when both directories were
+//! synced after it. That is harsher than any file system in use.
+//!
+//! The database makes its own calls for the index, and the witness does not see them. So the disk
+//! keeps copies of the index: it takes one each time it finds that the index's files have changed.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fs;
@@ -23,12 +26,12 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::seam::{Call, Witness};
 
-/// A directory for many stores: in memory where that can be had, as the disk is made up anyway.
+/// A directory for many stores, in memory if possible: the disk is simulated anyway.
 pub(crate) fn scratch() -> tempfile::TempDir {
     tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir()).unwrap()
 }
 
-/// What is written to a disk at once, or not.
+/// The unit that a disk writes entirely or not at all.
 const SECTOR_BYTES: u64 = 512;
 
 /// Draws numbers (SplitMix64).
@@ -48,20 +51,20 @@ impl Draw {
         self.next() % end
     }
 
-    /// The index of one of so many.
+    /// A random index below `count`.
     fn index(&mut self, count: usize) -> usize {
         usize::try_from(self.below(count as u64)).unwrap()
     }
 }
 
-// ---- What happened ------------------------------------------------------------------------------
+// ---- Events -------------------------------------------------------------------------------------
 
 type Node = usize;
 
 /// The files of an index.
 pub(crate) type IndexFiles = BTreeMap<PathBuf, Vec<u8>>;
 
-/// Paths are those below the watched directory.
+/// Paths are relative to the watched directory.
 #[derive(Clone, Debug)]
 pub(crate) enum Event {
     Create(PathBuf),
@@ -87,16 +90,16 @@ pub(crate) enum Event {
     Link(PathBuf, PathBuf),
     Remove(PathBuf),
     RemoveDir(PathBuf),
-    /// The index is so from here on.
+    /// From here on the index has this content.
     Index(Arc<IndexFiles>),
-    /// A bit of what is durable turns round.
+    /// A bit of the durable content is flipped.
     Damage(PathBuf, u64),
-    /// Something a test wants to know when it was.
+    /// A point in the history that a test wants to find again.
     Mark(usize),
 }
 
 impl Event {
-    /// Where in the program something was made durable, if that is what it is.
+    /// The place in the program that made something durable, if the event is a sync.
     pub(crate) fn site(&self) -> Option<&str> {
         match self {
             Event::Sync { site, .. } | Event::SyncDir { site, .. } => Some(site),
@@ -119,13 +122,13 @@ struct File {
     pending: Vec<Change>,
 }
 
-/// Which name in which directory is to stand for what.
+/// The name, the directory that has it, and the node that it refers to.
 type Assignment = (Node, String, Option<Node>);
 
 #[derive(Clone, Debug)]
 struct EntryChange {
     assignments: Vec<Assignment>,
-    /// The directories that were not synced since.
+    /// The directories that were not synced after the change.
     unsynced: BTreeSet<Node>,
     is_removal: bool,
     what: &'static str,
@@ -133,7 +136,7 @@ struct EntryChange {
 
 type Entries = BTreeMap<(Node, String), Node>;
 
-/// Files and directories, durable and not. Node 0 is the watched directory.
+/// Files and directories, durable and pending. Node 0 is the watched directory.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Model {
     /// `None` for a directory.
@@ -141,12 +144,13 @@ pub(crate) struct Model {
     live: Entries,
     durable: Entries,
     pending: Vec<EntryChange>,
-    /// All there was of the index, the newest last.
+    /// Every version of the index, the newest last.
     pub(crate) indexes: Vec<Arc<IndexFiles>>,
 }
 
 impl Model {
-    /// Writes an index, if there ever was one: 0 for none, 1 for the newest, 2 for any, 3 for one mixed of two.
+    /// Writes an index, if there ever was one: 0 for none, 1 for the newest, 2 for any, 3 for a mix
+    /// of two.
     pub(crate) fn crash_index(&self, which: u64, seed: u64, into: &Path) {
         let Some(newest) = self.indexes.last() else { return };
         let mut draw = Draw(seed);
@@ -163,16 +167,16 @@ impl Model {
     }
 }
 
-/// What survives of the changes of a sort.
+/// Which pending changes of directories survive.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Entry {
     None,
     All,
     Removals,
     NoRemovals,
-    /// So many of a hundred.
+    /// This percentage of them.
     Some(u64),
-    /// All up to one, and nothing after it.
+    /// All up to one of them, and none after it.
     UpTo,
 }
 
@@ -180,9 +184,9 @@ pub(crate) enum Entry {
 pub(crate) enum Data {
     None,
     All,
-    /// The files have their lengths, and zeros.
+    /// The files have their lengths, and hold zeros.
     Zeros,
-    /// So many sectors of a hundred.
+    /// This percentage of the sectors.
     Some(u64),
 }
 
@@ -195,7 +199,7 @@ pub(crate) struct Failure {
 }
 
 impl Failure {
-    /// Those that are told apart without a seed come first.
+    /// The failures with the lowest numbers do not depend on the seed.
     pub(crate) fn numbered(number: u64, seed: u64) -> Failure {
         let mut draw = Draw(seed ^ number.wrapping_mul(0xA076_1D64_78BD_642F));
         let shares = [10, 50, 90];
@@ -227,7 +231,7 @@ impl Model {
         Model { nodes: vec![None], ..Model::default() }
     }
 
-    /// All that is in a directory, as durable.
+    /// The content of a directory, as durable.
     pub(crate) fn load(dir: &Path) -> Model {
         let mut model = Model::new();
         model.load_into(dir, 0);
@@ -258,7 +262,7 @@ impl Model {
         path.iter().try_fold(0, |dir, name| self.live.get(&(dir, name.to_str()?.to_owned())).copied())
     }
 
-    /// The directory and the name in it.
+    /// The directory's node and the name in it.
     fn place(&self, path: &Path) -> (Node, String) {
         let dir = self.find(path.parent().unwrap()).unwrap_or_else(|| panic!("{path:?} is nowhere"));
         (dir, path.file_name().unwrap().to_str().unwrap().to_owned())
@@ -357,7 +361,7 @@ impl Model {
         }
     }
 
-    /// What is not durable of a directory, in words.
+    /// The pending changes of a directory, as text.
     fn pending_in(&self, dir: &Path) -> String {
         let Some(dir) = self.find(dir) else { return String::new() };
         let pending = self.pending.iter().filter(|change| change.unsynced.contains(&dir));
@@ -365,7 +369,7 @@ impl Model {
         what.into_iter().collect::<Vec<_>>().join(", ")
     }
 
-    /// Writes into an empty directory what a power failure leaves; without any index.
+    /// Writes into an empty directory what a power failure leaves, without an index.
     pub(crate) fn crash(&self, failure: Failure, into: &Path) {
         let mut draw = Draw(failure.seed);
         let mut entries = self.durable.clone();
@@ -416,11 +420,11 @@ fn assign(entries: &mut Entries, assignments: &[Assignment]) {
 }
 
 impl File {
-    /// What is there after a power failure.
+    /// The bytes of a file after a power failure.
     fn crashed(&self, data: Data, draw: &mut Draw) -> Vec<u8> {
         let mut bytes = self.durable.clone();
         let mut longest = bytes.len();
-        // A sector that is written holds all that came before in it.
+        // A sector that was written includes all earlier writes to it.
         let mut lost = BTreeSet::new();
         for change in &self.pending {
             match change {
@@ -477,7 +481,7 @@ fn write(path: &Path, bytes: &[u8]) {
     io::Write::write_all(&mut file.unwrap(), bytes).unwrap();
 }
 
-/// Whether it is of the index, or one that is being written or set aside.
+/// Whether the path belongs to the index, or to one that is being written or set aside.
 fn is_of_index(path: &Path) -> bool {
     path.iter().any(|name| name == "index" || name == "index.unfinished")
 }
@@ -486,7 +490,7 @@ pub(crate) fn read_index(path: &Path) -> IndexFiles {
     let mut files = IndexFiles::new();
     let mut dirs = vec![path.to_owned()];
     while let Some(dir) = dirs.pop() {
-        // Sled removes and renames meanwhile.
+        // Sled removes and renames files meanwhile.
         for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
             if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
                 dirs.push(entry.path());
@@ -506,7 +510,7 @@ pub(crate) fn write_index(path: &Path, files: &IndexFiles) {
     }
 }
 
-/// Blocks of one and of the other.
+/// A mix of blocks of both.
 pub(crate) fn mixed(old: &IndexFiles, new: &IndexFiles, seed: u64) -> IndexFiles {
     let mut draw = Draw(seed);
     let mut files = new.clone();
@@ -524,13 +528,13 @@ pub(crate) fn mixed(old: &IndexFiles, new: &IndexFiles, seed: u64) -> IndexFiles
 
 // ---- The witness --------------------------------------------------------------------------------
 
-/// Writes down what happens in a directory.
+/// Records what happens in a directory.
 pub(crate) struct Disk {
     root: PathBuf,
     inner: Mutex<Inner>,
 }
 
-/// A file, how long it is, and when it was changed.
+/// A file's path, length and modification time.
 type Stamp = (PathBuf, u64, i64);
 
 #[derive(Default)]
@@ -539,16 +543,16 @@ struct Inner {
     history: Vec<Event>,
     inodes: HashMap<u64, Node>,
     index: Option<(PathBuf, Vec<Stamp>)>,
-    /// What the program is at, for the names of the sites.
+    /// What the program is doing, for the names of the sites.
     at_work: String,
     syncs: HashMap<String, usize>,
     renamed: HashMap<PathBuf, PathBuf>,
-    /// How many changes are still made; then every call fails.
+    /// How many changes still succeed; every call after them fails.
     changes_left: Option<usize>,
 }
 
 impl Disk {
-    /// Of a directory, with what is in it.
+    /// The disk of a directory and its present content.
     pub(crate) fn new(root: &Path) -> Arc<Disk> {
         let model = Model::load(root);
         let mut inodes = HashMap::new();
@@ -572,12 +576,12 @@ impl Disk {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Also keeps copies of an index.
+    /// Keeps copies of an index too.
     pub(crate) fn watch_index(&self, path: PathBuf) {
         self.inner().index = Some((path, Vec::new()));
     }
 
-    /// What is done from here on, in words.
+    /// Says what the program does from here on, for the names of the sites.
     pub(crate) fn at_work(&self, what: &str) {
         let mut inner = self.inner();
         inner.at_work = what.to_owned();
@@ -594,7 +598,7 @@ impl Disk {
         inner.history.push(event);
     }
 
-    /// Turns a bit of a file round.
+    /// Flips a bit of a file.
     pub(crate) fn damage(&self, path: &Path, at: u64) {
         let mut bytes = fs::read(path).unwrap();
         bytes[usize::try_from(at).unwrap()] ^= 0x10;
@@ -602,17 +606,17 @@ impl Disk {
         self.note(Event::Damage(path.strip_prefix(&self.root).unwrap().to_owned(), at));
     }
 
-    /// After so many further changes every call fails, as if the process were killed.
+    /// After this many further changes every call fails, as if the process had been killed.
     pub(crate) fn stop_after(&self, changes: usize) {
         self.inner().changes_left = Some(changes);
     }
 
-    /// Whether it came so far. Calls are made again.
+    /// Lets calls succeed again. Returns whether the limit was reached.
     pub(crate) fn go_on(&self) -> bool {
         self.inner().changes_left.take() == Some(0)
     }
 
-    /// What there is, durable and not.
+    /// The durable and pending content.
     pub(crate) fn model(&self) -> Model {
         self.inner().model.clone()
     }
@@ -666,7 +670,7 @@ impl Witness for Disk {
             Some(left) if !is_read => *left -= 1,
             _ => {}
         }
-        // Whoever is dead changes no index either.
+        // A killed process changes no index either.
         inner.copy_index();
         let below = |path: &Path| path.strip_prefix(&self.root).unwrap().to_owned();
         let node = |inner: &Inner, file: &fs::File| inner.inodes[&file.metadata().unwrap().ino()];
@@ -685,7 +689,7 @@ impl Witness for Disk {
                 Event::SetLength { file: node(inner, file), length_bytes: *length_bytes }
             }
             Call::Sync(_, file) => {
-                // A file is known by the name as which it was opened.
+                // A file is identified by the name under which it was opened.
                 let path = inner.renamed.get(&path).unwrap_or(&path);
                 let kind = path.extension().map_or(path.as_os_str(), |extension| extension);
                 let site = inner.site(format!("file of kind {}", kind.to_string_lossy()));
@@ -718,7 +722,8 @@ impl Witness for Disk {
     }
 }
 
-/// Makes nothing durable, for who looks only at what there is: a power failure does not come twice.
+/// A witness that syncs nothing, for tests that only read what a power failure left: there is no
+/// second power failure.
 pub(crate) struct NothingDurable;
 
 impl Witness for NothingDurable {

@@ -1,4 +1,4 @@
-//! A command that is run to its end, which must come.
+//! Runs a command to its end, with a time limit.
 
 use std::process::{Command, Output, Stdio};
 use std::sync::mpsc::{RecvTimeoutError, channel};
@@ -6,10 +6,10 @@ use std::time::Duration;
 
 use rustix::process::{Pid, Signal, kill_process};
 
-/// Nothing in the tests takes as long. A command that does hangs, and is killed.
+/// No command in the tests takes this long. One that does hangs, and is killed.
 const TIMEOUT: Duration = Duration::from_secs(120);
 
-/// Runs a command without input to its end and gives what it printed.
+/// Runs a command without input to its end and returns what it printed.
 pub(crate) fn output_of(command: &mut Command) -> Output {
     let child = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
     let pid = Pid::from_child(&child);

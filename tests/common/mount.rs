@@ -1,11 +1,12 @@
-//! Mounting, in a namespace of its own that nobody else sees.
+//! Mounts file systems in a private mount namespace.
 
 use std::ffi::OsStr;
 use std::process::{Command, Output};
 
 use crate::needs::{needs, passed_over};
 
-/// Runs a script of the shell where it may mount, with these arguments; `None` where nobody may.
+/// Runs a shell script with these arguments where it may mount. Returns `None` where mounting is
+/// not allowed.
 pub(crate) fn mounting(script: &str, arguments: &[impl AsRef<OsStr>]) -> Option<Output> {
     if !needs(&["mount", "unshare"]) {
         return None;

@@ -1,15 +1,16 @@
-//! What a test needs beyond a Rust toolchain and `cc`. A test that does not find it passes over, with a line that says
-//! what is missing. Where [`ALL`] is set, as `.ci/run` sets it, a tool that can be installed must be there.
+//! What a test needs besides a Rust toolchain and `cc`. A test that does not find it passes over
+//! and prints a line that says what is missing. Where [`ALL`] is set, as `.ci/run` does, a missing
+//! tool that a package provides is a failure.
 
 use std::collections::BTreeSet;
 use std::io::Write;
 use std::sync::Mutex;
 
-/// Set where every tool is installed: a test that would pass over for want of one fails.
+/// Set where every tool is installed: a test that would pass over because a tool is missing fails.
 const ALL: &str = "STILLFRAME_ALL_TESTS";
 
-/// Tools and libraries by their name, and the package of Debian that each is in.
-const PACKAGES: [(&str, &str); 24] = [
+/// Tools and libraries by name, each with its Debian package.
+const PACKAGES: [(&str, &str); 27] = [
     ("bindfs", "bindfs"),
     ("cc", "gcc"),
     ("ecj", "ecj"),
@@ -18,8 +19,10 @@ const PACKAGES: [(&str, &str); 24] = [
     ("gcore", "gdb"),
     ("gdb", "gdb"),
     ("go", "golang-go"),
+    ("gzip", "gzip"),
     ("java", "default-jre-headless"),
     ("javac", "default-jdk-headless"),
+    ("lz4", "lz4"),
     ("mkfs.btrfs", "btrfs-progs"),
     ("mkfs.ext4", "e2fsprogs"),
     ("mount", "mount"),
@@ -34,9 +37,11 @@ const PACKAGES: [(&str, &str); 24] = [
     ("setpriv", "util-linux"),
     ("strace", "strace"),
     ("unshare", "util-linux"),
+    ("zstd", "zstd"),
 ];
 
-/// Whether these tools are there. If not, the test is to return: it has passed over, and this said so.
+/// Whether these tools are installed. If not, this has printed what is missing, and the test must
+/// return.
 #[must_use]
 pub(crate) fn needs(tools: &[&str]) -> bool {
     let missing: Vec<String> =
@@ -44,7 +49,8 @@ pub(crate) fn needs(tools: &[&str]) -> bool {
     missing.is_empty() || miss(&missing.join(", "))
 }
 
-/// The same for a library of C that programs are built with, by its name for pkg-config, which must be there.
+/// Whether a C library is installed, by its name for pkg-config. pkg-config itself must be
+/// installed.
 #[must_use]
 pub(crate) fn needs_library(library: &str) -> bool {
     let found = std::process::Command::new("pkg-config").arg("--exists").arg(library).status();
@@ -57,21 +63,22 @@ fn miss(missing: &str) -> bool {
     false
 }
 
-/// Says that a test passes over as this machine was tried and cannot do something that no package brings: mount, or
-/// protect memory against writing. That is no failure anywhere. Says it once for each test.
+/// Prints that a test passes over because this machine lacks an ability that no package provides,
+/// such as mounting or write protection of memory. That is never a failure. Each test prints it
+/// once.
 pub(crate) fn passed_over(why: &str) {
     static SAID: Mutex<BTreeSet<String>> = Mutex::new(BTreeSet::new());
     let thread = std::thread::current();
     let line = format!("passed over: {}: {why}\n", thread.name().unwrap_or("a test"));
     if SAID.lock().unwrap().insert(line.clone()) {
-        // Past the harness, which keeps what a test that passes prints.
+        // Written to the descriptor, because the test harness hides what a passing test prints.
         let _ = std::io::stderr().write_all(line.as_bytes());
     }
 }
 
 pub(crate) fn is_there(tool: &str) -> bool {
     let path = std::env::var_os("PATH").unwrap_or_default();
-    // What root uses is not in everybody's path.
+    // The path of a user may lack the directories of root's programs.
     let places = std::env::split_paths(&path).chain(["/usr/sbin".into(), "/sbin".into()]);
     places.map(|place| place.join(tool)).any(|file| file.is_file())
 }

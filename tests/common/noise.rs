@@ -1,4 +1,4 @@
-//! Memory that does not compress, the same for the same seed.
+//! Memory that does not compress. The same seed gives the same bytes.
 
 pub(crate) fn noise(length: usize, seed: u64) -> Vec<u8> {
     let mut state = seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1;

@@ -1,15 +1,15 @@
-//! Waiting until something is so, and the state of a process.
+//! Waits for a condition, and the state of a process.
 
 use std::fs;
 use std::time::{Duration, Instant};
 
-/// The state of a process, as the kernel names it: `R`, `S`, `T`, …
+/// The state of a process as the kernel names it: `R`, `S`, `T`, …
 pub(crate) fn state(pid: u32) -> char {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
     stat.rsplit(") ").next().unwrap().chars().next().unwrap()
 }
 
-/// Waits until something is so, for a minute at most.
+/// Waits until a condition holds, for at most a minute.
 #[track_caller]
 pub(crate) fn until(what: &str, mut is_so: impl FnMut() -> bool) {
     let started = Instant::now();

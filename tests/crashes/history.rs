@@ -1,15 +1,15 @@
-//! Whole histories of a store against a naive model.
+//! Whole histories of a store, compared with a naive model.
 //!
-//! The model keeps every snapshot as plain bytes. What it says about images, regions, labels,
-//! parents and what gc must keep is computed in the simplest way there is, and the store must agree
-//! after any sequence of steps. The processes are made up: several mappings at odd addresses that
-//! come, go, move, grow, shrink and split; some are not captured, and what is zero is often not
-//! shown as populated.
+//! The model keeps every snapshot as plain bytes. It computes images, regions, labels, parents and
+//! what gc must keep in the simplest way possible, and the store must agree after any sequence of
+//! steps. The processes are synthetic: several mappings at odd addresses that appear, disappear,
+//! move, grow, shrink and split. Some mappings are not captured, and zeros are often not reported
+//! as populated.
 //!
-//! In some histories the process is killed, or the power fails, in the middle of a step: what was acknowledged is
-//! there afterwards, what was under way is or is not, and nothing else is.
+//! In some histories the process is killed, or the power fails, in the middle of a step. Afterwards
+//! what was acknowledged is there, what was under way is there or not, and nothing else is.
 //!
-//! `PROPTEST_CASES=1000 cargo test --test crashes history::` looks further.
+//! `PROPTEST_CASES=1000 cargo test --test crashes history::` runs more cases.
 
 use std::collections::{BTreeSet, HashMap};
 use std::ops::Range;
@@ -39,7 +39,7 @@ use stillframe::{
 
 // ---- The processes ------------------------------------------------------------------------------
 
-/// Some memory at an address.
+/// Memory at an address.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Area {
     start: u64,
@@ -64,26 +64,26 @@ impl Area {
     }
 }
 
-/// How the store gets at the bytes.
+/// How the store reads the bytes.
 #[derive(Clone, Copy, Debug)]
 enum Offered {
     InPlace,
     Shared,
-    /// Staging may be so little that the workers start while the source stands still.
+    /// The staging buffer may be so small that the workers start while the source is paused.
     UntilRelease {
         staging_bytes: usize,
     },
 }
 
-/// A made-up process as a source: its areas in address order.
+/// A synthetic process as a source: its areas in address order.
 struct Made<'a> {
     areas: &'a [Area],
     access: Offered,
-    /// Areas are populated in grains of so many bytes, counted from their start.
+    /// Areas are populated in grains of this size, counted from their start.
     grain_bytes: usize,
 }
 
-/// One that was opened.
+/// A [`Made`] that a capture has opened.
 struct OpenMade<'a> {
     made: &'a Made<'a>,
     space: AddressSpace,
@@ -98,7 +98,7 @@ impl Source for Made<'_> {
 }
 
 impl OpenMade<'_> {
-    /// The bytes of an area, if the store may look at them now.
+    /// The bytes of an area, if the store may read them now.
     fn look(&self, mapping_index: usize) -> &[u8] {
         let area = &self.made.areas[mapping_index];
         assert!(area.captured, "bytes of a mapping that is not captured");
@@ -115,7 +115,7 @@ impl Frozen for OpenMade<'_> {
     }
 
     fn attachments(&self) -> Vec<Attachment> {
-        // Equal ones are stored once, and one has no bytes.
+        // Equal attachments are stored once, and one of them is empty.
         let lengths: Vec<u8> = self.made.areas.iter().map(|area| area.bytes.len() as u8).collect();
         vec![
             Attachment { name: "lengths".to_owned(), bytes: lengths },
@@ -172,7 +172,7 @@ impl CopyOut for OpenMade<'_> {
 
 const PROCESSES: [&str; 3] = ["web-1", "web-2", "a vm: \u{1f4be}"];
 
-/// Areas begin somewhere in slots of so many bytes.
+/// Areas begin somewhere in slots of this size.
 const SLOT_BYTES: u64 = 4 << 20;
 
 #[derive(Clone, Copy, Debug)]
@@ -180,9 +180,9 @@ enum Fill {
     Zeros,
     Byte(u8),
     Text,
-    /// One of few, so that equal regions turn up at other addresses and in other processes.
+    /// One of a few seeds, so that equal regions occur at other addresses and in other processes.
     Noise(u8),
-    /// Like no other.
+    /// Unlike any other.
     Unique(u64),
 }
 
@@ -223,7 +223,7 @@ enum Step {
         length: usize,
         fill: Fill,
     },
-    /// Makes the memory of a process what it was in a snapshot.
+    /// Makes the memory of a process equal to a snapshot.
     Rollback {
         process: usize,
         snapshot: Index,
@@ -248,10 +248,10 @@ enum Step {
     },
     Reopen,
     LoseTheIndex,
-    /// The process does not survive the step within.
+    /// The process does not survive the step in `during`.
     Crash {
         during: Box<Step>,
-        /// So many changes of files were still made.
+        /// How many changes of files still succeed.
         changes: usize,
         how: Crash,
     },
@@ -261,14 +261,14 @@ enum Step {
 /// How a process ends.
 #[derive(Clone, Copy, Debug)]
 enum Crash {
-    /// Everything that was written stays.
+    /// All writes are kept.
     Killed,
-    /// What was not durable is lost in the way of this number; of the index there is what [`crate::disk::Model::crash_index`]
-    /// leaves.
+    /// Pending writes are lost as in the power failure of this number. Of the index, what
+    /// [`crate::disk::Model::crash_index`] writes remains.
     PowerFailure { number: u64, seed: u64, index: u64 },
 }
 
-/// Lengths of areas that are so small that a step is soon over.
+/// Lengths of areas that keep a step short.
 fn small_lengths() -> impl Strategy<Value = usize> {
     prop_oneof![
         2 => prop_oneof![Just(512usize), Just(4096)].prop_flat_map(|bytes| bytes - 1..=bytes + 1),
@@ -278,12 +278,12 @@ fn small_lengths() -> impl Strategy<Value = usize> {
 
 fn lengths() -> impl Strategy<Value = usize> {
     prop_oneof![
-        // A region size is among these, and its neighbours.
+        // These include every region size and its neighbours.
         4 => prop_oneof![Just(512usize), Just(4096), Just(16384), Just(65536)]
             .prop_flat_map(|bytes| bytes - 1..=bytes + 1),
         4 => 1..20_000usize,
         3 => 20_000..400_000usize,
-        // More than one piece of a table, and more than one table.
+        // More than one part of a table, and more than one table.
         1 => 1_000_000..3_000_000usize,
     ]
 }
@@ -298,7 +298,7 @@ fn fills() -> impl Strategy<Value = Fill> {
     ]
 }
 
-/// What changes the memory of the processes.
+/// Steps that change the memory of the processes.
 fn changes<L: Strategy<Value = usize> + 'static>(lengths: fn() -> L) -> impl Strategy<Value = Step> {
     let process = || 0..PROCESSES.len();
     let odd = || prop_oneof![Just(0u64), 0..5000u64];
@@ -320,7 +320,7 @@ fn changes<L: Strategy<Value = usize> + 'static>(lengths: fn() -> L) -> impl Str
     ]
 }
 
-/// What is done with the store.
+/// Operations on the store.
 fn operations() -> impl Strategy<Value = Step> {
     let process = || 0..PROCESSES.len();
     let access = prop_oneof![
@@ -349,14 +349,14 @@ fn steps() -> impl Strategy<Value = Step> {
     prop_oneof![20 => changes(lengths), 18 => operations(), 1 => Just(Step::Check)]
 }
 
-/// Steps among which are some that the process does not survive.
+/// Steps, some of which the process does not survive.
 fn steps_and_crashes() -> impl Strategy<Value = Step> {
     let how = prop_oneof![
         1 => Just(Crash::Killed),
         3 => (0..20u64, any::<u64>(), 0..3u64)
             .prop_map(|(number, seed, index)| Crash::PowerFailure { number, seed, index }),
     ];
-    // A capture makes some dozen changes, gc and opening fewer.
+    // A capture makes some dozens of changes; gc and opening make fewer.
     let crash = (operations(), 0..24usize, how).prop_map(|(during, changes, how)| Step::Crash {
         during: Box::new(during),
         changes,
@@ -365,7 +365,7 @@ fn steps_and_crashes() -> impl Strategy<Value = Step> {
     prop_oneof![8 => changes(small_lengths), 8 => operations(), 4 => crash, 1 => Just(Step::Check)]
 }
 
-/// Bytes of one sort. Equal noise is equal from its first byte on.
+/// Bytes of one kind. Equal noise is equal from its first byte on.
 fn filled(fill: Fill, length: usize) -> Vec<u8> {
     let noise = |seed: u64| {
         let mut state = seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1;
@@ -388,11 +388,11 @@ fn filled(fill: Fill, length: usize) -> Vec<u8> {
 
 // ---- The model ----------------------------------------------------------------------------------
 
-/// What the model knows of a snapshot.
+/// What the model knows about a snapshot.
 struct Kept {
     process: usize,
     parent: Option<SnapshotId>,
-    /// What is captured, with zeros where it was excluded.
+    /// What is captured, with zeros where areas were excluded.
     areas: Vec<Area>,
     labels: Labels,
 }
@@ -406,7 +406,7 @@ impl Kept {
         self.captured().flat_map(|area| &area.bytes).copied().collect()
     }
 
-    /// The hash of every region by its address, zeros as [`Hash::ZERO`].
+    /// The hash of every region by its address. Zeros have [`Hash::ZERO`].
     fn regions(&self, region_bytes: usize) -> Vec<(AddressRange, Hash)> {
         let of_area = |area: &Area| {
             let start = area.start;
@@ -424,7 +424,7 @@ fn hash(bytes: &[u8]) -> Hash {
     if bytes.iter().all(|byte| *byte == 0) { Hash::ZERO } else { Hash::of(bytes) }
 }
 
-/// What failed, and may have come to pass all the same.
+/// An operation that failed, and may have taken effect nevertheless.
 struct UnderWay {
     error: Error,
     what: What,
@@ -434,7 +434,7 @@ enum What {
     Capture(Box<Kept>),
     Forget(Vec<SnapshotId>),
     Label(SnapshotId, Labels),
-    /// Nothing that anybody would see.
+    /// An operation without a visible effect.
     Other,
 }
 
@@ -448,13 +448,13 @@ struct World {
     _dir: tempfile::TempDir,
     path: PathBuf,
     files: PathBuf,
-    /// What the store is on, where there are crashes.
+    /// The disk of the store, in histories with crashes.
     disk: Option<(Arc<Disk>, Watching)>,
     store: Option<Store>,
     region_bytes: usize,
     memory: Vec<Vec<Area>>,
     kept: HashMap<SnapshotId, Kept>,
-    /// All live ones in the order in which they were taken.
+    /// All live snapshots in the order in which they were taken.
     line: Vec<SnapshotId>,
     forgotten: Vec<SnapshotId>,
 }
@@ -464,7 +464,7 @@ impl World {
         World::begin(region_size, false)
     }
 
-    /// One on a disk that can crash.
+    /// A world on a disk that can crash.
     fn that_can_crash(region_size: RegionSize) -> World {
         World::begin(region_size, true)
     }
@@ -493,7 +493,7 @@ impl World {
         world
     }
 
-    /// Watches the disk that the store is on.
+    /// Installs the witness of the store's disk.
     fn put_in(&mut self) {
         let root = self.path.parent().unwrap();
         let disk = Disk::new(root);
@@ -551,7 +551,7 @@ impl World {
         }
     }
 
-    /// Does something with the store and ends the process in the middle of it, or right after.
+    /// Runs an operation and ends the process in the middle of it, or right after it.
     fn crash(&mut self, during: &Step, changes: usize, how: Crash) {
         let disk = self.disk.as_ref().unwrap().0.clone();
         disk.stop_after(changes);
@@ -561,7 +561,8 @@ impl World {
         let (model, index) = (disk.model(), self.path.join("index"));
         match how {
             Crash::Killed => {
-                // The index that there was then, and not the one that was closed in good order since.
+                // The index of the moment of the crash, and not the one that was closed properly
+                // since.
                 let _ = std::fs::remove_dir_all(&index);
                 model.crash_index(1, 0, &index);
                 disk.go_on();
@@ -583,7 +584,7 @@ impl World {
         self.check();
     }
 
-    /// Does something with the store that may fail.
+    /// Runs an operation on the store, which may fail.
     fn attempt(&mut self, step: &Step) -> Result<(), UnderWay> {
         let other = |error| UnderWay { error, what: What::Other };
         let open = |path| Store::open(path).map_err(Error::from).map_err(other);
@@ -609,7 +610,7 @@ impl World {
         }
     }
 
-    /// Asks the store whether what was under way has come to pass.
+    /// Asks the store whether an operation that was under way has taken effect.
     fn learn(&mut self, UnderWay { what, .. }: UnderWay) {
         match what {
             What::Capture(kept) => {
@@ -619,7 +620,8 @@ impl World {
                     let id = snapshot.id();
                     assert!(new.next().is_none() && !self.forgotten.contains(&id));
                     assert_eq!(snapshot.record().process, PROCESSES[kept.process]);
-                    // The record may be there without the labels, which are written behind it.
+                    // The record may be there without the labels, because the store writes them
+                    // after it.
                     let labels = snapshot.labels().clone();
                     assert!(labels == kept.labels || labels.is_empty(), "{labels:?}");
                     self.kept.insert(id, Kept { labels, ..*kept });
@@ -677,7 +679,7 @@ impl World {
         self.forgotten.extend(ids);
     }
 
-    /// Adds an area unless it is empty or another one is there.
+    /// Adds an area unless it is empty or overlaps another one.
     fn place(&mut self, process: usize, area: Area) {
         let areas = &mut self.memory[process];
         let is_free = areas.iter().all(|other| other.end() <= area.start || area.end() <= other.start);
@@ -739,12 +741,13 @@ impl World {
         Ok(())
     }
 
-    /// What a capture says that it did.
+    /// Checks what a capture reports.
     fn check_capture(&self, capture: &CaptureStats, kept: &Kept) {
         let regions = kept.regions(self.region_bytes);
         let zeros = regions.iter().filter(|(_, hash)| hash.is_zero());
-        // The parent's mapping in the place of each: at the same address and otherwise alike, or the one
-        // with the same number among those alike, or what is at the same address at all.
+        // The parent's counterpart of each mapping: the one at the same address with the same
+        // attributes, otherwise the one with the same number among those with the same attributes,
+        // otherwise any mapping at the same address.
         let parent: Vec<&Area> = kept.parent.iter().flat_map(|id| self.kept[id].captured()).collect();
         let traits = |area: &Area| {
             let Mapping { kind, name, protection, file_offset_bytes, .. } = area.mapping();
@@ -782,14 +785,14 @@ impl World {
         let did = self.store().gc(&options).unwrap();
         let live = self.kept.values().flat_map(|kept| kept.regions(self.region_bytes));
         let live: BTreeSet<Hash> = live.map(|(_, hash)| hash).filter(|hash| !hash.is_zero()).collect();
-        // And the bases of those that are deltas.
+        // And the bases of the live deltas.
         assert!(did.live_regions >= live.len() as u64);
         assert_eq!(did.live_regions, self.store().stats().unwrap().regions);
         assert_eq!(did.freed_bytes, before_bytes - packs_bytes());
         assert_eq!((would.freed_bytes, would.dead_regions), (did.freed_bytes, did.dead_regions));
     }
 
-    /// Everything that the store says and holds.
+    /// Checks everything that the store reports and holds.
     fn check(&self) {
         let store = self.store();
         for (process, name) in PROCESSES.into_iter().enumerate() {
@@ -822,7 +825,7 @@ impl World {
         self.check_past();
         let report = store.verify(&VerifyOptions::default()).unwrap();
         assert_eq!(report.problems, []);
-        // An index of before may be of no use.
+        // An index from before the crash may be unusable.
         let damaged = std::fs::read_dir(self.path.join("damaged")).into_iter().flatten().flatten();
         let set_aside: Vec<_> = damaged.map(|entry| entry.file_name()).collect();
         assert!(set_aside.iter().all(|name| self.disk.is_some() && name == "index"), "{set_aside:?}");
@@ -846,7 +849,7 @@ impl World {
         assert!(slice == image, "into a slice");
         match store.restore(id).unwrap().into_mapping() {
             Ok(mapping) => assert!(mapping[..] == image[..], "into a mapping"),
-            // There is no mapping of no bytes.
+            // A mapping of no bytes cannot exist.
             Err(_) => assert!(image.is_empty()),
         }
         let file = self.files.join("image");
@@ -864,13 +867,13 @@ impl World {
     }
 }
 
-// ---- The past -----------------------------------------------------------------------------------
+// ---- History and diff --------------------------------------------------------------------------
 
 /// Where two snapshots differ, in how many bytes, and in how many regions.
 type Differing = (Vec<AddressRange>, u64, u64);
 
 impl Kept {
-    /// The captured area that has this address.
+    /// The captured area that contains this address.
     fn at(&self, address: u64) -> Option<&Area> {
         self.captured().find(|area| area.start <= address && address < area.end())
     }
@@ -887,7 +890,7 @@ impl Kept {
         Some(bytes)
     }
 
-    /// Byte by byte.
+    /// Compares byte by byte.
     fn diff(&self, other: &Kept, region_bytes: u64) -> Differing {
         let areas = || self.captured().chain(other.captured());
         let mut ends: BTreeSet<u64> = areas().flat_map(|area| [area.start, area.end()]).collect();
@@ -924,7 +927,7 @@ impl Kept {
 }
 
 impl World {
-    /// What is said of the past without restoring it.
+    /// Checks what the store reports about earlier snapshots without a restore.
     fn check_past(&self) {
         let Some((first, last)) = self.line.first().zip(self.line.last()) else { return };
         let neighbours = self.line.windows(2).rev().take(2).map(|pair| (&pair[0], &pair[1]));
@@ -938,7 +941,7 @@ impl World {
             let Some(middle) = line.get(line.len() / 2) else { continue };
             for area in self.kept[*middle].captured() {
                 let most = area.bytes.len().min(1 << 20) as u64;
-                // The whole of it, a few bytes in it, and from it into what may come after.
+                // The whole area, a few bytes in it, and a range that crosses its end.
                 for (from, to) in [(0, most), (most / 2, most / 2 + 9), (most - 1, most + 1)] {
                     let range = AddressRange::new(area.start + from, area.start + to).unwrap();
                     self.check_history(name, &line, range);
@@ -970,7 +973,7 @@ impl World {
 
 // ---- The tests ----------------------------------------------------------------------------------
 
-/// So many, unless the environment asks for more.
+/// This many cases, unless the environment asks for more.
 fn config(cases: u32) -> ProptestConfig {
     let asked_for = std::env::var("PROPTEST_CASES").is_ok();
     let cases = if asked_for { ProptestConfig::default().cases } else { cases };
@@ -978,7 +981,7 @@ fn config(cases: u32) -> ProptestConfig {
 }
 
 proptest! {
-    // They take half a minute.
+    // These cases take half a minute.
     #![proptest_config(config(160))]
 
     #[test]
@@ -1057,7 +1060,7 @@ fn verify_blames_nobody_while_captures_and_gcs_go_on() {
                 }
             });
         }
-        // The threads must end even if this fails.
+        // The threads must end even if this panics.
         let reports = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
             (0..30).map(|_| store.verify(&VerifyOptions::default()).unwrap().problems).collect::<Vec<_>>()
         }));

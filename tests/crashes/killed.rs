@@ -1,16 +1,17 @@
-//! SIGKILL at any moment: nothing that was acknowledged is lost, and nobody needs to mend anything.
+//! SIGKILL at any moment: no acknowledged write is lost, and the store needs no repair.
 //!
-//! A child process, which is this program again, does with a store what is done with stores, in an order
-//! drawn from a seed: captures, labels, forgets, gc (with and without captures beside it), closing,
-//! opening, repair, also of packs in which there is something to repair. It says what it begins and what was
-//! acknowledged. It is killed in a drawn operation: by itself, before a drawn one of the calls that change its files,
-//! or in the middle of a write; or by this process at a drawn moment, which may also be inside the database.
-//! Then everything acknowledged must be there, byte by byte, with its index and without.
-//! Some stores are not looked at between two kills, so that recovering is killed as well; and a store
-//! lives through [`KILLS_OF_A_STORE`] kills, so that damage would come together.
+//! A child process, which runs this test binary, works with a store in an order that is drawn from
+//! a seed: captures, labels, forgets, gc (with and without concurrent captures), closing, opening,
+//! and repair, also of packs that have something to repair. It prints what it begins and what was
+//! acknowledged. It is killed in a drawn operation. Either it kills itself, before a drawn call
+//! that changes its files or in the middle of a write; or this process kills it at a drawn moment,
+//! which may also be inside the database. Afterwards everything acknowledged must be there, byte by
+//! byte, with the index and without it. Some stores are not checked between two kills, so that
+//! recovery is killed too. A store goes through [`KILLS_OF_A_STORE`] kills, so that damage would
+//! accumulate.
 //!
-//! `STILLFRAME_KILLS=1000 cargo test --test crashes killed:: -- --nocapture` kills that often and prints where it
-//! fell. `STILLFRAME_KILLS_SEED=7` draws other histories.
+//! `STILLFRAME_KILLS=1000 cargo test --test crashes killed:: -- --nocapture` kills this often and
+//! prints where the kills happened. `STILLFRAME_KILLS_SEED=7` draws other histories.
 
 use crate::folder::copy;
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
@@ -28,24 +29,25 @@ use stillframe::store::StoreError;
 use stillframe::verify::VerifyOptions;
 use stillframe::{CaptureOptions, Error, GcOptions, RegionSize, SnapshotId, Store};
 
-/// About 15 seconds of it.
+/// They take about 15 seconds.
 const KILLS: u64 = 45;
 const KILLS_OF_A_STORE: u64 = 15;
-/// One drawn process of these is captured at a time.
+/// The child captures one of these at a time.
 const PROCESSES: [&str; 3] = ["web-1", "web-2", "vm"];
-/// With regions of 512 bytes so many that the index is written anew when they go or move.
+/// A process with so many regions of 512 bytes that gc rewrites the index when they are removed or
+/// moved.
 const LARGE: &str = "large";
 const LARGE_BYTES: usize = 9 << 19;
 const PAGE_BYTES: usize = 4096;
 
 const CHILD_STORE: &str = "STILLFRAME_KILLED_STORE";
 const CHILD_SEED: &str = "STILLFRAME_KILLED_SEED";
-/// A file in which the child writes before which call it kills itself.
+/// A file to which the child writes the call before which it kills itself.
 const CHILD_END: &str = "STILLFRAME_KILLED_END";
 
 // ---- Memory -------------------------------------------------------------------------------------
 
-/// Draws numbers (SplitMix64).
+/// Draws random numbers (SplitMix64).
 #[derive(Clone)]
 struct Draw(u64);
 
@@ -78,7 +80,8 @@ impl Draw {
     }
 }
 
-/// The memory of a process as it goes on: that of a step follows from the name and the number alone.
+/// The memory of a process as it changes. The memory of a step follows from the process's name and
+/// the step's number.
 struct Memory {
     process: String,
     step: u64,
@@ -117,8 +120,8 @@ impl Memory {
         &self.bytes
     }
 
-    /// Mostly a few bytes here and there, so that differences from differences come about; some pages
-    /// come back that were garbage meanwhile.
+    /// Mostly changes a few bytes in several places, so that deltas of deltas arise. Some pages
+    /// return to contents that have become garbage.
     fn change(&mut self) {
         let mut draw = self.draw();
         for _ in 0..=draw.below(6) {
@@ -145,10 +148,11 @@ impl Memory {
 
 // ---- The child ----------------------------------------------------------------------------------
 
-/// Says what is begun and what was acknowledged: a line in one write each, so that a kill cuts none.
+/// Prints what is begun and what was acknowledged. Each line is one write, so that a kill cuts no
+/// line.
 struct Voice {
     next: AtomicU64,
-    /// Where the child is to kill itself, if it is to.
+    /// Where the child must kill itself, if anywhere.
     aim: Aim,
     fate: Arc<Fate>,
 }
@@ -173,10 +177,10 @@ impl Voice {
     }
 }
 
-/// Counts calls that change files down, once it is armed, and kills this process before the last of them, or in
-/// the middle of it where it is a write.
+/// Counts down the calls that change files, once it is armed. It kills this process before the last
+/// of them, or in the middle of it if that is a write.
 struct Fate {
-    /// Negative while it is not armed.
+    /// Negative until it is armed.
     calls_left: AtomicI64,
     tears: bool,
     end: PathBuf,
@@ -211,7 +215,7 @@ impl Witness for Fate {
     }
 }
 
-/// A capture of the next step of a process, which says what it does.
+/// Captures the next step of a process and prints what it does.
 fn capture_next(store: &Store, memory: &mut Memory, voice: &Voice) {
     let step = next_step(store, &memory.process);
     voice.doing(&format!("capture {} {step}", memory.process), || {
@@ -234,7 +238,7 @@ fn step_of(store: &Store, id: SnapshotId) -> u64 {
     store.snapshot(id).unwrap().labels()["step"].parse().unwrap()
 }
 
-/// Every other time so that nothing of what is forgotten is left, unless something is in the way of that.
+/// Every other time gc must leave nothing of what is forgotten, unless something prevents that.
 fn collect(store: &Store, voice: &Voice) {
     let erase = store.snapshots().len() % 2 == 1;
     let options = |erase| GcOptions::new().max_unused_percent(0).erase(erase);
@@ -271,7 +275,7 @@ fn a_child_works_with_a_store_until_it_is_killed() {
                     .does(&format!("label {id} {note}"), || drop(store.change_labels(id, &changes).unwrap()));
             }
             10..=12 if !live.is_empty() => {
-                // Not more than some dozens of snapshots, so that a round stays short.
+                // At most some dozens of snapshots, so that a round stays short.
                 let count = if live.len() > 30 { 15 } else { 1 + draw.below(3) };
                 let ids: BTreeSet<SnapshotId> = (0..count).map(|_| any(&mut draw)).collect();
                 let ids: Vec<SnapshotId> = ids.into_iter().collect();
@@ -295,7 +299,7 @@ fn a_child_works_with_a_store_until_it_is_killed() {
                 voice.does("repair", || {
                     let report = Store::repair(&path, &RepairOptions::default()).unwrap();
                     assert_eq!(report.lost_snapshots, []);
-                    // One that was killed before this may have spoilt them as well.
+                    // A child that was killed before this may have damaged the packs too.
                     assert!(!report.damaged.is_empty() || !spoils);
                 });
                 store = open();
@@ -313,8 +317,8 @@ fn voice(store: &Path, seed: u64) -> Voice {
     Voice { next: AtomicU64::new(0), aim, fate: Arc::new(fate) }
 }
 
-/// Puts bytes that are no object behind the last one of the first of several packs: damage that costs no
-/// snapshot anything, and no torn tail. Says whether it did.
+/// Appends bytes that are no object to the first of several packs. No snapshot needs these bytes,
+/// and they are no torn tail. Returns whether it did.
 fn spoil(store: &Path) -> bool {
     let packs = files(&store.join("packs"));
     let packs: Vec<_> = packs.iter().filter(|(name, _)| name.ends_with(".pack")).collect();
@@ -324,31 +328,32 @@ fn spoil(store: &Path) -> bool {
     true
 }
 
-// ---- What must be there -------------------------------------------------------------------------
+// ---- The expected content ----------------------------------------------------------------------
 
-/// What of an acknowledged snapshot must be found again.
+/// What must be found again of an acknowledged snapshot.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Taken {
     process: String,
     step: u64,
 }
 
-/// What the child was told, and what it was not told but may have happened.
+/// What was acknowledged to the child, and what was not acknowledged but may have taken effect.
 #[derive(Default)]
 struct Model {
     live: BTreeMap<String, Taken>,
     forgotten: HashSet<String>,
-    /// By snapshot, what its note may be: one text, unless a change was under way.
+    /// For each snapshot, the possible texts of its note: one, unless a change was under way.
     notes: HashMap<String, Vec<String>>,
     maybe_taken: Vec<Taken>,
     maybe_forgotten: HashSet<String>,
-    /// Whether there may be bytes in a pack that are no object.
+    /// Whether a pack may contain bytes that are no object.
     is_spoiled: bool,
     was_spoiled: bool,
 }
 
 impl Model {
-    /// An operation that was acknowledged, and with what; `None` for one that was under way.
+    /// Applies an acknowledged operation with its result; `None` for an operation that was under
+    /// way.
     fn apply(&mut self, operation: &str, result: Option<&str>) {
         let words: Vec<&str> = operation.split(' ').collect();
         match (&words[..], result) {
@@ -381,7 +386,8 @@ impl Model {
         }
     }
 
-    /// All that is in the store, which must be what was acknowledged and may be what was under way.
+    /// Returns the content of the store, which must be what was acknowledged, and may include what
+    /// was under way.
     fn check(&self, store: &Store) -> BTreeMap<String, (Taken, String)> {
         let mut found = BTreeMap::new();
         let mut maybe_taken = self.maybe_taken.clone();
@@ -414,7 +420,7 @@ impl Model {
         found
     }
 
-    /// From now on what was found is what there is.
+    /// From now on the content that was found is the expected one.
     fn settle(&mut self, found: BTreeMap<String, (Taken, String)>) {
         self.maybe_taken.clear();
         self.notes.clear();
@@ -428,7 +434,7 @@ impl Model {
     }
 }
 
-/// Every snapshot is what the memory was at its step.
+/// Asserts that every snapshot equals the memory at its step.
 fn assert_restore(store: &Store) {
     let mut memories: HashMap<String, Memory> = HashMap::new();
     let mut snapshots: Vec<(u64, SnapshotId)> =
@@ -445,7 +451,7 @@ fn assert_restore(store: &Store) {
 
 // ---- The kills ----------------------------------------------------------------------------------
 
-/// When to kill: in the first operation of the kind from the given number on.
+/// When to kill: in the first operation of the kind, from this number on.
 struct Aim {
     kind: Option<&'static str>,
     number: usize,
@@ -454,25 +460,25 @@ struct Aim {
 
 #[derive(Clone, Copy, PartialEq)]
 enum Means {
-    /// By itself, before one of its calls that change files.
+    /// The child kills itself before one of its calls that change files.
     Call {
-        /// So many are made before.
+        /// How many such calls it makes before that.
         calls: i64,
-        /// Whether half of it is made too, where it is a write.
+        /// Whether it also makes half of that call, if it is a write.
         tears: bool,
     },
-    /// From outside, after a share of the time that such an operation took last.
+    /// This process kills the child after this share of the time that the last such operation took.
     Time { share: f64 },
 }
 
 impl Aim {
-    /// It may be that no operation of the kind comes.
+    /// After this many operations any kind will do: there may be no operation of the wanted kind.
     const PATIENCE: usize = 60;
 
-    /// The same for the one who kills and the one who is killed.
+    /// This process and the child draw the same value.
     fn draw(seed: u64, has_large: bool) -> Aim {
         let draw = &mut Draw::new(&[seed, 1]);
-        // A large capture writes a megabyte at a time, which can be cut in two.
+        // A large capture writes a megabyte at a time, and such a write can be cut in two.
         let large = has_large.then_some("capture-large");
         let kinds = [large, None, None, Some("gc"), Some("gc"), Some("repair"), Some("open"), Some("close")];
         let (kind, number) = (kinds[draw.below(kinds.len())], draw.below(15));
@@ -489,11 +495,11 @@ impl Aim {
     }
 }
 
-/// Where the kills fell, and what they left behind.
+/// Where the kills happened, and what they left.
 #[derive(Default)]
 struct Tally {
     counts: BTreeMap<String, u64>,
-    /// How long an operation of a kind took last.
+    /// How long the last operation of each kind took.
     took: HashMap<String, Duration>,
 }
 
@@ -503,7 +509,7 @@ impl Tally {
     }
 }
 
-/// Has a child work with the store and kills it.
+/// Runs a child on the store and kills it.
 fn kill_one(store: &Path, seed: u64, has_large: bool, model: &mut Model, tally: &mut Tally) {
     let aim = Aim::draw(seed, has_large);
     let errors_path = store.with_extension("errors");
@@ -573,10 +579,10 @@ fn kind(operation: &str) -> &str {
     }
 }
 
-/// What the killed one left: after this the store is as it must be, or the test fails.
+/// Checks what the killed child left: the store is as it must be, or the test fails.
 fn look_after(dir: &Path, model: &mut Model, tally: &mut Tally) {
     let path = dir.join("store");
-    // As it was found, for whoever has to find out what was wrong.
+    // A copy of the store as it was found, for debugging.
     let before = dir.join("before");
     let without_index = dir.join("without-index");
     for copy in [&before, &without_index] {
@@ -589,7 +595,8 @@ fn look_after(dir: &Path, model: &mut Model, tally: &mut Tally) {
     std::fs::copy(path.join("FORMAT"), without_index.join("FORMAT")).unwrap();
     let damaged = path.join("damaged");
     if damaged.exists() {
-        // An index set aside, or about to be, and no packs but those that were spoilt.
+        // Only an index that was set aside or was about to be, and packs only if they were damaged
+        // on purpose.
         let names: Vec<_> = files(&damaged).into_keys().collect();
         let is_right = |name: &String| name == "index" || model.was_spoiled;
         assert!(names.iter().all(is_right), "{names:?} were taken for damaged");
@@ -662,7 +669,7 @@ fn whatever_was_acknowledged_before_a_kill_is_there_after_it() {
             break;
         }
         let mut dir = tempfile::tempdir().unwrap();
-        // Kept if something is wrong.
+        // Kept if a check fails.
         dir.disable_cleanup(true);
         let path = dir.path().join("store");
         let region_bytes = if number % 3 == 2 { 512 } else { 4096 };

@@ -1,6 +1,6 @@
-//! Processes that are killed and power that fails, at any moment and in the middle of any history.
+//! Processes are killed and power fails, at any moment and in the middle of any history.
 
-// A helper of a test may fail as the test itself may.
+// Helpers of a test may panic, as the test itself may.
 #![allow(
     clippy::result_large_err,
     clippy::unwrap_used,
@@ -15,7 +15,7 @@ mod power_loss;
 #[allow(dead_code)]
 #[path = "../common/disk.rs"]
 mod disk;
-/// What `disk` stands on, which the unit tests of migrations take from elsewhere.
+/// The types that `disk` uses. The unit tests of migrations import them from another place.
 mod seam {
     pub(crate) use stillframe::fault_injection::{Call, Witness};
 }

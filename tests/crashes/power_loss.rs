@@ -1,14 +1,16 @@
-//! Power failures: what was acknowledged is there, whatever of the rest the disk has lost.
+//! Power failures: what was acknowledged is there, whatever else the disk has lost.
 //!
-//! A store is worked with on a [`Disk`] that writes down every call. Then the power fails at moments all along
-//! that history, each in several ways: of what was not made durable nothing survives, or all, or some, in any
-//! order. What is left is written into a fresh directory, with an index that is absent, of that moment, older, or
-//! mixed of two, and opened; and everything acknowledged must be there, with nothing to mend.
+//! A store works on a [`Disk`] that records every call. Then the power fails at moments along the
+//! whole history, each time in several ways: of the writes that were not synced none survives, or
+//! all, or some in any order. The result is written into a new directory, with an index that is
+//! absent, of that moment, older, or a mix of two, and the store is opened. Everything acknowledged
+//! must be there, and nothing may need repair.
 //!
-//! Every sync of the program is left out of the history in turn, and it must be found that the promise is broken then.
+//! The test also removes every sync of the program from the history in turn, and must then find
+//! that the promise is broken.
 //!
-//! `STILLFRAME_POWER_FAILURES=5000 cargo test --test crashes power_loss:: -- --nocapture` tries so many of each scenario;
-//! `STILLFRAME_POWER_FAILURES_SEED=7` draws others.
+//! `STILLFRAME_POWER_FAILURES=5000 cargo test --test crashes power_loss:: -- --nocapture` tries
+//! this many failures in each scenario; `STILLFRAME_POWER_FAILURES_SEED=7` draws others.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -24,16 +26,17 @@ use stillframe::source::Attachment;
 use stillframe::verify::VerifyOptions;
 use stillframe::{CaptureOptions, GcOptions, RegionSize, SnapshotId, Store};
 
-/// Below the directory that is watched, so that it is seen whether the store's own is made durable.
+/// Below the watched directory, so that the test sees whether the store's own directory is made
+/// durable.
 const STORE: &str = "new/vault";
 const PROCESSES: [&str; 3] = ["web-1", "web-2", "vm"];
-/// So many bytes make a pack full here.
+/// A pack is full at this size here.
 const SEAL_BYTES: u64 = 300_000;
 const REGION_BYTES: usize = 4096;
 
-// ---- What is done -------------------------------------------------------------------------------
+// ---- Operations ---------------------------------------------------------------------------------
 
-/// A snapshot, by its process and its number.
+/// A snapshot, identified by its process and its number.
 type Taken = (String, u64);
 
 /// A process of which one capture fills a pack.
@@ -70,7 +73,7 @@ enum Operation {
     Capture(Taken),
     Forget(Vec<SnapshotId>),
     Label(SnapshotId, String),
-    /// Opening says what there is.
+    /// Opening reports the content.
     Open,
     Repair,
     Other,
@@ -82,7 +85,7 @@ struct Said {
     opened: BTreeMap<SnapshotId, (Taken, String)>,
 }
 
-/// A store on a disk that is watched, and what was done with it.
+/// A store on a watched disk, and the operations on it.
 struct Work {
     dir: tempfile::TempDir,
     disk: Arc<Disk>,
@@ -94,7 +97,7 @@ impl Work {
         self.dir.path().join(STORE)
     }
 
-    /// Does something; an error says that the process was stopped meanwhile.
+    /// Runs an operation. An error means that the process was stopped during it.
     fn does<T>(
         &self,
         what: Operation,
@@ -161,7 +164,7 @@ impl Work {
         );
     }
 
-    /// Turns a bit of a pack round; to be mended by `repair`.
+    /// Flips a bit of a pack, which `repair` must mend.
     fn damage(&self, pack: &Path, at: u64) {
         self.disk.damage(pack, at);
     }
@@ -200,7 +203,7 @@ fn next_step(store: &Store, process: &str) -> u64 {
     steps.max().unwrap_or(0)
 }
 
-// ---- What must be there -------------------------------------------------------------------------
+// ---- The expected content -----------------------------------------------------------------------
 
 /// What was acknowledged up to a moment, and what was under way.
 #[derive(Clone, Debug, Default)]
@@ -213,10 +216,11 @@ struct Expected {
     maybe_forgotten: BTreeSet<SnapshotId>,
     /// There is damage that only `repair` mends.
     broken: bool,
-    /// So many packs were set aside.
+    /// How many packs were set aside.
     set_aside: usize,
-    /// Several threads wrote: where the index is lost as well, a hole that a power failure left of what one of them
-    /// had under way cannot be told from damage, and is called so. No snapshot needs it.
+    /// Several threads wrote at the same time. If the index is lost too, a hole that a power
+    /// failure left in the pending writes of one of them looks like damage, and the store reports
+    /// it as damage. No snapshot needs it.
     side_by_side: bool,
 }
 
@@ -265,7 +269,7 @@ impl Expected {
         }
     }
 
-    /// What an open store says and holds.
+    /// Checks what an open store reports and holds.
     fn check(&self, store: &Store) -> Result<()> {
         let found = listed(store)?;
         let mut maybe_taken = self.maybe_taken.clone();
@@ -299,7 +303,7 @@ impl Expected {
     }
 }
 
-/// Remembers what is warned of.
+/// Collects the warnings.
 #[derive(Clone, Default)]
 struct Warnings(Arc<Mutex<Vec<String>>>);
 
@@ -314,7 +318,7 @@ impl std::io::Write for Warnings {
     }
 }
 
-/// Opens what a power failure left and holds it against what is expected.
+/// Opens what a power failure left and compares it with what is expected.
 fn look_at(path: &Path, expected: &Expected, seed: u64) -> Result<()> {
     let warnings = Warnings::default();
     let writer = warnings.clone();
@@ -349,7 +353,7 @@ fn look_at(path: &Path, expected: &Expected, seed: u64) -> Result<()> {
         };
         let of_damage = told.iter().find(of_damage);
         ensure!(of_damage.is_none() || expected.broken || expected.side_by_side, "a warning: {of_damage:?}");
-        // Work goes on.
+        // The store can be used further.
         let mut now = expected.clone();
         now.done(&Operation::Open, &Said { opened: listed(&store)?, ..Said::default() });
         let process = PROCESSES[(seed % 3) as usize];
@@ -367,7 +371,7 @@ fn look_at(path: &Path, expected: &Expected, seed: u64) -> Result<()> {
     })
 }
 
-/// What a power failure leaves, written and looked at.
+/// Produces a power failure and checks the result.
 fn fail(model: &Model, failure: Failure, index: u64, expected: &Expected) -> Result<()> {
     let dir = crate::disk::scratch();
     let path = dir.path().join(STORE);
@@ -390,7 +394,7 @@ fn fail(model: &Model, failure: Failure, index: u64, expected: &Expected) -> Res
 
 // ---- The histories ------------------------------------------------------------------------------
 
-/// Works with a store on a watched disk.
+/// Runs operations on a store on a watched disk.
 fn work(work: impl FnOnce(&Work, Store)) -> Work {
     let dir = crate::disk::scratch();
     let _sealing = seal_packs_at(dir.path(), SEAL_BYTES);
@@ -409,7 +413,7 @@ fn work(work: impl FnOnce(&Work, Store)) -> Work {
     it
 }
 
-/// All that is done with stores, one thing after the other.
+/// Every operation on a store, one after the other.
 fn one_after_the_other() -> Work {
     work(|it, mut store| {
         let doing = |what: &str| it.disk.at_work(what);
@@ -434,7 +438,7 @@ fn one_after_the_other() -> Work {
         for process in [PROCESSES[0]; 5] {
             taken.extend(it.capture(&store, process));
         }
-        // All of some packs goes, and nothing else of them is kept.
+        // All objects of some packs become garbage, and gc removes these packs.
         doing("forget");
         it.forget(&store, &taken.drain(..taken.len() - 1).collect::<Vec<_>>());
         doing("gc");
@@ -442,7 +446,8 @@ fn one_after_the_other() -> Work {
         doing("gc again");
         it.gc(&store);
         doing("capture");
-        // Tombstones in another pack than the records, which has a tombstone as well.
+        // The tombstones lie in another pack than the records, and the pack of the records has a
+        // tombstone as well.
         let of_small = it.capture(&store, PROCESSES[1]);
         doing("forget");
         it.forget(&store, &taken);
@@ -450,7 +455,7 @@ fn one_after_the_other() -> Work {
         let of_large = it.capture(&store, &large());
         doing("forget");
         it.forget(&store, &[of_small, of_large].map(Option::unwrap));
-        // Two times: the first keeps the tombstones.
+        // gc runs twice: the first run keeps the tombstones.
         doing("gc of all");
         it.gc(&store);
         it.gc(&store);
@@ -459,7 +464,7 @@ fn one_after_the_other() -> Work {
     })
 }
 
-/// A process is stopped at any call, and another one goes on with what it finds.
+/// The process is stopped at any call, and another process continues with what it finds.
 fn stopped_and_gone_on() -> Work {
     let large = large();
     work(|it, mut store| {
@@ -519,7 +524,7 @@ fn side_by_side() -> Work {
     })
 }
 
-/// Damage and what mends it.
+/// Damage and its repair.
 fn damaged_and_repaired() -> Work {
     work(|it, mut store| {
         for header in [false, true] {
@@ -531,7 +536,7 @@ fn damaged_and_repaired() -> Work {
             it.capture(&store, PROCESSES[0]);
             it.forget(&store, &[id]);
             it.close(store);
-            // In a region that only a forgotten snapshot needs; or in the header of the pack.
+            // In a region that only a forgotten snapshot needs, or in the header of the pack.
             it.damage(&pack, if header { 3 } else { before_bytes + 48 + 100 });
             it.disk.at_work(if header { "repair a header" } else { "repair" });
             it.repair();
@@ -550,7 +555,7 @@ fn setting(name: &str, otherwise: u64) -> u64 {
     std::env::var(name).map_or(otherwise, |text| text.parse().unwrap())
 }
 
-/// Plays a history back: `look` is called with what there is after each event.
+/// Replays a history, and calls `look` with the state after each event.
 fn play(
     work: &Work,
     left_out: impl Fn(&Event) -> bool,
@@ -579,7 +584,7 @@ fn play(
     Ok(())
 }
 
-/// Has the power fail so often, spread over the whole history.
+/// Produces this many power failures, spread over the whole history.
 fn fail_all_along(name: &str, work: &Work, failures: u64) {
     let failures = setting("STILLFRAME_POWER_FAILURES", failures);
     let seed = setting("STILLFRAME_POWER_FAILURES_SEED", 1);
@@ -639,7 +644,7 @@ fn what_repair_mended_survives_power_failures() {
 
 // ---- The syncs ----------------------------------------------------------------------------------
 
-/// Looks for a power failure that shows that the syncs of some sites are needed.
+/// Looks for a power failure that shows that the syncs of these sites are needed.
 fn found_by(work: &Work, sites: &str, most: u64) -> Option<String> {
     let mut left = most;
     let mut left_out_at = None;
@@ -648,7 +653,7 @@ fn found_by(work: &Work, sites: &str, most: u64) -> Option<String> {
         |event: &Event| event.site().is_some_and(|site| sites.split('|').any(|it| site.starts_with(it)));
     assert!(history.iter().any(is_left_out), "nothing is made durable at {sites:?}");
     let looked = play(work, is_left_out, |at, model, expected| {
-        // Mostly there is nothing to make durable.
+        // Usually there is nothing pending at such a site.
         if is_left_out(&history[at]) && !history[at].site().unwrap().contains("[]") {
             left_out_at = Some(at);
         }
@@ -657,7 +662,7 @@ fn found_by(work: &Work, sites: &str, most: u64) -> Option<String> {
         if at - from > 6 && !acknowledges {
             return Ok(());
         }
-        // Between two acknowledgements it is what survives in part that shows.
+        // Between two acknowledgements only a failure that some writes survive shows it.
         for number in if acknowledges { 0..12 } else { 3..43 } {
             left = left.saturating_sub(1);
             fail(model, Failure::numbered(number, at as u64), number % 2, expected)?;
@@ -669,12 +674,13 @@ fn found_by(work: &Work, sites: &str, most: u64) -> Option<String> {
 
 type History = fn() -> Work;
 
-/// All places where something is made durable, by the history that comes by there. Some are there twice in a history,
-/// one right after the other, and are left out together: what a creation makes durable the opening after it does
-/// again, as it may be that of another process that was killed.
+/// All sites that make something durable, grouped by the history that reaches them. Some sites
+/// occur twice in a history, one right after the other, and are removed together: opening repeats
+/// the syncs of creation, because another process may have created the store and been killed.
 ///
-/// Not among them is the last sync of gc, after it removed packs, as none of these histories shows what it is for:
-/// should the packs with some tombstones be gone for good, the packs with the records must be as well.
+/// The last sync of gc, after it removed packs, is not in the list, because none of these histories
+/// shows its purpose: if the removal of the packs with some tombstones becomes durable, the removal
+/// of the packs with the records must be durable too.
 const SYNCS: [(History, &[&str]); 3] = [
     (
         one_after_the_other,

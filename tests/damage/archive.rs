@@ -1,5 +1,5 @@
-//! The store of the table: chains of deltas, a forgotten snapshot with its tombstone, labels, an attachment,
-//! a pack that gc wrote and one after it, and earlier states of its files.
+//! The store of the damage table: chains of deltas, a forgotten snapshot with its tombstone,
+//! labels, an attachment, a pack that gc wrote and one after it, and earlier versions of its files.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::{Path, PathBuf};
@@ -14,13 +14,13 @@ use crate::vault::{REGION_BYTES, copy, files_in, verify};
 
 const DELTA: u8 = 3;
 
-/// Of which process a snapshot is: eight moments of `line`, each a difference from earlier ones, one of `other`, and one of
-/// `gone`, which is forgotten while its record is still in a pack.
+/// The process of a snapshot: `line` has eight snapshots, each a difference from earlier ones;
+/// `other` has one; and `gone` has one, which is forgotten while its record is still in a pack.
 fn process(name: &str) -> &str {
     if name.starts_with('v') { "line" } else { name }
 }
 
-/// In each moment of `line` the same two regions have changed; what else there is stays.
+/// The same two regions change in each snapshot of `line`; the others stay.
 pub(crate) fn memory(name: &str) -> Vec<u8> {
     match name {
         "other" => {
@@ -50,15 +50,15 @@ pub(crate) fn capture(store: &Store, name: &str) -> SnapshotId {
     store.process(process(name)).capture(&memory(name), &options(name)).unwrap().id
 }
 
-/// Where an object is.
+/// The position of an object in a pack.
 #[derive(Clone, Debug)]
 pub(crate) struct Object {
     pub(crate) pack: usize,
     pub(crate) kind: u8,
     pub(crate) hash: Hash,
-    /// Of a note or tombstone: the snapshot that it is about.
+    /// For a note or tombstone: the snapshot that it refers to.
     pub(crate) about: Option<Hash>,
-    /// Of a delta: the hash of its base.
+    /// For a delta: the hash of its base.
     base: Option<Hash>,
     pub(crate) start: usize,
     pub(crate) payload: usize,
@@ -77,9 +77,9 @@ pub(crate) struct Archive {
     pub(crate) path: PathBuf,
     pub(crate) ids: BTreeMap<&'static str, SnapshotId>,
     pub(crate) objects: Vec<Object>,
-    /// What each snapshot needs beside its record, bases included.
+    /// The objects that each snapshot needs besides its record, including bases.
     needs: HashMap<&'static str, BTreeSet<(bool, Hash)>>,
-    /// Earlier states: of the last pack, of the index.
+    /// Earlier versions of the last pack and of the index.
     pub(crate) earlier_pack: Vec<u8>,
     pub(crate) earlier_index: PathBuf,
 }
@@ -108,7 +108,7 @@ impl Archive {
         let region_size = RegionSize::new(REGION_BYTES as u32).unwrap();
         let store = Store::options().region_size(region_size).create(&path).unwrap();
         let mut ids = BTreeMap::new();
-        // Something for gc to take, so that all that is whole moves into a pack of gc's.
+        // Garbage for gc to remove, so that every whole object moves into a pack that gc writes.
         let taken =
             store.process("taken").capture(&noise(60_000, 25), &CaptureOptions::default()).unwrap().id;
         for name in ["v0", "v1", "v2", "other"] {
@@ -160,7 +160,7 @@ impl Archive {
             }
         }
         drop(store);
-        // So little is not saved to the index when it is closed, but when it is built anew.
+        // So few entries are not saved when the index is closed, but they are when it is rebuilt.
         std::fs::remove_dir_all(path.join("index")).unwrap();
         drop(Store::open(&path).unwrap());
         assert_eq!(files_in(&path.join("packs")).len(), 2);
@@ -179,12 +179,13 @@ impl Archive {
         std::fs::remove_dir_all(self.index()).unwrap();
     }
 
-    /// Whether this says that the forgotten snapshot is forgotten.
+    /// Whether this object says that the forgotten snapshot is forgotten.
     pub(crate) fn forgets(&self, object: &Object) -> bool {
         object.kind == ObjectKind::Tombstone as u8 && object.about == Some(self.ids["gone"].0)
     }
 
-    /// The object of this kind that most snapshots need, or the last record, the last note, the tombstone.
+    /// The object of this kind that most snapshots need; for the other kinds the last record, the
+    /// last note or the tombstone.
     pub(crate) fn object(&self, kind: ObjectKind) -> Object {
         let is_it = |object: &&Object| match kind {
             ObjectKind::Tombstone => self.forgets(object),
@@ -194,14 +195,14 @@ impl Archive {
         of_kind.max_by_key(|object| (self.needed_by(object).len(), object.base.is_none())).unwrap().clone()
     }
 
-    /// A delta that others are differences from.
+    /// A delta that is itself a base.
     pub(crate) fn middle_of_a_chain(&self) -> Object {
         let is_base = |object: &&Object| self.objects.iter().any(|other| other.base == Some(object.hash));
         let deltas = self.objects.iter().filter(|object| object.base.is_some() && object.kind == 1);
         deltas.filter(is_base).max_by_key(|object| self.needed_by(object).len()).unwrap().clone()
     }
 
-    /// The snapshots that need an object, whatever it is.
+    /// The snapshots that need an object of any kind.
     fn needed_by(&self, object: &Object) -> BTreeSet<&'static str> {
         let names = self.ids.keys().copied();
         names.filter(|name| self.needs.get(name).is_some_and(|need| need.contains(&object.key()))).collect()
@@ -222,7 +223,7 @@ impl Archive {
         self.ids.iter().find(|(_, known)| **known == id).map_or("unknown", |(name, _)| *name)
     }
 
-    /// Everything is there and sound, as if nothing had happened.
+    /// Asserts that everything is there and sound, as if there had been no damage.
     pub(crate) fn assert_sound(&self, store: &Store) {
         for (name, id) in &self.ids {
             match *name {
@@ -239,7 +240,8 @@ pub(crate) fn read(store: &Store, id: SnapshotId) -> Result<Vec<u8>, Error> {
     Ok(store.restore(id)?.into_mapping()?.to_vec())
 }
 
-/// All objects of all packs, in order. What a pack replaces stands behind the 64 bytes of its header.
+/// All objects of all packs, in order. The list of packs that a pack replaces lies after the 64
+/// bytes of its header.
 fn objects(store: &Path) -> Vec<Object> {
     let mut objects = Vec::new();
     for (pack, path) in files_in(&store.join("packs")).into_iter().enumerate() {
@@ -253,7 +255,7 @@ fn objects(store: &Path) -> Vec<Object> {
                 (bytes[start + 1] == DELTA).then(|| Hash(bytes[payload..payload + 32].try_into().unwrap()));
             let hash = Hash(bytes[start + 16..payload].try_into().unwrap());
             let end = payload_end.next_multiple_of(8);
-            // These are stored raw: the version of the value comes first, and then the id.
+            // These are stored raw: the version of the value comes first, then the id.
             let is_about = [ObjectKind::Note as u8, ObjectKind::Tombstone as u8].contains(&bytes[start]);
             let about = is_about.then(|| Hash(bytes[payload + 1..payload + 33].try_into().unwrap()));
             objects.push(Object {

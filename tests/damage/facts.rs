@@ -1,4 +1,5 @@
-//! Damaged records, notes and tombstones: what the index knows, and what is lost without it.
+//! Damaged records, notes and tombstones: what the index still knows, and what is lost without the
+//! index.
 
 use stillframe::Store;
 use stillframe::repair::RepairOptions;
@@ -7,7 +8,7 @@ use stillframe::store::ObjectKind;
 use crate::objects::KINDS;
 use crate::vault::*;
 
-/// The object of this kind; of its kind there is only one that is not a record.
+/// The object of this kind. Of each kind other than records there is only one.
 pub(crate) fn fact(vault: &Vault, kind: ObjectKind, snapshot: &str) -> Object {
     let id = vault.ids[snapshot].0;
     let is_it =
@@ -22,7 +23,7 @@ fn a_damaged_record_costs_its_snapshot_alone_and_only_when_the_index_is_lost_too
         let vault = Vault::copy();
         let object = fact(&vault, ObjectKind::Record, "b1");
         vault.change_pack(|bytes| damage.1(bytes, &object));
-        // The index has the record still.
+        // The index still has the record.
         let store = vault.open();
         vault.assert_whole(&store);
         let report = verify(&store);
@@ -37,7 +38,7 @@ fn a_damaged_record_costs_its_snapshot_alone_and_only_when_the_index_is_lost_too
             assert!(read(&store, vault.ids[name]).unwrap() == (memory(name), globals(name)));
         }
         assert!(!verify(&store).problems.is_empty());
-        // The memory is still there, and only the record is written when it is captured again.
+        // The memory is still there, so a new capture of it writes only the record.
         let capture = store.process("b").capture(&memory("b1"), &options("b1")).unwrap();
         assert_eq!((capture.new_regions, capture.parent), (0, None));
     }

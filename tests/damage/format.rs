@@ -1,4 +1,4 @@
-//! FORMAT and LOCK: what the store is, and who has it.
+//! FORMAT and LOCK: the format of the store, and its owner.
 
 use std::path::Path;
 
@@ -11,7 +11,7 @@ use crate::archive::Archive;
 use crate::noise::noise;
 use crate::vault::change;
 
-/// Opening, creating and asking all refuse, and name what helps.
+/// Asserts that opening, creating and the other calls refuse, and that the error names the remedy.
 fn assert_refuses(path: &Path) {
     for error in [Store::open(path).unwrap_err(), Store::options().open_or_create(path).unwrap_err()] {
         assert!(error.is_damage(), "{error}");
@@ -62,7 +62,7 @@ fn a_damaged_format_file_is_refused_and_written_anew_by_repair() {
         std::fs::write(&file, &before).unwrap();
         change(&file, |bytes| damage(bytes));
         assert_refuses(&archive.path);
-        // A tenth of them is repaired too, and all that come after the single bits.
+        // A tenth of the damaged files is repaired too, and all that follow the single bits.
         if number % 10 == 0 || number >= before.len() {
             let archive = Archive::copy();
             change(&archive.path.join("FORMAT"), |bytes| damage(bytes));

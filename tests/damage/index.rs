@@ -1,4 +1,4 @@
-//! The index: whatever becomes of it costs a rebuild at most.
+//! The index: any damage to it costs at most a rebuild.
 
 use std::path::Path;
 
@@ -12,7 +12,7 @@ use crate::vault::*;
 
 type FileDamage = fn(&Path);
 
-/// How a file of the index is damaged.
+/// The ways to damage a file of the index.
 const INDEX_KINDS: [(&str, FileDamage); 7] = [
     ("removed", |file| std::fs::remove_file(file).unwrap()),
     ("emptied", |file| std::fs::write(file, []).unwrap()),
@@ -28,7 +28,7 @@ const INDEX_KINDS: [(&str, FileDamage); 7] = [
     ("noise", |file| change(file, |bytes| *bytes = noise(bytes.len(), 11))),
 ];
 
-/// The store is as if nothing had happened, and works.
+/// Asserts that the store is complete and works.
 fn assert_costs_a_rebuild_at_most(vault: &Vault) {
     for _ in 0..2 {
         let store = vault.open();
@@ -137,7 +137,7 @@ fn an_index_of_an_older_moment_costs_a_rebuild_at_most() {
     }
 }
 
-/// It may hold places in the packs that are gone, without having been told up to where it knows them.
+/// Such an index may hold positions in packs that gc has removed, and nothing in it shows that.
 #[test]
 fn an_index_that_does_not_know_a_pack_which_gc_wrote_is_rebuilt() {
     let dir = tempfile::tempdir().unwrap();
@@ -219,7 +219,7 @@ fn what_verify_took_out_of_the_index_is_healed_by_another_process() {
     let damaged = store.snapshot(id).unwrap().regions().unwrap().next().unwrap().unwrap().1;
     let object =
         objects(&std::fs::read(vault.pack()).unwrap()).into_iter().find(|it| it.hash == damaged).unwrap();
-    // While it is open and knows of the region from before.
+    // The damage happens while the store is open and the region is cached.
     let pack = std::fs::File::options().read(true).write(true).open(vault.pack()).unwrap();
     std::os::unix::fs::FileExt::write_all_at(&pack, &[0xAA; 3], object.payload as u64 + 5).unwrap();
     assert_eq!(verify(&store).problems.len(), 1);
@@ -237,12 +237,12 @@ fn damage_in_a_pack_before_the_last_is_no_torn_tail_and_nothing_is_cut_there() {
     drop(Store::options().region_size(RegionSize::new(65536).unwrap()).create(&path).unwrap());
     let older = dir.path().join("older");
     copy(&path.join("index"), &older);
-    // More than a pack: the record is in the second.
+    // More than fits into one pack: the record is in the second.
     let memory = noise(270 << 20, 21);
     let store = Store::open(&path).unwrap();
     let id = store.process("p").capture(&memory, &CaptureOptions::default()).unwrap().id;
     drop(store);
-    // As if the program had been killed before anything was indexed.
+    // As if the program had been killed before it indexed anything.
     std::fs::remove_dir_all(path.join("index")).unwrap();
     copy(&older, &path.join("index"));
     let first = path.join("packs/00000001.pack");
@@ -258,7 +258,7 @@ fn damage_in_a_pack_before_the_last_is_no_torn_tail_and_nothing_is_cut_there() {
     assert!(store.restore(id).unwrap().into_mapping().unwrap()[..] == memory[..], "healed");
 }
 
-// ---- Older versions, over the store of the table ------------------------------------------------
+// ---- Older versions of the files of the table's store ------------------------------------------
 
 #[test]
 fn an_older_version_of_any_file_of_the_index_costs_a_rebuild_at_most() {
@@ -285,7 +285,8 @@ fn an_older_version_of_any_file_of_the_index_costs_a_rebuild_at_most() {
     }
 }
 
-/// A store with one pack, which gc removes as nothing in it is needed: the next one has its number.
+/// A store with one pack, which gc removes because nothing in it is needed: the next pack has the
+/// same number.
 #[test]
 fn an_index_from_before_a_pack_number_came_back_is_not_believed() {
     let dir = tempfile::tempdir().unwrap();
@@ -295,12 +296,12 @@ fn an_index_from_before_a_pack_number_came_back_is_not_believed() {
     let forgotten = store.process("p").capture(&noise(50_000, 41), &plain).unwrap().id;
     drop(store);
     std::fs::remove_dir_all(path.join("index")).unwrap();
-    // It is saved when it is rebuilt.
+    // A rebuild saves the index.
     let store = Store::open(&path).unwrap();
     copy(&path.join("index"), &older);
     store.forget(&[forgotten]).unwrap();
     while !files_in(&path.join("packs")).is_empty() {
-        // The tombstone goes with the second one.
+        // The second gc removes the tombstone.
         store.gc(&GcOptions::new().max_unused_percent(0)).unwrap();
     }
     drop(store);
@@ -317,7 +318,7 @@ fn an_index_from_before_a_pack_number_came_back_is_not_believed() {
     assert_eq!(verify(&store).problems, []);
 }
 
-/// The rebuild of an index that was interrupted does not know what was acknowledged.
+/// An index whose rebuild was interrupted does not know what was acknowledged.
 #[test]
 fn an_interrupted_rebuild_does_not_take_a_damaged_last_record_for_a_torn_tail() {
     let vault = Vault::copy();

@@ -1,4 +1,4 @@
-//! `verify` and `repair` are cancelled at every point at which they look, and again and again.
+//! `verify` and `repair` are cancelled at every point at which they check, repeatedly.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -12,7 +12,7 @@ use stillframe::{Error, Progress, Store};
 use crate::archive::{Archive, memory, read};
 use crate::vault::{change, verify};
 
-/// Cancels after so many calls.
+/// Cancels after this many calls.
 fn cancels_after(calls: u64) -> Progress {
     let (flag, count) = (Arc::new(AtomicBool::new(calls == 0)), AtomicU64::new(0));
     let cancel = flag.clone();
@@ -25,7 +25,7 @@ fn cancels_after(calls: u64) -> Progress {
     progress.cancel_when(flag)
 }
 
-/// Damage of every sort: an object in each pack, a header, and a record that only the index knows.
+/// Damage of every kind: an object in each pack, a header, and a record that only the index knows.
 fn damaged() -> (Archive, Vec<&'static str>) {
     let archive = Archive::copy();
     let (region, record) = (archive.middle_of_a_chain(), archive.object(ObjectKind::Record));
@@ -53,7 +53,7 @@ fn a_repair_that_is_cancelled_anywhere_has_done_no_harm_and_a_second_one_complet
             other => other.map(|_| true).unwrap(),
         };
         if calls % 2 == 1 {
-            // Somebody uses it in between.
+            // The store is used in between.
             let store = Store::open(&archive.path).unwrap();
             for (name, id) in archive.ids.iter().filter(|(name, _)| **name != "gone") {
                 match read(&store, *id) {

@@ -1,4 +1,5 @@
-//! Packs that are gone altogether, or cut short: told by every opening and every verify until a repair has put it on record.
+//! Packs that are missing or cut short: each opening and each verify reports them until a repair
+//! records the loss.
 
 use std::path::{Path, PathBuf};
 
@@ -12,9 +13,9 @@ use crate::vault::{copy, files_in, verify};
 struct Made {
     _dir: tempfile::TempDir,
     path: PathBuf,
-    /// Its record is in the first pack, as the index knows.
+    /// Its record is in the first pack, according to the index.
     early: SnapshotId,
-    /// Those of the second pack.
+    /// The snapshots of the second pack.
     late: Vec<SnapshotId>,
 }
 
@@ -45,7 +46,7 @@ fn packs(store: &Path) -> Vec<String> {
     files_in(&store.join("packs")).iter().map(name).collect()
 }
 
-/// Opening after opening tells of the pack and these snapshots, with the index and without, until a repair.
+/// Each opening reports the pack and these snapshots, with the index and without, until a repair.
 fn assert_told(path: &Path, pack: &str, says: &str, gone: &[SnapshotId]) {
     for round in 0..3 {
         let store = Store::open(path).unwrap();
@@ -56,7 +57,7 @@ fn assert_told(path: &Path, pack: &str, says: &str, gone: &[SnapshotId]) {
         assert!(gone.iter().all(|id| told.snapshots.contains(id)), "{gone:?} in {told:?}");
         let sample = stillframe::verify::VerifyOptions::new().sample_percent(1);
         assert!(store.verify(&sample).unwrap().problems.contains(told));
-        // It goes on in use.
+        // The store stays in use.
         capture(&store, "later", 10 + round);
         drop(store);
         if round == 1 {
@@ -117,7 +118,7 @@ fn a_pack_that_was_cut_short_is_told_and_can_be_put_back() {
     drop(store);
     assert!(!made.path.join("LOST").exists());
     cut();
-    // What was captured meanwhile is in a pack of its own.
+    // What was captured meanwhile is in a separate pack.
     assert_told(&made.path, "00000003.pack", "was cut to", &[]);
     assert_a_repair_puts_it_on_record(&made.path, "00000003.pack", &[]);
 }
@@ -132,7 +133,7 @@ fn a_copy_made_across_a_gc_is_told_whichever_parts_of_it_are_of_before() {
         store.forget(&made.late[..2]).unwrap();
         collect(&store);
         drop(store);
-        // The packs were listed before, and those that are still there were copied afterwards.
+        // A backup that listed the packs first, and copied those that were still there afterwards.
         let copied = made.path.with_extension("copied");
         copy(&made.path, &copied);
         let listed = packs(&before);
@@ -155,7 +156,7 @@ fn packs_that_gc_removed_are_not_lost_however_old_the_index_is() {
     let old = made.path.with_extension("old-index");
     copy(&made.path.join("index"), &old);
     let store = Store::open(&made.path).unwrap();
-    // First some of what is in them, then all.
+    // First some of the snapshots in the pack are forgotten, then all.
     store.forget(&made.late[..2]).unwrap();
     collect(&store);
     store.forget(&[made.early, made.late[2]]).unwrap();

@@ -1,11 +1,11 @@
-//! Damage: place × kind of damage × what must happen.
+//! Damage: place × kind of damage × expected result.
 //!
-//! `table.rs` is the whole table, over a store with deltas, tombstones, notes, attachments and several packs;
-//! `cargo test --test damage table -- --nocapture` prints it. The other files look closer at one place each. The
-//! tests find the objects in the packs by themselves, after `docs/format.md`, and know who needs an
-//! object from what the snapshots are.
+//! `table.rs` has the whole table, over a store with deltas, tombstones, notes, attachments and
+//! several packs; `cargo test --test damage table -- --nocapture` prints it. Each of the other
+//! files tests one place in more detail. The tests have their own parser of packs, written after
+//! `docs/format.md`, and derive which snapshots need an object from the snapshots' contents.
 
-// A helper of a test may fail as the test itself may.
+// Helpers of a test may panic, as the test itself may.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::cast_possible_truncation)]
 
 mod archive;
@@ -25,3 +25,5 @@ mod vault;
 mod folder;
 #[path = "../common/noise.rs"]
 mod noise;
+#[path = "../common/whole_error.rs"]
+mod whole_error;

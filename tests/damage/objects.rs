@@ -1,4 +1,4 @@
-//! One damaged object: every place × every kind × with the index and without.
+//! One damaged object: every place × every kind of damage × with the index and without.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
@@ -9,8 +9,8 @@ use stillframe::{Error, GcOptions, Store};
 
 use crate::vault::*;
 
-/// What is damaged: its kind, and the snapshots that need it; and whether gc must refuse, as it
-/// could not know what else is needed.
+/// What is damaged: the kind of the object, the snapshots that need it, and whether gc must refuse
+/// because it cannot know what else is needed.
 pub(crate) const PLACES: [(ObjectKind, &[&str], bool); 7] = [
     (ObjectKind::Region, &["b1"], false),
     (ObjectKind::Region, &["a1", "a2", "b1"], false),
@@ -23,7 +23,7 @@ pub(crate) const PLACES: [(ObjectKind, &[&str], bool); 7] = [
 
 pub(crate) type Damage = fn(&mut [u8], &Object);
 
-/// How: what becomes of the bytes of an object.
+/// How: what the damage does to the bytes of an object.
 pub(crate) const KINDS: [(&str, Damage); 7] = [
     ("a bit of its payload flipped", |pack, object| pack[(object.payload + object.payload_end) / 2] ^= 0x10),
     ("its payload zeroed", |pack, object| pack[object.payload..object.payload_end].fill(0)),
@@ -34,8 +34,8 @@ pub(crate) const KINDS: [(&str, Damage); 7] = [
     ("all of it zeroed", |pack, object| pack[object.start..object.end].fill(0)),
 ];
 
-/// Runs `check` for each place and kind, with the index as it was and without, and tells of all that
-/// fail.
+/// Runs `check` for each place and kind of damage, with the index and without, and reports all
+/// failures.
 pub(crate) fn for_each_case(check: impl Fn(&Vault, &Object, &[&str], bool)) {
     let mut failed = Vec::new();
     for (kind, needed_by, gc_refuses) in PLACES {
@@ -68,7 +68,7 @@ fn only_the_snapshots_that_need_a_damaged_object_fail_and_verify_lists_exactly_t
         let report = verify(&store);
         assert_eq!(vault.named(&report), needed_by);
         assert!(report.problems.iter().any(|problem| problem.object == says), "{report:?}");
-        // Nor does looking once change what is found the next time, and after a reopening.
+        // Nor does one verify change what the next one finds, also after the store is reopened.
         assert_eq!(vault.named(&verify(&store)), needed_by);
         drop(store);
         let store = vault.open();

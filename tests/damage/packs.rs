@@ -1,4 +1,4 @@
-//! Whole packs: damaged headers, packs that are gone.
+//! Whole packs: damaged headers and missing packs.
 
 use stillframe::repair::RepairOptions;
 use stillframe::verify::ProblemKind;
@@ -18,7 +18,7 @@ fn a_pack_with_a_damaged_header_is_named_left_alone_and_brought_back_by_repair()
         let report = verify(&store);
         let [problem] = &report.problems[..] else { panic!("byte {at}: {report:?}") };
         assert!(problem.kind == ProblemKind::Pack && problem.object.contains("00000001.pack"), "{problem:?}");
-        // Life goes on, in another pack.
+        // The store stays usable and appends to another pack.
         let id = store.process("e").capture(&memory("b1"), &CaptureOptions::default()).unwrap().id;
         assert!(read(&store, id).unwrap().0 == memory("b1"));
         drop(store);
@@ -38,7 +38,7 @@ fn a_pack_with_a_damaged_header_is_named_left_alone_and_brought_back_by_repair()
 
 #[test]
 fn a_pack_of_nothing_but_zeros_is_named_kept_and_set_aside_by_repair() {
-    // No crash leaves one: the header of a pack is durable before it has its name.
+    // No crash leaves such a pack: the header of a pack is durable before the pack has its name.
     for content in [vec![], vec![0; 64], vec![0; 5000]] {
         let vault = Vault::copy();
         let zeros = vault.pack().with_file_name("00000099.pack");
@@ -61,7 +61,8 @@ fn a_pack_of_nothing_but_zeros_is_named_kept_and_set_aside_by_repair() {
     }
 }
 
-/// A store of two packs: the records of `b1` and `c1` are in the second, the regions of `b1` in the first.
+/// A store of two packs: the records of `b1` and `c1` are in the second, the regions of `b1` in the
+/// first.
 fn two_packs() -> Vault {
     let vault = Vault::copy();
     let dir = tempfile::tempdir().unwrap();
@@ -74,7 +75,7 @@ fn two_packs() -> Vault {
     for name in ["a1", "a2"] {
         ids.insert(name, capture(&store, name));
     }
-    // The regions of `b1` come into the first pack by another snapshot, which is forgotten later.
+    // Another snapshot, which is forgotten later, brings the regions of `b1` into the first pack.
     let first = store.process("f").capture(&memory("b1"), &plain).unwrap().id;
     store.forget(&[forgotten]).unwrap();
     store.gc(&GcOptions::new().max_unused_percent(0)).unwrap();

@@ -1,4 +1,4 @@
-//! `verify` with a sample: over the whole store, by chance, and in the end everything.
+//! `verify` with a sample: random objects of the whole store, and after enough runs all of them.
 
 use std::collections::BTreeSet;
 
@@ -23,7 +23,7 @@ fn the_smallest_sample_touches_every_pack_and_says_what_it_covered() {
     for _ in 0..20 {
         let report = sample(&store, 1);
         assert_eq!((report.checked_packs, report.total_packs), (2, 2));
-        // At least a region, another object and a fact of each pack.
+        // At least one region, one other object and one fact of each pack.
         assert!((6..all.total_objects / 2).contains(&report.checked_objects), "{report:?}");
         assert!(report.checked_bytes < report.total_bytes);
         assert_eq!((report.total_objects, report.total_bytes), (all.total_objects, all.total_bytes));
@@ -58,7 +58,7 @@ fn repeated_samples_come_to_every_object_of_every_kind() {
         };
     }
     let mut found: BTreeSet<String> = BTreeSet::new();
-    // Each one is left out of a hundred samples of 30 % once in 10^15 runs.
+    // The probability that a problem is in none of a hundred samples of 30 % is 1 in 10^15.
     for _ in 0..100 {
         found.extend(sample(&store, 30).problems.into_iter().map(|problem| problem.object));
         if found.is_superset(&expected) {

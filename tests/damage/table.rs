@@ -1,8 +1,9 @@
-//! The whole table: every place × every kind of damage, with the index as it was and without.
+//! The whole damage table: every place × every kind of damage, with the index and without.
 //!
-//! What a cell must come to is worked out from which objects the damage takes and who needs them: only those
-//! snapshots fail, by an error that names what is damaged; `verify` lists exactly those; `repair` loses exactly
-//! those; a new capture of the same memory heals.
+//! The expected result of a cell follows from the objects that the damage destroys and the
+//! snapshots that need them. Only those snapshots fail, with an error that names the damaged
+//! object; `verify` lists exactly those; `repair` loses exactly those; a new capture of the same
+//! memory heals them.
 
 use std::collections::BTreeSet;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -13,8 +14,9 @@ use stillframe::store::ObjectKind;
 
 use crate::archive::{Archive, Object, capture, memory, read};
 use crate::vault::{change, verify};
+use crate::whole_error::whole_error;
 
-/// Where: an object, a part of one, or a pack.
+/// Where: an object, a part of an object, or a pack.
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Place {
     PackHeader(usize),
@@ -56,13 +58,13 @@ enum How {
 
 const KINDS: [How; 5] = [How::BitFlipped, How::Truncated, How::Zeroed, How::Deleted, How::OlderVersion];
 
-/// What the damage takes.
+/// What the damage destroys.
 struct Taken {
-    /// Until there is a repair.
+    /// Until a repair.
     lost: Vec<Object>,
-    /// Also after it.
+    /// After a repair too.
     lost_for_good: Vec<Object>,
-    /// Whether the index is useless after it, and with it what it knew of records.
+    /// Whether the damage makes the index unusable, and with it its knowledge of records.
     costs_the_index: bool,
 }
 
@@ -70,7 +72,7 @@ fn target(archive: &Archive, place: Place) -> Option<Object> {
     Some(match place {
         Place::PackHeader(_) | Place::Pack(_) => return None,
         Place::ObjectHeader | Place::Payload(ObjectKind::Region) => {
-            // One that nothing is a difference from.
+            // A delta that is no base.
             archive.objects.iter().rfind(|object| object.kind == ObjectKind::Region as u8).unwrap().clone()
         }
         Place::Payload(kind) => archive.object(kind),
@@ -80,7 +82,7 @@ fn target(archive: &Archive, place: Place) -> Option<Object> {
     })
 }
 
-/// Does the damage; none where there is nothing of the kind.
+/// Does the damage. Returns `None` where the store has no such place.
 fn damage(archive: &Archive, place: Place, how: How) -> Option<Taken> {
     let from = |pack: usize, from: usize| -> Vec<Object> {
         archive.objects.iter().filter(|it| it.pack == pack && it.end > from).cloned().collect()
@@ -136,7 +138,7 @@ fn damage(archive: &Archive, place: Place, how: How) -> Option<Taken> {
         }
         (Place::PackHeader(_), How::Truncated) => change(&path, |bytes| bytes.truncate(20)),
         (Place::PackHeader(_), How::Deleted) => change(&path, |bytes| drop(bytes.drain(..first))),
-        (_, How::BitFlipped) => return None, // Bit by bit that is the places above.
+        (_, How::BitFlipped) => return None, // Single bits of an object are covered by the places above.
         (_, How::Truncated) => {
             let middle = lost[lost.len() / 2].start + 24;
             change(&path, |bytes| bytes.truncate(middle));
@@ -147,7 +149,7 @@ fn damage(archive: &Archive, place: Place, how: How) -> Option<Taken> {
         (_, How::Deleted) => std::fs::remove_file(&path).unwrap(),
         (_, How::OlderVersion) => {
             if at == 0 {
-                return None; // gc wrote it at once: it has no earlier state.
+                return None; // gc wrote this pack at once, so it has no earlier version.
             }
             std::fs::write(&path, &archive.earlier_pack).unwrap();
             lost = from(at, archive.earlier_pack.len());
@@ -157,7 +159,7 @@ fn damage(archive: &Archive, place: Place, how: How) -> Option<Taken> {
     Some(Taken { lost, lost_for_good, costs_the_index: true })
 }
 
-/// Runs one cell. Returns what came of it, for the table.
+/// Runs one cell. Returns the result as it appears in the table.
 fn cell(place: Place, how: How, without_index: bool) -> Option<String> {
     let archive = Archive::copy();
     let taken = damage(&archive, place, how)?;
@@ -181,7 +183,7 @@ fn cell(place: Place, how: How, without_index: bool) -> Option<String> {
     for name in &all {
         let id = archive.ids[name];
         if *name == "gone" {
-            // A tombstone that nobody knows any more forgets nothing.
+            // A tombstone that neither the packs nor the index have forgets nothing.
             let is_back = index_is_lost && tombstone_is_lost && !without_record.contains("gone");
             assert_eq!(store.snapshot(id).is_ok(), is_back, "the forgotten snapshot");
             continue;
@@ -194,7 +196,7 @@ fn cell(place: Place, how: How, without_index: bool) -> Option<String> {
             Ok(found) => assert!(found == memory(name), "{name} is changed"),
             Err(error) => {
                 failed.insert(*name);
-                let text = whole_story(&error);
+                let text = whole_error(&error);
                 let needed = taken
                     .lost
                     .iter()
@@ -218,14 +220,15 @@ fn cell(place: Place, how: How, without_index: bool) -> Option<String> {
     let mut listed: BTreeSet<&str> =
         report.problems.iter().flat_map(|problem| &problem.snapshots).map(|id| archive.name(*id)).collect();
     listed.remove("gone");
-    // A record that the index has is missing from the packs all the same. Without the index, the header of a damaged
-    // one still tells which it is.
+    // A damaged record is reported even if the index still has it. Without the index, the header of
+    // a damaged record still tells which one it is.
     let header_tells =
         matches!((place, how), (Place::Payload(_), How::BitFlipped | How::Zeroed)) && !taken.costs_the_index;
     let is_told = |name: &&&str| (!index_is_lost || header_tells) && **name != "gone";
     let known_without_record = without_record.iter().filter(is_told);
     let expected_listed: BTreeSet<&str> = failed.iter().chain(known_without_record).copied().collect();
-    // Of a pack that is shorter than the index knows, or gone, it names also the snapshots whose records were there.
+    // If a pack is shorter than the index knows, or missing, the report also names the snapshots
+    // whose records were there.
     let tells_of_a_loss = !without_index && taken.costs_the_index && !matches!(place, Place::PackHeader(_));
     let may_be_named = |expected: &BTreeSet<&'static str>, named: &BTreeSet<&'static str>| {
         let more: BTreeSet<&str> = named.difference(expected).copied().collect();
@@ -235,7 +238,7 @@ fn cell(place: Place, how: How, without_index: bool) -> Option<String> {
     let is_reported = !report.problems.is_empty();
     drop(store);
 
-    // On another copy, as nobody has looked at it yet.
+    // On another copy, which no call has read yet.
     let report = Store::repair(&repaired.path, &RepairOptions::default()).unwrap();
     let mut lost: BTreeSet<&str> = report.lost_snapshots.iter().map(|id| repaired.name(*id)).collect();
     lost.remove("gone");
@@ -272,16 +275,6 @@ fn cell(place: Place, how: How, without_index: bool) -> Option<String> {
         "{:<28} {:<28} {:<17} {:<28} {}",
         columns[0], columns[1], columns[2], columns[3], columns[4]
     ))
-}
-
-fn whole_story(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        text = format!("{text}: {cause}");
-        source = cause.source();
-    }
-    text
 }
 
 #[test]

@@ -1,4 +1,4 @@
-//! The end of the pack that was appended to last: what a crash leaves there, and what damage does.
+//! The end of the newest pack: what a crash leaves there, and what damage does.
 
 use std::collections::BTreeSet;
 
@@ -11,7 +11,8 @@ use crate::facts::fact;
 use crate::noise::noise;
 use crate::vault::*;
 
-/// The store of [`Vault`] with bytes after its pack, as a crash leaves them: the index does not know.
+/// The store of [`Vault`] with bytes after its pack, as a crash leaves them: the index does not
+/// know of these bytes.
 fn with_tail(tail: &[u8], index_is_lost: bool) -> Vault {
     let vault = Vault::copy();
     vault.change_pack(|bytes| bytes.extend_from_slice(tail));
@@ -21,7 +22,7 @@ fn with_tail(tail: &[u8], index_is_lost: bool) -> Vault {
     vault
 }
 
-/// What the next snapshot appends.
+/// The bytes that the next snapshot appends.
 fn next_snapshot() -> (Vec<u8>, SnapshotId) {
     let vault = Vault::copy();
     let before = std::fs::read(vault.pack()).unwrap();
@@ -54,7 +55,7 @@ fn a_pack_cut_at_any_interesting_byte_loses_nothing_that_was_acknowledged() {
             vault.assert_whole(&store);
             assert_eq!(is_unknown(&store, id), cut < tail.len());
             assert_eq!(verify(&store).problems, []);
-            // It is cut at the last whole object, and what is captured now goes on there.
+            // The pack is cut at the last whole object, and the next capture appends there.
             let kept = ends.iter().rfind(|end| **end <= cut).copied().unwrap_or(0);
             assert_eq!(std::fs::metadata(vault.pack()).unwrap().len() as usize, acknowledged_bytes + kept);
             let memory = noise(5 * REGION_BYTES + 9, 7);
@@ -89,7 +90,8 @@ fn garbage_and_zeros_after_the_pack_are_cut_silently() {
             let acknowledged_bytes = std::fs::metadata(vault.pack()).unwrap().len() - tail.len() as u64;
             let store = vault.open();
             vault.assert_whole(&store);
-            // What lost the index as well may be something worse than a crash, and stays to be seen.
+            // If the index is lost too, the cause may be worse than a crash, and the problem stays
+            // visible.
             if !index_is_lost || tail.iter().all(|byte| *byte == 0) {
                 assert_eq!(verify(&store).problems, []);
                 assert_eq!(std::fs::metadata(vault.pack()).unwrap().len(), acknowledged_bytes);
@@ -113,7 +115,7 @@ fn garbage_and_zeros_after_the_pack_are_cut_silently() {
 #[test]
 fn a_pack_cut_into_what_was_acknowledged_costs_what_lay_there_alone() {
     let vault = Vault::copy();
-    // Everything up to the record of `a2` is kept: `b1` and `c1` lie after it.
+    // Everything up to the record of `a2` is kept; `b1` and `c1` lie after it.
     let end = fact(&vault, ObjectKind::Record, "a2").end;
     vault.change_pack(|bytes| bytes.truncate(end + 20));
     let store = vault.open();

@@ -1,4 +1,5 @@
-//! The store under test, and what the tests know of it. It is made once and copied for each case.
+//! The store under test, and what the tests know about it. It is made once and copied for each
+//! case.
 
 pub(crate) use crate::folder::copy;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -15,14 +16,14 @@ use crate::noise::noise;
 pub(crate) const REGION_BYTES: usize = 4096;
 const TABLE_BYTES: usize = REGIONS_PER_TABLE * REGION_BYTES;
 
-/// What the tests know of the snapshots: name, process, memory.
+/// What the tests know about the snapshots: name, process, memory.
 pub(crate) const NAMES: [&str; 4] = ["a1", "a2", "b1", "c1"];
 
 pub(crate) fn process(name: &str) -> &str {
     &name[..1]
 }
 
-/// `a` has two tables, the second of which both its snapshots have; `b` has regions of the first.
+/// `a` has two tables, and both its snapshots share the second one; `b` has regions of the first.
 pub(crate) fn memory(name: &str) -> Vec<u8> {
     let mut a = noise(20 * REGION_BYTES, 1);
     a.extend(b"stillframe ".iter().cycle().take(100_000));
@@ -45,7 +46,7 @@ pub(crate) fn options(name: &str) -> CaptureOptions {
     CaptureOptions::new()
         .attachments(with_more.then_some(globals))
         .labels(with_more.then(|| ("why".to_owned(), "tests".to_owned())))
-        // Each object stands for itself here; `deltas.rs` has those that do not.
+        // Each object is stored whole here; `deltas.rs` tests differences.
         .deltas(false)
 }
 
@@ -53,20 +54,20 @@ pub(crate) fn capture(store: &Store, name: &str) -> SnapshotId {
     store.process(process(name)).capture(&memory(name), &options(name)).unwrap().id
 }
 
-/// Captures the memory of these once more.
+/// Captures the memory of these snapshots again.
 pub(crate) fn heal(store: &Store, names: &[&str]) {
     for name in names {
         capture(store, name);
     }
 }
 
-/// A store in a directory of its own.
+/// A store in a temporary directory.
 pub(crate) struct Vault {
     pub(crate) _dir: tempfile::TempDir,
     pub(crate) path: PathBuf,
     pub(crate) ids: BTreeMap<&'static str, SnapshotId>,
     pub(crate) forgotten: SnapshotId,
-    /// Which snapshots need an object.
+    /// The snapshots that need each object.
     pub(crate) needs: HashMap<(ObjectKind, Hash), BTreeSet<&'static str>>,
 }
 
@@ -89,7 +90,8 @@ impl Vault {
         let forgotten = store.process("d").capture(&noise(50_000, 6), &CaptureOptions::default()).unwrap().id;
         store.forget(&[forgotten]).unwrap();
         let ids: BTreeMap<_, _> = NAMES.into_iter().map(|name| (name, capture(&store, name))).collect();
-        // What is damaged below is never at the end of the pack, where zeros pass for a torn tail.
+        // Without this, the object under test could be at the end of the pack, where zeros look
+        // like a torn tail.
         store.set_label(ids["a1"], "last", "yes").unwrap();
         let mut needs: HashMap<_, BTreeSet<_>> = HashMap::new();
         for (name, id) in &ids {
@@ -111,7 +113,7 @@ impl Vault {
         }
         drop(store);
         let made = Vault { _dir: dir, path, ids, forgotten, needs };
-        // So little is not saved to the index when it is closed, but when it is built anew.
+        // So few entries are not saved when the index is closed, but they are when it is rebuilt.
         made.lose_the_index();
         drop(made.open());
         made
@@ -129,7 +131,7 @@ impl Vault {
         std::fs::remove_dir_all(self.path.join("index")).unwrap();
     }
 
-    /// The one object of this kind that exactly these snapshots need.
+    /// The only object of this kind that exactly these snapshots need.
     pub(crate) fn object(&self, kind: ObjectKind, needed_by: &[&str]) -> Object {
         let is_it = |object: &Object| {
             object.kind == kind as u8
@@ -150,8 +152,8 @@ impl Vault {
         std::fs::write(self.pack(), bytes).unwrap();
     }
 
-    /// Everything of the snapshots is as it was, save of `lost`, which fail as damage that `says`
-    /// what it is about.
+    /// Asserts that all snapshots are unchanged, except those in `lost`: they fail as damaged, with
+    /// an error that contains `says`.
     pub(crate) fn assert_lost(&self, store: &Store, lost: &[&str], says: &str) {
         for (name, id) in &self.ids {
             match (read(store, *id), lost.contains(name)) {
@@ -190,7 +192,7 @@ pub(crate) fn globals(name: &str) -> Option<Vec<u8>> {
     options(name).attachments.first().map(|attachment| attachment.bytes.clone())
 }
 
-/// All there is of a snapshot.
+/// The memory and the attachment of a snapshot.
 pub(crate) fn read(store: &Store, id: SnapshotId) -> Result<(Vec<u8>, Option<Vec<u8>>), Error> {
     let globals = store.snapshot(id)?.attachment("globals")?;
     let restore = store.restore(id)?;
@@ -230,7 +232,7 @@ pub(crate) struct Object {
 
 pub(crate) const PACK_HEADER_BYTES: usize = 64;
 
-/// The objects of a pack that replaces none.
+/// The objects of a pack that replaces no other.
 pub(crate) fn objects(pack: &[u8]) -> Vec<Object> {
     let mut objects = Vec::new();
     let mut start = PACK_HEADER_BYTES;

@@ -1,7 +1,8 @@
-//! Erasing: after `gc --erase` no file of the store has anything that no live snapshot has.
+//! Erasing: after `gc --erase` no file of the store contains data of forgotten snapshots only.
 //!
-//! The stores here do not compress, so that forgotten bytes are found wherever they are: every file of the store is
-//! searched for them, for the hashes of forgotten regions, and for names and labels. Each test sees them there first.
+//! The stores here do not compress, so that a search finds forgotten bytes anywhere: each test
+//! searches every file of the store for the bytes, for the hashes of forgotten regions, and for
+//! names and labels. Each test finds them before the erase.
 
 use std::os::unix::fs::chown;
 use std::os::unix::process::CommandExt;
@@ -44,7 +45,7 @@ impl Vault {
         self.store.gc(&GcOptions::new().max_unused_percent(0).erase(erase))
     }
 
-    /// In which files these bytes are. The store is closed for that, and opened again.
+    /// The files that contain these bytes. The store is closed for the search, and opened again.
     fn find(&mut self, bytes: &[u8]) -> Vec<PathBuf> {
         let path = self.path();
         let elsewhere = Store::options().create(self.dir.path().join("other")).unwrap();
@@ -73,7 +74,7 @@ fn search(dir: &Path, bytes: &[u8], found: &mut Vec<PathBuf>) {
     }
 }
 
-/// Memory with the secret in it, and after it was wiped.
+/// The memory with the secret in it, and the same memory after the secret was wiped.
 fn memories(seed: u64) -> (Vec<u8>, Vec<u8>) {
     let mut memory = noise(20 * REGION_BYTES, seed);
     let place = 7 * REGION_BYTES + 100..7 * REGION_BYTES + 100 + SECRET.len();
@@ -83,7 +84,7 @@ fn memories(seed: u64) -> (Vec<u8>, Vec<u8>) {
     (memory, wiped)
 }
 
-/// The hash of the region that has the secret.
+/// The hash of the region that contains the secret.
 fn secret_hash(memory: &[u8]) -> Hash {
     Hash::of(&memory[7 * REGION_BYTES..8 * REGION_BYTES])
 }
@@ -116,7 +117,7 @@ fn what_a_process_has_wiped_and_forgotten_is_in_no_file() {
     vault.assert_whole(third, &changed);
     let again = vault.gc(true).unwrap();
     assert_eq!((again.erased_bytes, again.packs_rewritten), (0, 0), "nothing is left to erase");
-    // The packs alone say the same.
+    // The packs alone give the same result.
     let path = vault.path();
     drop(vault.store);
     std::fs::remove_dir_all(path.join("index")).unwrap();
@@ -206,7 +207,7 @@ fn what_may_hold_forgotten_bytes_and_is_no_part_of_the_store_is_refused_by_name(
         }
         assert_eq!(listing(&vault.path()), before, "nothing was changed");
     }
-    // Nor while somebody reads what is forgotten.
+    // The same holds while a restore reads what is forgotten.
     let live = vault.store.restore(second).unwrap();
     vault.store.forget(&[second]).unwrap();
     let error = vault.gc(true).unwrap_err();
@@ -231,7 +232,7 @@ fn a_damaged_store_is_refused() {
     assert!(error.to_string().contains("the store has damage"), "{error}");
 }
 
-/// Files with their lengths.
+/// The files of a directory with their lengths.
 fn listing(dir: &Path) -> Vec<(PathBuf, u64)> {
     let mut files = Vec::new();
     for entry in std::fs::read_dir(dir).unwrap() {
@@ -265,7 +266,8 @@ fn captures_that_run_beside_an_erasing_gc_lose_nothing() {
                             memory[place] = memory[place].wrapping_add(1);
                         }
                         taken.push((vault.capture(&process, &memory), memory.clone()));
-                        // Mostly one from the middle goes, so that there are bases that nobody has.
+                        // Usually one from the middle is forgotten, so that bases without a
+                        // snapshot remain.
                         if taken.len() > 4 {
                             let (id, _) = taken.remove(1);
                             vault.store.forget(&[id]).unwrap();
@@ -296,7 +298,7 @@ fn captures_that_run_beside_an_erasing_gc_lose_nothing() {
 
 // ---- Owners -------------------------------------------------------------------------------------
 
-/// Whether this may be somebody else.
+/// Whether this process may become another user.
 fn is_root() -> bool {
     let is_root = rustix::process::geteuid().is_root();
     if !is_root {
@@ -333,7 +335,7 @@ fn a_first_snapshot_is_not_a_difference_from_what_another_user_owns() {
     assert_eq!(capture("carol", &image("d", 12_003, &others[2]), Some("alice")), 1, "it was asked for");
 }
 
-/// A process that ends with the test.
+/// A process that is killed when the test ends.
 struct Program(Child);
 
 impl Program {
@@ -361,7 +363,7 @@ fn a_process_is_not_a_difference_from_one_that_another_user_runs() {
     }
     let vault = Vault::new();
     let programs = [12_001, 12_002, 12_001].map(Program::run_by);
-    // Until they are what they run.
+    // Gives the children time to execute their programs.
     std::thread::sleep(std::time::Duration::from_millis(300));
     let [alice, bob, alice_too] = [0, 1, 2].map(|at: usize| {
         let process = vault.store.process(format!("p{at}"));
@@ -403,7 +405,7 @@ fn inside_a_small_file_system() {
     (0..memory.len()).step_by(REGION_BYTES).for_each(|at| memory[at] ^= 1);
     let second = capture(&memory);
     store.forget(&[first]).unwrap();
-    // Room for what is stored whole, and not for a copy of it besides.
+    // Room for what is stored whole, but not for a copy of it too.
     let filling = mount.join("filling");
     std::fs::write(&filling, vec![1; 4 << 20]).unwrap();
     let before = listing(&path.join("packs"));

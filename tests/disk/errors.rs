@@ -1,13 +1,15 @@
-//! Errors of the disk: every call that a store makes about its files fails once, in every way that fits it.
+//! Disk errors: every call that a store makes on its files fails once, in each way that such a call
+//! can fail.
 //!
-//! One scenario (see [`play`]) is played without faults, to count its calls. Then it is played once for each call and
-//! each fault that fits it: with this call failing alone, and with all such calls failing from this one on until
-//! some operations later the disk is well again. An operation must succeed, or fail with an error that says what
-//! and where; the same open store must be usable when the disk is well; nothing acknowledged may be lost, what was
-//! forgotten must not come back, and whoever opens the store afterwards must find nothing wrong with it.
+//! The test runs one scenario (see [`play`]) without faults to count its calls. Then it runs the
+//! scenario once for each call and each suitable fault: with this call failing alone, and with all
+//! such calls failing from this one on, until some operations later the disk recovers. An operation
+//! must succeed, or fail with an error that says what failed and where. The same open store must be
+//! usable when the disk has recovered. Nothing acknowledged may be lost, what was forgotten must
+//! not return, and the next process that opens the store must find no problem.
 //!
-//! With the other tests every second or third is played; `STILLFRAME_DISK_ERRORS=all cargo test --test disk errors::`
-//! plays all.
+//! By default every second or third fault runs;
+//! `STILLFRAME_DISK_ERRORS=all cargo test --test disk errors::` runs all.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::io;
@@ -23,24 +25,26 @@ use stillframe::store::StoreError;
 use stillframe::verify::VerifyOptions;
 use stillframe::{CaptureOptions, Error, GcOptions, RegionSize, SnapshotId, Store};
 
+use crate::whole_error::whole_error;
+
 const ENOSPC: i32 = 28;
 const EIO: i32 = 5;
 const EMFILE: i32 = 24;
 
-/// The disk is well again when so many operations have met its fault.
+/// The disk recovers when this many operations have met its fault.
 const ILL_OPERATIONS: usize = 3;
 
 // ---- The faults ---------------------------------------------------------------------------------
 
-/// A way for a call to fail.
+/// One way for a call to fail.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 struct Fault {
     errno: i32,
-    /// Whether half of the bytes are written before.
+    /// Whether half of the bytes are written before the error.
     after_half: bool,
 }
 
-/// The faults that fit a call of this name.
+/// The faults that suit a call of this name.
 fn faults(call: &str) -> Vec<Fault> {
     let errnos: &[i32] = match call {
         "create" | "create directory" => &[ENOSPC, EIO, EMFILE],
@@ -54,7 +58,7 @@ fn faults(call: &str) -> Vec<Fault> {
     whole.chain(half.into_iter().filter(|_| call == "write")).collect()
 }
 
-/// What is to fail, and from when on.
+/// What fails, and from which call on.
 #[derive(Clone, Debug)]
 struct Plan {
     at_call: usize,
@@ -64,12 +68,12 @@ struct Plan {
 }
 
 impl Plan {
-    /// Whether a call fails that is made while the disk is ill.
+    /// Whether a call fails that is made before the disk recovers.
     fn hits(&self, number: usize, name: &str) -> bool {
         match self.alone {
             true => number == self.at_call,
-            // A full disk refuses all that needs room, and too many files all that opens one. Other errors come from
-            // one thing that the disk cannot do.
+            // A full disk refuses every call that needs room, and a file limit every call that
+            // opens a file. Other errors affect one kind of call.
             false if number < self.at_call => false,
             false if self.fault.errno == EIO => name == self.name,
             false => faults(name).iter().any(|fault| fault.errno == self.fault.errno),
@@ -77,7 +81,7 @@ impl Plan {
     }
 }
 
-/// One call as it was made.
+/// One call, with its result.
 #[derive(Clone, Debug)]
 struct Made {
     name: &'static str,
@@ -113,7 +117,7 @@ impl Witness for Disk {
         let is_well = *self.is_well.lock().unwrap();
         let plan = self.plan.as_ref().filter(|plan| !is_well && plan.hits(number, call.name()));
         let Some(Plan { fault, .. }) = plan else {
-            // Nothing here depends on what a power failure would take.
+            // Nothing here depends on what a power failure would lose.
             return if matches!(call, Call::Sync(..) | Call::SyncDir(_)) { Ok(()) } else { act() };
         };
         self.hits.fetch_add(1, Ordering::SeqCst);
@@ -132,7 +136,8 @@ impl Witness for Disk {
 const REGION_BYTES: usize = 4096;
 const MEMORY_BYTES: usize = 10 * REGION_BYTES;
 
-/// The memory of a process at a step: noise, of which some changes a little with each step and some wholly.
+/// The memory of a process at a step: noise, part of which changes a little with each step and part
+/// entirely.
 fn memory(process: &str, step: usize) -> Vec<u8> {
     let mut state = process.bytes().fold(7, |hash: u64, byte| hash * 31 + u64::from(byte));
     let mut noise = |bytes: &mut [u8]| {
@@ -150,7 +155,7 @@ fn memory(process: &str, step: usize) -> Vec<u8> {
     memory
 }
 
-/// A snapshot that somebody was told of.
+/// An acknowledged snapshot.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Taken {
     process: &'static str,
@@ -158,7 +163,7 @@ struct Taken {
     notes: BTreeSet<String>,
 }
 
-/// What was acknowledged, and what was not and may have happened.
+/// What was acknowledged, and what was not but may have taken effect.
 struct Model<'a> {
     path: PathBuf,
     disk: &'a Disk,
@@ -168,7 +173,7 @@ struct Model<'a> {
     forgotten: BTreeSet<SnapshotId>,
     maybe_taken: Vec<(&'static str, usize)>,
     maybe_forgotten: BTreeSet<SnapshotId>,
-    /// How many operations met the fault so far.
+    /// How many operations have met the fault so far.
     ill: usize,
     errors: BTreeSet<String>,
 }
@@ -177,19 +182,9 @@ fn gc_options() -> GcOptions {
     GcOptions::new().max_unused_percent(0)
 }
 
-/// An error and all its causes.
-fn whole(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        text += &format!(": {cause}");
-        source = cause.source();
-    }
-    text
-}
-
 impl Model<'_> {
-    /// Does something that fails only where the disk has just failed, and then with a clear error.
+    /// Runs an operation, which may fail only if the disk has just failed, and then with a clear
+    /// error.
     fn does<T>(&mut self, what: &str, operation: impl FnOnce(&mut Self) -> Result<T, Error>) -> Option<T> {
         let before = self.disk.hits();
         let done = operation(self);
@@ -203,7 +198,7 @@ impl Model<'_> {
         match done {
             Ok(value) => Some(value),
             Err(error) => {
-                let text = whole(&error);
+                let text = whole_error(&error);
                 assert!(self.disk.hits() > 0, "{what} failed without a cause: {text}");
                 self.assert_clear(what, was_hit, &error);
                 self.errors.insert(format!("{what}: {}", text.replace(self.path.to_str().unwrap(), "STORE")));
@@ -212,9 +207,9 @@ impl Model<'_> {
         }
     }
 
-    /// It names the file and tells what the disk said.
+    /// Asserts that the error names the file and contains the disk's error.
     fn assert_clear(&self, what: &str, was_hit: bool, error: &Error) {
-        let text = whole(error);
+        let text = whole_error(error);
         if matches!(error, Error::Store(StoreError::WriteFailedMeanwhile)) {
             return;
         }
@@ -332,7 +327,7 @@ impl Model<'_> {
         }
     }
 
-    /// All that was acknowledged is there, byte by byte, and nothing that nobody did.
+    /// Asserts that everything acknowledged is there, byte by byte, and nothing else is.
     fn check(&self, when: &str) {
         let mut maybe_taken = self.maybe_taken.clone();
         let mut found = BTreeSet::new();
@@ -353,7 +348,7 @@ impl Model<'_> {
                 }
             };
             let restored = self.store().restore(id).and_then(|restore| restore.into_mapping());
-            let restored = restored.unwrap_or_else(|error| panic!("{when}: {id}: {}", whole(&error)));
+            let restored = restored.unwrap_or_else(|error| panic!("{when}: {id}: {}", whole_error(&error)));
             let steps = if self.live.contains_key(&id) { step..step + 1 } else { 0..STEPS };
             let is_whole = steps.into_iter().any(|step| restored[..] == self.memories[&(process, step)][..]);
             assert!(is_whole, "{when}: {id} is not {process} {step}");
@@ -370,7 +365,7 @@ impl Model<'_> {
 const STEPS: usize = 5;
 const PROCESSES: [&str; 2] = ["web", "vm"];
 
-/// Everything that is done with stores, in few calls.
+/// Every operation on a store, in few calls.
 fn play(model: &mut Model<'_>) {
     model.open();
     model.capture("web", 0);
@@ -396,7 +391,7 @@ fn play(model: &mut Model<'_>) {
     model.repair();
     model.open();
     model.restore("web", 3);
-    // Now the disk is well, and the store that saw it ill must be of use.
+    // The disk has recovered, and the same open store must be usable.
     model.disk.recover();
     if model.disk.hits() > 0 {
         model.check("in the same store");
@@ -410,13 +405,13 @@ fn play(model: &mut Model<'_>) {
     model.open();
     model.check("after an opening");
     model.close();
-    // Also with the packs alone.
+    // The same holds with the packs alone.
     std::fs::remove_dir_all(model.path.join("index")).unwrap();
     model.open();
     model.check("without the index");
 }
 
-/// What came of it.
+/// The calls and errors of one run.
 struct Played {
     made: Vec<Made>,
     hits: usize,
@@ -430,7 +425,7 @@ fn play_with(plan: Option<Plan>) -> Played {
         let steps = |process| (0..STEPS).map(move |step| ((process, step), memory(process, step)));
         PROCESSES.into_iter().flat_map(steps).collect()
     });
-    // The index is made durable in vain here: in memory that costs nothing.
+    // The database syncs its index needlessly here: in memory a sync costs nothing.
     let shm = Path::new("/dev/shm");
     let dir = tempfile::tempdir_in(shm).or_else(|_| tempfile::tempdir()).unwrap();
     let path = dir.path().join("store");
@@ -457,13 +452,13 @@ fn play_with(plan: Option<Plan>) -> Played {
     Played { made, hits: disk.hits(), errors }
 }
 
-/// What a file that could not be made durable has on the disk nobody knows: it is not appended to any more.
+/// The content of a file on disk is unknown after a failed sync, so nothing may be appended to it.
 fn assert_nothing_follows_a_failed_sync(made: &[Made]) {
     let mut failed: BTreeSet<&Path> = BTreeSet::new();
     for call in made {
         match call.name {
             "sync" if call.failed => drop(failed.insert(&call.path)),
-            // Anew, or by another opening of the store.
+            // The file is created again, or another opening of the store opens it.
             "create" | "open" => drop(failed.remove(&*call.path)),
             "write" => assert!(!failed.contains(&*call.path), "{} is written to", call.path.display()),
             _ => {}
@@ -473,7 +468,7 @@ fn assert_nothing_follows_a_failed_sync(made: &[Made]) {
 
 // ---- The tests ----------------------------------------------------------------------------------
 
-/// Counts panics, also of threads whose end nobody looks at.
+/// Counts panics of all threads, including threads that no test joins.
 fn panics() -> &'static AtomicUsize {
     static PANICS: AtomicUsize = AtomicUsize::new(0);
     static HOOK: Once = Once::new();
@@ -487,7 +482,7 @@ fn panics() -> &'static AtomicUsize {
     &PANICS
 }
 
-/// Plays it for one of `share` faults.
+/// Runs the scenario for one in `share` faults.
 fn play_all(alone: bool, share: usize) {
     let share = if std::env::var("STILLFRAME_DISK_ERRORS").is_ok_and(|it| it == "all") { 1 } else { share };
     let calls = play_with(None).made;
@@ -528,7 +523,7 @@ fn every_call_may_fail_alone() {
 fn every_call_may_fail_and_all_like_it_after_it() {
     play_all(false, 3);
 }
-/// Fails the calls that it is told to, with EIO; a write after half of its bytes.
+/// Makes the selected calls fail with EIO, and a write after half of its bytes.
 struct Fails<F>(F);
 
 impl<F: Fn(&Call<'_>) -> bool + Send + Sync> Witness for Fails<F> {
@@ -565,7 +560,7 @@ fn a_record_that_could_not_be_made_durable_does_not_come_back_after_gc_dropped_w
         let store = Store::options().create(&path).unwrap();
         let memories: Vec<Vec<u8>> = (0..3).map(|step| memory("web", step)).collect();
         let first = capture(&store, &memories[0]).unwrap();
-        // The first sync of a capture is for what it refers to, the second for the record.
+        // The first sync of a capture covers what the record refers to, the second the record.
         let syncs = AtomicUsize::new(0);
         let ill = move |call: &Call<'_>| match call {
             Call::Sync(..) => syncs.fetch_add(1, Ordering::SeqCst) == 1,
@@ -575,7 +570,7 @@ fn a_record_that_could_not_be_made_durable_does_not_come_back_after_gc_dropped_w
         let watching = watch(&path, Arc::new(Fails(ill)));
         capture(&store, &memories[1]).unwrap_err();
         drop(watching);
-        // Most of the pack is of use: it stays as it is.
+        // Most of the pack is in use, so gc leaves it as it is.
         let stats = store.gc(&GcOptions::new().max_unused_percent(90)).unwrap();
         assert!(stats.dead_regions > 0);
         assert_eq!(stats.packs_rewritten, 0);
@@ -599,7 +594,7 @@ fn what_a_failed_write_left_behind_is_cut_off_before_another_pack_is_begun() {
     let watching = watch(&path, Arc::new(Fails(ill)));
     for _ in 0..2 {
         let error = capture(&store, &memories[1]).unwrap_err();
-        assert!(whole(&error).contains("00000001"), "{}", whole(&error));
+        assert!(whole_error(&error).contains("00000001"), "{}", whole_error(&error));
     }
     drop(watching);
     let last = capture(&store, &memories[1]).unwrap();
@@ -615,7 +610,7 @@ fn an_index_that_cannot_be_replaced_stays_and_is_replaced_later() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("store");
     let store = Store::options().region_size(RegionSize::new(512).unwrap()).create(&path).unwrap();
-    // So many regions that gc writes the index anew when they go.
+    // So many regions that gc rewrites the index when they are removed.
     let large: Vec<u8> = (0..9_000u32).flat_map(|region| [region.to_le_bytes(); 128].concat()).collect();
     let small = memory("web", 0);
     let first = capture(&store, &large).unwrap();
@@ -623,7 +618,7 @@ fn an_index_that_cannot_be_replaced_stays_and_is_replaced_later() {
     store.forget(&[first]).unwrap();
     let watching = watch(&path, Arc::new(Fails(|call: &Call<'_>| matches!(call, Call::Exchange(..)))));
     let error = store.gc(&gc_options()).unwrap_err();
-    assert!(whole(&error).contains("index"), "{}", whole(&error));
+    assert!(whole_error(&error).contains("index"), "{}", whole_error(&error));
     assert_whole(&store, &[(last, small.clone())]);
     drop(watching);
     assert!(store.gc(&gc_options()).unwrap().freed_bytes > 1 << 19);

@@ -1,7 +1,8 @@
-//! A disk that is full: gc, which must copy to free anything, frees what it can; and all else goes on as far as it can.
+//! A full disk: gc has to copy objects before it can free anything, and frees what it can.
+//! Everything else continues as far as possible.
 //!
-//! With a disk that only counts, in every degree of fullness and ended at every call; and on small file systems that
-//! are really full, where mounting is allowed.
+//! Some tests use a simulated disk that only counts, at every degree of fullness, with a stop at
+//! every call. Others use small file systems that are really full, where mounting is allowed.
 
 use crate::folder::copy;
 use crate::needs::{needs, passed_over};
@@ -25,10 +26,10 @@ const EIO: i32 = 5;
 
 const KIB: usize = 1024;
 
-/// All stores here are begun with packs of about this size.
+/// All stores here begin with packs of about this size.
 const SEAL_BYTES: u64 = 300 * KIB as u64;
 
-/// All tombstones of a store here take less.
+/// All tombstones of a store here take less than this.
 const TOMBSTONES_BYTES: u64 = 4096;
 
 type Snapshots = Vec<(SnapshotId, Vec<u8>)>;
@@ -41,7 +42,7 @@ fn capture(store: &Store, memory: &[u8], seed: u64) -> Result<SnapshotId, Error>
     store.process(format!("p{seed}")).capture(memory, &CaptureOptions::default()).map(|done| done.id)
 }
 
-/// All of them are there and nothing else, byte by byte.
+/// Asserts that exactly these snapshots are there, byte by byte.
 #[track_caller]
 fn assert_whole(store: &Store, snapshots: &Snapshots, when: &str) {
     let found: BTreeSet<SnapshotId> = store.snapshots().iter().map(|snapshot| snapshot.id()).collect();
@@ -56,7 +57,8 @@ fn gc(store: &Store) -> Result<GcStats, Error> {
     store.gc(&GcOptions::new().max_unused_percent(0))
 }
 
-/// What is still to be freed; but for tombstones, which go with the gc after that of their snapshots.
+/// What gc can still free, without tombstones: the gc after the one that removes their snapshots
+/// removes them.
 fn unused_bytes(store: &Store) -> u64 {
     let options = GcOptions::new().max_unused_percent(0).dry_run(true);
     let bytes = store.gc(&options).unwrap().freed_bytes;
@@ -70,13 +72,14 @@ fn assert_nothing_half(path: &Path, when: &str) {
     }
 }
 
-// ---- A disk that only counts --------------------------------------------------------------------
+// ---- A simulated disk that only counts ----------------------------------------------------------
 
-/// Has room for so many bytes; fewer than none are owed before there is any. What the database does with its own files
-/// it does not see.
+/// Has this much free space. If it is negative, this much must be freed before any is available.
+/// The witness does not see the calls of the database on its own files.
 struct SmallDisk {
     room: Mutex<i64>,
-    /// After so many calls that change something all fail, as if the process were killed.
+    /// After this many calls that change something all calls fail, as if the process had been
+    /// killed.
     calls_left: AtomicI64,
     refused: AtomicUsize,
 }
@@ -115,7 +118,7 @@ impl Witness for SmallDisk {
         }
         let mut room = self.room.lock().unwrap();
         match call {
-            // Nothing here depends on what a power failure would take.
+            // Nothing here depends on what a power failure would lose.
             Call::Sync(..) | Call::SyncDir(_) => Ok(()),
             Call::Create(_) | Call::CreateDir(_) if *room <= 0 => self.full(),
             Call::Write { file, at_bytes, bytes, .. } => {
@@ -145,14 +148,14 @@ impl Witness for SmallDisk {
     }
 }
 
-/// A store with packs of which some is not needed, and the snapshots that are live.
+/// A store whose packs contain some garbage, and its live snapshots.
 struct Built {
     dir: tempfile::TempDir,
     live: Snapshots,
 }
 
 impl Built {
-    /// Of sizes in KiB, and whether it is kept.
+    /// Builds it from snapshots of these sizes in KiB; the flag says whether each is kept.
     fn new(sizes: &[(usize, bool)]) -> Built {
         let dir = tempfile::tempdir().unwrap();
         let _sealing = seal_packs_at(dir.path(), SEAL_BYTES);
@@ -167,18 +170,18 @@ impl Built {
             }
         }
         store.forget(&dead).unwrap();
-        // From here on packs grow to their usual size: gc would make one of them all.
+        // From here on packs have their usual size: gc would put all objects into one pack.
         Built { dir, live }
     }
 
-    /// Packs with little that is not needed, and a last one with little that is.
+    /// Packs with little garbage, and a last pack that is mostly garbage.
     fn without_a_dead_pack() -> Built {
         Built::new(&[(20, false), (290, true), (20, false), (290, true), (60, false), (8, true)])
     }
 
-    /// Packs of which of one nothing is needed.
+    /// Packs, one of which is all garbage.
     fn with_a_dead_pack() -> Built {
-        // The record of what is in a full pack is in the next.
+        // The record of a snapshot that fills a pack is in the next pack.
         Built::new(&[(290, true), (20, false), (310, false), (60, false), (8, true)])
     }
 
@@ -189,7 +192,7 @@ impl Built {
         (dir, path)
     }
 
-    /// The store is in order and of use, also for who opens it when there is room again.
+    /// Asserts that the store is sound and usable, also when it is reopened after space was freed.
     fn assert_in_order(&self, store: Store, path: &Path, when: &str) {
         assert_whole(&store, &self.live, when);
         drop(store);
@@ -212,7 +215,7 @@ struct Outcomes {
     all: usize,
 }
 
-/// gc with so much room: what it frees.
+/// Runs gc with this much free space and checks what it frees.
 fn collect(built: &Built, room: i64, outcomes: &mut Outcomes) {
     let when = format!("with a room of {room}");
     let (_dir, path) = built.copy();
@@ -244,7 +247,7 @@ fn collect(built: &Built, room: i64, outcomes: &mut Outcomes) {
 fn gc_frees_what_it_can_however_little_room_there_is() {
     let built = Built::without_a_dead_pack();
     let mut outcomes = Outcomes::default();
-    // It owes up to more than the index has to give.
+    // With the lowest values even deleting the index does not free enough.
     for room in
         [-2_000_000, -300_000, -200_000, -140_000, -100_000, -50_000, 0, 100, 50_000, 200_000, 700_000]
     {
@@ -275,7 +278,7 @@ fn gc_on_a_full_disk_may_end_at_any_call() {
             let store = Store::open(&path).unwrap();
             let watching = watch(&path, SmallDisk::that_ends(-50_000, calls));
             let done = gc(&store);
-            // Whatever it would still do when it is closed, nobody does for one that is killed.
+            // A killed process would not do what closing the store does.
             drop(store);
             drop(watching);
             let store = Store::open(&path).unwrap();
@@ -291,10 +294,10 @@ fn gc_on_a_full_disk_may_end_at_any_call() {
 
 // ---- Small file systems that are really full ----------------------------------------------------
 
-/// Where the small file system is.
+/// The path of the mounted small file system.
 const MOUNTED: &str = "STILLFRAME_SMALL_FILE_SYSTEM";
 
-/// It could not be mounted.
+/// The exit code for a file system that could not be mounted.
 const NOT_MOUNTED: i32 = 77;
 
 /// Runs [`inside_a_small_file_system`] in one that `script` mounts at $0.
@@ -334,7 +337,7 @@ fn a_full_ext4_is_emptied_by_gc() {
     );
 }
 
-/// A file that takes all the room there is.
+/// A file that takes all free space.
 struct Filling {
     path: PathBuf,
 }
@@ -346,14 +349,14 @@ impl Filling {
         for piece in [64 * KIB, 4096, 512, 1] {
             while file.write_all(&vec![7; piece]).is_ok() {}
         }
-        // What does not show before it is written to the disk.
+        // Some errors appear only when the data is written to the disk.
         file.sync_all().unwrap();
         assert!(fs::write(mount.join("more"), [7; 4096]).is_err(), "it is full to the last byte");
         fs::remove_file(mount.join("more")).unwrap();
         Filling { path }
     }
 
-    /// Gives some back.
+    /// Frees this many bytes.
     fn free(&self, bytes: u64) {
         let file = fs::OpenOptions::new().write(true).open(&self.path).unwrap();
         file.set_len(file.metadata().unwrap().len() - bytes).unwrap();
@@ -367,7 +370,7 @@ impl Drop for Filling {
     }
 }
 
-/// Runs gc by the command: its exit code and what it said beside its output.
+/// Runs gc through the command. Returns its exit code and its standard error.
 fn gc_command(store: &Path) -> (Option<i32>, String) {
     let mut command = Command::new(env!("CARGO_BIN_EXE_stillframe"));
     let output = command.arg("--store").arg(store).args(["gc", "--max-unused", "0"]).output().unwrap();
@@ -399,7 +402,7 @@ fn inside_a_small_file_system() {
     let filling = Filling::of(&mount);
     let store = Store::open(&path).unwrap();
     assert_whole(&store, &live, "when all is full");
-    // Whole packs of them, and every third of the rest.
+    // Snapshots that fill whole packs, and every third of the rest.
     let mut number = 0;
     let forgotten: Vec<SnapshotId> = live
         .extract_if(.., |_| {
@@ -422,7 +425,7 @@ fn inside_a_small_file_system() {
     gc(&store).unwrap();
     assert_eq!(unused_bytes(&store), 0);
 
-    // A pack with much to copy, and one with little; and no index that could give its room.
+    // A pack with much to copy, one with little, and no index whose deletion would free space.
     let mut dead = Vec::new();
     for (seed, (kib, is_kept)) in (200..).zip([(20, false), (290, true), (60, false), (8, true)]) {
         let memory = crate::noise::noise(kib * KIB, seed);

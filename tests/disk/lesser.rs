@@ -1,6 +1,7 @@
-//! File systems that can less: a real one in user space, `lesser_fs.c`, lacks one ability after the other.
+//! File systems with fewer features: a real one in user space, `lesser_fs.c`, lacks one feature at
+//! a time.
 //!
-//! Where FUSE, its library or mounting is missing, these tests pass over with a line that says so.
+//! Where FUSE, its library or mounting is missing, these tests pass over and print a line.
 
 use std::fs;
 use std::io;
@@ -20,12 +21,13 @@ use crate::places::every_verb_works;
 
 const STILLFRAME: &str = env!("CARGO_BIN_EXE_stillframe");
 
-/// What the file system may lack, as `lesser_fs.c` names it.
+/// The feature that the file system lacks, as `lesser_fs.c` names it.
 const LACKS: &str = "STILLFRAME_TEST_LACKS";
 const MOUNTED: &str = "STILLFRAME_TEST_MOUNTED";
 
-/// Mounts the directory $0/below at $0/mounted without what $1 names, and runs the rest there. Whatever becomes of
-/// that, it is unmounted; otherwise the file system would keep the namespace and itself.
+/// Mounts the directory $0/below at $0/mounted without the feature $1, and runs the remaining
+/// arguments there. It is unmounted in any case; otherwise the file system would keep itself and
+/// the namespace alive.
 const MOUNT: &str = r#"
 "$0/lesser_fs" "$1" "$0/below" "$0/mounted"
 trap 'umount -l "$0/mounted"' EXIT
@@ -38,7 +40,7 @@ shift
 struct Lesser(tempfile::TempDir);
 
 impl Lesser {
-    /// `None` where it cannot be had.
+    /// `None` where it cannot be built.
     fn get() -> Option<Lesser> {
         if !needs(&["cc", "pkg-config"]) || !needs_library("fuse3") {
             return None;
@@ -62,7 +64,7 @@ impl Lesser {
         Some(Lesser(dir))
     }
 
-    /// Runs one of the tests below where the file system lacks this.
+    /// Runs one of the tests below on the file system without this feature.
     fn run(&self, lacks: &str, test: &str) {
         let below = self.0.path().join("below");
         fs::remove_dir_all(&below).unwrap();
@@ -79,13 +81,13 @@ impl Lesser {
     }
 }
 
-/// Where this process is to work, and what is lacking there.
+/// The directory in which this process works, and the missing feature.
 fn mounted() -> Option<(PathBuf, String)> {
     let mounted = std::env::var_os(MOUNTED)?;
     Some((mounted.into(), std::env::var(LACKS).unwrap()))
 }
 
-/// What the kernel answers to each of the calls that the file system may lack.
+/// The kernel's result for each call that the file system may lack.
 fn answers(at: &Path) -> Vec<(&'static str, Result<(), Errno>)> {
     let name = |name: &str| at.join(name);
     fs::write(name("one"), "one").unwrap();
@@ -115,7 +117,7 @@ fn answers(at: &Path) -> Vec<(&'static str, Result<(), Errno>)> {
     found
 }
 
-/// An error where the file system can do what it is to lack, or lacks what it is to have.
+/// Asserts that the file system lacks this feature and no other.
 fn lacks_this_and_no_more(at: &Path, lacks: &str) {
     let is_said: &[(&str, &str, Errno)] = &[
         ("link", "link", Errno::PERM),
@@ -158,7 +160,7 @@ fn a_store_without_an_index_is_opened(at: &Path) {
     }
 }
 
-/// Each capture ends within a page that is mapped already, as the one before was read.
+/// Each capture ends within a page that is mapped already, because the capture before was read.
 fn a_pack_that_grows_while_it_is_mapped_is_read(at: &Path) {
     let store = Store::options().create(at.join("library")).unwrap();
     let memory = |seed: u64| noise(700 + seed as usize * 10, seed);
@@ -189,11 +191,11 @@ fn nothing_is_left_of_a_store_without_locks() {
     };
     refused("init");
     assert_eq!(fs::read_dir(&at).unwrap().count(), 0);
-    // A directory that is there already stays, and nothing in it.
+    // An existing directory stays, and remains empty.
     fs::create_dir(&store).unwrap();
     refused("init");
     assert_eq!(fs::read_dir(&store).unwrap().count(), 0);
-    // A store that was made elsewhere is as it was.
+    // A store that was made elsewhere is not changed.
     let elsewhere = tempfile::tempdir().unwrap();
     drop(Store::options().create(elsewhere.path().join("vault")).unwrap());
     fs::remove_dir(&store).unwrap();

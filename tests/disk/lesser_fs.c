@@ -1,20 +1,21 @@
 /*
- * A file system in user space that hands everything on to a directory below, and lacks what its first argument names:
+ * A file system in user space that passes every call on to a directory, and lacks the feature that
+ * its first argument names:
  *
  *     lesser_fs LACKS BELOW MOUNTED
  *
- *     link       no hard links: EPERM, as exFAT answers
- *     rename     rename without flags (RENAME_NOREPLACE, RENAME_EXCHANGE): EINVAL, as NFS answers
- *     fsyncdir   directories cannot be made durable: EINVAL, as CIFS answers
+ *     link       no hard links: EPERM, as exFAT returns
+ *     rename     no flags of rename (RENAME_NOREPLACE, RENAME_EXCHANGE): EINVAL, as NFS returns
+ *     fsyncdir   directories cannot be synced: EINVAL, as CIFS returns
  *     nosyncdir  the same: EOPNOTSUPP
- *     flock      no locks of files: EOPNOTSUPP
- *     nolock     the same: ENOSYS. (Where a file system has no such operation at all the kernel keeps the locks itself.)
- *     fallocate  no room can be taken in advance, and no hole made: EOPNOTSUPP
- *     shared     no shared mappings: ENODEV, as the kernel answers for files that are opened with direct_io
- *     mode       chmod is refused (EPERM), and everything has mode 0777, as vfat has it
- *     remove     a file that is removed while it is open stays as .fuse_hiddenXXXX: what libfuse does by default
- *     late       a closed file is given up 50 ms later, and its lock with it: the kernel does not wait for that
- *     inode      the numbers of inodes are libfuse's, and change when the kernel forgets a name
+ *     flock      no file locks: EOPNOTSUPP
+ *     nolock     the same: ENOSYS. (If a file system has no such operation, the kernel keeps the locks.)
+ *     fallocate  no space can be reserved and no hole punched: EOPNOTSUPP
+ *     shared     no shared mappings: ENODEV, as the kernel returns for files opened with direct_io
+ *     mode       chmod is refused (EPERM), and everything has mode 0777, as on vfat
+ *     remove     a file that is removed while open stays as .fuse_hiddenXXXX, libfuse's default
+ *     late       a closed file and its lock are released 50 ms later: the kernel does not wait for that
+ *     inode      inode numbers are libfuse's, and change when the kernel forgets a name
  */
 #define _GNU_SOURCE
 #define FUSE_USE_VERSION 31

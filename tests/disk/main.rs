@@ -1,8 +1,8 @@
-//! Disks that answer with errors, are full, or lose the bytes of a pack that is open.
+//! Disks that return errors, are full, or lose the bytes of a pack that is open.
 //!
 //! `errors` counts the panics of all threads, so tests that panic on purpose do not belong here.
 
-// A helper of a test may fail as the test itself may.
+// Helpers of a test may panic, as the test itself may.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::cast_possible_truncation)]
 
 mod erase;
@@ -23,3 +23,5 @@ mod mount;
 mod needs;
 #[path = "../common/noise.rs"]
 mod noise;
+#[path = "../common/whole_error.rs"]
+mod whole_error;

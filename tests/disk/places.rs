@@ -1,7 +1,7 @@
-//! Where a store lies: moved away while it is open, handed over by others, on file systems that can less, under a quota
-//! that is used up, read-only by modes.
+//! Where a store lies: moved while it is open, received from another user, on file systems with
+//! fewer features, under an exhausted quota, and read-only by its modes.
 //!
-//! What cannot be had here (FUSE, mounting, being root) is passed over with a line that says so.
+//! Where FUSE, mounting or root is missing, the test passes over and prints a line.
 
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
@@ -54,7 +54,7 @@ fn packs(store: &Path) -> Vec<PathBuf> {
     packs
 }
 
-// Moved away
+// Moved
 
 #[test]
 fn an_open_store_that_was_moved_leaves_the_one_in_its_place_alone() {
@@ -99,9 +99,9 @@ fn a_lock_that_somebody_removes_lets_no_second_program_in() {
     assert!(taken.iter().all(|(id, seed)| is_there(&store, *id, *seed)));
 }
 
-// Handed over
+// Received from another user
 
-/// A store, beside something that must stay as it is.
+/// A store next to files that must not change.
 struct Given {
     dir: tempfile::TempDir,
     store: PathBuf,
@@ -135,7 +135,7 @@ const VERBS: [&[&str]; 12] = [
 ];
 
 impl Given {
-    /// Everything outside of the store, with what can be seen of it.
+    /// Everything outside of the store, with its metadata and content.
     fn outside(&self) -> Vec<(PathBuf, u32, Vec<u8>)> {
         let mut found = Vec::new();
         let mut dirs = vec![self.dir.path().to_owned()];
@@ -157,7 +157,7 @@ impl Given {
         found
     }
 
-    /// Runs all verbs, which may succeed or fail, and end.
+    /// Runs all verbs. Each may succeed or fail, but must end.
     fn nothing_outside_changes(&self) {
         let before = self.outside();
         for verb in VERBS {
@@ -271,7 +271,7 @@ fn a_backup_of_hard_links_stays_as_it_was_and_both_are_stores() {
     let store = Store::options().create(&path).unwrap();
     let first = capture(&store, "p", 1).unwrap();
     let copy = || assert!(Command::new("cp").arg("-al").arg(&path).arg(&backup).status().unwrap().success());
-    // Once while it is open, and once while it is not.
+    // Once while the store is open, and once while it is not.
     copy();
     let content = || packs(&backup).iter().map(|pack| fs::read(pack).unwrap()).collect::<Vec<_>>();
     let before = content();
@@ -280,7 +280,7 @@ fn a_backup_of_hard_links_stays_as_it_was_and_both_are_stores() {
     assert_eq!(content(), before);
     fs::remove_dir_all(&backup).unwrap();
     copy();
-    // A tail that a crash has left is cut, and not in the backup.
+    // The tail that a crash left is cut in the store, but not in the backup.
     let newest = packs(&path).pop().unwrap();
     let tail = fs::OpenOptions::new().append(true).open(&newest).unwrap();
     std::io::Write::write_all(&mut &tail, &[0; 100]).unwrap();
@@ -374,7 +374,7 @@ fn a_restore_replaces_plain_files_only() {
 #[test]
 fn a_store_that_is_read_only_by_its_modes_or_immutable_is_read() {
     let given = given();
-    // A directory that others may reach, for who is not root.
+    // A directory that other users can reach, in case this test is not root.
     fs::set_permissions(given.dir.path(), fs::Permissions::from_mode(0o755)).unwrap();
     let change = |program: &str, how: &str| {
         Command::new(program)
@@ -422,10 +422,10 @@ fn a_store_that_is_read_only_by_its_modes_or_immutable_is_read() {
     reads(&as_owner);
 }
 
-// File systems that can less
+// File systems with fewer features
 
-/// Runs the rest with some system calls answered by an error, as a file system without them answers: a filter of the
-/// kernel (seccomp). The first argument says which.
+/// Runs the remaining arguments under a seccomp filter, in which some system calls fail as they do
+/// on a file system without them. The first argument selects the calls.
 const LIMIT: &str = r#"
 #include <errno.h>
 #include <linux/filter.h>
@@ -462,7 +462,7 @@ int main(int c, char **v) {
 }
 "#;
 
-/// The program, if it can be had.
+/// The compiled program, if `cc` is there.
 fn limit(dir: &Path) -> Option<PathBuf> {
     if !needs(&["cc"]) {
         return None;
@@ -479,7 +479,7 @@ fn limit(dir: &Path) -> Option<PathBuf> {
     }
 }
 
-/// Uses a store at `at` with every verb, by this command and what is put before its arguments.
+/// Uses a store at `at` with every verb. `program` and the arguments in `before` run the command.
 pub(crate) fn every_verb_works(at: &Path, program: &Path, before: &[&str]) {
     let store = at.join("vault");
     let run = |arguments: &[&str]| {
@@ -514,7 +514,7 @@ pub(crate) fn every_verb_works(at: &Path, program: &Path, before: &[&str]) {
     done(run(&["forget", "p~1"]));
     done(run(&["gc", "--max-unused", "0"]));
     done(run(&["verify"]));
-    // The index is written again, and takes the place of the old one.
+    // The index is rewritten and replaces the old one.
     fs::write(&image, noise(300_000, 3)).unwrap();
     done(run(&["capture", "--file", &image, "--process", "q"]));
     done(run(&["forget", "q@latest"]));
@@ -568,8 +568,8 @@ fn without_locks_there_can_be_no_store_and_nothing_is_left_of_one() {
     assert!(!store.exists());
 }
 
-/// Mounts the directory $0/below at $0/mounted by bindfs, a file system in user space without renaming flags, and runs
-/// the rest of this program there.
+/// Mounts the directory $0/below at $0/mounted with bindfs, a file system in user space without
+/// rename flags, and runs the remaining arguments there.
 const BINDFS: &str = r#"bindfs "$0/below" "$0/mounted"; trap 'umount -l "$0/mounted"' EXIT; STILLFRAME_TEST_MOUNTED="$0/mounted" "$@""#;
 
 #[test]
@@ -603,7 +603,8 @@ fn on_a_file_system_in_user_space_every_verb_works() {
 
 // Quotas
 
-/// Makes a file system of $0 with a quota of 24 MiB for the directory store in it, and fills that with $1, $2 and so on.
+/// Makes a file system of $0 with a quota of 24 MiB for the directory `store`, and fills that with
+/// $1, $2 and so on.
 const QUOTA: &str = r#"
 mount -o loop "$0/disk" "$0/mounted"
 btrfs quota enable "$0/mounted"

@@ -1,4 +1,4 @@
-//! A pack whose bytes are gone while it is mapped: an error, and not a fatal signal.
+//! A pack loses its bytes while it is mapped: the result is an error, and not a fatal signal.
 
 use std::path::Path;
 use std::process::Command;
@@ -6,6 +6,8 @@ use std::process::Command;
 use stillframe::repair::RepairOptions;
 use stillframe::verify::VerifyOptions;
 use stillframe::{CaptureOptions, Error, GcOptions, SnapshotId, Store};
+
+use crate::whole_error::whole_error;
 
 const MEMORY_BYTES: usize = 6 << 20;
 
@@ -27,15 +29,10 @@ fn restore(store: &Store, id: SnapshotId) -> Result<Vec<u8>, Error> {
     Ok(store.restore(id)?.into_mapping()?.to_vec())
 }
 
-/// An error and all its causes.
-fn whole_story(error: &dyn std::error::Error) -> String {
-    error.source().map_or_else(|| error.to_string(), |source| format!("{error}: {}", whole_story(source)))
-}
-
-/// Every verb says that the pack cannot be read.
+/// Asserts that a verb reports that the pack cannot be read.
 #[track_caller]
 fn assert_unreadable<T: std::fmt::Debug>(verb: &str, done: Result<T, Error>) {
-    let text = whole_story(&done.expect_err(verb));
+    let text = whole_error(&done.expect_err(verb));
     assert!(text.contains("00000001") && text.contains("read"), "{verb}: {text}");
 }
 
@@ -47,7 +44,7 @@ fn a_pack_that_is_cut_under_an_open_store_is_an_error() {
     let (first, memory) = capture(&store, "web", 1);
     let (last, _) = capture(&store, "vm", 2);
     store.set_label(first, "kept", "yes").unwrap();
-    // All of it is mapped, and read once.
+    // The whole pack is mapped, and was read once.
     assert!(restore(&store, first).unwrap() == memory);
     restore(&store, last).unwrap();
     let pack = std::fs::OpenOptions::new().write(true).open(path.join("packs/00000001.pack")).unwrap();
@@ -62,7 +59,7 @@ fn a_pack_that_is_cut_under_an_open_store_is_an_error() {
     assert_unreadable("verify", store.verify(&sample()));
     assert_unreadable("gc", store.gc(&GcOptions::default()));
     drop(store);
-    // The next opening says what is lost, and works.
+    // The next opening reports what is lost, and works.
     let store = Store::open(&path).unwrap();
     assert!(restore(&store, first).unwrap() == memory);
 }
@@ -78,7 +75,8 @@ fn a_base_that_cannot_be_read_is_an_error_and_no_damage() {
     store.forget(&[garbage]).unwrap();
     assert!(store.gc(&GcOptions::default()).unwrap().packs_rewritten > 0);
     let whole = path.join("packs/00000002.pack");
-    // Each region is another one, and it is longer: only the bases of its regions are elsewhere.
+    // Each region differs, and the memory is longer: only the bases of the regions are in another
+    // pack.
     memory.iter_mut().step_by(10_000).for_each(|byte| *byte ^= 1);
     memory.extend(crate::noise::noise(100_000, 5));
     let second = store.process("web").capture(&memory[..], &CaptureOptions::default()).unwrap();
@@ -87,10 +85,10 @@ fn a_base_that_cannot_be_read_is_an_error_and_no_damage() {
     let pack = std::fs::OpenOptions::new().write(true).open(&whole).unwrap();
     pack.set_len(4096).unwrap();
     for (verb, options) in [("verify of one", only(second.id)), ("verify of a sample", sample())] {
-        let text = whole_story(&store.verify(&options).expect_err(verb));
+        let text = whole_error(&store.verify(&options).expect_err(verb));
         assert!(text.contains("cannot read"), "{verb}: {text}");
     }
-    // The disk is well again: nothing was taken for damage and dropped.
+    // The disk has recovered: the store did not mistake its errors for damage, and dropped nothing.
     std::os::unix::fs::FileExt::write_all_at(&pack, &bytes, 0).unwrap();
     assert!(restore(&store, second.id).unwrap() == memory);
     assert_eq!(store.verify(&VerifyOptions::default()).unwrap().problems, []);
@@ -137,7 +135,7 @@ impl Drop for Mounted {
     }
 }
 
-/// What is read of these files is read from the disk again.
+/// Evicts these files from the page cache, so that the next read goes to the disk.
 fn drop_from_memory(dir: &Path) {
     for entry in std::fs::read_dir(dir).unwrap() {
         let file = std::fs::File::open(entry.unwrap().path()).unwrap();
@@ -156,7 +154,7 @@ fn a_pack_that_the_disk_cannot_read_is_an_error() {
     drop(store);
     let store = Store::open(&path).unwrap();
     drop_from_memory(&path.join("packs"));
-    // The disk loses all but its first megabytes.
+    // The disk loses everything but its first megabytes.
     let image = std::fs::OpenOptions::new().write(true).open(mounted.image()).unwrap();
     image.set_len(2 << 20).unwrap();
     assert_unreadable("restore", restore(&store, first));

@@ -1,6 +1,6 @@
-/* A program that has memory of one kind, says where, and waits. A line on standard input: "faults" asks how many page
-   faults it has served, "u" takes its guards away and writes there, anything else for its end.
-   The answers: "ready ADDRESS LENGTH", then the count. */
+/* A program that maps memory of one kind, prints where, and waits. Lines on standard input:
+ * "faults" prints how many page faults it has served, "u" removes its guard pages and writes
+ * there, any other line ends it. It prints "ready ADDRESS LENGTH" first, and then the counts. */
 #define _GNU_SOURCE
 #include <fcntl.h>
 #include <linux/fuse.h>
@@ -24,7 +24,7 @@ static const char *what;
 static char page[4096];
 static int userfault = -1, served;
 
-/* What a test passes over; the test prints it. */
+/* Reports what the machine lacks. The test prints it and passes over. */
 static void lacks(const char *text) { printf("lacks %s\n", text); fflush(stdout); exit(0); }
 
 static void *serve(void *unused) {
@@ -57,7 +57,7 @@ static char *map(size_t length, int protection, int flags, int fd) {
     return at;
 }
 
-/* ---- A file system that answers for a while ----------------------------------------------------------------- */
+/* ---- A file system that stops replying ------------------------------------------------------- */
 
 static void answer(int fuse, uint64_t unique, int error, const void *bytes, size_t length) {
     static char out[1 << 20];
@@ -72,7 +72,7 @@ static struct fuse_attr attributes(uint64_t node) {
                                .mode = node == 1 ? S_IFDIR | 0755 : S_IFREG | 0644 };
 }
 
-/* One file "f", of which the first pages can be read; whatever is asked once `silent` is there is never answered. */
+/* One file "f", whose first pages can be read. After `silent` exists, no request gets a reply. */
 static void file_system(int fuse, const char *silent) {
     static char in[1 << 20], data[64 * 4096];
     memset(data, 0x42, sizeof data);
@@ -138,7 +138,7 @@ static char *map_of_a_server(const char *directory) {
     return at;
 }
 
-/* ---- What there is ------------------------------------------------------------------------------------------ */
+/* ---- The kinds of memory --------------------------------------------------------------------- */
 
 static int is(const char *name) { return strcmp(what, name) == 0; }
 
@@ -210,7 +210,7 @@ int main(int count, char **arguments) {
         at = map(length, 3, MAP_SHARED, fd);
         if (is("longer")) at[4 * 4096 - 1] = 9;
     } else if (is("no-access")) {
-        /* Reserves of terabytes, a page with bytes in the middle of one of them, and one in a mapping of its own. */
+        /* Terabyte reserves, a page with bytes within one of them, and one in a separate mapping. */
         for (int i = 0; i < 30; i++) map(1ul << 40, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1);
         length = 1ul << 30;
         at = map(length, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1);

@@ -1,5 +1,6 @@
-//! Memory that is not there, and memory that nobody may read: what a capture of a live process takes for zeros, what
-//! it reads, what it leaves out and says so, and that the process is as large afterwards as before.
+//! Memory that is not present or not readable: which pages a capture of a live process takes for
+//! zeros, which it reads, which it leaves out and reports, and that the process is as large
+//! afterwards as before.
 
 use std::fs::File;
 use std::io::{BufRead, BufReader, Write};
@@ -19,7 +20,8 @@ use crate::needs;
 const PAGE: u64 = 4096;
 const MIB: u64 = 1 << 20;
 
-// ---- A program with memory of one kind -----------------------------------------------------------
+// ---- A program with memory of one kind
+// -----------------------------------------------------------
 
 struct Program {
     process: Child,
@@ -55,7 +57,7 @@ impl Program {
         Program::start_by(what, Command::new(compiled()?))
     }
 
-    /// The same as another user, who has no privilege at all.
+    /// Starts it as another user without privileges.
     fn start_as_nobody(what: &str) -> Option<Program> {
         Program::start_by(what, unprivileged(compiled()?)?)
     }
@@ -90,7 +92,7 @@ impl Program {
         AddressRange::with_length(self.at, self.length).unwrap()
     }
 
-    /// How many page faults it has served.
+    /// Asks the program, which returns how many page faults it has served.
     fn ask(&mut self, what: &str) -> u64 {
         writeln!(self.process.stdin.as_mut().unwrap(), "{what}").unwrap();
         let mut line = String::new();
@@ -98,7 +100,8 @@ impl Program {
         line.trim().parse().unwrap()
     }
 
-    /// All memory that the kernel counts as its own, in KiB, once it waits for its input.
+    /// All memory that the kernel counts for the process, in KiB, once the process waits for its
+    /// input.
     fn resident_kib(&self) -> u64 {
         let stat = || std::fs::read_to_string(format!("/proc/{}/stat", self.pid())).unwrap();
         while !stat().rsplit_once(") ").unwrap().1.starts_with('S') {
@@ -115,7 +118,7 @@ impl Program {
 
 impl Drop for Program {
     fn drop(&mut self) {
-        // It cleans up after itself when its input ends.
+        // The program cleans up when its input ends.
         drop(self.process.stdin.take());
         let deadline = Instant::now() + Duration::from_secs(5);
         while Instant::now() < deadline && matches!(self.process.try_wait(), Ok(None)) {
@@ -126,7 +129,8 @@ impl Drop for Program {
     }
 }
 
-/// A command without the privileges by which a capture sees the files behind mappings; as root another user.
+/// A command without the privileges that a capture needs to see the files behind mappings. If this
+/// test is root, it runs as another user.
 fn unprivileged(program: &Path) -> Option<Command> {
     if !is_root() {
         return Some(Command::new(program));
@@ -186,7 +190,7 @@ fn left_out_of(all: &[LeftOut], program: &Program) -> Vec<(WhyLeftOut, u64)> {
     LeftOut::sums(&inside)
 }
 
-/// Runs the command; fails when it has not ended after a minute.
+/// Runs the command, and fails if it has not ended after a minute.
 #[track_caller]
 fn run(mut command: Command) -> Output {
     let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
@@ -211,7 +215,8 @@ fn json(output: &Output) -> Value {
     serde_json::from_slice(&output.stdout).unwrap()
 }
 
-// ---- Others have the bytes ----------------------------------------------------------------------
+// ---- Pages that a server provides
+// ----------------------------------------------------------------
 
 #[test]
 fn pages_that_a_userfaultfd_would_fill_are_left_out_and_no_zeros() {
@@ -219,7 +224,7 @@ fn pages_that_a_userfaultfd_would_fill_are_left_out_and_no_zeros() {
         let Some(mut program) = Program::start(what) else { continue };
         let faults = program.ask("faults");
         let store = tempfile::tempdir().unwrap();
-        // By the command: it must end, and says what it left out to scripts too.
+        // Through the command: it must end, and its JSON must report what it left out.
         let mut command = Command::new(stillframe());
         command.arg("--store").arg(store.path()).args(["--json", "--quiet", "capture", "--process", "p"]);
         let output = run({
@@ -254,16 +259,18 @@ fn a_file_system_whose_server_is_silent_is_not_asked() {
     let output = run(command);
     let taken = json(&output);
     assert_eq!(taken["left_out"][0]["why"], "file-server");
-    // The page that the process has seen is there.
+    // The page that the process has seen is present.
     assert!(taken["unreadable_bytes"].as_u64().unwrap() < program.length);
     assert!(String::from_utf8_lossy(&output.stderr).contains("asks a server"));
 }
 
-// ---- The process does not get larger -------------------------------------------------------------
+// ---- The process does not get larger
+// -------------------------------------------------------------
 
 #[test]
 fn a_capture_leaves_the_process_as_large_as_it_was() {
-    // What is read where the files behind mappings can be seen; where they cannot, these two cannot be had.
+    // The mappings that are read where the files behind mappings can be seen. Where they cannot,
+    // these two kinds cannot be read.
     let closed = ["shared", "memfd-closed"];
     for what in ["memfd", "memfd-private", "memfd-closed", "shared", "shm", "disk", "disk-private", "zero"] {
         let Some(program) = Program::start(what) else { continue };
@@ -291,7 +298,7 @@ fn a_capture_leaves_the_process_as_large_as_it_was() {
         }
         let taken = json(&output);
         assert_eq!(program.resident_kib(), before, "{what}, as nobody");
-        // Of a library that was mapped too every page may be had, as it has a name.
+        // A mapped library has a file name, so all its pages can be read.
         let expected = if closed.contains(&what) { program.length - MIB } else { 0 };
         assert_eq!(taken["unreadable_bytes"], expected, "{what}, as nobody: {taken}");
     }
@@ -344,7 +351,7 @@ fn what_lies_behind_the_end_of_a_file_is_left_out_and_not_asked_for() {
     let Some(program) = Program::start("longer") else { return };
     let taken = capture(&program);
     assert_eq!(taken.left_out(&program), [(WhyLeftOut::BehindFile, program.length - 4 * PAGE)]);
-    // The last page of the file was written behind its end, which no file has.
+    // The last page of the file was written beyond the file's end, and no file has such bytes.
     assert_eq!(
         (taken.bytes(program.at, 2), taken.bytes(program.at + 4 * PAGE - 1, 1)),
         (vec![1; 2], vec![9])
@@ -372,7 +379,8 @@ fn a_file_that_is_cut_while_it_is_copied_is_left_out_from_there() {
     assert_eq!(unreadable, [AddressRange::new(program.at + PAGE, program.at + length).unwrap()]);
 }
 
-// ---- Memory that the process may not read --------------------------------------------------------
+// ---- Memory that the process may not read
+// --------------------------------------------------------
 
 #[test]
 fn a_page_without_read_permission_is_captured_and_reserves_of_terabytes_are_not() {
@@ -383,7 +391,7 @@ fn a_page_without_read_permission_is_captured_and_reserves_of_terabytes_are_not(
     assert_eq!(taken.bytes(program.at + 512 * MIB, PAGE as usize), [6; PAGE as usize]);
     let space = taken.store.restore(taken.capture.id).unwrap().address_space().clone();
     assert!(space.image_bytes() < 64 * MIB, "{}", space.image_bytes());
-    // All of it is on record, parted where it is captured.
+    // The record has the whole mapping, split at the captured part.
     let parts: Vec<_> = space
         .mappings()
         .iter()
@@ -409,7 +417,8 @@ fn memory_of_every_kind_without_read_permission_is_captured() {
     }
 }
 
-// ---- Pages that are no memory --------------------------------------------------------------------
+// ---- Guard pages
+// ---------------------------------------------------------------------------------
 
 #[test]
 fn guards_are_left_out_and_told_and_what_was_a_guard_is_read_again() {
@@ -428,10 +437,11 @@ fn secret_memory_is_left_out() {
     assert_eq!(capture(&program).left_out(&program), [(WhyLeftOut::Secret, program.length)]);
 }
 
-/// Guards of this process; `None` where the kernel has none.
+/// Installs or removes guard pages in this process; `None` where the kernel has no guard pages.
 fn guard(memory: &mut memmap2::MmapMut, from: usize, length: usize, install: bool) -> Option<()> {
     let advice = if install { 102 } else { 103 };
-    // SAFETY: the pages are inside the memory, which is borrowed mutably; nobody touches them while they are guards.
+    // SAFETY: the pages lie inside the memory, which is borrowed mutably, and no access to them
+    // happens while they are guards.
     let answer = unsafe { libc::madvise(memory.as_mut_ptr().add(from).cast(), length, advice) };
     (answer == 0).then_some(()).or_else(|| {
         needs::passed_over("it needs a kernel with guard pages (Linux 6.13)");
@@ -470,7 +480,8 @@ fn a_guard_inside_live_memory_does_not_make_captures_fail() {
     let capture = take("tracked", &tracked);
     assert_eq!((bytes(&capture)[0], &capture.left_out[..]), (5, &expected[..]));
     if let stillframe::track::Tracking::By(_) = capture.tracking {
-        // What a guard is counts as changed; of the rest only what was written.
+        // A page that became a guard counts as changed, and of the others only those that were
+        // written.
         assert!(capture.changed_regions <= 1, "{}", capture.changed_regions);
     }
 
@@ -482,14 +493,15 @@ fn a_guard_inside_live_memory_does_not_make_captures_fail() {
     }
 }
 
-// ---- The capture's own memory ---------------------------------------------------------------------
+// ---- The capture's own memory
+// ---------------------------------------------------------------------
 
 #[test]
 fn a_capture_without_room_for_its_staging_buffer_says_so() {
     let directory = tempfile::tempdir().unwrap();
     let memory = directory.path().join("memory");
     std::fs::write(&memory, vec![1; MIB as usize]).unwrap();
-    // Less than the buffer, and enough for the rest.
+    // Less than the buffer needs, and enough for everything else.
     let script = "ulimit -v $((140 << 10)) && exec \"$0\" --store \"$1/store\" capture --file \"$2\"";
     let mut command = Command::new("sh");
     command.args(["-c", script]).arg(stillframe()).arg(directory.path()).arg(&memory);

@@ -1,57 +1,29 @@
-//! Cores in forms other than the plain one: compressed, cut short, of a machine's memory, of a sparse address space; and what
-//! those that a restore writes tell debuggers.
+//! Cores in special forms: compressed, truncated, of a machine's memory, of a sparse address space.
+//! Also what debuggers read from the cores that a restore writes.
 
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Output, Stdio};
+use std::process::{Child, Command, Stdio};
 
 use stillframe::source::{Compression, CoreSource, LiveProcessSource, SourceError};
-use stillframe::{AddressRange, CaptureOptions, SnapshotId, Store};
+use stillframe::{AddressRange, CaptureOptions, SnapshotId};
 
+use super::cores::{Place, gdb_command, told};
+use crate::needs::needs;
 use crate::noise::noise;
 
 const MIB: usize = 1 << 20;
 
-fn told(output: &Output) -> String {
-    format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr))
+fn capture(place: &Place, source: &CoreSource) -> Result<SnapshotId, stillframe::Error> {
+    place.store.process("core").capture(source, &CaptureOptions::default()).map(|taken| taken.id)
 }
 
-/// Whether a tool is there; else a line that names its package.
-fn has(tool: &str, package: &str) -> bool {
-    let found = Command::new(tool).arg("--version").output().is_ok();
-    if !found {
-        eprintln!("passed over: needs {tool} (Debian package {package})");
-    }
-    found
+fn image(place: &Place, id: SnapshotId) -> Vec<u8> {
+    place.store.restore(id).unwrap().into_mapping().unwrap().to_vec()
 }
 
-struct Place {
-    directory: tempfile::TempDir,
-    store: Store,
-}
-
-impl Place {
-    fn new() -> Place {
-        let directory = tempfile::tempdir().unwrap();
-        let store = Store::options().create(directory.path().join("store")).unwrap();
-        Place { directory, store }
-    }
-
-    fn path(&self, name: &str) -> PathBuf {
-        self.directory.path().join(name)
-    }
-
-    fn capture(&self, source: &CoreSource) -> Result<SnapshotId, stillframe::Error> {
-        self.store.process("core").capture(source, &CaptureOptions::default()).map(|taken| taken.id)
-    }
-
-    fn image(&self, id: SnapshotId) -> Vec<u8> {
-        self.store.restore(id).unwrap().into_mapping().unwrap().to_vec()
-    }
-}
-
-/// A core: the start of each segment, its physical start, how long it is, and its bytes.
+/// A core, built from segments: virtual address, physical address, length and bytes of each.
 fn core(segments: &[(u64, u64, u64, &[u8])]) -> Vec<u8> {
     let mut at = (64 + 56 * segments.len() as u64).next_multiple_of(4096);
     let count = u16::try_from(segments.len()).unwrap();
@@ -78,7 +50,7 @@ fn core(segments: &[(u64, u64, u64, &[u8])]) -> Vec<u8> {
     bytes
 }
 
-/// What a command makes of these bytes.
+/// The output of a command that gets these bytes as input.
 fn filtered(command: &str, bytes: &[u8]) -> Vec<u8> {
     let mut words = command.split(' ');
     let mut child = Command::new(words.next().unwrap());
@@ -106,17 +78,18 @@ fn a_compressed_core_is_what_it_decompresses_to() {
     let place = Place::new();
     let content = [noise(3 * MIB, 1), vec![0; 2 * MIB], noise(5000, 2)].concat();
     let plain = core(&[(0x10_0000, 0, content.len() as u64, &content)]);
-    for (command, package, by) in [
-        ("zstd -q -c", "zstd", Compression::Zstd),
-        ("lz4 -q -c -B4", "lz4", Compression::Lz4),
-        ("gzip -c", "gzip", Compression::Gzip),
+    for (command, by) in [
+        ("zstd -q -c", Compression::Zstd),
+        ("lz4 -q -c -B4", Compression::Lz4),
+        ("gzip -c", Compression::Gzip),
     ] {
-        if !has(command.split(' ').next().unwrap(), package) {
+        if !needs(&[command.split(' ').next().unwrap()]) {
             continue;
         }
         let path = place.path(&format!("core.{}", by.name()));
         let compressed = filtered(command, &plain);
-        // In two parts, as tools that work in parallel or append write them; and something behind the core.
+        // In two parts, as tools that work in parallel or append write them, and with further bytes
+        // after the core.
         let parts = [
             filtered(command, &plain[..MIB]),
             filtered(command, &plain[MIB..]),
@@ -127,26 +100,28 @@ fn a_compressed_core_is_what_it_decompresses_to() {
             let open = CoreSource::new(&path).read().unwrap();
             assert_eq!((open.compression(), open.missing_bytes()), (Some(by), 0));
             let id = place.store.process("core").capture(&open, &CaptureOptions::default()).unwrap().id;
-            assert!(place.image(id) == content, "{command}");
+            assert!(image(&place, id) == content, "{command}");
         }
-        // Cut short: refused, and taken as far as it goes when that is asked for.
+        // Truncated: refused by default, and captured as far as it goes if the caller allows
+        // partial cores.
         std::fs::write(&path, &compressed[..compressed.len() / 2]).unwrap();
-        let error = place.capture(&CoreSource::new(&path)).unwrap_err();
+        let error = capture(&place, &CoreSource::new(&path)).unwrap_err();
         assert!(why(&error).contains(by.name()) && why(&error).contains("cut short"), "{error}");
         let source = CoreSource::new(&path).partial(true);
         let missing_bytes = usize::try_from(source.read().unwrap().missing_bytes()).unwrap();
         assert!(missing_bytes > MIB && missing_bytes < content.len(), "{missing_bytes}");
-        let id = place.capture(&source).unwrap();
+        let id = capture(&place, &source).unwrap();
         let there = content.len() - missing_bytes;
-        assert!(place.image(id)[..there] == content[..there], "{command}");
-        // A bit that is wrong.
+        assert!(image(&place, id)[..there] == content[..there], "{command}");
+        // With one wrong bit.
         let mut damaged = compressed.clone();
         let middle = damaged.len() / 2;
         damaged[middle] ^= 0x10;
         std::fs::write(&path, damaged).unwrap();
         for source in [CoreSource::new(&path), CoreSource::new(&path).partial(true)] {
-            // zstd and gzip notice it by their check at the end, which may come after the core's.
-            match place.capture(&source) {
+            // zstd and gzip detect it only by the checksum at their end, which may come after the
+            // core's.
+            match capture(&place, &source) {
                 Err(error) => {
                     assert!(why(&error).contains("damaged") || why(&error).contains("cut short"), "{error}")
                 }
@@ -170,7 +145,7 @@ fn what_is_compressed_otherwise_or_is_no_core_is_refused_by_name() {
         (gzip, ["compressed by gzip", "no core"]),
     ] {
         std::fs::write(place.path("c"), bytes).unwrap();
-        let error = place.capture(&CoreSource::new(place.path("c"))).unwrap_err();
+        let error = capture(&place, &CoreSource::new(place.path("c"))).unwrap_err();
         assert!(words.iter().all(|word| why(&error).contains(word)), "{error}");
     }
 }
@@ -178,7 +153,8 @@ fn what_is_compressed_otherwise_or_is_no_core_is_refused_by_name() {
 #[test]
 fn a_small_file_that_becomes_large_is_stopped_before_the_disk_is_full_and_costs_nothing_if_it_is_zeros() {
     let place = Place::new();
-    // A GiB of zeros by its headers, compressed by hand: the header, and many frames of zeros.
+    // A GiB of zeros according to its headers, compressed by hand: the header, and many frames of
+    // zeros.
     let length = 1u64 << 30;
     let head = core(&[(0x10_0000, 0, 5, &[1; 5])]);
     let mut head = head[..4096].to_vec();
@@ -186,14 +162,14 @@ fn a_small_file_that_becomes_large_is_stopped_before_the_disk_is_full_and_costs_
     head[64 + 40..64 + 48].copy_from_slice(&length.to_le_bytes());
     let mut bytes = zstd::encode_all(&head[..], 1).unwrap();
     let zeros = zstd::encode_all(&vec![0; 64 * MIB][..], 1).unwrap();
-    // More than it says that it has.
+    // More bytes than its headers declare.
     (0..20).for_each(|_| bytes.extend(&zeros));
     std::fs::write(place.path("bomb"), &bytes).unwrap();
     let open = CoreSource::new(place.path("bomb")).read().unwrap();
     let taken = place.store.process("bomb").capture(&open, &CaptureOptions::default()).unwrap();
     assert_eq!((taken.memory_bytes, taken.zero_bytes), (length, length));
 
-    // One that is no zeros, where there is little room.
+    // One without zeros, where there is little free space.
     let small = place.path("small");
     std::fs::create_dir(&small).unwrap();
     let mut mount = Command::new("mount");
@@ -221,7 +197,8 @@ fn a_small_file_that_becomes_large_is_stopped_before_the_disk_is_full_and_costs_
     assert!(!place.path("other").exists());
 }
 
-// ---- Cut short, and of machines -----------------------------------------------------------------
+// ---- Truncated cores, and cores of machines
+// ------------------------------------------------------
 
 #[test]
 fn what_a_core_lacks_that_is_cut_short_is_told_and_nothing_else_is_lost() {
@@ -231,25 +208,25 @@ fn what_a_core_lacks_that_is_cut_short_is_told_and_nothing_else_is_lost() {
     let path = place.path("core");
     for lacks in [1, 4096, 20_000, 50_000, 60_000, 90_000] {
         std::fs::write(&path, &whole[..whole.len() - lacks]).unwrap();
-        let error = place.capture(&CoreSource::new(&path)).unwrap_err();
+        let error = capture(&place, &CoreSource::new(&path)).unwrap_err();
         assert!(why(&error).contains("cut short") && why(&error).contains("--partial"), "{error}");
         let source = CoreSource::new(&path).partial(true);
         assert_eq!(source.read().unwrap().missing_bytes(), lacks as u64);
-        let id = place.capture(&source).unwrap();
+        let id = capture(&place, &source).unwrap();
         let there = 90_000 - lacks;
-        let image = place.image(id);
+        let image = image(&place, id);
         assert_eq!(image.len(), 90_000);
         assert!(image[..there] == [&first[..], &second].concat()[..there]);
         let space = place.store.snapshot(id).unwrap().address_space().unwrap();
         let unreadable: u64 = space.unreadable().iter().map(|range| range.length_bytes()).sum();
         assert_eq!(unreadable, lacks as u64);
     }
-    // Its headers must be there.
+    // The headers must be complete.
     std::fs::write(&path, &whole[..100]).unwrap();
-    let error = place.capture(&CoreSource::new(&path).partial(true)).unwrap_err();
+    let error = capture(&place, &CoreSource::new(&path).partial(true)).unwrap_err();
     assert!(why(&error).contains("within its headers"), "{error}");
 
-    // The command says how much it is.
+    // The command reports how much is missing.
     std::fs::write(&path, &whole[..whole.len() - 20_000]).unwrap();
     let stillframe = |arguments: &[&str]| {
         let mut command = Command::new(env!("CARGO_BIN_EXE_stillframe"));
@@ -280,8 +257,8 @@ fn a_dump_of_a_machine_with_physical_addresses_only_is_read_by_those() {
         };
         let name = || "[physical]".to_owned();
         assert_eq!(found, [(0, 8192, name()), (0x10_0000, 0x10_4000, name())]);
-        assert!(place.image(id) == [&low[..], &high].concat());
-        // What comes back has both kinds of addresses.
+        assert!(image(&place, id) == [&low[..], &high].concat());
+        // The restored core has both kinds of addresses.
         let back = place.path("back");
         place.store.restore(id).unwrap().overwrite(true).into_core(&back).unwrap();
         let bytes = std::fs::read(&back).unwrap();
@@ -293,11 +270,11 @@ fn a_dump_of_a_machine_with_physical_addresses_only_is_read_by_those() {
     }
 }
 
-// ---- What is written ----------------------------------------------------------------------------
+// ---- Written cores ------------------------------------------------------------------------------
 
-/// A program, built of this text, that has said a line.
+/// Compiles this program, starts it, and returns it with the first line that it printed.
 fn started(place: &Place, text: &str, flags: &[&str]) -> Option<(Child, String, PathBuf)> {
-    if !has("cc", "gcc") {
+    if !needs(&["cc"]) {
         return None;
     }
     let (source, path) = (place.path("program.c"), place.path("program"));
@@ -321,12 +298,7 @@ fn end(mut child: Child) {
 }
 
 fn gdb(program: &Path, core: &Path, commands: &[&str]) -> String {
-    let mut gdb = Command::new("gdb");
-    gdb.args(["-nx", "-batch"]).arg(program).arg(core).env_remove("DEBUGINFOD_URLS").env("LC_ALL", "C");
-    for command in commands {
-        gdb.args(["-ex", command]);
-    }
-    told(&gdb.output().unwrap())
+    told(&gdb_command(&[program.to_str().unwrap(), core.to_str().unwrap()], commands).output().unwrap())
 }
 
 /// The bytes of the first note of this type.
@@ -390,7 +362,7 @@ fn a_core_of_terabytes_that_are_hardly_used_is_as_long_as_what_is_used() {
     assert!(stats.bytes < 256 << 20, "{} bytes", stats.bytes);
     assert_eq!(std::fs::metadata(&path).unwrap().size(), stats.bytes);
 
-    if has("gdb", "gdb") {
+    if needs(&["gdb"]) {
         let commands = [
             "print (int)large[0]",
             "print large + (5ul << 37) + 12345",
@@ -403,8 +375,8 @@ fn a_core_of_terabytes_that_are_hardly_used_is_as_long_as_what_is_used() {
             assert!(said.contains(expected), "{expected}: {said}");
         }
     }
-    // It is the same memory when it is captured.
-    let again = place.capture(&CoreSource::new(&path)).unwrap();
+    // A capture of the restored core has the same memory.
+    let again = capture(&place, &CoreSource::new(&path)).unwrap();
     let [first, second] = [taken.id, again].map(|id| place.store.snapshot(id).unwrap());
     let of_large = |snapshot: &stillframe::Snapshot<'_>| {
         let space = snapshot.address_space().unwrap();
@@ -442,7 +414,7 @@ int main(void) {
 #[test]
 fn a_debugger_does_not_see_todays_file_where_something_was_left_out() {
     let place = Place::new();
-    // The last of its pages, and three MiB that are zeros.
+    // The file: a MiB of `b`, three MiB of zeros, and a MiB of `b`.
     let before = [vec![b'b'; MIB], vec![0; 3 * MIB], vec![b'b'; MIB]].concat();
     std::fs::write(place.path("file"), &before).unwrap();
     let Some((child, line, program)) = started(&place, MAPPED, &["-g"]) else { return };
@@ -455,7 +427,7 @@ fn a_debugger_does_not_see_todays_file_where_something_was_left_out() {
     place.store.restore(taken.unwrap().id).unwrap().into_core(&core).unwrap();
     // Another file of the same name and length.
     std::fs::write(place.path("file"), vec![b'T'; 5 * MIB]).unwrap();
-    if !has("gdb", "gdb") {
+    if !needs(&["gdb"]) {
         return;
     }
     let said = gdb(
@@ -498,7 +470,7 @@ fn the_layout_of_the_registers_is_what_the_kernel_writes_and_comes_back() {
     if cfg!(not(target_arch = "x86_64")) {
         return assert_eq!(ours, None);
     }
-    let again = place.capture(&CoreSource::new(place.path("ours"))).unwrap();
+    let again = capture(&place, &CoreSource::new(place.path("ours"))).unwrap();
     assert_eq!(note(&restored(again, "again"), XSAVE_LAYOUT), ours);
 
     let directory = place.path("crash");

@@ -1,7 +1,7 @@
-//! Core files, held against a real debugger on a real program: what gdb says of a live process and of its
-//! snapshots, of a core and of what comes back of it.
+//! Core files, checked with a real debugger on a real program: what gdb prints for a live process
+//! and for its snapshots, for a core and for the core that a restore writes.
 //!
-//! Passed over where there is no `gdb` or no `readelf`.
+//! The tests pass over where `gdb` or `readelf` is missing.
 
 use crate::needs::needs;
 use std::collections::BTreeMap;
@@ -17,8 +17,8 @@ use stillframe::{AddressRange, CaptureOptions, Hash, SnapshotId, Store};
 
 // ---- The program --------------------------------------------------------------------------------
 
-/// Three workers descend, each deeper in every round, and wait at the bottom. A line on standard input begins
-/// a round and says what the counter becomes. With an argument a worker crashes in the second round.
+/// Three workers recurse, deeper in every round, and wait at the bottom. A line on standard input
+/// begins a round and sets the counter. With an argument, a worker crashes in the second round.
 const PROGRAM: &str = r#"
 #include <pthread.h>
 #include <semaphore.h>
@@ -76,7 +76,7 @@ int main(int count, char **arguments) {
 }
 "#;
 
-/// The program, built once.
+/// The program, compiled once.
 fn program() -> &'static Path {
     static BUILT: OnceLock<(tempfile::TempDir, PathBuf)> = OnceLock::new();
     let (_, path) = BUILT.get_or_init(|| {
@@ -90,7 +90,7 @@ fn program() -> &'static Path {
     path
 }
 
-/// What a command says, which must succeed.
+/// The output of a command, which must succeed.
 #[track_caller]
 fn run(command: &mut Command) -> String {
     let output = command.output().unwrap_or_else(|error| panic!("{command:?}: {error}; is it installed?"));
@@ -98,7 +98,7 @@ fn run(command: &mut Command) -> String {
     String::from_utf8_lossy(&output.stdout).into_owned()
 }
 
-fn told(output: &Output) -> String {
+pub(super) fn told(output: &Output) -> String {
     format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr))
 }
 
@@ -134,7 +134,7 @@ impl Workers {
         self.wait_until_asleep();
     }
 
-    /// Waits until every thread sleeps. Each then waits for another one or for a line.
+    /// Waits until every thread sleeps. Each then waits for another thread or for a line.
     fn wait_until_asleep(&self) {
         let is_asleep = |stat: &str| stat.rsplit_once(") ").is_some_and(|(_, rest)| rest.starts_with('S'));
         loop {
@@ -157,21 +157,27 @@ impl Drop for Workers {
 
 // ---- The debugger -------------------------------------------------------------------------------
 
-/// What gdb says about a process or a core.
+/// What gdb prints for a process or a core.
 fn gdb(target: &[&str], commands: &[&str]) -> String {
+    run(&mut gdb_command(target, commands))
+}
+
+/// gdb with a target and commands, without settings of the user.
+pub(super) fn gdb_command(target: &[&str], commands: &[&str]) -> Command {
     let mut gdb = Command::new("gdb");
     gdb.args(["-nx", "-batch"]).args(target).env_remove("DEBUGINFOD_URLS").env("LC_ALL", "C");
     for command in commands {
         gdb.args(["-ex", command]);
     }
-    run(&mut gdb)
+    gdb
 }
 
 fn gdb_of_core(core: &Path, commands: &[&str]) -> String {
     gdb(&[program().to_str().unwrap(), core.to_str().unwrap()], commands)
 }
 
-/// What is asked of a process at each moment: a variable, and of each thread every frame with its variables.
+/// What the tests ask gdb at each moment: a variable, and for each thread every frame with its
+/// variables.
 const QUESTIONS: [&str; 2] = ["print counter", "thread apply all backtrace full"];
 
 /// The counter, and the backtraces by thread id.
@@ -183,20 +189,20 @@ struct Moment {
 
 impl Moment {
     fn new(said: &str) -> Moment {
-        // gdb before 14 knows one layout of extended registers, not that of AMD's processors; the kernel's
-        // own cores make it say so, too.
+        // gdb before 14 knows one layout of extended registers, and AMD processors use another. It
+        // prints this warning for the kernel's own cores too.
         let said: Vec<&str> = said.lines().filter(|line| !line.contains("`.reg-xstate/")).collect();
         let said = &said.join("\n");
         let counter =
             said.lines().find_map(|line| line.strip_prefix("$1 = ")).unwrap_or_else(|| panic!("{said}"));
         let (_, threads) = said.split_once("$1 = ").unwrap();
         let mut backtraces = BTreeMap::new();
-        // gdb numbers threads in the order in which it hears of them, and a core has no names of them.
+        // gdb numbers threads in the order in which it finds them, and a core has no thread names.
         for block in threads.split("\nThread ").skip(1) {
             let (head, backtrace) = block.split_once('\n').unwrap();
             let (_, id) = head.split_once("LWP ").unwrap();
             let id = id.split(|letter: char| !letter.is_ascii_digit()).next().unwrap();
-            // Detaching from a live process is told last.
+            // For a live process the output ends with a line about detaching.
             let backtrace = backtrace.split("[Inferior 1").next().unwrap().trim_end();
             backtraces.insert(id.parse().unwrap(), backtrace.to_owned());
         }
@@ -211,7 +217,8 @@ impl Moment {
         Moment::new(&gdb_of_core(core, &QUESTIONS))
     }
 
-    /// It is what the program should be doing in this round: else equal nonsense would pass.
+    /// Asserts that the state is the right one for this round: otherwise two equal wrong answers
+    /// would pass.
     #[track_caller]
     fn check(&self, round: usize, counter: u32) {
         assert_eq!(self.counter, counter.to_string());
@@ -232,19 +239,19 @@ impl Moment {
 
 // ---- Stores and cores ---------------------------------------------------------------------------
 
-struct Place {
-    directory: tempfile::TempDir,
-    store: Store,
+pub(super) struct Place {
+    pub(super) directory: tempfile::TempDir,
+    pub(super) store: Store,
 }
 
 impl Place {
-    fn new() -> Place {
+    pub(super) fn new() -> Place {
         let directory = tempfile::tempdir().unwrap();
         let store = Store::options().create(directory.path().join("store")).unwrap();
         Place { directory, store }
     }
 
-    fn path(&self, name: &str) -> PathBuf {
+    pub(super) fn path(&self, name: &str) -> PathBuf {
         self.directory.path().join(name)
     }
 
@@ -259,8 +266,8 @@ impl Place {
         process.capture(&CoreSource::new(core), &CaptureOptions::default()).unwrap().id
     }
 
-    /// A core comes back as one that says the same to gdb, and is the same snapshot when it is captured
-    /// again. Returns the snapshot and what gdb says.
+    /// Restores a core from a snapshot of a core. gdb must print the same for both, and a capture
+    /// of the restored core must have the same memory. Returns the snapshot and what gdb prints.
     fn check_it_comes_back(&self, core: &Path, commands: &[&str]) -> (SnapshotId, String) {
         let id = self.capture(core, "core");
         let restored = self.restore(id, "restored");
@@ -290,7 +297,7 @@ fn assert_that_readelf_takes(core: &Path) {
         std::io::Result::Ok(())
     };
     command("readelf").unwrap();
-    // This one is stricter, and rarer.
+    // `eu-readelf` is stricter, but seldom installed.
     let _ = command("eu-readelf");
 }
 
@@ -350,7 +357,7 @@ fn a_core_of_gdb_comes_back_and_shares_its_memory_with_a_capture_of_the_process(
     assert_eq!(executable.unwrap(), program());
     assert_eq!(command, [program().to_str().unwrap()]);
 
-    // Each mapping begins where it did in the process, so its regions are the same regions.
+    // Each mapping begins where it did in the process, so the regions are the same.
     let hashes = |id| -> BTreeMap<u64, _> {
         let regions = place.store.snapshot(id).unwrap();
         regions
@@ -362,10 +369,12 @@ fn a_core_of_gdb_comes_back_and_shares_its_memory_with_a_capture_of_the_process(
     };
     let (of_process, of_core) = (hashes(live.id), hashes(id));
     let other: Vec<_> = of_core.iter().filter(|(start, hash)| of_process.get(start) != Some(hash)).collect();
-    // gdb writes zeros for what it cannot read: the guards of stacks, the kernel's page at the end.
+    // gdb writes zeros for memory that it cannot read: the guard pages of stacks, and the kernel's
+    // page at the end.
     let other: Vec<_> = other.into_iter().filter(|(_, hash)| **hash != Hash::ZERO).collect();
     assert!(of_core.len() > 100, "{}", of_core.len());
-    // And the kernel notes in the memory of each thread on which processor it goes on (rseq(2)).
+    // The kernel also writes into the memory of each thread the number of the processor on which it
+    // runs (rseq(2)).
     assert!(other.len() <= 4, "{other:x?}");
 }
 
@@ -396,14 +405,14 @@ fn a_core_of_the_kernel_comes_back_with_the_signal_and_the_thread_that_got_it() 
     assert_ne!(threads.threads[0].tid, threads.pid);
     let first = threads.threads.iter().find(|thread| thread.tid == threads.pid).unwrap();
     assert_eq!(first.name, b"workers");
-    // The kernel leaves out the code of libraries, and nobody invents it.
+    // The kernel leaves out the code of libraries, and stillframe does not make it up.
     let space = snapshot.address_space().unwrap();
     let libc = space.mappings().iter().filter(|mapping| mapping.name.contains("libc"));
     assert!(libc.clone().any(|mapping| !mapping.captured) && libc.clone().any(|mapping| mapping.captured));
 }
 
-/// The core that the kernel writes when the program crashes. Where the system has the kernel hand cores
-/// to a program, or allows none, gdb writes it at the moment of the crash.
+/// The core that the kernel writes when the program crashes. Where the kernel hands cores to a
+/// program, or writes none, gdb writes the core at the moment of the crash.
 fn crash(place: &Place) -> PathBuf {
     let directory = place.path("crash");
     std::fs::create_dir(&directory).unwrap();
@@ -435,7 +444,7 @@ fn memory_without_threads_is_a_core_that_gdb_reads_and_what_was_excluded_is_not_
     let taken = place.store.process("bytes").capture(&memory, &options).unwrap();
     let core = place.path("core");
     let stats = place.store.restore(taken.id).unwrap().into_core(&core).unwrap();
-    // What was excluded is not in the file.
+    // Excluded memory is not in the file.
     assert_eq!((stats.threads, stats.bytes), (0, 4096 + 40_001 - 4096));
     assert!(stats.written_bytes < stats.bytes);
     assert_that_readelf_takes(&core);
@@ -450,7 +459,7 @@ fn memory_without_threads_is_a_core_that_gdb_reads_and_what_was_excluded_is_not_
     assert!(gdb("x/2ub 25000").contains("\t0\t0\n"));
     assert!(gdb("x/1ub 9000").contains("Cannot access memory"), "{}", gdb("x/1ub 9000"));
 
-    // What comes back is what the core has, in the mappings that it has.
+    // The restored core has the same bytes in the same mappings.
     let again = place.capture(&core, "again");
     let space = place.store.snapshot(again).unwrap().address_space().unwrap();
     let captured: Vec<_> = space.captured().map(|(_, it)| (it.range.start(), it.range.end())).collect();

@@ -1,11 +1,13 @@
-/* A guest of Firecracker without an operating system, in ring 3, as some machines that are virtual themselves emulate ring
- * 0. It does what the guest of kvm_guest.c does, in 4 MiB: for each byte on the serial line 1000 steps, then a line. */
+/* A guest of Firecracker without an operating system. It runs in ring 3, because some nested
+ * virtual machines emulate ring 0. It does what the guest of kvm_guest.c does, in 4 MiB: for
+ * each byte on the serial line it makes 1000 steps, then prints a line. */
 typedef unsigned char u8;
 typedef unsigned int u32;
 
 enum { WORDS = 0x4000, STRIDE = 64, TRANSMIT = 0x3f8, STATUS = 0x3fd };
 
-/* Firecracker has mapped the first GiB as it is, with tables at 0x9000 that are made usable in ring 3 here. */
+/* Firecracker maps the first GiB to the same physical addresses, with page tables at 0x9000.
+ * This code makes them accessible in ring 3. */
 asm(".globl _start\n"
     "_start:\n"
     "  cli\n"
@@ -23,7 +25,7 @@ asm(".globl _start\n"
     "  lgdt table\n"
     "  push $0x23\n"         /* stack segment of ring 3 */
     "  push $0x3f00000\n"
-    "  push $0x3002\n"       /* ports may be used in ring 3 */
+    "  push $0x3002\n"       /* ring 3 may use ports */
     "  push $0x2b\n"         /* code segment of ring 3 */
     "  push $run\n"
     "  iretq\n"

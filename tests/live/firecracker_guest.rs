@@ -1,4 +1,4 @@
-//! A real Firecracker with a guest of its own, where there is one in the path. No package of Debian has it.
+//! A real Firecracker with its own guest, if Firecracker is in the path. No Debian package has it.
 
 use std::fs::File;
 use std::io::{BufRead, BufReader, Read, Write};
@@ -16,10 +16,10 @@ use crate::needs::{is_there, passed_over};
 /// As in `firecracker_guest.c`.
 const WORDS: usize = 0x4000;
 
-/// How many steps the guest makes when it is asked.
+/// How many steps the guest makes for each request.
 const STEPS: u32 = 1000;
 
-/// How an ELF file is linked that needs no operating system and is loaded at 16 MiB.
+/// Linker flags for an ELF file that needs no operating system and is loaded at 16 MiB.
 const FREESTANDING: [&str; 11] = [
     "-O1",
     "-ffreestanding",
@@ -34,7 +34,7 @@ const FREESTANDING: [&str; 11] = [
     "-Wl,-Ttext-segment=0x1000000,--build-id=none,-z,norelro",
 ];
 
-/// A process of Firecracker.
+/// A Firecracker process.
 struct Firecracker {
     program: Program,
     socket: PathBuf,
@@ -84,7 +84,7 @@ impl Firecracker {
         assert_eq!(self.program.line(), "ready");
     }
 
-    /// Writes its state and its memory into files. It is paused then.
+    /// Pauses the guest, and writes its state and its memory into files.
     fn save(&self, state: &Path, memory: &Path) {
         self.request("PATCH", "/vm", &json!({"state": "Paused"}));
         let files = json!({"snapshot_type": "Full", "snapshot_path": state, "mem_file_path": memory});
@@ -126,7 +126,7 @@ fn a_firecracker_is_refused_by_name_and_its_memory_file_goes_back_under_a_stoppe
     assert!(compiled.unwrap().success(), "cc cannot compile it");
     let memory_name = memory.to_str().unwrap();
 
-    // A process with a guest that works is captured, and not rolled back.
+    // A process with a running guest is captured, but not rolled back.
     let mut model = Model::new(WORDS);
     let mut first = Firecracker::start(directory, "first");
     first.boot(&guest);
@@ -140,7 +140,8 @@ fn a_firecracker_is_refused_by_name_and_its_memory_file_goes_back_under_a_stoppe
     assert!(stderr.contains("virtual processors (KVM)") && stderr.contains("--leave-devices"), "{stderr}");
     assert_eq!(first.step(), model.run(STEPS), "after the refusal");
 
-    // The file is of one moment, then of a later one, and of the first again while a stopped Firecracker has it mapped.
+    // The file holds one moment, then a later one, and then the first again while a stopped
+    // Firecracker has it mapped.
     first.save(&state, &memory);
     vault.json(&["capture", "--file", memory_name, "--process", "memory"]);
     first.resume();

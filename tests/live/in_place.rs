@@ -1,4 +1,4 @@
-//! Memory files that somebody has mapped, restored where they are.
+//! Memory files that a process has mapped, restored in place.
 
 use std::fs::{self, File};
 use std::os::fd::AsRawFd;
@@ -19,18 +19,19 @@ fn text(path: &Path) -> &str {
 }
 
 fn mapped(file: &File) -> MmapMut {
-    // SAFETY: only the test could make the file shorter, and it does not.
+    // SAFETY: only this test could truncate the file, and it does not.
     unsafe { MmapMut::map_mut(file).unwrap() }
 }
 
-/// Some bytes that do not compress into nothing, from a page on.
+/// Writes bytes that compress badly, from a page on.
 fn scribble(memory: &mut [u8], page: usize, seed: u8) {
     for (at, byte) in memory[page * 4096..][..3 * 4096].iter_mut().enumerate() {
         *byte = (at as u8).wrapping_mul(31) ^ seed;
     }
 }
 
-/// Captures it, changes it, restores it in place by another name, and looks at it through a mapping.
+/// Captures the file, changes it, restores it in place under another name, and checks it through a
+/// mapping.
 fn goes_back(vault: &Vault, file: &File, name: &Path, by_name: &Path) {
     let mut memory = mapped(file);
     scribble(&mut memory, 3, 1);
@@ -127,7 +128,7 @@ fn what_does_not_fit_is_refused_and_left() {
     refused(vault.directory.path(), &["--in-place"], "no plain file");
     refused(Path::new("/dev/null"), &["--in-place"], "no plain file");
     refused(&vault.directory.path().join("nothing"), &["--in-place"], "cannot look at");
-    // It would get another file, and this process would keep this one.
+    // The restore would create another file, and this process would keep the old one.
     scribble(&mut memory, 3, 9);
     refused(&ram, &["--force"], "--in-place writes into it");
     assert_eq!(

@@ -1,8 +1,9 @@
-/* A virtual machine monitor with a guest of one processor. Its memory is a file, mapped shared. Each command is a line on
- * standard input, each answer a line on standard output.
+/* A virtual machine monitor with a guest of one processor. The guest's memory is a file, mapped
+ * shared. Each command is a line on standard input, each reply a line on standard output.
  *
- * The guest draws numbers, adds each to a word of a table, and counts its steps in its memory and in a register. It says
- * at each step whether both are the same, so that memory and registers of different moments are noticed. */
+ * The guest draws numbers, adds each to a word of a table, and counts its steps in its memory
+ * and in a register. At each step it reports whether both counts agree, so that it detects
+ * memory and registers of different moments. */
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/kvm.h>
@@ -16,7 +17,7 @@
 
 enum { RAM = 2 << 20, CODE = 0x1000, DRAWN = 0x2000, STEPS = 0x2004, TABLE = 0x4000, WORDS = 0x2000, PORT = 0x10 };
 
-/* In real mode: a processor begins in it, and it needs no tables of pages. */
+/* In real mode, in which a processor starts, and which needs no page tables. */
 asm(".code16\n"
     "guest:\n"
     "  movl 0x2000, %eax\n"
@@ -81,7 +82,7 @@ int main(int count, char **arguments) {
                 }
                 if (!*((uint8_t *)run + run->io.data_offset)) { puts("WRONG: its memory and its registers"); return 1; }
             }
-            /* The last instruction is completed when the processor is entered, which it is not any further. */
+            /* Entry completes the last instruction; with immediate_exit no further one runs. */
             run->immediate_exit = 1;
             ioctl(processor, KVM_RUN, 0);
             run->immediate_exit = 0;

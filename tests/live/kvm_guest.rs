@@ -1,6 +1,7 @@
-//! A process that runs a virtual machine. Its memory is half of the guest's state, and the processor's registers, which the
-//! kernel has, are the other half. So the process is not rolled back; its guest's memory file is, under a monitor that
-//! has stopped the processor and gives it back its registers.
+//! A process that runs a virtual machine. Its memory is half of the guest's state; the other half
+//! are the processor's registers, which the kernel holds. So the process is not rolled back.
+//! Instead the guest's memory file is rolled back, under a monitor that has stopped the processor
+//! and restores its registers.
 
 use std::fs::File;
 use std::path::PathBuf;
@@ -14,7 +15,7 @@ use crate::needs::{needs, passed_over};
 /// How many words the guest's table has.
 const WORDS: usize = 0x2000;
 
-/// What the guests of `kvm_guest.c` and `firecracker_guest.c` do, without a virtual machine.
+/// A model of the guests of `kvm_guest.c` and `firecracker_guest.c` without a virtual machine.
 pub(super) struct Model {
     steps: u32,
     drawn: u32,
@@ -26,7 +27,7 @@ impl Model {
         Model { steps: 0, drawn: 0, table: vec![0; words] }
     }
 
-    /// What the guest says after so many more steps.
+    /// What the guest prints after this many further steps.
     pub(super) fn run(&mut self, steps: u32) -> String {
         for _ in 0..steps {
             self.drawn = self.drawn.wrapping_mul(1_103_515_245).wrapping_add(12345);
@@ -39,7 +40,7 @@ impl Model {
     }
 }
 
-/// Whether there can be virtual machines with guests that `cc` compiles.
+/// Whether this machine can run virtual machines with guests that `cc` compiles.
 pub(super) fn has_kvm() -> bool {
     if !cfg!(target_arch = "x86_64") {
         passed_over("its guest is for x86-64");
@@ -103,7 +104,7 @@ fn a_guest_whose_memory_file_is_restored_in_place_goes_on_when_it_gets_its_regis
         assert_eq!(machine.ask("load"), then);
     }
     assert_eq!(machine.ask("run 3000"), model.run(3000));
-    // Without its registers the guest notices.
+    // Without its registers the guest detects the mismatch.
     vault.json(&["restore", "guest@latest", "--to", memory, "--in-place"]);
     assert_eq!(machine.ask("run 1"), "WRONG: its memory and its registers");
 }

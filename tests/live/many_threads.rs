@@ -1,4 +1,5 @@
-//! A process with thousands of threads: stopping it may take longer than one thread may take to stop.
+//! A process with thousands of threads: to stop all of them may take longer than the limit for one
+//! thread.
 
 use std::io::{BufRead, BufReader};
 use std::path::Path;
@@ -13,7 +14,7 @@ use crate::needs::{needs, passed_over};
 
 const THREADS: usize = 4000;
 
-/// It answers a line with the number of its threads that have counted to one and wait.
+/// For each line of input it prints how many of its threads have counted to one and wait.
 const PROGRAM: &str = r#"
     #include <pthread.h>
     #include <stdio.h>
@@ -63,7 +64,8 @@ fn thousands_of_threads_are_captured_and_rolled_back_although_each_may_take_only
     }
     let (dir, store) = new_store();
     let Some(mut child) = start(dir.path()) else { return };
-    // All of them together take longer. The time is for each to answer, however busy the machine is.
+    // All threads together take longer. The limit applies to each thread, however busy the machine
+    // is.
     let timeout = Duration::from_millis(200);
     let source = LiveProcessSource::new(child.id()).stop_timeout(timeout);
     let captured = store.process("p").capture(&source, &CaptureOptions::default());

@@ -1,4 +1,5 @@
-/* A program that unmaps and maps. Each command is a line on standard input, each answer a line on standard output. */
+/* A program that unmaps and maps memory. Each command is a line on standard input, each reply a
+ * line on standard output. */
 #define _GNU_SOURCE
 #include <fcntl.h>
 #include <stdio.h>
@@ -20,7 +21,7 @@
 #define PR_SET_VMA_ANON_NAME 0
 #endif
 
-/* Areas with room between them, each of 16 pages. */
+/* Areas of 16 pages each, with gaps between them. */
 static char *area(int n) { return FAR + n * MIB; }
 static char *map(char *at, int protection, int flags, int file, long offset) {
     char *there = mmap(at, 16 * PAGE, protection, flags | MAP_FIXED, file, offset);
@@ -38,7 +39,7 @@ enum { PLAIN, MIDDLE, CLOSED, RESERVED, GUARDED, NAMED, VIEW, SECOND, OTHER, ARE
 
 int main(int argc, char **argv) {
     char line[64], text[64];
-    /* Nothing is allocated behind what `sbrk` gives. */
+    /* The C library allocates nothing above the program break for its buffers. */
     static char input[4096], output[4096];
     setvbuf(stdin, input, _IOFBF, sizeof input);
     setvbuf(stdout, output, _IOLBF, sizeof output);
@@ -82,7 +83,7 @@ int main(int argc, char **argv) {
         else if (!strcmp(line, "shrink")) {
             if (brk(end)) answer = "error";
         } else if (sscanf(line, "limit %d", &n) == 1) {
-            /* So many pages more than now. */
+            /* Limits the address space to this many pages more than now. */
             int statm = open("/proc/self/statm", O_RDONLY);
             long pages = 0;
             if (read(statm, text, sizeof text - 1) <= 0 || sscanf(text, "%ld", &pages) != 1) return 3;
@@ -97,7 +98,7 @@ int main(int argc, char **argv) {
             snprintf(text, sizeof text, "%ld", count(end, 64 * PAGE, 'H') / PAGE);
             answer = text;
         } else if (!strcmp(line, "guarded")) {
-            /* A call that reads there fails. */
+            /* A system call that reads from there fails. */
             int ends[2];
             if (pipe(ends)) return 4;
             long before = count(area(GUARDED), 4 * PAGE, 'A' + GUARDED) + count(area(GUARDED) + 5 * PAGE, 11 * PAGE, 'A' + GUARDED);

@@ -1,5 +1,5 @@
-/* A program with open files and an io_uring. Each command is a line on standard input, each answer a line on
- * standard output. */
+/* A program with open files and an io_uring. Each command is a line on standard input, each
+ * reply a line on standard output. */
 #define _GNU_SOURCE
 #include <fcntl.h>
 #include <linux/io_uring.h>

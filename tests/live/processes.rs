@@ -1,5 +1,5 @@
-//! Live processes through the whole store: real programs are captured while they work, and what
-//! comes back is compared with what the kernel showed while they stood still.
+//! Live processes through the whole store: real programs are captured while they run, and the
+//! restored bytes are compared with what the kernel showed while the process was paused.
 
 use crate::needs::needs;
 use std::collections::HashSet;
@@ -20,9 +20,9 @@ use stillframe::threads::Threads;
 use stillframe::verify::VerifyOptions;
 use stillframe::{CaptureOptions, CaptureStats, Error, Hash, Progress, SnapshotId, Store};
 
-// ---- A program that works -----------------------------------------------------------------------
+// ---- A busy program -----------------------------------------------------------------------------
 
-/// Builds a big structure and goes on changing it in one thread; another says how far it has come.
+/// One thread builds a large structure and keeps changing it; another thread reports its progress.
 const PYTHON: &str = r#"
 import sys, threading, random
 random.seed(int(sys.argv[1]))
@@ -42,7 +42,7 @@ for line in sys.stdin:
     print(rounds, sum(len(record["values"]) for record in records.values()), flush=True)
 "#;
 
-/// A Python that works until its standard input ends or the test does.
+/// A Python process that works until its standard input ends or the test does.
 struct Python {
     process: std::process::Child,
     output: BufReader<ChildStdout>,
@@ -74,7 +74,7 @@ impl Python {
         line.trim_end().to_owned()
     }
 
-    /// How many rounds it has worked so far. Its structure is as it should be.
+    /// How many rounds it has completed. Its structure is checked.
     fn rounds(&mut self) -> u64 {
         self.process.stdin.as_mut().unwrap().write_all(b"?\n").unwrap();
         let line = self.line();
@@ -100,13 +100,13 @@ impl Drop for Python {
     }
 }
 
-// ---- A source that looks twice ------------------------------------------------------------------
+// ---- A source that reads twice ------------------------------------------------------------------
 
-/// Another source, and what `/proc/PID/mem` showed of it while it stood still.
+/// Another source, and what `/proc/PID/mem` showed of it while it was paused.
 struct Watched {
     source: LiveProcessSource,
     seen: Mutex<Vec<u8>>,
-    /// Called once the process stands still.
+    /// Called when the process is paused.
     when_stopped: Box<dyn Fn()>,
 }
 
@@ -156,7 +156,7 @@ impl Frozen for WatchedFrozen<'_> {
     }
 
     fn release(&self) -> Duration {
-        // The first time it still stands as it stood at the beginning.
+        // On the first call the process is still paused, and its memory is unchanged since then.
         let is_held = self.frozen.populated(0).is_ok();
         if is_held {
             let now = image_of(self.watched.source.pid(), self.frozen.address_space());
@@ -166,7 +166,7 @@ impl Frozen for WatchedFrozen<'_> {
     }
 }
 
-/// The image of a process as the kernel shows it, page by page where it has to be.
+/// The image of a process as the kernel shows it, read page by page where necessary.
 fn image_of(pid: u32, space: &AddressSpace) -> Vec<u8> {
     let memory = File::open(format!("/proc/{pid}/mem")).unwrap();
     let mut image = vec![0; space.image_bytes() as usize];
@@ -175,7 +175,7 @@ fn image_of(pid: u32, space: &AddressSpace) -> Vec<u8> {
         if memory.read_exact_at(bytes, mapping.range.start()).is_err() {
             bytes.fill(0);
             for (page, bytes) in bytes.chunks_mut(4096).enumerate() {
-                // Behind the end of a file there is nothing.
+                // A mapping has no bytes beyond the end of its file.
                 let _ = memory.read_exact_at(bytes, mapping.range.start() + page as u64 * 4096);
             }
         }
@@ -235,7 +235,7 @@ fn a_python_that_works_comes_back_as_it_stood_at_each_moment() {
     for (id, image) in &history {
         assert_restores(&store, *id, image);
     }
-    // Also when the process is long gone, and into a file, and from a store opened again.
+    // The same after the process has ended, into a file, and from a store that was opened again.
     drop((python, store));
     let store = Store::open(dir.path().join("store")).unwrap();
     for (id, image) in &history {
@@ -271,12 +271,13 @@ fn two_processes_of_one_program_share_what_they_have_in_common() {
         other.added_bytes,
         other.memory_bytes
     );
-    // Exactly what the first one did not have was stored, much of it as the difference from it.
+    // Exactly the regions that the first snapshot did not have were stored, many of them as
+    // differences.
     assert_eq!(other.new_regions + other.delta_regions, lacking.len() as u64);
     assert!(other.delta_regions > 0);
     assert_eq!(other.shared_regions, (wanted.len() - lacking.len()) as u64);
 
-    // The code of the program and its libraries is the same wherever it was loaded.
+    // The code of the program and its libraries is the same, wherever it was loaded.
     let snapshot = store.snapshot(other.id).unwrap();
     let is_code = |mapping: &&Mapping| {
         mapping.kind == MappingKind::File && mapping.protection.execute && !mapping.protection.write
@@ -301,7 +302,7 @@ fn a_process_that_dies_during_the_capture_leaves_nothing() {
         return;
     }
     let (_dir, store) = new_store();
-    // When it has just been stopped, and in the midst of the copying.
+    // Right after it was stopped, and in the middle of the copy.
     let (mut python, pid) = (Python::start(3), AtomicU32::new(0));
     pid.store(python.pid(), Ordering::Relaxed);
     let mut watched = Watched::new(&python);
@@ -351,7 +352,7 @@ fn a_process_goes_on_after_a_capture_that_was_cancelled() {
     }
     let (_dir, store) = new_store();
     let mut python = Python::start(6);
-    // Before the first piece, while it is copied, and when it runs again and is compressed.
+    // Before the first part, during the copy, and when it runs again and the parts are compressed.
     for (pieces, staging_bytes) in [(1, 0), (3, 0), (1, 128 << 20), (5, 128 << 20)] {
         let cancel = Arc::new(AtomicBool::new(false));
         let (flag, count) = (Arc::clone(&cancel), AtomicU32::new(0));

@@ -1,5 +1,5 @@
-//! Live processes rolled back in place: real programs go on from the captured moment, and what does not fit is
-//! left as it was.
+//! Live processes rolled back in place: real programs continue from the captured moment, and a
+//! process that does not fit stays as it was.
 
 use crate::needs::{needs, passed_over};
 use std::fs;
@@ -19,7 +19,7 @@ use stillframe::{AddressRange, CaptureOptions, Error, SnapshotId, Store};
 
 // ---- Programs -----------------------------------------------------------------------------------
 
-/// A program that answers a line for a line.
+/// A program that prints one line for each line of input.
 pub(super) struct Program {
     pub(super) child: Child,
     output: BufReader<ChildStdout>,
@@ -32,7 +32,7 @@ impl Program {
         program
     }
 
-    /// One that does not say when it is ready.
+    /// A program that does not print when it is ready.
     pub(super) fn silent(mut command: Command) -> Program {
         let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
         let output = BufReader::new(child.stdout.take().unwrap());
@@ -80,13 +80,14 @@ impl Program {
         kill_process(Pid::from_raw(self.pid().cast_signed()).unwrap(), signal).unwrap();
     }
 
-    /// A letter: proc(5) says which.
+    /// The state letter; see proc(5).
     fn state(&self) -> char {
         let stat = fs::read_to_string(format!("/proc/{}/stat", self.pid())).unwrap();
         stat.rsplit(')').next().unwrap().trim_start().chars().next().unwrap()
     }
 
-    /// Waits until it waits: for a line, or for whatever it does next.
+    /// Waits until the process is in one of these states: it waits for a line, or for its next
+    /// operation.
     pub(super) fn wait_for_state(&self, expected: &[char]) -> char {
         let deadline = Instant::now() + Duration::from_secs(60);
         loop {
@@ -121,7 +122,7 @@ fn compiled() -> &'static Path {
     })
 }
 
-// ---- A store and the two ways to roll back ------------------------------------------------------
+// ---- A store, and the two ways to roll back -----------------------------------------------------
 
 pub(super) fn new_store() -> (tempfile::TempDir, Store) {
     let dir = tempfile::tempdir().unwrap();
@@ -139,7 +140,7 @@ pub(super) fn rollback(store: &Store, id: SnapshotId, program: &Program) -> Roll
     store.rollback(id).unwrap().live_process(program.pid()).unwrap()
 }
 
-/// What differs, of a process that does not fit.
+/// The differences, for a process that does not fit.
 #[track_caller]
 pub(super) fn misfit(store: &Store, id: SnapshotId, pid: u32) -> Vec<String> {
     match store.rollback(id).unwrap().live_process(pid).unwrap_err() {
@@ -207,13 +208,13 @@ fn a_python_goes_on_from_the_captured_moment_variables_and_all() {
         assert_eq!(python.ask("set 7 other"), "1000 other 4");
         assert_eq!(python.ask("set 2000 more"), "1001 other 9");
         assert_eq!(python.ask("notify"), "1001 other 16");
-        // Its busy thread may make it ask for memory now and then.
+        // Its busy thread may allocate memory now and then.
         let rollback = store.rollback(id).unwrap().leave_new_memory(true);
         let stats = rollback.live_process(python.pid()).unwrap();
         assert!(stats.written_regions > 0 && stats.written_bytes < stats.bytes / 4, "{stats:?}");
         assert!(!stats.paused.is_zero() && !stats.is_stopped);
         assert_eq!(python.ask("look"), "1000 seven 4", "round {round}");
-        // The threads go on too, each where it was.
+        // The threads continue too, each where it was.
         let back = python.numbers("counts");
         let deadline = Instant::now() + Duration::from_secs(60);
         loop {
@@ -229,7 +230,7 @@ fn a_python_goes_on_from_the_captured_moment_variables_and_all() {
     }
 }
 
-/// Rolls back a process that has gone on since, and asks nothing.
+/// Rolls back a process that has continued since, without a question to it.
 fn roll_back_again(store: &Store, id: SnapshotId, python: &mut Program) {
     let stats = store.rollback(id).unwrap().leave_new_memory(true).live_process(python.pid()).unwrap();
     assert!(stats.written_regions > 0);
@@ -246,7 +247,7 @@ fn a_sleep_begins_again_wherever_the_thread_is_when_it_is_rolled_back() {
     std::thread::sleep(Duration::from_millis(100));
     let id = capture(&store, &python);
     assert_eq!(python.line(), "slept");
-    // It waits for a line now, and stood in the sleep then.
+    // It waits for a line now, and was captured in a sleep.
     for _ in 0..2 {
         store.rollback(id).unwrap().leave_new_memory(true).live_process(python.pid()).unwrap();
         assert_eq!(python.line(), "slept");
@@ -287,7 +288,7 @@ fn threads_in_all_kinds_of_system_calls_go_on_from_the_captured_moment() {
         assert_eq!(program.ask("t"), ticket.to_string());
     }
     served(&mut program, 3);
-    // The second is one of threads that went on in their calls after the first.
+    // The second snapshot is of threads that continued in their system calls after the first.
     let ids = [capture(&store, &program), capture(&store, &program)];
     for id in [ids[0], ids[1], ids[0], ids[1]] {
         program.ask("t");
@@ -295,7 +296,7 @@ fn threads_in_all_kinds_of_system_calls_go_on_from_the_captured_moment() {
         forward(&mut program, &later);
         rollback(&store, id, &program);
         let back = served(&mut program, 3);
-        // All of them work on, and the server and the reader wait for what comes.
+        // All of them continue, and the server and the reader wait for input.
         let on = forward(&mut program, &back);
         assert_eq!(on[7], 0, "a call has failed");
     }
@@ -349,7 +350,8 @@ fn what_was_excluded_is_left_as_it_is() {
     program.ask("g");
     let whole = capture(&store, &program);
     let space = store.snapshot(whole).unwrap().address_space().unwrap();
-    // All of the large array's mapping but its first page, where the program's other variables may be.
+    // The whole mapping of the large array except its first page, which may hold other variables of
+    // the program.
     let large = space.mappings().iter().find(|it| it.range.length_bytes() > 20 << 20 && it.protection.write);
     let large = large.unwrap().range;
     let exclude = vec![AddressRange::new(large.start() + (1 << 20), large.end() - (1 << 20)).unwrap()];
@@ -393,7 +395,7 @@ fn a_process_that_is_about_to_stop_does_so_afterwards() {
     program.ask("g");
     let id = capture(&store, &program);
     for _ in 0..20 {
-        // It may have stopped, or be on its way, or not know of it yet.
+        // The process may have stopped, or be about to stop, or not have received the signal.
         program.signal(Signal::STOP);
         assert!(rollback(&store, id, &program).is_stopped);
         assert_eq!(program.wait_for_state(&['T']), 'T');
@@ -419,12 +421,12 @@ fn a_process_that_does_not_fit_is_left_as_it_was_and_says_what_differs() {
         let found = misfit(&store, id, program.pid()).join("; ");
         assert!(expected.split('|').any(|expected| found.contains(expected)), "{command}: {found}");
         assert_eq!(program.ask("?"), "2 whole", "{command}");
-        // What is new may stay; what is missing cannot be made good.
+        // New memory may stay; missing memory cannot be restored.
         let rollback = store.rollback(id).unwrap().leave_new_memory(true).live_process(program.pid());
         assert_eq!(rollback.is_ok(), matches!(command, "n" | "h"), "{command}: {rollback:?}");
         let generation = if rollback.is_ok() { "1 whole" } else { "2 whole" };
         assert_eq!(program.ask("?"), generation, "{command}");
-        // Where the heap had grown and been written, the C library counts on zeros.
+        // The heap had grown and been written, and the C library relies on zeros there.
         assert_eq!(program.ask("c"), "0", "{command}");
     }
 }
@@ -489,7 +491,7 @@ fn what_can_never_be_rolled_back_is_refused_with_the_reason() {
     if fs::read_to_string("/proc/2/comm").is_ok_and(|name| name == "kthreadd\n") {
         assert!(refusal(id, 2).contains("kernel"));
     }
-    // Held by somebody else.
+    // Another tracer holds the process.
     let source = LiveProcessSource::new(program.pid());
     let frozen = stillframe::source::Source::open(&source).unwrap();
     assert!(refusal(id, program.pid()).contains("another capture of it is not done"));
@@ -508,7 +510,7 @@ fn a_thread_that_was_just_starting_when_it_was_captured_is_refused() {
     }
     let (_dir, store) = new_store();
     let mut command = Command::new(compiled());
-    // The C library leaves it to the program, which does it late.
+    // The C library leaves the registration to the program, which registers late.
     command.env("GLIBC_TUNABLES", "glibc.pthread.rseq=0");
     let mut program = Program::start(command);
     let id = capture(&store, &program);
@@ -534,7 +536,7 @@ fn damage_leaves_the_process_as_it_was() {
     let space = store.snapshot(id).unwrap().address_space().unwrap();
     assert!(space.mappings().iter().any(|it| it.kind == MappingKind::Stack));
     program.ask("g");
-    // Everything from the middle of the packs on.
+    // Everything after the middle of each pack.
     for pack in fs::read_dir(dir.path().join("store/packs")).unwrap() {
         let path = pack.unwrap().path();
         let mut bytes = fs::read(&path).unwrap();
@@ -612,7 +614,7 @@ fn the_command_rolls_back_and_says_what_it_did_and_the_next_snapshot_follows() {
     assert_eq!((&done["stopped"], done["left_shared"].as_array().unwrap().len()), (&Value::Bool(false), 0));
     assert_eq!(program.ask("?"), "1 whole");
 
-    // A branch: its parent is the snapshot it was rolled back to.
+    // A branch: its parent is the snapshot that the process was rolled back to.
     let branch = vault.json(&["capture", "--pid", &pid, "--process", "p", "--parent", &first]);
     assert_eq!(branch["parent"], first.as_str());
     assert!(branch["changed_regions"].as_u64().unwrap() < 50, "{branch}");
@@ -640,10 +642,10 @@ fn the_command_rolls_back_and_says_what_it_did_and_the_next_snapshot_follows() {
     }
 }
 
-/// How many times the command is killed; `STILLFRAME_KILLS` says otherwise.
+/// How many times the command is killed; `STILLFRAME_KILLS` overrides it.
 const KILLS: usize = 12;
 
-/// Whether a signal waits for the process.
+/// Whether a signal is pending for the process.
 fn is_pending(pid: u32, signal: Signal) -> bool {
     let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
     let pending = status.lines().find_map(|line| line.strip_prefix("ShdPnd:")).unwrap();
@@ -673,7 +675,7 @@ fn a_command_that_is_killed_leaves_the_process_as_it_was_or_rolled_back_or_stopp
         program.wait_for_state(&['S']);
         let mut tool = vault.command(&["restore", "p@latest", "--into-pid", &pid]).spawn().unwrap();
         if kill % 2 == 0 {
-            // At any moment, from its start to its end.
+            // At a random moment between its start and its end.
             random ^= random << 13;
             random ^= random >> 7;
             random ^= random << 17;

@@ -1,4 +1,5 @@
-//! Open files, rings and devices of a process that is rolled back: what they stand for is looked at, and said.
+//! Open files, rings and devices of a process that is rolled back: the rollback checks what the
+//! descriptors refer to, and reports differences.
 
 use std::fs;
 use std::path::PathBuf;
@@ -13,7 +14,7 @@ use crate::needs::{needs, passed_over};
 fn open_files() -> Program {
     static COMPILED: OnceLock<PathBuf> = OnceLock::new();
     let mut command = Command::new(COMPILED.get_or_init(|| compiled("open_files")));
-    // That of the tests may be a file, of which the position changes.
+    // Standard error of the tests may be a file, whose position changes.
     command.stderr(Stdio::null());
     Program::start(command)
 }
@@ -37,10 +38,10 @@ fn a_number_that_stands_for_another_file_now_is_refused_where_the_program_would_
     program.ask(&format!("open 10 {} {}", libc::O_RDWR | created, path("scratch")));
     program.ask(&format!("open 11 {} {}", libc::O_RDONLY | created, path("read")));
     vault.json(&["capture", "--pid", &pid, "--process", "p"]);
-    // The same, renamed, is the same.
+    // A renamed file is the same file.
     fs::rename(path("scratch"), path("scratch.1")).unwrap();
     assert_eq!(rollback(&vault, &pid, &[]), (Some(0), String::new()));
-    // Made again under the same name it is not.
+    // A new file of the same name is not.
     fs::remove_file(path("scratch.1")).unwrap();
     program.ask("close 10");
     for name in ["scratch", "database"] {
@@ -51,7 +52,7 @@ fn a_number_that_stands_for_another_file_now_is_refused_where_the_program_would_
         let (code, stderr) = rollback(&vault, &pid, &["--leave-descriptors"]);
         assert!(code == Some(0) && stderr.contains("descriptor 10 was "), "{stderr}");
     }
-    // What it only reads, closed and opened since: told.
+    // A file that is only read, and was closed and opened since, is reported.
     program.ask("close 10");
     program.ask(&format!("open 11 {} {}", libc::O_RDONLY, path("database")));
     program.ask(&format!("open 12 {} {}", libc::O_RDONLY, path("database")));
@@ -104,7 +105,7 @@ fn rings_of_io_uring_are_refused_by_name_unless_they_may_be_left() {
     if !needs(&["cc"]) {
         return;
     }
-    // Of many the error shows some, and then still says what can be done.
+    // If there are many differences, the error shows some of them and still says what to do.
     for (mapped, rings) in [("1", 1), ("0", 1), ("1", 8)] {
         let vault = Vault::new();
         let mut program = open_files();

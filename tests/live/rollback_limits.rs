@@ -1,5 +1,5 @@
-//! Rolling back where memory is short: what is not needed is thrown away first, by calls that the process itself makes,
-//! and whatever is killed in between, it can be completed.
+//! Rollback where memory is short: the process first discards what it does not need, through calls
+//! that it is made to make. Whichever process is killed in between, the rollback can be completed.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -11,7 +11,8 @@ use super::rollback::{Program, Vault};
 use super::rollback_states::states;
 use crate::needs::{needs, passed_over};
 
-/// A control group that limits memory, of version 1 or 2. It is removed when the program in it has ended.
+/// A control group, version 1 or 2, that limits memory. It is removed when the program in it has
+/// ended.
 struct Group {
     directory: PathBuf,
     limit: &'static str,
@@ -80,7 +81,7 @@ fn what_is_not_needed_is_thrown_away_where_both_moments_would_not_fit() {
             program.ask("two");
             assert_eq!(program.ask("which"), "0 60");
         }
-        // Nothing of its own would become free.
+        // The process has nothing that it could free.
         program.ask("none");
         group.limit(40 * MIB);
         let output = vault.run(&["rollback", "p@latest", "--pid", &pid]);
@@ -92,8 +93,9 @@ fn what_is_not_needed_is_thrown_away_where_both_moments_would_not_fit() {
     }
 }
 
-/// Which calls to the kernel the command is killed at, of those that it makes to have the process make calls and to
-/// write it: up to which one, and each how manyth. `STILLFRAME_EACH_STEP` makes it each one.
+/// At which system calls the command is killed. For each call that it uses to make the process call
+/// the kernel and to write it: the last one, and the step between them. `STILLFRAME_EACH_STEP` sets
+/// the step to one.
 const KILLED_AT: [(&str, usize, usize); 4] =
     [("ptrace", 120, 7), ("tgkill", 6, 1), ("pwrite64", 12, 3), ("pidfd_send_signal", 2, 1)];
 

@@ -1,5 +1,5 @@
-//! What a process has unmapped, replaced or protected since is mapped again as it was; what cannot be is refused by name,
-//! and the process is as it was.
+//! What a process has unmapped, replaced or protected since is mapped again as it was. What cannot
+//! be mapped again is refused by name, and the process stays as it was.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -32,7 +32,7 @@ fn mappings(arguments: &[&str]) -> Program {
     Program::start(command)
 }
 
-/// Whether a process can be made to call the kernel here.
+/// Whether a process can be made to call the kernel on this machine.
 fn can_call() -> bool {
     let can = cfg!(target_arch = "x86_64") && needs(&["cc"]);
     if !cfg!(target_arch = "x86_64") {
@@ -80,7 +80,7 @@ fn memory_that_was_unmapped_or_replaced_or_protected_since_is_there_again() {
     ];
     for change in changes {
         do_all(&mut program, change);
-        // What was set aside and has become memory is new memory, and stays so.
+        // Reserved addresses that have become memory are new memory, and stay so.
         let leave = change[0].starts_with("open");
         store.rollback(id).unwrap().leave_new_memory(leave).live_process(program.pid()).unwrap();
         for area in [PLAIN, MIDDLE, CLOSED] {
@@ -142,7 +142,7 @@ fn views_of_a_memory_file_are_mapped_again_by_the_descriptor_of_that_file() {
             assert_eq!(program.ask(&on("count", area)), "16", "area {area} after {change:?}");
         }
         assert_eq!(maps(&program), before, "after {change:?}");
-        // They are views of one memory.
+        // Both mappings are views of the same memory.
         program.ask(&on("write", VIEW));
         assert_eq!(program.ask(&on("count", SECOND)), "0", "after {change:?}");
         rollback(&store, id, &program);
@@ -172,7 +172,7 @@ fn what_cannot_be_mapped_again_is_refused_by_name() {
     } else {
         passed_over("it needs names of memory (CONFIG_ANON_VMA_NAME)");
     }
-    // What was left out of the snapshot cannot be had.
+    // What was left out of the snapshot cannot be restored.
     let mut program = mappings(&[]);
     let plain = stillframe::AddressRange::with_length(0x2000_0000_0000, 4096).unwrap();
     let options = stillframe::CaptureOptions::new().exclude([plain]);
@@ -201,7 +201,7 @@ fn a_call_that_fails_leaves_the_process_as_it_was() {
             on("hole", MIDDLE),
             on("unmap", GUARDED),
             "shrink".to_owned(),
-            // Room for some of it.
+            // Room for a part of it.
             "limit 24".to_owned(),
         ],
     );
@@ -214,7 +214,7 @@ fn a_call_that_fails_leaves_the_process_as_it_was() {
             error => panic!("{error:?}"),
         }
         assert_eq!(maps(&program), now);
-        // It goes on, in the call in which it waited.
+        // The process continues in the call in which it waited.
         assert_eq!(program.ask("count 5"), "16");
     }
     program.ask("limit 1000");
@@ -222,8 +222,8 @@ fn a_call_that_fails_leaves_the_process_as_it_was() {
     assert_eq!((program.ask(&on("count", PLAIN)), program.ask("heap")), ("16".to_owned(), "64".to_owned()));
 }
 
-/// At which calls to the kernel the command is killed: up to which one, and each how manyth.
-/// `STILLFRAME_EACH_STEP` makes it each one.
+/// At which system calls the command is killed: for each call the last one, and the step between
+/// them. `STILLFRAME_EACH_STEP` sets the step to one.
 const KILLED_AT: [(&str, usize, usize); 3] =
     [("ptrace", 180, 11), ("pwrite64", 16, 3), ("pidfd_send_signal", 2, 1)];
 

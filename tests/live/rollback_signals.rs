@@ -1,4 +1,4 @@
-//! Signals that are on their way to a process when it is captured or rolled back.
+//! Signals that are pending for a process when it is captured or rolled back.
 
 use std::process::Command;
 use std::sync::OnceLock;
@@ -24,10 +24,11 @@ fn a_fault_that_was_on_its_way_is_not_delivered_into_the_past() {
     }
     let (_dir, store) = new_store();
     let mut program = signals();
-    // It waits for a line, and expects no fault.
+    // The process waits for a line, and expects no page fault.
     program.wait_for_state(&['S']);
     let id = capture(&store, &program);
-    // Half of the time it stands where the kernel delivers a fault, so that few rounds find it.
+    // Half of the time it is where the kernel delivers a fault, so a few rounds are enough to
+    // capture that.
     for _ in 0..8 {
         assert_eq!(program.ask("fault"), "begins");
         std::thread::sleep(Duration::from_millis(20));
@@ -70,7 +71,8 @@ fn who_stops_another_thread_by_a_signal_gets_its_answer_after_a_rollback() {
     }
 }
 
-/// Signals are listed as `number:code:value:whether it sent them itself`. The C library shows SI_TKILL as SI_USER.
+/// Signals are listed as `number:code:value:whether the process sent them itself`. The C library
+/// shows SI_TKILL as SI_USER.
 #[test]
 fn queued_signals_come_back_with_what_they_carry_and_in_order() {
     if !needs(&["cc"]) {
@@ -87,7 +89,7 @@ fn queued_signals_come_back_with_what_they_carry_and_in_order() {
     let expected = format!("10:0:0:1 {first}:-1:7:1 {first}:-1:8:1 {first}:-1:9:1");
     for _ in 0..2 {
         assert_eq!(program.ask("list"), expected);
-        // They are gone; others are there.
+        // The captured signals are gone, and others are pending.
         program.ask(&format!("queue {first} 1"));
         program.ask(&format!("queue {} 2", first + 1));
         rollback(&store, id, &program);
@@ -110,7 +112,8 @@ fn what_a_process_has_sent_to_itself_since_is_taken_back_and_what_others_have_se
     program.signal(rustix::process::Signal::TERM);
     rollback(&store, id, &program);
     assert_eq!(program.ask("list"), "15:0:0:0");
-    // In front of the SIGSTOP that protects the process, no other one can be taken out.
+    // The SIGSTOP that protects the process comes before real-time signals, so none of those can be
+    // dequeued.
     program.ask(&format!("kill {}", libc::SIGRTMIN()));
     match store.rollback(id).unwrap().live_process(program.pid()).unwrap_err() {
         Error::Rollback(RollbackError::NoRollBack { why, .. }) => assert!(why.contains("try again"), "{why}"),
@@ -183,7 +186,7 @@ fn real_collectors_that_stop_threads_by_signals_go_on() {
     while done < 3 && begun.elapsed() < Duration::from_secs(20) {
         let id = capture(&store, &program);
         std::thread::sleep(Duration::from_millis(50));
-        // What it has mapped or protected meanwhile may make it be refused.
+        // The rollback may be refused because of what the process has mapped or protected since.
         match store.rollback(id).unwrap().leave_new_memory(true).live_process(program.pid()) {
             Ok(_) => done += 1,
             Err(Error::Rollback(RollbackError::DoesNotFit { .. } | RollbackError::NoRollBack { .. })) => {}

@@ -1,5 +1,5 @@
-//! Rolling back is more than bytes: arenas, pages that the kernel may take, guards, page faults that somebody else
-//! serves, shared memory, and processes that are mistaken for one another.
+//! Rollback is more than bytes: arenas, pages that the kernel may reclaim, guard pages, page faults
+//! that another process serves, shared memory, and processes that are mistaken for one another.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -27,16 +27,16 @@ pub(super) fn states(arguments: &[&Path], one_thread: bool) -> Program {
     static COMPILED: OnceLock<PathBuf> = OnceLock::new();
     let mut command = Command::new(COMPILED.get_or_init(|| compiled("states")));
     command.args(arguments);
-    // A thread's first allocation takes new memory, which would have to be left.
+    // A thread's first allocation takes new memory, which the rollback would have to leave.
     if one_thread {
         command.env("ONE_THREAD", "1");
     }
     Program::start(command)
 }
 
-/// Whether it can be known here which processes share memory.
+/// Whether this machine shows which processes share memory.
 pub(super) fn sees_all_processes() -> bool {
-    // Or the kernel counts who has pages.
+    // Or the kernel counts the users of each page.
     let is_first = fs::read_link("/proc/self/ns/pid").unwrap().as_os_str() == "pid:[4026531836]";
     let sees = rustix::process::geteuid().is_root() && is_first && fs::File::open("/proc/kpagecount").is_ok();
     if !sees {
@@ -45,7 +45,7 @@ pub(super) fn sees_all_processes() -> bool {
     sees
 }
 
-/// Why it was refused.
+/// Why the rollback was refused.
 #[track_caller]
 fn refusal(store: &Store, id: SnapshotId, program: &Program) -> String {
     match store.rollback(id).unwrap().live_process(program.pid()).unwrap_err() {
@@ -71,7 +71,7 @@ fn an_arena_that_has_grown_is_new_memory_and_is_emptied() {
         let found = misfit(&store, id, program.pid()).join("; ");
         assert!(found.contains("set aside then, are memory now"), "{found}");
         store.rollback(id).unwrap().leave_new_memory(true).live_process(program.pid()).unwrap();
-        // `calloc` takes new parts of an arena for zeros, which the program checks.
+        // `calloc` relies on zeros in new parts of an arena, and the program checks them.
         assert_eq!(program.ask("grow"), "done");
         store.rollback(id).unwrap().leave_new_memory(true).live_process(program.pid()).unwrap();
     }
@@ -89,7 +89,7 @@ fn pages_that_the_kernel_may_take_are_written_even_if_they_are_equal() {
     rollback(&store, id, &program);
     program.ask("pressure");
     assert_eq!(program.ask("count"), "1048576");
-    // Without the rollback they are gone.
+    // Without the rollback the pages are gone.
     program.ask("free");
     program.ask("pressure");
     if program.ask("count") != "0" {
@@ -119,7 +119,7 @@ fn guard_pages_are_installed_or_removed_as_they_were() {
         assert_eq!((program.ask("count"), program.ask("guarded")), ("1048576".to_owned(), "no".to_owned()));
         rollback(&store, with, &program);
         assert_eq!(program.ask("guarded"), "yes");
-        // What is there now goes.
+        // The present pages are discarded.
         program.ask("unguard");
         assert_eq!(program.ask("guarded"), "no");
         rollback(&store, with, &program);
@@ -223,7 +223,8 @@ fn shared_memory_that_nobody_else_has_is_rolled_back_once_however_often_it_is_ma
     assert_eq!(program.ask("look"), "2 2 2 2 0");
     let stats = rollback(&store, id, &program);
     assert_eq!((program.ask("look"), stats.left_shared.len()), ("1 1 1 1 0".to_owned(), 0));
-    // One page of the memfd, not three, and one of the anonymous memory; and what the program itself wrote.
+    // One page of the memfd, not three, one of the anonymous memory, and what the program itself
+    // wrote.
     assert!(stats.written_regions < 20, "{stats:?}");
 }
 
@@ -276,7 +277,7 @@ fn a_mapped_file_is_left_and_that_is_told_to_scripts_too() {
     let done = vault.json(&["rollback", "p@latest", "--pid", &pid]);
     let left = done["left_shared"].as_array().unwrap();
     assert!(left.len() == 1 && left[0].as_str().unwrap().ends_with("/mapped"), "{done}");
-    // Another process has it too.
+    // Another process maps it too.
     let mut other = states(&[&file], true);
     program.ask("set");
     let output = vault.run(&["rollback", "p@latest", "--pid", &pid]);

@@ -1,8 +1,9 @@
 //! Real servers with clients, rolled back in place.
 //!
-//! A connection is the kernel's and stays. What a client had sent and the server had read is lost with the rollback, and
-//! an answer that had been given may be given once more. The clients here know that, as those of a user must. What they
-//! check is the server's data: it is that of one moment, and that moment is the captured one.
+//! A connection belongs to the kernel and stays. What a client had sent and the server had read is
+//! lost with the rollback, and the server may repeat a reply. The clients here handle that, as a
+//! user's clients must. They check the server's data: it must be that of one moment, and that
+//! moment must be the captured one.
 
 use std::fs;
 use std::io::{self, BufRead, BufReader, Write};
@@ -20,10 +21,10 @@ use super::rollback::Vault;
 use super::runtimes::{AT_MOST, capture, rollback, tries};
 use crate::needs::needs;
 
-/// Nothing takes as long, on a busy machine either.
+/// Nothing takes this long, even on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// A server, which ends with the test.
+/// A server, which is killed when the test ends.
 struct Server {
     child: Child,
     end_by: Signal,
@@ -50,10 +51,10 @@ fn wait_for<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
 
 // ---- Redis --------------------------------------------------------------------------------------
 
-/// How many records the writer changes in turn. The Nth write sets record N modulo this to N.
+/// How many records the writer changes in turn. Write number N sets record N modulo this to N.
 const RECORDS: u64 = 1000;
 
-/// One write. A script is one step of the server.
+/// One write. Redis runs a script as one step.
 const WRITE: &str = "local n = redis.call('INCR', 'n') redis.call('HSET', 'r' .. n % 1000, 'n', n) return n";
 
 struct RedisClient(BufReader<UnixStream>);
@@ -71,7 +72,7 @@ impl RedisClient {
         self.0.get_mut().write_all(command.as_bytes())
     }
 
-    /// A number, whether sent as such or as text; zero for nothing.
+    /// A number, which Redis may send as an integer or as text; zero for a missing value.
     fn number(&mut self) -> io::Result<u64> {
         let mut line = String::new();
         self.0.read_line(&mut line)?;
@@ -93,7 +94,7 @@ impl RedisClient {
     }
 }
 
-/// A client that writes all the time, and the numbers of its writes as the server has answered them.
+/// A client that writes all the time, and the numbers of the writes that the server has confirmed.
 struct Writer {
     numbers: Arc<Mutex<Vec<u64>>>,
     ends: Arc<AtomicBool>,
@@ -109,7 +110,8 @@ impl Writer {
                 client.send(&["EVAL", WRITE, "0"]).unwrap();
                 match client.number() {
                     Ok(number) => for_thread.lock().unwrap().push(number),
-                    // The server had read it when it was rolled back. It is sent once more.
+                    // The server had read the request when it was rolled back. The client sends it
+                    // again.
                     Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
                     Err(error) => panic!("{error}"),
                 }
@@ -185,7 +187,7 @@ fn a_redis_that_is_written_during_a_rollback_has_the_data_of_the_captured_moment
         }
         let is_as_it_should = |client: &mut RedisClient| {
             let count = client.ask(&["GET", "n"]);
-            // An answer may be on its way that nobody waits for.
+            // There may be a reply in flight that no client waits for.
             let known = *numbers.last().unwrap();
             assert!(count == known || count == known + 1, "{count} is not {known}");
             (0..RECORDS).for_each(|at| client.send(&["HGET", &format!("r{at}"), "n"]).unwrap());
@@ -195,7 +197,7 @@ fn a_redis_that_is_written_during_a_rollback_has_the_data_of_the_captured_moment
             }
             assert_eq!(client.ask(&["DBSIZE"]), 5000 + RECORDS + 1);
         };
-        // A client that was there all the time, and one that was not.
+        // A client that was connected all the time, and a new one.
         is_as_it_should(&mut reader);
         is_as_it_should(&mut connect());
         if tries.is_none() && right > 0 {
@@ -208,14 +210,14 @@ fn a_redis_that_is_written_during_a_rollback_has_the_data_of_the_captured_moment
 
 // ---- PostgreSQL ---------------------------------------------------------------------------------
 
-/// A server with its data, of the user that it must run as.
+/// A server with its data, and the user that it must run as.
 struct Postgres {
     directory: tempfile::TempDir,
     as_user: Vec<&'static str>,
     _server: Server,
 }
 
-/// Where its programs are: not in everybody's path.
+/// The directory of its programs, which may not be in the path.
 fn postgres_programs() -> Option<PathBuf> {
     let versions = fs::read_dir("/usr/lib/postgresql").into_iter().flatten();
     let places = versions.map(|version| version.unwrap().path().join("bin"));
@@ -245,7 +247,7 @@ impl Postgres {
         postgres.args(["-c", "listen_addresses=", "-c", "fsync=off", "-c", "autovacuum=off"]);
         postgres.arg("-c").arg(format!("unix_socket_directories={}", directory.path().display()));
         let child = postgres.stderr(log).spawn().unwrap();
-        // At once, with its backends.
+        // Stops immediately, with its backends.
         let server = Server { child, end_by: Signal::QUIT };
         let postgres = Postgres { directory, as_user, _server: server };
         wait_for("the server", || {
@@ -275,14 +277,14 @@ impl Postgres {
     }
 }
 
-/// A session of `psql`.
+/// A `psql` session.
 struct Session {
     child: Child,
     output: BufReader<ChildStdout>,
 }
 
 impl Session {
-    /// Statements, of which the last gives one line.
+    /// Runs statements, the last of which prints one line.
     fn ask(&mut self, statements: &str) -> String {
         self.child.stdin.as_mut().unwrap().write_all(format!("{statements};\n").as_bytes()).unwrap();
         let mut line = String::new();
@@ -311,7 +313,7 @@ fn a_backend_of_postgresql_is_refused_when_its_server_has_gone_on_and_nothing_is
     let vault = Vault::new();
     let mut expected = 1;
     for changed in ["by itself", "by another session", "into another file"] {
-        // In the middle of a transaction, which is over when it is to be rolled back.
+        // In the middle of a transaction, which has ended when the server is rolled back.
         assert_eq!(
             session.ask("begin; insert into t values (2); select count(*) from t"),
             (expected + 1).to_string()

@@ -1,4 +1,5 @@
-/* A server before its workers: forks one, and on a line of input ends it and forks another with the same pid. */
+/* A server that forks one worker. A line of input ends the worker and forks another with the
+ * same pid. */
 #define _GNU_SOURCE
 #include <fcntl.h>
 #include <signal.h>

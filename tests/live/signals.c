@@ -1,5 +1,5 @@
-/* A program with signals on their way. Each command is a line on standard input, each answer a line on standard
- * output. */
+/* A program with pending signals. Each command is a line on standard input, each reply a line on
+ * standard output. */
 #define _GNU_SOURCE
 #include <errno.h>
 #include <pthread.h>
@@ -12,7 +12,7 @@
 #include <time.h>
 #include <unistd.h>
 
-/* Faults, which it expects or not. */
+/* Page faults, expected or not. */
 static volatile int expecting;
 static sigjmp_buf back;
 static void fault(int signal) {
@@ -30,7 +30,7 @@ static void traps(long *count) {
     ++*count;
 }
 
-/* A thread that stops another one by a signal, as collectors do. */
+/* A thread that stops another one with a signal, as garbage collectors do. */
 static sem_t answered;
 static volatile long rounds;
 static void answer(int signal) { sem_post(&answered); }
@@ -43,7 +43,7 @@ static void *stop_other(void *other) {
     }
 }
 
-/* Signals that are blocked, and what came of them. */
+/* Dequeues the blocked pending signals and lists them. */
 static void list(void) {
     sigset_t blocked;
     pthread_sigmask(SIG_BLOCK, 0, &blocked);

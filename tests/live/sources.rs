@@ -1,7 +1,7 @@
-//! Live processes as sources: real children are stopped, read, let go and killed.
+//! Live processes as sources: real children are stopped, read, released and killed.
 //!
-//! Children that need more than a shell are this test binary again, told by an environment
-//! variable what to be (`be_a_child`). They end when their standard input does, so that none
+//! Children that need more than a shell run this test binary again, and an environment variable
+//! selects their role (`be_a_child`). They end when their standard input ends, so that none
 //! outlives the tests.
 
 use std::collections::BTreeMap;
@@ -23,14 +23,14 @@ use stillframe::record::Origin;
 use stillframe::source::{Access, CopyOut, Frozen, LiveProcessSource, Source, SourceError};
 use stillframe::threads::Threads;
 
-/// Far longer than anything takes here. Only what would otherwise hang for ever waits for it.
+/// Far longer than anything takes here. Only a test that would otherwise hang waits this long.
 const FOR_EVER: Duration = Duration::from_secs(60);
 
 // ---- The children -------------------------------------------------------------------------------
 
 const ROLE: &str = "STILLFRAME_TEST_CHILD";
 
-/// A child that is killed when the test ends, however it ends.
+/// A child that is killed when the test ends, in any way.
 struct Child {
     process: std::process::Child,
     lines: Receiver<String>,
@@ -43,7 +43,8 @@ impl Child {
         let output = BufReader::new(process.stdout.take().unwrap());
         std::thread::spawn(move || {
             for line in output.lines().map_while(Result::ok) {
-                // The test harness of a child speaks too; what the child says follows a `>`.
+                // The test harness of a child prints lines too; a line of the child itself begins
+                // with `>`.
                 if let Some(line) = line.strip_prefix('>')
                     && to.send(line.to_owned()).is_err()
                 {
@@ -76,7 +77,7 @@ impl Child {
         command
     }
 
-    /// A process of many threads, some of which end at any moment.
+    /// A process with many threads, some of which end at any moment.
     fn many_threads() -> Child {
         let child = Child::role("threads");
         assert_eq!(child.line(), "ready");
@@ -146,7 +147,8 @@ fn say(line: &str) {
     output.flush().unwrap();
 }
 
-/// Some threads that stay and always do a little, and one that makes others which end at once.
+/// Some threads that stay and always do a little work, and one that starts others, which end
+/// immediately.
 fn be_many_threads() {
     let started = Arc::new(Barrier::new(7));
     for number in 0..6 {
@@ -159,18 +161,18 @@ fn be_many_threads() {
         };
         std::thread::Builder::new().name(format!("worker {number}")).spawn(body).unwrap();
     }
-    // A thread gives itself its name.
+    // A thread sets its own name.
     started.wait();
     say("ready");
     loop {
         let brief: Vec<_> = (0..4).map(|_| std::thread::spawn(|| {})).collect();
         brief.into_iter().for_each(|thread| thread.join().unwrap());
-        // The machine has other work, too.
+        // The machine has other work too.
         std::thread::sleep(Duration::from_micros(200));
     }
 }
 
-/// Threads, one of which replaces the whole process by its like, again and again.
+/// Threads, one of which repeatedly executes the same program again.
 fn be_a_thread_that_executes() {
     for _ in 0..3 {
         std::thread::spawn(|| std::thread::sleep(FOR_EVER));
@@ -180,8 +182,8 @@ fn be_a_thread_that_executes() {
     panic!("cannot execute itself: {error}");
 }
 
-/// Mappings that are not as others: a terabyte with little in it, a file that became shorter, and
-/// shared memory with little in it.
+/// Unusual mappings: a terabyte with few pages, a file that was truncated, and shared memory with
+/// few pages.
 fn be_odd_memory() {
     let mut sparse = memmap2::MmapOptions::new().len(1 << 40).no_reserve_swap().map_anon().unwrap();
     sparse[3 << 30] = 1;
@@ -189,7 +191,7 @@ fn be_odd_memory() {
 
     let file = tempfile::tempfile().unwrap();
     file.write_all_at(&[7; 5 * 4096], 0).unwrap();
-    // SAFETY: the file is truncated below, and nothing in this process touches the mapping.
+    // SAFETY: the file is truncated below, and this process does not access the mapping.
     let cut = unsafe { memmap2::Mmap::map(&file) }.unwrap();
     file.set_len(2 * 4096).unwrap();
 
@@ -197,16 +199,16 @@ fn be_odd_memory() {
     let shared = File::from(shared);
     shared.set_len(1 << 30).unwrap();
     shared.write_all_at(&[9; 4096], 500 << 20).unwrap();
-    // SAFETY: nobody truncates the file, and nothing in this process touches the mapping.
+    // SAFETY: no process truncates the file, and this process does not access the mapping.
     let shared_mapping = unsafe { memmap2::MmapMut::map_mut(&shared) }.unwrap();
     let addresses = [sparse.as_ptr().addr(), cut.as_ptr().addr(), shared_mapping.as_ptr().addr()];
     say(&addresses.map(|address| address.to_string()).join(" "));
     std::thread::sleep(FOR_EVER);
 }
 
-// ---- What the tests look at ---------------------------------------------------------------------
+// ---- Checks -------------------------------------------------------------------------------------
 
-/// The state letter of each thread, and how often it gave up a processor.
+/// For each thread its state letter and how often it gave up a processor.
 fn threads(pid: u32) -> BTreeMap<u32, (char, u64)> {
     let mut found = BTreeMap::new();
     for entry in std::fs::read_dir(format!("/proc/{pid}/task")).unwrap() {
@@ -236,7 +238,8 @@ fn is_stopped_by_a_signal(pid: u32) -> bool {
     threads(pid).values().all(|(state, _)| *state == 'T')
 }
 
-/// Nobody traces the process, no thread of it is stopped, and those that have work get on.
+/// Asserts that the process has no tracer, that none of its threads is stopped, and that busy
+/// threads make progress.
 #[track_caller]
 fn assert_goes_on(pid: u32) {
     let before = threads(pid);
@@ -288,7 +291,7 @@ fn read_mapping(frozen: &dyn Frozen, index: usize, unreadable: &mut Vec<AddressR
     bytes
 }
 
-/// Compares every captured mapping with what `/proc/PID/mem` shows; answers how many bytes.
+/// Compares every captured mapping with `/proc/PID/mem`. Returns how many bytes were compared.
 fn assert_is_what_the_kernel_shows(frozen: &dyn Frozen, pid: u32) -> usize {
     let memory = File::open(format!("/proc/{pid}/mem")).unwrap();
     let mut compared_bytes = 0;
@@ -398,7 +401,7 @@ fn the_registers_of_every_thread_and_the_auxiliary_vector_are_attached() {
         let general = thread.register_set(1).unwrap();
         assert!(thread.register_set(2).is_some_and(|set| !set.is_empty()));
         if cfg!(target_arch = "x86_64") {
-            // The stack pointer stands 20th of 27 registers, and leads into a mapping.
+            // The stack pointer is number 20 of 27 registers, and points into a mapping.
             assert_eq!(general.len(), 27 * 8);
             let stack_pointer = u64::from_ne_bytes(general[19 * 8..20 * 8].try_into().unwrap());
             assert!(
@@ -419,7 +422,7 @@ fn absent_pages_are_skipped_and_pages_behind_the_end_of_a_file_are_reported() {
     let addresses: Vec<u64> = line.split(' ').map(|number| number.parse().unwrap()).collect();
     let source = LiveProcessSource::new(child.pid());
     let frozen = source.open().unwrap();
-    // To the kernel, neighbours of one kind are one mapping.
+    // The kernel joins adjacent mappings of one kind.
     let find = |address: u64| {
         let mappings = frozen.address_space().mappings();
         let index = mappings
@@ -462,7 +465,8 @@ fn absent_pages_are_skipped_and_pages_behind_the_end_of_a_file_are_reported() {
     assert_eq!(bytes, [9; 4096]);
 }
 
-// ---- Letting go ---------------------------------------------------------------------------------
+// ---- Release
+// -------------------------------------------------------------------------------------
 
 #[test]
 fn a_process_that_was_stopped_stays_stopped_and_can_be_continued() {
@@ -534,7 +538,7 @@ fn no_signal_is_lost_while_a_process_is_stopped_and_let_go() {
                 drop(source.open());
             }
         });
-        // The thread above must end even if this fails.
+        // The thread above must end even if this panics.
         let answered = std::panic::catch_unwind(AssertUnwindSafe(|| {
             for _ in 0..500 {
                 child.signal(Signal::USR1);
@@ -544,7 +548,7 @@ fn no_signal_is_lost_while_a_process_is_stopped_and_let_go() {
         is_done.store(true, Ordering::Relaxed);
         answered.unwrap_or_else(|panic| std::panic::resume_unwind(panic));
     });
-    // Nor when the one who holds it is killed.
+    // No signal is lost either when the process that holds the child is killed.
     for _ in 0..20 {
         let capturing = Child::role(&format!("stop-repeatedly {}", child.pid()));
         assert_eq!(capturing.line(), "begins");
@@ -630,7 +634,8 @@ fn threads_that_execute_another_program_meanwhile_neither_hang_nor_are_refused()
     for round in 0..200 {
         match source.open() {
             Ok(frozen) => drop(frozen),
-            // Between two programs the first thread may be dead and the other not yet in its place.
+            // Between two programs the first thread may be dead, and the other one not yet in its
+            // place.
             Err(SourceError::LiveProcessEnded { .. } | SourceError::Uncapturable { .. }) => {}
             Err(error) => panic!("round {round}: {error:?}"),
         }
@@ -663,7 +668,7 @@ fn what_is_no_process_or_cannot_be_captured_is_refused_with_the_reason() {
 
 #[test]
 fn a_thread_of_the_kernel_is_refused() {
-    // Not to be seen from inside most containers.
+    // Most containers hide this process.
     if std::fs::read_to_string("/proc/2/comm").is_ok_and(|name| name == "kthreadd\n") {
         assert_uncapturable(&refusal(2), "a thread of the kernel");
     }
@@ -686,8 +691,8 @@ fn a_process_of_another_user_is_refused_with_advice() {
         // Another user must be able to run this binary.
         let directory = tempfile::tempdir().unwrap();
         let binary = directory.path().join("tests");
-        // Copied by a child: a program cannot be run while somebody has it open for writing, and a
-        // child of another test may have inherited just that.
+        // A child makes the copy: a program cannot be executed while a process has it open for
+        // writing, and a child of another test may have inherited such a descriptor.
         let copied = Command::new("cp").arg(std::env::current_exe().unwrap()).arg(&binary).status().unwrap();
         assert!(copied.success());
         for path in [directory.path(), &binary] {

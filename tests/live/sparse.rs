@@ -1,5 +1,5 @@
-//! Processes whose address space is terabytes and whose memory is some megabytes: what is kept of them is what they have,
-//! byte by byte, and costs by that and not by the address space.
+//! Processes with terabytes of address space and some megabytes of memory: a snapshot holds exactly
+//! their memory, byte by byte, and costs in proportion to the memory and not to the address space.
 
 use crate::needs::passed_over;
 use std::fs::File;
@@ -21,7 +21,7 @@ use stillframe::{
 const PAGE_BYTES: u64 = 4096;
 const TIB: u64 = 1 << 40;
 
-/// Terabytes without a reserve, of which pages are written as they are asked for. Says where they are.
+/// Maps terabytes without a reserve and prints their addresses, then writes pages on request.
 const TERABYTES: &str = r#"
 #define _GNU_SOURCE
 #include <stdio.h>
@@ -47,7 +47,7 @@ int main(int argc, char **argv) {
 }
 "#;
 
-/// Compiles a program; `None`, and one line, where that cannot be done here.
+/// Compiles a program. Where that is impossible, prints a line and returns `None`.
 fn compiled(dir: &Path, source: &str, options: &[&str]) -> Option<std::path::PathBuf> {
     let (code, program) = (dir.join("program.c"), dir.join("program"));
     std::fs::write(&code, source).unwrap();
@@ -93,7 +93,7 @@ impl Program {
         assert_eq!(self.line(), "done\n");
     }
 
-    /// What the kernel shows at an address.
+    /// The page at an address, as the kernel shows it.
     fn page(&self, address: u64) -> Vec<u8> {
         let memory = File::open(format!("/proc/{}/mem", self.process.id())).unwrap();
         let mut page = vec![0; PAGE_BYTES as usize];
@@ -109,13 +109,13 @@ impl Drop for Program {
     }
 }
 
-/// Those that need much come one after the other.
+/// Serializes the tests that need much memory.
 fn in_turn() -> MutexGuard<'static, ()> {
     static TURN: Mutex<()> = Mutex::new(());
     TURN.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// How much memory the command takes at the most for a further capture of a program.
+/// The peak memory of the command during a further capture of a program.
 fn most_memory(store: &Path, program: &Program) -> u64 {
     let mut command = Command::new(env!("CARGO_BIN_EXE_stillframe"));
     command.arg("--quiet").arg("--store").arg(store).args(["capture", "--process", "p", "--pid"]);
@@ -183,7 +183,7 @@ fn of_terabytes_only_what_is_there_is_kept_and_compared_and_rolled_back() {
     }
     assert_eq!(bytes(&store, first.id, a + TIB), [0; PAGE_BYTES as usize]);
 
-    // Some change, one goes, one comes where nothing was.
+    // Some pages change, one is discarded, and one appears where there was none.
     let new = b + (1 << 39);
     program.ask('w', pages[3], 200);
     program.ask('w', pages[40], 201);
@@ -218,7 +218,7 @@ fn of_terabytes_only_what_is_there_is_kept_and_compared_and_rolled_back() {
         assert!(program.page(*page) == before[at], "page {at} is as it was");
     }
     assert_eq!(program.page(new), [0; PAGE_BYTES as usize]);
-    // It goes on.
+    // The program continues.
     program.ask('w', pages[0], 99);
 
     assert_eq!(store.verify(&VerifyOptions::default()).unwrap().problems, []);
@@ -256,7 +256,7 @@ fn an_image_that_no_file_of_the_file_system_can_hold_is_refused_with_what_to_do(
     }
 }
 
-/// Works until it is killed, and says when it begins.
+/// Prints that it begins, and works until it is killed.
 const HELLO: &str = r#"
 #include <stdio.h>
 #include <stdlib.h>
@@ -274,7 +274,7 @@ fn a_program_with_shadow_memory_costs_by_what_it_has(sanitizer: &str, region_byt
     let Some(heap) = line.split_whitespace().next().and_then(|text| text.parse::<u64>().ok()) else {
         return passed_over(&format!("a program with {sanitizer} does not run here"));
     };
-    // It has said where its memory is, and may not wait yet.
+    // It has printed where its memory is, but may not wait for input yet.
     while !std::fs::read_to_string(format!("/proc/{}/stat", program.process.id())).unwrap().contains(") S ") {
         std::thread::yield_now();
     }
@@ -282,7 +282,8 @@ fn a_program_with_shadow_memory_costs_by_what_it_has(sanitizer: &str, region_byt
     let first = capture(&store, &program);
     let second = capture(&store, &program);
     assert!(first.memory_bytes > TIB && first.memory_bytes - first.zero_bytes < 256 << 20, "{first:?}");
-    // The kernel writes into the thread's area for restartable sequences on which processor it runs.
+    // The kernel writes the number of the processor into the thread's area for restartable
+    // sequences.
     assert!(second.changed_regions <= 1, "{second:?}");
     assert_eq!(second.zero_bytes, first.zero_bytes);
     let inside = heap / PAGE_BYTES * PAGE_BYTES + PAGE_BYTES;
@@ -359,7 +360,7 @@ fn a_slice_is_restored_whole_with_zeros_between_what_is_stored() {
     store.restore(taken.id).unwrap().into_slice(&mut target).unwrap();
     assert!(target == memory);
     assert!(store.restore(taken.id).unwrap().into_mapping().unwrap()[..] == memory[..]);
-    // What grows by nothing but zeros, tracked and not.
+    // Memory that grows by zeros only, with tracking and without.
     let arena = memmap2::MmapMut::map_anon(64 << 20).unwrap();
     let live = LiveMemory::new(arena.as_ptr(), 8 << 20).track_writes_if_possible();
     let before = store.process("live").capture(&live, &CaptureOptions::default()).unwrap();

@@ -1,5 +1,5 @@
-/* A program whose pages have states beside their bytes. Each command is a line on standard input, each answer a
- * line on standard output. */
+/* A program whose pages have further state besides their bytes. Each command is a line on
+ * standard input, each reply a line on standard output. */
 #define _GNU_SOURCE
 #include <errno.h>
 #include <fcntl.h>
@@ -26,7 +26,7 @@
 
 static char *fresh(size_t bytes) {
     char *at = mmap(0, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-    /* Small pages: what a huge page takes belongs to others as well. */
+    /* Small pages: a huge page would contain adjacent memory too. */
     madvise(at, bytes, MADV_NOHUGEPAGE);
     return at;
 }
@@ -37,7 +37,7 @@ static long count(const char *at, long bytes, int value) {
     return found;
 }
 
-/* A thread with an arena of its own. */
+/* A thread with a separate arena. */
 static volatile int wanted, grown;
 static void *run(void *unused) {
     char *volatile first = malloc(1000);
@@ -45,7 +45,7 @@ static void *run(void *unused) {
     for (;;) {
         while (grown == wanted) usleep(1000);
         for (int i = 0; i < 400; i++) {
-            /* New parts of an arena are taken for zeros by calloc. */
+            /* calloc assumes that new parts of an arena are zeros. */
             char *volatile more = calloc(1, 1000);
             if (count(more, 1000, 0) != 1000) { puts("not zeros"); fflush(stdout); }
             memset(more, 7, 1000);
@@ -65,7 +65,6 @@ int main(int argc, char **argv) {
     char line[64];
     pthread_t thread;
     setvbuf(stdout, 0, _IOLBF, 0);
-    /* What the C library's input takes is taken now, and not as new memory. */
     char *page = fresh(MIB), *big = fresh(80 * MIB), *other = fresh(80 * MIB);
     char *closed = mmap(0, 64 * KIB, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     char *file_map = 0, *views[3];
@@ -98,7 +97,7 @@ int main(int argc, char **argv) {
         } else if (!strcmp(line, "free")) {
             if (madvise(page, MIB, MADV_FREE)) answer = "error";
         } else if (!strcmp(line, "keep")) {
-            /* Nobody can access it but here. */
+            /* Its pages are accessible only here. */
             mprotect(closed, 64 * KIB, PROT_READ | PROT_WRITE);
             closed[9 * KIB]++;
             mprotect(closed, 64 * KIB, PROT_NONE);
@@ -121,7 +120,7 @@ int main(int argc, char **argv) {
         } else if (!strcmp(line, "unprotect")) {
             mprotect(page + 64 * KIB, 64 * KIB, PROT_READ | PROT_WRITE);
         } else if (!strcmp(line, "permissions")) {
-            /* A call that writes there fails where the program may not. */
+            /* A system call that writes there fails if the program may not write. */
             int ends[2];
             if (pipe(ends) || write(ends[1], "A", 1) != 1) return 1;
             answer = read(ends[0], page + 64 * KIB, 1) == 1 ? "writable" : "read-only";
@@ -130,7 +129,7 @@ int main(int argc, char **argv) {
         } else if (!strcmp(line, "guard")) {
             if (madvise(page + 64 * KIB, 64 * KIB, MADV_GUARD_INSTALL)) answer = "none here";
         } else if (!strcmp(line, "guarded")) {
-            /* A call that reads there fails. */
+            /* A system call that reads from there fails if the program may not read. */
             int ends[2];
             if (pipe(ends)) return 1;
             answer = write(ends[1], page + 64 * KIB, 1) == 1 ? "no" : "yes";

@@ -1,5 +1,5 @@
-//! Stopping a process: bounded in time, interruptible, together with all that share its memory, and never two that
-//! wait for one another.
+//! Stopping a process: limited in time, interruptible, together with all processes that share its
+//! memory, and without deadlock between two captures.
 
 use crate::waiting::{state, until};
 use std::fs;
@@ -31,7 +31,7 @@ fn passed_over(needs: &str) {
     crate::needs::passed_over(&format!("it needs {needs}"));
 }
 
-/// A program that is killed when this goes.
+/// A program that is killed when this is dropped.
 struct Program {
     child: Child,
     output: BufReader<ChildStdout>,
@@ -80,7 +80,8 @@ fn error_of(source: &LiveProcessSource) -> SourceError {
 
 // Threads that cannot be stopped
 
-/// One thread waits in vfork when it is told to; another says how long it was paused at most, in milliseconds.
+/// One thread calls vfork on request and waits in it; another prints its longest pause, in
+/// milliseconds.
 const IN_VFORK: &str = r#"
     #define _GNU_SOURCE
     #include <pthread.h>
@@ -134,7 +135,7 @@ fn a_thread_in_vfork_pauses_no_other_and_its_child_is_named() {
     let longest_ms: u64 = program.line().parse().unwrap();
     assert!(longest_ms < 5_000, "paused for {longest_ms} ms");
 
-    // The same moment ended by somebody else: at once, although a minute is left.
+    // Another thread cancels the same wait: it ends immediately, although a minute is left.
     let cancel = Arc::new(AtomicBool::new(false));
     let store = Store::options().create(dir.path().join("store")).unwrap();
     let options = CaptureOptions::new().progress(Progress::new().cancel_when(cancel.clone()));
@@ -148,17 +149,17 @@ fn a_thread_in_vfork_pauses_no_other_and_its_child_is_named() {
     assert!(matches!(interrupted, Error::Interrupted), "{interrupted:?}");
     assert!(begun.elapsed() < Duration::from_secs(60));
 
-    // When the child has ended there is nothing in the way.
+    // After the child has ended, nothing prevents the stop.
     kill_process(Pid::from_raw(child.parse().unwrap()).unwrap(), Signal::KILL).unwrap();
     until("vfork returns", || state(pid) != 'D');
     LiveProcessSource::new(pid).open().unwrap();
 }
 
-/// A cgroup of its own, removed when this goes.
+/// A new cgroup, which is removed when this is dropped.
 struct Cgroup(PathBuf);
 
 impl Cgroup {
-    /// `None` where none can be made.
+    /// `None` where no cgroup can be created.
     fn new(root: &str, file: &str) -> Option<Cgroup> {
         let path = Path::new(root).join(format!("stillframe-test-{}", std::process::id()));
         let made = fs::create_dir(&path).is_ok().then_some(Cgroup(path));
@@ -228,13 +229,13 @@ fn a_process_in_a_frozen_cgroup_of_version_2_is_captured_and_stays_frozen() {
     assert!(frozen.address_space().image_bytes() > 0);
     drop(frozen);
     cgroup.reads("cgroup.events", "frozen 1");
-    // It does not even end before it is thawed.
+    // The killed process does not end before the cgroup is thawed.
     cgroup.write("cgroup.freeze", "0");
 }
 
-// Processes with the same memory
+// Processes that share memory
 
-/// A process with its memory works beside it, and makes another one when it is told to.
+/// A process that shares its memory works in parallel, and starts another one on request.
 const SHARING: &str = r#"
     #define _GNU_SOURCE
     #include <sched.h>
@@ -285,21 +286,21 @@ fn processes_that_share_the_memory_are_stopped_with_it_and_a_rollback_is_refused
 }
 
 fn has_kcmp() -> bool {
-    // Python can call it without an `unsafe` of ours.
+    // Python can make this call without `unsafe` code in this test.
     let program = "import ctypes, os; p = os.getpid(); \
         raise SystemExit(0 if ctypes.CDLL(None).syscall(312, p, p, 1, 0, 0) == 0 else 1)";
     !cfg!(target_arch = "x86_64")
         || Command::new("python3").args(["-c", program]).status().is_ok_and(|status| status.success())
 }
 
-// Captures of one another
+// Captures of each other
 
-/// How often each of the two captures the other: 30 times, or as often as `STILLFRAME_MUTUAL_CAPTURES` says.
+/// How often each program captures the other one: 30 times, or `STILLFRAME_MUTUAL_CAPTURES` times.
 fn rounds() -> u32 {
     std::env::var("STILLFRAME_MUTUAL_CAPTURES").map_or(30, |rounds| rounds.parse().unwrap())
 }
 
-/// Not a test of its own: the program that captures the other one, in a process of its own.
+/// Not a test: the program that captures the other one, in a separate process.
 #[test]
 fn a_program_that_captures_another() {
     let Some(dir) = std::env::var_os("STILLFRAME_CAPTURES_ANOTHER") else { return };
@@ -324,7 +325,7 @@ fn a_program_that_captures_another() {
         }
     }
     println!("\ndone {done} {refused}");
-    // The other one goes on with this one until it is done as well.
+    // The other program continues with this one until it is done too.
     std::io::stdin().read_line(&mut line).unwrap();
 }
 
@@ -349,7 +350,7 @@ fn two_programs_that_capture_one_another_all_the_time_are_both_done() {
     let pids: Vec<u32> = programs.iter_mut().map(|program| said(program, "ready ")[0]).collect();
     programs[0].tell(&pids[1].to_string());
     programs[1].tell(&pids[0].to_string());
-    // If they wait for one another, this ends them, and the test.
+    // If they wait for each other, this ends them and fails the test.
     let (ended, is_done) = (Arc::new(AtomicBool::new(false)), Instant::now());
     let watchdog = std::thread::spawn({
         let ended = ended.clone();

@@ -1,5 +1,5 @@
-/* A program whose threads stand in different system calls, and which says what it knows when it is
- * asked. Each command is a line on standard input, each answer a line on standard output. */
+/* A program whose threads wait in different system calls, and which reports its state on
+ * request. Each command is a line on standard input, each reply a line on standard output. */
 #define _GNU_SOURCE
 #include <errno.h>
 #include <poll.h>
@@ -30,7 +30,7 @@ static void *run_busy(void *unused) {
     pthread_barrier_wait(&begun);
     volatile double x = 1.5;
     for (;;) {
-        /* Floating point and vector registers are in use all the time. */
+        /* Keeps floating point and vector registers in use. */
         x = x * 1.0000001 + 0.5;
         if (x > 1e9) x = 1.5;
         atomic_fetch_add(&busy, 1);
@@ -90,7 +90,7 @@ static void *run_reader(void *unused) {
 int main(int count, char **arguments) {
     char line[64];
     void *extra = NULL, *block = NULL;
-    /* Between pages that cannot be used, so that the kernel joins it with nothing. */
+    /* Between inaccessible pages, so that the kernel does not merge it with another mapping. */
     unsigned char *guarded = mmap(NULL, 3 << 16, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     guarded += 1 << 16;
     mprotect(guarded, 1 << 16, PROT_READ | PROT_WRITE);
@@ -101,25 +101,25 @@ int main(int count, char **arguments) {
         if (pipe(pipe_ends)) return 1;
         pthread_barrier_init(&begun, NULL, 1 + sizeof all / sizeof *all);
         for (unsigned at = 0; at < sizeof all / sizeof *all; at++) pthread_create(&thread, NULL, all[at], NULL);
-        /* Only then can all of them be rolled back to. */
+        /* Waits until all threads run: only then can a snapshot be rolled back to. */
         pthread_barrier_wait(&begun);
     }
     setvbuf(stdout, NULL, _IOLBF, 0);
     printf("ready\n");
     while (fgets(line, sizeof line, stdin)) {
         switch (line[0]) {
-        case 'g': /* the next generation, everywhere */
+        case 'g': /* write the next generation everywhere */
             generation++;
             memset(big, generation, BIG_BYTES);
             printf("%d\n", generation);
             break;
-        case '?': { /* which generation, and whether all of it */
+        case '?': { /* print the generation, and whether it is whole */
             unsigned at = 0;
             while (at < BIG_BYTES && big[at] == (unsigned char)generation) at++;
             printf("%d %s\n", generation, at == BIG_BYTES ? "whole" : "torn");
             break;
         }
-        case 't': /* a ticket for the server, a byte for the reader */
+        case 't': /* a ticket for the server, and a byte for the reader */
             pthread_mutex_lock(&mutex);
             tickets++;
             pthread_cond_signal(&condition);
@@ -127,12 +127,12 @@ int main(int count, char **arguments) {
             if (write(pipe_ends[1], "x", 1) != 1) return 1;
             printf("%ld\n", tickets);
             break;
-        case 's': /* what everybody has done */
+        case 's': /* print the counters of all threads */
             pthread_mutex_lock(&mutex);
             printf("%ld %ld %ld %ld %ld %ld %ld %ld\n", tickets, served, piped, busy, slept, polled, timed, errors);
             pthread_mutex_unlock(&mutex);
             break;
-        case 'm': { /* blocks SIGUSR1 */
+        case 'm': { /* block SIGUSR1 */
             sigset_t set;
             sigemptyset(&set);
             sigaddset(&set, SIGUSR1);
@@ -140,37 +140,37 @@ int main(int count, char **arguments) {
             printf("blocked\n");
             break;
         }
-        case 'b': { /* what is blocked */
+        case 'b': { /* print whether SIGUSR1 is blocked */
             sigset_t set;
             sigprocmask(SIG_BLOCK, NULL, &set);
             printf("%d\n", sigismember(&set, SIGUSR1));
             break;
         }
-        case 'n': /* new memory */
+        case 'n': /* map new memory */
             extra = mmap(NULL, 1 << 20, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
             memset(extra, 1, 1 << 20);
             printf("new\n");
             break;
-        case 'u': /* takes memory away */
+        case 'u': /* unmap memory */
             munmap(guarded, 1 << 16);
             printf("unmapped\n");
             break;
-        case 'p': /* changes the protection of memory */
+        case 'p': /* change the protection of memory */
             mprotect(guarded, 1 << 16, PROT_READ);
             printf("protected\n");
             break;
-        case 'w': /* writes to shared memory */
+        case 'w': /* write to shared memory */
             shared[5]++;
             printf("%d\n", shared[5]);
             break;
-        case 'h': { /* a heap that grows and is dirty */
+        case 'h': { /* grow the heap and write to it */
             block = malloc(100000);
             for (int at = 0; at < 20; at++) { void *more = malloc(100000); memset(more, 0xee, 100000); }
             memset(block, 0xee, 100000);
             printf("grown\n");
             break;
         }
-        case 'c': { /* is fresh memory zeros? */
+        case 'c': { /* count bytes of new memory that are not zero */
             long dirty = 0;
             for (int at = 0; at < 20; at++) {
                 unsigned char *fresh = calloc(1, 110000);
@@ -179,12 +179,12 @@ int main(int count, char **arguments) {
             printf("%ld\n", dirty);
             break;
         }
-        case 'r': { /* tells the kernel of an area for restartable sequences */
+        case 'r': { /* register an area for restartable sequences */
             static char area[32] __attribute__((aligned(32)));
             printf("%ld\n", syscall(SYS_rseq, area, sizeof area, 0, 0x53053053));
             break;
         }
-        case 'l': { /* a loop in user mode */
+        case 'l': { /* loop in user mode */
             for (volatile long at = 0; at < 30000000000L; at++) {}
             printf("looped\n");
             break;

@@ -1,10 +1,9 @@
-//! Lazy restore: whoever touches it, and whenever, sees the bytes of the snapshot, or gets a signal if they
-//! are lost; nobody waits for ever.
+//! Lazy restore: every access, in any order and from any thread, sees the bytes of the snapshot, or
+//! gets a signal if they are lost. No access waits without end.
 //!
-//! What ends in a signal, and what a sandbox forbids, happens in a child process: this program again, of which one
-//! test, [`child`], does what the environment says.
+//! Tests that end in a signal, and tests under a sandbox, run in a child process. The child runs
+//! this test binary with one test, [`child`], which does what the environment says.
 
-use std::io::Write;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::FileExt;
 use std::os::unix::process::ExitStatusExt;
@@ -20,30 +19,14 @@ use stillframe::address_space::{AddressSpace, Mapping, MappingKind, Protection};
 use stillframe::lazy::{Fill, Filled, LazyMapping, WorkingSet};
 use stillframe::source::{Access, Attachment, Frozen, InPlace, Source, SourceError};
 use stillframe::store::StoreError;
-use stillframe::{
-    AddressRange, CaptureOptions, Error, GcOptions, LiveMemory, Progress, RegionSize, SnapshotId, Store,
-};
+use stillframe::{AddressRange, CaptureOptions, Error, GcOptions, LiveMemory, Progress, SnapshotId, Store};
 
 use crate::needs::passed_over;
 use crate::noise::noise;
+use crate::vault::{mixed_memory as memory, new_store, say};
 
 const MIB: usize = 1 << 20;
 const FILLS: [Fill; 3] = [Fill::HotFirst, Fill::ByAddress, Fill::OnTouch];
-
-fn new_store(region_bytes: u32) -> (tempfile::TempDir, Store) {
-    let dir = tempfile::tempdir().unwrap();
-    let size = RegionSize::new(region_bytes).unwrap();
-    let store = Store::options().region_size(size).create(dir.path().join("store")).unwrap();
-    (dir, store)
-}
-
-/// Some noise, some zeros, some of the same again.
-fn memory(length: usize) -> Vec<u8> {
-    let mut memory = noise(length, 3);
-    memory[length / 4..length / 3].fill(0);
-    memory.copy_within(..length / 8, length / 2);
-    memory
-}
 
 fn capture(store: &Store, source: &(impl Source + ?Sized)) -> SnapshotId {
     store.process("p").capture(source, &CaptureOptions::default()).unwrap().id
@@ -53,8 +36,8 @@ fn lazy(store: &Store, id: SnapshotId, fill: Fill) -> LazyMapping {
     store.restore(id).unwrap().into_lazy(fill).unwrap()
 }
 
-/// Whether this machine has userfaultfd. Where it has not these tests test full restores, all but those
-/// that say so.
+/// Whether this machine has userfaultfd. Where it has not, these tests test full restores, except
+/// the tests that pass over.
 fn is_lazy(mapping: &LazyMapping) -> bool {
     match mapping.filled() {
         Filled::Lazily => true,
@@ -65,7 +48,7 @@ fn is_lazy(mapping: &LazyMapping) -> bool {
     }
 }
 
-/// Memory of several mappings.
+/// Memory with several mappings.
 struct Several {
     space: AddressSpace,
     bytes: Vec<Vec<u8>>,
@@ -118,7 +101,7 @@ impl Frozen for FrozenSeveral<'_> {
 
 #[test]
 fn whatever_is_touched_first_the_bytes_are_those_of_a_full_restore() {
-    // Lengths around which something may go wrong, and pages that belong to two mappings or more.
+    // Lengths at which off-by-one errors are likely, and pages that belong to two or more mappings.
     let length = prop_oneof![
         1..600usize,
         Just(4096usize),
@@ -173,7 +156,7 @@ fn many_threads_touch_at_once_and_all_see_the_bytes() {
         std::thread::scope(|scope| {
             for thread in 0..8usize {
                 let (mapping, memory) = (&mapping, &memory);
-                // Two of them each the same way: upwards, downwards, and two jumping.
+                // Two threads go each way: upwards, downwards, and two ways that jump.
                 scope.spawn(move || {
                     for step in 0..memory.len() / 997 {
                         let at = match thread / 2 {
@@ -246,11 +229,11 @@ fn filled_memory_is_memory_like_any_other() {
     let id = capture(&store, &memory);
     let mapping = lazy(&store, id, Fill::default());
     mapping.wait_until_filled().unwrap();
-    // SAFETY: nobody refers to these bytes; they become zeros.
+    // SAFETY: no reference to these bytes exists; they become zeros.
     let answer = unsafe { libc::madvise(mapping.as_ptr().cast_mut().cast(), MIB, libc::MADV_DONTNEED) };
     assert_eq!(answer, 0);
     assert_eq!((mapping[0], mapping[MIB - 1], mapping[MIB]), (0, 0, memory[MIB]));
-    // Another userfaultfd may have it.
+    // Another userfaultfd may be registered for it.
     match LiveMemory::new(mapping.as_ptr(), mapping.len()).track_writes() {
         Ok(_) | Err(stillframe::track::TrackError::Unavailable { .. }) => {}
         Err(error) => panic!("{error}"),
@@ -265,17 +248,17 @@ fn a_child_does_not_get_the_mapping() {
     if !is_lazy(&mapping) {
         return;
     }
-    // SAFETY: the child makes two system calls and ends.
+    // SAFETY: the child makes two system calls and exits.
     let child = unsafe { libc::fork() };
     if child == 0 {
         let address = mapping.as_ptr().cast_mut().cast();
-        // SAFETY: with MS_ASYNC the call looks at the mappings and does nothing else.
+        // SAFETY: with MS_ASYNC the call only looks at the mappings.
         let is_mapped = unsafe { libc::msync(address, MIB, libc::MS_ASYNC) } == 0;
-        // SAFETY: it ends the child.
+        // SAFETY: the call ends the child.
         unsafe { libc::_exit(if is_mapped { 1 } else { 7 }) };
     }
     let mut status = 0;
-    // SAFETY: the status is written to a place of its own.
+    // SAFETY: the kernel writes the status to a local variable.
     assert_eq!(unsafe { libc::waitpid(child, &raw mut status, 0) }, child);
     assert_eq!(libc::WEXITSTATUS(status), 7);
 }
@@ -294,7 +277,7 @@ fn forgetting_and_gc_leave_a_mapping_alone_and_the_store_outlives_its_handle() {
     std::thread::scope(|scope| {
         scope.spawn(|| {
             for seed in 0.. {
-                // So that packs are written anew under the reader.
+                // So that gc rewrites packs during the reads.
                 let other = noise(300_000, seed);
                 let taken = store.process("other").capture(&other, &CaptureOptions::default()).unwrap();
                 store.forget(&[taken.id]).unwrap();
@@ -317,7 +300,7 @@ fn forgetting_and_gc_leave_a_mapping_alone_and_the_store_outlives_its_handle() {
     assert!(mapping[..] == memory[..]);
     drop(mapping);
     let store = Store::options().wait(Duration::from_secs(60)).open(&path).unwrap();
-    // Nobody holds it any more.
+    // No mapping holds the snapshot any longer.
     store.gc(&GcOptions::default()).unwrap();
     assert!(store.snapshots().is_empty());
 }
@@ -336,12 +319,12 @@ fn a_mapping_may_be_dropped_at_any_time() {
         std::thread::sleep(Duration::from_micros(round * 40));
         drop(mapping);
     }
-    // What was filled needs the store no more.
+    // A filled mapping does not need the store.
     let mapping = lazy(&store, id, Fill::default());
     mapping.wait_until_filled().unwrap();
     let path = store.info().path;
     drop(store);
-    // The threads may be just about to end.
+    // The fill threads may end a moment later.
     let reopened = Store::options().wait(Duration::from_secs(60)).open(path);
     assert!(reopened.is_ok(), "{reopened:?}");
     assert!(mapping[..] == memory[..]);
@@ -361,7 +344,7 @@ fn a_fill_that_is_cancelled_leaves_the_rest_to_touches() {
     });
     let restored = store.restore(id).unwrap().progress(progress).into_lazy(Fill::ByAddress);
     if let Err(Error::Interrupted) = restored {
-        // All at once, where it cannot be lazy.
+        // Where lazy restore is unavailable, everything was filled at once.
         return;
     }
     let mapping = restored.unwrap();
@@ -372,7 +355,7 @@ fn a_fill_that_is_cancelled_leaves_the_rest_to_touches() {
     assert!(mapping[..] == memory[..]);
 }
 
-// ---- The working set --------------------------------------------------------------------------------
+// ---- The working set ----------------------------------------------------------------------------
 
 #[test]
 fn what_was_touched_is_filled_first_the_next_time() {
@@ -389,7 +372,7 @@ fn what_was_touched_is_filled_first_the_next_time() {
     }
     let working_set = mapping.touched();
     let region = |number: u64| AddressRange::with_length(number * 16_384, 16_384).unwrap();
-    // What was filled besides, as it lies behind one of these, is not among them.
+    // Regions that were filled early only because they follow one of these are not in the set.
     assert_eq!(working_set.ranges(), [region(200), region(7), region(100)]);
 
     let attachment = working_set.to_attachment().unwrap();
@@ -400,7 +383,8 @@ fn what_was_touched_is_filled_first_the_next_time() {
     let second = store.process("p").capture(&mapping[..], &options).unwrap().id;
     let third = capture(&store, &memory);
     store.gc(&GcOptions::default()).unwrap();
-    // Its own, or the newest one of the process, whether that is before or after.
+    // A snapshot uses its own set, or the newest one of its process, whether that was taken before
+    // or after.
     for id in [first, second, third] {
         let mapping = lazy(&store, id, Fill::HotFirst);
         mapping.wait_until_filled().unwrap();
@@ -418,12 +402,12 @@ fn the_order_of_filling_is_that_of_the_working_set() {
         .iter()
         .map(|(page, pages)| AddressRange::with_length(page * 4096, pages * 4096).unwrap())
         .collect();
-    // Where nothing is.
+    // Outside of every mapping.
     ranges.insert(1, strange);
     let attachment = WorkingSet::new(ranges).to_attachment().unwrap();
     let options = CaptureOptions::new().attachments([attachment]);
     let id = store.process("p").capture(&memory, &options).unwrap().id;
-    // It is cancelled after the three, so no others are there.
+    // It is cancelled after the three regions, so no others are present.
     let cancel = Arc::new(AtomicBool::new(false));
     let flag = cancel.clone();
     let progress = Progress::new()
@@ -437,7 +421,7 @@ fn the_order_of_filling_is_that_of_the_working_set() {
     let error = mapping.wait_until_filled().unwrap_err();
     assert!(matches!(*error, Error::Interrupted), "{error}");
     let mut there = vec![0u8; 256];
-    // SAFETY: the kernel writes a byte for each page of 4 KiB, which the buffer has.
+    // SAFETY: the kernel writes one byte for each page of 4 KiB, and the buffer has that many.
     let answer = unsafe { libc::mincore(mapping.as_ptr().cast_mut().cast(), MIB, there.as_mut_ptr()) };
     if rustix::param::page_size() == 4096 {
         assert_eq!(answer, 0);
@@ -465,7 +449,7 @@ fn an_image_may_be_empty_or_larger_than_the_memory_of_the_machine() {
     let path = dir.path().join("sparse");
     std::fs::File::create(&path).unwrap().set_len(1 << 40).unwrap();
     let large = capture(&store, &stillframe::source::FileSource::new(&path));
-    // A terabyte of nothing is no trouble.
+    // A terabyte of zeros restores too.
     let mapping = lazy(&store, large, Fill::OnTouch);
     assert_eq!(mapping[1 << 39], 0);
     drop(mapping);
@@ -483,20 +467,20 @@ fn an_image_may_be_empty_or_larger_than_the_memory_of_the_machine() {
 const CHILD_DOES: &str = "STILLFRAME_LAZY_CHILD";
 const CHILD_STORE: &str = "STILLFRAME_LAZY_STORE";
 
-/// The userfaultfd flag without which one is for all faults.
+/// The userfaultfd flag that restricts it to page faults in user mode.
 const USER_MODE_ONLY: u32 = 1;
 const UFFDIO_POISON: u32 = 0xc020_aa08;
 
-/// What a system call is forbidden by.
+/// When a system call is forbidden.
 enum If {
     Always,
-    /// This bit of the first argument is missing.
+    /// If the first argument lacks this bit.
     WithoutBit(u32),
-    /// The second argument is this.
+    /// If the second argument has this value.
     Second(u32),
 }
 
-/// From here on this process may not make that call.
+/// From here on the kernel refuses this call to this process.
 fn forbid(call: libc::c_long, when: If, errno: i32) {
     let statement =
         |code: u32, k: u32| libc::sock_filter { code: u16::try_from(code).unwrap(), jt: 0, jf: 0, k };
@@ -507,7 +491,8 @@ fn forbid(call: libc::c_long, when: If, errno: i32) {
         k,
     };
     let load = |offset: u32| statement(libc::BPF_LD | libc::BPF_W | libc::BPF_ABS, offset);
-    // The layout of `seccomp_data`: the number of the call, 12 bytes of others, six arguments of 8.
+    // The layout of `seccomp_data`: the number of the call, 12 bytes of other fields, six arguments
+    // of 8 bytes.
     let (argument, is_forbidden) = match when {
         If::Always => (load(0), jump(libc::BPF_JA, 0, 0, 0)),
         If::WithoutBit(bit) => (load(16), jump(libc::BPF_JSET, bit, 1, 0)),
@@ -522,18 +507,14 @@ fn forbid(call: libc::c_long, when: If, errno: i32) {
         statement(libc::BPF_RET, libc::SECCOMP_RET_ALLOW),
     ];
     let program = libc::sock_fprog { len: u16::try_from(filter.len()).unwrap(), filter: filter.as_mut_ptr() };
-    // SAFETY: the calls take numbers, and a program that lives as long as they do.
+    // SAFETY: the calls take numbers, and a program that outlives them.
     unsafe {
         assert_eq!(libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), 0);
         assert_eq!(libc::prctl(libc::PR_SET_SECCOMP, libc::SECCOMP_MODE_FILTER, &raw const program), 0);
     }
 }
 
-fn say(what: &str) {
-    std::io::stdout().write_all(format!("{what}\n").as_bytes()).unwrap();
-}
-
-/// Does what the environment says; nothing among the other tests.
+/// Does what the environment says. Without that it is an empty test.
 #[test]
 fn child() {
     let Ok(does) = std::env::var(CHILD_DOES) else { return };
@@ -555,7 +536,7 @@ fn child() {
     let fill = if does.starts_with("touch") { Fill::OnTouch } else { Fill::ByAddress };
     let mapping = match store.restore(id).unwrap().into_lazy(fill) {
         Ok(mapping) => mapping,
-        // A damaged one at once.
+        // A restore that fills at once reports the damage here.
         Err(error) => return say(&format!("error: {error}")),
     };
     say(&format!("{:?}", mapping.filled()));
@@ -578,11 +559,11 @@ fn child() {
     if let Some(at) = damaged {
         let path = std::path::PathBuf::from(std::env::var(CHILD_STORE).unwrap()).join("written");
         let file = std::fs::File::create(path).unwrap();
-        // SAFETY: the kernel reads from the mapping, or says that it cannot.
+        // SAFETY: the kernel reads from the mapping, or returns an error.
         let written = unsafe { libc::write(file.as_raw_fd(), mapping[at.start..].as_ptr().cast(), 10) };
         let errno = std::io::Error::last_os_error();
         say(&format!("a system call: {written} {errno}"));
-        // It has been met: by filling, or by this call, or not at all.
+        // The damage was found by the fill or by this call, or not yet.
         if written < 0 && mapping.serves_system_calls() {
             say(&format!("error: {}", mapping.error().unwrap()));
         }
@@ -593,7 +574,7 @@ fn child() {
     }
 }
 
-/// What a child has said that `does` something in a store.
+/// The output of a child that does `does` in a store.
 fn child_output(does: &str, store: &Path) -> (Output, String) {
     let output = Command::new(std::env::current_exe().unwrap())
         .args(["--exact", "lazy::child", "--nocapture"])
@@ -606,7 +587,7 @@ fn child_output(does: &str, store: &Path) -> (Output, String) {
     (output, all)
 }
 
-/// Changes one bit of a region.
+/// Flips one bit of a region.
 fn damage(store: &Path) {
     let pack = store.join("packs/00000001.pack");
     let pack = std::fs::OpenOptions::new().read(true).write(true).open(pack).unwrap();
@@ -634,7 +615,7 @@ fn who_touches_a_damaged_region_gets_a_signal_and_all_else_works() {
         }
         let (output, said) = child_output(&format!("{does}.damage"), &store);
         let signal = if does.ends_with("old") { libc::SIGSEGV } else { libc::SIGBUS };
-        // Before Linux 6.6 there is no other.
+        // Before Linux 6.6 there is no other signal.
         assert!(
             output.status.signal() == Some(signal) || output.status.signal() == Some(libc::SIGSEGV),
             "{said}"
@@ -658,7 +639,7 @@ fn without_userfaultfd_all_is_restored_at_once_and_it_says_why() {
         assert!(said.contains("AtOnce") && said.contains(why), "{said}");
         assert!(said.contains("all others are right") && said.contains("a system call: true"), "{said}");
     }
-    // And damage is an error then.
+    // Damage is then an error.
     let (output, said) = child_output("touch.forbidden.damage", &store);
     assert!(output.status.success() && said.contains("error: ") && said.contains("damaged"), "{said}");
 }
@@ -668,6 +649,6 @@ fn an_unprivileged_user_touches_what_a_system_call_is_to_read() {
     let (_dir, store, _) = store_of(&memory(2 * MIB));
     let (output, said) = child_output("touch.unprivileged", &store);
     assert!(output.status.success(), "{said}");
-    // There all has been touched before.
+    // In this mode every page was accessed before.
     assert!(said.contains("all others are right") && said.contains("a system call: true"), "{said}");
 }

@@ -1,10 +1,9 @@
-//! Processes that lock all memory they map (`mlockall`): what is restored, filled on first touch, mapped copy-on-write and
-//! captured there is right, and takes no more memory than elsewhere.
+//! Processes that lock all memory they map (`mlockall`): memory that is restored, filled on first
+//! access, mapped copy-on-write or captured there is right, and uses no more space than elsewhere.
 //!
-//! Locking is of a whole process. So each case runs in a child: this program again, of which one test, [`child`],
-//! does what the environment says.
+//! A lock applies to the whole process. So each case runs in a child, which runs this test binary
+//! with one test, [`child`], which does what the environment says.
 
-use std::io::Write;
 use std::os::fd::AsRawFd;
 use std::os::unix::process::ExitStatusExt;
 use std::process::{Command, Output};
@@ -14,6 +13,8 @@ use stillframe::source::Source;
 use stillframe::{CaptureOptions, RegionSize, Reservation, SnapshotId, Store};
 
 use crate::noise::noise;
+use crate::vault::say;
+use crate::whole_error::whole_error;
 
 const MIB: usize = 1 << 20;
 const FILLS: [Fill; 3] = [Fill::HotFirst, Fill::ByAddress, Fill::OnTouch];
@@ -21,34 +22,30 @@ const CHILD_DOES: &str = "STILLFRAME_LOCKED_CHILD";
 
 // ---- In a child ---------------------------------------------------------------------------------
 
-fn say(what: &str) {
-    std::io::stdout().write_all(format!("{what}\n").as_bytes()).unwrap();
-}
-
 fn lock_all(how: libc::c_int) {
-    // SAFETY: this changes no byte.
+    // SAFETY: the call changes no byte.
     let answer = unsafe { libc::mlockall(how) };
     assert_eq!(answer, 0, "mlockall: {}", std::io::Error::last_os_error());
 }
 
-/// What this process has of private memory without a file, in KiB.
+/// The private anonymous memory of this process, in KiB.
 fn own_kib() -> usize {
     let status = std::fs::read_to_string("/proc/self/status").unwrap();
     let line = status.lines().find_map(|line| line.strip_prefix("RssAnon:")).unwrap();
     line.trim().trim_end_matches(" kB").parse().unwrap()
 }
 
-/// The most that it ever had.
+/// The peak memory of this process, in KiB.
 fn most_kib() -> usize {
     let status = std::fs::read_to_string("/proc/self/status").unwrap();
     let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
     line.trim().trim_end_matches(" kB").parse().unwrap()
 }
 
-/// How many pages of a mapping are there.
+/// How many pages of a mapping are present.
 fn pages_there(memory: &[u8]) -> usize {
     let mut there = vec![0u8; memory.len().div_ceil(4096)];
-    // SAFETY: the call writes a byte for each page of the memory.
+    // SAFETY: the call writes one byte for each page of the memory.
     let answer =
         unsafe { libc::mincore(memory.as_ptr().cast_mut().cast(), memory.len(), there.as_mut_ptr()) };
     assert_eq!(answer, 0);
@@ -62,7 +59,7 @@ struct Setting {
     image: Vec<u8>,
 }
 
-/// A store with a snapshot of 8 MiB, part of it zeros.
+/// A store with a snapshot of 8 MiB, part of which is zeros.
 fn setting() -> Setting {
     let dir = tempfile::tempdir().unwrap();
     let size = RegionSize::new(16 * 1024).unwrap();
@@ -73,7 +70,7 @@ fn setting() -> Setting {
     Setting { _dir: dir, store, id, image }
 }
 
-/// Does what the environment says; nothing among the other tests.
+/// Does what the environment says. Without that it is an empty test.
 #[test]
 fn child() {
     let Ok(does) = std::env::var(CHILD_DOES) else { return };
@@ -107,9 +104,11 @@ fn lazy(Setting { store, id, image, .. }: &Setting) {
             assert_eq!(pages_there(&mapping), 0, "nobody has touched it");
         }
         if fill == Fill::OnTouch && mapping.serves_system_calls() {
-            // A part of it is locked as a whole, and a protection taken and given back, which populates locked memory.
+            // A part is locked as a whole; then its protection is removed and set again, which
+            // populates locked memory.
             let part = &mapping[MIB..3 * MIB];
-            // SAFETY: none of these calls changes a byte, and nobody touches the memory in between.
+            // SAFETY: none of these calls changes a byte, and no access to the memory happens in
+            // between.
             unsafe {
                 let address = part.as_ptr().cast_mut().cast();
                 assert_eq!(libc::mlock(address, part.len()), 0);
@@ -130,7 +129,7 @@ fn in_place(Setting { store, id, image, .. }: &Setting) {
     let template = store.template(*id).unwrap();
     memory.track_writes_if_possible().unwrap();
     for fill in FILLS {
-        // It has other bytes before, is longer, or shorter.
+        // Before, it has other bytes, and is longer or shorter.
         memory.set_length_bytes(9 * MIB + 100).unwrap();
         memory.bytes_mut()[MIB..].fill(9);
         let filled = memory.restore_lazily(store.restore(*id).unwrap(), fill).unwrap();
@@ -163,7 +162,7 @@ fn in_place(Setting { store, id, image, .. }: &Setting) {
     }
 }
 
-/// Instances of a template share what they have not written.
+/// Instances of a template share the pages that they have not written.
 fn shared(Setting { store, id, image, .. }: &Setting) {
     let template = store.template(*id).unwrap();
     let before = own_kib();
@@ -174,7 +173,7 @@ fn shared(Setting { store, id, image, .. }: &Setting) {
     assert!(instances.iter().all(|instance| instance[6000..] == image[6000..] && instance[5000] == 7));
 }
 
-/// A capture takes no more memory than it needs.
+/// A capture uses no more memory than it needs.
 fn staging(Setting { store, image, .. }: &Setting) {
     let before = most_kib();
     let taken = store.process("q").capture(&image[..MIB], &CaptureOptions::default()).unwrap();
@@ -183,14 +182,15 @@ fn staging(Setting { store, image, .. }: &Setting) {
     assert!(store.restore(taken.id).unwrap().into_mapping().unwrap()[..] == image[..MIB]);
 }
 
-/// From here on this process may lock 64 MiB and no more, or less where that is what it may.
+/// From here on this process may lock at most 64 MiB, or its present limit if that is less.
 fn limit() {
     let limit_bytes = may_lock_bytes().min(64 << 20);
     let limit = libc::rlimit { rlim_cur: limit_bytes, rlim_max: limit_bytes };
-    // The kernel's `struct __user_cap_header_struct`, and two of `__user_cap_data_struct`: all but the right to lock (14).
+    // The kernel's `struct __user_cap_header_struct` and two `__user_cap_data_struct`: all
+    // capabilities except the one to lock memory (14).
     let header = [0x2008_0522u32, 0];
     let mut data = [0u32; 6];
-    // SAFETY: the calls read, and one of them writes, as many bytes as the kernel's structures have.
+    // SAFETY: the calls read and write exactly as many bytes as the kernel's structures have.
     unsafe {
         assert_eq!(libc::setrlimit(libc::RLIMIT_MEMLOCK, &raw const limit), 0);
         assert_eq!(libc::syscall(libc::SYS_capget, header.as_ptr(), data.as_mut_ptr()), 0);
@@ -202,19 +202,17 @@ fn limit() {
     lock_all(libc::MCL_FUTURE);
 }
 
-/// Where not so much may be locked the errors say so.
+/// Where less may be locked than needed, the errors say so.
 fn errors(Setting { store, id, image, .. }: &Setting) {
-    fn story(error: &dyn std::error::Error) -> String {
-        let causes = std::iter::successors(error.source(), |cause| cause.source());
-        causes.fold(error.to_string(), |story, cause| format!("{story}: {cause}"))
-    }
     let says_why = |why: String| {
         let limit = format!("{} bytes in all (RLIMIT_MEMLOCK)", may_lock_bytes());
         assert!(why.contains(&limit) && why.contains("mlockall"), "{why}");
     };
-    // The buffer of 160 MiB.
-    says_why(story(&store.process("q").capture(&image[..MIB], &CaptureOptions::default()).unwrap_err()));
-    says_why(story(&Reservation::new(512 * MIB, 0).unwrap_err()));
+    // The staging buffer of 160 MiB.
+    says_why(whole_error(
+        &store.process("q").capture(&image[..MIB], &CaptureOptions::default()).unwrap_err(),
+    ));
+    says_why(whole_error(&Reservation::new(512 * MIB, 0).unwrap_err()));
     let large = store.restore(*id).unwrap();
     let mut held = Vec::new();
     let why = loop {
@@ -223,19 +221,20 @@ fn errors(Setting { store, id, image, .. }: &Setting) {
             Err(error) => break error,
         }
     };
-    says_why(story(&why));
-    says_why(story(&large.into_lazy(Fill::OnTouch).unwrap_err()));
+    says_why(whole_error(&why));
+    says_why(whole_error(&large.into_lazy(Fill::OnTouch).unwrap_err()));
     drop(held);
     if may_lock_bytes() < 64 << 20 {
         return say("too little for a capture with its threads");
     }
-    // And with a smaller buffer it works.
+    // A smaller buffer works.
     let options = CaptureOptions::new().staging_bytes(MIB);
     let taken = store.process("q").capture(&image[..MIB], &options).unwrap();
     assert!(store.restore(taken.id).unwrap().into_mapping().unwrap()[..] == image[..MIB]);
 }
 
-/// Somebody else puts zeros where nothing was filled yet, as the kernel did with locked memory.
+/// Another userfaultfd client puts zeros into pages that were not filled yet, as the kernel did
+/// with locked memory.
 fn foreign(Setting { store, id, image, .. }: &Setting) {
     const UFFDIO_ZEROPAGE: u32 = 0xc020_aa04;
     let mapping = store.restore(*id).unwrap().into_lazy(Fill::OnTouch).unwrap();
@@ -249,7 +248,8 @@ fn foreign(Setting { store, id, image, .. }: &Setting) {
     let descriptor = descriptors.into_iter().find(is_userfault).unwrap();
     let descriptor: i32 = descriptor.file_name().unwrap().to_str().unwrap().parse().unwrap();
     let mut argument = [mapping[MIB..].as_ptr().addr() as u64, 4096, 0, 0];
-    // SAFETY: the ioctl reads and writes one `uffdio_zeropage`, four numbers of 64 bits; the page is of this mapping.
+    // SAFETY: the ioctl reads and writes one `uffdio_zeropage`, four numbers of 64 bits; the page
+    // is of this mapping.
     let answer = unsafe { libc::ioctl(descriptor, UFFDIO_ZEROPAGE as _, argument.as_mut_ptr()) };
     assert_eq!(answer, 0, "{}", std::io::Error::last_os_error());
     let null = std::fs::File::create("/dev/null").unwrap();
@@ -263,7 +263,7 @@ fn foreign(Setting { store, id, image, .. }: &Setting) {
 
 // ---- The tests ----------------------------------------------------------------------------------
 
-/// What a child has said.
+/// The output of a child.
 fn child_output(does: &str) -> (Output, String) {
     let output = Command::new(std::env::current_exe().unwrap())
         .args(["--exact", "locked::child", "--nocapture"])
@@ -275,7 +275,7 @@ fn child_output(does: &str) -> (Output, String) {
     (output, all)
 }
 
-/// How much RLIMIT_MEMLOCK lets this process lock.
+/// How much memory RLIMIT_MEMLOCK lets this process lock.
 fn may_lock_bytes() -> u64 {
     let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
     // SAFETY: the call writes one `rlimit`.
@@ -285,7 +285,7 @@ fn may_lock_bytes() -> u64 {
 
 /// Whether this process may lock as much as the tests do.
 fn may_lock() -> bool {
-    // SAFETY: the call takes nothing.
+    // SAFETY: the call takes no argument.
     let is_root = unsafe { libc::geteuid() } == 0;
     let may = is_root || may_lock_bytes() >= 4 << 30;
     if !may {

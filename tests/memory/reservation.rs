@@ -1,27 +1,19 @@
-//! Reservations: whatever happens to a memory in place, its bytes are those of a plain vector to which the same
-//! happens, and so are its snapshots.
+//! Reservations: after any operations on a memory in place, its bytes and its snapshots equal those
+//! of a plain vector after the same operations.
 
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
-use stillframe::codec::Codec;
 use stillframe::error::MemoryError;
 use stillframe::lazy::{Fill, Filled};
 use stillframe::track::{RescanReason, TrackMethod, Tracking};
-use stillframe::{CaptureOptions, Error, RegionSize, Reservation, SnapshotId, Store};
+use stillframe::{CaptureOptions, Error, Reservation, SnapshotId, Store};
 
 use crate::needs::passed_over;
 use crate::noise::noise;
+use crate::vault::{damage, new_store};
 
 const KIB: usize = 1 << 10;
 const MIB: usize = 1 << 20;
-
-fn new_store() -> (tempfile::TempDir, Store) {
-    let dir = tempfile::tempdir().unwrap();
-    let size = RegionSize::new(4096).unwrap();
-    let store =
-        Store::options().region_size(size).codec(Codec::Lz4).create(dir.path().join("store")).unwrap();
-    (dir, store)
-}
 
 fn capture(store: &Store, memory: &Reservation) -> stillframe::CaptureStats {
     let options = CaptureOptions::new().parent(memory.basis());
@@ -70,13 +62,13 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
     prop::collection::vec(step, 1..40)
 }
 
-/// More cases by `STILLFRAME_RESERVATION_CASES`.
+/// Run more cases with `STILLFRAME_RESERVATION_CASES`.
 #[test]
 fn a_memory_that_grows_shrinks_and_goes_to_and_fro_is_what_a_vector_would_be() {
     let cases = std::env::var("STILLFRAME_RESERVATION_CASES").map_or(24, |cases| cases.parse().unwrap());
     let mut runner = TestRunner::new(Config { cases, failure_persistence: None, ..Config::default() });
     let run = |steps: Vec<Step>| {
-        let (_dir, store) = new_store();
+        let (_dir, store) = new_store(4096);
         let mut memory = Reservation::new(MIB, 64 * KIB).unwrap();
         let start = memory.as_ptr();
         memory.track_writes_if_possible().unwrap();
@@ -134,7 +126,7 @@ fn a_memory_that_grows_shrinks_and_goes_to_and_fro_is_what_a_vector_would_be() {
 
 #[test]
 fn what_is_known_of_a_memory_goes_with_it_and_only_what_changed_is_read() {
-    let (_dir, store) = new_store();
+    let (_dir, store) = new_store(4096);
     let mut memory = Reservation::new(8 * MIB, 0).unwrap();
     memory.set_length_bytes(4 * MIB).unwrap();
     memory.bytes_mut().copy_from_slice(&noise(4 * MIB, 1));
@@ -147,7 +139,7 @@ fn what_is_known_of_a_memory_goes_with_it_and_only_what_changed_is_read() {
     let second = capture(&store, &memory);
     assert_eq!((second.changed_regions, &second.tracking), (1, &Tracking::By(TrackMethod::WriteProtection)));
 
-    // Restored in full: it is known from the start that it is as in there.
+    // After a full restore the tracker knows from the start that the memory equals the snapshot.
     memory.restore(store.restore(first).unwrap()).unwrap();
     assert_eq!(memory.basis(), Some(first));
     memory.bytes_mut()[9000] ^= 1;
@@ -155,12 +147,12 @@ fn what_is_known_of_a_memory_goes_with_it_and_only_what_changed_is_read() {
     assert_eq!((branch.parent, branch.changed_regions), (Some(first), 1));
     assert_eq!(branch.tracking, Tracking::By(TrackMethod::WriteProtection));
 
-    // Rolled back: only what differs is looked at and written.
+    // After a rollback: only regions that differ are compared and written.
     let stats = memory.rollback(store.rollback(second.id).unwrap()).unwrap();
     assert_eq!((stats.compared_regions, stats.written_regions), (2, 2));
     assert_eq!(memory.basis(), Some(second.id));
 
-    // An instance of a template, that grows.
+    // An instance of a template, which then grows.
     memory.instantiate(&store.template(first).unwrap()).unwrap();
     memory.set_length_bytes(5 * MIB).unwrap();
     memory.bytes_mut()[4 * MIB + 5000] = 1;
@@ -171,7 +163,7 @@ fn what_is_known_of_a_memory_goes_with_it_and_only_what_changed_is_read() {
 
 #[test]
 fn what_is_filled_on_first_touch_is_tracked_when_it_is_filled() {
-    let (_dir, store) = new_store();
+    let (_dir, store) = new_store(4096);
     let image = noise(4 * MIB, 2);
     let first = store.process("p").capture(&image, &CaptureOptions::default()).unwrap().id;
     let mut memory = Reservation::new(8 * MIB, 0).unwrap();
@@ -190,13 +182,13 @@ fn what_is_filled_on_first_touch_is_tracked_when_it_is_filled() {
         let next = capture(&store, &memory);
         assert_eq!((next.changed_regions, next.tracking), (1, Tracking::By(TrackMethod::WriteProtection)));
     }
-    // Dropped while nobody has touched it.
+    // Dropped before the first access.
     memory.restore_lazily(store.restore(first).unwrap(), Fill::OnTouch).unwrap();
 }
 
 #[test]
 fn a_snapshot_for_which_not_enough_is_set_aside_is_refused_and_nothing_changes() {
-    let (_dir, store) = new_store();
+    let (_dir, store) = new_store(4096);
     let id = store.process("p").capture(&noise(MIB, 3), &CaptureOptions::default()).unwrap().id;
     let mut memory = Reservation::new(512 * KIB, 0).unwrap();
     memory.set_length_bytes(64 * KIB).unwrap();
@@ -218,20 +210,11 @@ fn a_snapshot_for_which_not_enough_is_set_aside_is_refused_and_nothing_changes()
     assert!(*memory.bytes_mut() == [7; 64 * KIB][..]);
 }
 
-/// Flips a bit of stored noise in a pack.
-fn damage(store: &std::path::Path, stored: &[u8]) {
-    let pack = store.join("packs/00000001.pack");
-    let mut bytes = std::fs::read(&pack).unwrap();
-    let at = bytes.windows(64).position(|window| window == &stored[..64]).expect("the bytes are in the pack");
-    bytes[at] ^= 1;
-    std::fs::write(pack, bytes).unwrap();
-}
-
 #[test]
 fn damage_leaves_a_memory_that_is_rolled_back_as_it_was_and_one_that_is_restored_empty() {
     let now = noise(512 * KIB, 6);
     for length in [256 * KIB, 768 * KIB] {
-        let (dir, store) = new_store();
+        let (dir, store) = new_store(4096);
         let image = noise(length, 4);
         let id = store.process("p").capture(&image, &CaptureOptions::default()).unwrap().id;
         damage(&dir.path().join("store"), &image[length / 2..]);

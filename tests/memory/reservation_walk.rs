@@ -1,8 +1,9 @@
-//! Random walks of one memory in place: whatever is done to it, its bytes and its snapshots are those of a plain model, with
-//! what throws pages away, forgets snapshots and collects garbage in between. And what a forked child keeps alive.
+//! Random walks of one memory in place. After any sequence of operations its bytes and its
+//! snapshots equal those of a plain model. In between, pages are discarded, snapshots are
+//! forgotten, and gc runs. Other tests check what a forked child keeps alive.
 //!
-//! `STILLFRAME_RESERVATION_WALKS=2000 cargo test --test reservation_walk walk -- --nocapture` walks for longer, and prints
-//! how many bytes were compared. A walk that goes wrong is made as short as it can be, and printed.
+//! `STILLFRAME_RESERVATION_WALKS=2000 cargo test --test memory reservation_walk -- --nocapture`
+//! walks longer, and prints how many bytes were compared. A failing walk is shrunk and printed.
 
 use std::cell::Cell;
 use std::sync::mpsc;
@@ -10,26 +11,18 @@ use std::time::Duration;
 
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
-use stillframe::codec::Codec;
 use stillframe::lazy::{Fill, Filled};
 use stillframe::store::StoreError;
 use stillframe::track::{TrackMethod, Tracking};
-use stillframe::{CaptureOptions, Error, GcOptions, RegionSize, Reservation, SnapshotId, Store, Template};
+use stillframe::{CaptureOptions, Error, GcOptions, Reservation, SnapshotId, Store, Template};
 
 use crate::noise::noise;
+use crate::vault::new_store;
 
 const KIB: usize = 1 << 10;
 const MIB: usize = 1 << 20;
-/// How long the memory can become.
+/// The reserved length, in bytes.
 const RESERVED: usize = 512 * KIB;
-
-fn new_store(region_bytes: u32) -> (tempfile::TempDir, Store) {
-    let dir = tempfile::tempdir().unwrap();
-    let size = RegionSize::new(region_bytes).unwrap();
-    let store =
-        Store::options().region_size(size).codec(Codec::Lz4).create(dir.path().join("store")).unwrap();
-    (dir, store)
-}
 
 fn restored(store: &Store, id: SnapshotId) -> Vec<u8> {
     let restore = store.restore(id).unwrap();
@@ -38,7 +31,7 @@ fn restored(store: &Store, id: SnapshotId) -> Vec<u8> {
 
 fn throw_away(memory: &mut Reservation, start: usize, length: usize) {
     let start = memory.bytes_mut()[start..].as_mut_ptr();
-    // SAFETY: whole pages of the memory, to which no reference exists. It is private.
+    // SAFETY: whole pages of the memory, which is private and to which no reference exists.
     let answer = unsafe { libc::madvise(start.cast(), length, libc::MADV_DONTNEED) };
     assert_eq!(answer, 0, "{}", std::io::Error::last_os_error());
 }
@@ -55,13 +48,13 @@ enum Parent {
 #[derive(Clone, Debug)]
 enum Step {
     Write(usize, usize, u64),
-    /// Bytes that are there already are written once more.
+    /// Writes bytes that are there already.
     Touch(usize),
     ThrowAway(usize, usize),
     Resize(usize),
     Track,
     Capture(Parent),
-    /// It goes on, and is written, before the snapshot is durable.
+    /// The memory changes between the capture and the moment at which the snapshot is durable.
     StartCapture(usize),
     Restore(usize),
     RestoreLazily(usize, Fill),
@@ -100,14 +93,14 @@ fn walk() -> impl Strategy<Value = (u32, Vec<Step>)> {
     (region_bytes, prop::collection::vec(step, 1..60))
 }
 
-/// The memory, and what is known of it without asking it.
+/// The memory, and what the model knows about it.
 struct Walk<'a> {
     store: &'a Store,
     memory: Reservation,
     bytes: Vec<u8>,
-    /// What a page is when it was thrown away: a template's byte, or zero.
+    /// The content of a page after it was discarded: a template's byte, or zero.
     beneath: Vec<u8>,
-    /// Snapshots that are not forgotten, and what they must be.
+    /// Snapshots that are not forgotten, and their expected bytes.
     moments: Vec<(SnapshotId, Vec<u8>)>,
     templates: Vec<(Template, Vec<u8>)>,
     compared_bytes: &'a Cell<u64>,
@@ -127,7 +120,7 @@ impl Walk<'_> {
         CaptureOptions::new().parent(parent)
     }
 
-    /// Its bytes are other ones now, in memory of its own.
+    /// The memory now has these bytes, in private anonymous pages.
     fn becomes(&mut self, image: Vec<u8>) {
         self.beneath = vec![0; RESERVED];
         self.bytes = image;
@@ -156,7 +149,7 @@ impl Walk<'_> {
                 }
             }
             Step::ThrowAway(page, pages) => {
-                // Not before all is filled, as `LazyMapping` tells.
+                // Tracking starts when everything is filled; see `LazyMapping`.
                 self.memory.track_writes_if_possible().unwrap();
                 let whole = self.bytes.len().next_multiple_of(4096);
                 let (start, end) = (page * 4096, whole.min((page + pages) * 4096));
@@ -170,7 +163,8 @@ impl Walk<'_> {
                 let before = self.bytes.len();
                 self.memory.set_length_bytes(length).unwrap();
                 self.bytes.resize(length, 0);
-                // What it was shorter by is mapped without a file now. The page of its end is still the template's.
+                // The part that it had lost by shrinking is now mapped without a file. The last
+                // page still belongs to the template.
                 let fresh = before.min(length).next_multiple_of(4096);
                 self.beneath[fresh.min(RESERVED)..].fill(0);
             }
@@ -288,7 +282,7 @@ fn on_a_random_walk_the_memory_and_all_its_snapshots_are_those_of_a_model() {
     );
 }
 
-// ---- What the walk has found --------------------------------------------------------------------
+// ---- Faults that walks have found ---------------------------------------------------------------
 
 #[test]
 fn what_a_rollback_writes_is_known_when_it_is_thrown_away() {
@@ -308,12 +302,12 @@ fn what_a_rollback_writes_is_known_when_it_is_thrown_away() {
     assert_eq!((taken.parent, &taken.tracking), (Some(nines), &Tracking::By(TrackMethod::CopyOnWrite)));
     assert!(restored(&store, taken.id) == *memory.bytes_mut());
 
-    // The same of an instance that is no reservation, by the tracker that it is a source with.
+    // The same for an instance outside of a reservation, with its own tracker.
     use stillframe::source::Source;
     let mut instance = template.instance().unwrap();
     let tracker = instance.tracker().unwrap();
     store.rollback(nines).unwrap().tracked_by(&*tracker).slice(&mut instance).unwrap();
-    // SAFETY: whole pages of the instance, which nobody borrows.
+    // SAFETY: whole pages of the instance, which nothing borrows.
     let answer =
         unsafe { libc::madvise(instance[64 * KIB..].as_mut_ptr().cast(), 64 * KIB, libc::MADV_DONTNEED) };
     assert_eq!((answer, instance[64 * KIB], instance[0]), (0, 7, 9));
@@ -341,7 +335,7 @@ struct Child(libc::pid_t);
 
 impl Child {
     fn fork() -> Child {
-        // SAFETY: the child calls nothing but `pause` and `_exit`.
+        // SAFETY: the child calls only `pause` and `_exit`.
         match unsafe { libc::fork() } {
             0 => loop {
                 // SAFETY: as above.
@@ -360,7 +354,7 @@ impl Child {
 
 impl Drop for Child {
     fn drop(&mut self) {
-        // SAFETY: a child that nobody else waits for.
+        // SAFETY: the child is ours, and nothing else waits for it.
         unsafe {
             libc::kill(self.0, libc::SIGKILL);
             libc::waitpid(self.0, std::ptr::null_mut(), 0);
@@ -392,7 +386,7 @@ fn a_memory_that_is_not_filled_becomes_another_one_while_a_forked_child_lives() 
         if filled != Filled::Lazily {
             return eprintln!("passed over: {filled:?}");
         }
-        // It has a copy of the descriptor by which the pages are missing.
+        // The child has a copy of the userfaultfd that serves the missing pages.
         let child = Child::fork();
         let (answer, answered) = mpsc::channel();
         std::thread::scope(|scope| {
@@ -401,7 +395,7 @@ fn a_memory_that_is_not_filled_becomes_another_one_while_a_forked_child_lives() 
                 answer.send(done.map_err(|error| error.to_string())).unwrap();
             });
             let found = answered.recv_timeout(Duration::from_secs(30));
-            // Before anything fails: the thread may wait for it.
+            // Killed before any assertion: the thread may wait for it.
             drop(child);
             let found = found
                 .unwrap_or_else(|_| panic!("{name}: it waits for a process that has nothing to do with it"));

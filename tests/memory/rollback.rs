@@ -1,7 +1,6 @@
-//! Roll back in place, of memory of this process: whatever it is now and however it is known what changed,
-//! it becomes what a restore gives, and nothing else is written.
+//! Rollback in place, of memory of this process: whatever the memory contains and whichever
+//! tracking is used, it becomes what a restore returns, and nothing else is written.
 
-use std::fs;
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, Ordering};
@@ -16,22 +15,17 @@ use stillframe::source::SourceExt;
 use stillframe::store::{Check, StoreError};
 use stillframe::track::{DirtyRanges, RescanReason, Tracking};
 use stillframe::{
-    AddressRange, CaptureOptions, CaptureStats, Error, LiveMemory, Progress, RegionSize, SnapshotId, Store,
+    AddressRange, CaptureOptions, CaptureStats, Error, LiveMemory, Progress, SnapshotId, Store,
 };
 
 use crate::needs::passed_over;
 use crate::noise::noise;
+use crate::vault::{damage, new_store};
 
 const PAGE: usize = 4096;
-/// Three tables of 512 regions of 512 bytes, and some of a fourth; for larger regions one table and a short region.
+/// Three tables of 512 regions of 512 bytes, and a part of a fourth; with larger regions one table
+/// and a short region.
 const LENGTH: usize = 3 * 512 * 512 + 5 * PAGE + 100;
-
-fn new_store(region_bytes: u32) -> (tempfile::TempDir, Store) {
-    let dir = tempfile::tempdir().unwrap();
-    let size = RegionSize::new(region_bytes).unwrap();
-    let store = Store::options().region_size(size).create(dir.path().join("store")).unwrap();
-    (dir, store)
-}
 
 fn has_write_protection() -> bool {
     let memory = MmapMut::map_anon(PAGE).unwrap();
@@ -44,14 +38,14 @@ fn has_write_protection() -> bool {
     }
 }
 
-// ---- Every way, against a model -----------------------------------------------------------------
+// ---- Every way, compared with a model ----------------------------------------------------------
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum By {
     Nothing,
     DirtyRanges,
     WriteProtection,
-    /// As cells that others may write.
+    /// As cells that other threads may write.
     Shared,
     SharedWriteProtection,
 }
@@ -107,7 +101,7 @@ impl Subject {
     }
 }
 
-/// The same bytes, which others may write from here on.
+/// The same bytes, which other threads may write from here on.
 fn cells(bytes: &mut [u8]) -> &[AtomicU8] {
     let length = bytes.len();
     // SAFETY: an `AtomicU8` has the size and alignment of a `u8`, and the borrow is exclusive.
@@ -129,7 +123,7 @@ fn difference(one: &[u8], other: &[u8], region_bytes: usize) -> (u64, u64) {
 enum Step {
     Write(Range<usize>, u8),
     Capture,
-    /// To the snapshot with this number, as many times as there are.
+    /// To the snapshot with this number, modulo the number of snapshots.
     Rollback(usize),
 }
 
@@ -176,7 +170,7 @@ fn play(by: By, region_bytes: u32, steps: &[Step]) {
             }
         }
     }
-    // The trackers were told the truth.
+    // The trackers know every write.
     basis = take(&subject, &mut history, Some(basis));
     for (id, image) in &history {
         assert!(store.restore(*id).unwrap().into_mapping().unwrap()[..] == image[..]);
@@ -212,7 +206,7 @@ fn with_a_tracker_only_what_changed_or_differs_between_the_two_snapshots_is_look
     subject.write(0..PAGE, 1);
     let second = subject.capture(&store, &CaptureOptions::default()).id;
     subject.write(9 * PAGE..11 * PAGE, 2);
-    // What the two differ in, and what was marked since.
+    // The regions in which the two snapshots differ, and those that were marked since.
     let stats = subject.rollback(&store, first).unwrap();
     assert_eq!((stats.compared_regions, stats.written_regions), (3, 3));
     assert_eq!(stats.tracking.to_string(), "host-ranges");
@@ -222,7 +216,7 @@ fn with_a_tracker_only_what_changed_or_differs_between_the_two_snapshots_is_look
     let stats = subject.rollback(&store, second).unwrap();
     assert_eq!((stats.compared_regions, stats.written_regions), (0, 0));
 
-    // A tracker that knows nothing yet, one whose snapshot is gone, and none.
+    // A tracker that has no snapshot yet, one whose snapshot is gone, and none.
     let host = DirtyRanges::new(LENGTH as u64);
     let untracked = |stats: RollbackStats| match stats.tracking {
         Tracking::Rescan(why) => why,
@@ -263,7 +257,8 @@ fn memory_that_cannot_be_written_is_an_error() {
     memory[5000] = 1;
     let memory = memory.make_read_only().unwrap();
     let live = LiveMemory::new(memory.as_ptr(), memory.len());
-    // SAFETY: the bytes live as long, are only read, and nobody writes to them: that is what is refused.
+    // SAFETY: the bytes live long enough, are only read, and are not written: the call under test
+    // refuses.
     let cells: &[AtomicU8] = unsafe { std::slice::from_raw_parts(memory.as_ptr().cast(), memory.len()) };
     let error = store.rollback(id).unwrap().live_shared(&live, cells).unwrap_err();
     assert!(matches!(error, Error::Sink(SinkError::Memory { .. })), "{error}");
@@ -296,26 +291,12 @@ fn what_was_excluded_becomes_zeros_as_in_a_restore() {
     let options = CaptureOptions::new().exclude(exclude);
     let id = store.process("p").capture(&memory.tracked_by(&host), &options).unwrap().id;
     let wanted = store.restore(id).unwrap().into_mapping().unwrap();
-    // The tracker does not know of them: they are looked at all the same.
+    // The tracker does not know these writes, but the rollback compares the regions anyway.
     store.rollback(id).unwrap().tracked_by(&host).slice(&mut memory).unwrap();
     assert!(memory[..] == wanted[..] && memory[5000..15_000] == [0; 10_000]);
 }
 
-// ---- What cannot be done ------------------------------------------------------------------------
-
-/// Flips a bit of stored noise in a pack.
-fn damage(store: &std::path::Path, stored: &[u8]) {
-    for pack in fs::read_dir(store.join("packs")).unwrap() {
-        let path = pack.unwrap().path();
-        let mut bytes = fs::read(&path).unwrap();
-        if let Some(at) = bytes.windows(64).position(|window| window == &stored[..64]) {
-            bytes[at] ^= 1;
-            fs::write(path, bytes).unwrap();
-            return;
-        }
-    }
-    panic!("the bytes are in no pack");
-}
+// ---- Refusals -----------------------------------------------------------------------------------
 
 #[test]
 fn damage_leaves_the_memory_as_it_was_and_the_tracker_knows_what_it_knew() {
@@ -391,7 +372,7 @@ fn a_parent_that_is_not_there_is_told() {
     let (_dir, store) = new_store(4096);
     let memory = vec![1; 10_000];
     let id = store.process("p").capture(&memory, &CaptureOptions::default()).unwrap().id;
-    // One of another process will do.
+    // A parent in another process is allowed.
     let options = CaptureOptions::new().parent(id);
     let child = store.process("q").capture(&memory, &options).unwrap();
     assert_eq!((child.parent, child.changed_regions), (Some(id), 0));
@@ -404,7 +385,7 @@ fn a_parent_that_is_not_there_is_told() {
 #[test]
 fn more_than_is_kept_decoded_is_decoded_twice() {
     let (_dir, store) = new_store(65_536);
-    // Each page different, so that nothing is shared, and easy to compress.
+    // Each page is different, so nothing is shared, and compresses well.
     let length = 140 << 20;
     let fill = |memory: &mut [u8], salt: u64| {
         for (number, page) in memory.chunks_mut(PAGE).enumerate() {

@@ -1,5 +1,5 @@
-//! Templates: however many instances of one snapshot are mapped, each is the snapshot until it is written,
-//! and what is captured of one is what is in it, byte by byte.
+//! Templates: any number of instances of one snapshot can be mapped. Each equals the snapshot until
+//! it is written, and a capture of an instance stores its bytes exactly.
 
 use std::io::Write;
 use std::os::unix::process::ExitStatusExt;
@@ -15,29 +15,15 @@ use stillframe::store::StoreError;
 use stillframe::template::Instance;
 use stillframe::track::{RescanReason, TrackMethod, Tracking};
 use stillframe::verify::VerifyOptions;
-use stillframe::{AddressRange, CaptureOptions, Error, GcOptions, RegionSize, SnapshotId, Store};
+use stillframe::{AddressRange, CaptureOptions, Error, GcOptions, SnapshotId, Store};
 
 use crate::needs::passed_over;
 use crate::noise::noise;
+use crate::vault::{mixed_memory as memory, new_store};
 
 const MIB: usize = 1 << 20;
 const CHILD_STORE: &str = "STILLFRAME_TEMPLATE_STORE";
 const CHILD_SNAPSHOT: &str = "STILLFRAME_TEMPLATE_SNAPSHOT";
-
-fn new_store(region_bytes: u32) -> (tempfile::TempDir, Store) {
-    let dir = tempfile::tempdir().unwrap();
-    let size = RegionSize::new(region_bytes).unwrap();
-    let store = Store::options().region_size(size).create(dir.path().join("store")).unwrap();
-    (dir, store)
-}
-
-/// Some noise, some zeros, some of the same again.
-fn memory(length: usize) -> Vec<u8> {
-    let mut memory = noise(length, 3);
-    memory[length / 4..length / 3].fill(0);
-    memory.copy_within(..length / 8, length / 2);
-    memory
-}
 
 fn child_of(instance: &Instance) -> CaptureOptions {
     CaptureOptions::new().parent(instance.parent())
@@ -55,7 +41,7 @@ fn instances_are_the_snapshot_and_do_not_see_one_another() {
     let template = store.template(id).unwrap();
     assert_eq!((template.snapshot(), template.image_bytes()), (id, memory.len() as u64));
     let mut instances: Vec<_> = (0..20).map(|_| template.instance().unwrap()).collect();
-    // Nothing is needed but the template, and not even that.
+    // The instances need only the template, and it may be dropped too.
     store.forget(&[id]).unwrap();
     store.gc(&GcOptions::default()).unwrap();
     drop((store, template));
@@ -87,7 +73,8 @@ fn a_capture_of_an_instance_follows_the_template_and_reads_what_was_written() {
     assert_eq!(first.changed_regions, 3);
     assert!(restored(&store, first.id)[..] == instance[..]);
 
-    // What follows is compared with the last one by itself, as that is the newest of its process.
+    // The next capture is compared with this one without further options, because this is the
+    // newest of its process.
     assert_eq!(instance.parent(), first.id);
     instance[9000] ^= 1;
     let second = process.capture(&instance, &CaptureOptions::default()).unwrap();
@@ -95,7 +82,7 @@ fn a_capture_of_an_instance_follows_the_template_and_reads_what_was_written() {
     assert_eq!(second.tracking, Tracking::By(TrackMethod::CopyOnWrite));
     assert!(restored(&store, second.id)[..] == instance[..]);
 
-    // Back to the template's bytes: what was captured before is not.
+    // Discarded pages return to the template's bytes, not to those of the last capture.
     let page_bytes = rustix::param::page_size();
     let start = 3 * MIB / page_bytes * page_bytes;
     throw_away(&mut instance, start, page_bytes);
@@ -104,7 +91,7 @@ fn a_capture_of_an_instance_follows_the_template_and_reads_what_was_written() {
     assert_eq!((third.tracking, third.changed_regions), (Tracking::By(TrackMethod::CopyOnWrite), 1));
     assert!(restored(&store, third.id)[..] == instance[..]);
 
-    // Another parent, or none: all is read, and the bytes are the same.
+    // With another parent, or none, the capture reads everything and stores the same bytes.
     let alone = store.process("alone").capture(&instance, &CaptureOptions::default()).unwrap();
     assert_eq!(alone.tracking, Tracking::Rescan(RescanReason::NoParent));
     let other = store.process("other").capture(&memory, &CaptureOptions::default()).unwrap();
@@ -116,16 +103,16 @@ fn a_capture_of_an_instance_follows_the_template_and_reads_what_was_written() {
         assert_eq!(root(taken.id), root(third.id));
     }
 
-    // A parent that is gone is said to be.
+    // A parent that is gone is reported.
     store.forget(&[booted.id]).unwrap();
     let options = CaptureOptions::new().parent(booted.id);
     let refused = store.process("late").capture(&instance, &options).unwrap_err();
     assert!(matches!(refused, Error::Store(StoreError::NoSuchSnapshot { .. })), "{refused}");
 }
 
-/// Throws whole pages away.
+/// Discards whole pages.
 fn throw_away(instance: &mut Instance, offset: usize, length: usize) {
-    // SAFETY: nobody refers to these bytes; they become those of the template.
+    // SAFETY: no reference to these bytes exists; they become those of the template.
     let answer =
         unsafe { libc::madvise(instance[offset..].as_mut_ptr().cast(), length, libc::MADV_DONTNEED) };
     assert_eq!(answer, 0);
@@ -136,7 +123,7 @@ fn what_was_excluded_and_the_mappings_are_the_templates() {
     let (_dir, store) = new_store(16 * 1024);
     let taken = {
         let mut cat = Command::new("cat").stdin(std::process::Stdio::piped()).spawn().unwrap();
-        // Until it has been executed its memory is that of its parent.
+        // Before it executes the program, its memory is that of its parent.
         let comm = format!("/proc/{}/comm", cat.id());
         while std::fs::read_to_string(&comm).unwrap() != "cat\n" {
             std::thread::yield_now();
@@ -259,7 +246,8 @@ fn a_thousand_instances_take_what_they_have_written() {
     for (number, instance) in instances.iter_mut().enumerate() {
         instance[number * 8000] ^= 1;
     }
-    // 1000 pages are 4 MB, and the tables of so many mappings are not counted here. The copies would be 8 GB.
+    // 1000 pages are 4 MB, and the page tables of that many mappings are not counted here. Copies
+    // would take 8 GB.
     let grown = own_bytes().saturating_sub(before);
     assert!(grown < 256 * MIB, "{grown} bytes");
     for (number, instance) in instances.iter().enumerate() {
@@ -280,8 +268,7 @@ fn pressure_takes_nothing_away_that_was_written() {
         instance[at] ^= 1;
         expected[at] ^= 1;
     }
-    // The kernel takes all pages of it that it can do without.
-    // SAFETY: it changes no byte.
+    // The kernel reclaims all pages that it can. SAFETY: the call changes no byte.
     let answer = unsafe { libc::madvise(instance.as_mut_ptr().cast(), instance.len(), libc::MADV_PAGEOUT) };
     assert_eq!(answer, 0);
     let taken = store.process("i").capture(&instance, &child_of(&instance)).unwrap();
@@ -303,9 +290,9 @@ fn a_damaged_snapshot_makes_no_template() {
     assert!(matches!(&refused, Error::Store(error) if error.is_damage()), "{refused}");
 }
 
-// ---- Too little of something --------------------------------------------------------------------
+// ---- Limits -------------------------------------------------------------------------------------
 
-/// What the tests below have done in a process of its own, whose limits are set.
+/// Runs for the tests below in a separate process with limits.
 #[test]
 fn child() {
     let Ok(path) = std::env::var(CHILD_STORE) else { return };
@@ -325,7 +312,7 @@ fn child() {
     }
 }
 
-/// What the child says, run by a shell with `limits` first.
+/// The output of the child. A shell runs `limits` first.
 fn child_says(limits: &str, store: &std::path::Path, id: SnapshotId) -> String {
     let output = Command::new("sh")
         .args(["-c", &format!("{limits}; exec \"$0\" --exact templates::child --nocapture")])
@@ -342,7 +329,7 @@ fn child_says(limits: &str, store: &std::path::Path, id: SnapshotId) -> String {
 #[test]
 fn too_little_room_for_a_template_or_an_instance_is_an_error() {
     let (dir, store) = new_store(16 * 1024);
-    // A terabyte, all but nothing of it there.
+    // A terabyte file with almost no content.
     let path = dir.path().join("sparse");
     std::fs::File::create(&path).unwrap().set_len(1 << 40).unwrap();
     std::os::unix::fs::FileExt::write_all_at(
@@ -359,7 +346,7 @@ fn too_little_room_for_a_template_or_an_instance_is_an_error() {
     // Half a terabyte of addresses, in KiB.
     let said = child_says("ulimit -v 536870912", &store, sparse);
     assert!(said.contains("no instance") && said.contains("1099511627776 bytes"), "{said}");
-    // Files of 2 MiB at most, in blocks of 512 bytes; the signal that comes with it is ignored.
+    // Files of at most 2 MiB, in blocks of 512 bytes; the signal for a larger file is ignored.
     let said = child_says("trap '' XFSZ; ulimit -f 4096", &store, dense);
     assert!(said.contains("no template") && said.contains("4194304 bytes"), "{said}");
 }
@@ -373,7 +360,8 @@ const GROUP_BYTES: usize = 128 * MIB;
 const INSTANCES: usize = 500;
 const PAGE_BYTES: usize = 4096;
 
-/// A control group whose processes get so much memory together. None where this process may not make one.
+/// A control group that limits the memory of its processes together. `None` where this process may
+/// not create one.
 fn control_group() -> Option<PathBuf> {
     let own = std::fs::read_to_string("/proc/self/cgroup").unwrap();
     // `number:controllers:path`; the unified hierarchy, version 2, has no controllers.
@@ -392,7 +380,7 @@ fn control_group() -> Option<PathBuf> {
         std::fs::create_dir(&group).ok()?;
         match std::fs::write(group.join(limit), GROUP_BYTES.to_string()) {
             Ok(()) => {
-                // Where there is swap, none of it: not every kernel counts it.
+                // Where there is swap, the group may not use it: not every kernel counts it.
                 for (file, bytes) in [("memory.memsw.limit_in_bytes", GROUP_BYTES), ("memory.swap.max", 0)] {
                     let _ = std::fs::write(group.join(file), bytes.to_string());
                 }
@@ -403,7 +391,8 @@ fn control_group() -> Option<PathBuf> {
     })
 }
 
-/// Makes instances and writes in each, within the group; nothing among the other tests.
+/// Makes instances and writes to each, within the group. Without the environment it is an empty
+/// test.
 #[test]
 fn child_in_a_group() {
     let Ok(group) = std::env::var(CHILD_GROUP) else { return };
@@ -414,7 +403,7 @@ fn child_in_a_group() {
     let id = store.find("latest").unwrap();
     let template = store.template(id).unwrap();
     let mut instances: Vec<Instance> = (0..INSTANCES).map(|_| template.instance().unwrap()).collect();
-    // More than may be in memory is read through meanwhile, and pushed out again.
+    // Meanwhile the child reads more than fits into memory, which forces pages out.
     let other = store.process("other").latest().unwrap();
     let place = |instance: usize, page: usize| (instance * 7 + page * 13) * PAGE_BYTES % IMAGE_BYTES;
     for (number, instance) in instances.iter_mut().enumerate() {
@@ -441,7 +430,7 @@ fn instances_work_under_memory_pressure_and_where_there_is_too_little_only_their
         return passed_over("no control group can be made here");
     };
     let (_dir, store) = new_store(16 * 1024);
-    // More than all memory of the group, so that reading it takes away what can be taken.
+    // More than the group's memory, so that reading it evicts what can be evicted.
     store.process("other").capture(&noise(GROUP_BYTES + 32 * MIB, 1), &CaptureOptions::default()).unwrap();
     store.process("p").capture(&memory(IMAGE_BYTES), &CaptureOptions::default()).unwrap();
     let path = store.info().path;
@@ -458,7 +447,7 @@ fn instances_work_under_memory_pressure_and_where_there_is_too_little_only_their
         (output.status, format!("{said}\n{}", String::from_utf8_lossy(&output.stderr)))
     };
     let (within, said) = run(4);
-    // 800 MB of pages of their own.
+    // 800 MB of private pages.
     let (beyond, also_said) = run(400);
     std::fs::remove_dir(&group).unwrap();
     assert!(within.success() && said.contains("all instances are right"), "{within}: {said}");

@@ -1,4 +1,4 @@
-//! Deltas: what changed a little is stored as its difference, and nobody notices.
+//! Deltas: a region that changed a little is stored as a difference, and no caller sees a change.
 
 use std::ops::Range;
 use std::os::unix::fs::FileExt;
@@ -13,7 +13,7 @@ use crate::noise::noise;
 
 const REGION_BYTES: usize = 4096;
 
-/// A store in a directory of its own.
+/// A store in a temporary directory.
 struct Vault {
     _dir: tempfile::TempDir,
     path: PathBuf,
@@ -37,18 +37,18 @@ impl Vault {
         Store::open(&self.path).unwrap()
     }
 
-    /// Opens the store without the index it had.
+    /// Opens the store after its index was deleted.
     fn open_rebuilt(&self) -> Store {
         std::fs::remove_dir_all(self.path.join("index")).unwrap();
         Store::open(&self.path).unwrap()
     }
 
-    /// The pack with the region of this hash, its bytes, and where in them the payload is.
+    /// The pack with the region of this hash, its bytes, and the range of the payload in them.
     fn find(&self, hash: Hash) -> Option<(PathBuf, Vec<u8>, Range<usize>)> {
         self.packs().into_iter().find_map(|path| {
             let bytes = std::fs::read(&path).unwrap();
             let u32_at = |at: usize| u32::from_le_bytes(bytes[at..at + 4].try_into().unwrap()) as usize;
-            // A delta has the hash of its base in it too.
+            // A delta contains the hash of its base too.
             let is_header = |at: &usize| bytes[*at] == 1 && u32_at(*at + 4) == REGION_BYTES;
             let with_hash = |at: &usize| bytes[*at + 16..*at + 48] == hash.0;
             let found = (64..bytes.len() - 48).step_by(8).filter(is_header).find(with_hash)?;
@@ -87,15 +87,15 @@ fn gc(store: &Store, max_unused_percent: u8) {
     store.gc(&GcOptions::new().max_unused_percent(max_unused_percent)).unwrap();
 }
 
-/// What is captured from now on is in another pack.
+/// Later captures go into another pack.
 fn seal(store: &Store) {
     let garbage = capture(store, "garbage", &noise(100 * REGION_BYTES, 2)).id;
     store.forget(&[garbage]).unwrap();
     gc(store, 50);
 }
 
-/// Makes garbage of a region that is stored as a delta: its base goes from the packs, and it stays. Returns
-/// the region's memory, and a snapshot that is kept with its memory.
+/// Makes garbage of a region that is stored as a delta: gc removes its base from the packs, and the
+/// delta stays. Returns the region's memory, and a snapshot that is kept with its memory.
 fn leave_a_delta_without_its_base(vault: &Vault, store: &Store) -> (Vec<u8>, SnapshotId, Vec<u8>) {
     let memory = noise(REGION_BYTES, 1);
     let changed = poked(&memory, 0, 9);
@@ -107,7 +107,7 @@ fn leave_a_delta_without_its_base(vault: &Vault, store: &Store) -> (Vec<u8>, Sna
     let other = noise(300 * REGION_BYTES, 3);
     let kept = capture(store, "other", &other).id;
     store.forget(&[first, second.id]).unwrap();
-    // The first pack is all garbage, the second hardly.
+    // The first pack is all garbage, the second hardly any.
     gc(store, 10);
     let holds = |memory: &[u8]| vault.find(Hash::of(memory)).is_some();
     assert!(!holds(&memory) && holds(&changed), "the test is about this");
@@ -118,7 +118,7 @@ fn region(store: &Store, id: SnapshotId, at: usize) -> Hash {
     store.snapshot(id).unwrap().regions().unwrap().nth(at).unwrap().unwrap().1
 }
 
-/// One byte of a region is another.
+/// A copy with one byte of a region changed.
 fn poked(memory: &[u8], region: usize, value: u8) -> Vec<u8> {
     let mut memory = memory.to_vec();
     memory[region * REGION_BYTES + usize::from(value)] ^= value | 1;
@@ -163,7 +163,7 @@ fn the_bases_of_a_delta_live_as_long_as_it_does_and_no_longer() {
         memory = poked(&memory, 0, step);
         ids.push(capture(&store, "p", &memory).id);
     }
-    // Number 7 goes back to 6, 4 and 0.
+    // The bases of number 7 are 6, 4 and 0.
     store.forget(&ids[..7]).unwrap();
     gc(&store, 0);
     assert_restores(&store, ids[7], &memory);
@@ -188,12 +188,12 @@ fn what_is_there_as_a_delta_is_not_stored_again() {
     let other = capture(&store, "other", &elsewhere);
     assert_eq!((other.new_regions, other.delta_regions, other.shared_regions), (1, 0, 1));
     assert_restores(&store, other.id, &elsewhere);
-    // And back again: what was there first needs no storing either.
+    // And back: the original region is still stored, so nothing is stored.
     let back = capture(&store, "p", &memory);
     assert_eq!((back.new_regions, back.delta_regions, back.shared_regions), (0, 0, 1));
 }
 
-/// Garbage that outlives its base in the packs must not be taken for something the store has.
+/// A delta that is garbage and has lost its base must not count as a stored region.
 #[test]
 fn a_delta_whose_base_gc_has_dropped_is_not_there_when_the_index_is_rebuilt() {
     let (vault, store) = Vault::new();
@@ -232,20 +232,20 @@ fn a_damaged_base_costs_what_is_stored_as_a_difference_from_it_and_a_new_capture
             assert!(problem.detail.contains(&base.to_string()) || is_base, "{problem:?}");
         }
         assert_restores(&store, apart, &changed[REGION_BYTES..3 * REGION_BYTES]);
-        // No new difference is made from what cannot be read.
+        // No new difference is made from a region that cannot be read.
         let healed = capture(&store, "p", if heal_the_base { &memory } else { &changed });
         assert_eq!((healed.new_regions, healed.delta_regions), (1, 0));
         assert_restores(&store, second, &changed);
         if heal_the_base {
             assert_restores(&store, first, &memory);
-            // The damaged copy is still there, and nobody needs it.
+            // The damaged copy is still there, but no snapshot needs it.
             assert!(verify(&store).problems.iter().all(|problem| problem.snapshots.is_empty()));
         } else {
             assert!(store.restore(first).and_then(Restore::into_mapping).is_err());
             capture(&store, "p", &memory);
         }
         assert_restores(&store, first, &memory);
-        // Stays so when the index is lost and everything in the packs is seen once more.
+        // The same holds after the index is lost and every object in the packs is read again.
         drop(store);
         let store = vault.open_rebuilt();
         assert_restores(&store, first, &memory);
@@ -306,12 +306,12 @@ fn a_first_snapshot_is_compared_with_one_of_a_process_like_it() {
     ];
     let first = store.process("a").capture(&sources[0], &plain).unwrap();
     assert_eq!((first.new_regions, first.delta_regions), (20, 0));
-    // By itself, as the file has the same name.
+    // Without an option, because the file has the same name.
     let second = store.process("b").capture(&sources[1], &plain).unwrap();
     assert_eq!((second.parent, second.changed_regions, second.delta_regions), (None, 20, 20));
     let third = store.process("c").capture(&sources[2], &plain.clone().deltas(false)).unwrap();
     assert_eq!((third.new_regions, third.shared_regions), (1, 19));
-    // Because it was asked for.
+    // Because the caller asked for it.
     let like_b = plain.clone().like("b");
     let fourth = store.process("d").capture(&poked(&other, 5, 77), &like_b).unwrap();
     assert_eq!((fourth.parent, fourth.delta_regions, fourth.shared_regions), (None, 1, 19));
@@ -320,15 +320,15 @@ fn a_first_snapshot_is_compared_with_one_of_a_process_like_it() {
     let like_nobody = plain.like("nobody");
     let error = store.process("e").capture(&memory, &like_nobody).unwrap_err();
     assert!(error.to_string().contains("nobody"), "{error}");
-    // What one is like may be forgotten.
+    // The process that `like` names may be forgotten.
     store.forget(&[first.id, third.id]).unwrap();
     gc(&store, 0);
     assert_restores(&store, second.id, &other);
     assert_eq!(verify(&store).problems, []);
 }
 
-/// Of the base of a delta there is a copy in the packs no more, of the delta itself there are two: garbage, and
-/// one from another base.
+/// The packs have no copy of the delta's base, and two copies of the delta: one is garbage, the
+/// other has another base.
 #[test]
 fn of_two_copies_of_a_delta_the_one_whose_base_is_there_is_found_when_the_index_is_rebuilt() {
     let (vault, store) = Vault::new();
@@ -337,7 +337,7 @@ fn of_two_copies_of_a_delta_the_one_whose_base_is_there_is_found_when_the_index_
     capture(&store, "q", &alike);
     let again = capture(&store, "q", &changed);
     assert_eq!(again.delta_regions, 1);
-    // What is a difference from that one.
+    // A further difference from that region.
     let further = poked(&changed, 0, 33);
     let next = capture(&store, "q", &further);
     assert_eq!(next.delta_regions, 1);
@@ -368,7 +368,7 @@ fn a_pack_that_gc_did_not_come_to_remove_brings_no_delta_back_whose_base_is_gone
     store.forget(&[first, second.id]).unwrap();
     let (base, _, _) = vault.find(Hash::of(&memory)).unwrap();
     let (garbage, _, _) = vault.find(Hash::of(&changed)).unwrap();
-    // What is no file cannot be removed as one. To be killed there does the same.
+    // gc cannot remove a directory as a file. A kill at this point has the same effect.
     let aside = vault.path.with_file_name("aside");
     std::fs::rename(&garbage, &aside).unwrap();
     std::fs::create_dir(&garbage).unwrap();
@@ -411,12 +411,12 @@ fn a_pack_that_cannot_be_read_costs_no_delta_from_what_is_in_it() {
         assert_restores(&store, first, &memory);
         assert_restores(&store, second.id, &changed);
         assert_eq!(verify(&store).problems, []);
-        // No damage is known any more, so there are deltas again.
+        // No damage is known any longer, so deltas are made again.
         assert_eq!(capture(&store, "p", &poked(&changed, 0, 5)).delta_regions, 1);
     }
 }
 
-/// What cannot be read once, and again later.
+/// A region that cannot be read once, and can be read later.
 #[test]
 fn when_damage_has_gone_no_delta_is_left_whose_base_was_taken_out() {
     let (vault, store) = Vault::new();

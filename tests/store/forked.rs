@@ -1,7 +1,8 @@
-//! Processes that are forked from one that has a store open: a server that forks its workers, the host of a runtime.
+//! Processes that are forked from one that has a store open, such as a server that forks its
+//! workers, or the host of a runtime.
 //!
-//! The child has all of the memory, none of the threads, and not the lock. It gets an error from every call, and what
-//! it drops leaves the files and the parent's lock as they are.
+//! The child has a copy of the memory, but no threads and no lock. Every call in it returns an
+//! error, and what it drops leaves the files and the parent's lock as they are.
 
 use std::io::Read;
 use std::os::fd::FromRawFd;
@@ -16,16 +17,17 @@ use stillframe::lazy::Fill;
 use stillframe::store::StoreError;
 use stillframe::{CaptureOptions, Error, GcOptions, SnapshotId, Store};
 
-/// One fork at a time: a child has the locks of all stores of the process for the moment of the fork.
+/// One fork at a time: a child has the locks of all stores of the process until it has closed them.
 static FORKING: Mutex<()> = Mutex::new(());
 
-/// Has a child do something, by `fork` or by the bare system call, and waits for what it says. A child that does not
-/// end is killed, and has said nothing.
+/// Runs `work` in a child, made by `fork` or by the bare system call, and returns what the child
+/// sends. A child that does not end is killed, and returns nothing.
 fn in_child(bare: bool, work: impl FnOnce() -> Vec<String>) -> Vec<String> {
     let mut pipe = [0; 2];
     // SAFETY: the array has room for two descriptors.
     assert_eq!(unsafe { libc::pipe(pipe.as_mut_ptr()) }, 0);
-    // SAFETY: the child does what is to be tested, says what came of it, and ends without running any exit handlers.
+    // SAFETY: the child runs the code under test, sends the result, and exits without exit
+    // handlers.
     let child = unsafe {
         match bare {
             true => libc::syscall(libc::SYS_clone, libc::SIGCHLD, 0, 0, 0, 0),
@@ -35,7 +37,7 @@ fn in_child(bare: bool, work: impl FnOnce() -> Vec<String>) -> Vec<String> {
     if child == 0 {
         let said = std::panic::catch_unwind(std::panic::AssertUnwindSafe(work));
         let said = said.map_or_else(|_| "it panicked".to_owned(), |said| said.join("\n"));
-        // SAFETY: the bytes are there, and the descriptor is the pipe's.
+        // SAFETY: the bytes are initialized, and the descriptor is the pipe's.
         unsafe {
             libc::write(pipe[1], said.as_ptr().cast(), said.len());
             libc::_exit(0);
@@ -43,7 +45,7 @@ fn in_child(bare: bool, work: impl FnOnce() -> Vec<String>) -> Vec<String> {
     }
     let child = i32::try_from(child).unwrap();
     assert!(child > 0);
-    // SAFETY: nobody else has these descriptors here.
+    // SAFETY: nothing else owns these descriptors here.
     let mut answer = unsafe {
         libc::close(pipe[1]);
         std::fs::File::from_raw_fd(pipe[0])
@@ -51,7 +53,7 @@ fn in_child(bare: bool, work: impl FnOnce() -> Vec<String>) -> Vec<String> {
     let (done, ended) = std::sync::mpsc::channel();
     let watch = std::thread::spawn(move || {
         if ended.recv_timeout(Duration::from_secs(30)).is_err() {
-            // SAFETY: it is our child, and nobody has waited for it yet.
+            // SAFETY: it is our child, and it was not waited for yet.
             unsafe { libc::kill(child, libc::SIGKILL) };
         }
     });
@@ -78,7 +80,7 @@ fn is_there(store: &Store, id: SnapshotId, seed: u64) -> bool {
         .is_ok_and(|map| map[..] == noise(100_000, seed)[..])
 }
 
-/// What came of a call in the child.
+/// The result of a call in the child, as text.
 fn said<T>(what: &str, result: Result<T, Error>) -> String {
     match result {
         Err(Error::Store(StoreError::OtherPid { .. })) => "refused".to_owned(),
@@ -150,7 +152,7 @@ fn a_child_gets_an_error_from_every_call_and_changes_nothing() {
             ];
             assert!(store.snapshots().is_empty() && store.processes().is_empty());
             assert!(store.process("p").snapshots().is_empty() && store.process("p").latest().is_none());
-            // SAFETY: this process ends without dropping them once more.
+            // SAFETY: this process exits without dropping them again.
             unsafe {
                 drop(std::ptr::read(&raw const snapshot));
                 drop(std::ptr::read(&raw const store));
@@ -232,7 +234,7 @@ fn a_child_that_lives_on_does_not_hold_the_lock() {
         };
         if child == 0 {
             loop {
-                // SAFETY: it has no conditions.
+                // SAFETY: the call has no preconditions.
                 unsafe { libc::pause() };
             }
         }
@@ -257,10 +259,10 @@ const HOLDS: &str = "STILLFRAME_TEST_HOLDS";
 fn a_process_that_forks_and_is_killed() {
     let Some(path) = std::env::var_os(HOLDS) else { return };
     let store = Store::open(path).unwrap();
-    // SAFETY: the child only waits, and ends with its time.
+    // SAFETY: the child only sleeps and exits.
     if unsafe { libc::fork() } == 0 {
         std::thread::sleep(Duration::from_secs(20));
-        // SAFETY: it has no conditions.
+        // SAFETY: the call has no preconditions.
         unsafe { libc::_exit(0) };
     }
     println!("forked");
@@ -283,7 +285,7 @@ fn the_lock_of_a_killed_process_is_free_although_its_child_lives() {
     assert!(matches!(Store::open(&path), Err(StoreError::Owned { .. })));
     process.kill().unwrap();
     process.wait().unwrap();
-    // The child gives the lock up with the first that it does, which may not have been yet.
+    // The child gives up the lock at its first call, which may not have happened yet.
     let store = Store::options().wait(Duration::from_secs(10)).open(&path).unwrap();
     capture(&store, "p", 1).unwrap();
 }

@@ -1,5 +1,5 @@
-//! Replays what the fuzz targets have gathered, their corpora and whatever ever broke them, through the same
-//! functions: so that it is tried by every run of the tests too, and not by fuzzing alone.
+//! Replays the inputs of the fuzz targets, their corpora and every input that ever caused a
+//! failure, through the same functions. So every test run tries them, and not only fuzzing.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -20,7 +20,7 @@ const TARGETS: [(&str, Target); 9] = [
     ("table", fuzzing::table),
 ];
 
-/// A corpus is to stay small: what is replayed here is read by people too.
+/// A corpus must stay small: developers read what is replayed here.
 const MAX_FILE_BYTES: u64 = 4 << 10;
 
 fn fuzz_dir() -> PathBuf {
@@ -41,7 +41,7 @@ fn every_target_takes_all_of_its_corpus() {
         for file in files {
             let data = std::fs::read(&file).unwrap();
             assert!(data.len() as u64 <= MAX_FILE_BYTES, "{} is too long", file.display());
-            // A panic names no file.
+            // A panic message names no file.
             println!("{}", file.display());
             target(&data);
         }

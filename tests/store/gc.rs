@@ -1,4 +1,4 @@
-//! Forgotten snapshots give their space back, and nothing else does.
+//! gc frees the space of forgotten snapshots, and no other.
 
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -113,8 +113,9 @@ fn a_store_whose_every_snapshot_is_forgotten_becomes_small() {
     assert_restores(&store, id, &memory);
 }
 
-/// Memory of three tables, each one of a few: what one thread forgets another finds, also in parts, and it comes
-/// back again and again. Versions of a table differ in some 24 regions, by a few bytes each.
+/// Memory of three tables, each one of a few. So a thread finds tables that another thread forgets,
+/// also in part, and they return again and again. Versions of a table differ in some 24 regions, by
+/// a few bytes each.
 fn shared_memory(tables: [(u64, u64); 3]) -> Vec<u8> {
     let table = |(seed, version): (u64, u64)| {
         let mut bytes = noise(TABLE_BYTES, seed);
@@ -144,8 +145,9 @@ impl Kept {
     }
 }
 
-/// One of eight threads. Each process is shared by two, so that a parent may be forgotten by somebody
-/// else. Returns what it keeps, how many captures it took, and how many regions were stored as deltas.
+/// The work of one of eight threads. Two threads share each process, so another thread may forget
+/// the parent. Returns the kept snapshots, how many captures it took, and how many regions were
+/// stored as deltas.
 fn work_meanwhile(store: &Store, worker: u64, stop: &AtomicBool) -> (Vec<Kept>, u64, u64) {
     let mut state = worker + 1;
     let mut draw = |below: u64| {
@@ -159,7 +161,8 @@ fn work_meanwhile(store: &Store, worker: u64, stop: &AtomicBool) -> (Vec<Kept>, 
         step += 1;
         match draw(8) {
             0..4 => {
-                // Mostly in its place, so that it is like the parent's; sometimes elsewhere or another one.
+                // Mostly in its own place, so that it resembles the parent's table; sometimes in
+                // another place, or another table.
                 let tables = [0, 1, 2].map(|place| match draw(12) {
                     0 => (3 + draw(8), 0),
                     1 => (draw(3), draw(60)),
@@ -186,7 +189,7 @@ fn work_meanwhile(store: &Store, worker: u64, stop: &AtomicBool) -> (Vec<Kept>, 
         }
         if kept.len() > 4 {
             let Kept { id, tables, .. } = kept.remove(draw(5) as usize);
-            // Pinned before it is forgotten, and restored a while after.
+            // Pinned before it is forgotten, and restored a while later.
             if draw(2) == 0 {
                 forgotten.push((store.restore(id).unwrap(), tables));
             }

@@ -1,37 +1,39 @@
-//! The order of pins, roots, horizon and condemning, tried exhaustively: every interleaving of gc with captures,
-//! forgets and a restore, on a store of a few objects.
+//! An exhaustive model of the order of pins, roots, horizon and condemning: every interleaving of
+//! gc with captures, forgets and a restore, on a store of a few objects.
 //!
-//! Each step of a thread is one that others cannot see the middle of, mostly as a lock is held. It names
-//! what it stands for. In every state that can be reached each live and each pinned snapshot must be whole,
-//! with the bases of its deltas, and gc must find what it has to mark. That the model can fail is shown by leaving out
-//! the rules one by one: without any of them it finds a snapshot that is lost.
+//! Other threads cannot see the middle of a step, in most cases because the thread holds a lock.
+//! Each step names the code that it models. In every reachable state each live and each pinned
+//! snapshot must be whole, including the bases of its deltas, and gc must find what it has to mark.
+//! The test also removes the rules one by one, to show that the model can fail: without any one of
+//! them it finds a snapshot that is lost.
 //!
-//! What it leaves out: captures of one process queue (nothing rests on that here); compaction keeps what the index
-//! means, so what is in the index is in the packs; the files, which tests/crashes/killed.rs and others are about.
+//! The model leaves out three things: captures of one process queue, and nothing here depends on
+//! that; compaction does not change what the index means, so an object in the index is in the
+//! packs; and the files, which tests/crashes/killed.rs and others test.
 
 use std::collections::HashMap;
 use std::hash::{BuildHasherDefault, Hasher};
 
-/// A rule of the protocol. The model can leave one out.
+/// A rule of the protocol. The model can omit one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Rule {
-    /// A look-up finds nothing that is condemned.
+    /// A look-up does not return a condemned object.
     LookUpsAreGated,
-    /// Pinning a hash and looking it up happen inside the gate: gc does not condemn in between.
+    /// A capture pins a hash and looks it up inside the gate, and gc does not condemn in between.
     PinAndLookUpAreOneStep,
-    /// Pins are read when it is decided what is condemned, and not before the roots.
+    /// gc reads the pins when it decides what is condemned, and not before the roots.
     PinsAreReadLast,
-    /// Pins given up while gc marks are handed over ...
+    /// Pins that are released while gc marks are handed over to it ...
     PinsAreHandedOver,
-    /// ... from before the roots are read.
+    /// ... from before gc reads the roots.
     HandOverBeginsBeforeRoots,
-    /// The horizon is taken before the index is read, and that before what is marked.
+    /// gc takes the horizon before it reads the index, and reads the index before it marks.
     HorizonComesFirst,
-    /// What lies before the horizon is settled before the index is read.
+    /// Everything before the horizon is settled before gc reads the index.
     AllBeforeTheHorizonIsSettled,
     /// A capture pins its parent as a whole.
     ParentsArePinned,
-    /// Pinned snapshots that are not roots are marked too.
+    /// gc also marks pinned snapshots that are not roots.
     PinnedSnapshotsAreMarked,
     /// Marking a delta marks its base.
     BasesAreMarked,
@@ -39,9 +41,9 @@ enum Rule {
     PinningIsOneStep,
     /// A capture keeps its pins until its record is durable.
     PinsOutliveTheCommit,
-    /// Only the copy that was condemned is dropped, not one stored anew since.
+    /// gc drops only the copy that was condemned, and not one that was stored since.
     DropsAreOfOneCopy,
-    /// The gate opens when all is dropped.
+    /// The gate opens after everything condemned is dropped.
     CondemnedUntilDropped,
 }
 
@@ -62,7 +64,7 @@ const RULES: [Rule; 14] = [
     Rule::CondemnedUntilDropped,
 ];
 
-// Hashes and snapshots are numbers; sets of them are bits.
+// Hashes and snapshots are numbers; a set of them is a bit mask.
 const HASHES: usize = 4;
 const SNAPSHOTS: usize = 4;
 type Set = u8;
@@ -71,7 +73,7 @@ fn members(set: Set) -> impl Iterator<Item = usize> {
     (0..8).filter(move |at| set & 1 << at != 0)
 }
 
-/// Where an object is in the log, and what it is a difference from.
+/// Where an object is in the log, and its base if it is a delta.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 struct Copy {
     at: u8,
@@ -86,16 +88,16 @@ const fn delta(at: u8, base: u8) -> Option<Copy> {
     Some(Copy { at, base: Some(base) })
 }
 
-/// What happens at once.
+/// The operations that run concurrently.
 struct Scenario {
     name: &'static str,
     /// What is stored at the beginning, before position 4.
     index: [Option<Copy>; HASHES],
-    /// What each snapshot refers to, also those that are not taken yet.
+    /// What each snapshot refers to, including snapshots that are not taken yet.
     contents: [Set; SNAPSHOTS],
     live: Set,
     captures: &'static [Capture],
-    /// May be forgotten, each at any time.
+    /// Snapshots that may be forgotten, each at any time.
     forgets: Set,
     restores: Option<usize>,
     rounds: u8,
@@ -104,7 +106,7 @@ struct Scenario {
 struct Capture {
     takes: usize,
     parent: Option<usize>,
-    /// What may be stored as a difference from what.
+    /// An object that may be stored as a difference, and its base.
     like: Option<(usize, usize)>,
 }
 
@@ -121,7 +123,7 @@ struct State {
     capture_pins: [Set; 2],
     snapshot_pins: [u8; SNAPSHOTS],
     handed_over: Option<(Set, Set)>,
-    /// What is marked, once it is published; with the horizon it says what is condemned.
+    /// What is marked, once it is published. Together with the horizon it says what is condemned.
     condemned: Option<Set>,
     gc: Gc,
     captures: [CaptureState; 2],
@@ -134,7 +136,7 @@ struct Gc {
     round: u8,
     step: u8,
     horizon: u8,
-    /// `Marks`: what is in the index and may be marked, and the bases of what is a delta there.
+    /// `Marks`: what is in the index and may be marked, and the bases of the deltas there.
     known: Set,
     bases: [Option<u8>; HASHES],
     marked: Set,
@@ -148,7 +150,7 @@ struct Gc {
 struct CaptureState {
     step: u8,
     has_parent: bool,
-    /// What is to be looked up still; the first of it is being worked on.
+    /// What is still to be looked up; the first of these is in progress.
     left: Set,
     base: Option<u8>,
     given_up: bool,
@@ -230,7 +232,7 @@ impl Model<'_> {
     fn steps(&self, state: &State, to: &mut Steps) {
         self.gc(state, to);
         (0..self.scenario.captures.len()).for_each(|at| self.capture(at, state, to));
-        // settle.rs: what is durable goes into the index, whenever.
+        // settle.rs: durable objects go into the index at any time.
         if state.pending != [None; HASHES] {
             let mut next = *state;
             settle(&mut next);
@@ -246,13 +248,15 @@ impl Model<'_> {
         self.restore(state, to);
     }
 
-    /// `Store::restore`: `Shared::pin`, and the end of the `Restore`. What is pinned is checked in every state.
+    /// `Store::restore`: `Shared::pin`, and the end of the `Restore`. Every state is checked for
+    /// what is pinned.
     fn restore(&self, state: &State, to: &mut Steps) {
         let Some(snapshot) = self.scenario.restores else { return };
         let mut next = *state;
         let is_live = state.live & 1 << snapshot != 0;
         let label = match state.restore {
-            // Left out: what it did once. Seen live, then pinned, then looked at once more.
+            // This step exists only without the rule, as the code once was: the snapshot is seen
+            // live, then pinned, then looked up again.
             0 if is_live && !self.has(Rule::PinningIsOneStep) => {
                 next.restore = 10;
                 "restore: found"
@@ -297,7 +301,8 @@ impl Model<'_> {
         };
         let label = match own.step {
             BEGIN => {
-                // `Gate::begin_capture`, `Reference::newest_of`. Without a parent everything is looked up.
+                // `Gate::begin_capture`, `Reference::newest_of`. Without a parent everything is
+                // looked up.
                 let parent = capture.parent.filter(|parent| state.live & 1 << parent != 0);
                 if let Some(parent) = parent.filter(|_| self.has(Rule::ParentsArePinned)) {
                     next.snapshot_pins[parent] += 1;
@@ -333,7 +338,7 @@ impl Model<'_> {
                 "capture: pin too late"
             }
             CHOOSE_BASE => {
-                // capture/put.rs `base`: what is in its place, or one of the bases of that.
+                // capture/put.rs `base`: the object in the same place, or one of its bases.
                 next.captures[at].step = APPEND;
                 let like = capture.like.filter(|(of, _)| own.has_parent && Some(*of) == hash);
                 if let Some((_, like)) = like {
@@ -350,7 +355,7 @@ impl Model<'_> {
                 "capture: choose a base"
             }
             APPEND => {
-                // `Log::append`, which leaves out what another has appended meanwhile
+                // `Log::append`, which skips what another thread has appended meanwhile
                 let hash = hash.unwrap();
                 if state.pending[hash].is_none() {
                     next.pending[hash] = Some(Copy { at: state.position, base: own.base });
@@ -482,7 +487,7 @@ impl Model<'_> {
                 }
             }
             7 => {
-                // `Collecting::drop_dead`: what is dead and where
+                // `Collecting::drop_dead`: which objects are dead, and where
                 for hash in 0..HASHES {
                     let dead = state.index[hash].filter(|copy| state.is_condemned(*copy, hash));
                     next.gc.dead[hash] = dead.map(|copy| copy.at);
@@ -516,10 +521,10 @@ impl Model<'_> {
         to.push((label, Ok(next)));
     }
 
-    /// What is wrong with a state, if anything is.
+    /// What is wrong with a state, if anything.
     fn wrong(&self, state: &State) -> Option<&'static str> {
         let whole = |set: Set| members(set).all(|snapshot| state.is_whole(self.scenario.contents[snapshot]));
-        // A restore that has not looked again yet has promised nothing.
+        // A restore that has not looked up the snapshot again has promised nothing yet.
         let mut pinned = state.pinned_snapshots();
         if let (Some(snapshot), 11) = (self.scenario.restores, state.restore)
             && state.snapshot_pins[snapshot] == 1
@@ -533,7 +538,7 @@ impl Model<'_> {
         }
     }
 
-    /// Visits every state there is. Says how many, or how the first wrong one comes about.
+    /// Visits every reachable state. Returns how many there are, or how the first wrong one arises.
     fn explore(&self) -> Result<usize, String> {
         let start =
             State { index: self.scenario.index, position: 4, live: self.scenario.live, ..State::default() };
@@ -576,13 +581,13 @@ fn settle(state: &mut State) {
     }
 }
 
-/// All that is pinned or was handed over.
+/// Everything that is pinned or was handed over.
 fn pins(state: &State) -> (Set, Set) {
     let (hashes, snapshots) = state.handed_over.unwrap_or_default();
     (hashes | state.capture_pins[0] | state.capture_pins[1], snapshots | state.pinned_snapshots())
 }
 
-/// Quick, and good enough for states.
+/// A fast hash function that is good enough for states.
 #[derive(Default)]
 struct Mix(u64);
 

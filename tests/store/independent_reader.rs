@@ -1,5 +1,5 @@
-//! A store can be read without this library: `independent_reader.py`, written from
-//! `docs/format.md` alone, finds the same snapshots and restores the same bytes.
+//! A store can be read without this library: `independent_reader.py`, written from `docs/format.md`
+//! alone, finds the same snapshots and restores the same bytes.
 
 use crate::needs::needs;
 use std::collections::BTreeMap;
@@ -19,7 +19,7 @@ use stillframe::{
     AddressRange, CaptureOptions, CaptureStats, GcOptions, Hash, RegionSize, Snapshot, SnapshotId, Store,
 };
 
-/// Runs the script. It must end well.
+/// Runs the script, which must succeed.
 fn reader(store: &Path, arguments: &[&str]) -> Vec<u8> {
     let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/independent_reader.py");
     let output = Command::new("python3").arg(script).arg(store).args(arguments).output();
@@ -40,7 +40,7 @@ fn restored(store: &Path, id: &str) -> Vec<u8> {
     fs::read(image).unwrap()
 }
 
-/// What the script should list for a snapshot.
+/// What the script must list for a snapshot.
 fn described(snapshot: &Snapshot<'_>) -> Value {
     let record = snapshot.record();
     let space = snapshot.address_space().unwrap();
@@ -140,7 +140,7 @@ fn described_threads(bytes: &[u8]) -> Value {
     })
 }
 
-/// All live snapshots, oldest first: what the script should list, and the image.
+/// All live snapshots, oldest first: what the script must list, and the image.
 fn contents(store: &Store) -> Vec<(Value, Vec<u8>)> {
     let image = |id: SnapshotId| {
         let restore = store.restore(id).unwrap();
@@ -179,7 +179,7 @@ fn memory(length: usize, seed: u64) -> Vec<u8> {
     bytes
 }
 
-/// The table of 512 regions of 4 KiB, of which a range is left out.
+/// The table of 512 regions of 4 KiB. A range of them is left out.
 fn table(memory: &[u8], excluded: Range<usize>) -> Vec<u8> {
     let mut memory = memory.to_vec();
     memory[excluded].fill(0);
@@ -201,7 +201,7 @@ fn label(store: &Store, id: SnapshotId, key: &str, value: Option<&str>) {
     store.change_labels(id, &[(key.to_owned(), value.map(str::to_owned))]).unwrap();
 }
 
-/// A child that is killed when the test ends, however it ends.
+/// A child that is killed when the test ends, in any way.
 struct Killed(Child);
 
 impl Drop for Killed {
@@ -234,7 +234,8 @@ fn a_store_is_read_without_the_library_to_the_last_byte() {
         .attachments([
             Attachment { name: "globals".to_owned(), bytes: memory(300, 2) },
             Attachment { name: "nothing".to_owned(), bytes: Vec::new() },
-            // What has the bytes of a region is stored beside it; a table may stand for an attachment.
+            // An attachment with the bytes of a region is another object than the region; a table
+            // and an attachment can be the same object.
             Attachment { name: "a region".to_owned(), bytes: web[..4096].to_vec() },
             Attachment { name: "a table".to_owned(), bytes: table(&web[..512 * 4096], 5000..70_000) },
         ]);
@@ -260,7 +261,7 @@ fn a_store_is_read_without_the_library_to_the_last_byte() {
     store.restore(slept.id).unwrap().into_core(&core).unwrap();
     capture(&store, "core", &CoreSource::new(&core), &plain);
 
-    // The first gc drops the record of what is forgotten, the second its tombstone.
+    // The first gc removes the record of the forgotten snapshot, the second its tombstone.
     store.forget(&[first.id]).unwrap();
     let mut replaced = BTreeMap::new();
     for _ in 0..2 {
@@ -271,13 +272,13 @@ fn a_store_is_read_without_the_library_to_the_last_byte() {
     web[2_000_000..2_100_000].copy_from_slice(&memory(100_000, 4));
     let third = capture(&store, "web-1", &web, &plain);
     assert_eq!(third.parent, Some(second.id));
-    // Two notes on one snapshot, as gc has not dropped the older one yet.
+    // Two notes about one snapshot, because gc has not removed the older one yet.
     label(&store, second.id, "release", Some("1.6"));
     capture(&store, "sleep", &source, &plain);
-    // This one stays forgotten by its tombstone alone.
+    // Only its tombstone says that this one is forgotten.
     store.forget(&[third.id]).unwrap();
 
-    // Deltas on deltas, long ones and short ones, of regions, tables and what is attached.
+    // Chains of deltas, long and short, of regions, tables and attachments.
     let mut changing = memory(100_000, 5);
     for step in 0..9 {
         changing[50_000 + step] ^= 0x55;
@@ -287,7 +288,7 @@ fn a_store_is_read_without_the_library_to_the_last_byte() {
         assert!(step == 0 || taken.delta_regions >= 1);
     }
 
-    // Pointers that moved together, in memory of a length that no word divides.
+    // Pointers that moved together, in memory whose length is not a multiple of a word.
     let pointers = |to: u64| -> Vec<u8> {
         let word = |at: u64| if at.is_multiple_of(3) { to + at * 16 } else { at };
         (0..5000).flat_map(|at| word(at).to_le_bytes()).chain([1, 2, 3]).collect()
@@ -301,7 +302,7 @@ fn a_store_is_read_without_the_library_to_the_last_byte() {
     drop(store);
     assert_the_script_agrees(&path, &expected);
 
-    // What crashes may leave behind: a torn tail, a pack that was not finished, one that was replaced.
+    // What crashes may leave: a torn tail, an unfinished pack, and a pack that was replaced.
     let left = packs(&path);
     let named: Vec<u32> = left.values().flat_map(|pack| replaced_by(pack)).collect();
     let (name, bytes) = (replaced.iter().find(|(_, pack)| named.contains(&u32_at(pack, 12))))
@@ -309,7 +310,7 @@ fn a_store_is_read_without_the_library_to_the_last_byte() {
     fs::write(name, bytes).unwrap();
     fs::write(path.join("packs/00000099.unfinished"), bytes).unwrap();
     let (last, whole) = left.last_key_value().unwrap();
-    // Objects of the same store, and yet none: this is not their place.
+    // Objects of the same store, which do not count because they lie at another offset.
     fs::OpenOptions::new().append(true).open(last).unwrap().write_all(&bytes[64..5000]).unwrap();
     assert_the_script_agrees(&path, &expected);
     let store = Store::open(&path).unwrap();
@@ -332,7 +333,7 @@ fn replaced_by(pack: &[u8]) -> Vec<u32> {
     (0..u32_at(pack, 52) as usize).map(|at| u32_at(pack, 64 + 4 * at)).collect()
 }
 
-/// The lines of fenced blocks in the example of the document that `belongs` wants.
+/// The lines of the example's fenced blocks in the document that `belongs` selects.
 fn document_lines(belongs: impl Fn(&str) -> bool) -> Vec<String> {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/format.md");
     let document = fs::read_to_string(path).unwrap();

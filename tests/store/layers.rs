@@ -1,7 +1,7 @@
 //! The layers of the source: imports point down.
 //!
-//! `docs/design.md` says what each layer is for. This reads the `crate::` paths of every file
-//! and holds them against the table below, to which a new file is added.
+//! `docs/design.md` says what each layer is for. This test reads the `crate::` paths of every file
+//! and compares them with the table below. A new file must be added to the table.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -58,37 +58,39 @@ const LAYERS: [(&str, &[&str]); 7] = [
     ),
 ];
 
-/// These never import one another. What their `mod.rs` lets out is for the verbs.
+/// These never import one another. What their `mod.rs` exports is for the verbs.
 const SIBLINGS: [&str; 3] = ["source", "store", "sink"];
 
-/// The steps between formats, in a directory of their own: they work on stores, and only this verb reaches them.
+/// The steps between formats, in a separate directory: they work on stores, and only this verb uses
+/// them.
 const MIGRATIONS: (&str, &str) = ("migrations", "migrate");
 
-/// The wings of the store, and what each may import of the rest of it. The index is derived from the packs, and the packs
-/// do not know it.
+/// The wings of the store, and what each may import from the rest of the store. The index is
+/// derived from the packs, and the packs do not know it.
 const WINGS: [(&str, &[&str]); 2] = [
     ("src/store/packs/", &["packs", "catalog", "error", "format", "id", "lock", "names", "tree"]),
     ("src/store/index/", &["index", "packs::location", "packs::watermark", "error", "id", "names", "tree"]),
 ];
 
-/// The one file that names the database.
+/// The only file that names the database.
 const DATABASE: (&str, &str) = ("sled", "src/store/index/database.rs");
 
-/// Not of any layer: the list of modules, the documents, the command, which is a crate of its own, the suites for
-/// implementations, and what the fuzz targets call, which reaches everything.
+/// Outside of the layers: the list of modules, the documents, the command, which is a separate
+/// crate, the suites for implementations, and the entry points of the fuzz targets, which use
+/// everything.
 const OUTSIDE: [&str; 5] = ["src/lib.rs", "src/docs.rs", "src/bin", "src/conformance.rs", "src/fuzzing"];
 
-// ---- What the files say -------------------------------------------------------------------------
+// ---- The source files ---------------------------------------------------------------------------
 
 struct SourceFile {
-    /// From the root of the project.
+    /// Relative to the root of the project.
     path: String,
     /// Without comments, strings and unit tests.
     code: String,
 }
 
 impl SourceFile {
-    /// The name it has in the table.
+    /// Its name in the table.
     fn module(&self) -> &str {
         let inside = self.path.strip_prefix("src/").unwrap_or(&self.path);
         inside.split('/').next().unwrap().trim_end_matches(".rs")
@@ -102,7 +104,7 @@ impl SourceFile {
         self.code.split(|letter: char| !letter.is_alphanumeric() && letter != '_').any(|found| found == word)
     }
 
-    /// Every path that begins with `crate::`, without that: `store::error::StoreError`.
+    /// Every path that begins with `crate::`, without that prefix: `store::error::StoreError`.
     fn imports(&self) -> Vec<String> {
         self.code.split("crate::").skip(1).flat_map(paths).collect()
     }
@@ -135,7 +137,7 @@ fn paths(text: &str) -> Vec<String> {
     inside.map(|inside| format!("{path}{inside}")).collect()
 }
 
-/// The text without comments, strings and what comes after `#[cfg(test)]` on a module.
+/// The text without comments, strings and what follows `#[cfg(test)]` on a module.
 fn code(text: &str) -> String {
     let text = text.split("#[cfg(test)]\nmod ").next().unwrap();
     let mut code = String::new();
@@ -190,7 +192,7 @@ fn layer(module: &str) -> Option<usize> {
     LAYERS.iter().position(|(_, modules)| modules.contains(&module))
 }
 
-/// What is wrong with an import, if anything is.
+/// What is wrong with an import, if anything.
 fn complaint(module: &str, import: &str) -> Option<String> {
     let target = import.split("::").next().unwrap();
     if target == module {
@@ -239,7 +241,7 @@ fn imports_point_down() {
     assert!(complaints.is_empty(), "\n{}\n", complaints.join("\n"));
 }
 
-/// Whether a file of a wing may import this of the store.
+/// Whether a file of a wing may import this from the store.
 fn is_in_reach(allowed: &[&str], import: &str) -> bool {
     let Some(inside) = import.strip_prefix("store::") else { return true };
     let leads_to = |name: &&str| {
@@ -288,7 +290,7 @@ fn one_file_names_the_database() {
     assert_eq!(files, [DATABASE.1]);
 }
 
-// ---- The test itself ----------------------------------------------------------------------------
+// ---- The tests of this test ---------------------------------------------------------------------
 
 #[test]
 fn a_rule_that_is_broken_is_noticed() {

@@ -1,6 +1,6 @@
-//! A store and what is in it: round trips, deltas, gc, formats, and the rules that its source keeps.
+//! A store and its content: round trips, deltas, gc, formats, and the rules for its source.
 
-// A helper of a test may fail as the test itself may.
+// Helpers of a test may panic, as the test itself may.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::cast_possible_truncation)]
 
 mod deltas;
@@ -16,7 +16,7 @@ mod words;
 
 #[path = "../common/folder.rs"]
 mod folder;
-/// The journal that the benches compare with. Its tests are in its own file.
+/// The journal that the benches compare with. Its tests are in its file.
 #[path = "../../benches/common/journal.rs"]
 mod journal;
 #[allow(dead_code)]

@@ -1,8 +1,9 @@
-//! Old formats open for ever: `tests/fixtures/format-N` is a store of format N, as the program of
-//! its time wrote it.
+//! Every old format stays readable: `tests/fixtures/format-N` is a store of format N, as the
+//! program of that time wrote it.
 //!
-//! A fixture has the FORMAT file and the packs. It has no index, which is built from the packs when
-//! it is opened, and no LOCK, in which there is nothing to keep. `expected.txt` says what is in it.
+//! A fixture has the FORMAT file and the packs. It has no index, because opening builds the index
+//! from the packs, and no LOCK, because that file has no lasting content. `expected.txt` says what
+//! is in the store.
 
 use crate::folder::copy;
 use std::collections::BTreeMap;
@@ -21,7 +22,7 @@ fn fixture(format: u32) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("tests/fixtures/format-{format}"))
 }
 
-/// The format that a new store has, as its FORMAT file says.
+/// The format of a new store, as its FORMAT file says.
 fn this_format() -> u32 {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("store");
@@ -30,9 +31,9 @@ fn this_format() -> u32 {
     text.lines().find_map(|line| line.strip_prefix("format = ")).unwrap().parse().unwrap()
 }
 
-// ---- What is in a fixture -----------------------------------------------------------------------
+// ---- The content of a fixture -------------------------------------------------------------------
 
-/// A line of `expected.txt`, where `-` stands for nothing.
+/// A line of `expected.txt`, in which `-` means that there is none.
 #[derive(Debug, PartialEq, Eq)]
 struct Expected {
     id: String,
@@ -146,7 +147,7 @@ fn check(store: &Store, live: &BTreeMap<String, Expected>, forgotten: &[String])
     assert_eq!(store.verify(&VerifyOptions::default()).unwrap().problems, []);
 }
 
-// ---- How a fixture is made ----------------------------------------------------------------------
+// ---- How to make a fixture ----------------------------------------------------------------------
 
 /// Writes the fixture of this program's format, to be committed when the format is released:
 ///
@@ -177,7 +178,7 @@ fn make_the_fixture() {
     store.forget(&[collected]).unwrap();
     store.gc(&GcOptions::new().max_unused_percent(0)).unwrap();
 
-    // All that a record can have.
+    // A record with every field set.
     web[20_000..30_000].fill(0);
     let options = CaptureOptions::new()
         .trigger(Trigger::Signal("SIGUSR1".to_owned()))
@@ -189,7 +190,8 @@ fn make_the_fixture() {
     label(second, "release", Some("1.1"));
     label(second, "reviewed", None);
 
-    // Another process that shares most of it, two lengths that no region size divides, zeros alone.
+    // Another process that shares most of it, two lengths that no region size divides, and one
+    // snapshot of zeros only.
     let mut vm = memory(1);
     vm.truncate(130_001);
     capture("vm", &vm, &plain.clone().trigger(Trigger::Bootstrap));
@@ -200,7 +202,7 @@ fn make_the_fixture() {
     capture("vm", &vm, &plain.clone().trigger(Trigger::Other("nightly".to_owned())));
     store.forget(&[forgotten]).unwrap();
 
-    // Differences from differences, and Zstandard beside LZ4.
+    // Differences from differences, and Zstandard as well as LZ4.
     let mut work = memory(3);
     for step in 0..5u8 {
         work[60_000 + usize::from(step)] ^= 0xFF;
@@ -223,7 +225,7 @@ fn make_the_fixture() {
     std::fs::remove_file(path.join("LOCK")).unwrap();
 }
 
-/// Text, numbers, zeros, and a little that cannot be compressed.
+/// Text, numbers, zeros, and a little incompressible data.
 fn memory(seed: u32) -> Vec<u8> {
     let mut bytes = vec![0; 4096];
     bytes.extend(b"stillframe ".iter().copied().cycle().take(50_000));

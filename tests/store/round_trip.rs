@@ -1,4 +1,4 @@
-//! Captured memory comes back as it was.
+//! A restore returns the captured memory.
 
 use stillframe::ranges::Ranges;
 use stillframe::source::{Frozen, OneMemory, Source, SourceError};
@@ -142,7 +142,7 @@ fn many_threads_capture_at_once_and_one_process_never_forks() {
     }
 }
 
-/// So many bytes of nothing, as a sparse file may have them.
+/// This many bytes of zeros, as a sparse file may have them.
 struct Sparse(u64);
 
 impl Source for Sparse {

@@ -1,4 +1,4 @@
-//! The documents: the README is short, links lead somewhere, lines have one width.
+//! The documents: the README is short, links have targets, lines have one width.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -37,7 +37,8 @@ fn prose(text: &str) -> Vec<(usize, &str)> {
     lines
 }
 
-/// The anchor that a heading gets on a forge: lower case, hyphens for spaces, no punctuation.
+/// The anchor that a code forge generates for a heading: lower case, hyphens for spaces, no
+/// punctuation.
 fn anchor(heading: &str) -> String {
     heading
         .trim()
@@ -110,7 +111,7 @@ fn prose_is_wrapped_at_one_width() {
     for document in documents() {
         let text = fs::read_to_string(&document).unwrap();
         for (number, line) in prose(&text) {
-            // Tables cannot be wrapped, nor can a line that is one word or one link.
+            // A table cannot be wrapped, nor can a line that is one word or one link.
             let is_table = line.trim_start().starts_with('|');
             let text = line.trim().trim_start_matches("- ");
             let can_be_wrapped = text.contains(' ') && !text.starts_with("![");
@@ -122,8 +123,8 @@ fn prose_is_wrapped_at_one_width() {
     assert!(long.is_empty(), "{}", long.join("\n"));
 }
 
-/// Code that needs an engine cannot be compiled by this package. The packages of the integrations compile their
-/// READMEs, so each of its lines must be in one of these.
+/// This package cannot compile code that needs an engine. The packages of the integrations compile
+/// their READMEs, so one of these must contain each line of such code.
 #[test]
 fn code_of_the_readme_that_is_not_compiled_here_is_compiled_by_an_integration() {
     let compiled = [

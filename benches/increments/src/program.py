@@ -1,4 +1,4 @@
-"""A CPython with a large structure, of which each line on its standard input changes one record in a hundred."""
+"""A CPython program with a large structure. Each line of input changes 1 % of its records."""
 
 import random
 import sys

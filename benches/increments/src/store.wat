@@ -1,5 +1,5 @@
-;; A key-value store with a log, as a small server would keep it in its memory: a hash table with
-;; chains, an allocator with free lists by size, values of text, a ring of log lines.
+;; A key-value store with a log, as in the memory of a small server: a hash table with chains, an
+;; allocator with free lists by size, values of text, and a ring buffer of log lines.
 ;;
 ;;      0  counters: requests, gets, sets, removals, bytes in use, log position
 ;;   1 Ki  64 words of 16 bytes that values and log lines are made of
@@ -36,7 +36,7 @@
     (global.set $random (i64.xor (global.get $random) (i64.shl (global.get $random) (i64.const 17))))
     (i32.rem_u (i32.wrap_i64 (i64.shr_u (global.get $random) (i64.const 33))) (local.get $below)))
 
-  ;; A key; some are asked for far more often than others, and these lie anywhere.
+  ;; A key. Some are drawn far more often than others, and their places are random.
   (func $pick_key (result i32)
     (local $rank i64)
     (local.set $rank (i64.div_u
@@ -48,7 +48,7 @@
     (i32.add (i32.const 131072)
       (i32.shl (i32.shr_u (i32.mul (local.get $key) (i32.const 0x9E3779B1)) (i32.const 16)) (i32.const 2))))
 
-  ;; What a node with a value of this length takes.
+  ;; How many bytes a node with a value of this length takes.
   (func $node_bytes (param $length i32) (result i32)
     (i32.and (i32.add (local.get $length) (i32.const 35)) (i32.const -16)))
 
@@ -75,7 +75,7 @@
     (i32.store (local.get $node) (i32.load (call $free_list (local.get $bytes))))
     (i32.store (call $free_list (local.get $bytes)) (local.get $node)))
 
-  ;; The place of the pointer to the node with this key, or of the null at the end of its chain.
+  ;; The address of the pointer to the node with this key, or of the null that ends its chain.
   (func $find (param $key i32) (result i32)
     (local $link i32) (local $node i32)
     (local.set $link (call $bucket (local.get $key)))
@@ -87,7 +87,7 @@
       (br $next))
     unreachable)
 
-  ;; Words from $to on, up to $end.
+  ;; Writes words from $to up to $end.
   (func $write_words (param $to i32) (param $end i32)
     (loop $next
       (if (i32.lt_u (i32.add (local.get $to) (i32.const 16)) (local.get $end)) (then
@@ -137,7 +137,7 @@
       (i32.store (local.get $link) (i32.load (local.get $node)))
       (call $free (local.get $node)))))
 
-  ;; 64 bytes into the ring.
+  ;; Writes 64 bytes into the ring.
   (func $log (param $key i32) (param $verb i32)
     (local $line i32)
     (local.set $line (i32.add (i32.const 8192) (i32.and (i32.load (i32.const 20)) (i32.const 65535))))
@@ -156,7 +156,7 @@
       (local.set $key (i32.add (local.get $key) (i32.const 1)))
       (br_if $next (i32.lt_u (local.get $key) (local.get $records)))))
 
-  ;; Six in ten are reads, three are writes, one removes a key; every tenth is logged.
+  ;; Of ten requests six read, three write and one removes a key. Every tenth request is logged.
   (func (export "request") (param $operations i32)
     (local $key i32) (local $verb i32)
     (call $add (i32.const 0) (i32.const 1))

@@ -1,5 +1,5 @@
-// Counts, and keeps a large table. For each line it reads it takes a step and tells the sum of all it has; a line
-// that begins with 's' also asks for a snapshot, six calls deep.
+// Counts, and keeps a large table. For each line of input it takes a step and prints the sum of all
+// its state. A line that begins with 's' also takes a snapshot, six calls deep.
 #include "wasix.h"
 
 #include <stdio.h>
@@ -20,7 +20,7 @@ static uint64_t next_random(void) {
     return bits ^ (bits >> 31);
 }
 
-// What is on the stack here must come back too.
+// A resume must restore these values on the stack too.
 static uint64_t __attribute__((noinline)) deeper(int depth, uint64_t before, int take) {
     volatile uint64_t here = before * 31 + (uint64_t)depth;
     if (depth == 0) {
@@ -33,14 +33,14 @@ static uint64_t __attribute__((noinline)) deeper(int depth, uint64_t before, int
 
 int main(int argc, char **argv) {
     uint64_t seed = argc > 1 ? strtoull(argv[1], NULL, 10) : 1;
-    // All instances have the same table to begin with, half text-like and half noise.
+    // All instances begin with the same table, half text-like and half noise.
     random_state = 42;
     for (uint32_t at = 0; at < WORDS; at++) table[at] = at % 2 ? (uint32_t)next_random() : at / 16;
     random_state = seed;
     static char line[64];
     while (fgets(line, sizeof line, stdin)) {
         steps++;
-        // Some change all over, most in one place.
+        // Some changes are spread over the table, most are in one place.
         for (int change = 0; change < CHANGES; change++) {
             uint64_t bits = next_random();
             uint32_t at = change % 8 ? (uint32_t)(bits % (WORDS / 64)) : (uint32_t)(bits % WORDS);

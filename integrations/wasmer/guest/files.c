@@ -1,4 +1,4 @@
-// Does to files what it is told, and tells what it finds. One command a line; an 's' alone asks for a snapshot.
+// Runs commands on files, one a line, and prints the results. A single 's' takes a snapshot.
 #include "wasix.h"
 
 #include <dirent.h>

@@ -1,4 +1,4 @@
-// Listens, and answers whoever connects. One command a line; 's' asks for a snapshot.
+// Listens, and replies to each client. One command a line; 's' takes a snapshot.
 #include "wasix.h"
 
 #include <stdio.h>

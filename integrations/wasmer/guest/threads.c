@@ -1,8 +1,8 @@
-// Three threads that each count, beside the one that reads lines: 's' asks for a snapshot, anything else for the
-// counts. No C library: its threads would need one that was built for them.
+// One thread reads lines, and three other threads count: 's' takes a snapshot, any other line
+// prints the counts. There is no C library, because threads would need one that was built for them.
 //
-// Each thread allows a snapshot where it calls proc_snapshot. In thread_sleep it could be taken too, but the thread
-// would not survive it.
+// Each thread allows a snapshot where it calls proc_snapshot. The runtime could take one in
+// thread_sleep too, but the thread would not survive it.
 #include <stdatomic.h>
 #include <stddef.h>
 #include <stdint.h>
@@ -47,7 +47,7 @@ __asm__(
     "call count_for_ever\n"
     "end_function\n");
 
-// It takes a step for each that is wanted; what it has is on its own stack.
+// Takes each requested step. The count is on the thread's stack.
 __attribute__((used, noinline)) void count_for_ever(struct thread_start *start) {
     volatile uint32_t mine = 0;
     for (;;) {
@@ -68,7 +68,7 @@ static uint32_t write_number(char *to, uint32_t number) {
     return length;
 }
 
-// Until all have taken every step that is wanted.
+// Waits until all threads have taken every requested step, and prints the counts.
 static void __attribute__((noinline)) tell(void) {
     for (uint32_t at = 0; at < THREADS; at++)
         while (atomic_load(&counts[at]) != atomic_load(&wanted)) {

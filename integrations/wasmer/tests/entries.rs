@@ -1,6 +1,6 @@
-//! The journal by itself, entry by entry, without an engine.
+//! The journal on its own, entry by entry, without an engine.
 
-// A helper of a test may fail as the test itself may.
+// Helpers of a test may panic, as the test itself may.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod common;
@@ -59,12 +59,12 @@ fn write(journal: &impl WritableJournal, entries: impl IntoIterator<Item = Journ
 }
 
 fn read(journal: &DynReadableJournal) -> Vec<JournalEntry<'static>> {
-    // All at once: what was read stays valid.
+    // All records are read before the first is used: a record stays valid after the next read.
     let records: Vec<_> = std::iter::from_fn(|| journal.read().unwrap()).collect();
     records.into_iter().map(|record| record.into_inner().into_owned()).collect()
 }
 
-/// The memory that a replay makes: as long as Wasmer would make it, and what is in it.
+/// The memory that a replay produces: its length as Wasmer would grow it, and its bytes.
 fn memory_of(entries: &[JournalEntry<'static>]) -> (u64, Vec<u8>) {
     let (mut grown, mut bytes) = (0, Vec::new());
     for entry in entries {
@@ -90,7 +90,8 @@ fn a_snapshot_is_read_as_module_threads_memory_and_mark_each_once() {
         &*journal,
         [module(), other_thread(2, 1), other_thread(3, 1), main_thread(1), memory(0, &plain), mark()],
     );
-    // Written over in part, at places of no region and no cell; a thread comes, goes, and is set again.
+    // Partial overwrites that are aligned to no region and no cell. A thread is set, closed and set
+    // again.
     plain[69_999..70_050].fill(4);
     plain[131_000..131_500].fill(5);
     let changed = [memory(69_999, &[3; 51]), memory(69_999, &[4; 51]), memory(131_000, &[5; 500])];
@@ -114,14 +115,15 @@ fn a_snapshot_is_read_as_module_threads_memory_and_mark_each_once() {
     assert!(matches!(others[3..], [JournalEntry::SnapshotV1 { .. }]));
     assert!(matches!(entries.last(), Some(JournalEntry::SnapshotV1 { .. })));
 
-    // Read once, it has been read; from the beginning, or the side that reads, it is the same again.
+    // A journal that was read to its end returns nothing more. From the start, or through its
+    // reading half, it returns the same entries again.
     assert!(journal.read().unwrap().is_none());
     assert_eq!(read(&*journal.as_restarted().unwrap()), entries);
     let (writer, reader) = StoreJournal::open(&vault.store, "web-1", Resume::At(taken[1])).unwrap().split();
     assert_eq!(read(&*reader), entries);
     writer.write(JournalEntry::ClearEtherealV1).unwrap();
     writer.write(main_thread(3)).unwrap();
-    // It grew.
+    // The memory grew.
     writer.write(memory(plain.len() as u64, &[6; 1 << 16])).unwrap();
     writer.write(mark()).unwrap();
     writer.flush().unwrap();

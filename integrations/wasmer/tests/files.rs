@@ -1,7 +1,7 @@
-//! Files that a guest made and has open: they are as after a replay of the whole log by Wasmer's own journal, in the
-//! order in which things happened.
+//! Files that a guest created or has open: after a resume they are as they would be if Wasmer's own
+//! journal replayed the whole log, in the order of the entries.
 
-// A helper of a test may fail as the test itself may.
+// Helpers of a test may panic, as the test itself may.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod common;
@@ -14,7 +14,7 @@ use stillframe_wasmer::Resume;
 use wasmer_wasix::WasiEnvBuilder;
 use wasmer_wasix::journal::{DynJournal, JournalEntry, LogFileJournal};
 
-/// Names all files, with sums of their contents, and says where each descriptor stands.
+/// Lists all files with checksums of their contents, and the position of each descriptor.
 const LOOK: &str = "list /tmp";
 
 struct Random(u64);
@@ -26,7 +26,7 @@ impl Random {
     }
 }
 
-/// One thing to do to files. Names and descriptors are few, so that they meet.
+/// One operation on files. There are few names and descriptors, so that operations collide.
 fn command(random: &mut Random) -> String {
     let name = |random: &mut Random| {
         let folder = ["", "", "sub/"][random.pick(3)];
@@ -49,7 +49,7 @@ fn command(random: &mut Random) -> String {
     }
 }
 
-/// The guest sees all of the file system that is made for it.
+/// The guest sees the whole file system that the host builds for it.
 fn with_files(builder: &mut WasiEnvBuilder) -> anyhow::Result<()> {
     builder.add_preopen_dir("/tmp")?;
     Ok(())
@@ -58,7 +58,7 @@ fn with_files(builder: &mut WasiEnvBuilder) -> anyhow::Result<()> {
 fn resume(guest: &Guest, journal: Arc<DynJournal>) -> anyhow::Result<Vec<String>> {
     let mut life = Life::start_with(guest, journal, &[], |builder| {
         with_files(builder)?;
-        // The log would have it printed again.
+        // Otherwise the replay of the log prints the output again.
         builder.with_skip_stdio_during_bootstrap(true);
         Ok(())
     })?;
@@ -70,7 +70,8 @@ fn resume(guest: &Guest, journal: Arc<DynJournal>) -> anyhow::Result<Vec<String>
     Ok(said)
 }
 
-/// The log with a mark after each entry: otherwise the runtime puts some off and does others at once.
+/// The log with a mark after each entry. Without the marks the runtime defers some entries and
+/// applies others immediately.
 fn in_order(entries: &[JournalEntry<'static>]) -> Vec<JournalEntry<'static>> {
     let is_state = |entry: &JournalEntry<'_>| {
         use JournalEntry as E;
@@ -92,7 +93,7 @@ fn whole_log(guest: &Guest, path: &Path, entries: &[JournalEntry<'static>]) -> a
 #[test]
 fn files_are_as_after_a_replay_of_the_whole_log() {
     let guest = Guest::build("files").unwrap();
-    // More of them: STILLFRAME_SEEDS=100
+    // Run more seeds with STILLFRAME_SEEDS=100.
     let seeds = std::env::var("STILLFRAME_SEEDS").ok().and_then(|text| text.parse().ok()).unwrap_or(4);
     for seed in 0..seeds {
         let vault = Vault::new();
@@ -129,7 +130,7 @@ fn files_are_as_after_a_replay_of_the_whole_log() {
                         }),
                     );
                 }
-                // What fails was of something that is over and superseded.
+                // Wasmer's replay failed on an entry whose effect a later entry supersedes.
                 (Ok(found), Err(_)) => {
                     assert_eq!(found[1], saw[at], "seed {seed}, snapshot {at}");
                     println!("as the guest saw it; the log cannot be replayed in any order");

@@ -1,6 +1,6 @@
-//! Journal files of Wasmer's: in and out, whole and damaged.
+//! Wasmer's journal files: import and export, whole and damaged.
 
-// A helper of a test may fail as the test itself may.
+// Helpers of a test may panic, as the test itself may.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod common;
@@ -17,16 +17,16 @@ use wasmer_wasix::journal::{JournalEntry, LogFileJournal};
 fn a_log_file_becomes_a_line_of_snapshots_and_a_snapshot_a_log_file() {
     let (vault, guest) = (Vault::new(), Guest::build("counter").unwrap());
     let path = vault.dir.path().join("web-1.journal");
-    // Two lives with Wasmer's own journal.
+    // Two runs with Wasmer's own journal.
     let mut life = Life::start(&guest, Arc::new(LogFileJournal::new(&path).unwrap()), &[]).unwrap();
     let mut said: Vec<String> = (0..3).map(|_| life.snapshot("s").unwrap()).collect();
-    // It must not end: Wasmer's journal would begin anew after that.
+    // The guest must not exit here: Wasmer's journal would start from the beginning after an exit.
     drop(life.process().snapshot_and_disable_journaling(wasmer_wasix::journal::SnapshotTrigger::Sigint));
     said.push(life.ask("s").unwrap());
     life.end().unwrap();
     let mut life = Life::start(&guest, Arc::new(LogFileJournal::new(&path).unwrap()), &[]).unwrap();
     while life.line().unwrap() != said[3] {
-        // What it printed is printed again.
+        // The replay prints the guest's output again.
     }
     said.push(life.snapshot("s").unwrap());
     life.end().unwrap();
@@ -52,7 +52,7 @@ fn a_log_file_becomes_a_line_of_snapshots_and_a_snapshot_a_log_file() {
         let regions =
             |id| vault.store.snapshot(id).unwrap().regions().unwrap().map(Result::unwrap).collect::<Vec<_>>();
         assert_eq!(regions(again.snapshots[0]), regions(*id));
-        // It is there already, and stays.
+        // The file exists already, and `export` leaves it as it is.
         assert!(matches!(export(&vault.store, *id, &path), Err(Error::File { .. })));
         let mut life = Life::start(&guest, Arc::new(LogFileJournal::new(&path).unwrap()), &[]).unwrap();
         assert_eq!(life.line().unwrap(), said[at]);
@@ -62,7 +62,7 @@ fn a_log_file_becomes_a_line_of_snapshots_and_a_snapshot_a_log_file() {
     assert!(left.into_iter().all(|name| !name.to_string_lossy().contains("partial")));
 }
 
-/// A small life: one page of memory, three marks.
+/// A short run: one page of memory and three marks.
 fn small(guest: &Guest) -> Vec<JournalEntry<'static>> {
     let vault = Vault::new();
     let spy = Spy::on(vault.journal("small", Resume::Latest));
@@ -84,7 +84,7 @@ fn a_damaged_log_file_gives_what_could_be_read_and_says_where_and_why() {
     write_log(&path, &entries);
     let whole = std::fs::read(&path).unwrap();
 
-    // Where each record begins.
+    // The offset of each record.
     let mut starts = vec![8];
     while let Some(start) = starts.last().copied().filter(|start| *start < whole.len()) {
         let length =
@@ -139,13 +139,13 @@ fn a_damaged_log_file_gives_what_could_be_read_and_says_where_and_why() {
     let vault = Vault::new();
     assert!(matches!(import(&vault.store, "small", &path), Err(Error::Damaged { at_bytes: 0, .. })));
 
-    // A mark before anything that could be resumed.
+    // A mark that comes before any state that could be resumed.
     write_log(&dir.path().join("early"), entries.iter().skip(marks[1]));
     assert!(matches!(
         import(&vault.store, "small", dir.path().join("early")),
         Err(Error::Damaged { at_bytes: 8, .. })
     ));
-    // Nothing at all is nothing.
+    // An empty file has no snapshots.
     std::fs::write(&path, []).unwrap();
     assert!(import(&vault.store, "small", &path).unwrap().snapshots.is_empty());
 }

@@ -1,6 +1,7 @@
-//! A real guest in the real engine: it counts and keeps a large table, and goes on from any of its snapshots.
+//! A real guest in the real engine: it counts, keeps a large table, and resumes from any of its
+//! snapshots.
 
-// A helper of a test may fail as the test itself may.
+// Helpers of a test may panic, as the test itself may.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod common;
@@ -17,7 +18,8 @@ use stillframe::verify::VerifyOptions;
 use stillframe_wasmer::{Resume, StoreJournal};
 use wasmer_wasix::journal::{JournalEntry, SnapshotTrigger, WritableJournal};
 
-/// What a guest says from its start on: `steps` lines, each after a snapshot, and five without.
+/// Every line that a guest prints from its start: `steps` lines, each after a snapshot, and five
+/// without.
 fn live(vault: &Vault, guest: &Guest, process: &str, steps: usize) -> Vec<String> {
     let mut life = Life::start(guest, vault.journal(process, Resume::Nothing), &[]).unwrap();
     let mut said: Vec<String> = (0..steps).map(|_| life.snapshot("s").unwrap()).collect();
@@ -37,7 +39,8 @@ fn a_guest_goes_on_from_the_latest_and_from_the_third_of_ten_snapshots() {
         assert_eq!(vault.store.snapshot(*id).unwrap().record().trigger, Trigger::Explicit);
     }
 
-    // The latest: the call that took the snapshot returns once more, and then all is as it was.
+    // Resume from the latest snapshot: the call that took it returns a second time, and all state
+    // is restored.
     let mut life = Life::start(&guest, vault.journal("web-1", Resume::Latest), &[]).unwrap();
     assert_eq!(life.line().unwrap(), said[9]);
     for line in &said[10..] {
@@ -46,7 +49,7 @@ fn a_guest_goes_on_from_the_latest_and_from_the_third_of_ten_snapshots() {
     assert_eq!(life.end().unwrap(), 0);
     assert_eq!(vault.snapshots("web-1"), taken, "nobody asked for another one");
 
-    // The third: what it says and takes from there on is a branch.
+    // Resume from the third snapshot: its later output and snapshots form a branch.
     let journal = vault.journal("web-1", Resume::At(taken[2]));
     let mut life = Life::start(&guest, journal.clone(), &[]).unwrap();
     assert_eq!(life.line().unwrap(), said[2]);
@@ -58,7 +61,7 @@ fn a_guest_goes_on_from_the_latest_and_from_the_third_of_ten_snapshots() {
     assert_eq!(vault.parent(journal.tip().unwrap()), Some(branch));
     life.end().unwrap();
 
-    // The branch is the latest now, and the old line is what it was.
+    // The branch is now the latest. The snapshots of the old line still resume as before.
     let mut life = Life::start(&guest, vault.journal("web-1", Resume::Latest), &[]).unwrap();
     assert_eq!(life.line().unwrap(), elsewhere);
     life.end().unwrap();
@@ -129,7 +132,7 @@ fn ten_instances_of_a_guest_share_their_memory_in_the_store() {
     println!("the first takes {first_bytes}, each further one {}", (stored_bytes - first_bytes) / 9);
     assert!(stored_bytes < 3 * first_bytes, "{stored_bytes} for ten, {first_bytes} for one");
 
-    // Any of them begins as another one did.
+    // A new process can resume from any snapshot of another process.
     let first = vault.snapshots("web-1")[1];
     let journal = vault.journal("clone", Resume::At(first));
     let mut life = Life::start(&guest, journal.clone(), &[]).unwrap();
@@ -157,7 +160,7 @@ fn a_runtime_that_would_begin_anew_is_told_why_instead() {
     assert!(error.to_string().contains("set_module_hash"), "{error}");
     assert_eq!(vault.snapshots("web-1"), taken);
 
-    // On purpose it may.
+    // The caller can allow it explicitly.
     let mut life = Life::start(&files, vault.journal("web-1", Resume::Nothing), &[]).unwrap();
     assert_eq!(life.snapshot("s").unwrap(), "taken 0 0");
     life.end().unwrap();
@@ -179,7 +182,8 @@ fn a_journal_that_is_cut_anywhere_resumes_from_the_last_mark_before() {
         .collect();
     assert_eq!(marks.len(), 3);
 
-    // A life is cut after every entry of the second and third snapshot: nothing of it is ever seen.
+    // The run is cut off after every entry of the second and third snapshot: no partial snapshot
+    // ever becomes visible.
     let before = vault.snapshots("web-1")[0];
     let journal = StoreJournal::open(&vault.store, "cut", Resume::At(before)).unwrap();
     journal.write(JournalEntry::ClearEtherealV1).unwrap();
@@ -190,7 +194,8 @@ fn a_journal_that_is_cut_anywhere_resumes_from_the_last_mark_before() {
         assert_eq!(vault.snapshots("cut").len(), seen, "after entry {at}");
     }
 
-    // And what is left after a cut is whole: between thread and memory, in the memory, before the mark.
+    // What remains after a cut is whole. The cuts are between thread and memory, within the memory,
+    // and before the mark.
     for (name, end) in [("thread", marks[0] + 2), ("memory", marks[1] + 9), ("mark", marks[2])] {
         let journal = StoreJournal::open(&vault.store, name, Resume::Nothing).unwrap();
         for entry in &entries[..end] {
@@ -214,7 +219,8 @@ fn triggers_are_those_of_the_runtime() {
     .unwrap();
     let first = life.ask("x").unwrap();
     let second = life.snapshot("s").unwrap();
-    // Asked from outside: it is taken where the guest next allows it, and there the process ends.
+    // A snapshot that the host requests: the runtime takes it at the next point where the guest
+    // allows one, and the process ends there.
     drop(life.process().snapshot_and_stop(SnapshotTrigger::Sigint));
     life.say("s").unwrap();
     let deadline = Instant::now() + Duration::from_secs(60);
@@ -228,7 +234,8 @@ fn triggers_are_those_of_the_runtime() {
         taken.iter().map(|id| vault.store.snapshot(*id).unwrap().record().trigger.clone()).collect();
     assert_eq!(triggers, [Trigger::FirstStdin, Trigger::Explicit, Trigger::Signal("SIGINT".to_owned())]);
 
-    // Each resumes where it was: before the first line was read, and in the middle of a step.
+    // Each snapshot resumes where it was taken: before the first line was read, and in the middle
+    // of a step.
     let mut life = Life::start(&guest, vault.journal("web-1", Resume::At(taken[0])), &[]).unwrap();
     assert_eq!(life.ask("x").unwrap(), first);
     assert_eq!(life.ask("s").unwrap(), second);
@@ -281,7 +288,7 @@ fn a_host_that_is_killed_resumes_from_what_it_was_told_or_later() {
             .unwrap();
         let mut lines = BufReader::new(child.stdout.take().unwrap()).lines().map(Result::unwrap);
         let told = lines.by_ref().filter(|line| line.contains("said ")).take(after).count();
-        // Somewhere in the next one.
+        // At some point during the next step.
         std::thread::sleep(Duration::from_millis(7 * after as u64));
         child.kill().unwrap();
         child.wait().unwrap();

@@ -1,6 +1,6 @@
-//! What else is there across a resume: other threads, and sockets.
+//! Other state across a resume: further threads, and sockets.
 
-// A helper of a test may fail as the test itself may.
+// Helpers of a test may panic, as the test itself may.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod common;
@@ -56,7 +56,7 @@ fn a_guest_listens_again_after_a_resume_and_its_connections_are_dead() {
     let (vault, guest) = (Vault::new(), Guest::build("sockets").unwrap());
     let mut life = Life::start(&guest, vault.journal("sockets", Resume::Latest), &[]).unwrap();
     let mut port = free_port();
-    // Somebody else may have been faster.
+    // Another program may have taken the port in between.
     while life.ask(&format!("listen {port}")).unwrap() != "0" {
         port = free_port();
     }
@@ -70,11 +70,11 @@ fn a_guest_listens_again_after_a_resume_and_its_connections_are_dead() {
 
     let mut life = Life::start(&guest, vault.journal("sockets", Resume::Latest), &[]).unwrap();
     assert_eq!(life.line().unwrap(), "0");
-    // The one it had is gone, and it is told so.
+    // The old connection is closed, and the guest gets an error for it.
     let said = life.ask("echo").unwrap();
     println!("a connection of the former life: {said}");
     assert!(said.starts_with("0 "), "{said}");
-    // It takes new ones.
+    // The guest accepts new connections.
     let mut stream = connect(port);
     assert_eq!(life.ask("accept").unwrap(), "0");
     echo(&mut life, &mut stream, "hello again");

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Fetches SQLite, compiled to WebAssembly, from npm into target/. Does nothing if it is there.
+# Fetches SQLite, compiled to WebAssembly, from npm into target/, if it is not there already.
 set -euo pipefail
 
 package=@sqlite.org/sqlite-wasm

@@ -1,9 +1,11 @@
-//! SQLite as a guest: what its WebAssembly build asks of a host, and SQL by way of its C interface.
+//! SQLite as a guest: the imports that its WebAssembly build needs, and SQL through its C
+//! interface.
 //!
-//! The build is the one that the SQLite project publishes on npm, made with Emscripten. A database in memory needs of
-//! its host a clock and that the memory grows. There are no files; a call of what has to do with them is a trap that says so.
+//! The build is the one that the SQLite project publishes on npm, compiled with Emscripten. For a
+//! database in memory it needs two things from the host: a clock, and memory that can grow. There
+//! are no files: a call to a file function traps with a message that says so.
 
-// Not everybody who includes this uses all of it.
+// Each file that includes this one uses only a part of it.
 #![allow(dead_code)]
 
 use std::path::PathBuf;
@@ -19,11 +21,11 @@ use wasmtime::{
 const OK: i32 = 0;
 const ROW: i32 = 100;
 const DONE: i32 = 101;
-/// As Emscripten's C library numbers its errors.
+/// The errno value of Emscripten's C library.
 const NO_SUCH_FILE: i32 = 44;
 const WASM_PAGE_BYTES: u64 = 64 << 10;
 
-/// Runs the script that fetches SQLite, and answers where it is.
+/// Runs the script that fetches SQLite, and returns the path of the module.
 pub(crate) fn fetch() -> Result<PathBuf> {
     let script = concat!(env!("CARGO_MANIFEST_DIR"), "/guest/setup.sh");
     let output = Command::new("bash").arg(script).output().with_context(|| format!("cannot run {script}"))?;
@@ -33,7 +35,7 @@ pub(crate) fn fetch() -> Result<PathBuf> {
     Ok(PathBuf::from(String::from_utf8(output.stdout)?.trim()))
 }
 
-/// SQLite, compiled, with what it asks of its host.
+/// SQLite, compiled and linked with its imports.
 pub(crate) fn compile(engine: &Engine) -> Result<InstancePre<Host>> {
     let wasm = std::fs::read(fetch()?)?;
     let prepared = prepare(&wasm)?;
@@ -45,7 +47,7 @@ pub(crate) fn compile(engine: &Engine) -> Result<InstancePre<Host>> {
     linker.func_wrap("env", "emscripten_get_now", move || started.elapsed().as_secs_f64() * 1000.0)?;
     linker.func_wrap("env", "emscripten_get_heap_max", || i32::MAX)?;
     linker.func_wrap("env", "emscripten_resize_heap", resize_heap)?;
-    // It looks for /dev/urandom, and takes the clock where there is none.
+    // SQLite tries to open /dev/urandom, and seeds from the clock if that fails.
     linker.func_wrap("env", "__syscall_openat", |_: i32, _: i32, _: i32, _: i32| -NO_SUCH_FILE)?;
     linker.func_wrap("wasi_snapshot_preview1", "environ_sizes_get", environ_sizes_get)?;
     linker.func_wrap("wasi_snapshot_preview1", "environ_get", |_: i32, _: i32| 0)?;
@@ -53,7 +55,7 @@ pub(crate) fn compile(engine: &Engine) -> Result<InstancePre<Host>> {
     Ok(linker.instantiate_pre(&module)?)
 }
 
-/// What the host's functions know.
+/// The state of the host's functions.
 #[derive(Default)]
 pub(crate) struct Host {
     memory: Option<Memory>,
@@ -64,7 +66,7 @@ pub(crate) struct Sqlite {
     pub(crate) wasm: Store<Host>,
     pub(crate) guest: Guest,
     instance: Instance,
-    /// The database, as SQLite knows it: an address in its memory.
+    /// SQLite's handle of the database: an address in its memory.
     database: i32,
 }
 
@@ -85,12 +87,13 @@ impl Sqlite {
         Ok(sqlite)
     }
 
-    /// An instance that has not been started: to become a snapshot of another one, whose database is at this address.
+    /// An instance that was not initialized, into which a snapshot of another instance is restored.
+    /// The other instance's database handle is `database`.
     pub(crate) fn unborn(compiled: &InstancePre<Host>, database: i32) -> Result<Sqlite> {
         Ok(Sqlite { database, ..Sqlite::bare(compiled)? })
     }
 
-    /// Where its database is.
+    /// The handle of its database.
     pub(crate) fn database(&self) -> i32 {
         self.database
     }
@@ -103,10 +106,10 @@ impl Sqlite {
         Ok(Sqlite { wasm, guest, instance, database: 0 })
     }
 
-    /// Runs statements and answers the rows of all of them, each with its columns joined by `|`.
+    /// Runs statements and returns the rows of all of them. A row is its columns joined by `|`.
     pub(crate) fn run(&mut self, sql: &str) -> Result<Vec<String>> {
         let text = self.push_text(sql)?;
-        // sqlite3_stmt **, and where the rest of the text begins.
+        // A `sqlite3_stmt *`, and a pointer to the rest of the text.
         let places = self.call::<i32, i32>("sqlite3_malloc", 8)?;
         let (mut rest, mut rows) = (text, Vec::new());
         loop {
@@ -160,7 +163,7 @@ impl Sqlite {
         Ok(function.call(&mut self.wasm, parameters)?)
     }
 
-    /// Text in its memory, ended by a zero.
+    /// Copies text into its memory, with a terminating zero.
     fn push_text(&mut self, text: &str) -> Result<i32> {
         let at = self.call::<i32, i32>("sqlite3_malloc", i32::try_from(text.len() + 1)?)?;
         if at == 0 {
@@ -194,7 +197,7 @@ fn milliseconds_since_1970() -> f64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0.0, |time| time.as_secs_f64() * 1000.0)
 }
 
-/// Whether the memory has so many bytes now.
+/// Grows the memory to `bytes`. Returns whether that succeeded.
 fn resize_heap(mut caller: Caller<'_, Host>, bytes: i32) -> i32 {
     let Some(memory) = caller.data().memory else { return 0 };
     let wanted_pages = u64::from(bytes.cast_unsigned()).div_ceil(WASM_PAGE_BYTES);
@@ -202,7 +205,7 @@ fn resize_heap(mut caller: Caller<'_, Host>, bytes: i32) -> i32 {
     i32::from(memory.grow(&mut caller, more_pages).is_ok())
 }
 
-/// That there are no variables, of no bytes.
+/// Reports an empty environment: no variables and no bytes.
 fn environ_sizes_get(mut caller: Caller<'_, Host>, count: u32, bytes: u32) -> Result<i32, wasmtime::Error> {
     if let Some(memory) = caller.data().memory {
         for at in [count, bytes] {

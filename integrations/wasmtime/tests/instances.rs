@@ -1,5 +1,5 @@
-//! Instances under a real engine: whatever was done to one, after a restore it is as it was in the snapshot, byte by
-//! byte and global by global, however it is restored.
+//! Instances under a real engine: after a restore an instance equals the snapshot in each byte and
+//! each global, whatever was done to it before and however it is restored.
 
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
@@ -13,8 +13,8 @@ use wasmtime::{Config, Engine, Instance, Linker, Module, Store, StoreLimits, Sto
 
 const PAGE: usize = 64 << 10;
 
-/// Has active data segments, a start function that writes more and grows the memory, hidden globals of every kind,
-/// and functions that change all of it.
+/// A module with active data segments, a start function that writes more and grows the memory,
+/// hidden globals of every kind, and functions that change all of these.
 const STATEFUL: &str = r#"(module
     (import "host" "started" (func $started))
     (memory 2 64)
@@ -91,7 +91,7 @@ struct Subject {
     guest: Guest,
 }
 
-/// All that can be seen of an instance.
+/// All observable state of an instance.
 #[derive(Clone, PartialEq)]
 struct Seen {
     memory: Vec<u8>,
@@ -143,7 +143,7 @@ impl Subject {
     }
 }
 
-/// Each way by which a snapshot becomes an instance again.
+/// Each way to turn a snapshot back into an instance.
 const WAYS: [&str; 5] =
     ["restored", "restored lazily", "of a template", "rolled back", "rolled back as a template"];
 
@@ -170,7 +170,7 @@ fn a_snapshot_becomes_an_instance_byte_by_byte_whatever_segments_and_the_start_f
     let world = World::new(STATEFUL);
     let mut subject = world.subject();
     assert_eq!(subject.store.data().started, 1);
-    // What instantiation wrote is gone in the snapshot.
+    // The bytes that instantiation wrote are overwritten in the snapshot.
     for at in [100, 104, 200, 70_000, 131_080] {
         subject.write(at, 0x0101_0101);
     }
@@ -185,7 +185,7 @@ fn a_snapshot_becomes_an_instance_byte_by_byte_whatever_segments_and_the_start_f
         assert!(other.seen() != expected);
         become_by(way, &world, &mut other, id);
         assert!(other.seen() == expected, "{way}");
-        // It goes on as the first one does.
+        // The restored instance continues as the first one does.
         let mut first = world.subject();
         become_by("restored", &world, &mut first, id);
         for subject in [&mut first, &mut other] {
@@ -220,7 +220,7 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
     prop::collection::vec(step, 1..30)
 }
 
-/// More cases by `STILLFRAME_WASMTIME_CASES`.
+/// Run more cases with `STILLFRAME_WASMTIME_CASES`.
 #[test]
 fn an_instance_that_goes_to_and_fro_between_its_snapshots_is_always_what_it_was() {
     let cases = std::env::var("STILLFRAME_WASMTIME_CASES").map_or(24, |cases| cases.parse().unwrap());
@@ -258,7 +258,7 @@ fn an_instance_that_goes_to_and_fro_between_its_snapshots_is_always_what_it_was(
                 Step::Fresh => subject = world.subject(),
             }
         }
-        // What was captured is what is stored, whatever means knew what had changed.
+        // The stored image is what was captured, whichever dirty tracking was used.
         for (id, expected) in moments {
             let image = world.vault.restore(id).unwrap().into_mapping().unwrap();
             assert!(image[..] == expected.memory[..], "{id}");
@@ -281,7 +281,7 @@ fn a_capture_costs_what_was_written_and_a_rollback_what_differs() {
     };
     assert_eq!(means, TrackMethod::WriteProtection);
 
-    // What it grows by is tracked as well.
+    // Pages that the memory grows by are tracked too.
     assert_eq!(subject.call::<i32, i32>("grow", 1), 3);
     subject.write(3 * PAGE + 20_000, 2);
     let third = world.capture(&mut subject);
@@ -296,7 +296,7 @@ fn a_capture_costs_what_was_written_and_a_rollback_what_differs() {
     let branch = world.capture(&mut subject);
     assert_eq!(branch.parent, Some(first.id));
 
-    // Restored in full it is known from the start what it is like.
+    // After a full restore the tracker knows from the start which snapshot the memory equals.
     let mut restored = world.subject();
     restored.guest.restore(&mut restored.store, &world.vault, second.id).unwrap();
     restored.write(9_000, 4);
@@ -376,7 +376,7 @@ fn many_instances_of_one_template_live_side_by_side_and_their_template_may_be_fo
         let mut expected = expected.memory.clone();
         expected[4 * number..][..4].copy_from_slice(&7i32.to_le_bytes());
         assert!(copy.seen().memory == expected, "{number}");
-        // Its parent is gone: all of it is taken.
+        // Its parent is gone, so the capture reads everything.
         assert_eq!(world.capture(copy).parent.is_none(), number == 0);
     }
 }
@@ -400,7 +400,7 @@ fn several_instances_in_one_store_and_memories_of_64_bits_are_no_trouble() {
             .unwrap();
         let grow = instance.get_typed_func::<i64, i64>(&mut store, "grow").unwrap();
         assert_eq!(grow.call(&mut store, number.into()).unwrap(), 1);
-        // More than is set aside for it.
+        // More than is reserved for the memory.
         assert_eq!(grow.call(&mut store, 70_000).unwrap(), -1);
         let id = guest.capture(&mut store, &process, &CaptureOptions::default()).unwrap().id;
         guests.push((guest, id));
@@ -413,7 +413,7 @@ fn several_instances_in_one_store_and_memories_of_64_bits_are_no_trouble() {
     }
 }
 
-// ---- What cannot be done ------------------------------------------------------------------------
+// ---- Refusals ---------------------------------------------------------------------------------
 
 fn guest_of(engine: &Engine, wasm: &[u8]) -> Result<Guest, Error> {
     let module = Module::new(engine, wasm).unwrap();

@@ -1,5 +1,5 @@
-//! SQLite under Wasmtime, as its project publishes it: a database that is captured after each statement is at each
-//! moment what it was, whichever way it is gone back to.
+//! SQLite under Wasmtime, in the build that its project publishes. The database is captured after
+//! each statement, and each way to go back to a snapshot gives the database of that moment.
 
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
@@ -28,11 +28,11 @@ fn world() -> World {
     World { _dir: dir, vault, compiled }
 }
 
-/// A statement that inserts, and later changes and removes.
+/// Statement number `nth`: early ones insert, later ones also update and delete.
 fn statement(nth: u32) -> String {
     match nth {
         0 => "CREATE TABLE page (id INTEGER PRIMARY KEY, title TEXT, body TEXT); CREATE INDEX t ON page (title)".into(),
-        // More than the memory that it begins with: it grows.
+        // More than the initial memory, so it grows.
         5 => "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 4000) \
               INSERT INTO page (title, body) SELECT 'bulk ' || i, hex(zeroblob(1500)) || i FROM n"
             .into(),
@@ -79,7 +79,7 @@ fn a_database_goes_back_to_any_statement_by_every_way_and_on_from_there() {
         if nth == 11 {
             continue;
         }
-        // The same statement comes to the same, from wherever it is run.
+        // The same statement gives the same result from each restored copy.
         for (which, sqlite) in [("rolled back", &mut wiki), ("a template's", &mut copy)] {
             sqlite.run(&statement(u32::try_from(nth).unwrap() + 1)).unwrap();
             assert_eq!(sqlite.run(CONTENT).unwrap(), moments[nth + 1].1, "{which} {nth}, and on");

@@ -1,4 +1,4 @@
-//! What the tests with a real engine have in common.
+//! Helpers that the tests with a real engine share.
 
 // Each test binary uses a part of it.
 #![allow(dead_code, unreachable_pub, clippy::unwrap_used, clippy::expect_used)]
@@ -19,7 +19,7 @@ use wasmer_wasix::journal::{
 #[allow(unused_imports)]
 pub use host::{Guest, Life};
 
-/// A store in a directory of its own.
+/// A store in a temporary directory.
 pub struct Vault {
     pub dir: tempfile::TempDir,
     pub store: Arc<Store>,
@@ -48,14 +48,14 @@ impl Vault {
         self.store.snapshot(id).unwrap().record().memory_bytes
     }
 
-    /// What the store takes on the disk.
+    /// How many bytes the store's packs use on disk.
     pub fn stored_bytes(&self) -> u64 {
         let packs = std::fs::read_dir(self.dir.path().join("vault/packs")).unwrap();
         packs.map(|pack| pack.unwrap().metadata().unwrap().len()).sum()
     }
 }
 
-/// A journal that remembers what was written to it.
+/// A journal that keeps every entry that is written to it.
 #[derive(Debug)]
 pub struct Spy {
     inner: Arc<DynJournal>,
@@ -110,7 +110,7 @@ impl Journal for Spy {
     }
 }
 
-/// Writes entries to a log file of Wasmer's own.
+/// Writes entries to a log file with Wasmer's own journal.
 pub fn write_log<'a>(path: &Path, entries: impl IntoIterator<Item = &'a JournalEntry<'static>>) {
     let log = LogFileJournal::new(path).unwrap();
     for entry in entries {
@@ -119,7 +119,7 @@ pub fn write_log<'a>(path: &Path, entries: impl IntoIterator<Item = &'a JournalE
     log.flush().unwrap();
 }
 
-/// The entries up to and with the `count`-th mark.
+/// The entries up to and including the mark number `count`.
 pub fn up_to_mark(entries: &[JournalEntry<'static>], count: usize) -> Vec<JournalEntry<'static>> {
     let marks = entries.iter().enumerate().filter(|(_, it)| matches!(it, JournalEntry::SnapshotV1 { .. }));
     let end = marks.map(|(at, _)| at).nth(count - 1).unwrap();
