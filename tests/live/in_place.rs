@@ -125,12 +125,12 @@ fn what_does_not_fit_is_refused_and_left() {
     fs::write(&short, [7; 5000]).unwrap();
     refused(&short, &["--in-place"], "expected a target of 4194304 bytes");
     assert_eq!(fs::read(&short).unwrap(), [7; 5000]);
-    refused(vault.directory.path(), &["--in-place"], "no plain file");
-    refused(Path::new("/dev/null"), &["--in-place"], "no plain file");
+    refused(vault.directory.path(), &["--in-place"], "is not a regular file");
+    refused(Path::new("/dev/null"), &["--in-place"], "is not a regular file");
     refused(&vault.directory.path().join("nothing"), &["--in-place"], "cannot look at");
     // The restore would create another file, and this process would keep the old one.
     scribble(&mut memory, 3, 9);
-    refused(&ram, &["--force"], "--in-place writes into it");
+    refused(&ram, &["--force"], "--in-place writes into the existing file");
     assert_eq!(
         vault.run(&["restore", "vm@latest", "--to", text(&ram), "--in-place", "--force"]).status.code(),
         Some(2)
