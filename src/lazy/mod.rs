@@ -37,11 +37,11 @@ pub enum Fill {
     /// A thread fills all of it: first the [working set](WorkingSet) of the snapshot or, where it has none, that of
     /// the newest snapshot of its process that has one; then the rest in the order of the addresses.
     #[default]
-    HotFirst,
+    WorkingSetFirst,
     /// A thread fills all of it in the order of the addresses.
     ByAddress,
     /// Nothing: only what is touched is read, and what lies beside it.
-    OnTouch,
+    OnFault,
 }
 
 /// How a [lazy mapping](LazyMapping) came to its bytes.
@@ -89,7 +89,7 @@ pub enum Filled {
 /// # let dir = tempfile::tempdir()?;
 /// # let store = Store::options().create(dir.path().join("vault"))?;
 /// let taken = store.process("web-1").capture(&vec![7; 1 << 20], &CaptureOptions::new())?;
-/// match store.restore(taken.id)?.into_lazy(Fill::Background) {
+/// match store.restore(taken.id)?.into_lazy(Fill::default()) {
 ///     Ok(memory) => assert_eq!(memory[5000], 7), // read at this access, if it was not filled before
 ///     Err(error) => println!("{error}"),         // userfaultfd is not available
 /// }
@@ -250,7 +250,7 @@ impl LazyMapping {
         self.serving.as_ref().is_none_or(Serving::is_filled)
     }
 
-    /// Waits until all of it is there. With [`Fill::OnTouch`], where nobody fills it, this thread does.
+    /// Waits until all of it is there. With [`Fill::OnFault`], where nobody fills it, this thread does.
     ///
     /// # Errors
     ///
