@@ -79,7 +79,7 @@ fn first_byte(store: &Store, id: SnapshotId) {
         black_box(lazy[lazy.len() / 2]);
         (returned, started.elapsed())
     };
-    for fill in [Fill::OnTouch, Fill::ByAddress] {
+    for fill in [Fill::OnFault, Fill::ByAddress] {
         let rounds: Vec<_> = (0..ROUNDS).map(|_| round(fill)).collect();
         println!(
             "  first byte, {fill:?}: {:.0} us after the call, which returned after {:.0} us (target: 1000 us)",
@@ -92,7 +92,7 @@ fn first_byte(store: &Store, id: SnapshotId) {
 /// First accesses, one after another, each to another region.
 fn touches(store: &Store, id: SnapshotId) {
     for (what, is_random) in [("scattered", true), ("upwards, a page each", false)] {
-        let lazy = store.restore(id).unwrap().into_lazy(Fill::OnTouch).unwrap();
+        let lazy = store.restore(id).unwrap().into_lazy(Fill::OnFault).unwrap();
         let mut random = 99;
         let mut times: Vec<Duration> = (0..TOUCHES)
             .map(|number| {
@@ -139,14 +139,14 @@ fn working_set(store: &Store, id: SnapshotId) {
         (started.elapsed(), lazy.touched())
     };
     let (by_address, _) = run(Fill::ByAddress);
-    let (on_touch, touched) = run(Fill::OnTouch);
+    let (on_touch, touched) = run(Fill::OnFault);
     let attachments = vec![touched.to_attachment().unwrap()];
     let bytes = attachments[0].bytes.len();
     let options = CaptureOptions::new().attachments(attachments);
     store.process("p").capture(&[1u8; PAGE_BYTES], &options).unwrap();
-    let (hot_first, _) = run(Fill::HotFirst);
+    let (hot_first, _) = run(Fill::WorkingSetFirst);
     println!(
-        "  {} touches with 20 us of work each: {:.0} ms OnTouch, {:.0} ms ByAddress, {:.0} ms HotFirst (a {} of \
+        "  {} touches with 20 us of work each: {:.0} ms OnFault, {:.0} ms ByAddress, {:.0} ms WorkingSetFirst (a {} of \
          {bytes} bytes)",
         TOUCHES / 4,
         on_touch.as_secs_f64() * 1e3,

@@ -59,7 +59,7 @@ impl Server {
             }
             Ok(true)
         };
-        if order == Fill::HotFirst {
+        if order == Fill::WorkingSetFirst {
             match WorkingSet::of(&held.shared, held.pinned.id(), held.pinned.held().process()) {
                 Ok(Some(working_set)) => {
                     for range in working_set.ranges() {

@@ -38,11 +38,11 @@ pub enum Fill {
     /// it has none, of the newest snapshot of its process that has one; then the rest in address
     /// order.
     #[default]
-    HotFirst,
+    WorkingSetFirst,
     /// A thread fills the whole mapping in address order.
     ByAddress,
     /// No thread fills it: only accessed regions and their neighbours are read.
-    OnTouch,
+    OnFault,
 }
 
 /// How a [lazy mapping](LazyMapping) was restored.
@@ -95,7 +95,7 @@ pub enum Filled {
 /// # let dir = tempfile::tempdir()?;
 /// # let store = Store::options().create(dir.path().join("vault"))?;
 /// let taken = store.process("web-1").capture(&vec![7; 1 << 20], &CaptureOptions::new())?;
-/// match store.restore(taken.id)?.into_lazy(Fill::Background) {
+/// match store.restore(taken.id)?.into_lazy(Fill::default()) {
 ///     Ok(memory) => assert_eq!(memory[5000], 7), // read at this access, if it was not filled before
 ///     Err(error) => println!("{error}"),         // userfaultfd is not available
 /// }
@@ -258,7 +258,7 @@ impl LazyMapping {
         self.serving.as_ref().is_none_or(Serving::is_filled)
     }
 
-    /// Waits until all of it is filled. With [`Fill::OnTouch`], where no thread fills it, the
+    /// Waits until all of it is filled. With [`Fill::OnFault`], where no thread fills it, the
     /// calling thread does.
     ///
     /// # Errors

@@ -174,7 +174,7 @@ impl Server {
         for _ in 0..workers::cores().min(MAX_HANDLERS) {
             threads.push(start("stillframe-lazy", |server, held, _| server.handle(held))?);
         }
-        if fill != Fill::OnTouch {
+        if fill != Fill::OnFault {
             *self.phase.lock() = Phase::Filling;
             threads.push(start("stillframe-fill", Server::fill)?);
         }

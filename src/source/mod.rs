@@ -264,19 +264,19 @@ fn owner_attachment((real, effective): (u32, u32)) -> Attachment {
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum SourceError {
-    /// There is no such process.
+    /// No live process has this pid.
     #[error("no process has the pid {pid}; it never ran or has ended")]
     NoSuchPid {
         /// The pid given.
         pid: u32,
     },
-    /// The process ended before its memory was copied.
+    /// The live process ended before its memory was copied.
     #[error("process {pid} ended during the capture; nothing was recorded")]
     LiveProcessEnded {
         /// Its pid.
         pid: u32,
     },
-    /// The kernel does not let us stop or read the process.
+    /// The kernel does not let us stop or read the live process.
     #[error("no permission to {action} process {pid}; {advice}")]
     NotPermitted {
         /// Its pid.
@@ -316,7 +316,7 @@ pub enum SourceError {
     /// It was given up, as its [`Progress`] was cancelled. All threads go on.
     #[error("interrupted before the source was opened; nothing was changed")]
     Interrupted,
-    /// The process cannot be captured whoever asks.
+    /// The live process cannot be captured, whatever the caller's rights.
     #[error("process {pid} cannot be captured: {why}")]
     Uncapturable {
         /// Its pid.
@@ -324,13 +324,13 @@ pub enum SourceError {
         /// Why not.
         why: String,
     },
-    /// The bytes of a process were asked for after it was let go.
+    /// The bytes of a live process were asked for after it was released.
     #[error("process {pid} runs again already; copy its bytes before it is released")]
     Released {
         /// Its pid.
         pid: u32,
     },
-    /// The operating system refused something else about a process.
+    /// The operating system refused something else about a live process.
     #[error("cannot {action} process {pid}")]
     LiveProcess {
         /// Its pid.

@@ -124,7 +124,10 @@ fn a_format_file_that_no_pack_can_bring_back_is_said_to_be_lost() {
         change(&archive.pack(pack), |bytes| bytes[20] ^= 1);
     }
     let error = Store::repair(&archive.path, &RepairOptions::default()).unwrap_err().to_string();
-    assert!(error.contains("no pack has a header in order") && error.contains("put back a copy"), "{error}");
+    assert!(
+        error.contains("no pack has a header in order") && error.contains("replace it by a copy"),
+        "{error}"
+    );
 }
 
 #[test]

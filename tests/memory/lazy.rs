@@ -26,7 +26,7 @@ use crate::noise::noise;
 use crate::vault::{mixed_memory as memory, new_store, say};
 
 const MIB: usize = 1 << 20;
-const FILLS: [Fill; 3] = [Fill::HotFirst, Fill::ByAddress, Fill::OnTouch];
+const FILLS: [Fill; 3] = [Fill::WorkingSetFirst, Fill::ByAddress, Fill::OnFault];
 
 fn capture(store: &Store, source: &(impl Source + ?Sized)) -> SnapshotId {
     store.process("p").capture(source, &CaptureOptions::default()).unwrap().id
@@ -206,14 +206,14 @@ fn system_calls_wait_for_the_bytes_where_that_is_allowed() {
     let (dir, store) = new_store(16 * 1024);
     let memory = memory(2 * MIB);
     let id = capture(&store, &memory);
-    let mapping = lazy(&store, id, Fill::OnTouch);
+    let mapping = lazy(&store, id, Fill::OnFault);
     let path = dir.path().join("written");
     let written = std::fs::write(&path, &mapping[..]);
     if mapping.serves_system_calls() {
         written.unwrap();
         assert!(std::fs::read(&path).unwrap() == memory);
         // So it can be captured without a reference to the bytes.
-        let mapping = lazy(&store, id, Fill::OnTouch);
+        let mapping = lazy(&store, id, Fill::OnFault);
         let live = LiveMemory::new(mapping.as_ptr(), mapping.len());
         let root = |id| store.snapshot(id).unwrap().record().root;
         assert_eq!(root(capture(&store, &live)), root(id));
@@ -244,7 +244,7 @@ fn filled_memory_is_memory_like_any_other() {
 fn a_child_does_not_get_the_mapping() {
     let (_dir, store) = new_store(16 * 1024);
     let id = capture(&store, &memory(MIB));
-    let mapping = lazy(&store, id, Fill::OnTouch);
+    let mapping = lazy(&store, id, Fill::OnFault);
     if !is_lazy(&mapping) {
         return;
     }
@@ -270,7 +270,7 @@ fn forgetting_and_gc_leave_a_mapping_alone_and_the_store_outlives_its_handle() {
     let (dir, store) = new_store(4096);
     let memory = memory(6 * MIB);
     let id = capture(&store, &memory);
-    let mapping = lazy(&store, id, Fill::OnTouch);
+    let mapping = lazy(&store, id, Fill::OnFault);
     store.forget(&[id]).unwrap();
     assert!(matches!(store.restore(id).err(), Some(Error::Store(StoreError::NoSuchSnapshot { .. }))));
     let is_done = AtomicBool::new(false);
@@ -362,7 +362,7 @@ fn what_was_touched_is_filled_first_the_next_time() {
     let (_dir, store) = new_store(16 * 1024);
     let memory = noise(4 * MIB, 1);
     let first = capture(&store, &memory);
-    let mapping = lazy(&store, first, Fill::OnTouch);
+    let mapping = lazy(&store, first, Fill::OnFault);
     if !is_lazy(&mapping) {
         return;
     }
@@ -386,7 +386,7 @@ fn what_was_touched_is_filled_first_the_next_time() {
     // A snapshot uses its own set, or the newest one of its process, whether that was taken before
     // or after.
     for id in [first, second, third] {
-        let mapping = lazy(&store, id, Fill::HotFirst);
+        let mapping = lazy(&store, id, Fill::WorkingSetFirst);
         mapping.wait_until_filled().unwrap();
         assert!(mapping.touched().ranges().starts_with(working_set.ranges()), "{:?}", mapping.touched());
         assert!(mapping[..] == memory[..]);
@@ -413,7 +413,7 @@ fn the_order_of_filling_is_that_of_the_working_set() {
     let progress = Progress::new()
         .cancel_when(cancel)
         .on_advance(move |done_bytes, _| flag.store(done_bytes >= 3 * 4096, Ordering::Relaxed));
-    let restored = store.restore(id).unwrap().progress(progress).into_lazy(Fill::HotFirst);
+    let restored = store.restore(id).unwrap().progress(progress).into_lazy(Fill::WorkingSetFirst);
     if let Err(Error::Interrupted) = restored {
         return;
     }
@@ -437,7 +437,7 @@ fn a_working_set_that_cannot_be_read_is_done_without() {
     let attachment = Attachment { name: WorkingSet::ATTACHMENT.to_owned(), bytes: vec![9; 20] };
     let options = CaptureOptions::new().attachments([attachment]);
     let id = store.process("p").capture(&memory, &options).unwrap().id;
-    let mapping = lazy(&store, id, Fill::HotFirst);
+    let mapping = lazy(&store, id, Fill::WorkingSetFirst);
     mapping.wait_until_filled().unwrap();
     assert!(mapping[..] == memory[..]);
 }
@@ -450,7 +450,7 @@ fn an_image_may_be_empty_or_larger_than_the_memory_of_the_machine() {
     std::fs::File::create(&path).unwrap().set_len(1 << 40).unwrap();
     let large = capture(&store, &stillframe::source::FileSource::new(&path));
     // A terabyte of zeros restores too.
-    let mapping = lazy(&store, large, Fill::OnTouch);
+    let mapping = lazy(&store, large, Fill::OnFault);
     assert_eq!(mapping[1 << 39], 0);
     drop(mapping);
     for fill in FILLS {
@@ -533,7 +533,7 @@ fn child() {
     let id = store.find("latest").unwrap();
     let snapshot = store.snapshot(id).unwrap();
     let is_readable = |range: AddressRange| snapshot.read_range(range, &mut std::io::sink()).is_ok();
-    let fill = if does.starts_with("touch") { Fill::OnTouch } else { Fill::ByAddress };
+    let fill = if does.starts_with("touch") { Fill::OnFault } else { Fill::ByAddress };
     let mapping = match store.restore(id).unwrap().into_lazy(fill) {
         Ok(mapping) => mapping,
         // A restore that fills at once reports the damage here.
@@ -568,7 +568,7 @@ fn child() {
             say(&format!("error: {}", mapping.error().unwrap()));
         }
         say(&format!("touched, and found {}", mapping[at.start]));
-    } else if fill == Fill::OnTouch {
+    } else if fill == Fill::OnFault {
         let written = std::fs::write("/dev/null", &mapping[..]).is_ok();
         say(&format!("a system call: {written}"));
     }
@@ -600,7 +600,7 @@ fn damage(store: &Path) {
 fn store_of(memory: &[u8]) -> (tempfile::TempDir, std::path::PathBuf, bool) {
     let (dir, store) = new_store(16 * 1024);
     let id = capture(&store, memory);
-    let is_lazy = is_lazy(&lazy(&store, id, Fill::OnTouch));
+    let is_lazy = is_lazy(&lazy(&store, id, Fill::OnFault));
     let path = store.info().path;
     (dir, path, is_lazy)
 }

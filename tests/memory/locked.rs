@@ -17,7 +17,7 @@ use crate::vault::say;
 use crate::whole_error::whole_error;
 
 const MIB: usize = 1 << 20;
-const FILLS: [Fill; 3] = [Fill::HotFirst, Fill::ByAddress, Fill::OnTouch];
+const FILLS: [Fill; 3] = [Fill::WorkingSetFirst, Fill::ByAddress, Fill::OnFault];
 const CHILD_DOES: &str = "STILLFRAME_LOCKED_CHILD";
 
 // ---- In a child ---------------------------------------------------------------------------------
@@ -100,10 +100,10 @@ fn lazy(Setting { store, id, image, .. }: &Setting) {
     for fill in FILLS {
         let mapping = store.restore(*id).unwrap().into_lazy(fill).unwrap();
         say(&format!("{:?}", mapping.filled()));
-        if fill == Fill::OnTouch && *mapping.filled() == Filled::Lazily {
+        if fill == Fill::OnFault && *mapping.filled() == Filled::Lazily {
             assert_eq!(pages_there(&mapping), 0, "nobody has touched it");
         }
-        if fill == Fill::OnTouch && mapping.serves_system_calls() {
+        if fill == Fill::OnFault && mapping.serves_system_calls() {
             // A part is locked as a whole; then its protection is removed and set again, which
             // populates locked memory.
             let part = &mapping[MIB..3 * MIB];
@@ -134,7 +134,7 @@ fn in_place(Setting { store, id, image, .. }: &Setting) {
         memory.bytes_mut()[MIB..].fill(9);
         let filled = memory.restore_lazily(store.restore(*id).unwrap(), fill).unwrap();
         say(&format!("{filled:?}"));
-        if fill == Fill::OnTouch && filled == Filled::Lazily {
+        if fill == Fill::OnFault && filled == Filled::Lazily {
             assert_eq!(pages_there(memory.bytes_mut()), 0, "nobody has touched it");
         }
         assert!(*memory.bytes_mut() == image[..], "{fill:?}");
@@ -222,7 +222,7 @@ fn errors(Setting { store, id, image, .. }: &Setting) {
         }
     };
     says_why(whole_error(&why));
-    says_why(whole_error(&large.into_lazy(Fill::OnTouch).unwrap_err()));
+    says_why(whole_error(&large.into_lazy(Fill::OnFault).unwrap_err()));
     drop(held);
     if may_lock_bytes() < 64 << 20 {
         return say("too little for a capture with its threads");
@@ -237,7 +237,7 @@ fn errors(Setting { store, id, image, .. }: &Setting) {
 /// with locked memory.
 fn foreign(Setting { store, id, image, .. }: &Setting) {
     const UFFDIO_ZEROPAGE: u32 = 0xc020_aa04;
-    let mapping = store.restore(*id).unwrap().into_lazy(Fill::OnTouch).unwrap();
+    let mapping = store.restore(*id).unwrap().into_lazy(Fill::OnFault).unwrap();
     if *mapping.filled() != Filled::Lazily {
         return say("not lazy");
     }

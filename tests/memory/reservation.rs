@@ -99,7 +99,7 @@ fn a_memory_that_grows_shrinks_and_goes_to_and_fro_is_what_a_vector_would_be() {
                 }
                 Step::RestoreLazily(nth) => {
                     let Some((id, image)) = chosen(nth) else { continue };
-                    memory.restore_lazily(store.restore(id).unwrap(), Fill::OnTouch).unwrap();
+                    memory.restore_lazily(store.restore(id).unwrap(), Fill::OnFault).unwrap();
                     expected = image;
                 }
                 Step::Instantiate(nth) => {
@@ -167,7 +167,7 @@ fn what_is_filled_on_first_touch_is_tracked_when_it_is_filled() {
     let image = noise(4 * MIB, 2);
     let first = store.process("p").capture(&image, &CaptureOptions::default()).unwrap().id;
     let mut memory = Reservation::new(8 * MIB, 0).unwrap();
-    let filled = memory.restore_lazily(store.restore(first).unwrap(), Fill::OnTouch).unwrap();
+    let filled = memory.restore_lazily(store.restore(first).unwrap(), Fill::OnFault).unwrap();
     memory.set_length_bytes(5 * MIB).unwrap();
     if filled == Filled::Lazily {
         assert!(!memory.is_filled());
@@ -183,7 +183,7 @@ fn what_is_filled_on_first_touch_is_tracked_when_it_is_filled() {
         assert_eq!((next.changed_regions, next.tracking), (1, Tracking::By(TrackMethod::WriteProtection)));
     }
     // Dropped before the first access.
-    memory.restore_lazily(store.restore(first).unwrap(), Fill::OnTouch).unwrap();
+    memory.restore_lazily(store.restore(first).unwrap(), Fill::OnFault).unwrap();
 }
 
 #[test]
@@ -197,7 +197,7 @@ fn a_snapshot_for_which_not_enough_is_set_aside_is_refused_and_nothing_changes()
     for refused in [
         memory.set_length_bytes(513 * KIB),
         memory.restore(store.restore(id).unwrap()),
-        memory.restore_lazily(store.restore(id).unwrap(), Fill::OnTouch).map(drop),
+        memory.restore_lazily(store.restore(id).unwrap(), Fill::OnFault).map(drop),
         memory.instantiate(&template),
         memory.rollback(store.rollback(id).unwrap()).map(drop),
     ] {

@@ -68,7 +68,7 @@ enum Step {
 
 fn walk() -> impl Strategy<Value = (u32, Vec<Step>)> {
     let nth = || 0usize..12;
-    let fill = prop_oneof![Just(Fill::HotFirst), Just(Fill::ByAddress), Just(Fill::OnTouch)];
+    let fill = prop_oneof![Just(Fill::WorkingSetFirst), Just(Fill::ByAddress), Just(Fill::OnFault)];
     let parent =
         prop_oneof![6 => Just(Parent::Basis), 2 => nth().prop_map(Parent::Any), 1 => Just(Parent::None)];
     let step = prop_oneof![
@@ -375,14 +375,14 @@ fn a_memory_that_is_not_filled_becomes_another_one_while_a_forked_child_lives() 
         ("restore", Box::new(|memory| memory.restore(store.restore(odd).unwrap()))),
         (
             "restore lazily",
-            Box::new(|memory| memory.restore_lazily(store.restore(odd).unwrap(), Fill::OnTouch).map(drop)),
+            Box::new(|memory| memory.restore_lazily(store.restore(odd).unwrap(), Fill::OnFault).map(drop)),
         ),
         ("roll back", Box::new(|memory| memory.rollback(store.rollback(odd).unwrap()).map(drop))),
         ("resize", Box::new(|memory| memory.set_length_bytes(200 * KIB + 100))),
     ];
     for (name, way) in ways {
         let mut memory = Reservation::new(MIB, 0).unwrap();
-        let filled = memory.restore_lazily(store.restore(large).unwrap(), Fill::OnTouch).unwrap();
+        let filled = memory.restore_lazily(store.restore(large).unwrap(), Fill::OnFault).unwrap();
         if filled != Filled::Lazily {
             return eprintln!("passed over: {filled:?}");
         }

@@ -132,7 +132,7 @@ fn a_child_gets_an_error_from_every_call_and_changes_nothing() {
                 said("restore", store.restore(id)),
                 said("mapping", mapping.into_mapping()),
                 said("slice", slice.into_slice(&mut memory)),
-                said("lazy", lazy.into_lazy(Fill::OnTouch)),
+                said("lazy", lazy.into_lazy(Fill::OnFault)),
                 said("roll back", back.slice(&mut memory)),
                 said("layout", snapshot.address_space()),
                 said("regions", regions.collect::<Result<Vec<_>, _>>()),
@@ -204,7 +204,7 @@ fn templates_instances_and_filled_lazy_mappings_are_memory_in_a_child_too() {
     let store = Store::options().create(dir.path().join("vault")).unwrap();
     let id = capture(&store, "p", 1).unwrap();
     let template = store.template(id).unwrap();
-    let lazy = store.restore(id).unwrap().into_lazy(Fill::HotFirst);
+    let lazy = store.restore(id).unwrap().into_lazy(Fill::WorkingSetFirst);
     let lazy = lazy.unwrap();
     lazy.wait_until_filled().unwrap();
     let expected = noise(100_000, 1);

@@ -151,7 +151,7 @@ fn become_by(way: &str, world: &World, subject: &mut Subject, id: SnapshotId) {
     let Subject { store, guest, .. } = subject;
     match way {
         "restored" => guest.restore(store, &world.vault, id).unwrap(),
-        "restored lazily" => drop(guest.restore_lazily(store, &world.vault, id, Fill::OnTouch).unwrap()),
+        "restored lazily" => drop(guest.restore_lazily(store, &world.vault, id, Fill::OnFault).unwrap()),
         "of a template" => {
             guest.instantiate(store, &Template::new(&world.vault, id).unwrap()).unwrap();
         }
@@ -459,7 +459,7 @@ fn a_snapshot_of_something_else_is_refused_and_nothing_changes() {
     {
         for error in [
             guest.restore(store, &world.vault, id).unwrap_err(),
-            guest.restore_lazily(store, &world.vault, id, Fill::OnTouch).unwrap_err(),
+            guest.restore_lazily(store, &world.vault, id, Fill::OnFault).unwrap_err(),
             guest.rollback(store, &world.vault, id).unwrap_err(),
         ] {
             assert!(error.to_string().contains(said), "{error}");

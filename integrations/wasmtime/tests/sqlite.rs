@@ -72,7 +72,7 @@ fn a_database_goes_back_to_any_statement_by_every_way_and_on_from_there() {
         );
         copy.guest.restore(&mut copy.wasm, &world.vault, *id).unwrap();
         assert_eq!(&copy.run(CONTENT).unwrap(), content, "restored {nth}");
-        copy.guest.restore_lazily(&mut copy.wasm, &world.vault, *id, Fill::OnTouch).unwrap();
+        copy.guest.restore_lazily(&mut copy.wasm, &world.vault, *id, Fill::OnFault).unwrap();
         assert_eq!(&copy.run(CONTENT).unwrap(), content, "restored lazily {nth}");
         copy.guest.instantiate(&mut copy.wasm, &Template::new(&world.vault, *id).unwrap()).unwrap();
         assert_eq!(&copy.run(CONTENT).unwrap(), content, "a template's {nth}");
