@@ -645,7 +645,7 @@ fn a_name_that_names_no_snapshot_is_told_apart_from_one_that_cannot() {
         };
         for (code, expected, name) in [
             (3, &*unknown, &*unknown),
-            (3, "q@latest", "q@latest"),
+            (3, "of a process \"q\"", "q@latest"),
             (3, "p~7", "p~7"),
             (2, "at least 4", &id[..3]),
             (2, "hex", "nothex"),

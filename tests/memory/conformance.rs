@@ -26,7 +26,9 @@ fn new_store() -> (tempfile::TempDir, Store) {
 
 /// Memory with holes in it.
 fn memory() -> Vec<u8> {
-    (0..LENGTH).map(|at| if at / 50_000 % 2 == 0 { (at * at >> 7) as u8 } else { 0 }).collect()
+    let mut bytes = crate::noise::noise(LENGTH, 5);
+    bytes.chunks_mut(50_000).skip(1).step_by(2).for_each(|hole| hole.fill(0));
+    bytes
 }
 
 // ---- Sources ------------------------------------------------------------------------------------
@@ -45,7 +47,7 @@ impl OneMemory for Copied {
 
     fn copy_out(&self, offset_bytes: u64, buffer: &mut [u8]) -> Result<(), SourceError> {
         let skew = if offset_bytes > 0 { self.skew } else { 0 };
-        let start = offset_bytes as usize - skew;
+        let start = usize::try_from(offset_bytes).unwrap() - skew;
         buffer.copy_from_slice(&self.bytes[start..][..buffer.len()]);
         Ok(())
     }
