@@ -412,7 +412,7 @@ fn a_process_that_does_not_fit_is_left_as_it_was_and_says_what_differs() {
         return;
     }
     let (_dir, store) = new_store();
-    for (command, expected) in [("n", "has grown by|is new"), ("u", "is gone"), ("h", "[heap]) has grown")] {
+    for (command, expected) in [("n", "has grown by|is new"), ("h", "[heap]) has grown")] {
         let mut program = Program::c("");
         program.ask("g");
         let id = capture(&store, &program);
@@ -421,14 +421,20 @@ fn a_process_that_does_not_fit_is_left_as_it_was_and_says_what_differs() {
         let found = misfit(&store, id, program.pid()).join("; ");
         assert!(expected.split('|').any(|expected| found.contains(expected)), "{command}: {found}");
         assert_eq!(program.ask("?"), "2 whole", "{command}");
-        // New memory may stay; missing memory cannot be restored.
-        let rollback = store.rollback(id).unwrap().leave_new_memory(true).live_process(program.pid());
-        assert_eq!(rollback.is_ok(), matches!(command, "n" | "h"), "{command}: {rollback:?}");
-        let generation = if rollback.is_ok() { "1 whole" } else { "2 whole" };
-        assert_eq!(program.ask("?"), generation, "{command}");
+        // New memory may stay.
+        store.rollback(id).unwrap().leave_new_memory(true).live_process(program.pid()).unwrap();
+        assert_eq!(program.ask("?"), "1 whole", "{command}");
         // The heap had grown and been written, and the C library relies on zeros there.
         assert_eq!(program.ask("c"), "0", "{command}");
     }
+    // Memory that the process has unmapped since is mapped again.
+    let mut program = Program::c("");
+    program.ask("g");
+    let id = capture(&store, &program);
+    program.ask("u");
+    program.ask("g");
+    store.rollback(id).unwrap().live_process(program.pid()).unwrap();
+    assert_eq!(program.ask("?"), "1 whole");
 }
 
 #[test]
@@ -623,11 +629,12 @@ fn the_command_rolls_back_and_says_what_it_did_and_the_next_snapshot_follows() {
     let text = String::from_utf8(output.stdout).unwrap();
     assert!(text.contains("rolled back") && text.contains(&format!("process {pid}")), "{text}");
 
-    program.ask("u");
+    program.ask("n");
     let output = vault.run(&["restore", &first, "--into-pid", &pid]);
     let stderr = String::from_utf8(output.stderr).unwrap();
     assert_eq!((output.status.code(), output.stdout.len()), (Some(6), 0), "{stderr}");
-    assert!(stderr.starts_with("stillframe: process ") && stderr.contains("is gone"), "{stderr}");
+    let is_named = stderr.contains("is new") || stderr.contains("has grown by");
+    assert!(stderr.starts_with("stillframe: process ") && is_named, "{stderr}");
     program.signal(Signal::KILL);
     program.child.wait().unwrap();
     assert_eq!(vault.run(&["restore", &first, "--into-pid", &pid]).status.code(), Some(6));
