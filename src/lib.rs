@@ -40,60 +40,61 @@
 //! | process | a named line of snapshots, of whatever memory: `web-1`, `vm-7` |
 //! | live process | a process of the operating system, named by its pid |
 //! | address space | the mappings of a process: address range, protection, kind, name |
-//! | region | a chunk of a mapping, 16 KiB by default, counted from the mapping's start; the unit of deduplication |
-//! | snapshot | the record of one moment: mappings and, by way of tables, the hash of every region |
-//! | image | what a restore writes: all captured mappings, one after the other |
+//! | region | a chunk of a mapping, counted from its start; 16 KiB by default; the deduplicated unit |
+//! | snapshot | the record of one moment: its mappings and, in tables, the hash of every region |
+//! | image | the bytes that a restore writes: all captured mappings, side by side |
 //! | pack | an append-only file of objects: regions, tables, records and others |
-//! | index | a sled database that says where each object is; a cache that can be rebuilt from the packs |
+//! | index | a sled database with the place of each object; a cache that can be rebuilt from the packs |
 //!
 //! # Where to start
 //!
 //! - *Capture*: [`Process::capture`] takes any [`Source`](source::Source): bytes,
-//!   [`FileSource`](source::FileSource), [`LiveProcessSource`](source::LiveProcessSource)
-//!   (a live process), [`CoreSource`](source::CoreSource) (a core file), [`LiveMemory`] (memory of this process that
-//!   others write meanwhile).
+//!   [`FileSource`](source::FileSource), [`LiveProcessSource`](source::LiveProcessSource) (a live
+//!   process), [`CoreSource`](source::CoreSource) (a core file), [`LiveMemory`] (memory of this
+//!   process that others write meanwhile).
 //! - *Dirty tracking*: a further snapshot stores only what changed. It also takes time only for
-//!   that when the dirty pages are known. [`DirtyRanges`](track::DirtyRanges) takes the dirty ranges or the dirty bitmap
-//!   of a hypervisor. [`LiveMemory`] uses the kernel's write protection. [`Process::start_capture`]
-//!   returns as soon as the dirty memory is copied.
+//!   that when the dirty pages are known. [`DirtyRanges`](track::DirtyRanges) takes the dirty
+//!   ranges or the dirty bitmap of a hypervisor. [`LiveMemory`] uses the kernel's write protection.
+//!   [`Process::start_capture`] returns as soon as the dirty memory is copied.
 //! - *Restore*: [`Store::restore`] decodes into a mapping, a slice or a file.
 //!   [`Restore::into_lazy`] maps the memory at once and fills it on page faults.
-//!   [`Store::template`] restores once and gives copy-on-write instances.
+//!   [`Store::template`] restores once and makes copy-on-write instances.
 //! - *Rollback*: [`Store::rollback`] writes only what differs, into memory of this process or into
 //!   a live process.
 //! - *Memory in place*: [`Reservation`] keeps a growing memory at one address, for WebAssembly
 //!   engines.
 //! - *The past*: [`Store::diff`] and [`Store::history`] compare snapshots without restoring them.
 //!
-//! The root of the crate has what is used daily. Each verb and each kind of thing has a module, with its
-//! options, its report and its error: [`source`], [`capture`], [`track`]; [`restore`], [`lazy`], [`template`],
-//! [`rollback`], [`coredump`]; [`store`], [`snapshot`], [`record`], [`diff`], [`history`]; [`forget`], [`gc`];
-//! [`verify`], [`repair`], [`migrate`].
+//! The root of the crate has the types of daily use. Each verb and each kind of object has a module
+//! with its options, its report and its error: [`source`], [`capture`], [`track`]; [`restore`],
+//! [`lazy`], [`template`], [`rollback`], [`coredump`]; [`store`], [`snapshot`], [`record`],
+//! [`diff`], [`history`]; [`forget`], [`gc`]; [`verify`], [`repair`], [`migrate`].
 //!
 //! # Threads and processes
 //!
 //! A [`Store`] is `Send + Sync`. Captures of different processes run in parallel; captures of the
 //! same process queue. One process of the operating system owns a store at a time. Another one that
-//! opens it gets [`StoreError::Owned`](store::StoreError::Owned), or waits ([`StoreOptions::wait`]).
+//! opens it gets [`StoreError::Owned`](store::StoreError::Owned), or waits
+//! ([`StoreOptions::wait`]).
 //!
 //! # Guarantees
 //!
-//! When [`Process::capture`] or [`PendingCapture::wait`](capture::PendingCapture::wait) returns, the snapshot is durable. Every
-//! read is checked. A crash at any moment loses nothing acknowledged. `docs/reliability.md` names
-//! the test behind each guarantee, `docs/design.md` explains the mechanisms, `docs/format.md`
-//! specifies the files; on docs.rs they are in the module `docs`.
+//! When [`Process::capture`] or [`PendingCapture::wait`](capture::PendingCapture::wait) returns,
+//! the snapshot is durable. Every read is checked. A crash at any moment loses no acknowledged
+//! snapshot. `docs/reliability.md` names the test behind each guarantee, `docs/design.md` explains
+//! the mechanisms, `docs/format.md` specifies the files; on docs.rs they are in the module `docs`.
 //!
 //! # Features
 //!
 //! - `cli` (default): what the `stillframe` command needs. Use `default-features = false` for the
 //!   library alone.
-//! - `conformance`: tests that each implementation of `Source` and of `Tracker` can run.
-//! - `fault-injection`: for tests, of this crate and of yours; see the module of that name. Do not
+//! - `conformance`: tests for your own implementations of `Source` and `Tracker`.
+//! - `fault-injection`: for tests of this crate and of yours; see the module of that name. Do not
 //!   ship it.
-//! - `fuzzing`: what the fuzz targets of this crate call. Do not ship it.
+//! - `fuzzing`: the functions that the fuzz targets of this crate call. Do not ship it.
 #![deny(missing_docs)]
 
-/// The code of the README compiles.
+/// A doc-test compiles the code of the README.
 #[cfg(doctest)]
 #[doc = include_str!("../README.md")]
 struct Readme;
@@ -154,7 +155,7 @@ pub mod units;
 pub mod verify;
 mod workers;
 
-/// Stands between a store and its files, so that a test may watch what it does with them, and have it fail.
+/// Intercepts the file operations of a store, so that a test can observe them and make them fail.
 ///
 /// ```
 /// use std::io;

@@ -1,4 +1,4 @@
-//! What the tracker of a source knows about one capture.
+//! The dirty ranges of one capture, from the tracker of the source.
 
 use std::sync::Arc;
 
@@ -29,7 +29,7 @@ impl Changes {
         parent: Option<&Reference>,
         shared: &Shared,
     ) -> Result<Changes, Error> {
-        // What cannot be read a tracker may find out first.
+        // The tracker may be the first to find memory that cannot be read.
         let taken = tracker.as_ref().map(|tracker| tracker.take(space, parent.map(|parent| parent.id)));
         space.set_unreadable(frozen.left_out().into_iter().map(|left_out| left_out.range));
         let DirtySet { number, changes } = match taken {
@@ -54,7 +54,7 @@ impl Changes {
         })
     }
 
-    /// Tells the tracker that the snapshot is durable.
+    /// Informs the tracker that the snapshot is durable.
     pub(super) fn committed(&self, id: SnapshotId) {
         if let Some((tracker, number)) = &self.acknowledge {
             tracker.committed(*number, id);

@@ -1,8 +1,9 @@
-//! What a capture counts.
+//! The counters of a capture.
 
 use std::ops::AddAssign;
 
-/// The counts of one capture, or of a part of it. [`CaptureStats`](super::CaptureStats) says what each means.
+/// The counts of one capture, or of a part of it. [`CaptureStats`](super::CaptureStats) defines
+/// each.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct CaptureCounts {
     pub(super) zero_bytes: u64,

@@ -1,19 +1,19 @@
-//! Regions of a piece that are worked on, side by side in a buffer.
+//! The regions of a piece that a worker processes, side by side in a buffer.
 
 use std::ops::Range;
 
 use super::piece::Piece;
 
-/// Some regions of a piece side by side, without those between them.
+/// Some regions of a piece, stored side by side without the regions between them.
 pub(super) struct Dense<'a> {
     pub(super) piece: &'a Piece,
-    /// From the beginning of the table, ascending.
+    /// Region numbers, counted from the beginning of the table. Invariant: ascending.
     pub(super) regions: &'a [usize],
     pub(super) region_bytes: usize,
 }
 
 impl Dense<'_> {
-    /// What a region covers of the mapping.
+    /// The range of the mapping that a region covers.
     pub(super) fn range_of(&self, region: usize) -> Range<u64> {
         let start = self.piece.offset_bytes + ((region - self.piece.first_region) * self.region_bytes) as u64;
         start..self.piece.end_bytes().min(start + self.region_bytes as u64)
@@ -25,7 +25,7 @@ impl Dense<'_> {
         self.regions.len().saturating_sub(1) * self.region_bytes + last_bytes
     }
 
-    /// Where a range is that lies in these regions alone.
+    /// The position in the buffer of a range that lies within these regions.
     pub(super) fn place(&self, range: &Range<u64>) -> Range<usize> {
         let range = self.piece.place(range);
         let first = self.piece.first_region + range.start / self.region_bytes;
@@ -34,7 +34,8 @@ impl Dense<'_> {
         start..start + range.len()
     }
 
-    /// Where what a range of the piece shares with each of these regions is.
+    /// The positions in the buffer of the parts of `range`: one part for each region that the range
+    /// overlaps.
     pub(super) fn parts(&self, range: &Range<u64>) -> impl Iterator<Item = Range<usize>> {
         let first = self.regions.partition_point(|region| self.range_of(*region).end <= range.start);
         self.regions[first..].iter().map_while(move |region| {

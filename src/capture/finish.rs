@@ -1,4 +1,5 @@
-//! The second step of a capture: what was copied is worked on, and the record is written.
+//! The second step of a capture: regions are made of the copied bytes and stored, and the record is
+//! written.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -27,7 +28,7 @@ use crate::store::packs::object::ObjectKind;
 use crate::store::read::{Check, Reader};
 use crate::text::shorten;
 
-/// A capture after its first step: nothing needs the source any more.
+/// A capture after its first step. It does not need the source any more.
 pub(crate) struct Begun {
     pub(super) shared: Arc<Shared>,
     pub(super) lane: LaneGuard,
@@ -37,7 +38,7 @@ pub(crate) struct Begun {
     pub(super) labels: Labels,
     pub(super) failures_before: u64,
     pub(super) time: Timestamp,
-    /// Where the snapshot stands among the others.
+    /// The position of the snapshot in the order of all snapshots.
     pub(super) moment: Timestamp,
     pub(super) clock_behind: Option<Duration>,
     pub(super) space: AddressSpace,
@@ -54,7 +55,7 @@ pub(crate) struct Begun {
 }
 
 impl Begun {
-    /// The second step.
+    /// Runs the second step.
     pub(crate) fn finish(self) -> Result<CaptureStats, Error> {
         let Begun { shared, mut space, parent, reference, mut attachments, mut left_out, .. } = self;
         let reference = reference.as_ref();
@@ -135,14 +136,15 @@ impl Begun {
     }
 }
 
-/// What could not be copied, beside what was known to be left out.
+/// The memory that could not be copied and is not already listed as left out.
 fn refused(space: &AddressSpace, unreadable: &Ranges) -> Vec<LeftOut> {
     let known: Ranges = space.unreadable().iter().copied().collect();
     let refused = unreadable.difference(&known);
     refused.addresses().map(|range| LeftOut { range, why: WhyLeftOut::Refused }).collect()
 }
 
-/// An error if two attachments have the same name, or one has a name that says when a snapshot was taken.
+/// Fails if two attachments have the same name, or if one has a name that is reserved for the time
+/// of a snapshot.
 pub(crate) fn check_attachment_names(attachments: &[Attachment]) -> Result<(), StoreError> {
     for (at, attachment) in attachments.iter().enumerate() {
         if attachment.name.starts_with(MOMENT_PREFIX) {

@@ -1,4 +1,4 @@
-//! Capture: a source becomes a snapshot.
+//! Capture: makes a snapshot of a source.
 //!
 //! ```text
 //! open the source ─> pieces of tables ─┬─> hash ─> equal to the parent's? ─> pin, look up ─┐
@@ -85,34 +85,36 @@ use crate::units::AddressRange;
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct CaptureOptions {
-    /// Why it is taken.
+    /// Why the snapshot is taken.
     pub trigger: Trigger,
-    /// Labels to begin with; they can be changed later.
+    /// The initial labels. They can be changed later.
     pub labels: Labels,
-    /// Address ranges to leave out (scratch buffers, secrets): they are restored as zeros.
+    /// Address ranges to leave out (scratch buffers, secrets). They are restored as zeros.
     pub exclude: Vec<AddressRange>,
-    /// The snapshot that the memory comes from; the newest one of the process if `None`. To be named after
-    /// a [rollback](crate::Rollback), so that history branches where the memory did and only
-    /// what changed since is looked at, and where the memory began as that of another process.
+    /// The snapshot that the memory comes from; if `None`, the newest snapshot of the process. Set
+    /// this after a [rollback](crate::Rollback), so that the history branches where the memory did,
+    /// and only later changes are read. Also set it if the memory started as a copy of another
+    /// process.
     pub parent: Option<SnapshotId>,
-    /// For the first snapshot of a process: the process whose newest snapshot is most like it, so that
-    /// what both have is compared and what differs a little is stored as a difference: then bytes of that process stay in
-    /// the store as long as this one's snapshots, also when its own are forgotten ([`GcOptions::erase`](crate::GcOptions)
-    /// parts them). If `None`, it is the newest snapshot of the same executable, or of a file of the same name, with the
-    /// same owner.
+    /// For the first snapshot of a process: the process whose newest snapshot is most similar. The
+    /// capture compares with that snapshot and stores small changes as differences from it. As long
+    /// as snapshots of this process need bytes of that process, the store keeps them, even if the
+    /// snapshots of that process are forgotten. [`GcOptions::erase`](crate::GcOptions) separates
+    /// the two. If `None`, it is the newest snapshot of the same executable, or of a file of the
+    /// same name, with the same owner.
     pub like: Option<String>,
-    /// How to encode what is new; the store's codec if `None`.
+    /// How to encode new bytes; if `None`, with the store's codec.
     pub codec: Option<Codec>,
-    /// Whether what is new may be stored as the difference from what was in its place before, where
-    /// that is short. Reading it back needs both.
+    /// Whether a changed region may be stored as the difference from the region that was in its
+    /// place, where that is short. Reading it back needs both.
     pub deltas: bool,
-    /// Further bytes to keep beside the memory, by name.
+    /// Further bytes to store with the memory, by name.
     pub attachments: Vec<Attachment>,
-    /// How much memory of a source that stands still is copied before the work on it begins. If
-    /// this is too little for all of it, the source stands still for longer, and
-    /// [`CaptureStats::staging_full`] says so. Only what is needed of it is touched.
+    /// How much memory of a paused source is copied before hashing begins. If the memory to copy
+    /// exceeds this, the pause is longer, and [`CaptureStats::staging_full`] is set. Only the part
+    /// of the buffer that is needed is allocated.
     pub staging_bytes: usize,
-    /// Watches the capture.
+    /// Reports the progress of the capture, and can cancel it.
     pub progress: Progress,
 }
 
@@ -134,7 +136,7 @@ impl Default for CaptureOptions {
 }
 
 impl CaptureOptions {
-    /// The default.
+    /// The default options.
     pub fn new() -> Self {
         CaptureOptions::default()
     }
@@ -169,19 +171,19 @@ impl CaptureOptions {
         self
     }
 
-    /// Sets the process whose memory is [most like](Self::like) that of this one.
+    /// Sets the process whose memory is [most similar](Self::like) to this one.
     pub fn like(mut self, process: impl Into<String>) -> Self {
         self.like = Some(process.into());
         self
     }
 
-    /// Sets the codec, or `None` for that of the store.
+    /// Sets the codec, or `None` for the store's codec.
     pub fn codec(mut self, codec: impl Into<Option<Codec>>) -> Self {
         self.codec = codec.into();
         self
     }
 
-    /// Allows or forbids [deltas](Self::deltas); allowed unless set.
+    /// Allows or forbids [deltas](Self::deltas). The default is to allow them.
     pub fn deltas(mut self, allowed: bool) -> Self {
         self.deltas = allowed;
         self
@@ -193,13 +195,13 @@ impl CaptureOptions {
         self
     }
 
-    /// Sets the size of the [staging buffer](Self::staging_bytes); 160 MiB unless set.
+    /// Sets the size of the [staging buffer](Self::staging_bytes). The default is 160 MiB.
     pub fn staging_bytes(mut self, bytes: usize) -> Self {
         self.staging_bytes = bytes;
         self
     }
 
-    /// Sets what watches the capture.
+    /// Sets the progress that the capture reports to.
     pub fn progress(mut self, progress: Progress) -> Self {
         self.progress = progress;
         self
@@ -264,8 +266,8 @@ impl CaptureStats {
     }
 }
 
-/// The first step: the source is paused and copied. With `copy_all` all of it is copied; else
-/// memory that nobody writes is worked on where it is.
+/// The first step: pauses the source and copies its memory. With `copy_all` it copies everything;
+/// otherwise memory that nobody writes is hashed in place.
 pub(crate) fn begin<S: Source + ?Sized>(
     shared: &Arc<Shared>,
     process: &str,
@@ -386,7 +388,7 @@ impl Others {
     }
 }
 
-/// The mappings of an open source, without what the caller excludes.
+/// The mappings of an open source, without the ranges that the caller excludes.
 fn space_of(
     frozen: &dyn Frozen,
     options: &CaptureOptions,
@@ -398,16 +400,17 @@ fn space_of(
         return Err(StoreError::TooManyMappings { found, most: AddressSpace::MAX_MAPPINGS });
     }
     space.exclude(&options.exclude);
-    // Looked at before anything is planned for so many tables: a sparse file may be of any length.
+    // Checked before the plan allocates memory for each table: a sparse file may have any length.
     let tables = table::count(&space, shared.format.region_size);
     check_length(ObjectKind::Root, tables.saturating_mul(Hash::BYTES))?;
     Ok(space)
 }
 
-/// A clock that is set right by less is not worth a word.
+/// Smaller corrections of the clock are not reported.
 const CLOCK_SET: Duration = Duration::from_secs(1);
 
-/// By how much `time` is earlier than that of the snapshot before, if it is by much; then it is told.
+/// By how much `time` is earlier than the time of the previous snapshot, if by at least
+/// [`CLOCK_SET`]. This is then logged.
 fn clock_behind(process: &str, time: Timestamp, before: Option<Timestamp>) -> Option<Duration> {
     let before = before?;
     let behind =

@@ -10,14 +10,14 @@ use crate::error::Error;
 use crate::store::error::StoreError;
 use crate::sys::fork::ProcessId;
 
-/// A capture whose source goes on already. It is finished in a thread of its own; dropping this does not
-/// end it, and the snapshot appears all the same. Dropping the store waits for it.
+/// A capture whose source has already resumed. A separate thread finishes it. Dropping this value
+/// does not cancel the capture: the snapshot still appears. Dropping the store waits for it.
 #[must_use = "the snapshot is durable only when `wait` has returned"]
 pub struct PendingCapture {
-    /// `None` in a process that was forked from the one that has begun it.
+    /// `None` in a process that was forked from the one that began the capture.
     done: Option<Receiver<std::thread::Result<Result<CaptureStats, Error>>>>,
     process: ProcessId,
-    /// Where the store is.
+    /// The path of the store.
     path: PathBuf,
 }
 
@@ -28,7 +28,7 @@ impl PendingCapture {
         let (answer, done) = crossbeam_channel::bounded(1);
         shared.in_background(move || {
             let result = std::panic::catch_unwind(AssertUnwindSafe(|| begun.finish()));
-            // Nobody need wait for it.
+            // The caller may have dropped the receiver.
             let _ = answer.send(result);
         })?;
         Ok(PendingCapture { done: Some(done), process: ProcessId::this(), path: shared.path.clone() })
@@ -38,7 +38,8 @@ impl PendingCapture {
     ///
     /// # Errors
     ///
-    /// As [`Process::capture`](crate::Process::capture). Nothing is recorded then, and what had changed is in the next one.
+    /// As [`Process::capture`](crate::Process::capture). After an error nothing is recorded, and
+    /// the changes are part of the next capture.
     pub fn wait(self) -> Result<CaptureStats, Error> {
         if !self.process.is_this() {
             return Err(StoreError::of_other_process(&self.path, self.process).into());
@@ -46,7 +47,8 @@ impl PendingCapture {
         match self.done.as_ref().map(Receiver::recv) {
             Some(Ok(Ok(result))) => result,
             Some(Ok(Err(panic))) => std::panic::resume_unwind(panic),
-            // The thread answers before it ends, however it does.
+            // `Some(Err)` does not happen: the thread sends a result before it ends, even after a
+            // panic.
             Some(Err(_)) | None => Err(Error::Interrupted),
         }
     }
@@ -60,7 +62,7 @@ impl PendingCapture {
 impl Drop for PendingCapture {
     fn drop(&mut self) {
         if !self.process.is_this() {
-            // Whoever works on it is in the other process.
+            // The thread that works on it is in the other process.
             std::mem::forget(self.done.take());
         }
     }

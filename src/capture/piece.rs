@@ -1,7 +1,7 @@
 //! Pieces: the parts in which a capture reads memory.
 //!
-//! A piece is some consecutive regions of one table. Pieces in which there is nothing to do are left
-//! out: nothing in them is populated, or nothing has changed.
+//! A piece is a run of consecutive regions of one table. Pieces without work are left out: those in
+//! which nothing is populated, or nothing has changed.
 
 use std::ops::Range;
 
@@ -9,51 +9,52 @@ use crate::ranges::Ranges;
 use crate::table::{Place, REGIONS_PER_TABLE};
 use crate::units::RegionSize;
 
-/// How much a worker takes at a time: enough to make its overhead small, little enough that the
-/// pieces of all workers together stay in the cache or near it.
+/// How many bytes a worker takes at a time. It is large enough to keep the overhead small, and
+/// small enough that the pieces of all workers together fit roughly in the cache.
 pub(crate) const PIECE_BYTES: usize = 1 << 20;
 
-/// The same where only what changed is worked on, which is little of what a piece spans: so that it is
-/// appended in one write.
+/// The same for a capture that processes only changes. These are a small part of each piece, so a
+/// longer piece lets one write append them.
 pub(crate) const CHANGED_PIECE_BYTES: usize = 8 << 20;
 
 /// Some regions of one table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Piece {
-    /// Which of the tables that are worked on.
+    /// The index of its table among the tables of the plan.
     pub(crate) table: usize,
-    /// Which mapping it is in.
+    /// The index of its mapping.
     pub(crate) mapping_index: usize,
-    /// Its first region, from the beginning of the table.
+    /// The number of its first region, counted from the beginning of the table.
     pub(crate) first_region: usize,
-    /// Where it begins in its mapping.
+    /// The offset of its start in the mapping.
     pub(crate) offset_bytes: u64,
-    /// How long it is.
+    /// Its length.
     pub(crate) length_bytes: usize,
 }
 
 impl Piece {
-    /// Where it ends in its mapping.
+    /// The offset of its end in the mapping.
     pub(crate) fn end_bytes(&self) -> u64 {
         self.offset_bytes + self.length_bytes as u64
     }
 
-    /// What it covers of its mapping.
+    /// The range of the mapping that it covers.
     pub(crate) fn range(&self) -> Range<u64> {
         self.offset_bytes..self.end_bytes()
     }
 
-    /// Where a range of the mapping that lies in this piece is, from the beginning of the piece.
+    /// Converts a range of the mapping that lies in this piece into offsets from the start of the
+    /// piece.
     pub(crate) fn place(&self, range: &Range<u64>) -> Range<usize> {
-        // Inside the piece, whose length is a `usize`.
+        // The range lies inside the piece, whose length is a `usize`.
         let place =
             |offset_bytes: u64| usize::try_from(offset_bytes - self.offset_bytes).unwrap_or(usize::MAX);
         place(range.start)..place(range.end)
     }
 }
 
-/// The pieces of the table at `place`, of up to `max_bytes`, in which any byte of `ranges` is; these
-/// are counted from the start of the mapping.
+/// The pieces of the table at `place` that contain a byte of `ranges`, each of at most `max_bytes`.
+/// `ranges` are offsets from the start of the mapping.
 pub(crate) fn pieces_of(
     table: usize,
     place: Place,

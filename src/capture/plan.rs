@@ -1,9 +1,9 @@
-//! The plan of a capture: which tables are worked on, and what of memory is read for each.
+//! The plan of a capture: which tables it processes, and which bytes of memory it reads for each.
 //!
-//! It is made while the source is open and reads no memory. Where it is known what changed since the parent, only that
-//! is read. Tables without a change are taken over from the parent, unread. Of the regions that changed, the bytes that
-//! did not are completed from the parent's regions in the store, and not from memory: that may be written again
-//! by then.
+//! The plan is made while the source is open, and reads no memory. If the changes since the parent
+//! are known, the capture reads only these. Tables without a change are taken over from the parent,
+//! unread. If a region changed in part, its unchanged bytes come from the parent's region in the
+//! store. They do not come from memory, which may have been written again by then.
 
 use std::ops::Range;
 
@@ -48,8 +48,8 @@ pub(super) struct PlannedTable {
 }
 
 impl Plan {
-    /// `reference` has for each mapping the one it is compared with; `changes` is what may differ from that, if it
-    /// is known.
+    /// Makes the plan. `reference` has, for each mapping, the mapping that it is compared with.
+    /// `changes` is what may differ from it, if that is known.
     pub(super) fn new(
         space: &AddressSpace,
         frozen: &dyn Frozen,
@@ -93,8 +93,8 @@ impl Plan {
         Ok(plan)
     }
 
-    /// Plans the tables of a mapping in which there is anything to do. All others are as in the reference, if it is
-    /// known what changed, else of nothing but zeros: these are not looked at one by one.
+    /// Plans the tables of a mapping that need work. All other tables are equal to the reference's
+    /// if the changes are known, and otherwise all zeros. These others are not visited one by one.
     fn add_mapping(&mut self, places: &Places, mapping: &MappingTables, reference: ReferenceMapping<'_>) {
         let covered_bytes = table::covered_bytes(self.region_size);
         let in_mapping = mapping.tables();
@@ -110,7 +110,7 @@ impl Plan {
         }
         wanted.sort_unstable();
         wanted.dedup();
-        // How many bytes are zeros that the reference does not have: all of it, or what it grew by.
+        // How many bytes of zeros are new: all bytes, or the bytes by which the mapping grew.
         let whole_bytes = mapping.range.length_bytes();
         let mut zero_bytes = match self.changed {
             Some(_) => whole_bytes.saturating_sub(reference.length_bytes),
@@ -133,7 +133,8 @@ impl Plan {
         self.zero_bytes += zero_bytes;
     }
 
-    /// Has everything compared with a snapshot like it, which is not the parent. Nothing may be worked on yet.
+    /// Makes the plan compare everything with a similar snapshot that is not the parent. Must be
+    /// called before work begins.
     pub(super) fn compare_with(&mut self, reference: &[ReferenceMapping<'_>]) {
         let covered_bytes = table::covered_bytes(self.region_size);
         for table in &mut self.tables {
@@ -144,12 +145,12 @@ impl Plan {
         }
     }
 
-    /// How much is to be read.
+    /// How many bytes the capture reads.
     pub(super) fn wanted_bytes(&self) -> u64 {
         self.wanted.iter().map(Ranges::length_bytes).sum()
     }
 
-    /// What changed of a mapping, if that is known.
+    /// The changes of a mapping, if they are known.
     pub(super) fn changed(&self, mapping_index: usize) -> Option<&Ranges> {
         self.changed.as_ref().map(|changed| &changed[mapping_index])
     }
@@ -159,29 +160,29 @@ impl Plan {
         self.changed.is_some()
     }
 
-    /// All pieces that are worked on, in order.
+    /// All pieces to process, in order.
     pub(super) fn pieces(&self) -> impl Iterator<Item = Piece> + '_ {
         (0..self.tables.len()).flat_map(|table| self.pieces_of(table))
     }
 
-    /// The pieces of one table that are worked on.
+    /// The pieces of one table to process.
     pub(super) fn pieces_of(&self, table: usize) -> impl Iterator<Item = Piece> {
         let max_bytes = if self.is_tracked() { CHANGED_PIECE_BYTES } else { PIECE_BYTES };
         let ranges = self.ranges_of(&self.tables[table]);
         pieces_of(table, self.tables[table].place, ranges, self.region_size, max_bytes)
     }
 
-    /// What decides which regions of a table are worked on.
+    /// The ranges that determine which regions of a table are processed.
     fn ranges_of(&self, table: &PlannedTable) -> &Ranges {
         let mapping_index = table.place.mapping_index;
         match self.changed(mapping_index) {
-            // Where the parent has nothing but zeros, what is not populated did not change.
+            // If the parent has only zeros there, unpopulated memory did not change.
             Some(changed) if !table.reference.is_zero() => changed,
             _ => &self.wanted[mapping_index],
         }
     }
 
-    /// The regions of a piece that are worked on, from the beginning of their table.
+    /// The regions of a piece to process, counted from the beginning of their table.
     pub(super) fn regions_of(&self, piece: &Piece) -> Vec<usize> {
         let region_bytes = self.region_size.bytes();
         let last = piece.first_region + piece.length_bytes.div_ceil(region_bytes);
@@ -198,12 +199,12 @@ impl Plan {
         regions
     }
 
-    /// What is to be read of a piece.
+    /// The ranges of a piece to read.
     pub(super) fn wanted_of(&self, piece: &Piece) -> impl Iterator<Item = Range<u64>> {
         self.wanted[piece.mapping_index].within(piece.range())
     }
 
-    /// How many bytes are to be read of a piece.
+    /// How many bytes of a piece to read.
     pub(super) fn wanted_bytes_of(&self, piece: &Piece) -> usize {
         // Not longer than the piece.
         self.wanted_of(piece)
@@ -224,13 +225,13 @@ impl Plan {
     }
 }
 
-/// How many bytes the reference's table in a place covers.
+/// How many bytes the reference's table at this place covers.
 fn covered_of(reference: ReferenceMapping<'_>, place: &Place) -> usize {
     let bytes = reference.length_bytes.saturating_sub(place.offset_bytes);
     usize::try_from(bytes).map_or(place.length_bytes, |bytes| bytes.min(place.length_bytes))
 }
 
-/// The tables of a mapping in which any of these bytes is, in order.
+/// The numbers of the tables of a mapping that contain a byte of `ranges`, in order.
 fn tables_in(ranges: &Ranges, covered_bytes: u64) -> Vec<u64> {
     let mut found: Vec<u64> = Vec::new();
     for range in ranges {
@@ -240,7 +241,7 @@ fn tables_in(ranges: &Ranges, covered_bytes: u64) -> Vec<u64> {
     found
 }
 
-/// Adds to what changed what a mapping grew by, and the region that was its last.
+/// Adds to the changes the bytes by which a mapping grew, and the region that was its last.
 fn add_growth(changed: &mut Ranges, parent_bytes: u64, length_bytes: u64, region_size: RegionSize) {
     if parent_bytes < length_bytes {
         let region_bytes = region_size.bytes() as u64;

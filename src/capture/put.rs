@@ -1,4 +1,4 @@
-//! Put: an object goes into the store, unless the store has it.
+//! Put: stores an object, unless the store has it.
 
 use super::reference::Reference;
 use crate::codec::{self, Codec};
@@ -15,15 +15,16 @@ use crate::store::packs::object::ObjectKind;
 use crate::store::read::Reader;
 use crate::store::tree::Tree;
 
-/// How what is new is to be stored.
+/// How new objects are stored.
 #[derive(Clone, Copy)]
 pub(crate) struct StoreAs {
     pub(crate) codec: Codec,
-    /// As the difference from what the reference has in its place, where that is short.
+    /// Whether an object may be stored as the difference from the reference's object in its place,
+    /// where that is short.
     pub(crate) deltas: bool,
 }
 
-/// For what a capture stores, and how.
+/// The store, the pins and the encoding for the objects of one capture.
 #[derive(Clone, Copy)]
 pub(crate) struct Put<'a> {
     pub(crate) shared: &'a Shared,
@@ -32,8 +33,8 @@ pub(crate) struct Put<'a> {
 }
 
 impl Put<'_> {
-    /// Appends an object unless the store has it. If it is `like` another one it may be stored as the
-    /// difference. Returns how many bytes that took.
+    /// Appends an object unless the store has it. It may be stored as the difference from the
+    /// object `like`. Returns how many bytes were added.
     pub(crate) fn object(
         &self,
         reader: &mut Reader<'_>,
@@ -54,10 +55,11 @@ impl Put<'_> {
         Ok(self.shared.append(&mut batch)?.bytes)
     }
 
-    /// Appends a root unless the store has it. Returns its hash and how many bytes that took.
+    /// Appends a root unless the store has it. Returns its hash and how many bytes were added.
     ///
-    /// One that is equal to the reference's is not even encoded. Of a sparse process a root has tens of megabytes, nearly
-    /// all of them zeros, for which LZ4 takes a byte for every 255; Zstandard next to nothing.
+    /// A root that equals the reference's is not encoded. The root of a sparse process has tens of
+    /// megabytes, nearly all zeros. LZ4 needs one byte for each 255 of these, Zstandard almost
+    /// none.
     pub(crate) fn root(
         &self,
         reader: &mut Reader<'_>,
@@ -81,7 +83,7 @@ impl Put<'_> {
         Ok((hash, put.object(reader, ObjectKind::Root, hash, &bytes, like)?))
     }
 
-    /// Pins the hashes and says which of them the store has.
+    /// Pins the hashes and returns which of them the store has.
     pub(crate) fn known(
         &self,
         reader: &mut Reader<'_>,
@@ -95,7 +97,7 @@ impl Put<'_> {
                 if condemned.is_some_and(|condemned| condemned.contains(tree, hash, location)) {
                     return Ok(false);
                 }
-                // What a delta needs is in the store too, unless there is damage.
+                // The base of a delta is in the store too, unless there is damage.
                 if location.is_delta() && shared.damage_known() {
                     return reader.is_resolvable(tree, hash);
                 }
@@ -106,7 +108,7 @@ impl Put<'_> {
     }
 }
 
-/// How to encode an object: as is wanted, unless it is large and mostly zeros.
+/// The codec for an object: the wanted one, unless the object is large and mostly zeros.
 pub(crate) fn codec_for(wanted: Codec, plain: &[u8]) -> Codec {
     const PAGE_BYTES: usize = 4096;
     let is_sparse = || {
@@ -116,8 +118,8 @@ pub(crate) fn codec_for(wanted: Codec, plain: &[u8]) -> Codec {
     if plain.len() >= codec::LARGE_BYTES && is_sparse() { Codec::Zstd } else { wanted }
 }
 
-/// What an object that replaces `like` may be stored as a difference from, if that can be read. Its
-/// bytes are put into `plain`.
+/// The object that a replacement of `like` may be stored as a difference from, if it can be read.
+/// Its bytes are written to `plain`.
 pub(crate) fn base<'p>(
     reader: &mut Reader<'_>,
     kind: ObjectKind,

@@ -1,8 +1,8 @@
 //! The reference of a capture: the snapshot that memory is compared with.
 //!
-//! That is the parent, or for the first snapshot of a process the newest one of a process like it.
-//! A region equal to the reference's at the same place is not looked up; one that differs is stored as
-//! the difference, if that is short.
+//! It is the parent or, for the first snapshot of a process, the newest snapshot of a similar
+//! process. A region that equals the reference's region at the same place needs no look-up. A
+//! region that differs is stored as the difference, if that is short.
 
 use std::collections::HashMap;
 use std::path::Path;
@@ -44,15 +44,16 @@ impl Reference {
     pub(crate) fn newest_of(shared: &Shared, process: &str) -> Option<Reference> {
         loop {
             let id = shared.catalog().of_process(process).next_back()?;
-            // Forgotten before it was pinned? Then there is another newest one.
+            // If it was forgotten before it was pinned, another snapshot is now the newest.
             if let Ok(reference) = Reference::of(shared, id) {
                 return Some(reference);
             }
         }
     }
 
-    /// The newest snapshot whose memory came from the same executable or from a file of the same name, and has the same
-    /// owner: what one user forgets must not stay as the base of what is another's.
+    /// The newest snapshot whose memory came from the same executable, or from a file of the same
+    /// name, and which has the same owner. The owner matters: bytes that one user forgets must not
+    /// remain as the base of another user's delta.
     pub(crate) fn newest_like(
         shared: &Shared,
         origin: &Origin,
@@ -68,7 +69,8 @@ impl Reference {
         };
         let like = {
             let catalog = shared.catalog();
-            // What has the same text has the same origin: of 100,000 snapshots it is mostly looked at a few times.
+            // Snapshots that share the same bytes of origin have the same origin. So for 100,000
+            // snapshots few origins are decoded.
             let mut looked_at: HashMap<*const [u8], bool> = HashMap::new();
             let mut is_like = |held: &Held| {
                 let text = Arc::as_ptr(held.text());
@@ -82,7 +84,7 @@ impl Reference {
         Reference::of(shared, like?).ok()
     }
 
-    /// A certain snapshot; [`StoreError::NoSuchSnapshot`].
+    /// The snapshot `id`. Fails with [`StoreError::NoSuchSnapshot`].
     pub(crate) fn of(shared: &Shared, id: SnapshotId) -> Result<Reference, StoreError> {
         let pinned = shared.pin(id)?;
         let record = pinned.record().clone();
@@ -176,8 +178,8 @@ impl Reference {
         }
     }
 
-    /// The hash of its layout, its root and its attachment of this name: what those of the next
-    /// snapshot may be stored as a difference from.
+    /// The hash of its layout, its root or its attachment with this name. The same object of the
+    /// next snapshot may be stored as a difference from it.
     pub(crate) fn attachment(&self, name: &str) -> Option<Hash> {
         self.content.as_ref()?;
         let attachments = &self.record.attachments;
@@ -192,7 +194,7 @@ impl Reference {
         self.content.as_ref().map(|_| self.record.root).filter(|root| !root.is_zero())
     }
 
-    /// How much had to be copied for it while its source stood still, at most.
+    /// An upper limit of the bytes that were copied for it during the pause.
     pub(crate) fn copied_bytes(&self) -> usize {
         match self.record.origin {
             Origin::LiveProcess { .. } => {
@@ -211,7 +213,7 @@ fn traits(mapping: &Mapping) -> Traits<'_> {
     (mapping.kind, &mapping.name, mapping.protection, mapping.file_offset_bytes)
 }
 
-/// Whether memory of one origin is likely to be like that of the other.
+/// Whether the memory of two origins is probably similar.
 fn are_alike(a: &Origin, b: &Origin) -> bool {
     match (a, b) {
         (Origin::File { path: a }, Origin::File { path: b }) => a.file_name() == b.file_name(),

@@ -9,20 +9,21 @@ use crate::source::{Access, Frozen};
 use crate::sys::pages::Pages;
 use crate::workers;
 
-/// Scattered ranges are copied by so much at a time: each call into the kernel costs a microsecond or two.
+/// How many bytes of scattered ranges one call copies. Each call into the kernel costs a
+/// microsecond or two.
 const COPY_BYTES: usize = 1 << 20;
 
-/// Below this two threads copy no faster than one.
+/// Below this size two threads copy no faster than one.
 const PARALLEL_COPY_BYTES: usize = 1 << 20;
 
-/// Memory for what is copied while a source is paused.
+/// The staging buffer: memory for the bytes that are copied during the pause.
 pub(super) struct Staging {
     buffer: Pages,
 }
 
 impl Staging {
-    /// A buffer of `length_bytes`. The kernel provides and clears the first `ready_bytes` of it now, so that this
-    /// need not be done while the source is paused.
+    /// A buffer of `length_bytes`. The kernel allocates and clears the first `ready_bytes` of it
+    /// now, so that this does not prolong the pause.
     pub(super) fn new(length_bytes: usize, ready_bytes: usize) -> Result<Staging, Error> {
         let bytes = length_bytes as u64;
         let mut buffer =
@@ -62,7 +63,7 @@ struct Copying<'a> {
 pub(super) fn stage(work: &Work, frozen: &dyn Frozen, staging: Staging) -> Result<Staged, Error> {
     let mut buffer = staging.buffer;
     let mut placed: Vec<(Piece, Range<usize>)> = Vec::new();
-    // The ranges of pieces that stand side by side in the buffer are copied together, up to a length.
+    // Ranges of adjacent pieces in the buffer are copied together, up to `COPY_BYTES`.
     let mut groups: Vec<(usize, Vec<Range<u64>>, Range<usize>)> = Vec::new();
     let mut at = 0;
     let mut pieces = work.plan().pieces().peekable();

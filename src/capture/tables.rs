@@ -1,5 +1,6 @@
-//! The tables of a capture: the hashes of worked-on regions come together in them, and what the store
-//! lacks of the regions and of the tables is stored. Whichever worker enters the last piece of a table stores it.
+//! The tables of a capture. Workers enter the hashes of their regions here, and store the regions
+//! and tables that the store lacks. The worker that enters the last piece of a table stores the
+//! table.
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -22,42 +23,43 @@ use crate::sync::Mutex;
 use crate::table;
 use crate::units::RegionSize;
 
-/// The tables of one capture, and the store that they go into.
+/// The tables of one capture, and the store that they are written to.
 pub(super) struct Tables {
     pub(super) shared: Arc<Shared>,
-    /// What was found or stored is pinned as long as this is there.
+    /// Pins what the capture finds or stores, while this value exists.
     guard: CaptureGuard,
     store_as: StoreAs,
-    /// Whether what memory is compared with is the parent, and not only a snapshot like it.
+    /// Whether the reference is the parent. Otherwise it is a similar snapshot.
     has_parent: bool,
     pub(super) plan: Plan,
-    /// Of each table of the plan how far it is.
+    /// The progress of each table of the plan.
     progress: Vec<Mutex<TableProgress>>,
     counts: Mutex<CaptureCounts>,
 }
 
-/// How far one table is.
+/// The progress of one table.
 #[derive(Default)]
 struct TableProgress {
     pieces_left: usize,
-    /// Empty until the first piece is entered.
+    /// The hashes of its regions. Empty until the first piece is entered.
     hashes: Vec<Hash>,
     reference_hashes: Option<Arc<Vec<Hash>>>,
-    /// Its hash, once all is entered.
+    /// Its own hash, once all pieces are entered.
     done: Option<Hash>,
 }
 
-/// A region that is not what the reference has in its place.
+/// A region that differs from the reference's region in its place.
 struct Changed {
-    /// Which of those that stand side by side.
+    /// The index of the region among those side by side in the buffer.
     at: usize,
     hash: Hash,
-    /// The all-zero hash where the reference has nothing.
+    /// The hash of the reference's region; the all-zero hash if the reference has none.
     in_its_place: Hash,
 }
 
 impl Tables {
-    /// `parent_zero_bytes`: how many zeros the parent has, if tables are taken over from it.
+    /// `parent_zero_bytes` is how many bytes of zeros the parent has, if tables are taken over from
+    /// it.
     pub(super) fn new(
         (shared, guard, store_as): (Arc<Shared>, CaptureGuard, StoreAs),
         plan: Plan,
@@ -80,9 +82,9 @@ impl Tables {
         }
     }
 
-    /// The root, once every piece is entered.
+    /// The root. All pieces must be entered.
     pub(super) fn finish(self) -> Result<(Root, CaptureCounts, CaptureGuard), Error> {
-        // What became zeros has no piece that would finish it.
+        // A table that became zeros has no piece that would finish it.
         let mut worker = Worker::new(&self.shared);
         for (table, progress) in self.plan.tables.iter().zip(&self.progress) {
             let mut progress = progress.lock();
@@ -100,8 +102,8 @@ impl Tables {
         Ok((root, counts, self.guard))
     }
 
-    /// Hashes regions of a piece, whose bytes stand side by side, stores what the store lacks of them,
-    /// and enters them into their table.
+    /// Hashes regions of a piece, whose bytes lie side by side. Stores those that the store lacks,
+    /// and enters all into their table.
     pub(super) fn enter(
         &self,
         piece: &Piece,
@@ -142,8 +144,7 @@ impl Tables {
         Ok(())
     }
 
-    /// The hashes of a table before the first of its pieces: zeros, or the parent's where only what
-    /// changed is entered.
+    /// The initial hashes of a table: zeros, or the parent's hashes if only changes are entered.
     fn begin_table(&self, table: &PlannedTable, reference: Option<&Vec<Hash>>) -> Vec<Hash> {
         let mut hashes = vec![Hash::ZERO; table.place.regions];
         if !self.plan.is_tracked() {
@@ -157,13 +158,14 @@ impl Tables {
             .filter(|at| hashes[*at].is_zero())
             .map(|at| region_bytes.min(table.reference_bytes - at * region_bytes))
             .sum();
-        // Among those of the parent; those of this snapshot are counted when it is finished.
+        // The parent's zeros include these; those of this snapshot are counted when the table is
+        // finished.
         let mut counts = self.counts.lock();
         counts.zero_bytes = counts.zero_bytes.saturating_sub(zero_bytes as u64);
         hashes
     }
 
-    /// The hashes of the reference's table in the same place. Read once a table.
+    /// The hashes of the reference's table in the same place. They are read once for each table.
     pub(super) fn reference_hashes(
         &self,
         table_index: usize,
@@ -178,7 +180,7 @@ impl Tables {
             let hashes = self.read_reference(table, worker)?;
             let expected = table.reference_bytes.div_ceil(self.plan.region_size.bytes());
             if self.plan.is_tracked() && hashes.len() != expected {
-                // What did not change cannot be taken over from what cannot be read.
+                // Unchanged regions cannot be taken over from a table that cannot be read.
                 return Err(StoreError::Missing { kind: ObjectKind::Table, hash: table.reference }.into());
             }
             progress.reference_hashes = Some(Arc::new(hashes));
@@ -186,14 +188,15 @@ impl Tables {
         Ok(progress.reference_hashes.clone())
     }
 
-    /// Reads the reference's table in the same place. It has another length if its mapping had, and
-    /// none if it is damaged: then everything is looked up, and found or stored anew.
+    /// Reads the reference's table in the same place. Its length differs if the mapping's length
+    /// did. If the table is damaged the result is empty: every region is then looked up, and found
+    /// or stored again.
     fn read_reference(&self, table: &PlannedTable, worker: &mut Worker<'_>) -> Result<Vec<Hash>, Error> {
         let bytes = match worker.reader.object(ObjectKind::Table, &table.reference) {
             Ok(bytes) => bytes,
             Err(error) if error.is_damage() => {
                 tracing::warn!("{}", error.whole_story());
-                // Its own bytes are wanted again too, should this table be the same.
+                // If this table has the same hash, its bytes must be stored again too.
                 self.shared.forget_culprit(&error);
                 Vec::new()
             }
@@ -211,7 +214,8 @@ impl Tables {
     fn store_regions(&self, bytes: &[u8], changed: &[Changed], worker: &mut Worker<'_>) -> Result<(), Error> {
         let wanted: Vec<Hash> = changed.iter().map(|it| it.hash).collect();
         let known = self.put().known(&mut worker.reader, Tree::Regions, &wanted)?;
-        // Asked after the look-up: what is damaged is made known before it is found no more.
+        // Read after the look-up: damage is recorded before the damaged object is removed from the
+        // index.
         let deltas = self.store_as.deltas && !self.shared.damage_known();
         worker.batch.clear();
         let mut seen = HashSet::new();
@@ -271,7 +275,7 @@ impl Tables {
         } else {
             let bytes = table::encode(&hashes);
             let hash = Hash::of(&bytes);
-            // A reference without hashes could not be read.
+            // The reference's table was not read if it has no hashes.
             if hash != table.reference || reference.is_empty() {
                 let like = Some(table.reference).filter(|_| !reference.is_empty());
                 counts.added_bytes +=
@@ -285,7 +289,7 @@ impl Tables {
     }
 }
 
-/// The hashes of regions side by side.
+/// The hashes of regions that lie side by side.
 fn hashes_of(bytes: &[u8], region_size: RegionSize) -> Vec<Hash> {
     let regions: Vec<&[u8]> = bytes.chunks(region_size.bytes()).collect();
     let occupied: Vec<usize> = (0..regions.len()).filter(|at| !is_zero(regions[*at])).collect();

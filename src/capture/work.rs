@@ -1,7 +1,8 @@
-//! The work of a capture: pieces of memory become regions, which go into their tables.
+//! The work of a capture: makes regions of pieces of memory and enters them into their tables.
 //!
-//! One worker a core takes pieces. It gets the bytes of a piece from the source or out of the staging buffer, puts
-//! regions together of which only a part was read, and enters them into their table ([`Tables::enter`]).
+//! There is one worker for each core. A worker takes a piece, gets its bytes from the source or the
+//! staging buffer, completes the regions that were only read in part, and enters all into their
+//! table ([`Tables::enter`]).
 
 use std::ops::Range;
 
@@ -25,17 +26,17 @@ use crate::workers::{self, cores};
 pub(super) struct Work {
     tables: Tables,
     meter: Meter,
-    /// What could not be copied.
+    /// Memory that could not be copied.
     unreadable: Mutex<Vec<AddressRange>>,
 }
 
-/// What came of the work.
+/// The result of the work.
 pub(super) struct Done {
     pub(super) root: Root,
     pub(super) counts: CaptureCounts,
-    /// What could not be copied.
+    /// Memory that could not be copied.
     pub(super) unreadable: Vec<AddressRange>,
-    /// What was found or stored is pinned as long as this is there.
+    /// Pins what was found or stored, while this value exists.
     pub(super) guard: CaptureGuard,
 }
 
@@ -49,12 +50,13 @@ impl Work {
         &self.tables.plan
     }
 
-    /// Only before anything is worked on.
+    /// The plan. It may only be changed before work begins.
     pub(super) fn plan_mut(&mut self) -> &mut Plan {
         &mut self.tables.plan
     }
 
-    /// Works on pieces of memory where it is: there is nothing to copy first, or no room to copy it to.
+    /// Processes pieces of memory in place: there is nothing to copy first, or no room for the
+    /// copy.
     pub(super) fn on_memory(
         &self,
         frozen: &dyn Frozen,
@@ -80,14 +82,14 @@ impl Work {
         self.on_all(pieces, |worker, (piece, place)| self.on_copied_piece(&piece, &buffer[place], worker))
     }
 
-    /// What came of it, once all pieces are worked on. The source is not needed any more.
+    /// The result. All pieces must be processed. The source is not needed any more.
     pub(super) fn finish(self) -> Result<Done, Error> {
         let (root, counts, guard) = self.tables.finish()?;
         let unreadable = self.unreadable.into_inner();
         Ok(Done { root, counts, unreadable, guard })
     }
 
-    /// Copies ranges of a mapping into `buffer`, one after the other.
+    /// Copies ranges of a mapping into `buffer`, side by side.
     pub(super) fn copy_out<M: CopyOut + ?Sized>(
         &self,
         memory: &M,
@@ -103,7 +105,7 @@ impl Work {
         Ok(())
     }
 
-    /// Does `work` on pieces on every core, until one fails.
+    /// Calls `work` on all pieces, on every core, until a call fails.
     fn on_all<T: Send>(
         &self,
         pieces: impl IntoIterator<Item = T, IntoIter: Send>,
@@ -112,7 +114,8 @@ impl Work {
         workers::for_each(pieces, || Worker::new(&self.tables.shared), work)
     }
 
-    /// Works on memory that only this thread can copy, and only now: it copies ahead of the workers.
+    /// Processes memory that only this thread can copy, before the release. It copies ahead of the
+    /// workers.
     fn on_memory_of_this_thread(
         &self,
         memory: &dyn CopyOut,
@@ -130,7 +133,7 @@ impl Work {
                     let mut buffer = vec![0; self.plan().wanted_bytes_of(&piece)];
                     self.copy_out(memory, piece.mapping_index, &ranges, &mut buffer)?;
                     if copied_to.send((piece, buffer)).is_err() {
-                        // The workers have failed and say why.
+                        // The workers have failed. Their error is returned below.
                         break;
                     }
                 }
@@ -143,7 +146,7 @@ impl Work {
         })
     }
 
-    /// Works on a piece whose wanted ranges stand one after the other in `bytes`.
+    /// Processes a piece whose wanted ranges lie side by side in `bytes`.
     fn on_copied_piece(&self, piece: &Piece, bytes: &[u8], worker: &mut Worker<'_>) -> Result<(), Error> {
         if self.plan().is_whole(piece) {
             return self.enter(piece, &self.plan().regions_of(piece), bytes, worker);
@@ -174,8 +177,8 @@ impl Work {
         })
     }
 
-    /// Puts the regions of a piece together, with `read` for what is wanted of them, in order, and
-    /// works on them.
+    /// Builds the regions of a piece and enters them. `read` is called for each wanted range, in
+    /// order.
     fn on_piece(
         &self,
         piece: &Piece,
@@ -192,7 +195,8 @@ impl Work {
             self.complete(&dense, changed, &mut buffer, worker)?;
         }
         for range in plan.wanted_of(piece) {
-            // Wanted ranges lie in regions that are worked on, and those side by side here too.
+            // A wanted range lies in regions that are processed, and these lie side by side in the
+            // buffer too.
             read(range.clone(), &mut buffer[dense.place(&range)])?;
         }
         for range in plan.excluded_of(piece) {
@@ -203,7 +207,8 @@ impl Work {
         Ok(())
     }
 
-    /// Fills in what did not change from the parent's regions, and zeros where it did.
+    /// Fills in the unchanged bytes from the parent's regions. Changed bytes that were not read are
+    /// zeros.
     fn complete(
         &self,
         dense: &Dense<'_>,
@@ -251,7 +256,7 @@ impl Work {
     }
 }
 
-/// Copies ranges of a mapping that lies in this process into `buffer`, one after the other.
+/// Copies ranges of a mapping that is mapped in this process into `buffer`, side by side.
 pub(super) fn copy_in_place(
     memory: &(dyn InPlace + Sync),
     mapping_index: usize,

@@ -1,17 +1,17 @@
-//! What one thread of a capture keeps to itself.
+//! The state of one thread of a capture.
 
 use crate::store::Shared;
 use crate::store::packs::batch::Batch;
 use crate::store::read::{Check, Reader};
 
-/// The buffers of one thread that works on pieces.
+/// The buffers of one thread that processes pieces.
 pub(super) struct Worker<'a> {
     pub(super) reader: Reader<'a>,
-    /// What the store lacks of a piece.
+    /// The objects of a piece that the store lacks.
     pub(super) batch: Batch,
     /// The regions of a piece.
     pub(super) regions: Vec<u8>,
-    /// The plain bytes of the object that another one is stored as the difference from.
+    /// The plain bytes of the base of a delta.
     pub(super) base: Vec<u8>,
 }
 

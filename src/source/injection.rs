@@ -1,22 +1,25 @@
-//! System calls that another process makes for us: some things a process can only do to itself.
+//! System calls that another process makes for us: only the process itself can make some changes to
+//! its state.
 //!
-//! One of its threads, which is held, gets other registers and is let run to a `syscall` instruction that is in its
-//! memory, into the call and out of it. Memory and registers are not put back afterwards: this is for a rollback,
-//! which writes all of them, and so everything here is covered by its promise: *if this program dies, the process is as it
-//! was, or stands still* (state T), and the same rollback completes it.
+//! One held thread gets other registers. It runs to a `syscall` instruction that the process has
+//! mapped, into the call and out of it. Memory and registers are not restored afterwards. This is
+//! for a rollback, which writes all of them. The promise of the rollback covers every step here:
+//! *if this program dies, the process is unchanged or stopped* (state T), and the same rollback
+//! completes it.
 //!
 //! ```text
-//! all threads get a SIGSTOP; held, they do not take it      died here: all stop
+//! all threads get a SIGSTOP; held, they do not take it      killed here: all stop
 //! a frame is written into an empty page                     the same
-//! the thread is let go as far as its SIGSTOP                the same, it takes it
-//! ─> registers for the call, on to the call, out of it      died here: `ret` leads to the frame,
+//! the thread runs until it takes its SIGSTOP                the same, it takes it
+//! ─> registers for the call, on to the call, out of it      killed here: `ret` leads to the frame,
 //! └── next call                                             which makes it call kill(itself, SIGSTOP)
 //! the thread gets a SIGSTOP, is held as before, the page is zeros again
 //! ```
 //!
-//! The frame is one as the kernel makes for a signal handler, so that one address on the stack, that of
-//! `sigreturn`, sets all registers of the thread. While it is in use the only SIGSTOP of the thread is taken, and it
-//! runs one instruction of the program at most, the `syscall`.
+//! The frame has the form of the kernel's frame for a signal handler. So one address on the stack,
+//! the address of `sigreturn`, sets all registers of the thread. While the frame is in use the
+//! thread has taken its only SIGSTOP, and it runs at most one instruction of the program: the
+//! `syscall`.
 
 use std::fs::File;
 use std::io;
@@ -26,14 +29,15 @@ use std::time::{Duration, Instant};
 use crate::sys::ptrace::{self, Stop};
 use crate::threads::NT_PRSTATUS;
 
-/// What in a process is used to make it call.
+/// The parts of a process that are used to make it call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Foothold {
     /// The address of the instructions `syscall; ret`.
     pub(crate) call: u64,
     /// The address of `mov $15, %rax; syscall`: sigreturn.
     pub(crate) sigreturn: u64,
-    /// A page of private memory that is not there, of which the process can read and write zeros.
+    /// A page of private memory that is absent, and which the process can read and write. It holds
+    /// zeros.
     pub(crate) page: u64,
 }
 
@@ -128,11 +132,11 @@ pub(super) struct Caller<'a> {
 }
 
 impl Caller<'_> {
-    /// Makes the calls. Afterwards the thread is held as before, with other
-    /// registers and another signal mask; and all threads have a SIGSTOP that they have not taken, unless the
-    /// process stands still anyhow.
+    /// Makes the calls. Afterwards the thread is held as before, with other registers and another
+    /// signal mask. All threads have a SIGSTOP that they have not taken, unless the process stays
+    /// stopped anyway.
     ///
-    /// If a call returns something else than it is to, what was done is undone, the last one first.
+    /// If a call returns an unexpected result, the completed calls are undone, the last one first.
     pub(super) fn make(&self, steps: &[Step]) -> Result<(), InjectionError> {
         let impossible = |error: io::Error| InjectionError::Impossible(error.to_string());
         let general = general_registers(self.tid).map_err(impossible)?;
@@ -150,7 +154,7 @@ impl Caller<'_> {
             }
             Ok(())
         };
-        // A call that changes nothing shows whether it can be done.
+        // A call without effect shows whether calls are possible.
         let rseq = self.rseq_pointer();
         let first = Call { number: GETPID, arguments: [0; 6] };
         let tried = begin().and_then(|()| self.call(&general, first));
@@ -190,7 +194,7 @@ impl Caller<'_> {
         self.end(rseq).map_err(InjectionError::Failed)
     }
 
-    /// One call, from wherever the thread stands in the kernel.
+    /// Makes one call, wherever the thread is stopped in the kernel.
     fn call(&self, general: &[u64; COUNT], call: Call) -> io::Result<i64> {
         let mut registers = *general;
         let [a, b, c, d, e, f] = call.arguments;
@@ -219,7 +223,7 @@ impl Caller<'_> {
         Ok(general_registers(self.tid)?[RAX].cast_signed())
     }
 
-    /// As far as its SIGSTOP.
+    /// Runs the thread until it takes its SIGSTOP.
     fn resume_to_stop(&self) -> io::Result<()> {
         for _ in 0..MAX_STOPS {
             ptrace::resume(self.tid)?;
@@ -233,8 +237,8 @@ impl Caller<'_> {
     }
 
     fn resume_to_call(&self) -> io::Result<()> {
-        // The process may have had a SIGSTOP on its way: `end` sends another one. And one that stood still when it was
-        // interrupted does so once more.
+        // The process may have had a pending SIGSTOP; `end` sends another one. A process that was
+        // stopped when it was interrupted stops once more.
         for _ in 0..MAX_STOPS {
             ptrace::resume_to_call(self.tid)?;
             match self.next_stop()? {
@@ -246,7 +250,7 @@ impl Caller<'_> {
         Err(io::Error::other("a thread that was to make a call is stopped over and over"))
     }
 
-    /// Holds the thread as it was held before, where the kernel begins calls again, and empties the page.
+    /// Holds the thread as before, at a point where the kernel restarts calls, and clears the page.
     fn end(&self, rseq: Option<(u64, [u8; 8])>) -> io::Result<()> {
         if !self.is_stopped {
             ptrace::stop_when_let_go(self.pid, self.tid)?;
@@ -258,11 +262,12 @@ impl Caller<'_> {
             other => return Err(unexpected(other)),
         }
         self.memory.write_all_at(&[0; FRAME_BYTES], self.foothold.page)?;
-        // The kernel takes it back when the thread runs elsewhere.
+        // The kernel clears it when the thread runs elsewhere.
         rseq.map_or(Ok(()), |(address, pointer)| self.memory.write_all_at(&pointer, address))
     }
 
-    /// Where the thread's area for restartable sequences points to the sequence it is in, and what is there.
+    /// The address and value of the pointer, in the thread's area for restartable sequences, to its
+    /// current sequence.
     fn rseq_pointer(&self) -> Option<(u64, [u8; 8])> {
         let address = ptrace::rseq_area(self.tid)?.0.checked_add(8)?;
         let mut pointer = [0; 8];
@@ -283,13 +288,13 @@ impl Caller<'_> {
         }
     }
 
-    /// What makes the thread stop its process if nobody holds it any more, over and over: the kernel's
-    /// `struct rt_sigframe`, which begins with the address of sigreturn.
+    /// The kernel's `struct rt_sigframe`, which begins with the address of sigreturn. It makes the
+    /// thread stop its process repeatedly once no tracer holds the thread.
     fn frame(&self, general: &[u64; COUNT]) -> [u8; FRAME_BYTES] {
-        /// Where `struct ucontext` begins, in words, and in it `struct sigcontext`.
+        /// The offsets, in words, of `struct ucontext` and of the `struct sigcontext` in it.
         const CONTEXT: usize = 1;
         const REGISTERS: usize = CONTEXT + 5;
-        /// The stack segment is in the frame, and is to be taken from it.
+        /// The frame contains the stack segment, and sigreturn must restore it.
         const CONTEXT_FLAGS: u64 = 2 | 4;
         const SIGNAL_MASK: usize = CONTEXT + 37;
         let mut words = [0u64; FRAME_BYTES / 8];

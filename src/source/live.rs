@@ -1,4 +1,5 @@
-//! Memory of this process that others own and write: a wasm linear memory, a mapped guest, an arena.
+//! Memory of this process that other code owns and writes: a WebAssembly linear memory, a mapped
+//! guest, an arena.
 
 use std::fmt;
 use std::fs::File;
@@ -15,19 +16,19 @@ use crate::sys::{pagemap, process_memory};
 use crate::track::{RescanReason, TrackError, Tracker, WriteProtection};
 use crate::units::AddressRange;
 
-/// Called when the owner of the memory is to stand still, and when it may go on.
+/// Called to pause the owner of the memory, or to resume it.
 type Hook = Box<dyn Fn() + Send + Sync>;
 
-/// Memory of this process, by its address, that others write meanwhile.
+/// Memory of this process, given by its address, that other code may write during a capture.
 ///
-/// No reference to the bytes is ever made: the kernel copies them, so nothing here is unsafe
-/// whatever the owner does, and memory that is gone by then is an error. Snapshots are what the
-/// memory was at *one* moment only if nobody writes while a capture copies: give it
-/// [`stop_with`](Self::stop_with), or stop the writers around [`Process::start_capture`]. Without
-/// that every single byte is as it was at some time during the capture, and a write is in this snapshot or
-/// in the next.
+/// The kernel copies the bytes, and no Rust reference to them is made. So no action of the owner
+/// makes this unsafe; memory that was unmapped is an error. A snapshot shows *one* moment only if
+/// nobody writes while the capture copies: use [`stop_with`](Self::stop_with), or pause the writers
+/// around [`Process::start_capture`]. Otherwise each byte is as it was at some time during the
+/// capture, and a write is in this snapshot or in the next.
 ///
-/// With [`track_writes`](Self::track_writes) a further snapshot costs what was written since the last.
+/// With [`track_writes`](Self::track_writes) the cost of a further snapshot depends on what was
+/// written since the last one.
 ///
 /// [`Process::start_capture`]: crate::Process::start_capture
 ///
@@ -52,7 +53,7 @@ pub struct LiveMemory {
 }
 
 impl LiveMemory {
-    /// The `length_bytes` at `start`, each of which is read anew by every capture.
+    /// The `length_bytes` at `start`. Each capture reads all of them.
     pub fn new(start: *const u8, length_bytes: usize) -> LiveMemory {
         LiveMemory {
             address: start.addr() as u64,
@@ -62,21 +63,22 @@ impl LiveMemory {
         }
     }
 
-    /// Lets the kernel note what is written, by write protection (Linux 6.7 or newer, no privilege
-    /// needed): then only that is read.
+    /// Makes the kernel record the written pages by write protection (Linux 6.7 or newer, no
+    /// privilege needed). Captures then read only these.
     ///
-    /// The memory must be private, without a file behind it, and begin at a page. Throwing pages
-    /// away, growing and remapping are noticed. Not noticed is what a device writes into pages it
-    /// has pinned (`io_uring` registered buffers, `O_DIRECT`, vfio): let such transfers end before a
-    /// capture, and do not keep buffers registered.
+    /// The memory must be private, without a file, and begin at a page boundary. The tracker
+    /// notices when pages are discarded, and when the memory grows or is remapped. It does not
+    /// notice what a device writes into pinned pages (`io_uring` registered buffers, `O_DIRECT`,
+    /// vfio): finish such transfers before a capture, and do not keep buffers registered.
     ///
-    /// Cost: about a microsecond at the first write to each page after a capture, and
-    /// the memory gets no huge pages that it does not have already.
+    /// Cost: about a microsecond for the first write to each page after a capture. The memory gets
+    /// no new huge pages.
     ///
     /// # Errors
     ///
-    /// [`TrackError::Unavailable`] with the reason where the kernel or a sandbox has it not;
-    /// [`TrackError::NotPrivate`], [`TrackError::NotAligned`], [`TrackError::AlreadyTracked`].
+    /// [`TrackError::Unavailable`] with the reason if the kernel does not have it or a sandbox
+    /// forbids it; [`TrackError::NotPrivate`], [`TrackError::NotAligned`],
+    /// [`TrackError::AlreadyTracked`].
     pub fn track_writes(mut self) -> Result<LiveMemory, TrackError> {
         let address = self.address;
         let end = address.saturating_add(self.memory_bytes.load(Ordering::Relaxed));
@@ -84,8 +86,8 @@ impl LiveMemory {
         Ok(self)
     }
 
-    /// The same where it is possible. Where it is not, everything is read, and
-    /// [`CaptureStats::tracking`](crate::CaptureStats::tracking) says why.
+    /// As [`track_writes`](Self::track_writes), if it is possible. If not, everything is read, and
+    /// [`CaptureStats::tracking`](crate::CaptureStats::tracking) gives the reason.
     pub fn track_writes_if_possible(mut self) -> LiveMemory {
         let address = self.address;
         let end = address.saturating_add(self.memory_bytes.load(Ordering::Relaxed));
@@ -96,8 +98,8 @@ impl LiveMemory {
         self
     }
 
-    /// Calls `stop` before anything is looked at, and `go` once it is copied. In between the owner
-    /// must not write. Everything that can be made ready is ready before.
+    /// Sets two functions: a capture calls `stop` before it reads the memory, and `go` once it has
+    /// copied it. In between the owner must not write. All preparation is done before `stop`.
     pub fn stop_with(
         mut self,
         stop: impl Fn() + Send + Sync + 'static,
@@ -107,12 +109,12 @@ impl LiveMemory {
         self
     }
 
-    /// Says that the memory has another length now: it grew in its reservation. What it grew by
-    /// counts as changed.
+    /// Sets a new length of the memory, after it grew in its reservation. The added bytes count as
+    /// changed.
     ///
     /// # Errors
     ///
-    /// When what it grew by cannot be tracked; the length stays what it was.
+    /// If the added bytes cannot be tracked. The length then stays unchanged.
     pub fn set_length_bytes(&self, length_bytes: usize) -> Result<(), TrackError> {
         if let Ok(protection) = &self.protection {
             protection.set_memory_bytes(length_bytes as u64)?;
@@ -121,12 +123,12 @@ impl LiveMemory {
         Ok(())
     }
 
-    /// Where it begins.
+    /// The address of its first byte.
     pub(crate) fn address(&self) -> u64 {
         self.address
     }
 
-    /// Copies the bytes in these ranges, counted from its start, into `buffer`, one range after the other.
+    /// Copies ranges, counted from the start of the memory, into `buffer`, side by side.
     pub(crate) fn copy(&self, ranges: &[Range<u64>], buffer: &mut [u8]) -> Result<(), SourceError> {
         let address = |offset_bytes: u64| self.address.saturating_add(offset_bytes);
         let addresses: Vec<_> = ranges.iter().map(|range| address(range.start)..address(range.end)).collect();
@@ -188,8 +190,8 @@ impl Frozen for FrozenMemory<'_> {
     }
 
     fn populated(&self, _mapping_index: usize) -> Result<Ranges, SourceError> {
-        // What was absent when the tracker looked was zeros then. Reading it would fill it, and reading a guard
-        // fails.
+        // If a page was absent when the tracker scanned, it was zeros then. Reading it would
+        // allocate it, and reading a guard fails.
         let whole = 0..self.memory_bytes;
         Ok(match &self.memory.protection {
             Ok(protection) => protection.forget_absent().union(&protection.guards()).complement(whole),
@@ -198,7 +200,7 @@ impl Frozen for FrozenMemory<'_> {
     }
 
     fn left_out(&self) -> Vec<LeftOut> {
-        // Without a tracker guards are found when copying fails.
+        // Without a tracker, guards are found when copying fails.
         let guards = self.memory.protection.as_ref().map(|protection| protection.guards());
         let guards = guards.unwrap_or_default();
         guards.addresses().map(|range| LeftOut { range, why: WhyLeftOut::Guard }).collect()
@@ -270,7 +272,7 @@ impl CopyOut for FrozenMemory<'_> {
 }
 
 impl FrozenMemory<'_> {
-    /// The guards in these ranges, from the memory's start.
+    /// The guards in these ranges, as offsets in the memory.
     fn guards_in(&self, ranges: &[Range<u64>]) -> Ranges {
         let page_bytes = rustix::param::page_size() as u64;
         let start = self.memory.address;

@@ -59,7 +59,8 @@ pub use tracked::{SourceExt, Tracked};
 /// Implemented by `[u8]` and `Vec<u8>` (bytes of this process), [`LiveMemory`] (bytes that others
 /// write), [`FileSource`], [`CoreSource`] and [`LiveProcessSource`].
 ///
-/// A source of one memory is shorter to write: see [`OneMemory`]. One with several mappings:
+/// For a source of one memory, [`OneMemory`] is shorter to implement. A source with several
+/// mappings:
 ///
 /// ```
 /// use stillframe::address_space::{AddressSpace, Mapping, MappingKind, Protection};
@@ -113,16 +114,16 @@ pub use tracked::{SourceExt, Tracked};
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 pub trait Source {
-    /// Opens the source for one capture. A live process stands still from here until
+    /// Opens the source for one capture. A live process is paused from here until
     /// [`Frozen::release`].
     ///
     /// # Errors
     ///
-    /// When the source cannot be found, read or stopped.
+    /// If the source cannot be found, read or paused.
     fn open(&self) -> Result<Box<dyn Frozen + '_>, SourceError>;
 
-    /// The same, given up when `progress` is cancelled: what may wait for another process must not wait on then.
-    /// Only sources of such a kind need to have this.
+    /// As [`open`](Self::open), but stops waiting when `progress` is cancelled. Only a source that
+    /// may wait for another process needs to implement this.
     ///
     /// # Errors
     ///
@@ -131,7 +132,7 @@ pub trait Source {
         if progress.is_cancelled() { Err(SourceError::Interrupted) } else { self.open() }
     }
 
-    /// What knows which of its bytes changed, or why nothing does: then everything is read.
+    /// The tracker of its changes, or the reason why there is none. Without one everything is read.
     fn tracker(&self) -> Result<Arc<dyn Tracker>, RescanReason> {
         Err(RescanReason::NoTracker)
     }
@@ -205,12 +206,12 @@ pub trait InPlace {
 
 /// Bytes that must be copied out.
 pub trait CopyOut {
-    /// Fills `buffer` with the bytes of mapping `mapping_index` from `offset_bytes` on. What cannot
-    /// be read is filled with zeros, and its address range added to `unreadable`.
+    /// Fills `buffer` with the bytes of mapping `mapping_index` from `offset_bytes` on. Bytes that
+    /// cannot be read are filled with zeros, and their address range is added to `unreadable`.
     ///
     /// # Errors
     ///
-    /// When the source went away or was cut short meanwhile.
+    /// If the source no longer exists or became shorter.
     fn copy_out(
         &self,
         mapping_index: usize,
@@ -219,7 +220,8 @@ pub trait CopyOut {
         unreadable: &mut Vec<AddressRange>,
     ) -> Result<(), SourceError>;
 
-    /// The same for several ranges of a mapping, in order; `buffer` is as long as they are together.
+    /// Copies several ranges of a mapping, in order, side by side. The length of `buffer` is their
+    /// total length.
     ///
     /// # Errors
     ///
@@ -295,10 +297,10 @@ pub enum SourceError {
     Undumpable {
         /// Its pid.
         pid: u32,
-        /// What was tried.
+        /// The action that failed.
         action: &'static str,
     },
-    /// A thread of the process did not stop in time. All threads go on.
+    /// A thread of the process did not stop in time. All threads were resumed.
     #[error(
         "process {pid} did not stop within {timeout:?}: {why}; {}",
         if paused.is_zero() { "no thread was paused".to_owned() } else { format!("its other threads were paused for {paused:.1?}") }
@@ -385,13 +387,13 @@ pub enum SourceError {
     Memory {
         /// Where it begins.
         address: u64,
-        /// What the operating system said.
+        /// The error of the operating system.
         source: io::Error,
     },
-    /// What changed in the source cannot be found out.
+    /// The changes in the source cannot be determined.
     #[error(transparent)]
     Track(#[from] TrackError),
-    /// The mappings found make no sense.
+    /// The mappings are not consistent.
     #[error("the mappings of the source cannot be used")]
     AddressSpace(#[from] AddressSpaceError),
 }

@@ -1,4 +1,4 @@
-//! Stopping every thread of a process, and letting all of them go again whatever happens.
+//! Stops all threads of a process and releases all of them, even after a failure.
 //!
 //! ```text
 //!  the opener                      the tracer, a thread of its own (tracer.rs)
@@ -12,11 +12,12 @@
 //!         <----- joins -----------
 //! ```
 //!
-//! The kernel ties what is traced to the thread that traces, and lets go of it when that thread
-//! ends. So the tracer is a thread made for one stop: whether the opener returns, fails, panics or
-//! the whole program is killed, it ends, and nothing stays stopped. That holds even for what it
-//! could not detach itself, such as a thread that was seized and would not stop. It also leaves
-//! the opener free to move between threads, and to give up when the kernel does not answer the tracer.
+//! The kernel binds a traced thread to the thread that traces it, and releases the traced thread
+//! when the tracing thread ends. So each stop has its own tracer thread. Whether the opener
+//! returns, fails, panics or the whole program is killed, the tracer ends and no thread stays
+//! stopped. That includes threads that the tracer could not detach, for example a thread that was
+//! seized and did not stop. Also, the opener can move between threads, and can give up if the
+//! kernel blocks the tracer.
 
 use std::io;
 use std::ops::Range;
@@ -40,30 +41,33 @@ use super::tracer::{Calls, Found, Order, Queued, Tracer};
 use crate::progress::Progress;
 use crate::threads::{Thread, Threads};
 
-/// How often the opener looks for ended threads and whether it is to give up: stopping takes less, but for rare races.
+/// How often the opener looks for ended threads and checks whether to give up. Except for rare
+/// races, stopping takes less time than this.
 const PAUSE_BETWEEN_LOOKS: Duration = Duration::from_millis(2);
 
-/// Looking for ended threads takes this part of the time at most.
+/// After a search for ended threads, the opener waits this many times as long as the search took.
 const REST_AFTER_A_LOOK: u32 = 20;
 
-/// When the time is over the tracer says so. If it does not for so long, the kernel does not answer it.
+/// The tracer reports when the time limit is over. If this time passes without a report, the kernel
+/// is blocking the tracer.
 const TRACER_IS_STUCK_AFTER: Duration = Duration::from_millis(300);
 
-/// A tracer that was given up ends within this, if the kernel answers it.
+/// A tracer that was given up ends within this time, unless the kernel blocks it.
 const TRACER_ENDS_WITHIN: Duration = Duration::from_millis(200);
 
-/// A process whose threads are all stopped. Dropping it lets them go.
+/// A process whose threads are all stopped. Dropping this value releases them.
 pub(super) struct StoppedProcess {
     found: Found,
-    /// Hanging up tells the tracer to let go.
+    /// The tracer releases all threads when this channel is closed.
     hold: Option<(Sender<Order>, JoinHandle<Duration>)>,
     stood_still: Duration,
 }
 
 impl StoppedProcess {
-    /// Stops every thread of the process, and of others that share its memory.
+    /// Stops all threads of the process, and of other processes that share its memory.
     ///
-    /// If a thread does not stop within `timeout`, all are let go. None is paused for longer.
+    /// If a thread does not stop within `timeout`, all threads are released. No thread is paused
+    /// for longer than that.
     pub(super) fn stop(
         process: &Arc<ProcDirectory>,
         timeout: Duration,
@@ -78,7 +82,7 @@ impl StoppedProcess {
                 Err(Refused::Busy(error)) if whole.is_over() => return Err(error),
                 Err(Refused::Busy(_)) => {}
             }
-            // Of two that wait for one another, the one with the lower pid comes first.
+            // If two programs wait for each other, the one with the lower pid goes first.
             let comes_first = std::process::id() < process.pid();
             let pause = Duration::from_millis(1 + attempt % 4 + if comes_first { 0 } else { 3 });
             std::thread::sleep(pause);
@@ -102,7 +106,7 @@ impl StoppedProcess {
             hold: Some((hold, tracer)),
             stood_still: Duration::ZERO,
         };
-        // An error lets all go before the caller hears of it.
+        // On an error the tracer releases all threads before it reports the error.
         let mut looked_until = Instant::now();
         let mut look_again_after = PAUSE_BETWEEN_LOOKS;
         let found = loop {
@@ -115,7 +119,8 @@ impl StoppedProcess {
                 }
             }
             if looked_until.elapsed() >= look_again_after {
-                // With thousands of threads that takes milliseconds, and the tracer waits for the same locks.
+                // With thousands of threads the search takes milliseconds, and the tracer waits for
+                // the same locks.
                 let begun = Instant::now();
                 reap(process);
                 looked_until = Instant::now();
@@ -146,34 +151,35 @@ impl StoppedProcess {
         &self.found.threads
     }
 
-    /// Other processes that share its memory. They are stopped, too.
+    /// Other processes that share its memory. They are stopped too.
     pub(super) fn sharers(&self) -> &[u32] {
         &self.found.sharers
     }
 
-    /// Whether the process was stopped before, by SIGSTOP say, and will be when it is let go.
+    /// Whether the process was already stopped, by SIGSTOP for example. It stays stopped when it is
+    /// released.
     pub(super) fn process_was_stopped(&self) -> bool {
         self.found.process_was_stopped
     }
 
-    /// The signals that threads are on their way into, and get when they are let go: bit `n - 1` for
-    /// signal `n`.
+    /// The signals that threads were about to receive and will receive when they are released: bit
+    /// `n - 1` for signal `n`.
     pub(super) fn signals_on_their_way(&self) -> u64 {
         let signals = self.found.threads.threads.iter().map(|thread| thread.pending_signal);
         signals.filter(|signal| (1..=64).contains(signal)).fold(0, |mask, signal| mask | 1 << (signal - 1))
     }
 
-    /// Where the kernel writes for the threads by itself: their areas for restartable sequences.
+    /// The areas for restartable sequences, which the kernel writes for each thread.
     pub(super) fn rseq_areas(&self) -> &[(u32, Range<u64>)] {
         &self.found.rseq_areas
     }
 
-    /// When the process and its threads were started.
+    /// The start times of the process and its threads.
     pub(super) fn starts(&self) -> (u64, &[(u32, u64)]) {
         (self.found.process_start, &self.found.starts)
     }
 
-    /// Gives these threads, all of which are stopped, their registers and signal masks.
+    /// Sets the registers and signal masks of these threads. All of them must be stopped.
     pub(super) fn set_registers(&self, threads: Vec<Thread>) -> Result<(), SourceError> {
         let pid = self.found.threads.pid;
         let (answer_to, answer) = channel();
@@ -185,7 +191,7 @@ impl StoppedProcess {
         }
     }
 
-    /// Changes the signals that are on their way to it; see [`signals`](super::signals).
+    /// Changes the pending signals of the process; see [`signals`](super::signals).
     pub(super) fn settle_signals(&self, settlement: Settlement) -> Result<(), SourceError> {
         let pid = self.found.threads.pid;
         let (answer_to, answer) = channel();
@@ -197,12 +203,13 @@ impl StoppedProcess {
         }
     }
 
-    /// The signals that have been sent and that no thread has taken: to the process as a whole, and to single threads.
+    /// The signals that were sent and that no thread has taken: those for the process as a whole,
+    /// and those for single threads.
     pub(super) fn queued_signals(&self) -> &Queued {
         &self.found.queued
     }
 
-    /// Has a thread make system calls; see [`injection`](super::injection).
+    /// Makes a thread execute system calls; see [`injection`](super::injection).
     pub(super) fn make_calls(&self, calls: Calls) -> Result<(), InjectionError> {
         let (answer_to, answer) = channel();
         let order = Order::MakeCalls(calls, answer_to);
@@ -217,19 +224,19 @@ impl StoppedProcess {
         self.hold.is_some()
     }
 
-    /// Lets all threads go and answers how long the process was paused: from the first interrupt
-    /// to the last detach. The second call answers the same.
+    /// Releases all threads and returns how long the process was paused: from the first interrupt
+    /// to the last detach. A second call returns the same.
     pub(super) fn let_go(&mut self) -> Duration {
         if let Some((hold, tracer)) = self.hold.take() {
             drop(hold);
-            // Had the tracer panicked, the kernel would have let go.
+            // If the tracer panicked, the kernel has released the threads.
             self.stood_still = tracer.join().unwrap_or_default();
         }
         self.stood_still
     }
 
-    /// Lets all go, and does not wait for a tracer that the kernel does not answer. Such a tracer lets go and ends
-    /// once it is answered, or with this program.
+    /// Abandons the tracer without waiting, because the kernel may block it. The tracer releases
+    /// all threads and ends once the kernel returns, or when this program ends.
     fn give_up(&mut self) {
         let Some((hold, tracer)) = self.hold.take() else { return };
         drop(hold);
@@ -246,20 +253,19 @@ impl Drop for StoppedProcess {
     }
 }
 
-/// Takes notice of threads that have ended although they were seized: SIGKILL and another thread's
-/// call of `execve` end them all the same. That call waits until somebody has taken notice, and
-/// seizing a thread waits for that call; so it is the opener that does this, while the tracer may be
-/// stuck.
+/// Reaps threads that have ended although they were seized: SIGKILL, or a call of `execve` in
+/// another thread, ends them anyway. That `execve` waits until they are reaped, and seizing a
+/// thread waits for that `execve`. So the opener does this, because the tracer may be blocked.
 ///
-/// Not of the first thread: its end is that of the process, which its parent wants to hear of, and
-/// the parent may be this very program.
+/// The first thread is not reaped: its end is the end of the process, which its parent waits for,
+/// and the parent may be this program.
 fn reap(process: &ProcDirectory) {
     let options = WaitIdOptions::EXITED
         | WaitIdOptions::NOHANG
         | WaitIdOptions::from_bits_retain(libc::__WALL.cast_unsigned());
     for tid in process.thread_ids().unwrap_or_default() {
         if let Some(id) = Pid::from_raw(tid.cast_signed()).filter(|_| tid != process.pid()) {
-            // One that is not ours, or lives, is left as it is.
+            // A thread that this program does not trace, or that is alive, is not affected.
             let _ = rustix::process::waitid(WaitId::Pid(id), options);
         }
     }

@@ -1,5 +1,5 @@
-//! The tracer: the thread that stops all threads of a process and of those that share its memory, and holds
-//! them until the opener hangs up. See `stop.rs`.
+//! The tracer: a thread that stops all threads of a process, and of the processes that share its
+//! memory. It holds them until the opener closes the channel. See `stop.rs`.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -22,27 +22,27 @@ use crate::signals::Signal;
 use crate::sys::ptrace::{self, Stop};
 use crate::threads::{self, RegisterSet, Thread, Threads};
 
-/// How often to ask whether a thread has stopped before sleeping between: an interrupt from one
+/// How often to poll whether a thread has stopped before sleeping in between: an interrupt from one
 /// core to another takes microseconds.
 const IMPATIENT_LOOKS: u32 = 64;
 const PAUSE_BETWEEN_LOOKS: Duration = Duration::from_micros(100);
 
-/// A thread may be refused because it is just ending; how often until it counts as a refusal.
+/// The kernel may refuse a thread that is ending. After this many refusals the refusal counts.
 const REFUSALS_BELIEVED: u32 = 10;
 
-/// By thread: when it was started, in clock ticks since the machine was.
+/// For each thread, when it was started, in clock ticks since the machine started.
 pub(super) type Starts = Vec<(u32, u64)>;
 
-/// Signals sent to a process as a whole, and to single threads of it.
+/// Signals that were sent to a process as a whole, and to its single threads.
 pub(super) type Queued = (Vec<Signal>, Vec<(u32, Vec<Signal>)>);
 
-/// What the tracer found when all were stopped.
+/// What the tracer found once all threads were stopped.
 pub(super) struct Found {
     pub(super) threads: Threads,
     /// Other processes that share its memory.
     pub(super) sharers: Vec<u32>,
     pub(super) process_was_stopped: bool,
-    /// By thread.
+    /// For each thread.
     pub(super) rseq_areas: Vec<(u32, Range<u64>)>,
     pub(super) process_start: u64,
     pub(super) starts: Starts,
@@ -64,16 +64,16 @@ impl Found {
     }
 }
 
-/// What the tracer is to do, and where it answers.
+/// An order for the tracer, with the channel for its answer.
 pub(super) enum Order {
     SetRegisters(Vec<Thread>, Sender<Result<(), SourceError>>),
     SettleSignals(Settlement, Sender<Result<(), SourceError>>),
     MakeCalls(Calls, Sender<Result<(), InjectionError>>),
 }
 
-/// Calls for a thread of the process to make.
+/// System calls that a thread of the process must make.
 pub(super) struct Calls {
-    /// The pid as the process itself knows it.
+    /// The pid in the pid namespace of the process.
     pub(super) own_pid: u32,
     pub(super) foothold: Foothold,
     /// `/proc/PID/mem`.
@@ -92,18 +92,18 @@ fn no_threads(pid: u32) -> Threads {
     }
 }
 
-/// What the tracer's thread works on.
+/// The state of the tracer thread.
 pub(super) struct Tracer {
     process: Held,
     sharers: Sharers,
     /// Processes that share its memory.
     others: Vec<Held>,
     patience: Arc<Patience>,
-    /// Since when a thread is paused.
+    /// When the first thread was interrupted.
     first_interrupt: Option<Instant>,
 }
 
-/// One process, and its threads that are stopped, and how.
+/// One process with its stopped threads, and how each is stopped.
 struct Held {
     process: Arc<ProcDirectory>,
     threads: BTreeMap<u32, Stop>,
@@ -115,8 +115,8 @@ impl Tracer {
         Tracer { process, sharers, others: Vec::new(), patience, first_interrupt: None }
     }
 
-    /// Stops all, reports, does what is ordered until the opener hangs up, and lets all go. Answers for how long
-    /// they were paused.
+    /// Stops all threads, reports, executes orders until the opener closes the channel, and
+    /// releases all threads. Returns how long they were paused.
     pub(super) fn run(
         mut self,
         report_to: &Sender<Result<Found, Refused>>,
@@ -125,7 +125,7 @@ impl Tracer {
         let report = self.stop_all().and_then(|()| Ok(self.found()?));
         let is_stopped = report.is_ok();
         if report_to.send(report).is_ok() && is_stopped {
-            // This ends when the opener hangs up.
+            // This loop ends when the opener closes the channel.
             for order in orders {
                 match order {
                     Order::SetRegisters(threads, answer_to) => {
@@ -150,7 +150,7 @@ impl Tracer {
         let shared_pid = self.process.process.pid();
         let mut at_work = AtWork { patience: &self.patience, first_interrupt: &mut self.first_interrupt };
         self.process.stop(&mut at_work)?;
-        // What shares the memory and was known before, and then what it has made meanwhile.
+        // First the sharers that are known already, then those created meanwhile.
         let mut found = self.sharers.pids.clone();
         loop {
             for pid in found.drain(..) {
@@ -163,7 +163,7 @@ impl Tracer {
                 }
             }
             let Some(thread) = self.process.threads.keys().next() else { return Ok(()) };
-            // Where it cannot be found out, we go without.
+            // If this cannot be determined, no further sharers are added.
             found = self.sharers.find_new(&self.process.process, *thread).unwrap_or_default();
             if found.is_empty() {
                 return Ok(());
@@ -190,7 +190,7 @@ impl Tracer {
     }
 }
 
-/// For how long it may take, and since when a thread is paused.
+/// The time limit, and since when a thread is paused.
 struct AtWork<'a> {
     patience: &'a Patience,
     first_interrupt: &'a mut Option<Instant>,
@@ -220,12 +220,13 @@ impl Held {
     fn detach(&self) {
         for (tid, stop) in &self.threads {
             let signal = if let Stop::Signal { signal, .. } = stop { *signal } else { 0 };
-            // A thread that was killed meanwhile cannot be detached, and need not be.
+            // A thread that was killed meanwhile cannot be detached, which does no harm.
             let _ = ptrace::detach(*tid, signal);
         }
     }
 
-    /// Stops what is listed until nothing new can appear: threads that are stopped make no others.
+    /// Stops the listed threads, and repeats until no new threads appear. This ends, because
+    /// stopped threads create no threads.
     fn stop(&mut self, at_work: &mut AtWork<'_>) -> Result<(), Refused> {
         let pid = self.process.pid();
         at_work.patience.expect(self.process.stat().map_or(0, |stat| stat.thread_count));
@@ -241,7 +242,8 @@ impl Held {
                 self.process.thread_ids().map_err(|error| self.error("list the threads of", error))?;
             let new: Vec<u32> =
                 listed.iter().filter(|tid| !self.threads.contains_key(tid)).copied().collect();
-            // Those that wait for a disk, say, stop when that is over. The others run on until then.
+            // A thread that waits, for a disk for example, stops when the wait is over. The other
+            // threads run until then.
             let in_kernel = |tid: &u32| {
                 at_work.patience.went_on();
                 self.process.thread_stat(*tid).is_ok_and(|stat| stat.state == 'D')
@@ -280,10 +282,11 @@ impl Held {
         Ok(!asked.is_empty())
     }
 
-    /// Whether every thread there is has been stopped. A list alone does not tell, as the kernel leaves
-    /// out threads when the one it stands at ends meanwhile; the count of threads does.
+    /// Whether every existing thread has been stopped. A listing alone is not enough: if the thread
+    /// at which the kernel's listing stands ends, the kernel may omit threads. The number of
+    /// threads is reliable.
     fn are_all_held(&mut self, listed: &[u32]) -> Result<bool, SourceError> {
-        // One that was held may have ended.
+        // A held thread may have ended.
         for tid in self.threads.keys().copied().collect::<Vec<_>>() {
             if self.stop_of(tid)?.is_none() {
                 self.threads.remove(&tid);
@@ -294,7 +297,7 @@ impl Held {
             return Err(SourceError::LiveProcessEnded { pid: self.process.pid() });
         }
         let held = listed.iter().filter(|tid| self.threads.contains_key(tid)).count();
-        // A first thread that has ended stays listed while others run.
+        // A first thread that has ended stays listed while other threads run.
         let dead_leader = usize::from(stat.is_dead());
         Ok(!self.threads.is_empty() && held + dead_leader >= stat.thread_count)
     }
@@ -308,14 +311,15 @@ impl Held {
                 Err(gone) if says_gone(&gone) => return Ok(false),
                 _ => {}
             }
-            // It may be ours already under another number: a thread that calls `execve` takes on
-            // that of the first one.
+            // We may trace it already under another number: a thread that calls `execve` takes over
+            // the number of the first thread.
             let tracer = self.process.status_number(&format!("task/{tid}/status"), "TracerPid").unwrap_or(0);
             if tracer == own_tid() {
                 break;
             }
-            // Or the first one had just ended for that, and the number now stands for the other. Or another tracer has
-            // let it go since, or is just letting it go: then its parent may be named as its tracer.
+            // Or the first thread has just ended for that `execve`, and its number now names the
+            // other thread. Or another tracer has released the thread, or is releasing it at this
+            // moment; then the thread's parent may be reported as its tracer.
             refusals += 1;
             let refused = match tracer {
                 0 => None,
@@ -326,8 +330,8 @@ impl Held {
             }
             std::thread::sleep(PAUSE_BETWEEN_LOOKS);
         }
-        // The number may have gone to a thread of another process since it was listed. That one is
-        // not interrupted, and let go when this thread ends.
+        // The number may have been reused for a thread of another process since it was listed. That
+        // thread is not interrupted, and is released when this thread ends.
         if self.process.thread_stat(tid).is_err() {
             return Ok(false);
         }
@@ -417,7 +421,8 @@ impl Held {
         settled.map_err(|error| self.error("set the signals of", error))
     }
 
-    /// The signals that have been sent and that no thread has taken. Older kernels (before 3.10) do not tell.
+    /// The signals that were sent and that no thread has taken. Kernels before 3.10 do not report
+    /// them.
     fn queued(&self) -> io::Result<Queued> {
         let read = |tid: u32, of_process: bool| -> io::Result<Vec<Signal>> {
             let queued = ptrace::queued_signals(tid, of_process)?;
@@ -434,7 +439,7 @@ impl Held {
         Ok((shared, threads))
     }
 
-    /// The registers of all threads, which are stopped, and when the process and they were started.
+    /// The registers of all stopped threads, and the start times of the process and its threads.
     fn registers(&self, patience: &Patience) -> Result<(Threads, u64, Starts), SourceError> {
         let stat = self.process.stat().map_err(|error| self.error("look at", error))?;
         let mut threads = Vec::with_capacity(self.threads.len());
@@ -446,7 +451,8 @@ impl Held {
             starts.push((*tid, start));
             patience.went_on();
         }
-        // By number already; the first one may have a higher number than others.
+        // The threads are already sorted by number. The first thread may have a higher number than
+        // others.
         threads.sort_by_key(|thread| thread.tid != self.process.pid());
         let threads = Threads {
             parent_pid: stat.parent_pid,
@@ -483,7 +489,8 @@ impl Held {
     }
 }
 
-/// What is wrong with a process that shares the memory of process `pid`, told as of that one.
+/// Converts an error of a process that shares the memory of process `pid` into an error about
+/// `pid`.
 fn of_sharer(pid: u32, sharer: u32, error: Refused) -> Refused {
     let why =
         |error: &SourceError| format!("process {sharer} shares its memory and must be stopped too; {error}");

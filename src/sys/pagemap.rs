@@ -1,8 +1,8 @@
 //! Which pages of a process are present, and which were written: `/proc/PID/pagemap`.
 //!
-//! Since Linux 6.7 the `PAGEMAP_SCAN` ioctl walks the page tables and answers with ranges, so that
-//! a terabyte of unpopulated memory costs microseconds. Older kernels have only one 64-bit word for
-//! every page, present or not. See the kernel's [pagemap
+//! Since Linux 6.7 the `PAGEMAP_SCAN` ioctl walks the page tables and returns ranges, so a terabyte
+//! of unpopulated memory costs microseconds. Older kernels have only one 64-bit word for every
+//! page, present or not. See the kernel's [pagemap
 //! documentation](https://docs.kernel.org/admin-guide/mm/pagemap.html).
 //!
 //! To the scan, two kinds of entries that are no pages look like swap: guards
@@ -50,8 +50,8 @@ const WORD_SWAP_TYPE: u64 = 31;
 
 /// The greatest number of ranges that one scan returns: 24 KiB of them.
 const RANGES_PER_SCAN: usize = 1024;
-/// The same for the first scan of a range: most have only a few ranges, and the buffer for the
-/// answers is cleared first.
+/// The same for the first scan of a range: most scans find only a few ranges, and the buffer is
+/// cleared first.
 const RANGES_PER_FIRST_SCAN: usize = 64;
 /// The number of pagemap words in one read: 512 KiB.
 const WORDS_PER_READ: usize = 64 * 1024;
@@ -199,7 +199,7 @@ pub(crate) fn is_anything_there(pagemap: &File, range: Range<u64>) -> io::Result
 #[derive(Clone, Copy, Default)]
 struct Query {
     flags: u64,
-    /// For these categories the opposite counts.
+    /// The categories that a page must not be in.
     inverted: u64,
     /// A page must be in all of these categories …
     all_of: u64,
@@ -209,15 +209,16 @@ struct Query {
     told: u64,
 }
 
-/// What happened to write-protected memory since it was last protected.
+/// The changes of write-protected memory since it was last protected.
 #[derive(Debug, Default)]
 pub(crate) struct Touched {
     /// The pages that may have been written.
     pub(crate) written: Ranges,
-    /// The pages that went away, or were never there and not yet protected: zeros, if the memory is
-    /// private and anonymous.
+    /// The absent pages: discarded, or never present and not yet protected. They are zeros if the
+    /// memory is private and anonymous.
     pub(crate) absent: Ranges,
-    /// Guards, whether or not they were there before. Before Linux 6.15 they are among the others.
+    /// Guards, whether or not they were there before. Before Linux 6.15 they are among the other
+    /// two.
     pub(crate) guards: Ranges,
 }
 
@@ -303,8 +304,8 @@ pub(crate) fn soft_dirty(pagemap: &File, range: Range<u64>) -> io::Result<Ranges
     Ok(found)
 }
 
-/// The pages of a private mapping of a file that are not the file's any more: they were written. In swap or
-/// not; what is thrown away is the file's again.
+/// The pages of a private mapping of a file that no longer belong to the file, because they were
+/// written. They may be in swap. A page that is discarded belongs to the file again.
 pub(crate) fn copied(pagemap: &File, range: Range<u64>) -> io::Result<Ranges> {
     let mut found = Ranges::new();
     let query = Query {
@@ -375,7 +376,7 @@ fn walk(
     Ok(())
 }
 
-/// Calls `found` with every page whose word is wanted, and the word.
+/// Calls `found` with every wanted page and its word.
 fn words(
     pagemap: &File,
     range: Range<u64>,

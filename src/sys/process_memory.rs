@@ -117,7 +117,7 @@ mod tests {
     fn own_memory_is_gathered_and_what_is_not_there_is_an_error() {
         let memory: Vec<u8> = (0..=255).cycle().take(100_000).collect();
         let base = memory.as_ptr().addr() as u64;
-        // More ranges than one call takes.
+        // More ranges than one call accepts.
         let ranges: Vec<_> = (0..3000u64).map(|at| base + at * 33..base + at * 33 + 1 + at % 20).collect();
         let expected: Vec<u8> = (0..3000).flat_map(|at| memory[at * 33..][..1 + at % 20].to_vec()).collect();
         let mut copy = vec![0; expected.len()];

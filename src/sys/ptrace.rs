@@ -1,7 +1,7 @@
 //! ptrace: stops a thread of another process, reads and sets its registers, and releases it.
 //!
-//! Every call must come from the thread that seized the traced thread; the kernel answers any other
-//! thread with `ESRCH`. When the tracing thread ends, the kernel releases all threads that it
+//! Every call must come from the thread that seized the traced thread; the kernel returns `ESRCH`
+//! to any other thread. When the tracing thread ends, the kernel releases all threads that it
 //! traces.
 
 use std::io;
@@ -78,7 +78,8 @@ pub(crate) fn resume(tid: u32) -> io::Result<()> {
     request(CONTINUE, tid, 0)
 }
 
-/// The same, and delivers the signal that it was about to receive, or none if that is 0.
+/// The same, and delivers the signal that the thread was about to receive, or none if `signal` is
+/// 0.
 pub(crate) fn resume_into(tid: u32, signal: i32) -> io::Result<()> {
     request(CONTINUE, tid, usize::try_from(signal).unwrap_or(0))
 }

@@ -1,5 +1,5 @@
 //! `userfaultfd`, and asynchronous write protection with it. (`missing.rs` has memory that is
-//! filled at its first access.) See the kernel's [userfaultfd
+//! filled on page faults.) See the kernel's [userfaultfd
 //! documentation](https://docs.kernel.org/admin-guide/mm/userfaultfd.html).
 //!
 //! Write protection: the kernel records the first write to a page and lets the thread continue at

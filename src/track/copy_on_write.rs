@@ -1,19 +1,22 @@
-//! Copy-on-write: which pages of a private mapping of a sealed file are not the file's any more.
+//! Copy-on-write: which pages of a private mapping of a sealed file are no longer the file's.
 //!
-//! The kernel keeps that for its own sake, so writers pay nothing for it. It is never taken back by a
-//! capture, however: each take finds all that was written since the template. What a page was when a
-//! snapshot was taken, if not the template's, an earlier take has found; so what may have changed since that
-//! snapshot are the pages found by now or then, and knowledge refers to all snapshots of the instance alike.
+//! The kernel needs this information itself, so writers have no extra cost. But a capture cannot
+//! reset it: each take finds everything that was written since the template.
+//!
+//! *Why the result is right for every snapshot of the instance*: if a page differed from the
+//! template when a snapshot was taken, an earlier take found it. So the pages that may have changed
+//! since that snapshot are those that this take or an earlier one found.
 //!
 //! | what happens to a page | what the scan says |
 //! |---|---|
 //! | written, by the program or by the kernel for it | copied |
-//! | written by a rollback | copied; found by a take after the writing, before the snapshot is known |
+//! | written by a rollback | copied; a later take finds it, before the snapshot counts as known |
 //! | swapped out | copied |
-//! | thrown away (MADV_DONTNEED) | the file's again, and among what earlier takes found |
+//! | discarded (MADV_DONTNEED) | the file's again; earlier takes found it |
 //! | read only | the file's |
 //!
-//! What is mapped elsewhere in the mapping's place is not noticed: the owner of an instance cannot do that.
+//! A tracker does not notice if another mapping replaces the instance. The owner of an instance
+//! cannot do that.
 
 use std::fs::File;
 use std::io;
@@ -26,10 +29,10 @@ use crate::ranges::Ranges;
 use crate::record::SnapshotId;
 use crate::sys::pagemap;
 
-/// Of how many snapshots of one instance it is known that they are.
+/// How many snapshots of one instance are remembered.
 const MAX_KNOWN: usize = 64;
 
-/// What is written of one instance of a template.
+/// The tracker of the writes to one instance of a template.
 #[derive(Debug)]
 pub(crate) struct CopyOnWrite {
     start: u64,
@@ -40,15 +43,15 @@ pub(crate) struct CopyOnWrite {
 struct State {
     template: SnapshotId,
     length_bytes: u64,
-    /// Snapshots that were taken of it, the newest last.
+    /// The snapshots that were taken of it, newest last.
     snapshots: Vec<SnapshotId>,
     next_number: u64,
-    /// All that was ever found, from the start of the image.
+    /// Everything that any take found, as offsets in the image.
     found: Ranges,
 }
 
 impl CopyOnWrite {
-    /// For a mapping at these addresses of the image of a snapshot.
+    /// A tracker for the mapping of the image of snapshot `template` at these addresses.
     pub(crate) fn new(template: SnapshotId, addresses: Range<u64>) -> CopyOnWrite {
         let length_bytes = addresses.end - addresses.start;
         let state =
@@ -56,12 +59,12 @@ impl CopyOnWrite {
         CopyOnWrite { start: addresses.start, state: Mutex::new(state) }
     }
 
-    /// Says that the memory has another length now, and what it grew by is private memory without a file,
-    /// also where the file had been.
+    /// Sets a new length of the memory. The added bytes are private memory without a file, even
+    /// where the file had been.
     pub(crate) fn set_length_bytes(&self, length_bytes: u64) {
         let mut state = self.state();
         if length_bytes > state.length_bytes {
-            // A snapshot may have bytes there too, from before it was shorter.
+            // A snapshot from before the memory shrank may have bytes there too.
             let grown = state.length_bytes..length_bytes;
             state.found.insert(grown);
         }
@@ -78,12 +81,12 @@ impl CopyOnWrite {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// What is the instance's own by now, from the start of the image.
+    /// The pages that now belong to the instance, as offsets in the image.
     fn copied(&self) -> io::Result<Ranges> {
         let page_bytes = rustix::param::page_size() as u64;
         let (start, end) = (self.start, self.start + self.state().length_bytes);
-        // Opened each time: a thousand instances would need as many descriptors, and a child that was forked
-        // with one has its own page tables.
+        // Opened for each call. Otherwise a thousand instances would need a thousand descriptors.
+        // Also, a descriptor from before a fork shows the page tables of the parent process.
         let pagemap = File::open("/proc/self/pagemap")?;
         let copied = pagemap::copied(&pagemap, start..end.next_multiple_of(page_bytes))?;
         Ok(copied.from_start_of(start..end))
@@ -113,7 +116,8 @@ impl Tracker for CopyOnWrite {
                 Ok(())
             }
             Err(error) => {
-                // What is in the snapshot that is being taken is not known, so later it may be anything.
+                // The contents of the snapshot that is being taken are then unknown, so later
+                // anything may have changed.
                 state.found = Ranges::from(0..expected_bytes);
                 Err(RescanReason::Unavailable(format!("/proc/self/pagemap cannot be read: {error}")))
             }
@@ -145,7 +149,7 @@ impl Tracker for CopyOnWrite {
     }
 }
 
-/// From ranges of the image to ranges of each mapping.
+/// Converts ranges of the image into ranges of each mapping.
 fn by_mapping(ranges: &Ranges, space: &AddressSpace) -> Vec<Ranges> {
     let mut image_bytes = 0;
     let mapping_ranges = space.mappings().iter().map(|mapping| {

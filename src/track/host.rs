@@ -1,4 +1,4 @@
-//! Host ranges: what the host of the memory says has changed.
+//! Host ranges: the host of the memory reports what has changed.
 
 use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -10,14 +10,15 @@ use crate::ranges::merge;
 use crate::record::SnapshotId;
 use crate::units::AddressRange;
 
-/// Marks are sorted and joined when there are twice as many as after the last time, and this many.
+/// Marks are sorted and merged when their number has doubled since the last merge and is at least
+/// this.
 const MERGE_AT: usize = 4096;
 
-/// The changes to one memory as its host hands them in: ranges, or a hypervisor's dirty bitmap.
+/// The changes to one memory, as reported by its host: ranges, or a hypervisor's dirty bitmap.
 ///
-/// Hand in whatever changed since the last capture began, at the latest when the next one is taken;
-/// [`SourceExt`](crate::source::SourceExt) joins the two. Ranges may overlap and come in any order.
-/// The first capture reads everything.
+/// Report all changes since the last capture began, at the latest when the next capture begins.
+/// [`SourceExt`](crate::source::SourceExt) combines a source with its ranges. Ranges may overlap
+/// and come in any order. The first capture reads everything.
 ///
 /// ```
 /// use stillframe::{AddressRange, CaptureOptions, Store};
@@ -51,12 +52,12 @@ struct State {
 }
 
 impl DirtyRanges {
-    /// For one memory of so many bytes, of which nothing is known yet.
+    /// For one memory of `memory_bytes`. Nothing is known about its changes yet.
     pub fn new(memory_bytes: u64) -> DirtyRanges {
         Self::with(memory_bytes, Ledger::default())
     }
 
-    /// For a memory that is now as it was in snapshot `id`, but for what will be marked.
+    /// For a memory that equals snapshot `id`, except for the ranges that will be marked.
     pub fn since(id: SnapshotId, memory_bytes: u64) -> DirtyRanges {
         Self::with(memory_bytes, Ledger::since(id))
     }
@@ -70,11 +71,12 @@ impl DirtyRanges {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Says that bytes in `range` may have changed, counted from the memory's start.
+    /// Marks the bytes in `range` as possibly changed. The range is counted from the start of the
+    /// memory.
     ///
     /// # Errors
     ///
-    /// [`TrackError::Outside`] when it is not inside the memory.
+    /// [`TrackError::Outside`] if the range lies outside the memory.
     pub fn mark(&self, range: AddressRange) -> Result<(), TrackError> {
         let mut state = self.state();
         let memory_bytes = state.memory_bytes;
@@ -85,13 +87,14 @@ impl DirtyRanges {
         Ok(())
     }
 
-    /// Says what may have changed by a bitmap: bit `n % 64` of word `n / 64` stands for the
-    /// `page_bytes` bytes from `n * page_bytes` on, as in KVM's dirty log.
+    /// Marks the bytes of a dirty bitmap: bit `n % 64` of word `n / 64` stands for the `page_bytes`
+    /// bytes from `n * page_bytes` on, as in KVM's dirty log.
     ///
     /// # Errors
     ///
     /// [`TrackError::Bitmap`] unless there are exactly as many words as the memory needs, and
-    /// [`TrackError::BitOutside`] when a bit behind the memory is set. Nothing is marked then.
+    /// [`TrackError::BitOutside`] if a bit after the end of the memory is set. Nothing is marked
+    /// then.
     pub fn mark_bitmap(&self, page_bytes: u64, words: &[u64]) -> Result<(), TrackError> {
         let mut state = self.state();
         let memory_bytes = state.memory_bytes;
@@ -111,7 +114,7 @@ impl DirtyRanges {
         for (at, word) in (0u64..).zip(words) {
             let mut left = *word;
             while left != 0 {
-                // Runs of bits become one range.
+                // A run of bits becomes one range.
                 let first = left.trailing_zeros();
                 let run = (left >> first).trailing_ones();
                 let start = (at * 64 + u64::from(first)) * page_bytes;
@@ -123,11 +126,11 @@ impl DirtyRanges {
         Ok(())
     }
 
-    /// Says that the memory has another length now. What it grew by counts as changed.
+    /// Sets a new length of the memory. The added bytes count as changed.
     pub fn set_memory_bytes(&self, memory_bytes: u64) {
         let mut state = self.state();
         if state.memory_bytes < memory_bytes {
-            // The parent may have bytes there too, from before it shrank.
+            // The parent may have bytes there too, from before the memory shrank.
             let grown = state.memory_bytes..memory_bytes;
             state.mark(grown);
         }

@@ -1,10 +1,10 @@
-//! The ledger: what a tracker has found and no durable snapshot has yet.
+//! The ledger: the changes that a tracker has found and that no durable snapshot has yet.
 
 use super::RescanReason;
 use crate::ranges::Ranges;
 use crate::record::SnapshotId;
 
-/// Takes that no snapshot has acknowledged are joined beyond this many.
+/// If more takes than this are unacknowledged, older ones are merged.
 const MAX_OPEN_TAKES: usize = 4;
 
 /// What one take of a tracker found.
@@ -123,7 +123,7 @@ mod tests {
         let (second, _) = ledger.take(one(2..3), Some(id(1)));
         ledger.committed(second, id(3));
         ledger.committed(first, id(2));
-        // The second take is not in snapshot 2, and not open any more.
+        // The second take is not in snapshot 2, and is no longer open.
         assert_eq!(ledger.take(one(4..5), Some(id(2))).1, Err(RescanReason::OtherParent));
 
         let mut ledger = Ledger::since(id(1));

@@ -4,11 +4,12 @@
 //! take() ──> ranges since the last take ──> kept, together with those of takes whose
 //!    │                                      snapshot never became durable
 //!    └────> all that was kept, if it refers to the parent of the new snapshot
-//! committed(id) ──> what that take had kept is let go; from here on knowledge refers to `id`
+//! committed(id) ──> the ranges up to that take are dropped; from now on knowledge refers to `id`
 //! ```
 //!
-//! A [`Tracker`] never decides what a snapshot holds, only what need not be read again. Whenever its
-//! knowledge does not fit the parent, all is read: [`RescanReason`] says why.
+//! A [`Tracker`] does not decide what a snapshot holds. It only reports which bytes need not be
+//! read again. Whenever its knowledge does not refer to the parent, everything is read, and
+//! [`RescanReason`] gives the reason.
 
 mod copy_on_write;
 mod host;
@@ -175,20 +176,20 @@ pub enum TrackMethod {
 pub enum RescanReason {
     /// The source has no tracker.
     NoTracker,
-    /// It was to have one, but this machine has none to give. Says why.
+    /// A tracker was requested, but this machine cannot provide one, for this reason.
     Unavailable(String),
     /// The process has no snapshot yet.
     NoParent,
-    /// The tracker has only just begun.
+    /// The tracker has just started.
     JustBegun,
-    /// What the tracker knows refers to another snapshot than the parent.
+    /// The knowledge of the tracker refers to another snapshot than the parent.
     OtherParent,
-    /// The mappings of the parent, or what was left out of it, were others.
+    /// The parent had other mappings, or other memory was left out of it.
     OtherLayout,
-    /// The parent cannot be compared with: it has another region size, or is damaged, or there is
-    /// damage in the store that this capture mends by reading everything.
+    /// The parent cannot be compared with: it has another region size or is damaged. Or there is
+    /// damage in the store, which this capture repairs by reading everything.
     ParentUnusable,
-    /// Tracking was interrupted: something else was mapped in the memory's place.
+    /// Tracking was interrupted: the memory was replaced by another mapping.
     Interrupted,
 }
 
@@ -205,7 +206,8 @@ impl TrackMethod {
 }
 
 impl Tracking {
-    /// The name of the means: `host-ranges`, `write-protection`, `soft-dirty`, `copy-on-write`, or `rescan`.
+    /// The name of the method: `host-ranges`, `write-protection`, `soft-dirty`, `copy-on-write`, or
+    /// `rescan`.
     pub fn name(&self) -> &'static str {
         match self {
             Tracking::By(means) => means.name(),
@@ -222,7 +224,7 @@ impl serde::Serialize for Tracking {
 }
 
 impl fmt::Display for Tracking {
-    /// Its name, and for a rescan why it was one.
+    /// The name of the method and, for a rescan, the reason.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Tracking::By(means) => f.write_str(means.name()),
@@ -252,25 +254,25 @@ impl fmt::Display for RescanReason {
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum TrackError {
-    /// This machine cannot track by these means.
+    /// This machine does not support this method.
     #[error("changes cannot be tracked by {}: {why}", means.name())]
     Unavailable {
-        /// The means asked for.
+        /// The requested method.
         means: TrackMethod,
-        /// What is missing, and what would help.
+        /// The missing feature or permission, and how to provide it.
         why: String,
-        /// What the operating system said.
+        /// The error of the operating system.
         source: io::Error,
     },
-    /// A range that is not inside the memory.
+    /// A range lies outside the memory.
     #[error("the changed range {range} is not inside the memory, which has {memory_bytes} bytes")]
     Outside {
         /// The range.
         range: AddressRange,
-        /// The length of the memory the tracker was made for.
+        /// The length of the memory that the tracker was made for.
         memory_bytes: u64,
     },
-    /// A bitmap of another length than its memory.
+    /// A bitmap does not match the length of its memory.
     #[error(
         "a bitmap with one bit for each {page_bytes} bytes of {memory_bytes} must have {expected_words} \
          words, found {found_words}"
@@ -280,12 +282,12 @@ pub enum TrackError {
         page_bytes: u64,
         /// The length of the memory.
         memory_bytes: u64,
-        /// How many words it takes.
+        /// How many words the bitmap must have.
         expected_words: u64,
-        /// How many there are.
+        /// How many words it has.
         found_words: u64,
     },
-    /// A bitmap has a bit set for what lies behind the memory.
+    /// A bitmap has a bit set for bytes after the end of the memory.
     #[error(
         "bit {bit} of the bitmap is set, which is of bytes after the end of the memory of {memory_bytes} \
          bytes"
@@ -296,58 +298,60 @@ pub enum TrackError {
         /// The length of the memory.
         memory_bytes: u64,
     },
-    /// It was made for another memory.
+    /// The tracker was made for another memory.
     #[error(
         "the tracker was made for {expected}, found {found}; use it with the memory that it was made for, and \
          report it when that memory grows"
     )]
     OtherMemory {
-        /// What it was made for.
+        /// The memory that it was made for.
         expected: String,
-        /// What it was used with.
+        /// The memory that it was used with.
         found: String,
     },
-    /// The memory does not begin at a page.
+    /// The memory does not begin at a page boundary.
     #[error("tracked memory must begin at a page, a multiple of {page_bytes}; found address {address:#x}")]
     NotAligned {
         /// Where it begins.
         address: u64,
-        /// How long a page is.
+        /// The page size.
         page_bytes: u64,
     },
-    /// The memory is not mapped, or shared, or of a file: others could write it unnoticed.
+    /// The memory is not mapped, or is shared, or belongs to a file: others could write it
+    /// unnoticed.
     #[error("only private memory without a file behind it can be tracked; at {range} there is {found}")]
     NotPrivate {
         /// The addresses.
         range: AddressRange,
-        /// What is there.
+        /// The mapping that was found there.
         found: String,
     },
-    /// Another tracker, or another userfaultfd, has the memory.
+    /// Another tracker, or another userfaultfd, is registered with the memory.
     #[error("the memory at {range} is tracked already; drop the other tracker or userfaultfd first")]
     AlreadyTracked {
         /// The addresses.
         range: AddressRange,
     },
-    /// The tracker was made before a `fork`, and this is the child.
+    /// The tracker was made before a `fork`, and this is the child process.
     #[error("the tracker was made by process {made_by}, this is {used_by}; make a new one after a fork")]
     OtherPid {
-        /// The pid of its maker.
+        /// The pid of the process that made it.
         made_by: u32,
-        /// The pid of its user.
+        /// The pid of the process that uses it.
         used_by: u32,
     },
     /// The operating system failed.
     #[error("cannot {action}")]
     System {
-        /// What was tried.
+        /// The action that failed.
         action: &'static str,
-        /// What it said.
+        /// The error of the operating system.
         source: io::Error,
     },
 }
 
-/// The length of the one captured mapping that a tracker of one memory is used with.
+/// Fails unless `space` has exactly one captured mapping, of this length: the memory of a tracker
+/// of one memory.
 fn check_one_memory(space: &AddressSpace, memory_bytes: u64) -> Result<(), TrackError> {
     let found: Vec<u64> = space.captured().map(|(_, mapping)| mapping.range.length_bytes()).collect();
     let fits = match found[..] {

@@ -1,13 +1,13 @@
-//! Soft-dirty: the kernel marks the pages that a process writes, once somebody has taken all marks
-//! away by writing 4 to its `/proc/PID/clear_refs`.
+//! Soft-dirty: the kernel marks the pages that a process writes. A write of 4 to
+//! `/proc/PID/clear_refs` clears all marks.
 //!
-//! Many kernels are built without it and then do as if every page were clean, so it is tried out
-//! on a page of this process before it is believed. The marks are one set for the whole process:
-//! others that clear them (CRIU) take them from us.
+//! Many kernels are built without soft-dirty and then report every page as clean. So it is first
+//! tested on a page of this process. There is one set of marks for each process: if another program
+//! (CRIU) clears them, changes are lost.
 //!
-//! A page that is thrown away loses its mark. So pages of private anonymous memory that are not
-//! there count as changed; they are zeros and cost nothing to read. Of shared memory and files
-//! others write the pages too, so all of it counts.
+//! A discarded page loses its mark. So absent pages of private anonymous memory count as changed;
+//! they are zeros and cost nothing to read. Other processes also write shared memory and files, so
+//! all of such a mapping counts as changed.
 
 use std::fs::File;
 use std::io::{self, Write};
@@ -20,20 +20,20 @@ use crate::ranges::Ranges;
 use crate::record::SnapshotId;
 use crate::sys::pagemap;
 
-/// What clears the soft-dirty marks, and nothing else.
+/// The value that clears only the soft-dirty marks.
 const CLEAR_SOFT_DIRTY: &[u8] = b"4";
 
 /// The soft-dirty marks of one process.
 #[derive(Debug)]
 pub(crate) struct SoftDirty {
     pid: u32,
-    /// Tells the process from a later one with the same pid.
+    /// The start time, which distinguishes the process from a later one with the same pid.
     started: String,
     ledger: Mutex<Ledger>,
 }
 
 impl SoftDirty {
-    /// For the process with this pid.
+    /// For the process `pid`.
     pub(crate) fn new(pid: u32) -> Result<SoftDirty, TrackError> {
         static PROBED: OnceLock<bool> = OnceLock::new();
         if !*PROBED.get_or_init(|| probe().unwrap_or(false)) {
@@ -52,7 +52,7 @@ impl SoftDirty {
         self.ledger.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// What may have changed of one mapping, by address.
+    /// The addresses of one mapping that may have changed.
     fn changed(pagemap: &File, mapping: &Mapping) -> io::Result<Ranges> {
         let whole = mapping.range.start()..mapping.range.end();
         if mapping.protection.shared || !mapping.name.is_empty() && !mapping.name.starts_with('[') {
@@ -70,7 +70,8 @@ impl Tracker for SoftDirty {
 
     fn take(&self, space: &AddressSpace, since: Option<SnapshotId>) -> Result<DirtySet, TrackError> {
         let took = || -> io::Result<Ranges> {
-            // Opened each time: after an execve the old files would show the old memory, empty.
+            // Opened for each take: after an `execve` an open file would still show the old memory,
+            // which is empty.
             let pagemap = open(self.pid, "pagemap", false)?;
             if started(self.pid)? != self.started {
                 return Err(io::Error::other("another process has its pid now"));
@@ -110,10 +111,10 @@ fn open(pid: u32, name: &str, write: bool) -> io::Result<File> {
     File::options().read(!write).write(write).open(format!("/proc/{pid}/{name}"))
 }
 
-/// When the process started, as the kernel counts.
+/// When the process started, in the kernel's clock ticks.
 fn started(pid: u32) -> io::Result<String> {
     let stat = std::fs::read(format!("/proc/{pid}/stat"))?;
-    // Its name, in brackets, may hold anything.
+    // The name stands in brackets and may hold any byte.
     let after_name = stat.rsplit(|byte| *byte == b')').next().unwrap_or_default();
     let start = String::from_utf8_lossy(after_name).split_ascii_whitespace().nth(19).map(str::to_owned);
     start.ok_or_else(|| io::ErrorKind::InvalidData.into())
@@ -123,8 +124,8 @@ fn unavailable(why: &str, source: io::Error) -> TrackError {
     TrackError::Unavailable { means: TrackMethod::SoftDirty, why: why.to_owned(), source }
 }
 
-/// Whether a page of this process that is cleared and written shows as such, and one that is
-/// cleared and not written does not.
+/// Tests the marks on a page of this process: a page that is cleared and written must show as
+/// dirty, and one that is only cleared must not.
 fn probe() -> io::Result<bool> {
     let page_bytes = rustix::param::page_size();
     let mut memory = memmap2::MmapMut::map_anon(2 * page_bytes)?;
@@ -145,7 +146,7 @@ mod tests {
 
     #[test]
     fn the_probe_agrees_with_what_can_be_opened() {
-        // On either kind of kernel: a tracker exists exactly where the marks work.
+        // This holds for both kinds of kernels: a tracker exists exactly where the marks work.
         assert_eq!(SoftDirty::new(std::process::id()).is_ok(), probe().unwrap_or(false));
     }
 }

@@ -1,25 +1,25 @@
-//! Write protection: the kernel notes which pages of this process's memory are written.
+//! Write protection: the kernel records which pages of this process's memory are written.
 //!
-//! The memory is registered with a userfaultfd in asynchronous mode. Each take is one scan of the page
-//! tables that finds the pages written since the last one and protects them again in the same
-//! step, so that no write falls between: it is found either by this take or by the next one.
-//! Therefore bytes are copied after the take, never before.
+//! The memory is registered with a userfaultfd in asynchronous mode. Each take is one scan of the
+//! page tables. In one step the scan finds the pages that were written since the last scan and
+//! protects them again. So no write is missed: this take or the next one finds it. For this reason
+//! bytes are copied after the take, never before.
 //!
-//! | what happens to a page | what the scan says |
+//! | what happens to a page | what the scan reports |
 //! |---|---|
-//! | written, by the program or by the kernel for it | written; in a huge page it is split first, so 4 KiB |
-//! | swapped out and in again | protected or written as before: the note moves with it |
-//! | thrown away (MADV_DONTNEED), moved away (mremap) | absent, which counts as changed |
-//! | a guard (MADV_GUARD_INSTALL) | a guard, at every take: it counts as changed and is not touched |
-//! | never there, protected | a marker stands in its place; the first write shows |
-//! | unmapped and mapped anew | the new mapping is not registered: `EPERM`, and all is read |
-//! | unmapped | nothing at all, so the mappings are looked at as well |
-//! | copied by `fork` | the parent's goes on; the child's is not tracked |
+//! | written, by the program or by the kernel for it | written; a huge page is split first, so 4 KiB |
+//! | swapped out and in again | protected or written as before: the kernel keeps the state |
+//! | discarded (MADV_DONTNEED), moved away (mremap) | absent, which counts as changed |
+//! | a guard (MADV_GUARD_INSTALL) | a guard, at every take: counts as changed, is not accessed |
+//! | never present, protected | the kernel puts a marker in its place; the first write is reported |
+//! | unmapped and mapped again | the new mapping is not registered: `EPERM`, and everything is read |
+//! | unmapped | nothing at all, so the mappings are checked as well |
+//! | copied by `fork` | the parent's page is still tracked; the child's is not |
 //!
-//! Cost, measured on 4 GiB: 3 ms for a scan in which nothing was written, 4.4 ms where 1 % of the pages
-//! were; a first write to a protected page takes about a microsecond longer. Protected memory gets no
-//! new huge pages. One thread scans: with two each had to wait for the other whenever it protected
-//! something (5 to 30 ms), as the address space is the same.
+//! Cost, measured on 4 GiB: a scan takes 3 ms if nothing was written and 4.4 ms if 1 % of the pages
+//! were written. The first write to a protected page takes about a microsecond longer. Protected
+//! memory gets no new huge pages. One thread scans: with two threads, each waited for the other
+//! whenever it protected pages (5 to 30 ms), because they share the address space.
 
 use std::fs::File;
 use std::io;
@@ -65,7 +65,7 @@ impl WriteProtection {
         }
         let userfault = Userfault::new().map_err(unavailable)?;
         let pagemap = File::open("/proc/self/pagemap").map_err(unavailable)?;
-        // Kernels before 6.7 say here that they have no such scan.
+        // Kernels before 6.7 report here that they do not have this scan.
         pagemap::count_written(&pagemap, start..start + page_bytes).map_err(unavailable)?;
         let state = State {
             ledger: Ledger::default(),
@@ -88,7 +88,7 @@ impl WriteProtection {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Says that the memory has another length now. What it grew by counts as changed.
+    /// Sets a new length of the memory. The added bytes count as changed.
     pub(crate) fn set_memory_bytes(&self, memory_bytes: u64) -> Result<(), TrackError> {
         let mut state = self.state();
         if memory_bytes > state.memory_bytes {
@@ -110,7 +110,7 @@ impl WriteProtection {
         self.state().guards.clone()
     }
 
-    /// The pages that the memory's first `memory_bytes` lie in.
+    /// The pages that contain the first `memory_bytes` of the memory.
     fn pages(&self, memory_bytes: u64) -> Range<u64> {
         let length_bytes = memory_bytes.next_multiple_of(rustix::param::page_size() as u64);
         self.start..self.start.saturating_add(length_bytes)
@@ -130,12 +130,12 @@ impl WriteProtection {
             && self.made_by == std::process::id()
             && let Err(error) = self.userfault.unregister(pages)
         {
-            // Memory that is not mapped any more is not registered either.
+            // Memory that is no longer mapped is no longer registered.
             tracing::debug!("memory could not be unregistered: {error}");
         }
     }
 
-    /// From addresses to offsets in the memory.
+    /// Converts addresses into offsets in the memory.
     fn offsets(&self, ranges: &Ranges, memory_bytes: u64) -> Ranges {
         ranges.from_start_of(self.start..self.start.saturating_add(memory_bytes))
     }
@@ -218,7 +218,7 @@ impl Drop for WriteProtection {
     }
 }
 
-/// Why the kernel has no write protection to give.
+/// The reason why the kernel does not offer write protection.
 fn unavailable(source: io::Error) -> TrackError {
     let why = match source.raw_os_error() {
         Some(libc::ENOSYS) => "the kernel was built without userfaultfd",
@@ -234,15 +234,15 @@ fn unavailable(source: io::Error) -> TrackError {
     TrackError::Unavailable { means: TrackMethod::WriteProtection, why: why.to_owned(), source }
 }
 
-/// An error unless all of `range` is mapped, private and without a file: what others share they can
-/// write unnoticed.
+/// Fails unless all of `range` is mapped, private and without a file. Others could write shared
+/// memory unnoticed.
 fn check_private(range: AddressRange) -> Result<(), TrackError> {
     let maps = std::fs::read_to_string("/proc/self/maps")
         .map_err(|source| TrackError::System { action: "read the mappings of this process", source })?;
     let not_private = |found: &str| Err(TrackError::NotPrivate { range, found: found.to_owned() });
     let mut end = range.start();
     for line in maps.lines() {
-        // "55d0c8a5b000-55d0c8a5d000 rw-p 00000000 00:00 0   [heap]"
+        // "55d0c8a5b000-55d0c8a5d000 rw-p 00000000 00:00 0 [heap]"
         let mut fields = line.split_ascii_whitespace();
         let addresses = fields.next().and_then(|addresses| addresses.split_once('-'));
         let address = |digits| u64::from_str_radix(digits, 16).ok();

@@ -1,11 +1,14 @@
-//! Real runtimes under load, rolled back in place: they go on from the captured moment, or are refused and work on.
+//! Real runtimes under load, rolled back in place. They continue from the captured moment, or the
+//! rollback is refused and they continue unchanged.
 //!
-//! The programs are those of `benches/runtimes`. Several threads move money between accounts and make garbage; ten times
-//! a second a program checks the sum of all accounts and says `tick N`. It says `WRONG` and ends where the sum is another
-//! one. So a rollback was right if the next tick follows the one at which it was captured, and ticks go on without a gap.
+//! The programs are those of `benches/runtimes`. Several threads move money between accounts and
+//! produce garbage. Ten times a second a program checks the sum of all accounts and prints
+//! `tick N`. If the sum is wrong it prints `WRONG` and ends. So a rollback was right if the next
+//! tick follows the tick of the capture, and the ticks continue without a gap.
 //!
-//! A refusal is no failure: what a collector has unmapped cannot be put back. It must be told by its exit code and leave
-//! the program as it was, and some rollbacks of each runtime must succeed.
+//! A refusal is not a failure: memory that a collector has unmapped cannot be restored. But a
+//! refusal must have its exit code and leave the program unchanged, and some rollbacks of each
+//! runtime must succeed.
 
 use std::ffi::OsStr;
 use std::fs;
@@ -18,22 +21,23 @@ use std::time::{Duration, Instant};
 use super::rollback::Vault;
 use crate::needs::{is_there, needs, passed_over};
 
-/// How many rollbacks of each runtime are tried, for long runs. Without it a test ends after the first that succeeded, and
-/// fails after so many that were refused.
+/// How many rollbacks of each runtime are tried, for long runs. If it is not set, a test ends after
+/// the first rollback that succeeds, and fails after a fixed number of refusals.
 const ROLLBACKS: &str = "STILLFRAME_ROLLBACKS";
 pub(super) const AT_MOST: usize = 12;
 
-/// How many ticks are between a capture and its rollback. More than [`UNREAD`], so that the ticks visibly go back.
+/// How many ticks are between a capture and its rollback. This is more than [`UNREAD`], so that the
+/// ticks visibly go back.
 const BETWEEN: usize = 8;
 
-/// How many ticks a program may have said by the end of a capture that have not been read yet. It is one, if at all,
-/// unless the machine is very busy.
+/// How many ticks a program may have printed by the end of a capture that have not been read yet.
+/// There is at most one, unless the machine is very busy.
 const UNREAD: u64 = 4;
 
-/// How many ticks are watched after a rollback: two seconds.
+/// How many ticks are observed after a rollback: two seconds.
 const AFTERWARDS: usize = 20;
 
-/// Nothing takes as long between two ticks, on a busy machine either.
+/// No two ticks are this far apart, even on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(60);
 
 // ---- The runtimes -------------------------------------------------------------------------------
@@ -63,7 +67,7 @@ fn a_cpython_with_threads_and_a_timer_goes_on() {
 #[test]
 fn a_jvm_with_g1_that_handles_null_pointers_goes_on() {
     let Some(classes) = java_classes() else { return };
-    // Its second compiler replaces a null check that traps by one that does not.
+    // Its second compiler replaces a null check that traps with one that does not.
     goes_back("JVM, G1", java(classes.path(), &["-XX:+UseG1GC", "-XX:TieredStopAtLevel=1"]));
 }
 
@@ -83,7 +87,7 @@ fn a_go_program_with_goroutines_that_handle_nil_pointers_goes_on() {
     let mut go = Command::new("go");
     go.args(["build", "-o"]).arg(&program).arg(source("bank.go"));
     go.env("GO111MODULE", "off").env("GOFLAGS", "");
-    // A newer Go compiles its library at the first build.
+    // Newer versions of Go compile their library at the first build.
     go.env("GOCACHE", Path::new(env!("CARGO_TARGET_TMPDIR")).join("go"));
     succeeds(&mut go);
     goes_back("Go", bank(&program));
@@ -134,11 +138,11 @@ fn a_node_whose_loop_has_an_io_uring_is_refused_by_name_and_works_on() {
 #[derive(Debug)]
 enum Outcome {
     WentOn,
-    /// With what standard error said.
+    /// Refused, with the text of standard error.
     Refused(String),
 }
 
-/// Rolls a program back several times. Fails unless each was right or refused.
+/// Rolls a program back several times. Fails unless each rollback was right or refused.
 #[track_caller]
 fn goes_back(name: &str, command: Command) {
     let tries = tries();
@@ -159,12 +163,12 @@ fn goes_back(name: &str, command: Command) {
     assert!(right > 0, "{name}: all are refused: {refused:#?}");
 }
 
-/// How many rollbacks are asked for.
+/// How many rollbacks are requested.
 pub(super) fn tries() -> Option<usize> {
     std::env::var(ROLLBACKS).ok().map(|tries| tries.parse().unwrap())
 }
 
-/// Captures a program, lets it go on, rolls it back, and watches it.
+/// Captures a program, lets it run, rolls it back, and checks its output.
 #[track_caller]
 fn round(vault: &Vault, bank: &mut Bank) -> Outcome {
     let pid = bank.pid().to_string();
@@ -175,7 +179,7 @@ fn round(vault: &Vault, bank: &mut Bank) -> Outcome {
     bank.wait_for_tick(last + UNREAD);
     bank.wait_for_more(BETWEEN);
     let refusal = rollback(vault, &id, &pid);
-    // What was said before, and is read only now, is less than this.
+    // Ticks that were printed before and are read only now are fewer than this.
     bank.wait_for_more(AFTERWARDS);
 
     let ticks = bank.ticks();
@@ -193,7 +197,8 @@ fn round(vault: &Vault, bank: &mut Bank) -> Outcome {
     }
 }
 
-/// The snapshot's id. A process that starts threads or runs others may be refused at some moments.
+/// Returns the snapshot's id. At some moments a capture of a process that starts threads or
+/// programs may be refused.
 #[track_caller]
 pub(super) fn capture(vault: &Vault, pid: &str) -> String {
     let mut why = String::new();
@@ -212,7 +217,7 @@ pub(super) fn capture(vault: &Vault, pid: &str) -> String {
     panic!("five captures were refused: {why}")
 }
 
-/// Why it was refused, or nothing.
+/// The reason of a refusal, or `None`.
 #[track_caller]
 pub(super) fn rollback(vault: &Vault, id: &str, pid: &str) -> Option<String> {
     let output = vault.run(&["rollback", id, "--pid", pid, "--leave-new-memory"]);
@@ -235,7 +240,7 @@ struct Bank {
 #[derive(Default)]
 struct Said {
     ticks: Vec<u64>,
-    /// All else, as a runtime that fails says why.
+    /// All other output: a runtime that fails prints the reason.
     others: String,
     has_ended: bool,
 }

@@ -1,9 +1,9 @@
-//! Tracking: whatever tells what changed, the snapshots are the same, byte by byte; and no write is
-//! ever missed.
+//! Tracking: with every tracking method the snapshots are equal to full captures, byte for byte,
+//! and no write is missed.
 //!
-//! One conformance suite runs for every means. What it does to the memory is compared with a full
-//! capture of the same bytes into another store: roots are hashes of content, so they are equal or
-//! something was missed.
+//! One conformance suite runs for every method. The suite compares the tracked capture with a full
+//! capture of the same bytes into another store. Roots are hashes of the contents, so a difference
+//! means that a change was missed.
 
 use std::ops::Range;
 use std::os::unix::fs::FileExt;
@@ -22,7 +22,7 @@ use stillframe::{
 };
 
 const MIB: usize = 1 << 20;
-/// What the memory may grow to. Not a multiple of the largest region.
+/// The greatest length of the memory. It is not a multiple of the largest region.
 const RESERVED_BYTES: usize = 5 * MIB + 3 * 4096;
 
 fn page_bytes() -> usize {
@@ -40,13 +40,13 @@ fn range(range: Range<usize>) -> AddressRange {
     AddressRange::new(range.start as u64, range.end as u64).unwrap()
 }
 
-/// Bytes of which no two regions are the same.
+/// Bytes in which no two regions are equal.
 fn scattered(length: usize) -> Vec<u8> {
     (0..length).map(|at| (at * 31 % 251 + at / 4096).to_le_bytes()[0]).collect()
 }
 
-/// Whether this machine has write protection at all. Where it has not, these tests have nothing to test,
-/// and that it is said why is tested elsewhere.
+/// Whether this machine has write protection. Without it these tests have nothing to test; other
+/// tests check that the reason is reported.
 fn has_write_protection() -> bool {
     let memory = MmapMut::map_anon(page_bytes()).unwrap();
     match LiveMemory::new(memory.as_ptr(), memory.len()).track_writes() {
@@ -69,15 +69,16 @@ enum By {
     Rescan,
 }
 
-/// A memory in a reservation, and what tracks it.
+/// A memory in a reservation, and its tracker.
 struct Subject {
     by: By,
     memory: MmapMut,
-    /// Where the memory begins in the mapping: at a page, and in some cases at a huge one.
+    /// The offset of the memory in the mapping: a page boundary, and in some cases a boundary of
+    /// huge pages.
     offset: usize,
     length: usize,
-    /// What the memory holds. The memory itself is not read before it is captured: reading a page that
-    /// was thrown away makes it a present one.
+    /// The expected contents. The memory itself is not read before a capture, because a read of a
+    /// discarded page makes the page present.
     model: Vec<u8>,
     live: LiveMemory,
     host: DirtyRanges,
@@ -164,8 +165,8 @@ impl Subject {
             }
             Step::PageOut { at, count } => {
                 let thrown = clip(at, count, self.length);
-                // Without swap nothing happens; with it the pages go there and come back.
-                // SAFETY: only where the pages are kept changes, not what is in them.
+                // Without swap this has no effect; with swap the pages are moved to swap and back.
+                // SAFETY: only the place of the pages changes, not their contents.
                 let _ = unsafe {
                     let start = self.memory[self.offset..].as_mut_ptr().add(thrown.start / 4096 * 4096);
                     libc::madvise(start.cast(), thrown.len(), libc::MADV_PAGEOUT)
@@ -198,7 +199,7 @@ impl Subject {
             Step::StartCapture => {
                 let pending = process.start_capture(&*source, &options)?;
                 drop(source);
-                // What is written from here on is not in it.
+                // The snapshot must not contain the following writes.
                 let scribbled = 0..self.length.min(100_000);
                 self.bytes()[scribbled.clone()].fill(0xEE);
                 let captured = pending.wait();
@@ -207,7 +208,7 @@ impl Subject {
                 captured
             }
             Step::FailingCapture => {
-                // Noticed only after everything has been read.
+                // This error is found only after everything has been read.
                 let attachment = Attachment { name: "twice".to_owned(), bytes: vec![1] };
                 options.attachments = vec![attachment.clone(), attachment];
                 process.capture(&*source, &options)
@@ -250,7 +251,8 @@ fn step() -> impl Strategy<Value = Step> {
     ]
 }
 
-/// Takes snapshots of a history by one means and of the same bytes in full, and compares them.
+/// Takes the snapshots of a history with one method, takes full captures of the same bytes, and
+/// compares them.
 fn conforms(by: By, region_bytes: u32, length: usize, steps: &[Step]) -> Result<(), TestCaseError> {
     let (_dir, store) = new_store(region_bytes);
     let (_full_dir, full_store) = new_store(region_bytes);
@@ -342,7 +344,7 @@ fn write_protection_of_huge_pages_conforms() {
 
 // ---- No write is missed -------------------------------------------------------------------------
 
-/// Memory as numbers that several threads write: so many to a page.
+/// Memory as numbers that several threads write; each page has `cells_per_page` of them.
 struct Cells {
     memory: MmapMut,
 }
@@ -358,7 +360,7 @@ impl Cells {
     }
 
     fn all(&self) -> &[[AtomicU64; WORDS_PER_CELL]] {
-        // SAFETY: the mapping is as long as it says, lives as long as `self`, begins at a page and is
+        // SAFETY: the mapping has this length, lives as long as `self`, begins at a page, and is
         // read and written through these atomics only.
         unsafe { std::slice::from_raw_parts(self.memory.as_ptr().cast(), self.memory.len() / CELL_BYTES) }
     }
@@ -394,8 +396,9 @@ fn write_until(
     }
 }
 
-/// In every round each page is written once, in any order. The capture looks when they are half
-/// way: so half of the pages are still protected then, and many are written while it looks.
+/// In every round each page is written once, in any order. The capture scans when the writers are
+/// half way. So half of the pages are still protected then, and many pages are written during the
+/// scan.
 fn race_without_stopping(huge: bool) {
     const WRITERS: usize = 3;
     const ROUNDS: usize = 16;
@@ -405,7 +408,7 @@ fn race_without_stopping(huge: bool) {
     let (_dir, store) = new_store(16_384);
     let cells = Arc::new(Cells::new(48 * MIB, huge));
     let cells_per_page = page_bytes() / CELL_BYTES;
-    // To each writer.
+    // The pages of each writer.
     let pages = cells.all().len() / cells_per_page / WRITERS;
     let (round_begun, writes) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
     let low = Arc::new(Mutex::new(Vec::new()));
@@ -434,8 +437,8 @@ fn race_without_stopping(huge: bool) {
                         std::thread::yield_now();
                     }
                     for at in 0..pages {
-                        // A page that is written when the capture looks is written late in the next
-                        // round: were that write lost, the next snapshot would lack it.
+                        // A page that is written during the scan is written late in the next round.
+                        // If that write were lost, the next snapshot would lack it.
                         let at = (at + pages - round * 2 * pages / 5 % pages) % pages;
                         // 7919 is a prime that does not divide the number of pages.
                         let page = at * 7919 % pages * WRITERS + writer;
@@ -457,7 +460,7 @@ fn race_without_stopping(huge: bool) {
             if let Some(at) = (0..captured.len()).find(|at| !(low[*at]..=high[*at]).contains(&captured[*at]))
             {
                 let (captured, low, high) = (captured[at], low[at], high[at]);
-                // Panicking here would leave the writers waiting.
+                // A panic here would leave the writers waiting.
                 failure.get_or_insert(format!(
                     "round {round}, cell {at}: captured {captured}, it went from {low} to {high}"
                 ));
@@ -468,7 +471,7 @@ fn race_without_stopping(huge: bool) {
         }
     });
     assert_eq!(failure, None);
-    // And the last values are in the next snapshot. Nobody writes any more.
+    // The last values are in the next snapshot. Nobody writes any more.
     writes.store(usize::MAX / 2, Ordering::Relaxed);
     let last = process.capture(&memory, &CaptureOptions::default()).unwrap();
     assert!(numbers(&store, last.id) == cells.load());
@@ -484,8 +487,8 @@ fn every_write_to_huge_pages_is_in_this_snapshot_or_in_the_next() {
     race_without_stopping(true);
 }
 
-/// Writers that stand still while a capture looks and copies, and go on while it is finished: each
-/// snapshot is exactly what the memory was.
+/// The writers pause while a capture scans and copies, and continue while it is finished. Each
+/// snapshot is exactly what the memory was in the pause.
 #[test]
 fn a_snapshot_is_what_the_memory_was_when_the_writers_stood_still() {
     for by in [By::DirtyRanges, By::WriteProtection, By::Rescan] {
@@ -553,7 +556,8 @@ fn knowledge_that_refers_to_another_snapshot_is_not_used() {
     let first = process.capture(&bytes.tracked_by(&host), &options).unwrap();
     assert_eq!(first.tracking, Tracking::Rescan(RescanReason::NoParent));
 
-    // Somebody else takes a snapshot in between; a change that nobody marked must not be missed.
+    // Another capture in between without the tracker: a change that was not marked must not be
+    // missed.
     bytes[5000] = 2;
     process.capture(&bytes, &options).unwrap();
     bytes[9000] = 3;
@@ -561,7 +565,8 @@ fn knowledge_that_refers_to_another_snapshot_is_not_used() {
     assert_eq!(third.tracking, Tracking::Rescan(RescanReason::OtherParent));
     assert_eq!(third.changed_regions, 1);
 
-    // What the tracker knows is of no use to another process, and may be handed over.
+    // The knowledge of the tracker is of no use for another process. A new tracker may continue
+    // from it.
     let other = store.process("q").capture(&bytes.tracked_by(&host), &options).unwrap();
     assert_eq!(other.tracking, Tracking::Rescan(RescanReason::NoParent));
     let handed_over = DirtyRanges::since(third.id, bytes.len() as u64);
@@ -571,7 +576,7 @@ fn knowledge_that_refers_to_another_snapshot_is_not_used() {
     assert_eq!(fourth.tracking, Tracking::By(TrackMethod::DirtyRanges));
     assert!(store.restore(fourth.id).unwrap().into_mapping().unwrap()[..] == bytes[..]);
 
-    // Other exclusions mean other bytes.
+    // With other exclusions the bytes differ.
     let excluding = CaptureOptions::new().exclude([range(100..200)]);
     let fifth = process.capture(&bytes.tracked_by(&handed_over), &excluding).unwrap();
     assert_eq!(fifth.tracking, Tracking::Rescan(RescanReason::OtherLayout));
@@ -582,7 +587,7 @@ fn knowledge_that_refers_to_another_snapshot_is_not_used() {
     bytes[100..200].fill(0);
     assert!(store.restore(sixth.id).unwrap().into_mapping().unwrap()[..] == bytes[..]);
 
-    // A memory that became shorter.
+    // The memory becomes shorter.
     bytes.truncate(MIB - 5000);
     handed_over.set_memory_bytes(bytes.len() as u64);
     let seventh = process.capture(&bytes.tracked_by(&handed_over), &excluding).unwrap();
@@ -638,7 +643,8 @@ fn memory_that_is_mapped_anew_is_read_in_full_and_tracked_again() {
     memory.fill(1);
     capture().unwrap();
     let map = |flags, protection, at: usize| {
-        // SAFETY: replaces a page of a mapping that this test alone has, at which no reference points.
+        // SAFETY: replaces a page of a mapping that only this test has, and to which no reference
+        // points.
         let mapped = unsafe {
             libc::mmap(memory.as_ptr().wrapping_add(at).cast_mut().cast(), 4096, protection, flags, -1, 0)
         };
@@ -654,7 +660,7 @@ fn memory_that_is_mapped_anew_is_read_in_full_and_tracked_again() {
     let tracked = capture().unwrap();
     assert_eq!((tracked.tracking, tracked.changed_regions), (Tracking::By(TrackMethod::WriteProtection), 1));
 
-    // Shared memory in its place could be written unnoticed.
+    // If shared memory replaces it, others could write it unnoticed.
     let map = |flags, at: usize| {
         // SAFETY: as above.
         let mapped = unsafe {
@@ -668,10 +674,11 @@ fn memory_that_is_mapped_anew_is_read_in_full_and_tracked_again() {
     let Err(Error::Source(SourceError::Track(TrackError::NotPrivate { .. }))) = refused else {
         panic!("{refused:?}")
     };
-    // And nothing at all in its place can neither be read nor be told from what did not change.
+    // If nothing replaces it, the memory cannot be read, and a scan alone does not distinguish it
+    // from unchanged memory.
     map(private, MIB);
     assert_eq!(capture().unwrap().tracking, Tracking::Rescan(RescanReason::Interrupted));
-    // SAFETY: as above; nobody touches the page before there is one again.
+    // SAFETY: as above; nobody accesses the page before it is mapped again.
     assert_eq!(unsafe { libc::munmap(memory.as_ptr().wrapping_add(MIB).cast_mut().cast(), 4096) }, 0);
     let refused = capture();
     assert!(
@@ -689,17 +696,17 @@ fn a_forked_child_writes_its_own_memory_and_the_parents_stays_tracked() {
     memory.fill(1);
     let capture = || store.process("p").capture(&live, &CaptureOptions::default()).unwrap();
     capture();
-    // SAFETY: the child does nothing but write to its own copy of the memory and end.
+    // SAFETY: the child only writes to its own copy of the memory and ends.
     let child = unsafe { libc::fork() };
     if child == 0 {
         for page in memory.chunks_mut(4096).skip(10) {
             page[0] = 9;
         }
-        // SAFETY: ends the child without running anything of the test.
+        // SAFETY: ends the child process without running any code of the test.
         unsafe { libc::_exit(0) };
     }
     memory[5] = 2;
-    // SAFETY: waits for the child just made.
+    // SAFETY: waits for the child that was just made.
     unsafe { libc::waitpid(child, std::ptr::null_mut(), 0) };
     memory[4096 + 5] = 3;
     let taken = capture();
@@ -710,17 +717,17 @@ fn a_forked_child_writes_its_own_memory_and_the_parents_stays_tracked() {
 #[test]
 fn a_child_that_outlives_a_tracker_does_not_keep_the_memory_from_the_next_one() {
     let Some((memory, live)) = tracked_memory(MIB) else { return };
-    // SAFETY: the child does nothing but wait until it is killed.
+    // SAFETY: the child only waits until it is killed.
     let child = unsafe { libc::fork() };
     if child == 0 {
         loop {
-            // SAFETY: takes nothing.
+            // SAFETY: the call has no arguments.
             unsafe { libc::pause() };
         }
     }
     drop(live);
     let again = LiveMemory::new(memory.as_ptr(), memory.len()).track_writes();
-    // SAFETY: ends and waits for the child just made.
+    // SAFETY: ends the child that was just made and waits for it.
     unsafe {
         libc::kill(child, libc::SIGKILL);
         libc::waitpid(child, std::ptr::null_mut(), 0);
@@ -748,7 +755,7 @@ fn several_trackers_live_side_by_side_but_not_on_the_same_memory() {
     one[0] = 7;
     assert_eq!(capture("one", &live_one).changed_regions, 1);
     assert_eq!(capture("two", &live_two).changed_regions, 0);
-    // Whoever is dropped gives its memory free.
+    // Dropping the tracker releases its memory for another one.
     drop(live_one);
     let again = LiveMemory::new(one.as_ptr(), one.len()).track_writes().unwrap();
     one[1] = 8;
@@ -763,7 +770,7 @@ fn several_trackers_live_side_by_side_but_not_on_the_same_memory() {
 fn ranges_and_bitmaps_that_do_not_fit_the_memory_are_refused() {
     let host = DirtyRanges::new(100_000);
     assert!(matches!(host.mark(range(99_999..100_001)), Err(TrackError::Outside { .. })));
-    // 25 pages: one word, of which 25 bits count.
+    // 25 pages: one word, of which 25 bits are used.
     assert!(matches!(host.mark_bitmap(4096, &[0, 0]), Err(TrackError::Bitmap { expected_words: 1, .. })));
     assert!(matches!(host.mark_bitmap(4096, &[]), Err(TrackError::Bitmap { .. })));
     assert!(matches!(host.mark_bitmap(0, &[]), Err(TrackError::Bitmap { .. })));
@@ -825,7 +832,7 @@ fn memory_that_cannot_be_tracked_is_refused_or_read_in_full_with_the_reason() {
     let Tracking::Rescan(RescanReason::Unavailable(why)) = taken.tracking else { panic!("{taken:?}") };
     assert!(why.contains("private memory"), "{why}");
 
-    // Memory that is not there is an error and no crash.
+    // Memory that is not mapped is an error and not a crash.
     let nowhere = LiveMemory::new(std::ptr::without_provenance(4096), 4096);
     let refused = store.process("q").capture(&nowhere, &CaptureOptions::default());
     assert!(matches!(refused, Err(Error::Source(SourceError::Memory { .. }))), "{refused:?}");
@@ -861,7 +868,7 @@ fn a_store_that_is_dropped_waits_for_captures_that_nobody_waits_for() {
     let (dir, store) = new_store(4096);
     let bytes: Vec<u8> = scattered(8 * MIB);
     for _ in 0..3 {
-        // A second one waits for the first.
+        // The second capture waits for the first.
         drop(store.process("p").start_capture(&bytes, &CaptureOptions::default()).unwrap());
     }
     drop(store);

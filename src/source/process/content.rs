@@ -1,7 +1,8 @@
-//! What of each mapping is to be read, from where, and what is left out.
+//! Decides which bytes of each mapping are read, from where, and which are left out.
 //!
-//! A capture must not make the process larger, so nothing is read through a mapping that is not in the
-//! memory of the process: the kernel would put it there. `p` is what its page tables hold, in memory or in swap.
+//! A capture must not make the process larger. So an absent page is never read through its mapping:
+//! the kernel would allocate it. In the table, `p` is what the page tables hold, in memory or in
+//! swap.
 //!
 //! | behind the mapping | read through the mapping | read from the file | zeros | left out |
 //! |---|---|---|---|---|
@@ -84,14 +85,15 @@ pub(super) fn contents(
     found
 }
 
-/// What the page tables have of a mapping; all of it where the kernel does not tell.
+/// The pages of a mapping; the whole mapping if the kernel does not report them.
 fn pages(line: &MapsLine, pagemap: Option<&File>) -> Pages {
     let range = range_of(line.mapping.range);
     let told = pagemap.and_then(|pagemap| pagemap::pages(pagemap, range.clone()).ok());
     told.unwrap_or_else(|| Pages { held: range.clone().into(), own: range.into(), ..Pages::default() })
 }
 
-/// Of the vDSO, which is the same in all processes: what is not in memory is read from this program's own.
+/// For the vDSO, which is the same in all processes: absent pages are read from this program's
+/// vDSO.
 fn kernel_code(line: &MapsLine, pages: &Pages, backings: &Backings<'_>) -> Content {
     let whole = range_of(line.mapping.range);
     let mut content = Content::nothing(&line.mapping);
@@ -109,7 +111,7 @@ fn kernel_code(line: &MapsLine, pages: &Pages, backings: &Backings<'_>) -> Conte
     content
 }
 
-/// Of a mapping that may be read.
+/// For a mapping that may be read.
 fn content(line: &MapsLine, pages: &Pages, backing: &Backing, within: AddressRange) -> Content {
     let whole = range_of(within);
     let mut content = Content::nothing(&Mapping { range: within, ..line.mapping.clone() });
@@ -141,7 +143,7 @@ fn content(line: &MapsLine, pages: &Pages, backing: &Backing, within: AddressRan
     content
 }
 
-/// A mapping that may not be read: what of it is in memory, and the rest.
+/// Splits a mapping that may not be read into the parts that are in memory and the rest.
 fn parted(line: &MapsLine, pages: &Pages, backing: &Backing) -> Vec<(Mapping, Content)> {
     let whole = range_of(line.mapping.range);
     let in_memory = match backing {
@@ -195,7 +197,7 @@ impl Content {
         }
     }
 
-    /// Leaves out what of these addresses is inside the mapping.
+    /// Marks the part of these addresses that is inside the mapping as left out.
     fn leave_out(&mut self, ranges: &Ranges, why: WhyLeftOut) {
         let inside: Ranges = ranges.within(self.range.clone()).collect();
         self.left_out.extend(inside.addresses().map(|range| LeftOut { range, why }));
@@ -217,7 +219,7 @@ impl Content {
         let end_of_pages =
             address(file.length_bytes.checked_next_multiple_of(page_bytes).unwrap_or(u64::MAX));
         let through_mapping = match is_shared {
-            // What stands behind the end of the file in its last page is in no file.
+            // Bytes after the end of the file, in its last page, are in no file.
             _ if file.may_be_newer() => pages.held.clone(),
             true => pages.held.within(end_of_file / page_bytes * page_bytes..end_of_pages).collect(),
             false => pages.own.clone(),
@@ -227,11 +229,12 @@ impl Content {
             self.leave_out(&whole_pages(&known).complement(start..end_of_pages), WhyLeftOut::Userfault);
         }
         self.leave_out(&Ranges::from(end_of_pages..end), WhyLeftOut::BehindFile);
-        // A guard hides what the file has.
+        // A guard hides the data of the file.
         let data = data.difference(&pages.guards);
         self.populated = data.union(&through_mapping);
         if !file.is_memory() && is_shared {
-            // What was written through the mapping has a place on the disk, or the file system has not told of it.
+            // Writes through the mapping have a place on the disk, unless the file system has not
+            // reported it yet.
             self.populated = self.populated.union(&pages.held.within(start..end_of_file).collect());
         }
         self.through_mapping = through_mapping;
@@ -243,7 +246,7 @@ fn range_of(range: AddressRange) -> Range<u64> {
     range.start()..range.end()
 }
 
-/// The ranges lengthened to whole pages.
+/// The ranges, extended to whole pages.
 fn whole_pages(ranges: &Ranges) -> Ranges {
     let page_bytes = rustix::param::page_size() as u64;
     ranges

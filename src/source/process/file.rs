@@ -1,15 +1,17 @@
-//! The files behind the mappings of a process, opened to be read beside it.
+//! Opens the files behind the mappings of a process, to read them directly.
 //!
-//! What of a file is not in the memory of the process is read from the file: read through the mapping it
-//! would be put there, a hole of a file in memory would be filled, and a userfaultfd or a server of a file system
-//! would be asked. So nothing here asks a file system that is not known to answer by itself: of what type
-//! it is comes from the tables of mounts. A file is found
+//! Bytes of a file that are not in the memory of the process are read from the file. A read through
+//! the mapping would allocate them, fill a hole of a file in memory, or send a request to a
+//! userfaultfd or to the server of a file system. For the same reason nothing here accesses a file
+//! system that may depend on a server: the tables of mounts give the type of each. A file is found
 //!
-//! 1. by `map_files`, which shows it to those with `CAP_SYS_ADMIN` or `CAP_CHECKPOINT_RESTORE`;
+//! 1. by `map_files`, which the kernel shows to processes with `CAP_SYS_ADMIN` or
+//!    `CAP_CHECKPOINT_RESTORE`;
 //! 2. by its name, as the process sees it;
 //! 3. by an open descriptor of the process, or as its executable: files without a name, memfds.
 //!
-//! In the second and third way it counts only if it is the file that is mapped: the same file system and number.
+//! A file found by the second or third way is only used if it is the mapped file: the same file
+//! system and inode number.
 
 use std::collections::HashMap;
 use std::ffi::OsStr;
@@ -31,20 +33,20 @@ use crate::source::maps::{self, MapsLine};
 use crate::source::proc_directory::ProcDirectory;
 use crate::sys::pagemap::Pages;
 
-/// The kernel's number for files in memory: shared memory, memfd, /dev/shm.
+/// The kernel's magic number of the file system of files in memory: shared memory, memfd, /dev/shm.
 const TMPFS_MAGIC: rustix::fs::FsWord = 0x0102_1994;
 
 /// The device `/dev/zero`.
 const ZERO_DEVICE: (u32, u32) = (1, 5);
 
-/// What is behind a mapping.
+/// The object behind a mapping.
 #[derive(Clone, Debug)]
 pub(super) enum Backing {
-    /// Nothing: a page that is not there is one of zeros.
+    /// Nothing: an absent page is zeros.
     Nothing,
-    /// A file that can be read beside it.
+    /// A file that can be read directly.
     File(Arc<OpenFile>),
-    /// Something that cannot be read beside it, and why not.
+    /// An object that cannot be read directly, and why not.
     Unknown(WhyLeftOut),
 }
 
@@ -57,7 +59,7 @@ pub(super) struct OpenFile {
 }
 
 impl OpenFile {
-    /// The parts of `within` in which it may have anything but zeros, up to its end.
+    /// The parts of `within` that may hold anything but zeros, up to the end of the file.
     pub(super) fn data(&self, within: Range<u64>) -> Ranges {
         let within = within.start..within.end.min(self.length_bytes);
         let whole = || Ranges::from(within.clone());
@@ -139,11 +141,12 @@ impl<'a> Backings<'a> {
         backing
     }
 
-    /// This program's vDSO, as a file and where in it, if it begins as that of the process does.
+    /// This program's vDSO as a file with an offset, if it begins with the same bytes as the vDSO
+    /// of the process.
     pub(super) fn own_vdso(&self, line: &MapsLine, pages: &Pages) -> Option<(Arc<OpenFile>, u64)> {
         let start = line.mapping.range.start();
         let page_bytes = rustix::param::page_size();
-        // Its first page is its ELF header and more, which the loader of programs reads.
+        // Its first page contains the ELF header, which the loader of programs reads.
         pages.held.first().filter(|held| held.start == start)?;
         let lines = maps::parse(&std::fs::read("/proc/self/maps").ok()?).ok()?;
         let own = lines.into_iter().find(|own| own.mapping.name == line.mapping.name)?.mapping.range;
@@ -173,8 +176,8 @@ impl<'a> Backings<'a> {
         }
     }
 
-    /// Whether a mapping of this file shows what is in it now. On layers it may show the lower one's file, as it was
-    /// before somebody wrote to it, unless the process opened it for writing.
+    /// Whether a mapping of this file shows its present contents. On overlayfs it may show the file
+    /// of the lower layer, as it was before a write, unless the process opened it for writing.
     fn is_as_it_was_mapped(&self, file: &OpenFile, line: &MapsLine) -> bool {
         let protection = line.mapping.protection;
         if file.file_system != FileSystem::Overlay || protection.shared && protection.write {
@@ -206,12 +209,12 @@ impl<'a> Backings<'a> {
         mounted.unwrap_or(match line.device.0 {
             _ if line.flags.is_hugetlb => FileSystem::HugePages,
             0 => FileSystem::Other,
-            // A real device, which somebody else has mounted: what lies under the layers of a container.
+            // A real device that is mounted elsewhere: the lower layers of a container.
             _ => FileSystem::Disk,
         })
     }
 
-    /// The file itself, in one of the ways.
+    /// Finds the file in one of the three ways.
     fn find(&mut self, line: &MapsLine) -> Option<Found> {
         let range = line.mapping.range;
         let map_file = format!("map_files/{:x}-{:x}", range.start(), range.end());
@@ -244,7 +247,7 @@ impl<'a> Backings<'a> {
         if !(if is_same { own } else { theirs }).asks_no_server(name) {
             return None;
         }
-        // The kernel names files as seen from this program's root, if it sees them.
+        // The kernel names files as seen from this program's root, if they are visible there.
         let root = match is_same {
             true => rustix::fs::open("/", OFlags::PATH | OFlags::CLOEXEC, Mode::empty()).ok()?,
             false => self.process.open_path("root").ok()?,
@@ -269,16 +272,17 @@ impl<'a> Backings<'a> {
     }
 }
 
-/// What was found where a file was looked for.
+/// The result of a look-up of a file.
 enum Found {
     File(File),
-    /// The device that is read as zeros; its file system and number.
+    /// The device that reads as zeros, with its file system and inode number.
     Zeros(((u32, u32), u64)),
 }
 
 impl Found {
-    /// Whether it is what is mapped. Some file systems (btrfs, overlayfs) call themselves otherwise in a mapping than in an
-    /// answer to `stat`: then the kernel is asked what it calls this one when it is mapped.
+    /// Whether it is the mapped file. Some file systems (btrfs, overlayfs) report other numbers in
+    /// a mapping than in `stat`. In that case the file is mapped, and the numbers of that mapping
+    /// are compared.
     fn is_mapped_in(&self, line: &MapsLine) -> bool {
         let file = match self {
             Found::Zeros(file) => return *file == (line.device, line.inode),
@@ -288,7 +292,7 @@ impl Found {
         if metadata.ino() == line.inode && device(metadata.dev()) == line.device {
             return true;
         }
-        // Nobody looks into it.
+        // The mapping is never accessed.
         let Ok(mapped) = MmapOptions::new().len(1).map_raw_read_only(file) else { return false };
         let address = mapped.as_ptr().addr() as u64;
         let lines = std::fs::read("/proc/self/maps").ok().and_then(|maps| maps::parse(&maps).ok());
@@ -298,7 +302,7 @@ impl Found {
     }
 }
 
-/// Opens what was looked at, if it is a plain file or the device of zeros.
+/// Opens the file for reading, if it is a regular file or the device of zeros.
 fn reopen(path: &OwnedFd) -> Option<Found> {
     let name = format!("/proc/self/fd/{}", path.as_raw_fd());
     let metadata = std::fs::metadata(&name).ok()?;
@@ -310,19 +314,19 @@ fn reopen(path: &OwnedFd) -> Option<Found> {
         return None;
     }
     let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK | OFlags::NOCTTY;
-    // That it was read shows nowhere, if it is ours to say so.
+    // Without an update of the access time, if we are permitted to omit it.
     let open = |flags| rustix::fs::open(&name, flags, Mode::empty());
     open(flags | OFlags::NOATIME).or_else(|_| open(flags)).ok().map(|file| Found::File(File::from(file)))
 }
 
 fn open_file(file: File, file_system: FileSystem) -> Option<OpenFile> {
     let length_bytes = file.metadata().ok()?.len();
-    // What counts as tmpfs may be a ramfs, which fills its holes when they are read.
+    // A ramfs may look like a tmpfs, but fills its holes when they are read.
     let is_memory = rustix::fs::fstatfs(&file).ok()?.f_type == TMPFS_MAGIC;
     (is_memory == (file_system == FileSystem::Memory)).then_some(OpenFile { file, length_bytes, file_system })
 }
 
-/// The number of the file in `/proc/PID/fdinfo/N`; older kernels do not have it.
+/// The inode number in `/proc/PID/fdinfo/N`; older kernels do not report it.
 fn inode_in(info: &[u8]) -> Option<u64> {
     let line = info.split(|byte| *byte == b'\n').find_map(|line| line.strip_prefix(b"ino:"))?;
     str::from_utf8(line).ok()?.trim().parse().ok()

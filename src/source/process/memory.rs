@@ -1,4 +1,4 @@
-//! The memory of a process that stands still, read as its mappings say.
+//! Reads the memory of a paused process, in the way that fits each mapping.
 
 use std::fs::File;
 use std::io;
@@ -11,21 +11,21 @@ use crate::source::SourceError;
 use crate::sys::process_memory;
 use crate::units::AddressRange;
 
-/// The memory of a process, by a thread of it that is alive. Any thread may read it.
+/// The memory of a process, accessed through a living thread of it. Any thread may read it.
 #[derive(Clone)]
 pub(crate) struct ProcessMemory {
     pid: u32,
     tid: u32,
-    /// In the order of their addresses.
+    /// Invariant: in the order of their addresses.
     contents: Arc<Vec<Content>>,
     /// `/proc/PID/mem`, if it could be opened.
     memory: Option<Arc<File>>,
 }
 
-/// What bytes are read by.
+/// The way in which bytes are read.
 enum Way<'a> {
     Mapping,
-    /// By a file, in which the address 0 would stand at this place.
+    /// Through a file. The number is the file offset of address 0.
     File(&'a File, u64),
     Forbidden,
 }
@@ -47,8 +47,8 @@ impl ProcessMemory {
         &self.contents
     }
 
-    /// Fills `buffer` from `address` on, with zeros where nothing can be read. Asked for no more than what is
-    /// populated, it puts nothing into the memory of the process.
+    /// Fills `buffer` from `address` on, with zeros where nothing can be read. If only populated
+    /// addresses are requested, the process gets no new pages.
     pub(crate) fn copy(
         &self,
         address: u64,
@@ -69,7 +69,7 @@ impl ProcessMemory {
         };
         let first = self.contents.partition_point(|content| content.range.end <= address);
         for content in self.contents[first..].iter().take_while(|content| content.range.start < end) {
-            // What lies between mappings cannot be read, and is found to be so.
+            // Addresses between mappings cannot be read. The read fails and reports them.
             read(content.range.start, Way::Mapping)?;
             let here = content.range.start.max(address)..content.range.end.min(end);
             match &content.file {
@@ -87,7 +87,7 @@ impl ProcessMemory {
         read(end, Way::Mapping)
     }
 
-    /// Reads in one way, page by page where something cannot be read.
+    /// Reads in one way; after a failure page by page.
     fn read(
         &self,
         mut address: u64,
@@ -108,7 +108,7 @@ impl ProcessMemory {
             let done_bytes = match read {
                 Ok(copied_bytes) if copied_bytes > 0 => copied_bytes,
                 Err(error) if error.raw_os_error() == Some(libc::EINTR) => continue,
-                // The file was cut meanwhile: there is nothing from here on.
+                // The file was truncated meanwhile: it ends here.
                 Ok(_) if matches!(way, Way::File(..)) => {
                     buffer.fill(0);
                     let start = address / page_bytes as u64 * page_bytes as u64;
@@ -118,7 +118,7 @@ impl ProcessMemory {
                 Err(error) if matches!(way, Way::Mapping) && !is_about_a_page(&error) => {
                     return Err(process_error(self.pid, "read the memory of", error));
                 }
-                // The page at `address` cannot be read; the next one may.
+                // The page at `address` cannot be read; the next page may be readable.
                 _ => {
                     let into_page = usize::try_from(address % page_bytes as u64).unwrap_or(0);
                     let skipped = (page_bytes - into_page).min(buffer.len());

@@ -51,36 +51,39 @@ use crate::threads::{AUXV, REGISTER_LAYOUT, Thread, Threads};
 use crate::track::{RescanReason, SoftDirty, TrackError, Tracker};
 use crate::units::AddressRange;
 
-/// A live Linux process, named by its pid.
+/// A live Linux process, given by its pid.
 ///
-/// It stands still from [`Source::open`] to [`Frozen::release`], or until what was opened is
-/// dropped; a process that was stopped before stays stopped. Should this program be killed
-/// meanwhile, the kernel lets the process go. A system call that a signal handler would interrupt may
-/// return early with `EINTR`, as it may after SIGSTOP and SIGCONT.
+/// It is paused from [`Source::open`] to [`Frozen::release`], or until the open source is dropped.
+/// A process that was already stopped stays stopped. If this program is killed meanwhile, the
+/// kernel resumes the process. A system call that a signal handler would interrupt may return early
+/// with `EINTR`, as after SIGSTOP and SIGCONT.
 ///
-/// Attachments: `threads` (see [`Threads`]); `auxv`, the raw auxiliary vector; `rseq`, where threads have their
-/// areas for restartable sequences; `run`, when process and threads were started; `signals`,
-/// what was on its way to it; `descriptors`, what its open files were; `mapped-files`, which files its shared mappings
-/// were of; `owner`, its real and effective user;
-/// `left-out` (see [`LeftOut`]).
+/// Attachments: `threads` (see [`Threads`]); `auxv`, the raw auxiliary vector; `rseq`, the threads'
+/// areas for restartable sequences; `run`, the start times of process and threads; `signals`, the
+/// pending signals; `descriptors`, the open files; `mapped-files`, the files of shared mappings;
+/// `owner`, the real and effective user; `left-out` (see [`LeftOut`]).
 ///
-/// The kernel allows it for processes of the same user, subject to
+/// The kernel permits this for processes of the same user, subject to
 /// `/proc/sys/kernel/yama/ptrace_scope`, or with the capability `CAP_SYS_PTRACE`.
 ///
-/// Other processes that share its memory (`clone` with `CLONE_VM`) are stopped with it where the kernel tells of them (`kcmp`),
-/// and must not be refused to us. A process that is itself capturing is waited for until it is done.
+/// Other processes that share its memory (`clone` with `CLONE_VM`) are stopped with it if the
+/// kernel reports them (`kcmp`). We must have permission for them too. If the process itself is
+/// capturing, the capture waits until that is done.
 ///
-/// If it is a child of this program, wait for it between captures only: a stop shows to `waitpid` as
-/// that of a child, whatever the options, and `std::process::Child` takes it for an end.
+/// If it is a child process of this program, call `waitpid` for it only between captures. `waitpid`
+/// reports a stop as a stop of a child, with any options, and `std::process::Child` takes it for an
+/// exit.
 ///
-/// What another process writes to memory shared with this one changes while this one stands still.
+/// Shared memory that another process writes may change during the pause.
 ///
-/// The process does not get larger by being captured: what is not in its memory is read from its files and not
-/// through its mappings. What cannot be had so is left out, recorded as unreadable, and told with the reason
-/// ([`CaptureStats::left_out`](crate::CaptureStats::left_out)): pages that a `userfaultfd` would fill, what a file system would
-/// have to ask a server for, and what of shared memory without a name is not mapped yet, unless one
-/// has `CAP_SYS_ADMIN` or `CAP_CHECKPOINT_RESTORE`. Memory that the process may not read itself (`PROT_NONE`) is
-/// captured where it has pages; the rest of such a mapping is not.
+/// The process does not get larger by being captured: bytes that are not in its memory are read
+/// from its files, not through its mappings. Bytes that cannot be read in this way are left out,
+/// recorded as unreadable, and reported with the reason
+/// ([`CaptureStats::left_out`](crate::CaptureStats::left_out)). These are: pages that a
+/// `userfaultfd` would fill; pages that a file system would have to request from a server; and
+/// unmapped pages of unnamed shared memory, unless the caller has `CAP_SYS_ADMIN` or
+/// `CAP_CHECKPOINT_RESTORE`. Of memory that the process may not read itself (`PROT_NONE`), only the
+/// present pages are captured.
 ///
 /// ```
 /// use stillframe::source::{LiveProcessSource, Source};
@@ -107,19 +110,21 @@ impl LiveProcessSource {
         LiveProcessSource { pid, stop_timeout: STOP_TIMEOUT, tracker: Err(RescanReason::NoTracker) }
     }
 
-    /// How long its threads may take to stop; one second if this is not called. Those that run need microseconds. Of
-    /// thousands the time begins again with each one that has stopped, for a millisecond a thread at most.
+    /// How long its threads may take to stop; one second by default. Running threads need
+    /// microseconds. With thousands of threads the time limit restarts whenever a thread has
+    /// stopped, for at most a millisecond for each thread.
     ///
-    /// One that waits in the kernel where nothing reaches it (for a disk, a file server, a child of `vfork`, in a frozen
-    /// cgroup) stops when that is over. The others are stopped after it where that can be known before, and none is
-    /// paused for longer than this: then all go on, and [`SourceError::DidNotStop`] says which thread did not stop.
+    /// A thread that waits uninterruptibly in the kernel (for a disk, a file server, a child of
+    /// `vfork`, in a frozen cgroup) stops when that wait is over. If this is known in advance, the
+    /// other threads are stopped after it. No thread is paused for longer than this time: then all
+    /// are resumed, and [`SourceError::DidNotStop`] names the thread that did not stop.
     pub fn stop_timeout(mut self, timeout: Duration) -> Self {
         self.stop_timeout = timeout;
         self
     }
 
-    /// Whether there is such a process, and one that can be captured at all: no thread of another process or of the
-    /// kernel, and not this program. Nothing is done to it.
+    /// Checks whether the process exists and can be captured: it must not be a thread of another
+    /// process, a thread of the kernel, or this program. This call does not change the process.
     ///
     /// # Errors
     ///
@@ -150,7 +155,7 @@ impl LiveProcessSource {
         self
     }
 
-    /// The pid it was made with.
+    /// The pid.
     pub fn pid(&self) -> u32 {
         self.pid
     }
@@ -161,15 +166,16 @@ impl LiveProcessSource {
     pub(crate) fn hold(&self, progress: &Progress) -> Result<FrozenProcess, SourceError> {
         let pid = self.pid;
         let process = Arc::new(find(pid)?);
-        // A thread that is stuck may hold up those that read its memory, the command line for one.
+        // A thread that is stuck may block readers of the memory of the process, for example of the
+        // command line.
         wait_while_stuck(&process, &Patience::new(self.stop_timeout, progress))?;
-        // Whatever takes time and does not change is read before the process stands still.
+        // Slow reads of data that does not change are made before the pause.
         let origin = Origin::LiveProcess { pid, path: process.executable(), command: process.command_line() };
         let users = process.users();
         let descriptors = descriptors::look(&process).unwrap_or_default();
         let stopped = StoppedProcess::stop(&process, self.stop_timeout, progress)?;
 
-        // The first thread may have ended before the others, and then has no memory any more.
+        // The first thread may have ended before the others. It then has no memory any more.
         let Some(tid) = stopped.threads().threads.first().map(|thread| thread.tid) else {
             return Err(SourceError::LiveProcessEnded { pid });
         };
@@ -222,9 +228,9 @@ impl Source for LiveProcessSource {
     }
 }
 
-/// The lines of smaps, or of maps where the kernel has no smaps. Cost of the former: the page tables are walked, 10 ms
-/// for a GiB in pages of 4 KiB, and a microsecond and a half for each mapping; nothing else tells that a userfaultfd
-/// fills memory.
+/// The lines of smaps, or of maps if the kernel has no smaps. Only smaps shows that a userfaultfd
+/// fills memory. Its cost: the kernel walks the page tables, 10 ms for a GiB in pages of 4 KiB,
+/// plus 1.5 microseconds for each mapping.
 fn mappings(
     pid: u32,
     read: impl Fn(&str, &'static str) -> Result<Vec<u8>, SourceError>,
@@ -241,7 +247,7 @@ fn unknown_form(pid: u32, line: &str) -> SourceError {
     SourceError::Uncapturable { pid, why }
 }
 
-/// The files of the shared ones among these mappings.
+/// The files of the shared mappings among these.
 fn shared_files(lines: &[MapsLine]) -> MappedFiles {
     let shared = lines.iter().filter(|line| line.mapping.protection.shared && line.inode != 0);
     let file = |line: &MapsLine| {
@@ -252,10 +258,11 @@ fn shared_files(lines: &[MapsLine]) -> MappedFiles {
     MappedFiles(shared.map(file).collect())
 }
 
-/// The attachment that says which threads had told the kernel where their area for restartable sequences is.
+/// The attachment that stores the address of each thread's area for restartable sequences, as the
+/// thread registered it.
 pub(crate) const RSEQ_ATTACHMENT: &str = "rseq";
 
-/// A process that stands still.
+/// A paused process.
 pub(crate) struct FrozenProcess {
     process: Arc<ProcDirectory>,
     memory: ProcessMemory,
@@ -265,19 +272,19 @@ pub(crate) struct FrozenProcess {
     auxv: Vec<u8>,
     descriptors: Option<Descriptors>,
     mapped_files: MappedFiles,
-    /// `/proc/PID/task/TID/stat`, which is made anew for every read.
+    /// `/proc/PID/task/TID/stat`. The kernel generates it for each read.
     state: File,
     stopped: RefCell<StoppedProcess>,
 }
 
 impl FrozenProcess {
-    /// Its memory, which any thread may read, but which counts only if it
-    /// [stands still](Self::check_it_stands_still) afterwards.
+    /// Its memory. Any thread may read it. The bytes are only valid if the process [is still
+    /// paused](Self::check_it_stands_still) afterwards.
     pub(crate) fn process_memory(&self) -> ProcessMemory {
         self.memory.clone()
     }
 
-    /// The same for writing, whatever the protection of a private mapping.
+    /// Its memory, opened for writing. Writes ignore the protection of private mappings.
     pub(crate) fn open_memory(&self) -> Result<File, SourceError> {
         let name = format!("task/{}/mem", self.memory.tid());
         let pid = self.process.pid();
@@ -286,7 +293,7 @@ impl FrozenProcess {
             .map_err(|source| process_error(pid, "open the memory of", source))
     }
 
-    /// What the kernel knows of each mapping beyond its layout.
+    /// What the kernel reports about each mapping beyond its layout.
     pub(crate) fn mapping_states(&self) -> Result<Vec<MappingState>, SourceError> {
         let pid = self.process.pid();
         let smaps = self.process.read(&format!("task/{}/smaps", self.memory.tid()));
@@ -294,25 +301,26 @@ impl FrozenProcess {
         mapping_state::parse(&smaps).map_err(|line| unknown_form(pid, &line))
     }
 
-    /// Whether other processes have pages of these mappings mapped, which are all that this one has of a file.
+    /// Whether other processes have pages of these mappings mapped. `ranges` must be all mappings
+    /// of a file that this process has.
     pub(crate) fn is_mapped_elsewhere(&self, ranges: &[Range<u64>]) -> io::Result<bool> {
         let pagemap = self.process.open_file(&format!("task/{}/pagemap", self.memory.tid()))?;
         mapped::is_mapped_elsewhere(&pagemap, ranges)
     }
 
-    /// The file that is mapped in all of a range. The kernel shows it only to those with `CAP_SYS_ADMIN` or
-    /// `CAP_CHECKPOINT_RESTORE`.
+    /// The file that is mapped in the whole range. The kernel shows it only to processes with
+    /// `CAP_SYS_ADMIN` or `CAP_CHECKPOINT_RESTORE`.
     pub(crate) fn mapped_file(&self, range: AddressRange) -> io::Result<File> {
         self.process.open_file(&format!("map_files/{:x}-{:x}", range.start(), range.end()))
     }
 
-    /// Which file one of its descriptors stands for.
+    /// The file of one of its descriptors.
     pub(crate) fn descriptor_file(&self, number: u32) -> io::Result<MappedFile> {
         let at = self.process.open_path(&format!("task/{}/fd/{number}", self.memory.tid()))?;
         Ok(MappedFile::of(&File::from(at).metadata()?))
     }
 
-    /// That file, to be read.
+    /// Opens that file for reading.
     pub(crate) fn open_descriptor(&self, number: u32) -> io::Result<File> {
         self.process.open_file(&format!("task/{}/fd/{number}", self.memory.tid()))
     }
@@ -322,22 +330,23 @@ impl FrozenProcess {
         &self.mapped_files
     }
 
-    /// Its threads as they stand.
+    /// The state of its threads.
     pub(crate) fn threads(&self) -> Threads {
         self.stopped.borrow().threads().clone()
     }
 
-    /// Other processes that share its memory without being threads of it. They are stopped, too.
+    /// Other processes that share its memory. They are stopped too.
     pub(crate) fn sharers(&self) -> Vec<u32> {
         self.stopped.borrow().sharers().to_vec()
     }
 
-    /// Whether the process stood still before, by SIGSTOP say, and will when it is let go.
+    /// Whether the process was already stopped, by SIGSTOP for example. It stays stopped when it is
+    /// released.
     pub(crate) fn was_stopped(&self) -> bool {
         self.stopped.borrow().process_was_stopped()
     }
 
-    /// Whether it is about to stand still, because of a SIGSTOP that it has not taken yet.
+    /// Whether it is about to stop, because of a SIGSTOP that it has not taken yet.
     pub(crate) fn is_about_to_stop(&self) -> bool {
         let bit = 1 << (libc::SIGSTOP - 1);
         let pending = self.status_mask("ShdPnd");
@@ -345,38 +354,39 @@ impl FrozenProcess {
         (pending.unwrap_or(0) | on_their_way) & bit != 0
     }
 
-    /// The signals that are on their way to it and that no thread was about to receive, and what it does about signals.
+    /// The pending signals that no thread was about to receive, and the signal handling of the
+    /// process.
     pub(crate) fn signals(&self) -> Signals {
         let (shared, threads) = self.stopped.borrow().queued_signals().clone();
         let mask = |key: &str| self.status_mask(key).unwrap_or(0);
         Signals { ignored: mask("SigIgn"), caught: mask("SigCgt"), shared, threads }
     }
 
-    /// Changes the signals that are on their way to it. The signal masks of threads are others afterwards.
+    /// Changes its pending signals. This changes the signal masks of threads.
     pub(crate) fn settle_signals(&self, settlement: Settlement) -> Result<(), SourceError> {
         self.stopped.borrow().settle_signals(settlement)
     }
 
-    /// Its open files; `None` if we may not know them.
+    /// Its open files; `None` if we may not read them.
     pub(crate) fn descriptors(&self) -> Option<&Descriptors> {
         self.descriptors.as_ref()
     }
 
-    /// Those of its open files that are connections whose other end has closed them.
+    /// Those of its open files that are connections closed by the other end.
     pub(crate) fn closed_connections(&self, descriptors: &[Descriptor]) -> Vec<u32> {
         connections::closed(&self.process, descriptors)
     }
 
-    /// The pid as the process itself knows it.
+    /// The pid in the pid namespace of the process.
     pub(crate) fn own_pid(&self) -> u32 {
-        // The last number is that in the innermost namespace.
+        // The last number is the pid in the innermost namespace.
         let own_pid =
             self.status("NSpid").and_then(|pids| pids.split_ascii_whitespace().last()?.parse().ok());
         own_pid.unwrap_or(self.process.pid())
     }
 
-    /// Has a thread of it make these system calls. The registers of that thread are others afterwards, and the process
-    /// stands still when it is let go, until it gets a SIGCONT.
+    /// Makes one of its threads execute these system calls. This changes the registers of that
+    /// thread. The process stays stopped when it is released, until it gets a SIGCONT.
     pub(crate) fn make_calls(&self, foothold: Foothold, steps: Vec<Step>) -> Result<(), InjectionError> {
         let impossible = |why: String| InjectionError::Impossible(why);
         let memory = self.open_memory().map_err(|error| impossible(error.to_string()))?;
@@ -384,12 +394,12 @@ impl FrozenProcess {
         self.stopped.borrow().make_calls(Calls { own_pid, foothold, memory, steps })
     }
 
-    /// Whether the kernel may end it for a system call (seccomp).
+    /// Whether the kernel may kill it for a system call (seccomp).
     pub(crate) fn is_confined(&self) -> bool {
         self.status("Seccomp").is_some_and(|mode| mode != "0")
     }
 
-    /// Whether it runs with shadow stacks, where return addresses stand a second time.
+    /// Whether it runs with shadow stacks, which hold a second copy of return addresses.
     pub(crate) fn has_shadow_stacks(&self) -> bool {
         self.status("x86_Thread_features").is_some_and(|features| features.contains("shstk"))
     }
@@ -403,23 +413,24 @@ impl FrozenProcess {
         self.status(key).and_then(|mask| u64::from_str_radix(&mask, 16).ok())
     }
 
-    /// Where the kernel writes for the threads by itself: their areas for restartable sequences.
+    /// The areas for restartable sequences, which the kernel writes for each thread.
     pub(crate) fn rseq_areas(&self) -> Vec<(u32, Range<u64>)> {
         self.stopped.borrow().rseq_areas().to_vec()
     }
 
-    /// Gives these threads, all of which are its own, their registers and signal masks.
+    /// Sets the registers and signal masks of these threads of the process.
     pub(crate) fn set_registers(&self, threads: Vec<Thread>) -> Result<(), SourceError> {
         self.stopped.borrow().set_registers(threads)
     }
 
-    /// The same as it is attached: thread and address of each, 4 and 8 bytes, little-endian.
+    /// The same as the bytes of the attachment: thread and address of each, 4 and 8 bytes,
+    /// little-endian.
     pub(crate) fn rseq_attachment(&self) -> Vec<u8> {
         let areas = self.rseq_areas().into_iter();
         areas.flat_map(|(tid, area)| tid.to_le_bytes().into_iter().chain(area.start.to_le_bytes())).collect()
     }
 
-    /// Which process it is, among all that have had its pid.
+    /// Identifies the process among all that have had its pid.
     pub(crate) fn run(&self) -> Run {
         let boot_id = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
         let stopped = self.stopped.borrow();
@@ -440,9 +451,9 @@ impl FrozenProcess {
         }
     }
 
-    /// A killed process leaves its stop at once, while its memory can be read a little longer and
-    /// may be in the course of being taken apart (the kernel does so when memory is short). So
-    /// what was read counts only if the process stands still afterwards.
+    /// A killed process leaves its stop at once. Its memory can be read a little longer, while the
+    /// kernel may already be freeing it (it does so when memory is short). So bytes that were read
+    /// are only valid if the process is still paused afterwards.
     pub(crate) fn check_it_stands_still(&self) -> Result<(), SourceError> {
         // "PID (NAME) STATE": a name has at most 64 bytes.
         let mut line = [0; 128];
@@ -471,7 +482,7 @@ impl Frozen for FrozenProcess {
     fn attachments(&self) -> Vec<Attachment> {
         let stopped = self.stopped.borrow();
         let threads = stopped.threads().to_attachment();
-        // Of this machine: a core may be written on another.
+        // The layout of this machine: a core may be written on another machine.
         let layout = stopped.threads().extended_features().map(cpu::register_layout).unwrap_or_default();
         let run = self.run().to_attachment();
         let named = |name: &str, bytes| Attachment { name: name.to_owned(), bytes };
@@ -500,7 +511,7 @@ impl Frozen for FrozenProcess {
     fn populated(&self, mapping_index: usize) -> Result<Ranges, SourceError> {
         self.check_it_is_held()?;
         let content = &self.memory.contents()[mapping_index];
-        // What a killed process does not have any more must not pass for zeros.
+        // Memory that a killed process has lost must not be taken for zeros.
         self.check_it_stands_still()?;
         Ok(content.populated.from_start_of(content.range.clone()))
     }
@@ -519,7 +530,7 @@ impl Frozen for FrozenProcess {
 }
 
 impl CopyOut for FrozenProcess {
-    /// Cost: memory speed in pieces of a megabyte and more; each call adds some microseconds.
+    /// Cost: memory speed for pieces of a megabyte and more. Each call adds some microseconds.
     fn copy_out(
         &self,
         mapping_index: usize,
