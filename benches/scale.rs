@@ -1,5 +1,5 @@
-//! A large store is opened quickly and needs little memory: prints a table of docs/benchmarks.md, with
-//! the limits.
+//! A large store is opened quickly and needs little memory: prints a table of docs/benchmarks.md,
+//! with the limits.
 //!
 //! `cargo bench --bench scale`. One store has a million regions and ten thousand snapshots. Each
 //! measurement runs in a separate process. The column *memory* is the anonymous and shared memory

@@ -1,7 +1,8 @@
-//! What a [`Source`] and a [`Tracker`](crate::track::Tracker) must keep, as tests that any implementation can run.
+//! What a [`Source`] and a [`Tracker`](crate::track::Tracker) must keep, as tests that any
+//! implementation can run.
 //!
-//! The functions panic at the first rule that is broken. They belong into tests: switch the feature `conformance` on
-//! among the `dev-dependencies`.
+//! The functions panic at the first rule that is broken. They belong into tests: switch the feature
+//! `conformance` on among the `dev-dependencies`.
 //!
 //! ```
 //! use stillframe::{Store, conformance};
@@ -28,7 +29,8 @@ use crate::units::usize_of;
 
 /// Memory that changes under a tracker.
 pub trait TrackedMemory {
-    /// The source that captures the memory and has the tracker. It is asked for before each capture.
+    /// The source that captures the memory and has the tracker. It is asked for before each
+    /// capture.
     fn source(&self) -> Box<dyn Source + '_>;
 
     /// Its length, which stays the same: at least 64 KiB.
@@ -83,10 +85,12 @@ pub fn source<S: Source + ?Sized>(source: &S, store: &Store) -> Result<(), Error
 /// Checks a tracker.
 ///
 /// - The first capture reads everything; those after it read what the tracker knows.
-/// - Each capture restores to the memory as it is, after single bytes and long runs were written, at both ends too.
+/// - Each capture restores to the memory as it is, after single bytes and long runs were written,
+///   at both ends too.
 /// - Where nothing was written, nothing has changed.
 /// - What a capture found that failed is found by the next one.
-/// - What is written while a capture goes on in the background is not in it, and is in the next one.
+/// - What is written while a capture goes on in the background is not in it, and is in the next
+///   one.
 /// - A capture whose parent is another snapshot is right too.
 ///
 /// # Panics

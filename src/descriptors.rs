@@ -56,8 +56,9 @@ impl Descriptor {
         self.flags & ACCESS_MODE != READ_ONLY && self.flags & libc::O_PATH.cast_unsigned() == 0
     }
 
-    /// Whether both stand for the same open thing, as far as the kernel tells. A file may have been renamed or removed
-    /// since; another one may have got its number once it was gone, and is younger.
+    /// Whether both stand for the same open thing, as far as the kernel tells. A file may have been
+    /// renamed or removed since; another one may have got its number once it was gone, and is
+    /// younger.
     pub(crate) fn is_same(&self, other: &Descriptor) -> bool {
         if !self.is_path() || !other.is_path() || self.inode == 0 || other.inode == 0 {
             return self.name() == other.name();

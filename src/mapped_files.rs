@@ -1,7 +1,7 @@
 //! The attachment `mapped-files`: which file each shared mapping was of.
 //!
-//! Names do not tell: two memory files may have the same one. It is one version byte and then bincode
-//! (`config::standard()`), as in `threads.rs`:
+//! Names do not tell: two memory files may have the same one. It is one version byte and then
+//! bincode (`config::standard()`), as in `threads.rs`:
 //!
 //! ```text
 //! 1 | count | start | end | device | inode | …

@@ -51,8 +51,8 @@ impl<'a> Process<'a> {
         &self.name
     }
 
-    /// Its snapshots, oldest first. gc does not remove them while the returned values exist, as with
-    /// [`Store::snapshots`].
+    /// Its snapshots, oldest first. gc does not remove them while the returned values exist, as
+    /// with [`Store::snapshots`].
     pub fn snapshots(&self) -> Vec<Snapshot<'a>> {
         self.store.snapshots_of(&self.name)
     }

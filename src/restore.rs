@@ -75,8 +75,8 @@ impl Store {
     /// # Errors
     ///
     /// [`NoSuchSnapshot`](crate::store::StoreError::NoSuchSnapshot);
-    /// [`Damaged`](crate::store::StoreError::Damaged) or [`Missing`](crate::store::StoreError::Missing) if the
-    /// layout or the root cannot be read.
+    /// [`Damaged`](crate::store::StoreError::Damaged) or
+    /// [`Missing`](crate::store::StoreError::Missing) if the layout or the root cannot be read.
     pub fn restore(&self, id: SnapshotId) -> Result<Restore<'_>, Error> {
         let shared = self.shared();
         let pinned = shared.pin(id)?;
@@ -99,8 +99,8 @@ impl Restore<'_> {
         self
     }
 
-    /// Lets [`into_file`](Self::into_file) and [`into_core`](Self::into_core) replace a file that exists. No, unless
-    /// set.
+    /// Lets [`into_file`](Self::into_file) and [`into_core`](Self::into_core) replace a file that
+    /// exists. No, unless set.
     pub fn overwrite(mut self, overwrite: bool) -> Self {
         self.overwrite = overwrite;
         self

@@ -1,5 +1,5 @@
-//! The attachment `signals`: the signals that were on their way to a process and not yet taken, and which ones it
-//! caught and ignored.
+//! The attachment `signals`: the signals that were on their way to a process and not yet taken, and
+//! which ones it caught and ignored.
 //!
 //! It is one version byte and then bincode (`config::standard()`), as in `threads.rs`:
 //!
@@ -9,7 +9,8 @@
 //! signal: length, siginfo_t
 //! ```
 //!
-//! A signal that a thread was just about to receive is in the attachment `threads`, and not in this one.
+//! A signal that a thread was just about to receive is in the attachment `threads`, and not in this
+//! one.
 
 use serde::{Deserialize, Serialize};
 
@@ -61,13 +62,15 @@ impl Signal {
         self.field(0)
     }
 
-    /// Whether the kernel raised it for an instruction of the thread, such as a read through a null pointer.
+    /// Whether the kernel raised it for an instruction of the thread, such as a read through a null
+    /// pointer.
     pub(crate) fn is_of_instruction(&self) -> bool {
         let numbers = [libc::SIGSEGV, libc::SIGBUS, libc::SIGFPE, libc::SIGILL, libc::SIGTRAP, libc::SIGSYS];
         numbers.contains(&self.number()) && self.code() > 0
     }
 
-    /// Whether the same instruction raises it again when the thread goes on there. The others stand behind it.
+    /// Whether the same instruction raises it again when the thread goes on there. The others stand
+    /// behind it.
     pub(crate) fn comes_again(&self) -> bool {
         self.is_of_instruction() && !matches!(self.number(), libc::SIGTRAP | libc::SIGSYS)
     }

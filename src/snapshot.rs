@@ -118,9 +118,9 @@ impl Store {
     ///
     /// # Errors
     ///
-    /// [`StoreError::NoSuchSnapshot`], [`StoreError::NoSuchProcess`] if no snapshot is of `PROCESS`,
-    /// [`StoreError::AmbiguousPrefix`], and [`StoreError::BadSnapshotName`] for a text of none of these
-    /// forms.
+    /// [`StoreError::NoSuchSnapshot`], [`StoreError::NoSuchProcess`] if no snapshot is of
+    /// `PROCESS`, [`StoreError::AmbiguousPrefix`], and [`StoreError::BadSnapshotName`] for a text
+    /// of none of these forms.
     pub fn find(&self, text: &str) -> Result<SnapshotId, Error> {
         self.shared().check_process()?;
         let catalog = self.shared().catalog();

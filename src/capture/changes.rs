@@ -20,8 +20,8 @@ pub(super) struct Changes {
 }
 
 impl Changes {
-    /// Asks the tracker, whether or not what it knows can be used: it begins again in any case. Enters what
-    /// cannot be read into `space`.
+    /// Asks the tracker, whether or not what it knows can be used: it begins again in any case.
+    /// Enters what cannot be read into `space`.
     pub(super) fn take(
         tracker: Result<Arc<dyn Tracker>, RescanReason>,
         frozen: &dyn Frozen,

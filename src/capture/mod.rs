@@ -7,11 +7,12 @@
 //! all tables done ─> root, layout, attachments ─> record ─> durable ─> the id
 //! ```
 //!
-//! A source that is paused is copied first and resumed, and hashed and encoded after that. Only
-//! if its memory is more than the staging buffer do the workers begin while it is still paused. Where a
-//! tracker knows what changed since the parent, only that is copied.
+//! A source that is paused is copied first and resumed, and hashed and encoded after that. Only if
+//! its memory is more than the staging buffer do the workers begin while it is still paused. Where
+//! a tracker knows what changed since the parent, only that is copied.
 //!
-//! `begin` does what needs the source, `Begun::finish` the rest. Each file of this folder uses those below it only:
+//! `begin` does what needs the source, `Begun::finish` the rest. Each file of this folder uses
+//! those below it only:
 //!
 //! | file | what is done there |
 //! |---|---|
@@ -223,8 +224,9 @@ pub struct CaptureStats {
     /// When it was taken, by the clock.
     #[serde(serialize_with = "crate::report::text")]
     pub time: Timestamp,
-    /// How much earlier that is than the time of the snapshot before it, if it is by a second or more: one of both times is
-    /// wrong. The snapshots stand in the order in which they were taken all the same.
+    /// How much earlier that is than the time of the snapshot before it, if it is by a second or
+    /// more: one of both times is wrong. The snapshots stand in the order in which they were taken
+    /// all the same.
     #[serde(rename = "clock_behind_ms", serialize_with = "crate::report::optional_milliseconds")]
     pub clock_behind: Option<Duration>,
     /// The bytes of all captured mappings.
@@ -245,16 +247,16 @@ pub struct CaptureStats {
     #[serde(rename = "elapsed_ms", serialize_with = "crate::report::milliseconds")]
     pub elapsed: Duration,
     /// How long the source stood still, or had to: for a live process from the first thread that
-    /// stopped to the last that went on, for [`LiveMemory`](crate::LiveMemory) as long as it took to find
-    /// and copy what changed. Zero for a file and for bytes that are borrowed.
+    /// stopped to the last that went on, for [`LiveMemory`](crate::LiveMemory) as long as it took
+    /// to find and copy what changed. Zero for a file and for bytes that are borrowed.
     #[serde(rename = "paused_ms", serialize_with = "crate::report::milliseconds")]
     pub paused: Duration,
     /// Whether the source stood still for longer because the staging buffer was too small.
     pub staging_full: bool,
     /// How it was known what had changed.
     pub tracking: Tracking,
-    /// What of its captured mappings the snapshot does not have, and why, in the order of the addresses. It is
-    /// restored as zeros, and a rollback leaves it as it is.
+    /// What of its captured mappings the snapshot does not have, and why, in the order of the
+    /// addresses. It is restored as zeros, and a rollback leaves it as it is.
     #[serde(serialize_with = "crate::left_out::serialize_sums")]
     pub left_out: Vec<LeftOut>,
 }

@@ -113,9 +113,9 @@ impl Reference {
 
     /// For each mapping of `space` the reference's mapping in its place.
     ///
-    /// That is the one that begins at the same address or, where the kernel puts them elsewhere each
-    /// time, the one with the same number among those that are alike otherwise. With `at_same_address`
-    /// it is the former alone.
+    /// That is the one that begins at the same address or, where the kernel puts them elsewhere
+    /// each time, the one with the same number among those that are alike otherwise. With
+    /// `at_same_address` it is the former alone.
     pub(crate) fn mappings_for<'s>(
         &'s self,
         space: &'s AddressSpace,
@@ -159,7 +159,8 @@ impl Reference {
         )
     }
 
-    /// An error unless what is known to have changed since this snapshot is all that can differ from it.
+    /// An error unless what is known to have changed since this snapshot is all that can differ
+    /// from it.
     pub(crate) fn check_it_fits(&self, space: &AddressSpace, shared: &Shared) -> Result<(), RescanReason> {
         let Some((before, _)) = self.content.as_ref().filter(|_| !shared.damage_known()) else {
             return Err(RescanReason::ParentUnusable);

@@ -40,7 +40,8 @@ impl Staging {
 pub(super) struct Staged {
     buffer: Pages,
     pieces: Vec<(Piece, Range<usize>)>,
-    /// Whether the buffer was too small, so that the rest was worked on while the source was paused.
+    /// Whether the buffer was too small, so that the rest was worked on while the source was
+    /// paused.
     pub(super) was_full: bool,
 }
 

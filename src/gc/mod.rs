@@ -74,7 +74,8 @@ impl GcOptions {
         self
     }
 
-    /// Sets the [share](Self::max_unused_percent) of unused bytes above which a pack is rewritten; 10 unless set.
+    /// Sets the [share](Self::max_unused_percent) of unused bytes above which a pack is rewritten;
+    /// 10 unless set.
     pub fn max_unused_percent(mut self, percent: u8) -> Self {
         self.max_unused_percent = percent;
         self

@@ -140,9 +140,9 @@ pub trait Source {
 
 /// An open source. Dropping it releases it.
 ///
-/// Only the mappings and their bytes are required. The defaults are those of plain bytes that are not paused: all of
-/// each captured mapping is populated and readable, and nothing is kept beside it. A source that has no mappings
-/// implements [`OneMemory`] instead.
+/// Only the mappings and their bytes are required. The defaults are those of plain bytes that are
+/// not paused: all of each captured mapping is populated and readable, and nothing is kept beside
+/// it. A source that has no mappings implements [`OneMemory`] instead.
 pub trait Frozen {
     /// The mappings, each marked whether it is to be captured.
     fn address_space(&self) -> &AddressSpace;
@@ -171,8 +171,8 @@ pub trait Frozen {
         Ok(mapping.map(|mapping| 0..mapping.range.length_bytes()).into_iter().collect())
     }
 
-    /// What of its captured mappings cannot be had, and why; in the order of the addresses. It is not
-    /// [populated](Self::populated).
+    /// What of its captured mappings cannot be had, and why; in the order of the addresses. It is
+    /// not [populated](Self::populated).
     fn left_out(&self) -> Vec<LeftOut> {
         Vec::new()
     }
@@ -253,8 +253,8 @@ pub struct Attachment {
     pub bytes: Vec<u8>,
 }
 
-/// The attachment that says who owns what was captured: of a process its real and its effective user, of a file its owner
-/// twice; 4 bytes each, little-endian.
+/// The attachment that says who owns what was captured: of a process its real and its effective
+/// user, of a file its owner twice; 4 bytes each, little-endian.
 pub(crate) const OWNER_ATTACHMENT: &str = "owner";
 
 fn owner_attachment((real, effective): (u32, u32)) -> Attachment {

@@ -21,7 +21,8 @@ const PEER: u16 = 2;
 const SHUTDOWN: u16 = 6;
 const BOTH_WAYS: u8 = 3;
 
-/// The inodes of those whose other end is closed. `EPERM` or the like where a sandbox does not allow to ask.
+/// The inodes of those whose other end is closed. `EPERM` or the like where a sandbox does not
+/// allow to ask.
 pub(crate) fn without_peer() -> io::Result<Vec<u32>> {
     let netlink = open()?;
     send(&netlink, &request())?;
@@ -109,7 +110,8 @@ fn send(netlink: &OwnedFd, request: &[u8]) -> io::Result<()> {
 
 fn receive(netlink: &OwnedFd, answer: &mut [u8]) -> io::Result<usize> {
     loop {
-        // SAFETY: the kernel writes at most as many bytes as the slice has, which nobody else uses meanwhile.
+        // SAFETY: the kernel writes at most as many bytes as the slice has, which nobody else uses
+        // meanwhile.
         let received =
             unsafe { libc::recv(netlink.as_raw_fd(), answer.as_mut_ptr().cast(), answer.len(), 0) };
         match usize::try_from(received) {

@@ -64,8 +64,8 @@ impl Ledger {
         self.basis
     }
 
-    /// Learns that a take is in a durable snapshot. One that is older than another acknowledged take
-    /// comes too late: what was found between the two is forgotten already.
+    /// Learns that a take is in a durable snapshot. One that is older than another acknowledged
+    /// take comes too late: what was found between the two is forgotten already.
     pub(super) fn committed(&mut self, number: u64, id: SnapshotId) {
         if number >= self.acknowledged && number < self.next_number {
             self.acknowledged = number + 1;

@@ -33,8 +33,8 @@ pub(crate) use write_protection::WriteProtection;
 /// Knows what changed in one memory.
 ///
 /// Implemented by [`DirtyRanges`], and by what [`LiveMemory::track_writes`] and
-/// [`LiveProcessSource::track_writes`] make. Threads may use it at once; it serves one line of snapshots
-/// best, as its knowledge refers to the last snapshot alone.
+/// [`LiveProcessSource::track_writes`] make. Threads may use it at once; it serves one line of
+/// snapshots best, as its knowledge refers to the last snapshot alone.
 ///
 /// [`LiveMemory::track_writes`]: crate::LiveMemory::track_writes
 /// [`LiveProcessSource::track_writes`]: crate::source::LiveProcessSource::track_writes
@@ -126,14 +126,14 @@ pub trait Tracker: Send + Sync {
     /// Learns that the snapshot for which [`DirtySet::number`] was taken is durable.
     fn committed(&self, number: u64, id: SnapshotId);
 
-    /// The snapshot that its knowledge refers to: the memory was as in there, but for what it finds. `None`
-    /// while it has no such knowledge; a rollback then compares everything.
+    /// The snapshot that its knowledge refers to: the memory was as in there, but for what it
+    /// finds. `None` while it has no such knowledge; a rollback then compares everything.
     fn basis(&self) -> Option<SnapshotId> {
         None
     }
 
-    /// About how many bytes the next [`take`](Self::take) will find, so that memory for them is made
-    /// ready before the source stands still. Changes nothing.
+    /// About how many bytes the next [`take`](Self::take) will find, so that memory for them is
+    /// made ready before the source stands still. Changes nothing.
     fn estimate_bytes(&self) -> u64;
 }
 
@@ -142,8 +142,8 @@ pub trait Tracker: Send + Sync {
 pub struct DirtySet {
     /// Which take it is.
     pub number: u64,
-    /// For each mapping the byte ranges, from the mapping's start, that may have changed and are inside it. Or why
-    /// that cannot be told.
+    /// For each mapping the byte ranges, from the mapping's start, that may have changed and are
+    /// inside it. Or why that cannot be told.
     pub changes: Result<Vec<Ranges>, RescanReason>,
 }
 

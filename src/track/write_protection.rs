@@ -100,7 +100,8 @@ impl WriteProtection {
         Ok(())
     }
 
-    /// What the last take found absent: zeros since then, unless it was written later. Answers once.
+    /// What the last take found absent: zeros since then, unless it was written later. Answers
+    /// once.
     pub(crate) fn forget_absent(&self) -> Ranges {
         std::mem::take(&mut self.state().absent)
     }

@@ -117,7 +117,8 @@ pub struct Problem {
     pub detail: String,
 }
 
-/// What a [`Problem`] concerns. As text it is the [name](ObjectKind::name) of the object's kind, or `pack`.
+/// What a [`Problem`] concerns. As text it is the [name](ObjectKind::name) of the object's kind, or
+/// `pack`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum ProblemKind {

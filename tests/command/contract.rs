@@ -1,4 +1,5 @@
-//! The JSON keys of each verb. Scripts depend on them: a key may be added, none may be renamed or removed.
+//! The JSON keys of each verb. Scripts depend on them: a key may be added, none may be renamed or
+//! removed.
 
 use std::collections::BTreeSet;
 
@@ -11,7 +12,8 @@ const CAPTURE: &str = "added_bytes changed_regions clock_behind_ms delta_regions
 const SNAPSHOT: &str = "id labels memory_bytes parent process regions source source.kind time trigger";
 const ROLLBACK: &str = "bytes elapsed_ms id left_descriptors left_not_captured_bytes left_shared paused_ms stopped written_bytes";
 
-/// The paths of all keys: `ranges[].start`. Keys of labels and of left-out memory depend on the snapshot.
+/// The paths of all keys: `ranges[].start`. Keys of labels and of left-out memory depend on the
+/// snapshot.
 fn keys_of(value: &Value) -> BTreeSet<String> {
     fn collect(value: &Value, at: &str, keys: &mut BTreeSet<String>) {
         match value {

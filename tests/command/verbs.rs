@@ -579,8 +579,8 @@ fn run_unprivileged(vault: &Vault, arguments: &[&str]) -> std::process::Output {
     }
     let nobody = 65534;
     let program = vault.path("stillframe");
-    // By a program of its own: what this one has open for writing its other children would have too,
-    // and a file that anybody has open for writing cannot be run.
+    // By a program of its own: what this one has open for writing its other children would have
+    // too, and a file that anybody has open for writing cannot be run.
     let copied = Command::new("cp").arg(env!("CARGO_BIN_EXE_stillframe")).arg(&program).status().unwrap();
     assert!(copied.success());
     for path in [vault.path(""), program.clone()] {

@@ -1,4 +1,5 @@
-//! The conformance suites that the crate exports, for its own sources and trackers, and for some that break a rule.
+//! The conformance suites that the crate exports, for its own sources and trackers, and for some
+//! that break a rule.
 
 use std::io::{Read, Write};
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -89,7 +90,8 @@ fn the_sources_of_this_crate_conform() {
 fn a_live_process_that_waits_conforms() {
     let (_dir, store) = new_store();
     let mut child = Command::new("cat")
-        // Otherwise the kernel writes the number of the processor into its memory each time it goes on.
+        // Otherwise the kernel writes the number of the processor into its memory each time it goes
+        // on.
         .env("GLIBC_TUNABLES", "glibc.pthread.rseq=0")
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())

@@ -1,4 +1,4 @@
-//! The documents: the README is short, links have targets, lines have one width.
+//! The documents and comments: the README is short, links have targets, lines have one width.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -117,6 +117,43 @@ fn prose_is_wrapped_at_one_width() {
             let can_be_wrapped = text.contains(' ') && !text.starts_with("![");
             if !is_table && can_be_wrapped && line.chars().count() > LINE_CHARACTERS {
                 long.push(format!("{}:{number}: {} characters", document.display(), line.chars().count()));
+            }
+        }
+    }
+    assert!(long.is_empty(), "{}", long.join("\n"));
+}
+
+/// The files below a folder with this extension.
+fn files_below(folder: &Path, extension: &str, found: &mut Vec<PathBuf>) {
+    for entry in fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            files_below(&path, extension, found);
+        } else if path.extension().is_some_and(|it| it == extension) {
+            found.push(path);
+        }
+    }
+}
+
+#[test]
+fn comments_are_wrapped_at_one_width() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let mut files = Vec::new();
+    for folder in ["src", "migrations", "benches", "tests", "integrations/wasmer", "integrations/wasmtime"] {
+        files_below(&root.join(folder), "rs", &mut files);
+    }
+    assert!(files.len() > 200, "{} files", files.len());
+    let mut long = Vec::new();
+    for file in files.iter().filter(|file| !file.components().any(|part| part.as_os_str() == "target")) {
+        let mut in_code = false;
+        for (number, line) in (1..).zip(fs::read_to_string(file).unwrap().lines()) {
+            let Some(comment) = line.trim_start().strip_prefix("//") else { continue };
+            let text = comment.trim_start_matches(['/', '!']).trim();
+            in_code ^= text.starts_with("```");
+            // Tables cannot be wrapped. Drawings have columns, or lines of box characters.
+            let is_drawing = text.contains("  ") || text.contains(['─', '│', '█', '░']);
+            if !in_code && !text.starts_with('|') && !is_drawing && line.chars().count() > LINE_CHARACTERS {
+                long.push(format!("{}:{number}: {} characters", file.display(), line.chars().count()));
             }
         }
     }

@@ -1,4 +1,5 @@
-//! The cost of each further snapshot, in bytes and in time: prints the tables of docs/benchmarks.md.
+//! The cost of each further snapshot, in bytes and in time: prints the tables of
+//! docs/benchmarks.md.
 //!
 //! `cargo bench -p increments -- [--snapshots 50] [--workload NAME]… [--without-peers]
 //! [--plot FILE] [--states DIR]`

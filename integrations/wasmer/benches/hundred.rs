@@ -1,5 +1,6 @@
-//! A hundred snapshots of one guest, with Wasmer's log file and with a store: bytes on disk, time to write them and
-//! time to resume. `cargo bench -p stillframe-wasmer` prints the table of the README.
+//! A hundred snapshots of one guest, with Wasmer's log file and with a store: bytes on disk, time
+//! to write them and time to resume. `cargo bench -p stillframe-wasmer` prints the table of the
+//! README.
 
 #[path = "../examples/host/mod.rs"]
 mod host;
@@ -94,7 +95,8 @@ fn size(path: &Path) -> Result<u64> {
     std::fs::read_dir(path)?.map(|entry| size(&entry?.path())).sum()
 }
 
-/// For each snapshot how long the journal took, and how long the guest for its step and all of the snapshot.
+/// For each snapshot how long the journal took, and how long the guest for its step and all of the
+/// snapshot.
 type Lives = Vec<(Duration, Duration)>;
 
 /// A life of a hundred snapshots, and how long the journal took for each.

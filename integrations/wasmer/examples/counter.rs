@@ -1,5 +1,5 @@
-//! A guest that counts, and keeps a table of 8 MiB. Each run goes on where the last one ended, or from any
-//! snapshot that is named.
+//! A guest that counts, and keeps a table of 8 MiB. Each run goes on where the last one ended, or
+//! from any snapshot that is named.
 //!
 //! ```text
 //! cargo run -p stillframe-wasmer --example counter -- target/counter-vault              # again and again

@@ -4,9 +4,9 @@
 //! cargo bench -p stillframe-wasmtime
 //! ```
 //!
-//! A database of 100,000 rows is in the memory of one instance. Each step updates rows at random and takes a snapshot by
-//! each means, one after the other. Times are medians; a snapshot of either means is durable when its time ends. The
-//! store lies where `TMPDIR` says.
+//! A database of 100,000 rows is in the memory of one instance. Each step updates rows at random
+//! and takes a snapshot by each means, one after the other. Times are medians; a snapshot of either
+//! means is durable when its time ends. The store lies where `TMPDIR` says.
 
 use std::fs::File;
 use std::hint::black_box;

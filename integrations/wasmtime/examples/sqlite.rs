@@ -1,11 +1,12 @@
-//! SQLite under Wasmtime, with a snapshot after each statement: back to any of them, and on from there.
+//! SQLite under Wasmtime, with a snapshot after each statement: back to any of them, and on from
+//! there.
 //!
 //! ```text
 //! cargo run -p stillframe-wasmtime --example sqlite
 //! ```
 //!
-//! It fetches SQLite from npm into `target/`, for which `npm` is needed. The snapshots stay in `target/sqlite.vault`, for the
-//! command: `cargo run -- --store target/sqlite.vault list`.
+//! It fetches SQLite from npm into `target/`, for which `npm` is needed. The snapshots stay in
+//! `target/sqlite.vault`, for the command: `cargo run -- --store target/sqlite.vault list`.
 
 use std::time::Instant;
 

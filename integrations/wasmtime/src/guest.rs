@@ -189,10 +189,10 @@ impl Guest {
     }
 
     /// The same, but returns at once. The memory is filled at page faults, and in the background as
-    /// `fill` says. [`LazyMapping`](stillframe::lazy::LazyMapping) documents such memory. Above all,
-    /// **accessing damaged memory raises a signal that ends this process** (`SIGBUS`); where damage
-    /// is possible, restore in full. Host functions that pass the guest's memory to system calls
-    /// need the privilege described there.
+    /// `fill` says. [`LazyMapping`](stillframe::lazy::LazyMapping) documents such memory. Above
+    /// all, **accessing damaged memory raises a signal that ends this process** (`SIGBUS`); where
+    /// damage is possible, restore in full. Host functions that pass the guest's memory to system
+    /// calls need the privilege described there.
     ///
     /// The next capture waits until all is filled, and reads the whole memory; from then on writes
     /// are tracked.

@@ -16,10 +16,10 @@
 //! | secret memory | | | | all |
 //! | the vDSO | `p` | the rest, from that of this program | | |
 //!
-//! Guards are left out everywhere. A mapping that the process may not read (`PROT_NONE`) is parted: what of it is in
-//! memory is captured, through `/proc/PID/mem`, which asks for no permission; the rest, which may be
-//! terabytes, is recorded and not captured. That is so for memory without a file, for what was written of private
-//! files, and for shared files that are in memory only.
+//! Guards are left out everywhere. A mapping that the process may not read (`PROT_NONE`) is parted:
+//! what of it is in memory is captured, through `/proc/PID/mem`, which asks for no permission; the
+//! rest, which may be terabytes, is recorded and not captured. That is so for memory without a
+//! file, for what was written of private files, and for shared files that are in memory only.
 
 use std::fs::File;
 use std::ops::Range;

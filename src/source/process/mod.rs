@@ -1,9 +1,10 @@
 //! A live Linux process as a source.
 //!
 //! Opening it stops all its threads (`stop.rs`), reads what is mapped (`maps.rs`) and what is there
-//! (the pagemap), and finds the files behind its mappings (`file.rs`); `content.rs` decides what of each mapping is
-//! read and how. Its memory is then copied until it is released (`memory.rs`). Nothing is written to the process, no
-//! code runs in it, and it does not get larger: nothing is read through a mapping that is not in its memory.
+//! (the pagemap), and finds the files behind its mappings (`file.rs`); `content.rs` decides what of
+//! each mapping is read and how. Its memory is then copied until it is released (`memory.rs`).
+//! Nothing is written to the process, no code runs in it, and it does not get larger: nothing is
+//! read through a mapping that is not in its memory.
 
 mod content;
 mod file;
@@ -136,8 +137,8 @@ impl LiveProcessSource {
     /// Lets the kernel note what the process writes, by soft-dirty marks: then only that is read.
     /// Use the same source for all captures of the process.
     ///
-    /// There is one set of marks for each process: whoever else uses them (CRIU does) must not do so
-    /// meanwhile. Many kernels have none, which is found out by trying.
+    /// There is one set of marks for each process: whoever else uses them (CRIU does) must not do
+    /// so meanwhile. Many kernels have none, which is found out by trying.
     ///
     /// # Errors
     ///

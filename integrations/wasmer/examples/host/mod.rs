@@ -1,4 +1,5 @@
-//! A host that runs a guest with a journal, as a program would: one life at a time, each with a runtime of its own.
+//! A host that runs a guest with a journal, as a program would: one life at a time, each with a
+//! runtime of its own.
 
 // Each program that has this module uses a part of it.
 #![allow(dead_code, unreachable_pub)]

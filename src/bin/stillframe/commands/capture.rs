@@ -28,12 +28,14 @@ Examples:
 
 /// Take a snapshot of a process, a memory file or a core
 ///
-/// A live process is paused while its memory is copied; compression and writing follow after that. The parent of the
-/// snapshot is the latest snapshot of the same process, or the one that --parent names.
+/// A live process is paused while its memory is copied; compression and writing follow after that.
+/// The parent of the snapshot is the latest snapshot of the same process, or the one that --parent
+/// names.
 ///
-/// Memory that cannot be read without side effects is left out: pages that a userfaultfd has not filled yet, pages of
-/// network and FUSE files that are not in memory, and, without CAP_SYS_ADMIN or CAP_CHECKPOINT_RESTORE, pages
-/// of anonymous shared memory that the process has not mapped yet. The command reports their size on standard error. This memory is restored as zeros, and a
+/// Memory that cannot be read without side effects is left out: pages that a userfaultfd has not
+/// filled yet, pages of network and FUSE files that are not in memory, and, without CAP_SYS_ADMIN
+/// or CAP_CHECKPOINT_RESTORE, pages of anonymous shared memory that the process has not mapped yet.
+/// The command reports their size on standard error. This memory is restored as zeros, and a
 /// rollback leaves it unchanged.
 #[derive(Debug, Args)]
 #[command(group = ArgGroup::new("source").required(true), after_long_help = EXAMPLES)]
@@ -48,9 +50,9 @@ pub(crate) struct Capture {
     file: Option<PathBuf>,
     /// Capture this ELF core file
     ///
-    /// A core of the kernel, of gcore, of a virtual machine or of `restore --core`: its memory and its threads. It must
-    /// be of a 64-bit little-endian machine. A core that is compressed with zstd, gzip or lz4 is decompressed to $TMPDIR
-    /// (default: /var/tmp).
+    /// A core of the kernel, of gcore, of a virtual machine or of `restore --core`: its memory and
+    /// its threads. It must be of a 64-bit little-endian machine. A core that is compressed with
+    /// zstd, gzip or lz4 is decompressed to $TMPDIR (default: /var/tmp).
     #[arg(long, group = "source", value_name = "CORE", value_hint = ValueHint::FilePath)]
     core: Option<PathBuf>,
     /// Accept a core that is cut short
@@ -60,8 +62,8 @@ pub(crate) struct Capture {
     partial: bool,
     /// Process name of the snapshot
     ///
-    /// Snapshots with the same name form one history. Default: the name of the file, or pid:PID; or pid:PID.2, if the
-    /// snapshots named pid:PID are of an earlier process with this pid.
+    /// Snapshots with the same name form one history. Default: the name of the file, or pid:PID; or
+    /// pid:PID.2, if the snapshots named pid:PID are of an earlier process with this pid.
     #[arg(long, value_name = "NAME")]
     process: Option<String>,
     /// Label the snapshot (repeatable)
@@ -74,8 +76,8 @@ pub(crate) struct Capture {
     parent: Option<String>,
     /// Reason for the snapshot [default: explicit]
     ///
-    /// One of explicit, periodic, idle, first-listen, first-stdin, first-environ, signal:NAME, bootstrap, or any other
-    /// word.
+    /// One of explicit, periodic, idle, first-listen, first-stdin, first-environ, signal:NAME,
+    /// bootstrap, or any other word.
     #[arg(long, value_name = "TRIGGER", default_value_t = Trigger::Explicit, hide_default_value = true)]
     trigger: Trigger,
     /// Leave these addresses out (repeatable)

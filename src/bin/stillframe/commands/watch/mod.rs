@@ -39,17 +39,19 @@ Examples:
 
 /// Take snapshots at intervals
 ///
-/// Watches a running process, or a command that it starts. Of a command only the process itself is captured, not its
-/// children.
+/// Watches a running process, or a command that it starts. Of a command only the process itself is
+/// captured, not its children.
 ///
-/// The watch ends when the process ends, after --count snapshots, or on ctrl-C. Ctrl-C also ends a command that the watch
-/// started; a second ctrl-C kills it.
+/// The watch ends when the process ends, after --count snapshots, or on ctrl-C. Ctrl-C also ends a
+/// command that the watch started; a second ctrl-C kills it.
 ///
-/// If a snapshot fails, for example because the disk is full or a debugger is attached, the watch reports the error on
-/// standard error, closes the store and tries again later. The process runs on.
+/// If a snapshot fails, for example because the disk is full or a debugger is attached, the watch
+/// reports the error on standard error, closes the store and tries again later. The process runs
+/// on.
 ///
-/// The exit code is 0 if at least one snapshot was taken and none failed, or if --count snapshots were taken. Otherwise
-/// it is that of the first failure, or 6 if the process ended before the first snapshot.
+/// The exit code is 0 if at least one snapshot was taken and none failed, or if --count snapshots
+/// were taken. Otherwise it is that of the first failure, or 6 if the process ended before the
+/// first snapshot.
 #[derive(Debug, Args)]
 #[command(group = ArgGroup::new("source").required(true), after_long_help = EXAMPLES)]
 #[command(override_usage = "\
@@ -167,7 +169,8 @@ enum End {
 struct Watching<'a> {
     context: &'a Context,
     source: LiveProcessSource,
-    /// `None` after a failure, until the next attempt opens it: until then other processes can free space in it or repair it.
+    /// `None` after a failure, until the next attempt opens it: until then other processes can free
+    /// space in it or repair it.
     store: Option<Store>,
     process: String,
     options: CaptureOptions,
