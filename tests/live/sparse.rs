@@ -289,7 +289,8 @@ fn a_program_with_shadow_memory_costs_by_what_it_has(sanitizer: &str, region_byt
     let inside = heap / PAGE_BYTES * PAGE_BYTES + PAGE_BYTES;
     assert_eq!(bytes(&store, second.id, inside), [7; PAGE_BYTES as usize]);
     assert_eq!(bytes(&store, second.id, inside), program.page(inside));
-    assert!(store.diff(first.id, second.id, &DiffOptions::default()).unwrap().ranges.is_empty());
+    let diff = store.diff(first.id, second.id, &DiffOptions::default()).unwrap();
+    assert!(diff.differing_bytes <= 16, "{diff:?}");
     let space = store.snapshot(first.id).unwrap().address_space().unwrap();
     let shadow = space.mappings().iter().filter(|it| it.kind == MappingKind::Anonymous);
     assert!(shadow.map(|it| it.range.length_bytes()).max().unwrap() > TIB);
