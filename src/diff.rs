@@ -25,7 +25,7 @@ use crate::root::Run;
 use crate::snapshot::Snapshot;
 use crate::store::packs::object::ObjectKind;
 use crate::store::read::{Check, Reader};
-use crate::store::{Shared, Store};
+use crate::store::{OpenStore, Store};
 use crate::sync::Mutex;
 use crate::units::{AddressRange, usize_of};
 use crate::workers;
@@ -328,7 +328,7 @@ struct Looker<'a> {
 }
 
 impl<'a> Looker<'a> {
-    fn new(shared: &'a Shared, side: &'a Side<'a>) -> Looker<'a> {
+    fn new(shared: &'a OpenStore, side: &'a Side<'a>) -> Looker<'a> {
         let reader = || Reader::new(shared, Check::Full);
         Looker {
             side,

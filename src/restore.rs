@@ -19,7 +19,7 @@ use crate::store::packs::object::ObjectKind;
 use crate::store::pinned::Pinned;
 use crate::store::read::{Check, Reader};
 use crate::store::tables::Tables;
-use crate::store::{Shared, Store};
+use crate::store::{OpenStore, Store};
 use crate::sys::map;
 use crate::table::Place;
 use crate::units::usize_of;
@@ -51,7 +51,7 @@ const CLEAR_BYTES: usize = 8 << 20;
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 pub struct Restore<'a> {
-    pub(crate) shared: &'a Arc<Shared>,
+    pub(crate) shared: &'a Arc<OpenStore>,
     pub(crate) pinned: Pinned,
     pub(crate) tables: Tables,
     pub(crate) check: Check,

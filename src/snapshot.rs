@@ -14,7 +14,7 @@ use crate::store::packs::object::ObjectKind;
 use crate::store::pinned::Pinned;
 use crate::store::read::{Check, Reader};
 use crate::store::tables::{Layout, Tables};
-use crate::store::{Shared, Store};
+use crate::store::{OpenStore, Store};
 use crate::table::Place;
 use crate::units::{AddressRange, usize_of};
 
@@ -36,7 +36,7 @@ const MIN_PREFIX_DIGITS: usize = 4;
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 pub struct Snapshot<'a> {
-    shared: &'a Shared,
+    shared: &'a OpenStore,
     pinned: Pinned,
     labels: Labels,
 }
@@ -166,7 +166,7 @@ impl Store {
 
 impl<'a> Snapshot<'a> {
     /// The caller must hold the catalog's lock, so that the snapshot is live when it is pinned.
-    fn new(shared: &'a Shared, id: SnapshotId, entry: &Entry) -> Snapshot<'a> {
+    fn new(shared: &'a OpenStore, id: SnapshotId, entry: &Entry) -> Snapshot<'a> {
         let pinned = Pinned::new(&shared.gate, id, entry.held());
         Snapshot { shared, pinned, labels: entry.labels().clone() }
     }

@@ -8,7 +8,7 @@ use crate::error::Error;
 use crate::ranges::Ranges;
 use crate::record::SnapshotId;
 use crate::source::{Frozen, SourceError};
-use crate::store::Shared;
+use crate::store::OpenStore;
 use crate::track::{DirtySet, RescanReason, Tracker, Tracking};
 
 /// What a tracker found for one capture, and how it learns that the snapshot is durable.
@@ -27,7 +27,7 @@ impl Changes {
         frozen: &dyn Frozen,
         space: &mut AddressSpace,
         parent: Option<&Reference>,
-        shared: &Shared,
+        shared: &OpenStore,
     ) -> Result<Changes, Error> {
         // The tracker may be the first to find memory that cannot be read.
         let taken = tracker.as_ref().map(|tracker| tracker.take(space, parent.map(|parent| parent.id)));

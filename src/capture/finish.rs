@@ -19,7 +19,7 @@ use crate::left_out::{LeftOut, WhyLeftOut};
 use crate::ranges::Ranges;
 use crate::record::{AttachmentRef, MOMENT_PREFIX, Origin, Record, SnapshotId, Trigger};
 use crate::source::Attachment;
-use crate::store::Shared;
+use crate::store::OpenStore;
 use crate::store::catalog::Labels;
 use crate::store::commit::{check_length, encode};
 use crate::store::error::StoreError;
@@ -30,7 +30,7 @@ use crate::text::shorten;
 
 /// A capture after its first step. It does not need the source any more.
 pub(crate) struct Begun {
-    pub(super) shared: Arc<Shared>,
+    pub(super) shared: Arc<OpenStore>,
     pub(super) lane: LaneGuard,
     pub(super) started: Instant,
     pub(super) process: String,

@@ -63,7 +63,7 @@ use crate::left_out::LeftOut;
 use crate::progress::Progress;
 use crate::record::{SnapshotId, Trigger};
 use crate::source::{Access, Attachment, Frozen, Source};
-use crate::store::Shared;
+use crate::store::OpenStore;
 use crate::store::catalog::Labels;
 use crate::store::commit::check_length;
 use crate::store::error::StoreError;
@@ -271,7 +271,7 @@ impl CaptureStats {
 /// The first step: pauses the source and copies its memory. With `copy_all` it copies everything;
 /// otherwise memory that nobody writes is hashed in place.
 pub(crate) fn begin<S: Source + ?Sized>(
-    shared: &Arc<Shared>,
+    shared: &Arc<OpenStore>,
     process: &str,
     source: &S,
     options: &CaptureOptions,
@@ -372,7 +372,7 @@ struct Others {
 }
 
 impl Others {
-    fn find(shared: &Shared, process: &str, options: &CaptureOptions) -> Result<Others, StoreError> {
+    fn find(shared: &OpenStore, process: &str, options: &CaptureOptions) -> Result<Others, StoreError> {
         let newest = Reference::newest_of(shared, process);
         let before = newest.as_ref().map(|newest| newest.record.time);
         let parent = match options.parent {
@@ -394,7 +394,7 @@ impl Others {
 fn space_of(
     frozen: &dyn Frozen,
     options: &CaptureOptions,
-    shared: &Shared,
+    shared: &OpenStore,
 ) -> Result<AddressSpace, StoreError> {
     let mut space = frozen.address_space().clone();
     if space.mappings().len() > AddressSpace::MAX_MAPPINGS {

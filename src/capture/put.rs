@@ -6,7 +6,7 @@ use crate::delta::Base;
 use crate::hash::Hash;
 use crate::region;
 use crate::root::Root;
-use crate::store::Shared;
+use crate::store::OpenStore;
 use crate::store::commit::check_length;
 use crate::store::error::StoreError;
 use crate::store::gate::CaptureGuard;
@@ -27,7 +27,7 @@ pub(crate) struct StoreAs {
 /// The store, the pins and the encoding for the objects of one capture.
 #[derive(Clone, Copy)]
 pub(crate) struct Put<'a> {
-    pub(crate) shared: &'a Shared,
+    pub(crate) shared: &'a OpenStore,
     pub(crate) guard: &'a CaptureGuard,
     pub(crate) store_as: StoreAs,
 }

@@ -13,7 +13,7 @@ use crate::hash::Hash;
 use crate::record::{Origin, Record, SnapshotId};
 use crate::root::{Root, RootPart};
 use crate::source::{Attachment, OWNER_ATTACHMENT};
-use crate::store::Shared;
+use crate::store::OpenStore;
 use crate::store::error::StoreError;
 use crate::store::held::Held;
 use crate::store::pinned::Pinned;
@@ -41,7 +41,7 @@ pub(crate) struct ReferenceMapping<'a> {
 
 impl Reference {
     /// The newest snapshot of a process.
-    pub(crate) fn newest_of(shared: &Shared, process: &str) -> Option<Reference> {
+    pub(crate) fn newest_of(shared: &OpenStore, process: &str) -> Option<Reference> {
         loop {
             let id = shared.catalog().of_process(process).next_back()?;
             // If it was forgotten before it was pinned, another snapshot is now the newest.
@@ -55,7 +55,7 @@ impl Reference {
     /// name, and which has the same owner. The owner matters: bytes that one user forgets must not
     /// remain as the base of another user's delta.
     pub(crate) fn newest_like(
-        shared: &Shared,
+        shared: &OpenStore,
         origin: &Origin,
         attachments: &[Attachment],
     ) -> Option<Reference> {
@@ -85,7 +85,7 @@ impl Reference {
     }
 
     /// The snapshot `id`. Fails with [`StoreError::NoSuchSnapshot`].
-    pub(crate) fn of(shared: &Shared, id: SnapshotId) -> Result<Reference, StoreError> {
+    pub(crate) fn of(shared: &OpenStore, id: SnapshotId) -> Result<Reference, StoreError> {
         let pinned = shared.pin(id)?;
         let record = pinned.record().clone();
         let content = match Reference::read(shared, &record) {
@@ -98,7 +98,7 @@ impl Reference {
         Ok(Reference { id, record, content, _pinned: pinned })
     }
 
-    fn read(shared: &Shared, record: &Record) -> Result<Option<(AddressSpace, Root)>, StoreError> {
+    fn read(shared: &OpenStore, record: &Record) -> Result<Option<(AddressSpace, Root)>, StoreError> {
         if record.region_size != shared.format.region_size || shared.damage_known() {
             return Ok(None);
         }
@@ -161,7 +161,7 @@ impl Reference {
 
     /// An error unless what is known to have changed since this snapshot is all that can differ
     /// from it.
-    pub(crate) fn check_it_fits(&self, space: &AddressSpace, shared: &Shared) -> Result<(), RescanReason> {
+    pub(crate) fn check_it_fits(&self, space: &AddressSpace, shared: &OpenStore) -> Result<(), RescanReason> {
         let Some((before, _)) = self.content.as_ref().filter(|_| !shared.damage_known()) else {
             return Err(RescanReason::ParentUnusable);
         };

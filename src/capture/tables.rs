@@ -14,7 +14,7 @@ use crate::error::Error;
 use crate::hash::{self, Hash};
 use crate::region::is_zero;
 use crate::root::Root;
-use crate::store::Shared;
+use crate::store::OpenStore;
 use crate::store::error::StoreError;
 use crate::store::gate::CaptureGuard;
 use crate::store::packs::object::ObjectKind;
@@ -25,7 +25,7 @@ use crate::units::RegionSize;
 
 /// The tables of one capture, and the store that they are written to.
 pub(super) struct Tables {
-    pub(super) shared: Arc<Shared>,
+    pub(super) shared: Arc<OpenStore>,
     /// Pins what the capture finds or stores, while this value exists.
     guard: CaptureGuard,
     store_as: StoreAs,
@@ -61,7 +61,7 @@ impl Tables {
     /// `parent_zero_bytes` is how many bytes of zeros the parent has, if tables are taken over from
     /// it.
     pub(super) fn new(
-        (shared, guard, store_as): (Arc<Shared>, CaptureGuard, StoreAs),
+        (shared, guard, store_as): (Arc<OpenStore>, CaptureGuard, StoreAs),
         plan: Plan,
         has_parent: bool,
         parent_zero_bytes: u64,

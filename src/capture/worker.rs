@@ -1,6 +1,6 @@
 //! The state of one thread of a capture.
 
-use crate::store::Shared;
+use crate::store::OpenStore;
 use crate::store::packs::batch::Batch;
 use crate::store::read::{Check, Reader};
 
@@ -16,7 +16,7 @@ pub(super) struct Worker<'a> {
 }
 
 impl<'a> Worker<'a> {
-    pub(super) fn new(shared: &'a Shared) -> Worker<'a> {
+    pub(super) fn new(shared: &'a OpenStore) -> Worker<'a> {
         let (batch, regions, base) = Default::default();
         Worker { reader: Reader::new(shared, Check::Full), batch, regions, base }
     }

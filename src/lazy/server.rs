@@ -16,7 +16,7 @@ use crate::error::{Error, MemoryError};
 use crate::hash::Hash;
 use crate::progress::Progress;
 use crate::restore::Restore;
-use crate::store::Shared;
+use crate::store::OpenStore;
 use crate::store::pinned::Pinned;
 use crate::store::read::Check;
 use crate::sync::{Condvar, Mutex};
@@ -60,7 +60,7 @@ pub(super) struct Server {
 
 /// The parts of the store that the threads need.
 pub(super) struct Held {
-    pub(super) shared: Arc<Shared>,
+    pub(super) shared: Arc<OpenStore>,
     pub(super) pinned: Pinned,
 }
 

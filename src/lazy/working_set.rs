@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::record::{self, RecordError, SnapshotId};
 use crate::source::Attachment;
-use crate::store::Shared;
+use crate::store::OpenStore;
 use crate::store::error::StoreError;
 use crate::store::packs::object::ObjectKind;
 use crate::store::read::{Check, Reader};
@@ -91,7 +91,7 @@ impl WorkingSet {
     /// The working set of a snapshot or, if that has none, of the newest snapshot of its process
     /// that has one.
     pub(super) fn of(
-        shared: &Shared,
+        shared: &OpenStore,
         id: SnapshotId,
         process: &str,
     ) -> Result<Option<WorkingSet>, StoreError> {

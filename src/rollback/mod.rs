@@ -47,7 +47,7 @@ use crate::source::STOP_TIMEOUT;
 use crate::store::pinned::Pinned;
 use crate::store::read::{Check, Reader};
 use crate::store::tables::Tables;
-use crate::store::{Shared, Store};
+use crate::store::{OpenStore, Store};
 use crate::table::Places;
 use crate::track::{Tracker, Tracking};
 
@@ -83,7 +83,7 @@ use process::refused;
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 pub struct Rollback<'a> {
-    shared: &'a Shared,
+    shared: &'a OpenStore,
     id: SnapshotId,
     record: Arc<Record>,
     space: AddressSpace,

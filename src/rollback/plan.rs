@@ -11,7 +11,7 @@ use crate::hash::{self, Hash};
 use crate::progress::Progress;
 use crate::ranges::{complement, overlapping};
 use crate::region;
-use crate::store::Shared;
+use crate::store::OpenStore;
 use crate::store::packs::object::ObjectKind;
 use crate::store::read::{Check, Reader};
 use crate::table::Place;
@@ -79,7 +79,7 @@ pub(super) struct Patch {
 
 /// All writes of a rollback.
 pub(super) struct Plan<'a> {
-    shared: &'a Shared,
+    shared: &'a OpenStore,
     check: Check,
     compared_regions: u64,
     /// In address order.
@@ -96,7 +96,7 @@ pub(super) struct Done {
 
 /// Finds the differences in `parts` and decodes them. Writes nothing.
 pub(super) fn plan<'a>(
-    shared: &'a Shared,
+    shared: &'a OpenStore,
     region_bytes: usize,
     check: Check,
     progress: &Progress,

@@ -69,7 +69,6 @@ pub use packs::object::ObjectKind;
 pub use read::Check;
 
 pub(crate) use open_store::OpenStore;
-pub(crate) use open_store::OpenStore as Shared;
 
 /// A store of snapshots. At most one process has it open for writing.
 ///
