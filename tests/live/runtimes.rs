@@ -346,7 +346,7 @@ fn java_classes() -> Option<tempfile::TempDir> {
     let directory = tempfile::tempdir().unwrap();
     let mut compiler = Command::new(if has_javac { "javac" } else { "ecj" });
     if !has_javac {
-        compiler.args(["-11", "-nowarn"]);
+        compiler.args(["-11", "-nowarn", "-proc:none"]);
     }
     succeeds(compiler.arg("-d").arg(directory.path()).arg(source("Bank.java")));
     Some(directory)
