@@ -44,7 +44,7 @@ impl DiffOptions {
         DiffOptions::default()
     }
 
-    /// Sets what watches it.
+    /// Sets the receiver of progress, which can also cancel the call.
     pub fn progress(mut self, progress: Progress) -> Self {
         self.progress = progress;
         self

@@ -39,7 +39,7 @@ impl MigrateOptions {
         MigrateOptions::default()
     }
 
-    /// Only finds out what would be done, or not.
+    /// With `true`, finds out what would be done and changes nothing.
     pub fn dry_run(mut self, dry_run: bool) -> Self {
         self.dry_run = dry_run;
         self
@@ -51,7 +51,7 @@ impl MigrateOptions {
         self
     }
 
-    /// Also migrates a store of [another user](Self::trust_owner) as root, or not.
+    /// With `true`, root may migrate a store of [another user](Self::trust_owner).
     pub fn trust_owner(mut self, trust: bool) -> Self {
         self.trust_owner = trust;
         self

@@ -68,7 +68,7 @@ impl GcOptions {
         GcOptions::default()
     }
 
-    /// Only finds out what would be given back, or not.
+    /// With `true`, finds out what would be freed and changes nothing.
     pub fn dry_run(mut self, dry_run: bool) -> Self {
         self.dry_run = dry_run;
         self
@@ -81,13 +81,13 @@ impl GcOptions {
         self
     }
 
-    /// [Erases](Self::erase) what is given back, or not.
+    /// With `true`, [erases](Self::erase) what is freed.
     pub fn erase(mut self, erase: bool) -> Self {
         self.erase = erase;
         self
     }
 
-    /// Sets what watches it.
+    /// Sets the receiver of progress, which can also cancel the call.
     pub fn progress(mut self, progress: Progress) -> Self {
         self.progress = progress;
         self

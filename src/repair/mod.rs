@@ -82,7 +82,7 @@ impl RepairOptions {
         RepairOptions::default()
     }
 
-    /// Only finds out what would be done, or not.
+    /// With `true`, finds out what would be done and changes nothing.
     pub fn dry_run(mut self, dry_run: bool) -> Self {
         self.dry_run = dry_run;
         self
@@ -94,13 +94,13 @@ impl RepairOptions {
         self
     }
 
-    /// Also repairs a store of [another user](Self::trust_owner) as root, or not.
+    /// With `true`, root may repair a store of [another user](Self::trust_owner).
     pub fn trust_owner(mut self, trust: bool) -> Self {
         self.trust_owner = trust;
         self
     }
 
-    /// Sets what watches it.
+    /// Sets the receiver of progress, which can also cancel the call.
     pub fn progress(mut self, progress: Progress) -> Self {
         self.progress = progress;
         self

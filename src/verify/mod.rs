@@ -74,7 +74,7 @@ impl VerifyOptions {
         self
     }
 
-    /// Sets what watches it.
+    /// Sets the receiver of progress, which can also cancel the call.
     pub fn progress(mut self, progress: Progress) -> Self {
         self.progress = progress;
         self

@@ -3,7 +3,7 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{Command, ExitStatus, Stdio};
 
 use rustix::process::Signal;
 
@@ -57,6 +57,17 @@ impl Drop for Group {
 }
 
 const MIB: u64 = 1 << 20;
+
+/// Runs a command under strace, which kills it at its `at`th system call of this name.
+pub(crate) fn killed_at(command: &Command, call: &str, at: usize) -> ExitStatus {
+    let mut strace = Command::new("strace");
+    strace.args(["-f", "-qq", "-o", "/dev/null"]);
+    strace.arg("-e").arg(format!("trace={call}"));
+    strace.arg("-e").arg(format!("inject={call}:signal=SIGKILL:when={at}"));
+    strace.arg(command.get_program()).args(command.get_args());
+    strace.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+    strace.status().unwrap()
+}
 
 #[test]
 fn what_is_not_needed_is_thrown_away_where_both_moments_would_not_fit() {
@@ -119,14 +130,8 @@ fn a_command_that_is_killed_at_any_step_leaves_the_process_as_it_was_or_to_be_ro
             for at in (1..=count).step_by(if each { 1 } else { step }) {
                 program.ask("two");
                 program.wait_for_state(&['S']);
-                let mut strace = Command::new("strace");
-                strace.args(["-f", "-qq", "-o", "/dev/null"]);
-                strace.arg("-e").arg(format!("trace={call}"));
-                strace.arg("-e").arg(format!("inject={call}:signal=SIGKILL:when={at}"));
                 let command = vault.command(&["rollback", "p@latest", "--pid", &pid]);
-                strace.arg(command.get_program()).args(command.get_args());
-                strace.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
-                let was_killed = !strace.status().unwrap().success();
+                let was_killed = !killed_at(&command, call, at).success();
                 if program.wait_for_state(&['S', 'T']) == 'T' {
                     stopped += 1;
                     let again = vault.json(&["rollback", "p@latest", "--pid", &pid]);

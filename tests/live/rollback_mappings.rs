@@ -3,7 +3,7 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::Command;
 use std::sync::OnceLock;
 
 use rustix::process::Signal;
@@ -11,6 +11,7 @@ use stillframe::Error;
 use stillframe::error::RollbackError;
 
 use super::rollback::{Program, Vault, capture, misfit, new_store, rollback};
+use super::rollback_limits::killed_at;
 use super::rollback_states::{compiled, sees_all_processes};
 use crate::needs::{needs, passed_over};
 
@@ -254,14 +255,7 @@ fn a_command_that_is_killed_while_memory_is_mapped_again_leaves_what_can_be_comp
             );
             program.wait_for_state(&['S']);
             let changed = maps(&program);
-            let mut strace = Command::new("strace");
-            strace.args(["-f", "-qq", "-o", "/dev/null"]);
-            strace.arg("-e").arg(format!("trace={call}"));
-            strace.arg("-e").arg(format!("inject={call}:signal=SIGKILL:when={at}"));
-            let command = vault.command(&["rollback", "p@latest", "--pid", &pid]);
-            strace.arg(command.get_program()).args(command.get_args());
-            strace.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
-            strace.status().unwrap();
+            killed_at(&vault.command(&["rollback", "p@latest", "--pid", &pid]), call, at);
             if program.wait_for_state(&['S', 'T']) == 'T' {
                 stopped += 1;
                 let again = vault.json(&["rollback", "p@latest", "--pid", &pid]);
